@@ -1,0 +1,290 @@
+"""The settings of a run: frozen dataclasses, one per concern, and the command line made from them.
+
+Everything here is checked before any data is read or any GPU is touched. Settings that decide numbers live in
+`DataConfig`, `ModelConfig` and the upper part of `TrainConfig`; those that decide cost only are listed in
+`COST_FIELDS`, and a run may be resumed with others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from glioma_dist.errors import InputError
+
+ENCODER_NAMES = ("mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
+COST_FIELDS = ("data.train", "data.val", "data.workers", "epochs", "max_steps", "patience", "eval_every", "save_every",
+               "out", "resume")
+"""Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
+The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height in pixels, in the order in which the article and file browsers write them."""
+
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """Read "1472x1120". Raises InputError for anything else."""
+        match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip())
+        if not match or int(match[1]) < 1 or int(match[2]) < 1:
+            raise InputError(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, as in 1472x1120")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+SizeFlag = Annotated[Size, tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1, metavar="WxH", instance_from_str=lambda args: Size.parse(args[0]),
+    is_instance=lambda value: isinstance(value, Size), str_from_instance=lambda size: [str(size)])]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the network is shown."""
+
+    train: Path | None = None
+    """Folder of shards to train on."""
+    val: Path | None = None
+    """Folder of shards to validate on; without it there is no validation, and `best` is never written."""
+    size: SizeFlag = Size(704, 512)
+    """What a training image is brought to."""
+    fit: Literal["resize", "crop", "random-resized-crop"] = "resize"
+    """resize: the whole image is scaled to the size. crop: a random window of the size, scale unchanged.
+    random-resized-crop: a random window, its side a fraction of the image's side, scaled to the size."""
+    crop_side: tuple[float, float] = (0.27, 0.87)
+    """Least and greatest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
+    The article's wide range is 57 +- 30 %, its narrow one 0.52 0.62."""
+    augment: tuple[Literal["flips", "sharpen", "contrast"], ...] = ()
+    """Random changes: mirror flips of both axes, sharpening, contrast."""
+    raise_contrast: Literal["percentile", "clahe", "none"] = "percentile"
+    """What is done to every image before the network, in training and in testing alike."""
+    workers: int = 2
+    """Processes that read and augment, for each training process; 0 does it in the training process itself."""
+
+    def validate(self) -> None:
+        if self.train is None:
+            raise InputError("no training data: give a folder of shards with --data.train (tools/ makes them)")
+        least, greatest = self.crop_side
+        if not 0 < least <= greatest <= 1:
+            raise InputError(f"--data.crop-side {least} {greatest}: give 0 < least <= greatest <= 1 (fractions of "
+                             "the image's side)")
+        if self.workers < 0:
+            raise InputError(f"--data.workers {self.workers}: give 0 or more")
+        if len(set(self.augment)) != len(self.augment):
+            raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The U-Net."""
+
+    encoder: str = "mit_b3"
+    """mit_b0 to mit_b5 (SegFormer's Mix Transformers); mit_tiny is for demos and tests."""
+    init: str = "random"
+    """Starting weights: random, imagenet (encoder only, from the hub), or a checkpoint folder of this toolkit."""
+    norm: Literal["batch", "group"] = "batch"
+    """The decoder's normalisation. Batch norm takes its statistics over all processes."""
+    decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
+    """Channels of the decoder's blocks, from the coarsest to full size."""
+
+    def validate(self) -> None:
+        if self.encoder not in ENCODER_NAMES:
+            near = difflib.get_close_matches(self.encoder, ENCODER_NAMES, n=1, cutoff=0.0)[0]
+            raise InputError(f"--model.encoder {self.encoder}: unknown; did you mean {near}? "
+                             f"(known: {', '.join(ENCODER_NAMES)})")
+        if min(self.decoder_channels) < 1:
+            raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a U-Net on shards: accelerate launch train.py --data.train DIR --out runs/x"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: Literal["dice", "bce", "dice+bce"] = "dice"
+    """Soft Dice, binary cross-entropy, or their sum; each taken per image."""
+    batch_size: int = 4
+    """Images in a step, over all processes together."""
+    lr: float = 1e-4
+    """Adam's learning rate, fixed."""
+    seed: int = 0
+    """Decides the starting weights, the order of the samples, augmentation and stochastic depth."""
+    epochs: int = 60
+    max_steps: int | None = None
+    """Stop after so many steps, whatever --epochs says."""
+    eval_every: int | None = None
+    """Validate every so many steps; by default after each epoch."""
+    patience: int | None = None
+    """Stop when the validation loss has not fallen for so many validations in a row; by default never."""
+    save_every: int | None = None
+    """Also write the checkpoint `last` every so many steps; it is always written at a validation and at the end."""
+    out: Path = Path("runs/run")
+    """Where the run is written: config.json, metrics.jsonl, last/, best/."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on with the run that --out holds. never: start anew, in an empty folder only."""
+
+    def validate(self) -> None:
+        self.data.validate()
+        self.model.validate()
+        for name in ("batch_size", "epochs", "max_steps", "eval_every", "patience", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+        if not 0 < self.lr < 1e3:
+            raise InputError(f"--lr {self.lr}: give a positive number, as in 1e-4")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Dice of a checkpoint on shards, as the article measures it: DS(x, y, R1, R2)."""
+
+    checkpoint: Path
+    """A checkpoint folder, as runs/x/best."""
+    data: Path
+    """Folder of shards."""
+    input_size: SizeFlag | None = None
+    """R1: what an image is scaled to for the network; by default each image's own size."""
+    metric_size: SizeFlag | None = None
+    """R2: what output and reference are scaled to for Dice; by default each image's own size."""
+    out: Path | None = None
+    """JSON file for the scores."""
+    workers: int = 2
+    """Processes that read ahead, for each evaluating process."""
+
+    def validate(self) -> None:
+        if self.workers < 0:
+            raise InputError(f"--workers {self.workers}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Masks for images: a mask and an overlay for each TIFF or PNG, and summary.csv."""
+
+    checkpoint: Path
+    """A checkpoint folder, as runs/x/best."""
+    images: str
+    """A folder, a file, or a pattern in quotes, as 'plates/**/*.tif'."""
+    out: Path
+    """Folder for the masks, overlays and summary.csv."""
+    input_size: SizeFlag | None = None
+    """What an image is scaled to for the network. By default: the training size if the checkpoint was trained with
+    --data.fit resize, else each image's own size. The mask always has the image's own size."""
+    threshold: float = 0.5
+    """Probability from which a pixel belongs to a cell."""
+
+    def validate(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise InputError(f"--threshold {self.threshold}: give a probability between 0 and 1")
+
+
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
+
+
+def parse(kind: type[Config], argv: list[str]) -> Config:
+    """Make a config from the command line. `--config FILE` (JSON, as runs write it) is read first; flags override it.
+
+    Raises InputError for values that cannot be used; tyro itself exits with 2 on flags it does not know.
+    """
+    rest, file = _take_config_flag(argv)
+    default = {} if file is None else {"default": from_dict(kind, _read_json(file), str(file))}
+    config = tyro.cli(kind, args=rest, **default)
+    config.validate()
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON values; sizes and paths as text, tuples as lists."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, Size | Path):
+            return str(value)
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+    return plain(config)
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+    """The inverse of `to_dict`. Raises InputError naming `where` for unknown names and unusable values."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected an object of settings, found {type(values).__name__}")
+    known = {f.name for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in known:
+            raise InputError(f"{where}: unknown setting {name!r} (known: {', '.join(sorted(known))})")
+    hints = get_type_hints(kind)
+    try:
+        return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the settings that differ and are no matter of cost."""
+    found: list[str] = []
+    for name in sorted({*old, *new}):
+        dotted = prefix + name
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            found += differences(old[name], new[name], dotted + ".")
+        elif old.get(name) != new.get(name) and dotted not in COST_FIELDS:
+            found.append(f"{dotted} {old.get(name)} -> {new.get(name)}")
+    return found
+
+
+def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
+    rest, file, position = [], None, 0
+    while position < len(argv):
+        name, has_value, value = argv[position].partition("=")
+        if name != "--config":
+            rest.append(argv[position])
+        elif has_value:
+            file = Path(value)
+        elif position + 1 < len(argv):
+            position += 1
+            file = Path(argv[position])
+        else:
+            raise InputError("--config: name a JSON file, as runs/x/config.json")
+        position += 1
+    return rest, file
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a config ({error}); give a run's config.json") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """One JSON value into what a field of a config holds. Raises InputError where it is of another kind."""
+    arms = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return None if value is None else _convert(next(arm for arm in arms if arm is not NoneType), value, where)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        kinds = [arms[0]] * len(value) if arms[-1] is Ellipsis else arms
+        if len(kinds) == len(value):
+            return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if get_origin(hint) is Literal and value in arms:
+        return value
+    if dataclasses.is_dataclass(hint) and hint is not Size:
+        return from_dict(hint, value, where)
+    if isinstance(value, str) and hint in (Size, Path, str):
+        return Size.parse(value) if hint is Size else hint(value)
+    if hint is float and isinstance(value, int | float) or hint is int and isinstance(value, int):
+        return hint(value)
+    raise InputError(f"{where}: cannot use {value!r}, expected {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,1 @@
+"""From published data sets to batches: conversion, shards, order, augmentation, loading."""

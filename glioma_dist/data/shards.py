@@ -1,0 +1,258 @@
+"""Shards: tar files in WebDataset's convention with an index, written once and read by byte range.
+
+The format is described in shards/README.md. A folder holds one split:
+
+    index.json               what the folder holds; written last
+    00000.tar                members `<key>.png`, `<key>.mask.png`, `<key>.json`
+    00000.members.json       where in 00000.tar each of those begins and how long it is
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from webdataset import TarWriter
+
+from glioma_dist.data.sample import Sample, decode_image, decode_mask, encode_image, encode_mask
+from glioma_dist.data.shard_index import (
+    EXTENSIONS,
+    FORMAT_VERSION,
+    INDEX_NAME,
+    KEY_PATTERN,
+    member_table,
+    members_name,
+    read_index,
+    read_members,
+    write_json,
+)
+from glioma_dist.errors import InputError
+
+SAMPLES_PER_SHARD = 64
+
+
+class ShardWriter:
+    """Writes one split's samples; a context manager.
+
+    Everything goes to `.<split>.partial` beside `folder`, which is renamed to `folder` at the very end. An
+    exception removes it; a killed process leaves it behind, and the next writer clears it away. The same
+    samples in the same order give the same bytes.
+
+    Raises InputError where `folder` exists and is no folder of shards: such a folder is never replaced.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        dataset: str,
+        split: str,
+        licence: str,
+        citation: str | None = None,
+        samples_per_shard: int = SAMPLES_PER_SHARD,
+    ) -> None:
+        self.folder = Path(folder)
+        self.samples_per_shard = samples_per_shard
+        self._head = {
+            "format_version": FORMAT_VERSION,
+            "dataset": dataset,
+            "split": split,
+            "licence": licence,
+        }
+        if citation is not None:
+            self._head["citation"] = citation
+        self._partial = self.folder.parent / f".{self.folder.name}.partial"
+        self._replaced = self.folder.parent / f".{self.folder.name}.replaced"
+        self._shards: list[dict] = []
+        self._keys: set[str] = set()
+        self._file = self._tar = None
+        self._num_in_shard = 0
+
+    def __enter__(self) -> "ShardWriter":
+        if self.folder.is_symlink() or (self.folder.exists() and not (self.folder / INDEX_NAME).is_file()):
+            raise InputError(
+                f"{self.folder}: exists and holds no shards, so it is not replaced; choose another --out"
+            )
+        for leftover in (self._partial, self._replaced):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        try:
+            self._partial.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"{self._partial}: cannot be made ({error.strerror}); choose another --out"
+            ) from None
+        return self
+
+    def __exit__(self, exception_type: object, *_: object) -> None:
+        try:
+            if exception_type is None:
+                self._finish_shard()
+                self._finish_folder()
+        finally:
+            if self._file is not None:
+                self._file.close()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def write(self, sample: Sample) -> None:
+        """Append a sample.
+
+        Raises InputError for a key of wrong form or seen before, or a mask of another size than its image.
+        """
+        if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self._keys:
+            raise InputError(
+                f"sample {sample.key!r}: the key is not letters, digits, _ and - only, or comes twice"
+            )
+        _check_same_size(sample, str(self.folder))
+        if self._tar is None:
+            self._start_shard()
+        self._keys.add(sample.key)
+        self._tar.write(
+            {
+                "__key__": sample.key,
+                "png": encode_image(sample.image),
+                "mask.png": encode_mask(sample.mask),
+                "json": json.dumps(sample.facts, sort_keys=True, ensure_ascii=True).encode(),
+            }
+        )
+        self._num_in_shard += 1
+        if self._num_in_shard == self.samples_per_shard:
+            self._finish_shard()
+
+    def _start_shard(self) -> None:
+        self._file = open(self._partial / f"{len(self._shards):05d}.tar", "wb")  # noqa: SIM115 (closed in _finish_shard)
+        # Fixed time and owners: otherwise the same samples would give other bytes on another day or machine.
+        self._tar = TarWriter(self._file, encoder=False, user="glioma-dist", group="glioma-dist", mtime=0)
+
+    def _finish_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        path = Path(self._file.name)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        write_json(path.with_name(members_name(path.name)), member_table(path))
+        self._shards.append(
+            {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": digest,
+                "num_samples": self._num_in_shard,
+            }
+        )
+        self._file = self._tar = None
+        self._num_in_shard = 0
+
+    def _finish_folder(self) -> None:
+        """Write the index, then exchange the finished folder for the one that may be there."""
+        write_json(
+            self._partial / INDEX_NAME,
+            {**self._head, "num_samples": len(self._keys), "shards": self._shards},
+            indent=1,
+        )
+        _sync_folder(self._partial)
+        if self.folder.exists():
+            self.folder.rename(self._replaced)
+        self._partial.rename(self.folder)
+        _sync_folder(self.folder.parent)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+
+class ShardReader:
+    """Reads the samples of one split by byte range, from `folder`.
+
+    It keeps the index, and a table of members for each shard that was read; no open file, so it may be
+    pickled to worker processes and survives a fork.
+
+    index: index.json's content. shard_sizes: number of samples in each shard. fingerprint: SHA-256, in
+    hexadecimal, of what index.json says about the data: equal fingerprints mean equal samples in equal order.
+
+    Raises InputError where the folder is missing, is no folder of shards, or a shard's file is not as long as
+    the index says.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self.shard_sizes: list[int] = [shard["num_samples"] for shard in self.index["shards"]]
+        for shard in self.index["shards"]:
+            self._check_length(shard)
+        told = {name: self.index[name] for name in ("format_version", "dataset", "split", "shards")}
+        self.fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        self._tables: dict[int, list[dict]] = {}
+
+    def __len__(self) -> int:
+        return sum(self.shard_sizes)
+
+    def keys(self) -> list[str]:
+        """The keys of all samples, in the order in which the shards hold them."""
+        return [member["key"] for shard in range(len(self.shard_sizes)) for member in self._table(shard)]
+
+    def read(self, shard: int, place: int) -> Sample:
+        """The sample at `place` (from 0) of shard number `shard` (from 0).
+
+        Raises InputError where the bytes are not there, a PNG is damaged, or mask and image differ in size.
+        """
+        member = self._table(shard)[place]
+        path = self.folder / self.index["shards"][shard]["name"]
+        ranges = [member[extension] for extension in EXTENSIONS]
+        # A sample's three members lie side by side: one read brings them all.
+        start, end = min(offset for offset, _ in ranges), max(offset + size for offset, size in ranges)
+        data = _read_range(path, start, end)
+        image_data, mask_data, facts_data = (
+            data[offset - start : offset - start + size] for offset, size in ranges
+        )
+        key = member["key"]
+        try:
+            facts = json.loads(facts_data)
+        except ValueError:
+            raise InputError(f"{path}: {key}.json is damaged; convert again") from None
+        image = decode_image(image_data, f"{path}: {key}.png")
+        sample = Sample(key, image, decode_mask(mask_data, f"{path}: {key}.mask.png"), facts)
+        _check_same_size(sample, str(path))
+        return sample
+
+    def _check_length(self, shard: dict) -> None:
+        path = self.folder / shard["name"]
+        found = path.stat().st_size if path.is_file() else 0
+        if found != shard["bytes"]:
+            raise InputError(f"{path}: {found} bytes found, {shard['bytes']} expected; convert again")
+
+    def _table(self, shard: int) -> list[dict]:
+        if shard not in self._tables:
+            self._tables[shard] = read_members(self.folder, self.index["shards"][shard])
+        return self._tables[shard]
+
+
+def _check_same_size(sample: Sample, where: str) -> None:
+    if sample.image.shape[:2] != sample.mask.shape:
+        (height, width), (mask_height, mask_width) = sample.image.shape[:2], sample.mask.shape
+        raise InputError(
+            f"{where}: sample {sample.key}: the image is {width}x{height}, its mask "
+            f"{mask_width}x{mask_height}; convert again"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_range(path: Path, start: int, end: int) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), end - start, start)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); convert again") from None
+    if len(data) != end - start:
+        found = start + len(data)
+        raise InputError(
+            f"{path}: {found} bytes found, at least {end} expected: it is truncated; convert again"
+        )
+    return data

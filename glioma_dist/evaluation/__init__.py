@@ -1,0 +1,1 @@
+"""Dice as the article measures it."""

@@ -1,0 +1,1 @@
+"""The U-Net: encoders, the bilinear decoder, starting weights."""

@@ -1,0 +1,66 @@
+"""The decoder, the same for all encoders: bilinear upsampling, ReLU, two convolutions a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CHANNELS_PER_GROUP = 16
+"""Of group norm: Wu & He 2018 (arXiv 1803.08494), table 3, found 16 channels a group best."""
+
+
+def make_norm(kind: Literal["batch", "group"], channels: int) -> nn.Module:
+    """Batch norm, or group norm with at most 16 channels a group."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    groups = next(groups for groups in range(max(1, channels // CHANNELS_PER_GROUP), 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class DecoderBlock(nn.Module):
+    """Doubles a map's size, joins the encoder's map of that size where there is one, and convolves twice."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: Literal["batch", "group"]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels + skip_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1 = make_norm(norm, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = make_norm(norm, out_channels)
+
+    def forward(self, features: Tensor, skip: Tensor | None) -> Tensor:
+        """features: (B, in_channels, H, W); skip: (B, skip_channels, 2H, 2W) or None.
+        Returns (B, out_channels, 2H, 2W)."""
+        features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        if skip is not None:
+            features = torch.cat([features, skip], dim=1)
+        features = functional.relu(self.norm1(self.conv1(features)), inplace=True)
+        return functional.relu(self.norm2(self.conv2(features)), inplace=True)
+
+
+class BilinearDecoder(nn.Module):
+    """U-Net decoder (Ronneberger et al. 2015) in the article's form, from stride 32 to full size in five blocks."""
+
+    def __init__(self, encoder_channels: Sequence[int], encoder_strides: Sequence[int],
+                 channels: Sequence[int], norm: Literal["batch", "group"]) -> None:
+        super().__init__()
+        skips = dict(zip(encoder_strides, encoder_channels, strict=True))
+        width = skips.pop(2 ** len(channels))
+        self.skip_strides = tuple(2 ** level for level in range(len(channels) - 1, -1, -1))
+        blocks = []
+        for stride, out_channels in zip(self.skip_strides, channels, strict=True):
+            blocks.append(DecoderBlock(width, skips.get(stride, 0), out_channels, norm))
+            width = out_channels
+        self.encoder_strides = tuple(encoder_strides)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """maps: the encoder's, finest first. Returns (B, channels[-1], H, W) at full size."""
+        skips = dict(zip(self.encoder_strides, maps, strict=True))
+        features = maps[-1]
+        for stride, block in zip(self.skip_strides, self.blocks, strict=True):
+            features = block(features, skips.get(stride))
+        return features

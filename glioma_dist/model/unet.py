@@ -1,0 +1,74 @@
+"""The U-Net: an encoder, the bilinear decoder, and a 3x3 head with one logit a pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.decoder import BilinearDecoder
+from glioma_dist.model.encoder import MitEncoder
+from glioma_dist.model.weights import HUB_NAMES, IMAGENET_LICENCE, initialise, load_imagenet
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images (B, 1 or 3, H, W) to what the encoders were pretrained on: fp32 (B, 3, H, W), ImageNet's mean 0 and
+    deviation 1 a channel. Grey images are repeated over the channels."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return (images.expand(-1, 3, -1, -1).float() / 255 - mean) / std
+
+
+class UNet(nn.Module):
+    """One logit a pixel: above 0 is a cell."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = MitEncoder(config.encoder)
+        self.decoder = BilinearDecoder(self.encoder.channels, self.encoder.strides, config.decoder_channels, config.norm)
+        self.head = nn.Conv2d(config.decoder_channels[-1], 1, 3, padding=1)
+
+    def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """images: (B, 3, H, W) as `normalise` makes them, of any size; they are padded inside with zeros (the mean
+        colour) at the right and bottom to a multiple of the coarsest stride, and the logits are cropped back.
+        seeds: (B,) int64, each image's own, needed in training mode for stochastic depth.
+
+        Returns logits (B, 1, H, W).
+        """
+        height, width = images.shape[-2:]
+        stride = self.encoder.strides[-1]
+        padded = functional.pad(images, (0, -width % stride, 0, -height % stride))
+        logits = self.head(self.decoder(self.encoder(padded, seeds)))
+        return logits[..., :height, :width]
+
+
+def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, str]]]:
+    """A U-Net with the starting weights of `config.init`; what is random is drawn from `seed` alone.
+
+    Returns the model and the lineage of its weights: what they come from, and under which licence.
+    """
+    model = UNet(config)
+    initialise(model, torch.Generator().manual_seed(seed))
+    if config.init == "random":
+        return model, []
+    if config.init == "imagenet":
+        load_imagenet(model, config.encoder)
+        return model, [{"weights": f"ImageNet, {HUB_NAMES[config.encoder]}", "licence": IMAGENET_LICENCE}]
+    checkpoint = Checkpoint.read(Path(config.init))
+    checkpoint.load_into(model, config.encoder)
+    return model, checkpoint.facts.get("lineage", [])
+
+
+def load_model(folder: Path) -> tuple[UNet, Checkpoint]:
+    """The U-Net that a checkpoint folder holds, in evaluation mode, and all else that it says."""
+    checkpoint = Checkpoint.read(folder)
+    model = UNet(checkpoint.config.model)
+    checkpoint.load_into(model, checkpoint.config.model.encoder)
+    return model.eval(), checkpoint

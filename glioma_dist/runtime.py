@@ -1,0 +1,118 @@
+"""Who this process is among the processes of a run, and the few things that processes tell each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+
+from glioma_dist.errors import InputError
+
+SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run. Made once, by `Runtime.start`, and handed to whatever needs it."""
+
+    accelerator: Accelerator
+
+    @classmethod
+    def start(cls) -> Runtime:
+        """Join the other processes of the launch. Precision and engine are accelerate's own settings.
+
+        Raises InputError where the launcher started another number of processes than accelerate believes: each
+        would then train a model of its own, as happens with a MULTI_CPU or a `use_cpu: true` config file.
+        """
+        # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
+        # validation, where processes may have unequal numbers of images, must not wait for one another.
+        engine = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        # PyTorch renamed it; accelerate has only the old name.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine])
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != accelerator.num_processes:
+            raise InputError(f"the launcher started {launched} processes but accelerate sees "
+                             f"{accelerator.num_processes}: take a file of accelerate_configs/, or launch without "
+                             "`use_cpu: true` and without MULTI_CPU")
+        return cls(accelerator)
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def num_processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values` (any shape, float) over all processes, in fp64, on the CPU."""
+        total = self.accelerator.reduce(values.detach().double(), reduction="sum")
+        return total.cpu()
+
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        """The lists of all processes, joined in the order of their ranks."""
+        return gather_object(items) if self.num_processes > 1 else items
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+
+class StopSignal:
+    """Notices SIGTERM, which clouds and schedulers send before they take a machine away, so that the run can be saved.
+
+    Use as a context; `asked` turns true when the signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> StopSignal:
+        self._before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _notice(self, *_: object) -> None:
+        self.asked = True
+
+
+def run_command(function: Callable[[], None]) -> None:
+    """Run an entry point: an InputError becomes one line on stderr and exit code 2, an interrupt exit code 130.
+
+    Most of these errors are seen by every process of a launch at once. The first then speaks for all, and the
+    others give it time to, for the launcher ends them as soon as one has ended. An error that only one of the others
+    sees (a sample of its own that cannot be read) is spoken by that one, after the same few seconds.
+    """
+    try:
+        function()
+    except InputError as error:
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)

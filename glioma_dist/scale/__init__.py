@@ -1,0 +1,1 @@
+"""What decides the cost of a run and never its result."""

@@ -1,0 +1,224 @@
+"""The training loop: one run from its first step, or from where it stopped, to its end."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from glioma_dist.config import TrainConfig, differences, to_dict
+from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_evaluation_sample, training_batches
+from glioma_dist.data.order import Order
+from glioma_dist.data.shards import ShardReader
+from glioma_dist.errors import InputError
+from glioma_dist.evaluation.dice import dice
+from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
+from glioma_dist.model.unet import build_model, normalise
+from glioma_dist.runtime import Runtime, StopSignal
+from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.training.state import Position, load_state, save_state
+from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
+
+
+class Scores(NamedTuple):
+    """Means over all images of a batch or a data set, over all processes."""
+
+    loss: float
+    dice: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a run needs, made once by `prepare`."""
+
+    config: TrainConfig
+    runtime: Runtime
+    train: ShardReader
+    val: ShardReader | None
+    order: Order
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    facts: dict
+    """What checkpoints say beside the position: lineage, fingerprints."""
+
+    @property
+    def num_steps(self) -> int:
+        steps = self.config.epochs * self.order.steps_per_epoch
+        return min(steps, self.config.max_steps or steps)
+
+    def finished(self, position: Position) -> bool:
+        """All steps are taken, or validation has not got better for as often as `patience` allows."""
+        impatient = self.config.patience is not None and position.evaluations_since_best >= self.config.patience
+        return impatient or position.step >= self.num_steps
+
+    def epoch(self, position: Position) -> int:
+        """Number of the epoch, from 0, that the last step belonged to."""
+        return (position.step - 1) // self.order.steps_per_epoch
+
+    @property
+    def eval_every(self) -> int:
+        return self.config.eval_every or self.order.steps_per_epoch
+
+
+def train(config: TrainConfig, runtime: Runtime) -> None:
+    """Train, or go on training, and leave config.json, metrics.jsonl, last/ and best/ in `config.out`."""
+    old = open_run(config)
+    training, position = prepare(config, runtime, old)
+    runtime.wait()
+    if not runtime.is_main:
+        run_steps(training, position, None, None)
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    metrics = MetricsFile(config.out / "metrics.jsonl", position.step)
+    with TrainingProgress(position.step, training.num_steps, config.batch_size) as progress:
+        progress.say(f"{len(training.train)} images, batch {config.batch_size} on {runtime.num_processes} process"
+                     f"{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type}), from step {position.step} "
+                     f"to {training.num_steps}, in {config.out}")
+        run_steps(training, position, metrics, progress)
+
+
+def open_run(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint to go on from, or None where the run is new.
+
+    Raises InputError where `config.out` holds a run with other settings, or anything but a run.
+    """
+    out = config.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if config.resume == "never":
+        raise InputError(f"--resume never: {out} is not empty; give another --out, or leave the flag away to go on")
+    if not (out / "config.json").is_file():
+        raise InputError(f"--out {out} is not empty and holds no run (no config.json); give another folder")
+    try:
+        old = json.loads((out / "config.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{out / 'config.json'}: cannot be read ({error}); give another --out") from error
+    changed = differences(old, to_dict(config))
+    if changed:
+        raise InputError(f"--out {out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
+                         "settings to go on")
+    return None if find_checkpoint(out / "last") is None else Checkpoint.read(out / "last")
+
+
+def prepare(config: TrainConfig, runtime: Runtime, old: Checkpoint | None) -> tuple[Training, Position]:
+    """Open the data, make model and optimizer, and put them where the checkpoint `old` left off."""
+    train = ShardReader(config.data.train)
+    val = ShardReader(config.data.val) if config.data.val else None
+    order = Order(train.shard_sizes, config.batch_size, config.seed)
+    model, lineage = build_model(config.model, config.seed)
+    fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
+    data = {"data": train.index["dataset"], "licence": train.index["licence"]}
+    facts = {"lineage": [*lineage, data], "fingerprints": fingerprints}
+    if runtime.num_processes > 1:
+        model = synchronise_batch_norm(model, runtime.device)
+    model.to(runtime.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    position = Position()
+    if old is not None:
+        if old.facts["fingerprints"] != fingerprints:
+            raise InputError(f"--out {config.out} was trained on other data than {config.data.train} and "
+                             f"{config.data.val}; give the same data, or another --out")
+        position = load_state(old, model, optimizer)
+    model, optimizer = runtime.accelerator.prepare(model, optimizer)
+    return Training(config, runtime, train, val, order, model, optimizer, facts), position
+
+
+def run_steps(training: Training, position: Position, metrics: MetricsFile | None,
+              progress: TrainingProgress | None) -> Position:
+    """Step until the end, until validation stops falling, or until the system asks to stop; the main process has
+    `metrics` and `progress`."""
+    config, runtime = training.config, training.runtime
+    batches = training_batches(training.train, training.order, config.data, position.step, runtime.rank,
+                               runtime.num_processes)
+    with StopSignal() as stop:
+        while not training.finished(position):
+            scores, stopping = train_step(training, next(batches).to(runtime.device), position.step, stop.asked)
+            position = replace(position, step=position.step + 1)
+            if metrics and progress:
+                progress.step(position.step, *scores)
+                metrics.write(step=position.step, epoch=training.epoch(position), loss=scores.loss, dice=scores.dice,
+                              images_per_second=progress.images_per_second)
+            milestone = position.step == training.num_steps or position.step % training.eval_every == 0
+            if milestone and training.val is not None:
+                position = evaluate(training, position, metrics, progress)
+            if milestone or stopping or (config.save_every and position.step % config.save_every == 0):
+                save(training, position, "last")
+            if stopping:
+                raise InputError(f"stopped by the system at step {position.step}; the same command goes on from there")
+    return position
+
+
+def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) -> tuple[Scores, bool]:
+    """One optimizer step on this process's share of a batch.
+
+    Returns the scores of the whole batch and whether any process was asked to stop. Raises InputError, on every
+    process and before any weight moves, where the loss of any image is not finite.
+    """
+    config, runtime = training.config, training.runtime
+    logits = training.model(normalise(batch.images), batch.seeds)
+    losses = segmentation_loss(config.loss, logits, batch.masks)
+    # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
+    runtime.accelerator.backward(losses.sum() * (runtime.num_processes / config.batch_size))
+
+    with torch.no_grad():
+        overlap = dice(logits.squeeze(1) > 0, batch.masks).sum()
+        stop = losses.new_tensor(float(stop_asked), dtype=torch.float64)
+        loss, score, stopping = runtime.sum(torch.stack([losses.double().sum(), overlap, stop])).tolist()
+    if not math.isfinite(loss):
+        keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
+        raise InputError(f"step {step + 1}: the loss is {loss} (samples {', '.join(runtime.gather_objects(keys))}); "
+                         f"look at these images, or give a smaller --lr than {config.lr}; the last checkpoint is whole")
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    return Scores(loss / config.batch_size, score / config.batch_size), stopping > 0
+
+
+def evaluate(training: Training, position: Position, metrics: MetricsFile | None,
+             progress: TrainingProgress | None) -> Position:
+    """Validate, tell of it, and keep the model as `best` where its loss is the lowest so far."""
+    scores = validation_scores(training)
+    better = scores.loss < position.best_loss
+    if better:
+        position = replace(position, best_loss=scores.loss, best_dice=scores.dice, evaluations_since_best=0)
+        save(training, position, "best")
+    else:
+        position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
+    if metrics and progress:
+        metrics.write(step=position.step, epoch=training.epoch(position), split="val", loss=scores.loss,
+                      dice=scores.dice)
+        progress.say(f"step {position.step}: validation loss {scores.loss:.4f}, Dice {scores.dice:.4f}"
+                     f"{', the best so far' if better else ''}")
+    return position
+
+
+@torch.no_grad()
+def validation_scores(training: Training) -> Scores:
+    """Mean loss and Dice over the validation images, each once, one at a time."""
+    config, runtime = training.config, training.runtime
+    training.model.eval()
+    total = torch.zeros(3, dtype=torch.float64)
+    for sample in evaluation_samples(training.val, runtime.rank, runtime.num_processes, config.data.workers):
+        image, mask = prepare_evaluation_sample(sample, config.data)
+        image, mask = (part.to(runtime.device)[None] for part in (image_tensor(image), torch.from_numpy(mask)))
+        logits = training.model(normalise(image))
+        loss = segmentation_loss(config.loss, logits, mask)
+        total += torch.stack([loss.double().sum(), dice(logits.squeeze(1) > 0, mask).sum(), loss.new_ones(())]).cpu()
+    training.model.train()
+    loss, score, count = runtime.sum(total.to(runtime.device)).tolist()
+    return Scores(loss / count, score / count)
+
+
+def save(training: Training, position: Position, name: str) -> None:
+    """Write <out>/last, from which training can go on, or <out>/best, the model alone; all processes wait for it."""
+    if training.runtime.is_main:
+        folder = training.config.out / name
+        model = training.runtime.accelerator.unwrap_model(training.model)
+        optimizer = training.optimizer if name == "last" else None
+        save_state(folder, training.config, position, model, optimizer, training.facts)
+    training.runtime.wait()

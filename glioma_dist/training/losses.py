@@ -1,0 +1,34 @@
+"""Losses: one number an image, in fp32, so that a mean over the global batch is the same however it is split."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+SMOOTH = 1.0
+"""Pixels added above and below the fraction, so that an image without cells has a loss and a gradient."""
+
+
+def segmentation_loss(kind: Literal["dice", "bce", "dice+bce"], logits: Tensor, masks: Tensor) -> Tensor:
+    """Loss of each image. logits: (B, 1, H, W); masks: (B, H, W) of 0 and 1. Returns (B,) fp32.
+
+    dice: 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1), p = sigmoid(logit) (V-Net, Milletari et al. 2016, arXiv
+    1606.04797, section 3, with plain sums below). bce: the mean of the binary cross-entropy over the pixels.
+    """
+    logits, masks = logits.squeeze(1).float(), masks.float()
+    loss = logits.new_zeros(len(logits))
+    if "dice" in kind:
+        loss = loss + soft_dice_loss(logits, masks)
+    if "bce" in kind:
+        loss = loss + functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
+    return loss
+
+
+def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 - soft Dice of each image. logits, masks: (B, H, W) float. Returns (B,)."""
+    shares = logits.sigmoid()
+    overlap = (shares * masks).sum((1, 2))
+    total = shares.sum((1, 2)) + masks.sum((1, 2))
+    return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)

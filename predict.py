@@ -1,0 +1,1 @@
+"""predict: see `python predict.py --help`; start it with `accelerate launch predict.py`."""

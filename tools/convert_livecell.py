@@ -1,0 +1,24 @@
+"""Turn LIVECell, as its authors publish it, into shards: one folder a split, with an audit of its defects."""
+
+from pathlib import Path
+
+import tyro
+
+from glioma_dist.data.convert import convert
+from glioma_dist.data.sources import find_livecell
+from glioma_dist.runtime import run_command
+
+
+def convert_livecell(source: Path, out: Path, strict: bool = False) -> None:
+    """Turn LIVECell into shards.
+
+    Args:
+        source: The folder with livecell_coco_{train,val,test}.json, whichever are there, and the images.
+        out: Where the folders of the splits and audit.json are written, for example shards/livecell.
+        strict: Stop at the first defect instead of leaving out the images that it spoils.
+    """
+    convert(find_livecell(source), out, dataset="livecell", strict=strict)
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(convert_livecell))

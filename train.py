@@ -1,0 +1,16 @@
+"""Train a U-Net on shards: `accelerate launch train.py --help`."""
+
+import sys
+
+from glioma_dist.config import TrainConfig, parse
+from glioma_dist.runtime import Runtime, run_command
+from glioma_dist.training.loop import train
+
+
+def main() -> None:
+    config = parse(TrainConfig, sys.argv[1:])
+    train(config, Runtime.start())
+
+
+if __name__ == "__main__":
+    run_command(main)
