@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
 from glioma_dist.errors import InputError
 
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
+"""Numbers of mallopt's parameters, from glibc's malloc.h."""
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
 
 
@@ -41,6 +44,8 @@ class Runtime:
         # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine])
+        if accelerator.device.type == "cpu":
+            _keep_freed_memory()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
             raise InputError(f"the launcher started {launched} processes but accelerate sees "
@@ -76,6 +81,18 @@ class Runtime:
     def wait(self) -> None:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
+
+    By default it gives each back to the system and asks for it anew, page by page: a quarter of a step's time on a
+    CPU (docs/log.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(MALLOPT_MMAP_MAX, 0)
+        libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)
 
 
 class StopSignal:

@@ -160,7 +160,8 @@ def _examine_rle(rle: Rle, height: int, width: int) -> tuple[_Problem | None, li
         )
     counts = _decompress(rle.counts, height * width) if isinstance(rle.counts, str) else rle.counts
     # The total is taken of numbers known to be small: a sum of huge ones would wrap around.
-    if not np.all((counts >= 0) & (counts <= height * width)) or counts.sum() != height * width:
+    in_range = np.all((counts >= 0) & (counts <= height * width))
+    if not in_range or counts.sum() != height * width or not np.all(counts == np.floor(counts)):
         return _Problem(SIZE_MISMATCH, True, f"run lengths that do not fill {width}x{height} pixels"), [], b""
     if not counts[1::2].any():
         return _Problem(EMPTY_SEGMENTATION, False, "run lengths without a pixel; not in the mask"), [], b""

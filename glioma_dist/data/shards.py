@@ -7,6 +7,7 @@ The format is described in shards/README.md. A folder holds one split:
     00000.members.json       where in 00000.tar each of those begins and how long it is
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -91,6 +92,8 @@ class ShardWriter:
                 self._finish_folder()
         finally:
             if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._tar.close()
                 self._file.close()
             shutil.rmtree(self._partial, ignore_errors=True)
 
