@@ -1,1 +1,22 @@
-"""evaluate: see `python evaluate.py --help`; start it with `accelerate launch evaluate.py`."""
+"""Dice of a checkpoint on shards, as the article measures it: `accelerate launch evaluate.py --help`."""
+
+import sys
+
+from glioma_dist.config import EvaluateConfig, parse
+from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.runtime import Runtime, run_command
+
+
+def main() -> None:
+    config = parse(EvaluateConfig, sys.argv[1:])
+    runtime = Runtime.start()
+    scores = evaluate(config, runtime)
+    if runtime.is_main:
+        for image in scores["images"]:
+            print(f"{image['dice']:.4f}  {image['key']}")
+        print(f"{scores['dice_mean']:.4f}  mean Dice of {scores['num_images']} images (input {scores['input_size']}, "
+              f"compared at {scores['metric_size']} size)")
+
+
+if __name__ == "__main__":
+    run_command(main)

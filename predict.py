@@ -1,1 +1,19 @@
-"""predict: see `python predict.py --help`; start it with `accelerate launch predict.py`."""
+"""Masks for images: `accelerate launch predict.py --help`, or `python predict.py` for one process."""
+
+import sys
+
+from glioma_dist.config import PredictConfig, parse
+from glioma_dist.inference.predict import predict
+from glioma_dist.runtime import Runtime, run_command
+
+
+def main() -> None:
+    config = parse(PredictConfig, sys.argv[1:])
+    runtime = Runtime.start()
+    rows = predict(config, runtime)
+    if runtime.is_main:
+        print(f"{len(rows)} masks, overlays and summary.csv in {config.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

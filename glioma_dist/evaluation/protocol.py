@@ -1,0 +1,81 @@
+"""DS of the article: Dice after bringing an image to one size for the network and to another for the comparison."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glioma_dist.config import EvaluateConfig, Size
+from glioma_dist.data.augment import raise_contrast, resize_image, resize_mask
+from glioma_dist.data.loader import evaluation_samples, image_tensor
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards import ShardReader
+from glioma_dist.evaluation.dice import dice
+from glioma_dist.model.unet import load_model, normalise
+from glioma_dist.runtime import Runtime
+
+THRESHOLD = 0.5
+"""On the probability, after scaling. The article does not name its own."""
+
+
+def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
+    """Scores of a checkpoint on shards: {"dice_mean", "images": [{"key", "dice"}], …}, images by key.
+
+    Every image is scored once, whatever the number of processes. Written to `config.out` where given.
+    """
+    model, checkpoint = load_model(config.checkpoint)
+    reader = ShardReader(config.data)
+    model = runtime.accelerator.prepare_model(model.to(runtime.device), evaluation_mode=True)
+    contrast = checkpoint.config.data.raise_contrast
+    here = [{"key": sample.key, "dice": dice_at_sizes(model, sample, contrast, config.input_size, config.metric_size,
+                                                      runtime.device)}
+            for sample in evaluation_samples(reader, runtime.rank, runtime.num_processes, config.workers)]
+    images = sorted(runtime.gather_objects(here), key=lambda image: image["key"])
+    scores = {
+        "dice_mean": statistics.fmean(image["dice"] for image in images),
+        "num_images": len(images),
+        "input_size": str(config.input_size or "own"),
+        "metric_size": str(config.metric_size or "own"),
+        "checkpoint": str(config.checkpoint),
+        "step": checkpoint.facts["position"]["step"],
+        "data": {name: reader.index[name] for name in ("dataset", "split", "licence")},
+        "images": images,
+    }
+    if config.out and runtime.is_main:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def dice_at_sizes(model: nn.Module, sample: Sample, contrast: str, input_size: Size | None, metric_size: Size | None,
+                  device: torch.device) -> float:
+    """DS(x, y, R1, R2) = Dice(scale(f(scale(x, R1)), R2), scale(y, R2)); R1 `input_size`, R2 `metric_size`, each the
+    image's own size where None. The output is scaled as a probability, bilinearly; of the reference every value above
+    0 counts as 1."""
+    height, width = sample.mask.shape
+    metric_size = metric_size or Size(width, height)
+    shares = cell_probability(model, raise_contrast(sample.image, contrast), input_size, metric_size, device)
+    reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(device)
+    return float(dice(shares >= THRESHOLD, reference))
+
+
+@torch.inference_mode()
+def cell_probability(model: nn.Module, image: np.ndarray, input_size: Size | None, output_size: Size,
+                     device: torch.device) -> Tensor:
+    """Probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`.
+
+    image: uint8 (H, W) or (H, W, 3) with its contrast raised; it is scaled to `input_size` for the network, or goes
+    in as it is where None.
+    """
+    scaled = resize_image(image, input_size) if input_size else image
+    logits = model(normalise(image_tensor(scaled)[None].to(device)))
+    shares = logits.float().sigmoid()
+    size = (output_size.height, output_size.width)
+    if shares.shape[-2:] != size:
+        shares = functional.interpolate(shares, size=size, mode="bilinear", align_corners=False)
+    return shares[0, 0]

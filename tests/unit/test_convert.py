@@ -1,0 +1,329 @@
+"""From data sets to shards: masks, defects, splits drawn, conversions killed and begun anew."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    draw_image,
+    expected_masks,
+    image_record,
+    real_data,
+    square,
+    write_coco,
+    write_livecell,
+    write_tiff,
+)
+from rich.console import Console
+
+from glioma_dist.data.convert import convert, make_keys
+from glioma_dist.data.sample import read_image
+from glioma_dist.data.shard_index import KEY_PATTERN
+from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.sources import find_glioma_c6, find_livecell
+from glioma_dist.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def convert_quietly(source, out, **options) -> str:
+    """Convert, and give back what would have been on the screen."""
+    screen = io.StringIO()
+    convert(source, out, "drawn", console=Console(file=screen, width=80), **options)
+    return screen.getvalue()
+
+
+def read_all(folder: Path) -> dict:
+    reader = ShardReader(folder)
+    samples = [reader.read(shard, place) for shard, size in enumerate(reader.shard_sizes) for place in range(size)]
+    return {sample.key: sample for sample in samples}
+
+
+def defects(out: Path) -> list[tuple[str, str, bool]]:
+    found = json.loads((out / "audit.json").read_text())["defects"]
+    return [(defect["kind"], defect["where"], defect["left_out"]) for defect in found]
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def export(root: Path, images: list, annotations: list) -> Path:
+    """A CVAT export of drawn images, one for each name listed."""
+    for number, name in enumerate(dict.fromkeys(record["file_name"] for record in images)):
+        write_tiff(root / "images" / "default" / name, draw_image(number))
+    write_coco(root / "annotations" / "instances_default.json", images, annotations)
+    return root
+
+
+def clean_export(root: Path, num_images: int) -> Path:
+    images = [image_record(n, f"field{n:02d}.tif") for n in range(num_images)]
+    return export(root, images, [annotation(n, n, square(n % 20, 3, 8)) for n in range(num_images)])
+
+
+@pytest.mark.parametrize(
+    ("name", "find", "labels"),
+    [
+        ("livecell_1pct", find_livecell, {"val": "livecell_coco_val.json", "test": "livecell_coco_test.json"}),
+        ("t98g", find_glioma_c6, {"all": "annotations/instances_default.json"}),
+        ("t98g_native", find_glioma_c6, {"train": "anno_train.json"}),
+    ],
+)
+def test_every_real_mask_is_the_union_by_the_coco_api(tmp_path, name, find, labels):
+    folder = real_data(name)
+    convert_quietly(find(folder), tmp_path)
+    files = {path.name: path for path in folder.rglob("images/**/*") if path.is_file()}
+    for split, path in labels.items():
+        expected = expected_masks(folder / path)
+        samples = read_all(tmp_path / split)
+        assert sorted(sample.facts["file_name"] for sample in samples.values()) == sorted(expected)
+        for sample in samples.values():
+            file_name = sample.facts["file_name"]
+            np.testing.assert_array_equal(sample.mask == 1, expected[file_name], err_msg=file_name)
+            np.testing.assert_array_equal(sample.image, read_image(files[file_name]), err_msg=file_name)
+
+
+def test_facts_and_index(tmp_path):
+    source = find_livecell(write_livecell(tmp_path / "source", {"train": 3, "test": 1}))
+    convert_quietly(source, tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "train" / "index.json").read_text())
+    assert index["licence"].startswith("CC BY-NC 4.0") and "10.1038/s41592-021-01249-6" in index["citation"]
+    assert (index["dataset"], index["split"], index["num_samples"]) == ("drawn", "train", 3)
+    assert read_all(tmp_path / "out" / "test")["A172_Phase_A4_1_01d00h30m_1"].facts == {
+        "dataset": "drawn",
+        "file_name": "A172_Phase_A4_1_01d00h30m_1.tif",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "group": "A172_A4",
+        "time": 24.5,
+        "num_cells": 2,
+        "licence": index["licence"],
+    }
+    assert defects(tmp_path / "out") == []
+
+
+def test_same_input_same_bytes_whatever_the_order_in_the_json(tmp_path):
+    source = write_livecell(tmp_path / "source", {"train": 5, "val": 2})
+    convert_quietly(find_livecell(source), tmp_path / "a")
+    for path in source.glob("*.json"):
+        content = json.loads(path.read_text())
+        content["images"].reverse()
+        content["annotations"].reverse()
+        path.write_text(json.dumps(content))
+    convert_quietly(find_livecell(source), tmp_path / "b")
+    assert file_bytes(tmp_path / "a") == file_bytes(tmp_path / "b")
+    # Converting once more replaces the shards by the same.
+    convert_quietly(find_livecell(source), tmp_path / "b")
+    assert file_bytes(tmp_path / "a") == file_bytes(tmp_path / "b")
+
+
+@pytest.fixture
+def defective(tmp_path):
+    """An export with every kind of defect, and two images without."""
+    good = square(2, 2, 9)
+    entries = {
+        "good.tif": [good],
+        "border.tif": [[[WIDTH - 9, 1, WIDTH, 1, WIDTH, 9]]],
+        "far.tif": [good, [[1, 1, 5, 1, 5, 10**8]]],
+        "doubled.tif": [good, good],
+        "box.tif": [good, []],
+        "only-boxes.tif": [[], []],
+        "empty.tif": [],
+        "rle.tif": [{"size": [WIDTH, HEIGHT], "counts": [0, WIDTH * HEIGHT]}],
+        "size.tif": [good],
+        "broken.tif": [good],
+        "gone.tif": [good],
+        "twice.tif": [good],
+    }
+    images = [image_record(number, name) for number, name in enumerate(entries)]
+    images[list(entries).index("size.tif")]["width"] = WIDTH + 1
+    images.append(image_record(50, "twice.tif"))
+    cells = [(number, cell) for number, name in enumerate(entries) for cell in entries[name]]
+    cells += [(50, square(20, 20, 4)), (77, good)]
+    annotations = [annotation(n, image_id, cell) for n, (image_id, cell) in enumerate(cells)]
+    root = export(tmp_path / "source", images, annotations)
+    folder = root / "images" / "default"
+    (folder / "gone.tif").unlink()
+    data = (folder / "broken.tif").read_bytes()
+    (folder / "broken.tif").write_bytes(data[: len(data) // 2])
+    write_tiff(folder / "unlisted.tif", draw_image(99))
+    return root
+
+
+def test_every_defect_is_told_and_only_spoilt_samples_are_left_out(tmp_path, defective):
+    screen = convert_quietly(find_glioma_c6(defective), tmp_path / "out")
+    found = defects(tmp_path / "out")
+    assert found == [
+        ("image-without-labels", "all/empty.tif", True),
+        ("image-without-labels", "all/only-boxes.tif", True),
+        ("image-without-labels", "images/default/unlisted.tif", True),
+        ("labels-without-image", "all/gone.tif", True),
+        ("labels-without-image", "instances_default.json: image id 77", True),
+        ("doubled-name", "all/twice.tif", False),
+        ("doubled-contour", "all/doubled.tif", False),
+        ("empty-segmentation", "all/box.tif", False),
+        ("empty-segmentation", "all/only-boxes.tif", False),
+        ("coordinates-outside", "all/border.tif", False),
+        ("coordinates-outside", "all/far.tif", True),
+        ("size-mismatch", "all/rle.tif", True),
+        ("size-mismatch", "all/size.tif", True),
+        ("unreadable-file", "all/broken.tif", True),
+    ]
+    samples = read_all(tmp_path / "out" / "all")
+    assert sorted(samples) == ["border", "box", "doubled", "good", "twice"]
+    assert {key: sample.facts["num_cells"] for key, sample in samples.items()} == {
+        "border": 1,
+        "box": 1,
+        "doubled": 1,
+        "good": 1,
+        "twice": 2,
+    }
+    assert samples["twice"].mask[21, 21] == samples["twice"].mask[5, 5] == 1
+    summary = json.loads((tmp_path / "out" / "audit.json").read_text())["summary"]
+    assert len(summary) == 8 and summary["size-mismatch"] == {"found": 2, "left_out": 2}
+    for kind in summary:
+        assert sum(line.strip().startswith(kind) for line in screen.splitlines()) == 1
+    assert "all: 5 samples" in screen
+
+
+def test_strict_stops_at_the_first_defect(tmp_path, defective):
+    with pytest.raises(InputError, match=r"without --strict"):
+        convert_quietly(find_glioma_c6(defective), tmp_path / "out", strict=True)
+    assert not list(tmp_path.glob("out/**/index.json"))
+    convert_quietly(find_glioma_c6(clean_export(tmp_path / "clean", 2)), tmp_path / "out", strict=True)
+
+
+def test_nothing_to_convert_is_an_error_that_names_the_audit(tmp_path):
+    root = export(tmp_path / "source", [image_record(1, "a.tif")], [])
+    with pytest.raises(InputError, match=r"no sample could be converted.*audit\.json"):
+        convert_quietly(find_glioma_c6(root), tmp_path / "out")
+    assert defects(tmp_path / "out") == [("image-without-labels", "all/a.tif", True)]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.json"]
+
+
+def test_a_file_in_two_splits_is_told(tmp_path):
+    source = write_livecell(tmp_path / "source", {"train": 2, "test": 1})
+    content = json.loads((source / "livecell_coco_train.json").read_text())
+    (source / "livecell_coco_test.json").write_text(json.dumps(content))
+    convert_quietly(find_livecell(source), tmp_path / "out")
+    assert [kind for kind, where, _ in defects(tmp_path / "out") if where.startswith("test/")] == ["doubled-name"] * 2
+
+
+def test_files_of_one_name_that_differ_are_not_guessed_between(tmp_path):
+    source = write_livecell(tmp_path / "source", {"train": 2})
+    first, second = sorted((source / "images" / "livecell_train_images").iterdir())
+    write_tiff(source / "images" / "other" / first.name, draw_image(77))
+    (source / "images" / "other" / second.name).write_bytes(second.read_bytes())
+    convert_quietly(find_livecell(source), tmp_path / "out")
+    assert defects(tmp_path / "out") == [("doubled-name", f"train/{first.name}", True)]
+    assert list(read_all(tmp_path / "out" / "train")) == [second.stem]
+
+
+def test_a_name_that_leads_out_stops_the_conversion(tmp_path):
+    write_tiff(tmp_path / "a.tif", draw_image(1))
+    root = clean_export(tmp_path / "source", 1)
+    images = [image_record(1, "../../../a.tif")]
+    write_coco(root / "annotations" / "instances_default.json", images, [annotation(1, 1, square(2, 2, 9))])
+    with pytest.raises(InputError, match="leads outside"):
+        convert_quietly(find_glioma_c6(root), tmp_path / "out")
+
+
+def test_drawn_splits(tmp_path):
+    source = find_glioma_c6(clean_export(tmp_path / "source", 30))
+    for out, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        convert_quietly(source, tmp_path / out, split_seed=seed)
+    keys = {out: {s: ShardReader(tmp_path / out / s).keys() for s in ("train", "val", "test")} for out in "abc"}
+    assert [len(keys["a"][split]) for split in ("train", "val", "test")] == [15, 5, 10]
+    assert len({key for split in keys["a"].values() for key in split}) == 30
+    assert keys["a"] == keys["b"] and keys["a"] != keys["c"]
+    with pytest.raises(InputError, match="31 samples, there are 30"):
+        convert_quietly(source, tmp_path / "d", split_seed=0, split_counts=(16, 5, 10))
+    assert "20 samples are in no split" in convert_quietly(source, tmp_path / "e", split_seed=0, split_counts=(5, 3, 2))
+
+
+def test_splits_are_drawn_among_what_can_be_converted_and_defects_told_once(tmp_path, defective):
+    convert_quietly(find_glioma_c6(defective), tmp_path / "a")
+    convert_quietly(find_glioma_c6(defective), tmp_path / "b", split_seed=0, split_counts=(3, 1, 1))
+    assert defects(tmp_path / "a") == defects(tmp_path / "b")
+    drawn = [read_all(tmp_path / "b" / split) for split in ("train", "val", "test")]
+    assert [len(samples) for samples in drawn] == [3, 1, 1]
+
+
+def test_own_splits_are_not_drawn_anew(tmp_path):
+    source = find_livecell(write_livecell(tmp_path / "source", {"train": 1}))
+    with pytest.raises(InputError, match="splits of its own"):
+        convert_quietly(source, tmp_path / "out", split_seed=0)
+
+
+def test_keys_are_safe_and_no_two_alike():
+    long = "x" * 300
+    names = ["a.tif", "b.tif", "w1/b.tif", "w2/b.tif", "w2_b.tif", "w-1/ü.png", f"{long}1.tif", f"{long}2.tif"]
+    names += ["c.tif", "c.png", "d.e.f.tif", ".tif", "_b.tif"]
+    keys = make_keys(names)
+    assert keys == make_keys(names[::-1])
+    assert set(keys) == set(names) and len(set(keys.values())) == len(names)
+    assert all(KEY_PATTERN.fullmatch(key) for key in keys.values())
+    assert keys["a.tif"] == "a" and keys["w1/b.tif"] == "w1_b" and keys["d.e.f.tif"] == "d_e_f"
+
+
+def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_tools_convert_and_refuse_in_one_line(tmp_path):
+    livecell = write_livecell(tmp_path / "livecell", {"train": 2, "val": 1})
+    ended = run_tool("convert_livecell.py", "--source", livecell, "--out", tmp_path / "shards" / "livecell")
+    assert ended.returncode == 0, ended.stderr
+    assert "train: 2/2 images" in ended.stderr and "\x1b" not in ended.stderr
+    assert len(ShardReader(tmp_path / "shards" / "livecell" / "train")) == 2
+    glioma = clean_export(tmp_path / "glioma", 6)
+    out = tmp_path / "shards" / "glioma_c6"
+    ended = run_tool(
+        *("convert_glioma_c6.py", "--source", glioma, "--out", out),
+        *("--split-seed", 3, "--split-counts", 3, 2, 1, "--strict"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ShardReader(out / "train").index["dataset"] == "glioma_c6"
+    assert [len(ShardReader(out / split)) for split in ("train", "val", "test")] == [3, 2, 1]
+    ended = run_tool("convert_livecell.py", "--source", glioma, "--out", tmp_path / "x")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert "livecell_coco_train.json" in ended.stderr and "annotations/" in ended.stderr
+
+
+def test_a_killed_conversion_is_finished_by_the_next(tmp_path):
+    source = write_livecell(tmp_path / "source", {"train": 4, "val": 2})
+    program = textwrap.dedent(f"""
+        import os, signal
+        from glioma_dist.data import convert as module
+        from glioma_dist.data.sources import find_livecell
+        read, times = module.read_image, []
+        def read_and_die(path):
+            times.append(path)
+            if len(times) == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(path)
+        module.read_image = read_and_die
+        module.convert(find_livecell({str(source)!r}), {str(tmp_path / "out")!r}, "drawn")
+    """)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    # The first split was whole and stays; the second, begun, has left nothing that looks like one.
+    assert len(ShardReader(tmp_path / "out" / "train")) == 4
+    assert not (tmp_path / "out" / "val").exists() and not (tmp_path / "out" / "audit.json").exists()
+    convert_quietly(find_livecell(source), tmp_path / "out")
+    convert_quietly(find_livecell(source), tmp_path / "fresh")
+    assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "fresh")
