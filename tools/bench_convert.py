@@ -86,9 +86,7 @@ def bench_large_json(folder: Path) -> None:
     num_cells = sum(draw_cells(image.cells, HEIGHT, WIDTH).num_cells for image in coco.images)
     drawn = time.perf_counter()
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        "| JSON, MB | images | cells | load, s | rasterise, s | peak memory, GiB |\n|---|---|---|---|---|---|"
-    )
+    print("| JSON, MB | images | cells | load, s | rasterise, s | peak memory, GiB |\n|---|---|---|---|---|---|")
     print(
         f"| {path.stat().st_size / 1e6:.0f} | {len(coco.images)} | {num_cells} | {loaded - start:.0f} "
         f"| {drawn - loaded:.0f} | {peak_gib:.2f} |"

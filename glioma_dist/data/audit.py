@@ -56,9 +56,7 @@ class Audit:
         """For each kind, also those never met: how many were found, and how many images left out for them."""
         found = Counter(defect["kind"] for defect in self.defects)
         left_out = {
-            kind: len(
-                {defect["where"] for defect in self.defects if defect["kind"] == kind and defect["left_out"]}
-            )
+            kind: len({defect["where"] for defect in self.defects if defect["kind"] == kind and defect["left_out"]})
             for kind in KINDS
         }
         return {kind: {"found": found[kind], "left_out": left_out[kind]} for kind in KINDS}

@@ -97,9 +97,7 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
         encoded = coco_mask.frPyObjects(polygons, height, width) if polygons else []
         encoded = encoded + [coco_mask.frPyObjects(run, height, width) for run in runs]
         mask = np.ascontiguousarray(coco_mask.decode(_merge(encoded)))
-    findings = [
-        Finding(problem.kind, f"{count} x {problem.detail}", problem.spoils) for problem, count in odd.items()
-    ]
+    findings = [Finding(problem.kind, f"{count} x {problem.detail}", problem.spoils) for problem, count in odd.items()]
     return DrawnCells(mask, num_cells, findings)
 
 
@@ -126,9 +124,7 @@ def _examine(segmentation: Segmentation, height: int, width: int) -> tuple[_Prob
     problem, drawable = None, []
     for polygon in segmentation:
         if polygon.size < 6:
-            problem = problem or _Problem(
-                EMPTY_SEGMENTATION, False, "polygon of fewer than three points; not drawn"
-            )
+            problem = problem or _Problem(EMPTY_SEGMENTATION, False, "polygon of fewer than three points; not drawn")
             continue
         x, y = polygon[0::2], polygon[1::2]
         low, high_x, high_y = polygon.min(), x.max(), y.max()
@@ -142,9 +138,7 @@ def _examine(segmentation: Segmentation, height: int, width: int) -> tuple[_Prob
         if polygon.size % 2:
             return _Problem(EMPTY_SEGMENTATION, True, "polygon with an x and no y: it is damaged"), [], b""
         if low < 0 or high_x >= width or high_y >= height:
-            problem = _Problem(
-                COORDINATES_OUTSIDE, False, "cell reaches the image's edge or beyond; cut there"
-            )
+            problem = _Problem(COORDINATES_OUTSIDE, False, "cell reaches the image's edge or beyond; cut there")
         drawable.append(polygon)
     if not drawable and problem is None:
         problem = _Problem(EMPTY_SEGMENTATION, False, "cell without outline (a box only?); not in the mask")

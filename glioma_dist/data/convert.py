@@ -57,8 +57,8 @@ def convert(
 ) -> None:
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
-    With `split_seed`, a data set without splits of its own is drawn into train, val and test, each of as many
-    samples as `split_counts` says. Raises InputError where that cannot be, where nothing can be converted, or,
+    With `split_seed`, a data set without splits of its own is drawn into train, val and test, each of as
+    many samples as `split_counts` says. Raises InputError where that cannot be, where nothing can be converted, or,
     with `strict`, at the first defect.
     """
     out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
@@ -86,9 +86,7 @@ def convert(
         out.mkdir(parents=True, exist_ok=True)
         audit.write(out / AUDIT_NAME)
     except OSError as error:
-        raise InputError(
-            f"{error.filename or out}: {error.strerror or error}; free space or mend it"
-        ) from None
+        raise InputError(f"{error.filename or out}: {error.strerror or error}; free space or mend it") from None
     audit.show(console, out / AUDIT_NAME)
     for name, count in written.items():
         where = out / name if count else "not written: no sample of it could be converted"
@@ -128,17 +126,13 @@ def make_keys(names: Iterable[str]) -> dict[str, str]:
     return keys
 
 
-def _jobs(
-    source: Source, split: SourceSplit, used: dict[Path, str], audit: Audit, dataset: str
-) -> list[_Job]:
+def _jobs(source: Source, split: SourceSplit, used: dict[Path, str], audit: Audit, dataset: str) -> list[_Job]:
     """Find each image's file, and note what is odd about the list itself; `used` gains the files named."""
     coco = load_coco(split.annotations)
     licence = licence_of(source, coco)
     for image_id, count in coco.orphans.items():
         where = f"{split.annotations.name}: image id {image_id}"
-        audit.add(
-            LABELS_WITHOUT_IMAGE, where, f"{count} labels of an image that is not listed", left_out=True
-        )
+        audit.add(LABELS_WITHOUT_IMAGE, where, f"{count} labels of an image that is not listed", left_out=True)
     times = Counter(PurePosixPath(image.file_name).name for image in coco.images)
     found: dict[str, tuple[Path, CocoImage]] = {}
     for image in coco.images:
@@ -154,18 +148,14 @@ def _jobs(
         elif any(not filecmp.cmp(paths[0], other, shallow=False) for other in paths[1:]):
             audit.add(DOUBLED_NAME, where, f"may be {paths[0]} or {paths[1]}, which differ", left_out=True)
         elif image.file_name in coco.shared_ids:
-            audit.add(
-                DOUBLED_NAME, where, "shares its id with another image, and so its labels", left_out=True
-            )
+            audit.add(DOUBLED_NAME, where, "shares its id with another image, and so its labels", left_out=True)
         else:
             if len(image.sizes) > 1:
                 detail = f"listed {len(image.sizes)} times; all its labels are united"
                 audit.add(DOUBLED_NAME, where, detail, left_out=False)
             found[image.file_name] = (paths[0], image)
     keys = make_keys(found)
-    jobs = [
-        _Job(keys[name], path, image, split.name, dataset, licence) for name, (path, image) in found.items()
-    ]
+    jobs = [_Job(keys[name], path, image, split.name, dataset, licence) for name, (path, image) in found.items()]
     # Names sorted would put one cell line's images, or one well's, into the same shard. The hash of the key
     # mixes them once and for all, in the same way whatever the order in the JSON.
     return sorted(jobs, key=lambda job: hashlib.sha256(job.key.encode()).digest())
@@ -182,9 +172,7 @@ def _divide(
     """The jobs of each split to write: all in one, or drawn among those that can be converted."""
     if seed is None:
         return {split.name: jobs}
-    usable = {
-        job.key: job for job in _with_progress(jobs, "examining", console) if _prepare(job, audit) is not None
-    }
+    usable = {job.key: job for job in _with_progress(jobs, "examining", console) if _prepare(job, audit) is not None}
     drawn = draw_splits(usable, dict(zip(("train", "val", "test"), counts, strict=True)), seed)
     num_drawn = sum(counts)
     if num_drawn < len(usable):

@@ -156,9 +156,7 @@ def _check_png(data: bytes, where: str) -> int:
 
 def _check_size(width: int, height: int, where: str | Path) -> None:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise InputError(
-            f"{where}: claims {width}x{height} pixels, more than {MAX_PIXELS} or none; cut it into fields"
-        )
+        raise InputError(f"{where}: claims {width}x{height} pixels, more than {MAX_PIXELS} or none; cut it into fields")
 
 
 def _read_tiff(path: Path) -> np.ndarray:
@@ -185,9 +183,7 @@ def _single_page(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
     pages = [page for page in tiff.pages if not page.is_reduced]
     num_planes = max(len(pages), int((tiff.imagej_metadata or {}).get("images", 1)))
     if num_planes != 1 or pages[0].imagedepth != 1:
-        raise InputError(
-            f"{path}: a stack of {num_planes} pages, not one image; save each page as its own file"
-        )
+        raise InputError(f"{path}: a stack of {num_planes} pages, not one image; save each page as its own file")
     page = pages[0]
     _check_size(page.imagewidth, page.imagelength, path)
     file_bytes = tiff.filehandle.size

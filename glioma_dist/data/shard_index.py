@@ -19,9 +19,7 @@ MAX_SHARD_BYTES = 2**40
 MAX_KEY_LENGTH = 90
 KEY_PATTERN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}")
 SHARD_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}\.tar")
-HOW_TO_CONVERT = (
-    "convert first, for example: python tools/convert_livecell.py --source DIR --out shards/livecell"
-)
+HOW_TO_CONVERT = "convert first, for example: python tools/convert_livecell.py --source DIR --out shards/livecell"
 
 
 def members_name(shard_name: str) -> str:
@@ -81,9 +79,7 @@ def read_members(folder: Path, shard: dict) -> list[dict]:
         raise InputError(f"{path}: does not list {shard['num_samples']} samples; convert again")
     for member in table:
         if not isinstance(member, dict) or not _is_sane_member(member, shard["bytes"]):
-            raise InputError(
-                f"{path}: describes a sample that cannot be ({str(member)[:120]}); convert again"
-            )
+            raise InputError(f"{path}: describes a sample that cannot be ({str(member)[:120]}); convert again")
     return table
 
 

@@ -71,18 +71,14 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         if self.folder.is_symlink() or (self.folder.exists() and not (self.folder / INDEX_NAME).is_file()):
-            raise InputError(
-                f"{self.folder}: exists and holds no shards, so it is not replaced; choose another --out"
-            )
+            raise InputError(f"{self.folder}: exists and holds no shards, so it is not replaced; choose another --out")
         for leftover in (self._partial, self._replaced):
             if leftover.exists():
                 shutil.rmtree(leftover)
         try:
             self._partial.mkdir(parents=True)
         except OSError as error:
-            raise InputError(
-                f"{self._partial}: cannot be made ({error.strerror}); choose another --out"
-            ) from None
+            raise InputError(f"{self._partial}: cannot be made ({error.strerror}); choose another --out") from None
         return self
 
     def __exit__(self, exception_type: object, *_: object) -> None:
@@ -103,9 +99,7 @@ class ShardWriter:
         Raises InputError for a key of wrong form or seen before, or a mask of another size than its image.
         """
         if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self._keys:
-            raise InputError(
-                f"sample {sample.key!r}: the key is not letters, digits, _ and - only, or comes twice"
-            )
+            raise InputError(f"sample {sample.key!r}: the key is not letters, digits, _ and - only, or comes twice")
         _check_same_size(sample, str(self.folder))
         if self._tar is None:
             self._start_shard()
@@ -205,9 +199,7 @@ class ShardReader:
         # A sample's three members lie side by side: one read brings them all.
         start, end = min(offset for offset, _ in ranges), max(offset + size for offset, size in ranges)
         data = _read_range(path, start, end)
-        image_data, mask_data, facts_data = (
-            data[offset - start : offset - start + size] for offset, size in ranges
-        )
+        image_data, mask_data, facts_data = (data[offset - start : offset - start + size] for offset, size in ranges)
         key = member["key"]
         try:
             facts = json.loads(facts_data)
@@ -255,7 +247,5 @@ def _read_range(path: Path, start: int, end: int) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror}); convert again") from None
     if len(data) != end - start:
         found = start + len(data)
-        raise InputError(
-            f"{path}: {found} bytes found, at least {end} expected: it is truncated; convert again"
-        )
+        raise InputError(f"{path}: {found} bytes found, at least {end} expected: it is truncated; convert again")
     return data

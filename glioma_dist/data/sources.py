@@ -59,9 +59,7 @@ class ImageFolder:
         except (OSError, ValueError):
             raise InputError(f"{name[:120]!r} cannot be the name of a file; mend the JSON") from None
         if not inside:
-            raise InputError(
-                f"{name!r} leads outside the source folder {self._source} (by a link); copy it there"
-            )
+            raise InputError(f"{name!r} leads outside the source folder {self._source} (by a link); copy it there")
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,7 @@ def find_livecell(source: str | Path) -> Source:
             highest = sorted(path for path in candidates if len(path.parts) == depth)
             preferred = [path for path in highest if path.parent.name == "LIVECell"] or highest
             if len(preferred) > 1:
-                raise InputError(
-                    f"{preferred[0]} and {preferred[1]}: which one is meant? Keep one in {folder}"
-                )
+                raise InputError(f"{preferred[0]} and {preferred[1]}: which one is meant? Keep one in {folder}")
             files[split] = preferred[0]
     if not files:
         raise _not_found(folder, "LIVECell", "livecell_coco_train.json, _val.json or _test.json")
@@ -124,9 +120,7 @@ def find_glioma_c6(source: str | Path) -> Source:
     published = sorted(folder.rglob("anno_*.json"))
     exported = sorted(path for path in folder.rglob("instances_*.json") if path.parent.name == "annotations")
     if published and exported:
-        raise InputError(
-            f"{folder}: holds {published[0]} and {exported[0]}, two layouts; name the folder of one"
-        )
+        raise InputError(f"{folder}: holds {published[0]} and {exported[0]}, two layouts; name the folder of one")
     if not published and not exported:
         wanted = "anno_train.json (published archive) or annotations/instances_*.json (CVAT, COCO 1.0)"
         raise _not_found(folder, "Glioma C6", wanted)
@@ -166,9 +160,7 @@ def describe(file_name: str) -> tuple[str, float | None]:
     return f"{match['line']}_{match['well']}", hours
 
 
-def _named_splits(
-    folder: Path, files: list[Path], images_of: Callable[[Path, str], Path]
-) -> list[SourceSplit]:
+def _named_splits(folder: Path, files: list[Path], images_of: Callable[[Path, str], Path]) -> list[SourceSplit]:
     """Splits named after what follows `anno_` or `instances_`, in the order train, val, test, others."""
     splits: dict[str, SourceSplit] = {}
     for path in files:
@@ -180,7 +172,7 @@ def _named_splits(
             raise InputError(f"{other} and {path}: both are the split {name}; name the folder of one of them")
         splits[name] = SourceSplit(name, path, _images(images_of(path, subset), folder))
     order = ["train", "val", "test"]
-    return sorted(splits.values(), key=lambda split: (order + [split.name]).index(split.name))
+    return sorted(splits.values(), key=lambda split: ([*order, split.name]).index(split.name))
 
 
 def _published_images(annotations: Path, subset: str) -> Path:
@@ -211,9 +203,5 @@ def _existing(source: str | Path) -> Path:
 
 def _not_found(folder: Path, dataset: str, wanted: str) -> InputError:
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
-    found = (
-        ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        if names
-        else "nothing"
-    )
+    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
     return InputError(f"{folder}: no {dataset} data set: looked for {wanted} here and below; found {found}")

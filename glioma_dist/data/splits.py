@@ -16,14 +16,10 @@ def draw_splits(keys: Iterable[str], counts: Mapping[str, int], seed: int) -> di
     """
     keys = sorted(set(keys))
     if min(counts.values()) < 1 or seed < 0:
-        raise InputError(
-            f"splits {dict(counts)} with seed {seed}: each needs a sample, and the seed is 0 or more"
-        )
+        raise InputError(f"splits {dict(counts)} with seed {seed}: each needs a sample, and the seed is 0 or more")
     wanted = sum(counts.values())
     if wanted > len(keys):
-        raise InputError(
-            f"splits {dict(counts)} need {wanted} samples, there are {len(keys)}; lower the counts"
-        )
+        raise InputError(f"splits {dict(counts)} need {wanted} samples, there are {len(keys)}; lower the counts")
     shuffled = np.random.default_rng(seed).permutation(len(keys))
     splits, start = {}, 0
     for name, count in counts.items():

@@ -68,7 +68,8 @@ def test_every_union_is_that_of_the_coco_api(tmp_path):
     assert {type(cell) for image in images for cell in image.cells} == {list, Rle}
     for image in images:
         found = union_mask(image.cells, HEIGHT, WIDTH)
-        assert found.dtype == np.uint8 and found.shape == (HEIGHT, WIDTH)
+        assert found.dtype == np.uint8
+        assert found.shape == (HEIGHT, WIDTH)
         np.testing.assert_array_equal(found == 1, expected[image.file_name], err_msg=image.file_name)
 
 

@@ -92,14 +92,19 @@ def test_tiff_kinds(tmp_path):
         (RGB, RGB, {"photometric": "rgb"}),
         (np.moveaxis(RGB, -1, 0), RGB, {"photometric": "rgb", "planarconfig": "separate"}),
         (np.dstack([RGB, GREY]), RGB, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
-        (np.dstack([GREY, GREY]), GREY, {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": 1}),
+        (
+            np.dstack([GREY, GREY]),
+            GREY,
+            {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": 1},
+        ),
         (GREY, 255 - GREY, {"photometric": "miniswhite"}),
         (np.tile(GREY, (30, 30)), np.tile(GREY, (30, 30)), {"tile": (64, 64)}),
     ]
     for pixels, expected, options in cases:
         tifffile.imwrite(path, pixels, **options)
         found = read_image(path)
-        assert found.dtype == expected.dtype and found.dtype.isnative
+        assert found.dtype == expected.dtype
+        assert found.dtype.isnative
         np.testing.assert_array_equal(found, expected, err_msg=str(options))
 
 
@@ -126,7 +131,7 @@ def test_a_file_cut_short_anywhere_is_named(tmp_path, name):
         kept = range(0, last, 37)
     for length in [*kept, len(whole) - 1 if name.endswith("png") else last - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(InputError, match=rf"{name}: .*(cut short|not a PNG|damaged TIFF)"):
             read_image(path)
 
 
@@ -144,18 +149,18 @@ def test_damage_anywhere_in_a_tiff_is_an_input_error_or_no_damage(tmp_path):
     tifffile.imwrite(path, np.tile(GREY, (8, 8)), compression="lzw", rowsperstrip=8)
     whole = path.read_bytes()
     generator = np.random.default_rng(2)
-    refused, start = 0, time.monotonic()
+    messages, start = [], time.monotonic()
     for _ in range(150):
         data = bytearray(whole)
         for place in generator.integers(0, len(data), 3):
             data[place] = generator.integers(0, 256)
         path.write_bytes(data)
         try:
-            assert read_image(path).dtype in (np.uint8, np.uint16)
+            read_image(path)
         except InputError as error:
-            assert "a.tif" in str(error) and "\n" not in str(error)
-            refused += 1
-    assert refused > 20
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert all("a.tif" in message and "\n" not in message for message in messages)
     assert time.monotonic() - start < 30
 
 

@@ -24,7 +24,11 @@ def place_names(source):
 
 
 def test_livecell_flat_by_cell_type_and_as_published(tmp_path):
-    for name, folder in [("flat", "images"), ("types", "images/A172"), ("test", "images/livecell_test_images/A172")]:
+    for name, folder in [
+        ("flat", "images"),
+        ("types", "images/A172"),
+        ("test", "images/livecell_test_images/A172"),
+    ]:
         root = tmp_path / name
         path = write_tiff(root / folder / "A172_Phase_A1_1_00d00h00m_1.tif", draw_image(1))
         labels = write_labels(root / "annotations" / "LIVECell" / "livecell_coco_test.json", path.name)
@@ -80,7 +84,9 @@ def test_cvat_export_without_and_with_subsets(tmp_path):
 def test_what_is_no_such_data_set_is_told_in_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "images").mkdir()
-    with pytest.raises(InputError, match=r"no LIVECell .* livecell_coco_train\.json.* found images/, notes\.txt") as one:
+    with pytest.raises(
+        InputError, match=r"no LIVECell .* livecell_coco_train\.json.* found images/, notes\.txt"
+    ) as one:
         find_livecell(tmp_path)
     with pytest.raises(InputError, match=r"no Glioma C6 .*anno_train\.json.*instances_\*\.json.* found images/") as two:
         find_glioma_c6(tmp_path)
@@ -135,7 +141,10 @@ def test_names_may_hold_folders(export):
     assert images.locate("elsewhere/b.tif", is_only_one=False) == []
     (images.root / "a.tif").unlink()
     images = find_glioma_c6(export).splits[0].images
-    assert images.locate("a.tif", is_only_one=True) == [images.root / "well1/a.tif", images.root / "well2/a.tif"]
+    assert images.locate("a.tif", is_only_one=True) == [
+        images.root / "well1/a.tif",
+        images.root / "well2/a.tif",
+    ]
 
 
 @pytest.mark.parametrize("name", ["/etc/a.tif", "../a.tif", "well1/../../a.tif", "C:/a.tif", "linked.tif", "out/a.tif"])
@@ -148,13 +157,11 @@ def test_names_that_lead_out_are_refused(export, tmp_path, name):
         images.locate(name, is_only_one=True)
 
 
-@pytest.mark.parametrize("name", ["a\0.tif", "a" * 5000 + ".tif"])
-def test_names_that_no_file_can_have(export, name):
+def test_names_that_no_file_can_have(export):
     images = find_glioma_c6(export).splits[0].images
-    try:
-        assert images.locate(name, is_only_one=True) == []
-    except InputError as error:
-        assert "cannot be the name" in str(error)
+    assert images.locate("a" * 5000 + ".tif", is_only_one=True) == []
+    with pytest.raises(InputError, match="cannot be the name"):
+        images.locate("a\0.tif", is_only_one=True)
 
 
 def test_an_image_folder_that_is_a_link_out_is_refused(tmp_path):

@@ -1,0 +1,32 @@
+"""What all tests share: no network, and small shards drawn once a session. Heavy imports wait until a test asks."""
+
+import os
+import tempfile
+
+import pytest
+
+# Before anything imports the hub's client or albumentations, both of which read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="glioma-dist-empty-hub-")
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# Tiny tensors gain nothing from threads, and a sum's last bit depends on their number.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A folder with `train` (10 grey images of 96x80 in shards of 3) and `val` (3 images)."""
+    from helpers import draw_shards
+
+    folder = tmp_path_factory.mktemp("shards")
+    draw_shards(folder / "train", range(10))
+    draw_shards(folder / "val", range(100, 103))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runtime():
+    """The one process that the tests run in, as the package sees it."""
+    from glioma_dist.runtime import Runtime
+
+    return Runtime.start()

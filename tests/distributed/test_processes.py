@@ -1,0 +1,298 @@
+"""Several processes equal one: training, stopping, going on, evaluation, prediction; and the real launcher."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import REPOSITORY, draw_sample, rows, run, start, tiny_config, train_here
+
+from glioma_dist.config import EvaluateConfig, PredictConfig
+from glioma_dist.errors import InputError
+from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.inference.predict import predict
+from glioma_dist.model.checkpoint import load_file
+from glioma_dist.training import loop
+
+LOSS_TOLERANCE = 1e-5
+
+
+def train_and_tell(config) -> tuple[int, list[tuple[str, ...]]]:
+    """Train; returns the number of processes, and the keys of each batch's share here."""
+    from glioma_dist.runtime import Runtime
+
+    seen, train_step = [], loop.train_step
+
+    def telling(training, batch, *more):
+        seen.append(batch.keys)
+        return train_step(training, batch, *more)
+
+    loop.train_step = telling
+    try:
+        here = Runtime.start()
+        loop.train(config, here)
+    finally:
+        loop.train_step = train_step
+    return here.num_processes, seen
+
+
+def check_close(ours: list[dict], theirs: list[dict], tolerance: float = LOSS_TOLERANCE) -> None:
+    assert [(row["step"], row["epoch"], row.get("split")) for row in ours] == [
+        (row["step"], row["epoch"], row.get("split")) for row in theirs]
+    assert len(ours) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
+        assert one["dice"] == pytest.approx(other["dice"], abs=2e-3)  # a pixel at nought may fall to either side
+
+
+@pytest.mark.parametrize(("num_processes", "changes"), [(2, {}), (2, {"norm": "group", "loss": "dice+bce"}), (4, {})],
+                         ids=["2, batch norm", "2, group norm", "4, batch norm"])
+def test_training_on_several_processes_equals_one(shards, tmp_path, num_processes, changes):
+    """With augmentation, stochastic depth and statistics over the whole batch: one sample a process even, where a batch
+    norm of each process's own would be another network.
+
+    Weights: Adam divides a gradient by its own size, so that where the true gradient is 0 the last bits of a sum decide
+    whether a weight goes up or down by the learning rate. That is so for the keys' bias (softmax does not change when
+    all of a query's scores do) and by chance for single weights; hence the share of equal weights, and a bound for all.
+    """
+    config = tiny_config(shards, tmp_path / "one", max_steps=3, **changes)
+    _, expected_keys = train_and_tell(config)
+    several = run(train_and_tell, replace(config, out=tmp_path / "several"), num_processes=num_processes)
+    assert [number for number, _ in several] == [num_processes] * num_processes
+    assert [sum((keys[step] for _, keys in several), ()) for step in range(3)] == expected_keys
+    check_close(rows(tmp_path / "several"), rows(tmp_path / "one"))
+    one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "several"))
+    assert one.keys() == other.keys()
+    num_far = num_weights = 0
+    for name, tensor in one.items():
+        distance = (tensor - other[name]).abs()
+        if "num_batches_tracked" in name:
+            assert int(tensor) == int(other[name]) == 3
+        elif "running" in name:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        else:
+            assert distance.max() <= 2.1 * 3 * config.lr, name
+            if not name.endswith("k_proj.bias"):
+                num_far += int((distance > 1e-5 * (1 + tensor.abs())).sum())
+                num_weights += tensor.numel()
+    assert num_far / num_weights < 2e-3
+
+
+def test_without_statistics_over_processes_the_test_above_would_fail(shards, tmp_path):
+    """Its counter-check: with PyTorch's own batch norm on each process the losses move far more than allowed."""
+    config = tiny_config(shards, tmp_path / "one", max_steps=3, val=None)
+    train_and_tell(config)
+    run(train_with_local_batch_norm, replace(config, out=tmp_path / "two"), num_processes=2)
+    far = [abs(one["loss"] - two["loss"]) for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True)]
+    assert max(far) > 100 * LOSS_TOLERANCE
+
+
+def train_with_local_batch_norm(config) -> None:
+    loop.synchronise_batch_norm = lambda model, _device: model
+    train_here(config)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(shards, tmp_path, runtime):
+    config = tiny_config(shards, tmp_path / "whole")
+    loop.train(config, runtime)
+    moving = replace(config, out=tmp_path / "moving")
+    run(train_here, replace(moving, max_steps=2), num_processes=2)
+    loop.train(replace(moving, max_steps=4), runtime)
+    run(train_here, moving, num_processes=4)
+    whole = [row for row in rows(config.out) if "split" not in row]
+    check_close([row for row in rows(moving.out) if "split" not in row], whole, 1e-4)
+
+
+def train_until_asked(config, rank_asked: int) -> None:
+    """Train; one rank alone gets SIGTERM before its second step."""
+    from glioma_dist.runtime import run_command
+
+    train_step = loop.train_step
+
+    def asking(training, batch, step, stop_asked):
+        if step == 1 and training.runtime.rank == rank_asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(training, batch, step, stop_asked)
+
+    loop.train_step = asking
+    run_command(lambda: train_here(config))
+
+
+@pytest.mark.parametrize("rank_asked", [0, 1])
+def test_all_processes_stop_together_whichever_is_asked(shards, tmp_path, runtime, rank_asked):
+    config = tiny_config(shards, tmp_path / "run", val=None)
+    ended = start(train_until_asked, config, rank_asked, num_processes=2).wait()
+    assert [end.exit_code for end in ended] == [2, 2], ended[0].stderr
+    (step,) = {int(re.search(r"stopped by the system at step (\d)", end.stderr)[1]) for end in ended}
+    assert json.loads((config.out / "last" / "state.json").read_text())["position"]["step"] == step
+    assert [row["step"] for row in rows(config.out)] == list(range(1, step + 1))
+    loop.train(config, runtime)
+    assert [row["step"] for row in rows(config.out)] == [1, 2, 3, 4, 5, 6]
+
+
+def train_into_nan(config) -> str:
+    """Train with a loss that is no number for the second image of rank 1, in the second step; returns the error."""
+    losses, calls = loop.segmentation_loss, []
+
+    def breaking(*arguments):
+        calls.append(1)
+        values = losses(*arguments)
+        return values * torch.tensor([1, math.nan]) if len(calls) == 2 and os.environ["RANK"] == "1" else values
+
+    loop.segmentation_loss = breaking
+    before = []
+    train_step = loop.train_step
+
+    def remembering(training, *more):
+        before[:] = [parameter.detach().clone() for parameter in training.model.parameters()]
+        try:
+            return train_step(training, *more)
+        except InputError:
+            assert all(map(torch.equal, before, training.model.parameters())), "a weight moved"
+            raise
+
+    loop.train_step = remembering
+    try:
+        train_here(config)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_loss_that_is_no_number_stops_all_before_a_weight_moves(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", val=None)
+    _, keys = train_and_tell(replace(config, out=tmp_path / "other", max_steps=2))
+    messages = run(train_into_nan, config, num_processes=2)
+    assert messages[0] == messages[1]
+    assert "step 2: the loss is nan" in messages[0]
+    assert f"(samples {keys[1][3]})" in messages[0]
+    assert [row["step"] for row in rows(config.out)] == [1]
+
+
+def refuse(config) -> str:
+    try:
+        train_here(config)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused_on_all(shards, tmp_path):
+    messages = run(refuse, tiny_config(shards, tmp_path / "run"), num_processes=3)
+    assert all("--batch-size 4 cannot be shared by 3 processes" in message for message in messages), messages
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory, runtime):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    loop.train(tiny_config(shards, out, max_steps=3, fit="crop"), runtime)
+    return out / "best"
+
+
+def evaluate_here(config) -> dict:
+    from glioma_dist.runtime import Runtime
+
+    return evaluate(config, Runtime.start())
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_evaluation_on_several_processes_equals_one(trained, shards, tmp_path, runtime, num_processes):
+    """Ten images on two and three processes, each once; bit for bit, for each image goes through the network alone."""
+    config = EvaluateConfig(trained, shards / "train", out=tmp_path / "scores.json", workers=0)
+    expected = evaluate(replace(config, out=None), runtime)
+    found = run(evaluate_here, config, num_processes=num_processes)
+    assert len(expected["images"]) == 10
+    assert found == [expected] * num_processes
+    assert json.loads(config.out.read_text()) == expected
+
+
+def predict_here(config) -> str:
+    from glioma_dist.runtime import Runtime
+
+    try:
+        return str(len(predict(config, Runtime.start())))
+    except InputError as error:
+        return str(error)
+
+
+def test_prediction_on_several_processes_equals_one(trained, tmp_path, runtime):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(5):
+        cv2.imwrite(str(folder / f"{number}.png"), draw_sample(number, 70 + number, 50).image)
+    predict(PredictConfig(trained, str(folder), tmp_path / "one"), runtime)
+    assert run(predict_here, PredictConfig(trained, str(folder), tmp_path / "two"), num_processes=2) == ["5", "5"]
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 11
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_prediction_on_several_processes_names_every_damaged_file(trained, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        cv2.imwrite(str(folder / f"{number}.png"), draw_sample(number).image)
+    for number in (1, 2):
+        (folder / f"{number}.png").write_bytes(b"nothing")
+    messages = run(predict_here, PredictConfig(trained, str(folder), tmp_path / "out"), num_processes=2)
+    for message in messages:
+        assert all(part in message for part in ("2 of 4 images", "1.png", "2.png"))
+    assert len((tmp_path / "out" / "summary.csv").read_text().splitlines()) == 3
+
+
+def test_the_real_launcher_trains_one_model_on_two_processes(shards, tmp_path, runtime):
+    """`accelerate launch` with the repository's own file, from the command line to the checkpoint."""
+    config = tiny_config(shards, tmp_path / "one", max_steps=2, eval_every=None)
+    loop.train(config, runtime)
+    file = REPOSITORY / "accelerate_configs" / "cpu_2_processes.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--main_process_port", "0",
+               "train.py", "--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two")]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+                           env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "10 images, batch 4 on 2 processes (cpu), from step 0 to 2" in ended.stdout
+    assert "Warning" not in ended.stderr
+    check_close(rows(tmp_path / "two"), rows(tmp_path / "one"))
+    assert (tmp_path / "two" / "best" / "model.safetensors").is_file()
+
+
+def test_the_processes_buffers_are_equal(shards, tmp_path):
+    """They are not sent around: each must have come to the same by itself."""
+    ranks = run(train_for_buffers, tiny_config(shards, tmp_path / "run", max_steps=3, val=None), num_processes=2)
+    assert ranks[0].keys() == ranks[1].keys()
+    assert any("running_var" in name for name in ranks[0])
+    for name, values in ranks[0].items():
+        np.testing.assert_array_equal(values, ranks[1][name], err_msg=name)
+
+
+def train_for_buffers(config) -> dict[str, np.ndarray]:
+    kept, prepare = [], loop.prepare
+
+    def keeping(*arguments):
+        result = prepare(*arguments)
+        kept.append(result[0].model)
+        return result
+
+    loop.prepare = keeping
+    train_here(config)
+    return {name: tensor.numpy() for name, tensor in kept[0].state_dict().items()}
+
+
+def test_copies_of_the_shards_elsewhere_are_the_same_data(shards, tmp_path, runtime):
+    """Each machine of a launch may have its own copy."""
+    config = tiny_config(shards, tmp_path / "run", max_steps=1, val=None)
+    loop.train(config, runtime)
+    shutil.copytree(shards, tmp_path / "copy")
+    loop.train(tiny_config(tmp_path / "copy", tmp_path / "run", max_steps=2, val=None), runtime)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]

@@ -1,0 +1,200 @@
+"""Small drawn shards, small configs, and processes that start quickly.
+
+`start` runs a function in fresh processes, forked from a server that has imported the libraries already: importing
+torch and transformers takes some ten seconds a process otherwise. The processes are not forks of the tests' own.
+"""
+
+import json
+import multiprocessing
+import os
+import pickle
+import runpy
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from glioma_dist.config import DataConfig, ModelConfig, Size, TrainConfig
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards import ShardReader, ShardWriter
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PRELOADED = ["torch", "torch._dynamo", "torch.distributed", "accelerate", "transformers.models.segformer",
+             "albumentations", "pytest", "helpers", "glioma_dist.training.loop", "glioma_dist.evaluation.protocol",
+             "glioma_dist.inference.predict"]
+TINY_CHANNELS = (16, 16, 8, 8, 8)
+
+
+def draw_sample(number: int, width: int = 96, height: int = 80, channels: int = 1, dtype: type = np.uint8) -> Sample:
+    """Bright discs on a noisy ground; `number` decides where."""
+    generator = np.random.default_rng(number)
+    mask = np.zeros((height, width), np.uint8)
+    for _ in range(5):
+        centre = (int(generator.integers(width)), int(generator.integers(height)))
+        cv2.circle(mask, centre, int(generator.integers(6, 14)), 1, thickness=-1)
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    ground = mask if channels == 1 else mask[..., None]
+    image = 60 + 90.0 * ground + generator.normal(0, 25, shape)
+    scale = np.iinfo(dtype).max // 255
+    return Sample(f"cell-{number:03d}", (image.clip(0, 255) * scale).astype(dtype), mask, {"num_cells": 5})
+
+
+def draw_shards(folder: Path, numbers: Any, samples_per_shard: int = 3, **how: Any) -> Path:
+    """Shards of `draw_sample(number, **how)`."""
+    return write_shards(folder, [draw_sample(number, **how) for number in numbers], samples_per_shard)
+
+
+def write_shards(folder: Path, samples: list[Sample], samples_per_shard: int = 3) -> Path:
+    with ShardWriter(folder, "drawn", folder.name, "CC0", samples_per_shard=samples_per_shard) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return folder
+
+
+def damage_sample(folder: Path, key: str) -> None:
+    """Change one byte in the middle of a sample's image, within its shard."""
+    for shard in ShardReader(folder).index["shards"]:
+        table = json.loads((folder / shard["name"].replace(".tar", ".members.json")).read_text())
+        for member in table:
+            if member["key"] == key:
+                offset, size = member["png"]
+                with open(folder / shard["name"], "r+b") as file:
+                    file.seek(offset + size // 2)
+                    byte = file.read(1)[0]
+                    file.seek(offset + size // 2)
+                    file.write(bytes([byte ^ 0xFF]))
+                return
+    raise KeyError(key)
+
+
+def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
+    """Six steps of the smallest U-Net with all that is random switched on; `changes` are TrainConfig's fields, and
+    those of its data and model."""
+    data = DataConfig(train=shards / "train", val=shards / "val", size=Size(64, 64), fit="random-resized-crop",
+                      augment=("flips", "sharpen", "contrast"), workers=0)
+    model = ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS)
+    for name in list(changes):
+        if hasattr(data, name):
+            data = replace(data, **{name: changes.pop(name)})
+        elif hasattr(model, name):
+            model = replace(model, **{name: changes.pop(name)})
+    fields = {"batch_size": 4, "lr": 1e-3, "max_steps": 6, "eval_every": 3, "out": out, **changes}
+    return TrainConfig(data=data, model=model, **fields)
+
+
+def rows(out: Path) -> list[dict]:
+    """metrics.jsonl without the speed, the one thing that no two runs share."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code (negative: the signal), what its function returned, what it wrote."""
+
+    exit_code: int
+    value: Any
+    stdout: str
+    stderr: str
+
+
+class Started:
+    """Processes that are running."""
+
+    def __init__(self, processes: list, folder: Path, timeout: float) -> None:
+        self.processes, self.folder, self.deadline = processes, folder, time.monotonic() + timeout
+
+    def wait(self) -> list[Ended]:
+        """How each ended, in the order of their ranks; those that are still there after the timeout are killed."""
+        for process in self.processes:
+            process.join(max(0.1, self.deadline - time.monotonic()))
+        late = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        for rank in late:
+            self.processes[rank].kill()
+            self.processes[rank].join()
+        ended = []
+        for rank, process in enumerate(self.processes):
+            value = self.folder / f"{rank}.value"
+            texts = [(self.folder / f"{rank}.{name}").read_text() if (self.folder / f"{rank}.{name}").exists() else ""
+                     for name in ("stdout", "stderr")]
+            ended.append(Ended(process.exitcode, pickle.loads(value.read_bytes()) if value.exists() else None, *texts))
+        assert not late, f"ranks {late} did not end in time:\n" + "\n".join(end.stderr[-3000:] for end in ended)
+        return ended
+
+
+def start(function: Callable, *arguments: Any, num_processes: int = 1, environment: dict[str, str] | None = None,
+          timeout: float = 120) -> Started:
+    """Start `function(*arguments)` in fresh processes, on the CPU; several form a launch of local ranks over gloo."""
+    # The server is started by the first call, and these reach it through its environment.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    folder = Path(tempfile.mkdtemp(prefix="glioma-dist-processes-"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(num_processes):
+        launch = {} if num_processes == 1 else {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes), "MASTER_PORT": str(port),
+            "LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1"}
+        variables = {"ACCELERATE_USE_CPU": "true", **launch, **(environment or {})}
+        processes.append(context.Process(target=_enter, args=(rank, folder, variables, function, arguments)))
+        processes[-1].start()
+    return Started(processes, folder, timeout)
+
+
+def run(function: Callable, *arguments: Any, **how: Any) -> list[Any]:
+    """What `function(*arguments)` returned in each process of a launch; all of them must end well."""
+    ended = start(function, *arguments, **how).wait()
+    assert [end.exit_code for end in ended] == [0] * len(ended), "\n".join(end.stderr[-3000:] for end in ended)
+    return [end.value for end in ended]
+
+
+def command(script: str, *arguments: object, **how: Any) -> Ended:
+    """Run one of the repository's commands as Python would, as one process."""
+    (ended,) = start(_run_script, script, [str(argument) for argument in arguments], **how).wait()
+    return ended
+
+
+def train_here(config: TrainConfig) -> tuple[int, int]:
+    """Train in this process of a launch. Returns its rank and the number of processes."""
+    from glioma_dist.runtime import Runtime
+    from glioma_dist.training.loop import train
+
+    here = Runtime.start()
+    train(config, here)
+    return here.rank, here.num_processes
+
+
+def _run_script(script: str, arguments: list[str]) -> None:
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+
+
+def _enter(rank: int, folder: Path, variables: dict[str, str], function: Callable, arguments: tuple) -> None:
+    import torch
+
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
+    # A launch of its own: a signal to the group reaches it and its workers, and not the tests.
+    os.setsid()
+    os.environ.update(variables)
+    try:
+        value = function(*arguments)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        sys.exit(1)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    (folder / f"{rank}.value").write_bytes(pickle.dumps(value))

@@ -1,0 +1,124 @@
+"""Batch norm over processes equals PyTorch's own on the joined batch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import run
+from torch import nn
+
+from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d, synchronise_batch_norm
+
+CPU = torch.device("cpu")
+
+
+def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Two batch norms, so that the second's gradient passes through the first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1),
+                          nn.BatchNorm2d(4, momentum=0.3, eps=1e-3)).to(dtype)
+    for norm in (model[1], model[4]):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.running_mean)
+    return model
+
+
+def batches(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """(3 steps, 7 images, 3, 6, 5), far from mean 0 and each image elsewhere, and a gradient for each output."""
+    generator = torch.Generator().manual_seed(1)
+    shift = torch.randn(3, 7, 3, 1, 1, generator=generator, dtype=torch.float64) * 5 + 20
+    return (torch.randn(3, 7, 3, 6, 5, generator=generator, dtype=torch.float64) + shift).to(dtype)
+
+
+def gradients_of_outputs(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(3, 7, 4, 6, 5, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def steps(model: nn.Module, rows: slice, dtype: torch.dtype = torch.float64) -> dict[str, np.ndarray]:
+    """Outputs, gradients by input, summed gradients by parameter, and buffers after three steps on `rows`."""
+    outputs, inputs = [], []
+    for images, gradient in zip(batches(dtype), gradients_of_outputs(dtype), strict=True):
+        images = images[rows].clone().requires_grad_()
+        output = model(images)
+        output.backward(gradient[rows])
+        outputs.append(output.detach())
+        inputs.append(images.grad)
+    found = {"output": torch.stack(outputs), "input gradient": torch.stack(inputs)}
+    found |= {f"gradient {name}": parameter.grad for name, parameter in model.named_parameters()}
+    found |= {f"buffer {name}": buffer for name, buffer in model.named_buffers()}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def rank_steps(shares: list[int], dtype: torch.dtype = torch.float64) -> dict[str, np.ndarray]:
+    """`steps` of one rank, whose part of a batch is `shares[rank]` images."""
+    from glioma_dist.runtime import Runtime
+
+    here = Runtime.start()
+    assert here.num_processes == len(shares)
+    first = sum(shares[: here.rank])
+    model = synchronise_batch_norm(make_model(dtype), here.device)
+    return steps(model, slice(first, first + shares[here.rank]), dtype)
+
+
+@pytest.mark.parametrize("shares", [[5, 2], [1, 4, 2]], ids=str)
+def test_several_processes_with_unequal_shares_equal_the_joined_batch(shares):
+    expected = steps(make_model(), slice(None))
+    ranks = run(rank_steps, shares, num_processes=len(shares))
+    tolerance = {"rtol": 1e-9, "atol": 1e-9}
+    for name in ("output", "input gradient"):
+        np.testing.assert_allclose(np.concatenate([rank[name] for rank in ranks], 1), expected[name], **tolerance)
+    for name in expected:
+        if name.startswith("gradient"):
+            np.testing.assert_allclose(sum(rank[name] for rank in ranks), expected[name], **tolerance, err_msg=name)
+        elif name.startswith("buffer"):
+            for rank in ranks:
+                np.testing.assert_allclose(rank[name], expected[name], **tolerance, err_msg=name)
+    assert all(rank["buffer 1.num_batches_tracked"] == 3 for rank in ranks)
+
+
+def test_one_process_equals_pytorchs_own():
+    expected = steps(make_model(), slice(None))
+    for name, value in steps(synchronise_batch_norm(make_model(), CPU), slice(None)).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_a_mean_far_from_nought_loses_no_digits():
+    """E[x^2] - E[x]^2 in fp32 would be nothing but rounding here."""
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 5000
+    norm = synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), CPU)
+    exact = nn.BatchNorm2d(3).double()
+    np.testing.assert_allclose(norm(images).detach(), exact(images.double()).detach(), atol=2e-3)
+
+
+def test_bf16_features_keep_statistics_in_fp32():
+    images = torch.randn(4, 5, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    norm, plain = synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(5)), CPU)[0], nn.BatchNorm2d(5)
+    ours, theirs = images.clone().requires_grad_(), images.float().requires_grad_()
+    output, expected = norm(ours), plain(theirs)
+    output.float().square().sum().backward()
+    expected.square().sum().backward()
+    assert output.dtype == ours.grad.dtype == torch.bfloat16
+    assert norm.running_mean.dtype == torch.float32
+    torch.testing.assert_close(norm.running_mean, plain.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_in_evaluation_it_is_pytorchs_own_and_names_stay():
+    plain = make_model()
+    ours = synchronise_batch_norm(copy.deepcopy(plain), CPU)
+    assert [type(module) for module in ours.modules()].count(ProcessesBatchNorm2d) == 2
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    images = batches()[0]
+    assert torch.equal(ours.eval()(images), plain.eval()(images))
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name])
+
+
+def test_group_norm_is_left_alone():
+    model = synchronise_batch_norm(nn.Sequential(nn.GroupNorm(1, 4), nn.BatchNorm2d(4)), CPU)
+    assert [type(module) for module in model] == [nn.GroupNorm, ProcessesBatchNorm2d]

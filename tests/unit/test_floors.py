@@ -1,0 +1,110 @@
+"""Modules import from lower floors only, as the table of docs/architecture.md has them."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = "glioma_dist"
+MAY_USE_BESIDE = {("training", "evaluation"), ("inference", "evaluation")}
+SOURCES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))
+ON_TOP = [REPOSITORY / name for name in ("train.py", "evaluate.py", "predict.py")] + sorted(
+    (REPOSITORY / "tools").glob("*.py"))
+
+
+def read_floors() -> dict[str, int]:
+    """Room or module on the floors -> floor, from the table."""
+    floors = {}
+    for line in (REPOSITORY / "docs" / "architecture.md").read_text().splitlines():
+        cells = line.split("|")
+        if len(cells) > 3 and re.fullmatch(r" \d+ ", cells[1]):
+            for name in re.findall(r"`([a-z_]+)(?:\.py|/)`", cells[2]):
+                floors[name] = int(cells[1])
+    return floors
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Every name that a module imports anywhere in it, in full; `from a import b` gives a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parent = node.module or ""
+            if node.level:
+                package = module_name(path).split(".")
+                package = package if path.name == "__init__.py" else package[:-1]
+                package = package[: len(package) - node.level + 1]
+                parent = ".".join([*package, *parent.split(".")] if parent else package)
+            found |= {parent} | {f"{parent}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def offence(importer: str, imported: str, floors: dict[str, int]) -> str | None:
+    """Why one module of the package may not import another; None where it may."""
+    here, there = room(importer), room(imported)
+    if here == there or (here, there) in MAY_USE_BESIDE or floors[there] < floors[here]:
+        return None
+    if floors[here] == floors[there] == 0:
+        return None  # the ground floor has no rooms; that it has no cycles is looked at below
+    return f"{importer} (floor {floors[here]}) imports {imported} (floor {floors[there]})"
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """Module of the package -> modules of the package that it imports."""
+    modules = {module_name(path): path for path in SOURCES}
+    return {name: (imports(path) & set(modules)) - {name, PACKAGE} for name, path in modules.items()}
+
+
+def test_the_rule_refuses_what_it_should():
+    floors = {"config": 0, "data": 1, "model": 1, "training": 3, "evaluation": 3, "inference": 3}
+    allowed = [("training", "data"), ("training", "evaluation"), ("inference", "evaluation"), ("data", "data")]
+    refused = [("data", "training"), ("data", "model"), ("evaluation", "training"), ("config", "data")]
+    for pairs, expected in ((allowed, True), (refused, False)):
+        for here, there in pairs:
+            assert (offence(f"{PACKAGE}.{here}.x", f"{PACKAGE}.{there}.y", floors) is None) == expected, (here, there)
+
+
+def test_every_room_has_a_floor():
+    floors = read_floors()
+    rooms = {room(module_name(path)) for path in SOURCES if path != REPOSITORY / PACKAGE / "__init__.py"}
+    assert rooms <= set(floors)
+    assert {path.stem if path.parent == REPOSITORY else path.parent.name for path in ON_TOP} <= set(floors)
+
+
+def test_modules_import_from_lower_floors_only(graph):
+    floors = read_floors()
+    assert sum(map(len, graph.values())) > 20  # the graph is not empty by mistake
+    found = [offence(name, other, floors) for name, others in graph.items() for other in others]
+    assert [line for line in found if line] == []
+
+
+def test_the_package_never_imports_entry_points_or_tools():
+    top = {path.stem for path in ON_TOP[:3]} | {"tools"}
+    assert {(module_name(path), name) for path in SOURCES for name in imports(path) if name.split(".")[0] in top} == set()
+
+
+def test_entry_points_and_tools_import_each_other_nowhere():
+    top = {module_name(path) for path in ON_TOP} | {path.stem for path in ON_TOP}
+    assert {(path.name, name) for path in ON_TOP for name in imports(path) if name in top} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle(graph):
+    """Takes away, over and over, the modules that import nothing that is left: what stays stands in a circle."""
+    left = dict(graph)
+    while free := [name for name, others in left.items() if not others & set(left)]:
+        for name in free:
+            del left[name]
+    assert left == {}

@@ -1,0 +1,143 @@
+"""The order of samples: what an epoch holds, and that nothing but seed, sizes and batch decides it."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from glioma_dist.data.order import SHARDS_IN_WINDOW, Order, Place
+from glioma_dist.errors import InputError
+
+SIZES = {
+    "one shard": [7],
+    "empty and unequal": [0, 3, 0, 5, 1, 0],
+    "a shard of one each": [1] * 37,
+    "more than a window": [5, 9, 2, 4] * 12,
+    "just a window": [3] * SHARDS_IN_WINDOW,
+    "one more than a window": [3] * (SHARDS_IN_WINDOW + 1),
+    "a window of empty shards": [4, 4] + [0] * 40 + [4],
+}
+
+
+def epoch_of(order: Order, epoch: int) -> list[list[Place]]:
+    first = epoch * order.steps_per_epoch
+    return [order.batch(first + step) for step in range(order.steps_per_epoch)]
+
+
+def samples(batches: list[list[Place]]) -> list[tuple[int, int]]:
+    return [(place.shard, place.sample) for batch in batches for place in batch]
+
+
+def every_sample(sizes: list[int]) -> set[tuple[int, int]]:
+    return {(shard, sample) for shard, size in enumerate(sizes) for sample in range(size)}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+def test_an_epoch_holds_every_sample_at_most_once(sizes, batch_size):
+    order = Order(sizes, batch_size, seed=3)
+    for epoch in range(3):
+        seen = samples(epoch_of(order, epoch))
+        assert len(seen) == len(set(seen)) == sum(sizes) // batch_size * batch_size
+        assert set(seen) <= every_sample(sizes)
+        if sum(sizes) % batch_size == 0:
+            assert set(seen) == every_sample(sizes)
+
+
+def test_what_an_epoch_leaves_out_is_not_always_the_same():
+    order = Order([4, 5, 2], 4, seed=0)
+    left_out = [frozenset(every_sample([4, 5, 2]) - set(samples(epoch_of(order, epoch)))) for epoch in range(20)]
+    assert {len(left) for left in left_out} == {3}
+    assert len(frozenset.union(*left_out)) == 11
+
+
+def test_the_order_is_the_same_whenever_it_is_asked():
+    sizes = SIZES["more than a window"]
+    straight = Order(sizes, 6, seed=9)
+    expected = [straight.batch(step) for step in range(3 * straight.steps_per_epoch)]
+    steps = np.random.default_rng(0).permutation(len(expected)).tolist()
+    asked, revived = Order(sizes, 6, seed=9), pickle.loads(pickle.dumps(straight))
+    for step in steps:
+        assert asked.batch(step) == expected[step]
+        assert Order(sizes, 6, seed=9).batch(step) == expected[step]
+    assert [revived.batch(step) for step in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_the_order_does_not_know_the_number_of_processes(num_processes):
+    sizes, share = SIZES["more than a window"], 8 // num_processes
+    whole = Order(sizes, 8, seed=1)
+    ranks = [Order(sizes, 8, seed=1) for _ in range(num_processes)]
+    for step in range(2 * whole.steps_per_epoch):
+        joined = [place for rank, order in enumerate(ranks)
+                  for place in order.batch(step, range(rank * share, (rank + 1) * share))]
+        assert joined == whole.batch(step)
+
+
+def test_epochs_and_seeds_differ():
+    sizes = SIZES["more than a window"]
+    orders = [samples(epoch_of(Order(sizes, 4, seed), epoch)) for seed in (0, 1, 2**62) for epoch in range(3)]
+    assert len({tuple(order) for order in orders}) == 9
+
+
+def test_every_place_has_a_seed_of_its_own():
+    orders = [Order([20, 20], 4, seed) for seed in (0, 1)]
+    seeds = [place.seed for order in orders for epoch in range(10) for batch in epoch_of(order, epoch)
+             for place in batch]
+    assert len(set(seeds)) == len(seeds) == 800
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**63
+    # 63 bits drawn evenly: the mean of 800 lies within five deviations of the middle.
+    assert abs(np.mean(seeds) / 2**62 - 1) < 5 * np.sqrt(4 / 12 / 800)
+
+
+def test_the_seed_is_the_places_and_not_the_samples():
+    """A sample meets other randomness in another epoch."""
+    order = Order([6], 2, seed=0)
+    seeds = {}
+    for epoch in range(5):
+        for batch in epoch_of(order, epoch):
+            for place in batch:
+                seeds.setdefault(place.sample, []).append(place.seed)
+    assert all(len(set(drawn)) == 5 for drawn in seeds.values())
+
+
+def test_a_slot_walks_its_own_stretch_and_reads_few_shards():
+    sizes, batch_size = [10] * 200, 8
+    order = Order(sizes, batch_size, seed=5)
+    batches = epoch_of(order, 0)
+    stretches = [[batch[slot] for batch in batches] for slot in range(batch_size)]
+    sequence = [place for stretch in stretches for place in stretch]
+    assert len({(place.shard, place.sample) for place in sequence}) == 2000
+    # Each window of the joined sequence holds whole shards, and these in no other window.
+    window = 10 * SHARDS_IN_WINDOW
+    windows = [{place.shard for place in sequence[first : first + window]} for first in range(0, 2000, window)]
+    assert [len(shards) for shards in windows] == [SHARDS_IN_WINDOW] * 12 + [200 - 12 * SHARDS_IN_WINDOW]
+    assert len(set().union(*windows)) == 200
+    # 250 samples in a row touch three windows at most, of 200 shards that a walk at random would nearly all touch.
+    assert max(len({place.shard for place in stretch}) for stretch in stretches) <= 3 * SHARDS_IN_WINDOW
+    assert len({place.shard for place in sequence[:window // 4]}) > 4  # and samples are mixed within a window
+
+
+def test_samples_are_drawn_evenly():
+    """Over many seeds each of 12 samples comes first about as often: chi-square with 11 degrees of freedom, whose
+    99.99th percentile is 37.4."""
+    sizes = [1, 0, 4, 7]
+    counts = np.zeros(12)
+    starts = np.cumsum(sizes) - sizes
+    for seed in range(1200):
+        place = Order(sizes, 3, seed).batch(0)[0]
+        counts[starts[place.shard] + place.sample] += 1
+    assert ((counts - 100) ** 2 / 100).sum() < 37.4
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), [([], 1), ([0, 0], 1), ([3, 2], 6)])
+def test_fewer_samples_than_the_batch_are_refused(sizes, batch_size):
+    with pytest.raises(InputError, match=rf"{sum(sizes)} samples.*--batch-size {batch_size}"):
+        Order(sizes, batch_size, seed=0)
+
+
+def test_memory_grows_with_shards_only():
+    """A billion samples in a few shards are no burden as long as their windows are not asked for."""
+    order = Order([10**9] * 4, 2, seed=0)
+    assert order.steps_per_epoch == 2 * 10**9

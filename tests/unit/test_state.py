@@ -1,0 +1,240 @@
+"""Checkpoints: what is saved comes back, nothing in them is executed, and a kill never leaves half of one."""
+
+import json
+import math
+import os
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import tiny_config
+
+from glioma_dist.errors import InputError
+from glioma_dist.model import checkpoint as checkpoint_module
+from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, STATE, Checkpoint, find_checkpoint
+from glioma_dist.model.unet import build_model
+from glioma_dist.training.state import Position, load_state, save_state
+from glioma_dist.training.telemetry import MetricsFile
+
+
+def make(seed: int, config) -> SimpleNamespace:
+    model, _ = build_model(config.model, seed)
+    return SimpleNamespace(model=model, optimizer=torch.optim.Adam(model.parameters(), lr=config.lr))
+
+
+def step(made: SimpleNamespace, number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+    made.optimizer.zero_grad()
+    for parameter in made.model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    made.optimizer.step()
+    for name, buffer in made.model.named_buffers():
+        buffer += 1 if "num_batches" in name else 0.25
+
+
+@pytest.fixture
+def saved(shards, tmp_path):
+    """A checkpoint after two steps, as a namespace: folder, config, and what was saved."""
+    config = tiny_config(shards, tmp_path)
+    made = make(0, config)
+    for number in range(2):
+        step(made, number)
+    folder = tmp_path / "last"
+    save_state(folder, config, Position(2, 0.125, 0.75, 1), made.model, made.optimizer, {"lineage": [], "more": "x"})
+    return SimpleNamespace(folder=folder, config=config, made=made)
+
+
+def check_equal(one: SimpleNamespace, other: SimpleNamespace) -> None:
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name]), name
+    states = one.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]
+    assert states[0].keys() == states[1].keys()
+    for number, values in states[0].items():
+        assert values.keys() == states[1][number].keys()
+        assert all(torch.equal(value, states[1][number][name]) for name, value in values.items())
+
+
+def test_what_is_saved_comes_back_and_goes_on_alike(saved):
+    read = Checkpoint.read(saved.folder)
+    assert read.config == saved.config
+    assert read.facts["more"] == "x"
+    fresh = make(1, saved.config)
+    assert load_state(read, fresh.model, fresh.optimizer) == Position(2, 0.125, 0.75, 1)
+    check_equal(saved.made, fresh)
+    step(saved.made, 2)
+    step(fresh, 2)
+    check_equal(saved.made, fresh)
+
+
+def test_training_on_does_not_change_the_files(saved):
+    before = {path.name: path.read_bytes() for path in saved.folder.iterdir()}
+    fresh = make(1, saved.config)
+    load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
+    step(fresh, 3)
+    assert {path.name: path.read_bytes() for path in saved.folder.iterdir()} == before
+
+
+def test_a_checkpoint_holds_safetensors_and_json_only(saved):
+    assert sorted(path.name for path in saved.folder.iterdir()) == [MODEL, OPTIMIZER, STATE]
+    assert sorted(path.name for path in saved.folder.parent.iterdir()) == ["last"]
+
+
+def test_the_model_alone_has_no_optimizer(saved):
+    best = saved.folder.parent / "best"
+    save_state(best, saved.config, Position(), saved.made.model, None, {})
+    assert sorted(path.name for path in best.iterdir()) == [MODEL, STATE]
+
+
+def test_state_json_is_json_even_before_there_is_a_best(saved):
+    folder = saved.folder.parent / "first"
+    save_state(folder, saved.config, Position(step=1), saved.made.model, saved.made.optimizer, {})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    json.loads((folder / STATE).read_text(), parse_constant=refuse)
+    fresh = make(1, saved.config)
+    assert load_state(Checkpoint.read(folder), fresh.model, fresh.optimizer).best_loss == math.inf
+
+
+class Trap:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_pickles_are_never_executed(saved, tmp_path, name, how):
+    trap = Trap(tmp_path / "sprung")
+    if how == "pickle":
+        (saved.folder / name).write_bytes(pickle.dumps(trap))
+    else:
+        torch.save({"x": trap}, saved.folder / name)
+    fresh = make(1, saved.config)
+    with pytest.raises(InputError) as error:
+        load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
+    assert str(saved.folder / name) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+def test_tensors_that_are_cut_short_are_one_line(saved, name, keep):
+    data = (saved.folder / name).read_bytes()
+    (saved.folder / name).write_bytes(data[: int(len(data) * keep)])
+    fresh = make(1, saved.config)
+    with pytest.raises(InputError) as error:
+        load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
+    assert str(saved.folder / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_optimizer_cannot_be_gone_on_from(saved):
+    (saved.folder / OPTIMIZER).unlink()
+    fresh = make(1, saved.config)
+    with pytest.raises(InputError, match=OPTIMIZER):
+        load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", "{}", '{"format_version": 1}',
+                                     '{"format_version": 1, "config": []}', '{"format_version": 1, "config": {"a": 1}}'])
+def test_a_state_that_is_none_is_one_line(saved, content):
+    (saved.folder / STATE).write_text(content)
+    with pytest.raises(InputError) as error:
+        Checkpoint.read(saved.folder)
+    assert str(saved.folder / STATE) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_later_format_is_refused(saved):
+    state = json.loads((saved.folder / STATE).read_text())
+    (saved.folder / STATE).write_text(json.dumps(state | {"format_version": 2}))
+    with pytest.raises(InputError, match=r"format 2, this version reads 1"):
+        Checkpoint.read(saved.folder)
+
+
+@pytest.mark.parametrize("missing", [MODEL, STATE])
+def test_half_a_checkpoint_is_none(saved, missing):
+    (saved.folder / missing).unlink()
+    assert find_checkpoint(saved.folder) is None
+    with pytest.raises(InputError, match="no checkpoint there"):
+        Checkpoint.read(saved.folder)
+
+
+class KilledError(BaseException):
+    """In place of SIGKILL: nothing after it runs (what really kills is in tests/end_to_end/test_training.py)."""
+
+
+@pytest.mark.parametrize("kill_at", range(12))
+def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(saved, monkeypatch, kill_at):
+    """Every call to the outside of a second save is a place to be killed at; the old or the new state is found, and the
+    next save works."""
+    calls = 0
+
+    def killing(function):
+        def call(*arguments, **named):
+            nonlocal calls
+            calls += 1
+            if calls > kill_at:
+                raise KilledError
+            return function(*arguments, **named)
+        return call
+
+    step(saved.made, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "save_file", killing(checkpoint_module.save_file))
+        patch.setattr(checkpoint_module.os, "rename", killing(os.rename))
+        patch.setattr(checkpoint_module.os, "fsync", killing(os.fsync))
+        patch.setattr(checkpoint_module.shutil, "rmtree", killing(checkpoint_module.shutil.rmtree))
+        try:
+            save_state(saved.folder, saved.config, Position(3), saved.made.model, saved.made.optimizer, {})
+            killed = False
+        except KilledError:
+            killed = True
+    assert killed == (kill_at < calls)
+    fresh = make(1, saved.config)
+    position = load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
+    assert position.step in (2, 3)
+    if position.step == 3:
+        check_equal(fresh, saved.made)
+    save_state(saved.folder, saved.config, Position(4), fresh.model, fresh.optimizer, {})
+    assert Checkpoint.read(saved.folder).facts["position"]["step"] == 4
+    assert sorted(path.name for path in saved.folder.parent.iterdir()) == ["last"]
+
+
+def test_the_last_of_these_kills_comes_after_the_end(saved, monkeypatch):
+    """So that the test above is known to go through all calls."""
+    calls = []
+    for module, name in ((checkpoint_module, "save_file"), (os, "rename"), (os, "fsync"),
+                         (checkpoint_module.shutil, "rmtree")):
+        def counted(*arguments, function=getattr(module, name), **named):
+            calls.append(function)
+            return function(*arguments, **named)
+        monkeypatch.setattr(module, name, counted)
+    save_state(saved.folder, saved.config, Position(3), saved.made.model, saved.made.optimizer, {})
+    assert 10 <= len(calls) <= 12
+
+
+def test_metrics_rows_after_the_checkpoint_and_a_torn_line_are_taken_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 1 / 3}, {"step": 2, "split": "val", "loss": 5e-324}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, {"step": 3, "loss": 1.0}]) + '{"step": 4, "lo')
+    metrics = MetricsFile(path, 2)
+    metrics.write(step=3, loss=0.5)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [*kept, {"step": 3, "loss": 0.5}]
+    assert list(tmp_path.iterdir()) == [path]
+    metrics._file.close()
+
+
+def test_a_new_metrics_file_is_flushed_at_once(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.write(step=1, epoch=0, loss=0.25)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "epoch": 0, "loss": 0.25}\n'
+    metrics._file.close()
