@@ -14,8 +14,10 @@ def main() -> None:
     if runtime.is_main:
         for image in scores["images"]:
             print(f"{image['dice']:.4f}  {image['key']}")
-        print(f"{scores['dice_mean']:.4f}  mean Dice of {scores['num_images']} images (input {scores['input_size']}, "
-              f"compared at {scores['metric_size']} size)")
+        print(
+            f"{scores['dice_mean']:.4f}  mean Dice of {scores['num_images']} images (input {scores['input_size']}, "
+            f"compared at {scores['metric_size']} size)"
+        )
 
 
 if __name__ == "__main__":

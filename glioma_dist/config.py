@@ -21,8 +21,18 @@ import tyro
 from glioma_dist.errors import InputError
 
 ENCODER_NAMES = ("mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
-COST_FIELDS = ("data.train", "data.val", "data.workers", "epochs", "max_steps", "patience", "eval_every", "save_every",
-               "out", "resume")
+COST_FIELDS = (
+    "data.train",
+    "data.val",
+    "data.workers",
+    "epochs",
+    "max_steps",
+    "patience",
+    "eval_every",
+    "save_every",
+    "out",
+    "resume",
+)
 """Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
 The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
 
@@ -46,9 +56,16 @@ class Size:
         return f"{self.width}x{self.height}"
 
 
-SizeFlag = Annotated[Size, tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1, metavar="WxH", instance_from_str=lambda args: Size.parse(args[0]),
-    is_instance=lambda value: isinstance(value, Size), str_from_instance=lambda size: [str(size)])]
+SizeFlag = Annotated[
+    Size,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="WxH",
+        instance_from_str=lambda args: Size.parse(args[0]),
+        is_instance=lambda value: isinstance(value, Size),
+        str_from_instance=lambda size: [str(size)],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -79,8 +96,9 @@ class DataConfig:
             raise InputError("no training data: give a folder of shards with --data.train (tools/ makes them)")
         least, greatest = self.crop_side
         if not 0 < least <= greatest <= 1:
-            raise InputError(f"--data.crop-side {least} {greatest}: give 0 < least <= greatest <= 1 (fractions of "
-                             "the image's side)")
+            raise InputError(
+                f"--data.crop-side {least} {greatest}: give 0 < least <= greatest <= 1 (fractions of the image's side)"
+            )
         if self.workers < 0:
             raise InputError(f"--data.workers {self.workers}: give 0 or more")
         if len(set(self.augment)) != len(self.augment):
@@ -103,8 +121,9 @@ class ModelConfig:
     def validate(self) -> None:
         if self.encoder not in ENCODER_NAMES:
             near = difflib.get_close_matches(self.encoder, ENCODER_NAMES, n=1, cutoff=0.0)[0]
-            raise InputError(f"--model.encoder {self.encoder}: unknown; did you mean {near}? "
-                             f"(known: {', '.join(ENCODER_NAMES)})")
+            raise InputError(
+                f"--model.encoder {self.encoder}: unknown; did you mean {near}? (known: {', '.join(ENCODER_NAMES)})"
+            )
         if min(self.decoder_channels) < 1:
             raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
 
@@ -210,12 +229,14 @@ def parse(kind: type[Config], argv: list[str]) -> Config:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain JSON values; sizes and paths as text, tuples as lists."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, Size | Path):
             return str(value)
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
     return plain(config)
 
 
@@ -285,6 +306,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where)
     if isinstance(value, str) and hint in (Size, Path, str):
         return Size.parse(value) if hint is Size else hint(value)
-    if hint is float and isinstance(value, int | float) or hint is int and isinstance(value, int):
+    if (hint is float and isinstance(value, int | float)) or (hint is int and isinstance(value, int)):
         return hint(value)
     raise InputError(f"{where}: cannot use {value!r}, expected {getattr(hint, '__name__', hint)}")

@@ -48,9 +48,11 @@ class Runtime:
             _keep_freed_memory()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
-            raise InputError(f"the launcher started {launched} processes but accelerate sees "
-                             f"{accelerator.num_processes}: take a file of accelerate_configs/, or launch without "
-                             "`use_cpu: true` and without MULTI_CPU")
+            raise InputError(
+                f"the launcher started {launched} processes but accelerate sees "
+                f"{accelerator.num_processes}: take a file of accelerate_configs/, or launch without "
+                "`use_cpu: true` and without MULTI_CPU"
+            )
         return cls(accelerator)
 
     @property

@@ -30,7 +30,9 @@ def raise_contrast(image: np.ndarray, how: Literal["percentile", "clahe", "none"
     """
     if how == "clahe":
         clahe = cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_TILES)
-        planes = [_to_8_bit(clahe.apply(np.ascontiguousarray(plane))) for plane in np.atleast_3d(image).transpose(2, 0, 1)]
+        planes = [
+            _to_8_bit(clahe.apply(np.ascontiguousarray(plane))) for plane in np.atleast_3d(image).transpose(2, 0, 1)
+        ]
         return planes[0] if image.ndim == 2 else np.stack(planes, axis=-1)
     if how == "none":
         return _to_8_bit(image)
@@ -59,8 +61,9 @@ def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     return (scaled > 0).astype(np.uint8)
 
 
-def fit_training(image: np.ndarray, mask: np.ndarray, config: DataConfig, generator: np.random.Generator,
-                 key: str) -> tuple[np.ndarray, np.ndarray]:
+def fit_training(
+    image: np.ndarray, mask: np.ndarray, config: DataConfig, generator: np.random.Generator, key: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Bring image and mask to `config.size` by `config.fit`; windows are drawn uniformly from `generator`.
 
     Raises InputError where a crop is larger than the image; `key` names the sample in it.
@@ -71,8 +74,10 @@ def fit_training(image: np.ndarray, mask: np.ndarray, config: DataConfig, genera
     if config.fit == "crop":
         window = config.size
         if window.width > width or window.height > height:
-            raise InputError(f"sample {key} is {width}x{height}, smaller than the crop {window}: give a --data.size "
-                             f"within it, or --data.fit resize")
+            raise InputError(
+                f"sample {key} is {width}x{height}, smaller than the crop {window}: give a --data.size "
+                f"within it, or --data.fit resize"
+            )
     else:
         side = generator.uniform(*config.crop_side)
         window = Size(max(1, round(side * width)), max(1, round(side * height)))
@@ -121,8 +126,9 @@ def _changes(names: tuple[str, ...]) -> Callable:
     return albumentations.Compose([change for name in names for change in known[name]])
 
 
-def _cut(image: np.ndarray, mask: np.ndarray, left: int, top: int, window: Size,
-         size: Size) -> tuple[np.ndarray, np.ndarray]:
+def _cut(
+    image: np.ndarray, mask: np.ndarray, left: int, top: int, window: Size, size: Size
+) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = slice(top, top + window.height), slice(left, left + window.width)
     return resize_image(image[rows, columns], size), resize_mask(mask[rows, columns], size)
 

@@ -44,15 +44,18 @@ class Batch:
         return Batch(self.images.pin_memory(), self.masks.pin_memory(), self.seeds, self.keys)
 
 
-def training_batches(reader: ShardReader, order: Order, config: DataConfig, first_step: int, rank: int,
-                     num_processes: int) -> Iterator[Batch]:
+def training_batches(
+    reader: ShardReader, order: Order, config: DataConfig, first_step: int, rank: int, num_processes: int
+) -> Iterator[Batch]:
     """Batches number `first_step`, `first_step` + 1, … without end: this process's slots of each.
 
     Raises InputError where the processes do not divide the batch, and for samples that cannot be used.
     """
     if order.batch_size % num_processes:
-        raise InputError(f"--batch-size {order.batch_size} cannot be shared by {num_processes} processes: give a "
-                         f"multiple of {num_processes}")
+        raise InputError(
+            f"--batch-size {order.batch_size} cannot be shared by {num_processes} processes: give a "
+            f"multiple of {num_processes}"
+        )
     share = order.batch_size // num_processes
     slots = range(rank * share, (rank + 1) * share)
     return _load(_TrainingSamples(reader, order, config, slots), _StepsFrom(first_step), config.workers)
@@ -102,8 +105,9 @@ class _TrainingSamples(Dataset):
             keys.append(sample.key)
         channels = max(len(image) for image in images)
         seeds = torch.tensor([place.seed for place in places])
-        return Batch(torch.stack([image.expand(channels, -1, -1) for image in images]), torch.stack(masks), seeds,
-                     tuple(keys))
+        return Batch(
+            torch.stack([image.expand(channels, -1, -1) for image in images]), torch.stack(masks), seeds, tuple(keys)
+        )
 
 
 class _PlainSamples(Dataset):
@@ -130,8 +134,15 @@ class _StepsFrom(Sampler):
 
 def _load(dataset: Dataset, sampler: Sampler | list, workers: int) -> Iterator:
     """What `dataset` holds at the sampler's places, in their order, made by worker processes."""
-    loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=_one_thread,
-                        collate_fn=_as_it_is, pin_memory=torch.cuda.is_available())
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+    )
     for item in loader:
         if isinstance(item, InputError):
             raise item

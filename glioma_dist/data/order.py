@@ -50,8 +50,10 @@ class Order:
         num_samples = int(self.shard_sizes.sum())
         self.steps_per_epoch = num_samples // batch_size
         if self.steps_per_epoch == 0:
-            raise InputError(f"the training data has {num_samples} samples, fewer than --batch-size {batch_size}: "
-                             f"give a batch of at most {num_samples}")
+            raise InputError(
+                f"the training data has {num_samples} samples, fewer than --batch-size {batch_size}: "
+                f"give a batch of at most {num_samples}"
+            )
         # A process asks for the same few windows over and over: one a slot, for neighbouring steps.
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
         self._window = lru_cache(maxsize=2 * batch_size + 2)(self._draw_window)

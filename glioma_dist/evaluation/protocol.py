@@ -32,9 +32,13 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
     reader = ShardReader(config.data)
     model = runtime.accelerator.prepare_model(model.to(runtime.device), evaluation_mode=True)
     contrast = checkpoint.config.data.raise_contrast
-    here = [{"key": sample.key, "dice": dice_at_sizes(model, sample, contrast, config.input_size, config.metric_size,
-                                                      runtime.device)}
-            for sample in evaluation_samples(reader, runtime.rank, runtime.num_processes, config.workers)]
+    here = [
+        {
+            "key": sample.key,
+            "dice": dice_at_sizes(model, sample, contrast, config.input_size, config.metric_size, runtime.device),
+        }
+        for sample in evaluation_samples(reader, runtime.rank, runtime.num_processes, config.workers)
+    ]
     images = sorted(runtime.gather_objects(here), key=lambda image: image["key"])
     scores = {
         "dice_mean": statistics.fmean(image["dice"] for image in images),
@@ -52,8 +56,14 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
     return scores
 
 
-def dice_at_sizes(model: nn.Module, sample: Sample, contrast: str, input_size: Size | None, metric_size: Size | None,
-                  device: torch.device) -> float:
+def dice_at_sizes(
+    model: nn.Module,
+    sample: Sample,
+    contrast: str,
+    input_size: Size | None,
+    metric_size: Size | None,
+    device: torch.device,
+) -> float:
     """DS(x, y, R1, R2) = Dice(scale(f(scale(x, R1)), R2), scale(y, R2)); R1 `input_size`, R2 `metric_size`, each the
     image's own size where None. The output is scaled as a probability, bilinearly; of the reference every value above
     0 counts as 1."""
@@ -65,8 +75,9 @@ def dice_at_sizes(model: nn.Module, sample: Sample, contrast: str, input_size: S
 
 
 @torch.inference_mode()
-def cell_probability(model: nn.Module, image: np.ndarray, input_size: Size | None, output_size: Size,
-                     device: torch.device) -> Tensor:
+def cell_probability(
+    model: nn.Module, image: np.ndarray, input_size: Size | None, output_size: Size, device: torch.device
+) -> Tensor:
     """Probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`.
 
     image: uint8 (H, W) or (H, W, 3) with its contrast raised; it is scaled to `input_size` for the network, or goes

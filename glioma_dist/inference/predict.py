@@ -64,24 +64,32 @@ def find_images(pattern: str) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(pattern, recursive=True))
     paths = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:
-        raise InputError(f"--images {pattern}: no {', '.join(IMAGE_SUFFIXES)} there; give a folder, a file, or a "
-                         "pattern in quotes")
+        raise InputError(
+            f"--images {pattern}: no {', '.join(IMAGE_SUFFIXES)} there; give a folder, a file, or a pattern in quotes"
+        )
     return paths
 
 
 def output_names(paths: list[Path]) -> list[str]:
     """A name for each image's results: its stem, with the folder's name and the ending where stems repeat."""
-    candidates = [(path.stem, path.name, f"{path.parent.name}_{path.name}", f"{number:05d}_{path.name}")
-                  for number, path in enumerate(paths)]
+    candidates = [
+        (path.stem, path.name, f"{path.parent.name}_{path.name}", f"{number:05d}_{path.name}")
+        for number, path in enumerate(paths)
+    ]
     times = Counter(name for names in candidates for name in set(names))
     return [next(name for name in names if times[name] == 1) for names in candidates]
 
 
 def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: np.ndarray) -> dict:
     """Write mask and overlay; returns the row for summary.csv. image: uint8; mask: (H, W) of 0 and 1."""
-    row = {"image": str(path), "width": mask.shape[1], "height": mask.shape[0],
-           "covered_share": round(float(mask.mean()), 6), "mask": f"{name}.mask.png",
-           "overlay": f"{name}.overlay.png"}
+    row = {
+        "image": str(path),
+        "width": mask.shape[1],
+        "height": mask.shape[0],
+        "covered_share": round(float(mask.mean()), 6),
+        "mask": f"{name}.mask.png",
+        "overlay": f"{name}.overlay.png",
+    }
     for file, pixels in ((row["mask"], mask * 255), (row["overlay"], overlay(image, mask)[..., ::-1])):
         if not cv2.imwrite(str(folder / file), pixels):
             raise InputError(f"{folder / file}: cannot be written; is the folder writable, and is there space?")

@@ -38,8 +38,9 @@ class Checkpoint:
         """Raises InputError where there is no whole checkpoint, or one of a later format."""
         found = find_checkpoint(folder)
         if found is None:
-            raise InputError(f"{folder}: no checkpoint there (looked for {MODEL} and {STATE}); give a folder as "
-                             "runs/x/best")
+            raise InputError(
+                f"{folder}: no checkpoint there (looked for {MODEL} and {STATE}); give a folder as runs/x/best"
+            )
         try:
             facts = json.loads((found / STATE).read_text())
             version = facts.pop("format_version")
@@ -47,8 +48,9 @@ class Checkpoint:
         except (ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{found / STATE}: cannot be read ({error!r}); take another checkpoint") from error
         if version != FORMAT_VERSION:
-            raise InputError(f"{found / STATE}: format {version!r}, this version reads {FORMAT_VERSION}; update "
-                             "glioma-dist")
+            raise InputError(
+                f"{found / STATE}: format {version!r}, this version reads {FORMAT_VERSION}; update glioma-dist"
+            )
         return cls(found, config, facts)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -64,14 +66,21 @@ class Checkpoint:
         Raises InputError naming both encoders where they differ, or what else does not fit.
         """
         if self.config.model.encoder != encoder:
-            raise InputError(f"{self.folder}: its encoder is {self.config.model.encoder}, asked for is {encoder}; "
-                             f"give --model.encoder {self.config.model.encoder}")
+            raise InputError(
+                f"{self.folder}: its encoder is {self.config.model.encoder}, asked for is {encoder}; "
+                f"give --model.encoder {self.config.model.encoder}"
+            )
         tensors, wanted = self.tensors(MODEL), model.state_dict()
-        wrong = [name for name in sorted({*tensors, *wanted})
-                 if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape]
+        wrong = [
+            name
+            for name in sorted({*tensors, *wanted})
+            if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape
+        ]
         if wrong:
-            raise InputError(f"{self.folder}: {len(wrong)} tensors do not fit this model, the first is {wrong[0]}; "
-                             "give the --model settings that its state.json has")
+            raise InputError(
+                f"{self.folder}: {len(wrong)} tensors do not fit this model, the first is {wrong[0]}; "
+                "give the --model settings that its state.json has"
+            )
         model.load_state_dict(tensors)
 
 
@@ -83,8 +92,13 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def write_checkpoint(folder: Path, config: TrainConfig, facts: dict[str, Any], model: dict[str, Tensor],
-                     optimizer: dict[str, Tensor] | None = None) -> None:
+def write_checkpoint(
+    folder: Path,
+    config: TrainConfig,
+    facts: dict[str, Any],
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint so that a kill at any moment leaves this one or the one before, whole."""
     new, old = _sibling(folder, "new"), _sibling(folder, "old")
     shutil.rmtree(new, ignore_errors=True)

@@ -24,7 +24,9 @@ def make_norm(kind: Literal["batch", "group"], channels: int) -> nn.Module:
 class DecoderBlock(nn.Module):
     """Doubles a map's size, joins the encoder's map of that size where there is one, and convolves twice."""
 
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: Literal["batch", "group"]) -> None:
+    def __init__(
+        self, in_channels: int, skip_channels: int, out_channels: int, norm: Literal["batch", "group"]
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels + skip_channels, out_channels, 3, padding=1, bias=False)
         self.norm1 = make_norm(norm, out_channels)
@@ -44,12 +46,17 @@ class DecoderBlock(nn.Module):
 class BilinearDecoder(nn.Module):
     """U-Net decoder (Ronneberger et al. 2015) in the article's form, from stride 32 to full size in five blocks."""
 
-    def __init__(self, encoder_channels: Sequence[int], encoder_strides: Sequence[int],
-                 channels: Sequence[int], norm: Literal["batch", "group"]) -> None:
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        encoder_strides: Sequence[int],
+        channels: Sequence[int],
+        norm: Literal["batch", "group"],
+    ) -> None:
         super().__init__()
         skips = dict(zip(encoder_strides, encoder_channels, strict=True))
         width = skips.pop(2 ** len(channels))
-        self.skip_strides = tuple(2 ** level for level in range(len(channels) - 1, -1, -1))
+        self.skip_strides = tuple(2**level for level in range(len(channels) - 1, -1, -1))
         blocks = []
         for stride, out_channels in zip(self.skip_strides, channels, strict=True):
             blocks.append(DecoderBlock(width, skips.get(stride, 0), out_channels, norm))

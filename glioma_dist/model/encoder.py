@@ -98,4 +98,5 @@ class StochasticDepth:
             tokens = output[0] if isinstance(output, tuple) else output
             scaled = tokens * self.scales[:, number, None, None].to(tokens.dtype)
             return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
+
         return scale

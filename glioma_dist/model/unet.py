@@ -32,7 +32,9 @@ class UNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = MitEncoder(config.encoder)
-        self.decoder = BilinearDecoder(self.encoder.channels, self.encoder.strides, config.decoder_channels, config.norm)
+        self.decoder = BilinearDecoder(
+            self.encoder.channels, self.encoder.strides, config.decoder_channels, config.norm
+        )
         self.head = nn.Conv2d(config.decoder_channels[-1], 1, 3, padding=1)
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:

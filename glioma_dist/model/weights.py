@@ -43,18 +43,22 @@ def load_imagenet(model: nn.Module, encoder: str) -> None:
     Raises InputError where the hub has none for this encoder, or cannot be reached and the local cache has none.
     """
     if encoder not in HUB_NAMES:
-        raise InputError(f"--model.init imagenet: there are no ImageNet weights of {encoder}; take one of "
-                         f"{', '.join(HUB_NAMES)}, or --model.init random")
+        raise InputError(
+            f"--model.init imagenet: there are no ImageNet weights of {encoder}; take one of "
+            f"{', '.join(HUB_NAMES)}, or --model.init random"
+        )
     name = HUB_NAMES[encoder]
     target = model.encoder.segformer
     try:
         pretrained, report = type(target).from_pretrained(name, output_loading_info=True)
     except OSError as error:
-        raise InputError(f"--model.init imagenet: {name} is not in the local cache and the hub cannot be reached; run "
-                         f"`hf download {name}` where there is a network and copy the cache folder (HF_HOME) here"
-                         ) from error
+        raise InputError(
+            f"--model.init imagenet: {name} is not in the local cache and the hub cannot be reached; run "
+            f"`hf download {name}` where there is a network and copy the cache folder (HF_HOME) here"
+        ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
-        raise InputError(f"--model.init imagenet: {name} does not fit {encoder}: missing "
-                         f"{sorted(report['missing_keys'])[:3]}, of another shape {sorted(report['mismatched_keys'])[:3]}")
+        raise InputError(
+            f"--model.init imagenet: {name} does not fit {encoder}: missing "
+            f"{sorted(report['missing_keys'])[:3]}, of another shape {sorted(report['mismatched_keys'])[:3]}"
+        )
     target.load_state_dict(pretrained.state_dict())
-

@@ -77,9 +77,11 @@ def train(config: TrainConfig, runtime: Runtime) -> None:
     (config.out / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
     metrics = MetricsFile(config.out / "metrics.jsonl", position.step)
     with TrainingProgress(position.step, training.num_steps, config.batch_size) as progress:
-        progress.say(f"{len(training.train)} images, batch {config.batch_size} on {runtime.num_processes} process"
-                     f"{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type}), from step {position.step} "
-                     f"to {training.num_steps}, in {config.out}")
+        progress.say(
+            f"{len(training.train)} images, batch {config.batch_size} on {runtime.num_processes} process"
+            f"{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type}), from step {position.step} "
+            f"to {training.num_steps}, in {config.out}"
+        )
         run_steps(training, position, metrics, progress)
 
 
@@ -101,8 +103,10 @@ def open_run(config: TrainConfig) -> Checkpoint | None:
         raise InputError(f"{out / 'config.json'}: cannot be read ({error}); give another --out") from error
     changed = differences(old, to_dict(config))
     if changed:
-        raise InputError(f"--out {out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
-                         "settings to go on")
+        raise InputError(
+            f"--out {out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
+            "settings to go on"
+        )
     return None if find_checkpoint(out / "last") is None else Checkpoint.read(out / "last")
 
 
@@ -122,28 +126,37 @@ def prepare(config: TrainConfig, runtime: Runtime, old: Checkpoint | None) -> tu
     position = Position()
     if old is not None:
         if old.facts["fingerprints"] != fingerprints:
-            raise InputError(f"--out {config.out} was trained on other data than {config.data.train} and "
-                             f"{config.data.val}; give the same data, or another --out")
+            raise InputError(
+                f"--out {config.out} was trained on other data than {config.data.train} and "
+                f"{config.data.val}; give the same data, or another --out"
+            )
         position = load_state(old, model, optimizer)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
     return Training(config, runtime, train, val, order, model, optimizer, facts), position
 
 
-def run_steps(training: Training, position: Position, metrics: MetricsFile | None,
-              progress: TrainingProgress | None) -> Position:
+def run_steps(
+    training: Training, position: Position, metrics: MetricsFile | None, progress: TrainingProgress | None
+) -> Position:
     """Step until the end, until validation stops falling, or until the system asks to stop; the main process has
     `metrics` and `progress`."""
     config, runtime = training.config, training.runtime
-    batches = training_batches(training.train, training.order, config.data, position.step, runtime.rank,
-                               runtime.num_processes)
+    batches = training_batches(
+        training.train, training.order, config.data, position.step, runtime.rank, runtime.num_processes
+    )
     with StopSignal() as stop:
         while not training.finished(position):
             scores, stopping = train_step(training, next(batches).to(runtime.device), position.step, stop.asked)
             position = replace(position, step=position.step + 1)
             if metrics and progress:
                 progress.step(position.step, *scores)
-                metrics.write(step=position.step, epoch=training.epoch(position), loss=scores.loss, dice=scores.dice,
-                              images_per_second=progress.images_per_second)
+                metrics.write(
+                    step=position.step,
+                    epoch=training.epoch(position),
+                    loss=scores.loss,
+                    dice=scores.dice,
+                    images_per_second=progress.images_per_second,
+                )
             milestone = position.step == training.num_steps or position.step % training.eval_every == 0
             if milestone and training.val is not None:
                 position = evaluate(training, position, metrics, progress)
@@ -172,15 +185,18 @@ def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) ->
         loss, score, stopping = runtime.sum(torch.stack([losses.double().sum(), overlap, stop])).tolist()
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
-        raise InputError(f"step {step + 1}: the loss is {loss} (samples {', '.join(runtime.gather_objects(keys))}); "
-                         f"look at these images, or give a smaller --lr than {config.lr}; the last checkpoint is whole")
+        raise InputError(
+            f"step {step + 1}: the loss is {loss} (samples {', '.join(runtime.gather_objects(keys))}); "
+            f"look at these images, or give a smaller --lr than {config.lr}; the last checkpoint is whole"
+        )
     training.optimizer.step()
     training.optimizer.zero_grad()
     return Scores(loss / config.batch_size, score / config.batch_size), stopping > 0
 
 
-def evaluate(training: Training, position: Position, metrics: MetricsFile | None,
-             progress: TrainingProgress | None) -> Position:
+def evaluate(
+    training: Training, position: Position, metrics: MetricsFile | None, progress: TrainingProgress | None
+) -> Position:
     """Validate, tell of it, and keep the model as `best` where its loss is the lowest so far."""
     scores = validation_scores(training)
     better = scores.loss < position.best_loss
@@ -190,10 +206,13 @@ def evaluate(training: Training, position: Position, metrics: MetricsFile | None
     else:
         position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
     if metrics and progress:
-        metrics.write(step=position.step, epoch=training.epoch(position), split="val", loss=scores.loss,
-                      dice=scores.dice)
-        progress.say(f"step {position.step}: validation loss {scores.loss:.4f}, Dice {scores.dice:.4f}"
-                     f"{', the best so far' if better else ''}")
+        metrics.write(
+            step=position.step, epoch=training.epoch(position), split="val", loss=scores.loss, dice=scores.dice
+        )
+        progress.say(
+            f"step {position.step}: validation loss {scores.loss:.4f}, Dice {scores.dice:.4f}"
+            f"{', the best so far' if better else ''}"
+        )
     return position
 
 

@@ -29,8 +29,14 @@ class Position:
     evaluations_since_best: int = 0
 
 
-def save_state(folder: Path, config: TrainConfig, position: Position, model: nn.Module,
-               optimizer: torch.optim.Optimizer | None, facts: dict) -> None:
+def save_state(
+    folder: Path,
+    config: TrainConfig,
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    facts: dict,
+) -> None:
     """Write a checkpoint of the unwrapped `model`; with the optimizer where training is to go on from it."""
     where = {key: value for key, value in dataclasses.asdict(position).items() if value != math.inf}
     tensors = None if optimizer is None else _optimizer_tensors(model, optimizer)
@@ -48,8 +54,11 @@ def load_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by the parameters' names, as "<parameter>/<what>"."""
     names = [name for name, _ in model.named_parameters()]
-    return {f"{names[number]}/{what}": tensor.detach().contiguous().cpu()
-            for number, values in optimizer.state_dict()["state"].items() for what, tensor in values.items()}
+    return {
+        f"{names[number]}/{what}": tensor.detach().contiguous().cpu()
+        for number, values in optimizer.state_dict()["state"].items()
+        for what, tensor in values.items()
+    }
 
 
 def _load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

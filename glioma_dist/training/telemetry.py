@@ -59,11 +59,14 @@ class TrainingProgress:
         """Tell of a finished step."""
         self.times.append(time.perf_counter())
         left = (self.num_steps - step) * self.batch_size / self.images_per_second
-        figures = (f"loss {loss:.4f}  Dice {dice:.4f}  {self.images_per_second:.2f} images/s  "
-                   f"{int(left // 60)}:{int(left % 60):02d} left")
+        figures = (
+            f"loss {loss:.4f}  Dice {dice:.4f}  {self.images_per_second:.2f} images/s  "
+            f"{int(left // 60)}:{int(left % 60):02d} left"
+        )
         self.bar.update(self.task, completed=step, figures=figures)
         if not self.bar.console.is_terminal and (
-                step == self.num_steps or self.times[-1] - self.last_line >= SECONDS_BETWEEN_LINES):
+            step == self.num_steps or self.times[-1] - self.last_line >= SECONDS_BETWEEN_LINES
+        ):
             self.last_line = self.times[-1]
             self.say(f"step {step}/{self.num_steps}  {figures}")
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY, draw_sample, rows, run, start, tiny_config, train_here
+from helpers import REPOSITORY, damage_sample, draw_sample, rows, run, start, tiny_config, train_here
 
 from glioma_dist.config import EvaluateConfig, PredictConfig
 from glioma_dist.errors import InputError
@@ -92,8 +92,8 @@ def test_without_statistics_over_processes_the_test_above_would_fail(shards, tmp
     config = tiny_config(shards, tmp_path / "one", max_steps=3, val=None)
     train_and_tell(config)
     run(train_with_local_batch_norm, replace(config, out=tmp_path / "two"), num_processes=2)
-    far = [abs(one["loss"] - two["loss"]) for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True)]
-    assert max(far) > 100 * LOSS_TOLERANCE
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("one", "two")]
+    assert max(abs(one - two) for one, two in zip(*losses, strict=True)) > 100 * LOSS_TOLERANCE
 
 
 def train_with_local_batch_norm(config) -> None:
@@ -191,6 +191,25 @@ def test_processes_that_do_not_divide_the_batch_are_refused_on_all(shards, tmp_p
     assert all("--batch-size 4 cannot be shared by 3 processes" in message for message in messages), messages
 
 
+def train_as_a_command(config) -> None:
+    from glioma_dist.runtime import run_command
+
+    run_command(lambda: train_here(config))
+
+
+def test_a_damaged_sample_of_one_process_is_named_by_it(shards, tmp_path):
+    """Without a launcher, which would end the other at once; that one must end too, and not wait for ever."""
+    shutil.copytree(shards, tmp_path / "data")
+    config = tiny_config(tmp_path / "data", tmp_path / "run", val=None)
+    _, keys = train_and_tell(replace(config, out=tmp_path / "other", max_steps=2))
+    damage_sample(tmp_path / "data" / "train", keys[1][3])
+    ended = start(train_as_a_command, config, num_processes=2).wait()
+    assert ended[1].exit_code == 2
+    assert f"{keys[1][3]}.png" in ended[1].stderr
+    assert ended[0].exit_code != 0
+    assert [row["step"] for row in rows(config.out)] == [1]
+
+
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory, runtime):
     out = tmp_path_factory.mktemp("trained") / "run"
@@ -256,8 +275,9 @@ def test_the_real_launcher_trains_one_model_on_two_processes(shards, tmp_path, r
     config = tiny_config(shards, tmp_path / "one", max_steps=2, eval_every=None)
     loop.train(config, runtime)
     file = REPOSITORY / "accelerate_configs" / "cpu_2_processes.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--main_process_port", "0",
-               "train.py", "--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two")]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    script = ["train.py", "--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two")]
+    command = [*launcher, "--main_process_port", "0", *script]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
                            env={**os.environ, "ACCELERATE_USE_CPU": "true"})
     assert ended.returncode == 0, ended.stderr[-3000:]

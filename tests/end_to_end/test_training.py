@@ -164,8 +164,8 @@ def killed(config, point: str, folder: str, time: int) -> None:
     ("model", "last", 1), ("model", "last", 2), ("optimizer", "last", 2), ("state", "last", 2),
     ("rename away", "last", 2), ("rename", "last", 1), ("rename", "last", 2), ("after rename", "last", 2),
     ("rename", "last", 4), ("state", "best", 1), ("rename", "best", 1), ("after rename", "best", 1)])
-def test_killed_while_a_checkpoint_is_written_a_run_goes_on_as_if_it_had_not_been(whole, shards, tmp_path, runtime, point,
-                                                                               folder, time):
+def test_killed_while_a_checkpoint_is_written_a_run_goes_on_as_if_nothing_was(whole, shards, tmp_path, runtime, point,
+                                                                              folder, time):
     config = tiny_config(shards, tmp_path / "run", save_every=2)
     (ended,) = start(killed, config, point, folder, time).wait()
     assert ended.exit_code == -signal.SIGKILL, ended.stderr
@@ -194,10 +194,9 @@ def test_training_without_validation_writes_last_only(whole, shards, tmp_path, r
 
 
 def test_epochs_and_steps_end_a_run_whichever_comes_first(shards, tmp_path, runtime):
-    for number, (changes, expected) in enumerate([
-            ({"epochs": 2, "max_steps": None}, 4), ({"epochs": 2, "max_steps": 3}, 3), ({"epochs": 1, "max_steps": 9}, 2)]):
-        out = tmp_path / str(number)
-        loop.train(tiny_config(shards, out, eval_every=None, **changes), runtime)
+    for epochs, max_steps, expected in ((2, None, 4), (2, 3, 3), (1, 9, 2)):
+        out = tmp_path / f"{epochs} {max_steps}"
+        loop.train(tiny_config(shards, out, eval_every=None, epochs=epochs, max_steps=max_steps), runtime)
         told = rows(out)
         assert max(row["step"] for row in told) == expected
         # Validated after each epoch of two steps, and at the end.

@@ -203,7 +203,8 @@ def test_every_fit_brings_image_and_mask_to_the_size(fit, channels):
 def test_a_window_of_the_whole_side_is_the_whole_image():
     image, mask = noise(0, 40, 60), noise(1, 40, 60) % 2
     config = DataConfig(size=Size(60, 40), fit="random-resized-crop", crop_side=(1.0, 1.0))
-    for cut in (fit_training(image, mask, config, np.random.default_rng(0), "key"), fit_evaluation(image, mask, config)):
+    drawn = fit_training(image, mask, config, np.random.default_rng(0), "key")
+    for cut in (drawn, fit_evaluation(image, mask, config)):
         np.testing.assert_array_equal(cut[0], image)
         np.testing.assert_array_equal(cut[1], mask)
 
@@ -292,14 +293,14 @@ def test_the_seed_decides_and_nothing_else(channels):
     seeds = [0, 1, 2**62 + 5, 2**63 - 1]
     first = [augment(image, mask, names, seed) for seed in seeds]
     random.seed(5)
-    np.random.seed(5)  # noqa: NPY002 (the state that must not matter)
-    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    np.random.seed(5)
+    before = random.getstate(), np.random.get_state()[1].tolist()
     augment(image, mask, ("sharpen",), 3)
     for seed, (expected, expected_mask) in reversed(list(zip(seeds, first, strict=True))):
         changed, changed_mask = augment(image, mask, names, seed)
         np.testing.assert_array_equal(changed, expected)
         np.testing.assert_array_equal(changed_mask, expected_mask)
-    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())
 
 
 def test_neighbouring_seeds_change_differently():

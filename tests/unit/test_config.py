@@ -49,8 +49,8 @@ def test_what_is_no_size_is_refused(text):
 
 def test_the_command_line_reaches_every_kind_of_field():
     config = parse(TrainConfig, [*TRAIN, "--data.size", "1472x1120", "--data.fit", "crop", "--data.augment", "flips",
-                                 "sharpen", "--data.crop-side", "0.5", "0.6", "--model.encoder", "mit_b0", "--lr", "1e-3",
-                                 "--model.decoder-channels", "5", "4", "3", "2", "1", "--batch-size", "8",
+                                 "sharpen", "--data.crop-side", "0.5", "0.6", "--model.encoder", "mit_b0", "--lr",
+                                 "1e-3", "--model.decoder-channels", "5", "4", "3", "2", "1", "--batch-size", "8",
                                  "--max-steps", "7", "--out", "runs/y", "--resume", "never", "--loss", "dice+bce"])
     assert config.data == DataConfig(train=Path("shards/x"), size=Size(1472, 1120), fit="crop",
                                      augment=("flips", "sharpen"), crop_side=(0.5, 0.6))
@@ -73,7 +73,8 @@ def test_flags_override_the_config_file(tmp_path, spelling):
 @pytest.mark.parametrize("config", [
     TrainConfig(),
     TrainConfig(data=DataConfig(train=Path("a/b"), val=Path("c"), size=Size(3, 4), crop_side=(0.1, 1.0),
-                                augment=("contrast", "flips")), model=ModelConfig("mit_b5", decoder_channels=(1, 2, 3, 4, 5)),
+                                augment=("contrast", "flips")),
+                model=ModelConfig("mit_b5", decoder_channels=(1, 2, 3, 4, 5)),
                 max_steps=9, eval_every=2, patience=1, save_every=5, lr=0.1, out=Path("o")),
     EvaluateConfig(Path("c"), Path("d"), Size(1, 2), None, Path("o.json")),
     PredictConfig(Path("c"), "*.tif", Path("o"), Size(8, 9), 0.25),

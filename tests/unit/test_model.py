@@ -1,4 +1,4 @@
-"""The U-Net: any size, weights from the seed alone, stochastic depth by image, PyTorch's fused attention, naive twins."""
+"""The U-Net: any size, weights from the seed alone, stochastic depth by image, fused attention, naive twins."""
 
 import json
 import math
@@ -43,7 +43,8 @@ def draw_images(num_images: int, height: int, width: int, seed: int = 0) -> torc
 
 def test_normalising_is_imagenets():
     images = torch.randint(0, 256, (2, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = (images.double().numpy() / 255 - np.reshape(IMAGENET_MEAN, (3, 1, 1))) / np.reshape(IMAGENET_STD, (3, 1, 1))
+    mean, deviation = np.reshape(IMAGENET_MEAN, (3, 1, 1)), np.reshape(IMAGENET_STD, (3, 1, 1))
+    expected = (images.double().numpy() / 255 - mean) / deviation
     assert normalise(images).dtype == torch.float32
     np.testing.assert_allclose(normalise(images), expected, atol=1e-6)
     grey = images[:, :1]
@@ -276,7 +277,8 @@ def norm_slowly(norm: nn.Module, features: np.ndarray, training: bool) -> np.nda
 
 
 def convolve_slowly(convolution: nn.Conv2d, features: np.ndarray) -> np.ndarray:
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(features, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+    padded = np.pad(features, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
     return np.einsum("bchwij,ocij->bohw", windows, convolution.weight.detach().numpy())
 
 
@@ -389,7 +391,8 @@ def test_a_checkpoint_of_another_encoder_is_refused_with_both_names(checkpoint):
 
 @pytest.mark.parametrize("changes", [{"decoder_channels": (16, 16, 8, 8, 9)}, {"norm": "group"}])
 def test_a_checkpoint_of_another_decoder_is_refused(checkpoint, changes):
-    config = ModelConfig(**{"encoder": "mit_tiny", "init": str(checkpoint[0]), "decoder_channels": TINY_CHANNELS} | changes)
+    same = {"encoder": "mit_tiny", "init": str(checkpoint[0]), "decoder_channels": TINY_CHANNELS}
+    config = ModelConfig(**same | changes)
     with pytest.raises(InputError, match=r"tensors do not fit this model, the first is (decoder|head)"):
         build_model(config, 0)
 

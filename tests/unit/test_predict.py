@@ -91,7 +91,8 @@ def test_every_kind_of_file_gets_a_mask_of_its_own_size(whole, tmp_path, runtime
             pixels = draw_sample(number, width, height, channels, dtype).image
             shown = pixels[..., :3] if channels == 4 else pixels
             kind = {1: "grey", 3: "rgb", 4: "rgba"}[channels]
-            tifffile.imwrite(folder / f"{kind}{bits}-t.tif", pixels, photometric="minisblack" if channels == 1 else "rgb")
+            photometric = "minisblack" if channels == 1 else "rgb"
+            tifffile.imwrite(folder / f"{kind}{bits}-t.tif", pixels, photometric=photometric)
             images[f"{kind}{bits}-t.tif"] = shown
             order = {1: slice(None), 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
             cv2.imwrite(str(folder / f"{kind}{bits}-p.PNG"), pixels if channels == 1 else pixels[..., order])

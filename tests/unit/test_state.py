@@ -144,7 +144,8 @@ def test_a_checkpoint_without_optimizer_cannot_be_gone_on_from(saved):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", "{}", '{"format_version": 1}',
-                                     '{"format_version": 1, "config": []}', '{"format_version": 1, "config": {"a": 1}}'])
+                                     '{"format_version": 1, "config": []}',
+                                     '{"format_version": 1, "config": {"a": 1}}'])
 def test_a_state_that_is_none_is_one_line(saved, content):
     (saved.folder / STATE).write_text(content)
     with pytest.raises(InputError) as error:
@@ -212,12 +213,16 @@ def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(saved, monkeypat
 def test_the_last_of_these_kills_comes_after_the_end(saved, monkeypatch):
     """So that the test above is known to go through all calls."""
     calls = []
-    for module, name in ((checkpoint_module, "save_file"), (os, "rename"), (os, "fsync"),
-                         (checkpoint_module.shutil, "rmtree")):
-        def counted(*arguments, function=getattr(module, name), **named):
+
+    def counting(function):
+        def counted(*arguments, **named):
             calls.append(function)
             return function(*arguments, **named)
-        monkeypatch.setattr(module, name, counted)
+        return counted
+
+    for module, name in ((checkpoint_module, "save_file"), (os, "rename"), (os, "fsync"),
+                         (checkpoint_module.shutil, "rmtree")):
+        monkeypatch.setattr(module, name, counting(getattr(module, name)))
     save_state(saved.folder, saved.config, Position(3), saved.made.model, saved.made.optimizer, {})
     assert 10 <= len(calls) <= 12
 

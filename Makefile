@@ -1,0 +1,48 @@
+# make setup   an environment in .venv (or VENV=DIR) with all that is needed
+# make demo    the main job, end to end, on drawn images
+# make test    the tests; make lint: style; make bench: the converters' speed
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+DEMO := runs/demo
+LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/$(shell \
+	if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
+	elif [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ]; then echo cpu_2_processes; else echo cpu; fi).yaml
+
+.PHONY: setup demo test test-slow lint bench clean
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/python tools/make_demo_data.py --out $(DEMO)/source
+	$(BIN)/python tools/convert_livecell.py --source $(DEMO)/source/livecell --out $(DEMO)/shards/livecell
+	$(BIN)/python tools/convert_glioma_c6.py --source $(DEMO)/source/glioma_c6 --out $(DEMO)/shards/glioma_c6
+	$(LAUNCH) train.py --data.train $(DEMO)/shards/glioma_c6/train --data.val $(DEMO)/shards/glioma_c6/val \
+	  --data.size 256x256 --data.fit crop --data.augment flips --data.workers 1 --model.encoder mit_b0 \
+	  --batch-size 4 --lr 1e-3 --epochs 1000 --max-steps 50 --eval-every 25 --out $(DEMO)/run
+	$(LAUNCH) evaluate.py --checkpoint $(DEMO)/run/best --data $(DEMO)/shards/glioma_c6/test --out $(DEMO)/scores.json
+	$(BIN)/python predict.py --checkpoint $(DEMO)/run/best \
+	  --images '$(DEMO)/source/glioma_c6/dataset/spec/test/images/*_0[123].tif' --out $(DEMO)/masks
+	@echo "Scores: $(DEMO)/scores.json. Pictures to look at (drawn cells, not photographed ones):"
+	@ls $(DEMO)/masks/*.overlay.png
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup
+	$(BIN)/python tools/bench_convert.py
+
+clean:
+	rm -rf .venv runs/demo
