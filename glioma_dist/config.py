@@ -221,10 +221,19 @@ def parse(kind: type[Config], argv: list[str]) -> Config:
     Raises InputError for values that cannot be used; tyro itself exits with 2 on flags it does not know.
     """
     rest, file = _take_config_flag(argv)
-    default = {} if file is None else {"default": from_dict(kind, _read_json(file), str(file))}
+    default = {} if file is None else {"default": read_config(kind, file)}
     config = tyro.cli(kind, args=rest, **default)
     config.validate()
     return config
+
+
+def read_config(kind: type[Config], path: Path) -> Config:
+    """A config from a JSON file, as runs write it. Raises InputError naming the file and what is wrong with it."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a config ({error}); give a run's config.json") from error
+    return from_dict(kind, values, str(path))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -282,13 +291,6 @@ def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
             raise InputError("--config: name a JSON file, as runs/x/config.json")
         position += 1
     return rest, file
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a config ({error}); give a run's config.json") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

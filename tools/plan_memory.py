@@ -1,6 +1,7 @@
 """What a training step needs at which size, counted without a GPU: `python tools/plan_memory.py --help`."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import tyro
 
@@ -8,6 +9,7 @@ from glioma_dist.config import ModelConfig, SizeFlag
 from glioma_dist.model.unet import UNet
 from glioma_dist.runtime import run_command
 from glioma_dist.scale.planner import count_step_memory
+from glioma_dist.training.losses import segmentation_loss
 
 KINDS = ("fp32", "bf16")
 
@@ -33,11 +35,12 @@ def main() -> None:
         import segmentation_models_pytorch as smp
 
         builders["peer"] = lambda: smp.Unet(plan.encoder, encoder_weights=None, decoder_interpolation="bilinear")
+    loss = partial(segmentation_loss, "dice")
     print(f"U-Net {plan.encoder}, batch {plan.batch_size}: peak GiB of a step, counted on fake tensors")
     print("".join(f"{title:>12}" for title in ("size", *(f"{name} {kind}" for name in builders for kind in KINDS))))
     for size in plan.size:
         peaks = [
-            count_step_memory(build(), size, plan.batch_size, kind == "bf16").peak / 2**30
+            count_step_memory(build(), loss, size, plan.batch_size, kind == "bf16").peak / 2**30
             for build in builders.values()
             for kind in KINDS
         ]

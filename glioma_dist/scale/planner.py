@@ -7,18 +7,18 @@ bytes of every tensor storage alive at once. Workspaces that a kernel takes and 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glioma_dist.config import Size
 from glioma_dist.model.unet import normalise
-from glioma_dist.training.losses import segmentation_loss
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class StepMemory:
     """The most that is alive at once, states and gradients included."""
 
 
-def count_step_memory(model: nn.Module, size: Size, batch_size: int = 1, bf16: bool = False) -> StepMemory:
+def count_step_memory(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
+) -> StepMemory:
     """Count one training step (forward, loss, backward, Adam) on images of `size`, with bf16 autocast if asked.
 
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
-    replaced by fake ones: it is of no use afterwards.
+    replaced by fake ones: it is of no use afterwards. loss: takes logits and masks (B, H, W), returns (B,).
     """
     mode = FakeTensorMode()
     _make_fake(model, mode)
@@ -48,7 +50,7 @@ def count_step_memory(model: nn.Module, size: Size, batch_size: int = 1, bf16: b
             images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = model(normalise(images))
-            segmentation_loss("dice", logits, images[:, 0]).sum().backward()
+            loss(logits, images[:, 0]).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
             del images, logits
@@ -74,11 +76,11 @@ class _StorageCounter(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = operation(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, Tensor):
                 self.count(leaf)
         return result
 
-    def count(self, tensor: torch.Tensor) -> None:
+    def count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage not in self._known:
             self._known.add(storage)

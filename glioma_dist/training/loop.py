@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from glioma_dist.config import TrainConfig, differences, to_dict
+from glioma_dist.config import TrainConfig, differences, read_config, to_dict
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_evaluation_sample, training_batches
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
@@ -97,11 +97,8 @@ def open_run(config: TrainConfig) -> Checkpoint | None:
         raise InputError(f"--resume never: {out} is not empty; give another --out, or leave the flag away to go on")
     if not (out / "config.json").is_file():
         raise InputError(f"--out {out} is not empty and holds no run (no config.json); give another folder")
-    try:
-        old = json.loads((out / "config.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{out / 'config.json'}: cannot be read ({error}); give another --out") from error
-    changed = differences(old, to_dict(config))
+    old = read_config(TrainConfig, out / "config.json")
+    changed = differences(to_dict(old), to_dict(config))
     if changed:
         raise InputError(
             f"--out {out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
