@@ -34,7 +34,7 @@ class Runtime:
         """Join the other processes of the launch. Precision and engine are accelerate's own settings.
 
         Raises InputError where the launcher started another number of processes than accelerate believes: each
-        would then train a model of its own, as happens with a MULTI_CPU or a `use_cpu: true` config file.
+        would then train a model of its own, as happens with FSDP or MULTI_GPU and `use_cpu: true`.
         """
         # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
         # validation, where processes may have unequal numbers of images, must not wait for one another.
@@ -131,6 +131,11 @@ def run_command(function: Callable[[], None]) -> None:
             time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
         sys.stderr.write(f"error: {error}\n")
         sys.stderr.flush()
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}; check the path, its permissions, and the space\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

@@ -106,9 +106,12 @@ def augment(image: np.ndarray, mask: np.ndarray, names: tuple[str, ...], seed: i
     """Apply the random changes `names` (flips, sharpen, contrast) to a uint8 image and its mask, drawn from `seed`."""
     if not names:
         return image, mask
-    change = _changes(names)
-    change.set_random_seed(seed % 2**32)
-    changed = change(image=image, mask=mask)
+    compose = _changes(names)
+    # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
+    seeds = np.random.SeedSequence(seed).generate_state(len(compose.transforms))
+    for transform, transform_seed in zip(compose.transforms, seeds.tolist(), strict=True):
+        transform.set_random_seed(transform_seed)
+    changed = compose(image=image, mask=mask)
     return np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
 
 

@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -139,7 +140,7 @@ def _load(dataset: Dataset, sampler: Sampler | list, workers: int) -> Iterator:
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
     )
@@ -153,5 +154,7 @@ def _as_it_is(item: object) -> object:
     return item
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)
+    # A scheduler may signal the whole process group. The training process saves and ends its workers itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

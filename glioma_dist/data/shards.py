@@ -177,6 +177,8 @@ class ShardReader:
         self.shard_sizes: list[int] = [shard["num_samples"] for shard in self.index["shards"]]
         for shard in self.index["shards"]:
             self._check_length(shard)
+        if not sum(self.shard_sizes):
+            raise InputError(f"{self.folder}: its index.json names no sample; convert again")
         told = {name: self.index[name] for name in ("format_version", "dataset", "split", "shards")}
         self.fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         self._tables: dict[int, list[dict]] = {}

@@ -77,7 +77,10 @@ def output_names(paths: list[Path]) -> list[str]:
         for number, path in enumerate(paths)
     ]
     times = Counter(name for names in candidates for name in set(names))
-    return [next(name for name in names if times[name] == 1) for names in candidates]
+    return [
+        next((name for name in names if times[name] == 1), f"image_{number:05d}_{len(paths)}")
+        for number, names in enumerate(candidates)
+    ]
 
 
 def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: np.ndarray) -> dict:

@@ -45,12 +45,13 @@ class Checkpoint:
             facts = json.loads((found / STATE).read_text())
             version = facts.pop("format_version")
             config = from_dict(TrainConfig, facts.pop("config"), f"{found / STATE}: config")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{found / STATE}: cannot be read ({error!r}); take another checkpoint") from error
         if version != FORMAT_VERSION:
             raise InputError(
                 f"{found / STATE}: format {version!r}, this version reads {FORMAT_VERSION}; update glioma-dist"
             )
+        config.model.validate()
         return cls(found, config, facts)
 
     def tensors(self, name: str) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ The contract: `encoder(images, seeds)` returns a list of maps, finest first; `en
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """Table 6 of SegFormer (Xie et al. 2021, arXiv 2105.15203); the rest of its columns are SegformerConfig's defaults.
 mit_tiny is ours, for demos and tests."""
+
+STREAM = 1
+"""Part of the generator's seed, so that these draws are others than augmentation's from the same image's seed."""
 
 
 def mit_config(name: str) -> SegformerConfig:
@@ -49,7 +54,8 @@ class MitEncoder(nn.Module):
         self.stochastic_depth = StochasticDepth(self.segformer)
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
-        """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, needed in training mode.
+        """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, each
+        image's own; without them, and in evaluation mode, nothing is dropped.
 
         Returns maps (B, channels[i], H / strides[i], W / strides[i]).
         """
@@ -65,9 +71,8 @@ class StochasticDepth:
     """Drops whole residual branches of single images (Huang et al. 2016, arXiv 1603.09382, section 3).
 
     transformers' own drop-path draws from the global generator, and by the batch's layout. Here each branch (an
-    attention or a Mix-FFN) of each image is kept or dropped by a number from `numpy.random.default_rng(seed)` of that
-    image; kept branches are scaled by 1 / (1 - rate). It works by hooks on the branches, so that the weights' names
-    stay those of the library.
+    attention or a Mix-FFN) of each image is kept or dropped by a number drawn from that image's seed; kept branches
+    are scaled by 1 / (1 - rate). It works by hooks on the branches, so that the weights' names stay the library's.
     """
 
     def __init__(self, segformer: SegformerModel) -> None:
@@ -81,22 +86,19 @@ class StochasticDepth:
         self.scales: Tensor | None = None
         for number, (branch, rate) in enumerate(branches):
             if rate > 0:
-                branch.register_forward_hook(self._hook(number))
+                branch.register_forward_hook(partial(self._scale, number))
 
     def draw(self, seeds: Tensor | None, device: torch.device) -> None:
         """Decide for the coming forward pass. seeds: (B,) int64, or None for no dropping."""
         if seeds is None:
             self.scales = None
             return
-        draws = np.stack([np.random.default_rng(seed).random(len(self.rates)) for seed in seeds.tolist()])
+        draws = np.stack([np.random.default_rng([STREAM, seed]).random(len(self.rates)) for seed in seeds.tolist()])
         self.scales = torch.from_numpy((draws >= self.rates) / (1 - self.rates)).to(device)
 
-    def _hook(self, number: int):
-        def scale(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
-            if self.scales is None:
-                return None
-            tokens = output[0] if isinstance(output, tuple) else output
-            scaled = tokens * self.scales[:, number, None, None].to(tokens.dtype)
-            return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
-
-        return scale
+    def _scale(self, number: int, _branch: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
+        if self.scales is None:
+            return None
+        tokens = output[0] if isinstance(output, tuple) else output
+        scaled = tokens * self.scales[:, number, None, None].to(tokens.dtype)
+        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled

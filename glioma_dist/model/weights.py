@@ -50,7 +50,9 @@ def load_imagenet(model: nn.Module, encoder: str) -> None:
     name = HUB_NAMES[encoder]
     target = model.encoder.segformer
     try:
-        pretrained, report = type(target).from_pretrained(name, output_loading_info=True)
+        pretrained, report = type(target).from_pretrained(
+            name, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     except OSError as error:
         raise InputError(
             f"--model.init imagenet: {name} is not in the local cache and the hub cannot be reached; run "

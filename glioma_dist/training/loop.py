@@ -75,8 +75,10 @@ def train(config: TrainConfig, runtime: Runtime) -> None:
         return
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    metrics = MetricsFile(config.out / "metrics.jsonl", position.step)
-    with TrainingProgress(position.step, training.num_steps, config.batch_size) as progress:
+    with (
+        MetricsFile(config.out / "metrics.jsonl", position.step) as metrics,
+        TrainingProgress(position.step, training.num_steps, config.batch_size) as progress,
+    ):
         progress.say(
             f"{len(training.train)} images, batch {config.batch_size} on {runtime.num_processes} process"
             f"{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type}), from step {position.step} "
@@ -196,6 +198,11 @@ def evaluate(
 ) -> Position:
     """Validate, tell of it, and keep the model as `best` where its loss is the lowest so far."""
     scores = validation_scores(training)
+    if not math.isfinite(scores.loss):
+        raise InputError(
+            f"step {position.step}: the validation loss is {scores.loss}; look at the validation images, or give a "
+            f"smaller --lr than {training.config.lr}"
+        )
     better = scores.loss < position.best_loss
     if better:
         position = replace(position, best_loss=scores.loss, best_dice=scores.dice, evaluations_since_best=0)

@@ -26,6 +26,12 @@ class MetricsFile:
         os.replace(new, path)
         self._file = path.open("a")
 
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
     def write(self, **row: float | int | str) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
