@@ -2,7 +2,8 @@
 
 import sys
 
-from glioma_dist.config import EvaluateConfig, parse
+from glioma_dist.command_line import parse
+from glioma_dist.config import EvaluateConfig
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.runtime import Runtime, run_command
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from glioma_dist.config import TrainConfig, parse
+from glioma_dist.command_line import parse
+from glioma_dist.config import TrainConfig
 from glioma_dist.runtime import Runtime, run_command
 from glioma_dist.training.loop import train
 

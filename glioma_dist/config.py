@@ -1,4 +1,4 @@
-"""The settings of a run: frozen dataclasses, one per concern, and the command line made from them.
+"""The settings of a run: frozen dataclasses, one per concern, and their way to JSON and back.
 
 Everything here is checked before any data is read or any GPU is touched. Settings that decide numbers live in
 `DataConfig`, `ModelConfig` and the upper part of `TrainConfig`; those that decide cost only are listed in
@@ -215,18 +215,6 @@ class PredictConfig:
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
 
 
-def parse(kind: type[Config], argv: list[str]) -> Config:
-    """Make a config from the command line. `--config FILE` (JSON, as runs write it) is read first; flags override it.
-
-    Raises InputError for values that cannot be used; tyro itself exits with 2 on flags it does not know.
-    """
-    rest, file = _take_config_flag(argv)
-    default = {} if file is None else {"default": read_config(kind, file)}
-    config = tyro.cli(kind, args=rest, **default)
-    config.validate()
-    return config
-
-
 def read_config(kind: type[Config], path: Path) -> Config:
     """A config from a JSON file, as runs write it. Raises InputError naming the file and what is wrong with it."""
     try:
@@ -274,23 +262,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif old.get(name) != new.get(name) and dotted not in COST_FIELDS:
             found.append(f"{dotted} {old.get(name)} -> {new.get(name)}")
     return found
-
-
-def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
-    rest, file, position = [], None, 0
-    while position < len(argv):
-        name, has_value, value = argv[position].partition("=")
-        if name != "--config":
-            rest.append(argv[position])
-        elif has_value:
-            file = Path(value)
-        elif position + 1 < len(argv):
-            position += 1
-            file = Path(argv[position])
-        else:
-            raise InputError("--config: name a JSON file, as runs/x/config.json")
-        position += 1
-    return rest, file
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -27,9 +27,19 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader, ShardWriter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PRELOADED = ["torch", "torch._dynamo", "torch.distributed", "accelerate", "transformers.models.segformer",
-             "albumentations", "pytest", "helpers", "glioma_dist.training.loop", "glioma_dist.evaluation.protocol",
-             "glioma_dist.inference.predict"]
+PRELOADED = [
+    "torch",
+    "torch._dynamo",
+    "torch.distributed",
+    "accelerate",
+    "transformers.models.segformer",
+    "albumentations",
+    "pytest",
+    "helpers",
+    "glioma_dist.training.loop",
+    "glioma_dist.evaluation.protocol",
+    "glioma_dist.inference.predict",
+]
 TINY_CHANNELS = (16, 16, 8, 8, 8)
 
 
@@ -78,8 +88,14 @@ def damage_sample(folder: Path, key: str) -> None:
 def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
     """Six steps of the smallest U-Net with all that is random switched on; `changes` are TrainConfig's fields, and
     those of its data and model."""
-    data = DataConfig(train=shards / "train", val=shards / "val", size=Size(64, 64), fit="random-resized-crop",
-                      augment=("flips", "sharpen", "contrast"), workers=0)
+    data = DataConfig(
+        train=shards / "train",
+        val=shards / "val",
+        size=Size(64, 64),
+        fit="random-resized-crop",
+        augment=("flips", "sharpen", "contrast"),
+        workers=0,
+    )
     model = ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS)
     for name in list(changes):
         if hasattr(data, name):
@@ -123,15 +139,22 @@ class Started:
         ended = []
         for rank, process in enumerate(self.processes):
             value = self.folder / f"{rank}.value"
-            texts = [(self.folder / f"{rank}.{name}").read_text() if (self.folder / f"{rank}.{name}").exists() else ""
-                     for name in ("stdout", "stderr")]
+            texts = [
+                (self.folder / f"{rank}.{name}").read_text() if (self.folder / f"{rank}.{name}").exists() else ""
+                for name in ("stdout", "stderr")
+            ]
             ended.append(Ended(process.exitcode, pickle.loads(value.read_bytes()) if value.exists() else None, *texts))
         assert not late, f"ranks {late} did not end in time:\n" + "\n".join(end.stderr[-3000:] for end in ended)
         return ended
 
 
-def start(function: Callable, *arguments: Any, num_processes: int = 1, environment: dict[str, str] | None = None,
-          timeout: float = 120) -> Started:
+def start(
+    function: Callable,
+    *arguments: Any,
+    num_processes: int = 1,
+    environment: dict[str, str] | None = None,
+    timeout: float = 120,
+) -> Started:
     """Start `function(*arguments)` in fresh processes, on the CPU; several form a launch of local ranks over gloo."""
     # The server is started by the first call, and these reach it through its environment.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
@@ -143,9 +166,18 @@ def start(function: Callable, *arguments: Any, num_processes: int = 1, environme
         port = free.getsockname()[1]
     processes = []
     for rank in range(num_processes):
-        launch = {} if num_processes == 1 else {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes), "MASTER_PORT": str(port),
-            "LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1"}
+        launch = (
+            {}
+            if num_processes == 1
+            else {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(num_processes),
+                "MASTER_PORT": str(port),
+                "LOCAL_WORLD_SIZE": str(num_processes),
+                "MASTER_ADDR": "127.0.0.1",
+            }
+        )
         variables = {"ACCELERATE_USE_CPU": "true", **launch, **(environment or {})}
         processes.append(context.Process(target=_enter, args=(rank, folder, variables, function, arguments)))
         processes[-1].start()

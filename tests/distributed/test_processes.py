@@ -47,15 +47,19 @@ def train_and_tell(config) -> tuple[int, list[tuple[str, ...]]]:
 
 def check_close(ours: list[dict], theirs: list[dict], tolerance: float = LOSS_TOLERANCE) -> None:
     assert [(row["step"], row["epoch"], row.get("split")) for row in ours] == [
-        (row["step"], row["epoch"], row.get("split")) for row in theirs]
+        (row["step"], row["epoch"], row.get("split")) for row in theirs
+    ]
     assert len(ours) > 0
     for one, other in zip(ours, theirs, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
         assert one["dice"] == pytest.approx(other["dice"], abs=2e-3)  # a pixel at nought may fall to either side
 
 
-@pytest.mark.parametrize(("num_processes", "changes"), [(2, {}), (2, {"norm": "group", "loss": "dice+bce"}), (4, {})],
-                         ids=["2, batch norm", "2, group norm", "4, batch norm"])
+@pytest.mark.parametrize(
+    ("num_processes", "changes"),
+    [(2, {}), (2, {"norm": "group", "loss": "dice+bce"}), (4, {})],
+    ids=["2, batch norm", "2, group norm", "4, batch norm"],
+)
 def test_training_on_several_processes_equals_one(shards, tmp_path, num_processes, changes):
     """With augmentation, stochastic depth and statistics over the whole batch: one sample a process even, where a batch
     norm of each process's own would be another network.
@@ -278,8 +282,15 @@ def test_the_real_launcher_trains_one_model_on_two_processes(shards, tmp_path, r
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     script = ["train.py", "--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two")]
     command = [*launcher, "--main_process_port", "0", *script]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
-                           env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    ended = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "10 images, batch 4 on 2 processes (cpu), from step 0 to 2" in ended.stdout
     assert "Warning" not in ended.stderr

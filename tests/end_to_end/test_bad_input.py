@@ -28,9 +28,17 @@ def check_line(ended: Ended, *fragments: str) -> None:
 
 def arguments(shards: Path, out: Path, **flags: object) -> list[str]:
     """Flags of a training of one step; `flags` replace or add to them."""
-    known = {"data.train": shards / "train", "data.val": shards / "val", "data.size": "64x64", "data.workers": 0,
-             "model.encoder": "mit_tiny", "model.decoder-channels": "16 16 8 8 8", "batch-size": 4, "max-steps": 1,
-             "out": out} | flags
+    known = {
+        "data.train": shards / "train",
+        "data.val": shards / "val",
+        "data.size": "64x64",
+        "data.workers": 0,
+        "model.encoder": "mit_tiny",
+        "model.decoder-channels": "16 16 8 8 8",
+        "batch-size": 4,
+        "max-steps": 1,
+        "out": out,
+    } | flags
     return [part for name, value in known.items() for part in (f"--{name}", *str(value).split(" "))]
 
 
@@ -64,18 +72,31 @@ def leave_three(folder: Path) -> None:
     draw_shards(folder, range(3))
 
 
-@pytest.mark.parametrize(("harm", "fragments"), [
-    (shutil.rmtree, ("train: no such folder", "convert")),
-    (lambda folder: (folder / "index.json").unlink(), ("index.json", "convert")),
-    (lambda folder: (folder / "index.json").write_text("{"), ("index.json", "convert again")),
-    (lambda folder: (folder / "00002.tar").unlink(), ("00002.tar", "convert again")),
-    (truncate, ("00001.tar", "bytes found", "convert again")),
-    (truncate_behind_the_indexs_back, ("00001", "convert again")),
-    (shrink_a_mask, ("cell-003", "96x80", "95x80", "convert again")),
-    (lambda folder: damage_sample(folder, "cell-005"), ("cell-005.png", "damaged")),
-    (leave_three, ("3 samples", "--batch-size 4")),
-], ids=["missing folder", "no index", "broken index", "missing tar", "truncated tar", "truncated tar, agreeing index",
-        "mask of another size", "corrupt PNG", "fewer samples than the batch"])
+@pytest.mark.parametrize(
+    ("harm", "fragments"),
+    [
+        (shutil.rmtree, ("train: no such folder", "convert")),
+        (lambda folder: (folder / "index.json").unlink(), ("index.json", "convert")),
+        (lambda folder: (folder / "index.json").write_text("{"), ("index.json", "convert again")),
+        (lambda folder: (folder / "00002.tar").unlink(), ("00002.tar", "convert again")),
+        (truncate, ("00001.tar", "bytes found", "convert again")),
+        (truncate_behind_the_indexs_back, ("00001", "convert again")),
+        (shrink_a_mask, ("cell-003", "96x80", "95x80", "convert again")),
+        (lambda folder: damage_sample(folder, "cell-005"), ("cell-005.png", "damaged")),
+        (leave_three, ("3 samples", "--batch-size 4")),
+    ],
+    ids=[
+        "missing folder",
+        "no index",
+        "broken index",
+        "missing tar",
+        "truncated tar",
+        "truncated tar, agreeing index",
+        "mask of another size",
+        "corrupt PNG",
+        "fewer samples than the batch",
+    ],
+)
 def test_training_data_that_cannot_be_used_is_one_line(shards, tmp_path, harm, fragments):
     shutil.copytree(shards, tmp_path / "data")
     harm(tmp_path / "data" / "train")
@@ -95,14 +116,18 @@ def test_a_folder_above_the_splits_names_them(shards, tmp_path):
     check_line(ended, "name one of its splits", "train", "val")
 
 
-@pytest.mark.parametrize(("flags", "fragments"), [
-    ({"data.size": "64"}, ("'64' is not a size", "WIDTHxHEIGHT")),
-    ({"model.encoder": "mit_b8"}, ("mit_b8", "did you mean mit_b")),
-    ({"model.init": "nowhere"}, ("nowhere", "no checkpoint")),
-    ({"lr": "-1"}, ("--lr -1",)),
-    ({"data.fit": "crop", "data.size": "128x64"}, ("cell-0", "96x80", "128x64", "--data.fit resize")),
-    ({"config": "nowhere.json"}, ("nowhere.json",)),
-], ids=lambda value: "-".join(value) if isinstance(value, dict) else None)
+@pytest.mark.parametrize(
+    ("flags", "fragments"),
+    [
+        ({"data.size": "64"}, ("'64' is not a size", "WIDTHxHEIGHT")),
+        ({"model.encoder": "mit_b8"}, ("mit_b8", "did you mean mit_b")),
+        ({"model.init": "nowhere"}, ("nowhere", "no checkpoint")),
+        ({"lr": "-1"}, ("--lr -1",)),
+        ({"data.fit": "crop", "data.size": "128x64"}, ("cell-0", "96x80", "128x64", "--data.fit resize")),
+        ({"config": "nowhere.json"}, ("nowhere.json",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
 def test_a_value_that_cannot_be_used_is_one_line(shards, tmp_path, flags, fragments):
     check_line(command("train.py", *arguments(shards, tmp_path / "run", **flags)), *fragments)
     if "data.fit" not in flags:
@@ -138,8 +163,10 @@ def checkpoint(shards, tmp_path_factory):
 def test_a_loss_that_is_no_number_is_one_line(shards, checkpoint, tmp_path):
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")
-    save_file({name: tensor * float("nan") if name == "head.weight" else tensor for name, tensor in tensors.items()},
-              broken / "model.safetensors")
+    save_file(
+        {name: tensor * float("nan") if name == "head.weight" else tensor for name, tensor in tensors.items()},
+        broken / "model.safetensors",
+    )
     ended = command("train.py", *arguments(shards, tmp_path / "run", **{"model.init": broken}))
     check_line(ended, "step 1: the loss is nan", "cell-0", "--lr")
 
@@ -163,7 +190,21 @@ def test_prediction_of_what_is_not_there_is_one_line(checkpoint, tmp_path):
 
 def test_the_commands_themselves_speak_so_too(tmp_path):
     """As a user starts them, once: all else above runs the same files in processes that start faster."""
-    ended = subprocess.run([sys.executable, "train.py", "--data.train", str(tmp_path / "nowhere"), "--out",
-                            str(tmp_path / "run"), "--model.encoder", "mit_tiny"], cwd=REPOSITORY, capture_output=True,
-                           text=True, timeout=200, check=False)
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            "--data.train",
+            str(tmp_path / "nowhere"),
+            "--out",
+            str(tmp_path / "run"),
+            "--model.encoder",
+            "mit_tiny",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     check_line(Ended(ended.returncode, None, ended.stdout, ended.stderr), f"{tmp_path / 'nowhere'}: no such folder")

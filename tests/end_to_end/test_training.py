@@ -23,8 +23,11 @@ FOLDERS = ("last", "best")
 
 def contents(out: Path) -> dict[str, bytes]:
     """The tensors' files of a run's checkpoints, bit for bit."""
-    return {f"{folder}/{path.name}": path.read_bytes() for folder in FOLDERS
-            for path in sorted((out / folder).glob("*.safetensors"))}
+    return {
+        f"{folder}/{path.name}": path.read_bytes()
+        for folder in FOLDERS
+        for path in sorted((out / folder).glob("*.safetensors"))
+    }
 
 
 def check_same_run(one: Path, other: Path) -> None:
@@ -47,7 +50,15 @@ def whole(shards, tmp_path_factory, runtime):
 def test_a_run_tells_of_every_step_and_validation(whole, shards):
     told = rows(whole)
     assert [(row["step"], row.get("split")) for row in told] == [
-        (1, None), (2, None), (3, None), (3, "val"), (4, None), (5, None), (6, None), (6, "val")]
+        (1, None),
+        (2, None),
+        (3, None),
+        (3, "val"),
+        (4, None),
+        (5, None),
+        (6, None),
+        (6, "val"),
+    ]
     assert [row["epoch"] for row in told if "split" not in row] == [0, 0, 1, 1, 2, 2]  # 10 samples, batches of 4
     assert all({"step", "epoch", "loss", "dice"} <= set(row) for row in told)
     assert all(0 <= row["dice"] <= 1 and 0 < row["loss"] < 1 for row in told)
@@ -124,8 +135,14 @@ def kill() -> None:
 
 def killed(config, point: str, folder: str, time: int) -> None:
     """Train; SIGKILL comes when the checkpoint `folder` is written for the `time`-th time, at `point` of it."""
-    left = {"model": time, "optimizer": time, "state": time, "rename away": time - 1, "rename": time,
-            "after rename": time}[point]
+    left = {
+        "model": time,
+        "optimizer": time,
+        "state": time,
+        "rename away": time - 1,
+        "rename": time,
+        "after rename": time,
+    }[point]
 
     def hit(found: bool) -> bool:
         nonlocal left
@@ -160,12 +177,26 @@ def killed(config, point: str, folder: str, time: int) -> None:
     train_here(config)
 
 
-@pytest.mark.parametrize(("point", "folder", "time"), [
-    ("model", "last", 1), ("model", "last", 2), ("optimizer", "last", 2), ("state", "last", 2),
-    ("rename away", "last", 2), ("rename", "last", 1), ("rename", "last", 2), ("after rename", "last", 2),
-    ("rename", "last", 4), ("state", "best", 1), ("rename", "best", 1), ("after rename", "best", 1)])
-def test_killed_while_a_checkpoint_is_written_a_run_goes_on_as_if_nothing_was(whole, shards, tmp_path, runtime, point,
-                                                                              folder, time):
+@pytest.mark.parametrize(
+    ("point", "folder", "time"),
+    [
+        ("model", "last", 1),
+        ("model", "last", 2),
+        ("optimizer", "last", 2),
+        ("state", "last", 2),
+        ("rename away", "last", 2),
+        ("rename", "last", 1),
+        ("rename", "last", 2),
+        ("after rename", "last", 2),
+        ("rename", "last", 4),
+        ("state", "best", 1),
+        ("rename", "best", 1),
+        ("after rename", "best", 1),
+    ],
+)
+def test_killed_while_a_checkpoint_is_written_a_run_goes_on_as_if_nothing_was(
+    whole, shards, tmp_path, runtime, point, folder, time
+):
     config = tiny_config(shards, tmp_path / "run", save_every=2)
     (ended,) = start(killed, config, point, folder, time).wait()
     assert ended.exit_code == -signal.SIGKILL, ended.stderr
@@ -190,7 +221,8 @@ def test_training_without_validation_writes_last_only(whole, shards, tmp_path, r
     assert rows(tmp_path / "run") == [row for row in rows(whole) if "split" not in row]
     assert not (tmp_path / "run" / "best").exists()
     assert (tmp_path / "run" / "last" / "model.safetensors").read_bytes() == (
-        whole / "last" / "model.safetensors").read_bytes()
+        whole / "last" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_epochs_and_steps_end_a_run_whichever_comes_first(shards, tmp_path, runtime):
@@ -248,10 +280,18 @@ def finished(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-@pytest.mark.parametrize(("changes", "fragment"), [
-    ({"seed": 7}, "seed 0 -> 7"), ({"lr": 0.5}, "lr 0.001 -> 0.5"), ({"batch_size": 2}, "batch_size 4 -> 2"),
-    ({"size": Size(32, 64)}, "data.size 64x64 -> 32x64"), ({"norm": "group"}, "model.norm batch -> group"),
-    ({"augment": ()}, "data.augment"), ({"loss": "bce"}, "loss dice -> bce")])
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"seed": 7}, "seed 0 -> 7"),
+        ({"lr": 0.5}, "lr 0.001 -> 0.5"),
+        ({"batch_size": 2}, "batch_size 4 -> 2"),
+        ({"size": Size(32, 64)}, "data.size 64x64 -> 32x64"),
+        ({"norm": "group"}, "model.norm batch -> group"),
+        ({"augment": ()}, "data.augment"),
+        ({"loss": "bce"}, "loss dice -> bce"),
+    ],
+)
 def test_the_run_of_other_settings_is_refused_by_their_names(finished, shards, runtime, changes, fragment):
     with pytest.raises(InputError) as error:
         loop.train(tiny_config(shards, finished, **changes), runtime)
@@ -300,8 +340,9 @@ def test_weights_that_are_not_numbers_are_one_line_and_leave_the_run_whole(shard
     loop.train(tiny_config(shards, tmp_path / "first", max_steps=1), runtime)
     model = tmp_path / "first" / "last" / "model.safetensors"
     tensors = checkpoint_module.load_file(model)
-    checkpoint_module.save_file({name: tensor * float("nan") if name == "head.bias" else tensor
-                                 for name, tensor in tensors.items()}, model)
+    checkpoint_module.save_file(
+        {name: tensor * float("nan") if name == "head.bias" else tensor for name, tensor in tensors.items()}, model
+    )
     with pytest.raises(InputError) as error:
         loop.train(tiny_config(shards, tmp_path / "run", init=str(model.parent)), runtime)
     message = str(error.value)

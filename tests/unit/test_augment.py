@@ -64,8 +64,10 @@ def test_contrast_by_percentiles_is_numpys(dtype, channels, seed):
     assert (raised == 255).mean() >= 0.005
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(0, np.uint8), (77, np.uint8), (255, np.uint8), (0, np.uint16),
-                                              (40000, np.uint16), (65535, np.uint16)])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(0, np.uint8), (77, np.uint8), (255, np.uint8), (0, np.uint16), (40000, np.uint16), (65535, np.uint16)],
+)
 @pytest.mark.parametrize("how", ["percentile", "clahe", "none"])
 def test_a_constant_image_stays_constant(value, dtype, how):
     raised = raise_contrast(np.full((32, 40), value, dtype), how)
@@ -99,9 +101,20 @@ def test_contrast_by_clahe_takes_each_channel_alone(dtype):
     assert np.ptp(faint.astype(int)) > 8
 
 
-@pytest.mark.parametrize(("old", "new"), [((40, 30), (20, 15)), ((40, 30), (13, 11)), ((20, 15), (40, 30)),
-                                          ((37, 29), (64, 51)), ((37, 29), (111, 87)), ((30, 20), (45, 10)),
-                                          ((1, 1), (5, 4)), ((70, 52), (147, 112)), ((100, 60), (96, 64))])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((40, 30), (20, 15)),
+        ((40, 30), (13, 11)),
+        ((20, 15), (40, 30)),
+        ((37, 29), (64, 51)),
+        ((37, 29), (111, 87)),
+        ((30, 20), (45, 10)),
+        ((1, 1), (5, 4)),
+        ((70, 52), (147, 112)),
+        ((100, 60), (96, 64)),
+    ],
+)
 def test_a_mask_is_scaled_bilinearly_and_rounded_up(old, new):
     for seed, density in enumerate((0.03, 0.3, 0.9)):
         mask = (np.random.default_rng(seed).random(old[::-1]) < density).astype(np.uint8)
@@ -212,8 +225,13 @@ def test_a_window_of_the_whole_side_is_the_whole_image():
 @pytest.mark.parametrize("size", [Size(71, 10), Size(10, 51)])
 def test_a_crop_larger_than_the_image_is_refused_by_name(size):
     with pytest.raises(InputError, match=rf"sample cell-7 is 70x50.*{size}"):
-        fit_training(noise(0, 50, 70), noise(1, 50, 70) % 2, DataConfig(size=size, fit="crop"),
-                     np.random.default_rng(0), "cell-7")
+        fit_training(
+            noise(0, 50, 70),
+            noise(1, 50, 70) % 2,
+            DataConfig(size=size, fit="crop"),
+            np.random.default_rng(0),
+            "cell-7",
+        )
 
 
 def test_evaluation_shows_crops_whole_and_the_middle_window():

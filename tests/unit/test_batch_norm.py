@@ -16,8 +16,13 @@ CPU = torch.device("cpu")
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:
     """Two batch norms, so that the second's gradient passes through the first."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1),
-                          nn.BatchNorm2d(4, momentum=0.3, eps=1e-3)).to(dtype)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Conv2d(5, 4, 1),
+        nn.BatchNorm2d(4, momentum=0.3, eps=1e-3),
+    ).to(dtype)
     for norm in (model[1], model[4]):
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from glioma_dist.command_line import parse
 from glioma_dist.config import (
     COST_FIELDS,
     ENCODER_NAMES,
@@ -17,7 +18,6 @@ from glioma_dist.config import (
     TrainConfig,
     differences,
     from_dict,
-    parse,
     to_dict,
 )
 from glioma_dist.errors import InputError
@@ -39,8 +39,27 @@ def test_a_size_is_width_then_height(text, size):
     assert Size.parse(str(Size.parse(text))) == Size.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "512", "x", "512x", "x512", "0x5", "5x0", "-5x5", "5X5", "5*5", "5x5x5", "5.0x5",
-                                  "5 x 5", "1000000x1", "five", "5x5\n5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "512",
+        "x",
+        "512x",
+        "x512",
+        "0x5",
+        "5x0",
+        "-5x5",
+        "5X5",
+        "5*5",
+        "5x5x5",
+        "5.0x5",
+        "5 x 5",
+        "1000000x1",
+        "five",
+        "5x5\n5",
+    ],
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError) as error:
         Size.parse(text)
@@ -48,12 +67,45 @@ def test_what_is_no_size_is_refused(text):
 
 
 def test_the_command_line_reaches_every_kind_of_field():
-    config = parse(TrainConfig, [*TRAIN, "--data.size", "1472x1120", "--data.fit", "crop", "--data.augment", "flips",
-                                 "sharpen", "--data.crop-side", "0.5", "0.6", "--model.encoder", "mit_b0", "--lr",
-                                 "1e-3", "--model.decoder-channels", "5", "4", "3", "2", "1", "--batch-size", "8",
-                                 "--max-steps", "7", "--out", "runs/y", "--resume", "never", "--loss", "dice+bce"])
-    assert config.data == DataConfig(train=Path("shards/x"), size=Size(1472, 1120), fit="crop",
-                                     augment=("flips", "sharpen"), crop_side=(0.5, 0.6))
+    config = parse(
+        TrainConfig,
+        [
+            *TRAIN,
+            "--data.size",
+            "1472x1120",
+            "--data.fit",
+            "crop",
+            "--data.augment",
+            "flips",
+            "sharpen",
+            "--data.crop-side",
+            "0.5",
+            "0.6",
+            "--model.encoder",
+            "mit_b0",
+            "--lr",
+            "1e-3",
+            "--model.decoder-channels",
+            "5",
+            "4",
+            "3",
+            "2",
+            "1",
+            "--batch-size",
+            "8",
+            "--max-steps",
+            "7",
+            "--out",
+            "runs/y",
+            "--resume",
+            "never",
+            "--loss",
+            "dice+bce",
+        ],
+    )
+    assert config.data == DataConfig(
+        train=Path("shards/x"), size=Size(1472, 1120), fit="crop", augment=("flips", "sharpen"), crop_side=(0.5, 0.6)
+    )
     assert config.model == ModelConfig(encoder="mit_b0", decoder_channels=(5, 4, 3, 2, 1))
     assert (config.lr, config.batch_size, config.max_steps, config.out) == (1e-3, 8, 7, Path("runs/y"))
     assert (config.resume, config.loss, config.seed) == ("never", "dice+bce", 0)
@@ -67,18 +119,31 @@ def test_flags_override_the_config_file(tmp_path, spelling):
     flags = [part.format(file) for part in spelling]
     assert parse(TrainConfig, flags) == written
     assert parse(TrainConfig, ["--lr", "0.25", *flags, "--data.train", "b"]) == dataclasses.replace(
-        written, lr=0.25, data=dataclasses.replace(written.data, train=Path("b")))
+        written, lr=0.25, data=dataclasses.replace(written.data, train=Path("b"))
+    )
 
 
-@pytest.mark.parametrize("config", [
-    TrainConfig(),
-    TrainConfig(data=DataConfig(train=Path("a/b"), val=Path("c"), size=Size(3, 4), crop_side=(0.1, 1.0),
-                                augment=("contrast", "flips")),
-                model=ModelConfig("mit_b5", decoder_channels=(1, 2, 3, 4, 5)),
-                max_steps=9, eval_every=2, patience=1, save_every=5, lr=0.1, out=Path("o")),
-    EvaluateConfig(Path("c"), Path("d"), Size(1, 2), None, Path("o.json")),
-    PredictConfig(Path("c"), "*.tif", Path("o"), Size(8, 9), 0.25),
-], ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(),
+        TrainConfig(
+            data=DataConfig(
+                train=Path("a/b"), val=Path("c"), size=Size(3, 4), crop_side=(0.1, 1.0), augment=("contrast", "flips")
+            ),
+            model=ModelConfig("mit_b5", decoder_channels=(1, 2, 3, 4, 5)),
+            max_steps=9,
+            eval_every=2,
+            patience=1,
+            save_every=5,
+            lr=0.1,
+            out=Path("o"),
+        ),
+        EvaluateConfig(Path("c"), Path("d"), Size(1, 2), None, Path("o.json")),
+        PredictConfig(Path("c"), "*.tif", Path("o"), Size(8, 9), 0.25),
+    ],
+    ids=lambda config: type(config).__name__,
+)
 def test_a_config_survives_json(config):
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 
@@ -89,8 +154,17 @@ def test_a_written_config_holds_texts_and_lists_only():
     assert values["max_steps"] is None
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("mit_b9", "mit_b"), ("mitb3", "mit_b3"), ("b3", "mit_b3"),
-                                              ("mit-b0", "mit_b0"), ("MIT_TINY", "mit_"), ("resnet34", "mit_")])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("mit_b9", "mit_b"),
+        ("mitb3", "mit_b3"),
+        ("b3", "mit_b3"),
+        ("mit-b0", "mit_b0"),
+        ("MIT_TINY", "mit_"),
+        ("resnet34", "mit_"),
+    ],
+)
 def test_an_unknown_encoder_is_answered_with_the_nearest(typed, meant):
     with pytest.raises(InputError) as error:
         parse(TrainConfig, [*TRAIN, "--model.encoder", typed])
@@ -101,30 +175,33 @@ def test_every_known_encoder_can_be_built():
     assert set(ENCODER_NAMES) == set(MIT_SHAPES)
 
 
-@pytest.mark.parametrize(("flags", "fragment"), [
-    (["--data.size", "512"], "'512' is not a size"),
-    (["--data.crop-side", "0", "0.5"], "--data.crop-side"),
-    (["--data.crop-side", "0.6", "0.5"], "--data.crop-side"),
-    (["--data.crop-side", "0.6", "1.1"], "--data.crop-side"),
-    (["--data.crop-side", "nan", "0.5"], "--data.crop-side"),
-    (["--data.workers", "-1"], "--data.workers -1"),
-    (["--data.augment", "flips", "flips"], "--data.augment"),
-    (["--model.decoder-channels", "1", "2", "3", "4", "0"], "--model.decoder-channels"),
-    (["--batch-size", "0"], "--batch-size 0"),
-    (["--epochs", "0"], "--epochs 0"),
-    (["--max-steps", "0"], "--max-steps 0"),
-    (["--eval-every", "-3"], "--eval-every -3"),
-    (["--patience", "0"], "--patience 0"),
-    (["--save-every", "0"], "--save-every 0"),
-    (["--lr", "0"], "--lr 0"),
-    (["--lr", "-1"], "--lr -1"),
-    (["--lr", "nan"], "--lr nan"),
-    (["--lr", "inf"], "--lr inf"),
-    (["--seed", "-1"], "--seed -1"),
-    (["--seed", str(2**63)], "--seed"),
-    (["--config", "no/such.json"], "no/such.json"),
-    (["--config"], "--config"),
-])
+@pytest.mark.parametrize(
+    ("flags", "fragment"),
+    [
+        (["--data.size", "512"], "'512' is not a size"),
+        (["--data.crop-side", "0", "0.5"], "--data.crop-side"),
+        (["--data.crop-side", "0.6", "0.5"], "--data.crop-side"),
+        (["--data.crop-side", "0.6", "1.1"], "--data.crop-side"),
+        (["--data.crop-side", "nan", "0.5"], "--data.crop-side"),
+        (["--data.workers", "-1"], "--data.workers -1"),
+        (["--data.augment", "flips", "flips"], "--data.augment"),
+        (["--model.decoder-channels", "1", "2", "3", "4", "0"], "--model.decoder-channels"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--max-steps", "0"], "--max-steps 0"),
+        (["--eval-every", "-3"], "--eval-every -3"),
+        (["--patience", "0"], "--patience 0"),
+        (["--save-every", "0"], "--save-every 0"),
+        (["--lr", "0"], "--lr 0"),
+        (["--lr", "-1"], "--lr -1"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--lr", "inf"], "--lr inf"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--seed", str(2**63)], "--seed"),
+        (["--config", "no/such.json"], "no/such.json"),
+        (["--config"], "--config"),
+    ],
+)
 def test_a_value_that_cannot_be_used_is_one_line_that_names_it(flags, fragment):
     with pytest.raises(InputError) as error:
         parse(TrainConfig, [*TRAIN, *flags])
@@ -155,25 +232,28 @@ def test_the_parser_itself_ends_with_2(flags, capsys):
     assert flags[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("values", "fragment"), [
-    ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
-    ({"data": {"sise": "1x1"}}, "unknown setting 'sise'"),
-    ({"data": ["a"]}, "expected an object"),
-    ({"lr": "fast"}, "lr"),
-    ({"lr": None}, "lr"),
-    ({"batch_size": 1.5}, "batch_size"),
-    ({"batch_size": None}, "batch_size"),
-    ({"data": {"size": "12"}}, "'12' is not a size"),
-    ({"data": {"size": 12}}, "size"),
-    ({"data": {"fit": "stretch"}}, "fit"),
-    ({"data": {"augment": "flips"}}, "augment"),
-    ({"data": {"augment": ["flops"]}}, "augment"),
-    ({"data": {"crop_side": [0.1]}}, "crop_side"),
-    ({"data": {"crop_side": [0.1, 0.2, 0.3]}}, "crop_side"),
-    ({"model": {"decoder_channels": [1, 2, 3, 4, "5"]}}, "decoder_channels"),
-    ({"out": 5}, "out"),
-    ([], "expected an object"),
-])
+@pytest.mark.parametrize(
+    ("values", "fragment"),
+    [
+        ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
+        ({"data": {"sise": "1x1"}}, "unknown setting 'sise'"),
+        ({"data": ["a"]}, "expected an object"),
+        ({"lr": "fast"}, "lr"),
+        ({"lr": None}, "lr"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"batch_size": None}, "batch_size"),
+        ({"data": {"size": "12"}}, "'12' is not a size"),
+        ({"data": {"size": 12}}, "size"),
+        ({"data": {"fit": "stretch"}}, "fit"),
+        ({"data": {"augment": "flips"}}, "augment"),
+        ({"data": {"augment": ["flops"]}}, "augment"),
+        ({"data": {"crop_side": [0.1]}}, "crop_side"),
+        ({"data": {"crop_side": [0.1, 0.2, 0.3]}}, "crop_side"),
+        ({"model": {"decoder_channels": [1, 2, 3, 4, "5"]}}, "decoder_channels"),
+        ({"out": 5}, "out"),
+        ([], "expected an object"),
+    ],
+)
 def test_a_config_file_with_a_wrong_value_is_refused_by_name(values, fragment):
     with pytest.raises(InputError) as error:
         from_dict(TrainConfig, values, "runs/x/config.json")
@@ -194,8 +274,11 @@ def test_a_config_file_that_is_none_is_refused(tmp_path, content):
 
 
 def leaves(values: dict, prefix: str = "") -> list[str]:
-    return [leaf for name, value in values.items()
-            for leaf in (leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])]
+    return [
+        leaf
+        for name, value in values.items()
+        for leaf in (leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
+    ]
 
 
 @pytest.mark.parametrize("dotted", leaves(to_dict(TrainConfig())))

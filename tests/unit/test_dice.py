@@ -72,6 +72,7 @@ class BrightIsCell(torch.nn.Module):
 
 def bilinear_slowly(values: np.ndarray, width: int, height: int) -> np.ndarray:
     """Centres of pixels on half numbers, edges repeated, in fp64."""
+
     def weights(old: int, new: int) -> np.ndarray:
         matrix = np.zeros((new, old))
         for place in range(new):
@@ -80,6 +81,7 @@ def bilinear_slowly(values: np.ndarray, width: int, height: int) -> np.ndarray:
             matrix[place, first] += 1 - (source - first)
             matrix[place, min(first + 1, old - 1)] += source - first
         return matrix
+
     return weights(values.shape[0], height) @ values.astype(np.float64) @ weights(values.shape[1], width).T
 
 
@@ -95,8 +97,9 @@ def ds_slowly(sample: Sample, shrink: int, metric: tuple[int, int]) -> float:
     return dice_slowly(output >= 0.5, reference)
 
 
-@pytest.mark.parametrize(("shrink", "metric"), [(1, (96, 80)), (2, (96, 80)), (1, (48, 40)), (2, (48, 40)),
-                                                (2, (144, 100)), (4, (31, 67))])
+@pytest.mark.parametrize(
+    ("shrink", "metric"), [(1, (96, 80)), (2, (96, 80)), (1, (48, 40)), (2, (48, 40)), (2, (144, 100)), (4, (31, 67))]
+)
 def test_ds_is_dice_after_both_scalings(shrink, metric):
     for number in range(3):
         sample, model = draw_sample(number), BrightIsCell()

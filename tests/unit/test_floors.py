@@ -11,7 +11,8 @@ PACKAGE = "glioma_dist"
 MAY_USE_BESIDE = {("training", "evaluation"), ("inference", "evaluation")}
 SOURCES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))
 ON_TOP = [REPOSITORY / name for name in ("train.py", "evaluate.py", "predict.py")] + sorted(
-    (REPOSITORY / "tools").glob("*.py"))
+    (REPOSITORY / "tools").glob("*.py")
+)
 
 
 def read_floors() -> dict[str, int]:

@@ -20,13 +20,15 @@ from glioma_dist.errors import InputError
 @pytest.fixture
 def setting(shards, tmp_path):
     reader = ShardReader(shards / "train")
-    return SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 4, seed=11),
-                           config=tiny_config(shards, tmp_path).data)
+    return SimpleNamespace(
+        reader=reader, order=Order(reader.shard_sizes, 4, seed=11), config=tiny_config(shards, tmp_path).data
+    )
 
 
 def take(setting, number: int, first_step: int = 0, rank: int = 0, num_processes: int = 1, **changes) -> list[Batch]:
-    batches = training_batches(setting.reader, setting.order, replace(setting.config, **changes), first_step, rank,
-                               num_processes)
+    batches = training_batches(
+        setting.reader, setting.order, replace(setting.config, **changes), first_step, rank, num_processes
+    )
     taken = list(islice(batches, number))
     batches.close()
     return taken
@@ -94,9 +96,10 @@ def test_batches_may_begin_anywhere(setting):
 def test_the_processes_shares_join_to_the_batch(setting, num_processes):
     shares = [take(setting, 3, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
     for step, expected in enumerate(take(setting, 3)):
-        joined = Batch(*(torch.cat([getattr(share[step], name) for share in shares])
-                         for name in ("images", "masks", "seeds")),
-                       tuple(key for share in shares for key in share[step].keys))
+        joined = Batch(
+            *(torch.cat([getattr(share[step], name) for share in shares]) for name in ("images", "masks", "seeds")),
+            tuple(key for share in shares for key in share[step].keys),
+        )
         check_same(joined, expected)
 
 
@@ -149,8 +152,10 @@ def test_a_crop_larger_than_an_image_is_one_line_that_names_it(setting, workers)
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 12])
 def test_evaluation_visits_each_sample_once(setting, num_processes):
-    parts = [[sample.key for sample in evaluation_samples(setting.reader, rank, num_processes, 0)]
-             for rank in range(num_processes)]
+    parts = [
+        [sample.key for sample in evaluation_samples(setting.reader, rank, num_processes, 0)]
+        for rank in range(num_processes)
+    ]
     assert sorted(key for part in parts for key in part) == [f"cell-{number:03d}" for number in range(10)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -54,13 +54,10 @@ def coco_files(source: Path) -> list[tuple[dict, Path]]:
     livecell, spec = source / "livecell", source / "glioma_c6" / "dataset" / "spec"
     images = livecell / "images"
     found = [
-        (livecell / f"livecell_coco_{part}.json", images / "livecell_train_val_images")
-        for part in ("train", "val")
+        (livecell / f"livecell_coco_{part}.json", images / "livecell_train_val_images") for part in ("train", "val")
     ]
     found.append((livecell / "livecell_coco_test.json", images / "livecell_test_images"))
-    found += [
-        (spec / part / f"anno_{part}.json", spec / part / "images") for part in ("train", "valid", "test")
-    ]
+    found += [(spec / part / f"anno_{part}.json", spec / part / "images") for part in ("train", "valid", "test")]
     return [(json.loads(path.read_text()), folder) for path, folder in found]
 
 
@@ -85,9 +82,7 @@ def test_same_seed_same_bytes_and_more_images_change_none(tool, source, tmp_path
 def test_published_layouts(source):
     files = coco_files(source)
     listed = {
-        str((folder / image["file_name"]).relative_to(source))
-        for coco, folder in files
-        for image in coco["images"]
+        str((folder / image["file_name"]).relative_to(source)) for coco, folder in files for image in coco["images"]
     }
     assert listed == {name for name in digests(source) if name.endswith(".tif")}
     assert [len(coco["images"]) for coco, _ in files] == [2, 1, 1] * 2
@@ -120,11 +115,7 @@ def test_outlines_lie_inside_and_describe_what_is_seen(source):
             assert 0.03 < union.mean() < 0.6
             outside = sum(np.sum(rasterise([part], image) & ~union) for part in parts)
             assert outside <= len(parts)  # rasterising may differ from the outline by a pixel
-            grey = (
-                tifffile.imread(folder / image["file_name"])
-                .reshape(*union.shape, -1)[..., 0]
-                .astype(np.float32)
-            )
+            grey = tifffile.imread(folder / image["file_name"]).reshape(*union.shape, -1)[..., 0].astype(np.float32)
             texture = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), 3))
             far = cv2.dilate(union.astype(np.uint8), np.ones((15, 15))) == 0
             assert texture[union].mean() > 2.5 * texture[far].mean()

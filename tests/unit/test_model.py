@@ -157,6 +157,7 @@ def test_attention_is_pytorchs_fused_one(monkeypatch):
     seeds = torch.tensor([3])
     results, calls = [], []
     for function in (functional.scaled_dot_product_attention, attend_slowly):
+
         def counted(*arguments, function=function, **named):
             calls.append(function)
             return function(*arguments, **named)
@@ -165,7 +166,8 @@ def test_attention_is_pytorchs_fused_one(monkeypatch):
         model.zero_grad()
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda tensor, saved=saved: saved.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor):
+            lambda tensor, saved=saved: saved.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
+        ):
             logits = model(images, seeds)
         logits.square().sum().backward()
         matrices = [shape for shape in saved if shape[-2:] == (1024, 16)]  # 32x32 queries, 4x4 keys, of stage 1
@@ -305,8 +307,10 @@ def test_the_decoder_joins_each_map_at_its_own_size():
     """A map that is not used, or used twice, would leave its block's gradient at 0 or its channels wrong."""
     decoder = BilinearDecoder((8, 16, 24, 32), (4, 8, 16, 32), (7, 6, 5, 4, 3), "batch")
     assert [block.conv1.in_channels for block in decoder.blocks] == [32 + 24, 7 + 16, 6 + 8, 5, 4]
-    maps = [torch.randn(2, channels, 64 // stride, 96 // stride, requires_grad=True)
-            for channels, stride in ((8, 4), (16, 8), (24, 16), (32, 32))]
+    maps = [
+        torch.randn(2, channels, 64 // stride, 96 // stride, requires_grad=True)
+        for channels, stride in ((8, 4), (16, 8), (24, 16), (32, 32))
+    ]
     output = decoder(maps)
     assert output.shape == (2, 3, 64, 96)
     output.square().sum().backward()
@@ -368,8 +372,14 @@ def test_imagenet_weights_of_other_shapes_are_refused(tmp_path, monkeypatch):
 def checkpoint(shards, tmp_path):
     """A checkpoint of mit_tiny with odd weights, and the model that it holds."""
     model = build_model(TINY, 8)[0]
-    save_state(tmp_path / "best", tiny_config(shards, tmp_path), Position(step=1), model, None,
-               {"lineage": [{"data": "drawn", "licence": "CC0"}]})
+    save_state(
+        tmp_path / "best",
+        tiny_config(shards, tmp_path),
+        Position(step=1),
+        model,
+        None,
+        {"lineage": [{"data": "drawn", "licence": "CC0"}]},
+    )
     return tmp_path / "best", model
 
 

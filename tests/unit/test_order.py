@@ -69,8 +69,11 @@ def test_the_order_does_not_know_the_number_of_processes(num_processes):
     whole = Order(sizes, 8, seed=1)
     ranks = [Order(sizes, 8, seed=1) for _ in range(num_processes)]
     for step in range(2 * whole.steps_per_epoch):
-        joined = [place for rank, order in enumerate(ranks)
-                  for place in order.batch(step, range(rank * share, (rank + 1) * share))]
+        joined = [
+            place
+            for rank, order in enumerate(ranks)
+            for place in order.batch(step, range(rank * share, (rank + 1) * share))
+        ]
         assert joined == whole.batch(step)
 
 
@@ -82,8 +85,9 @@ def test_epochs_and_seeds_differ():
 
 def test_every_place_has_a_seed_of_its_own():
     orders = [Order([20, 20], 4, seed) for seed in (0, 1)]
-    seeds = [place.seed for order in orders for epoch in range(10) for batch in epoch_of(order, epoch)
-             for place in batch]
+    seeds = [
+        place.seed for order in orders for epoch in range(10) for batch in epoch_of(order, epoch) for place in batch
+    ]
     assert len(set(seeds)) == len(seeds) == 800
     assert min(seeds) >= 0
     assert max(seeds) < 2**63
@@ -116,7 +120,7 @@ def test_a_slot_walks_its_own_stretch_and_reads_few_shards():
     assert len(set().union(*windows)) == 200
     # 250 samples in a row touch three windows at most, of 200 shards that a walk at random would nearly all touch.
     assert max(len({place.shard for place in stretch}) for stretch in stretches) <= 3 * SHARDS_IN_WINDOW
-    assert len({place.shard for place in sequence[:window // 4]}) > 4  # and samples are mixed within a window
+    assert len({place.shard for place in sequence[: window // 4]}) > 4  # and samples are mixed within a window
 
 
 def test_samples_are_drawn_evenly():

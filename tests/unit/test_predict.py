@@ -78,7 +78,8 @@ def check_results(out, rows, model, images: dict[str, np.ndarray], size=None) ->
         picture = cv2.imread(str(out / row["overlay"]), cv2.IMREAD_UNCHANGED)
         assert (picture.dtype, picture.shape) == (np.uint8, (*pixels.shape[:2], 3))
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["summary.csv", *(row[name] for row in table for name in ("mask", "overlay"))])
+        ["summary.csv", *(row[name] for row in table for name in ("mask", "overlay"))]
+    )
 
 
 def test_every_kind_of_file_gets_a_mask_of_its_own_size(whole, tmp_path, runtime):
@@ -114,8 +115,12 @@ def test_a_model_that_learned_resized_images_is_shown_them_resized(resized, tmp_
 
 def test_the_threshold_is_a_probability(whole, tmp_path, runtime):
     cv2.imwrite(str(tmp_path / "a.png"), draw_sample(1).image)
-    shares = [predict(PredictConfig(whole.folder, str(tmp_path / "a.png"), tmp_path / "out", threshold=threshold),
-                      runtime)[0]["covered_share"] for threshold in (1e-9, 0.4, 0.5, 0.6, 1 - 1e-9)]
+    shares = [
+        predict(PredictConfig(whole.folder, str(tmp_path / "a.png"), tmp_path / "out", threshold=threshold), runtime)[
+            0
+        ]["covered_share"]
+        for threshold in (1e-9, 0.4, 0.5, 0.6, 1 - 1e-9)
+    ]
     assert shares == sorted(shares, reverse=True)
     assert (shares[0], shares[-1]) == (1, 0)
     assert shares[0] > shares[2] > shares[-1]

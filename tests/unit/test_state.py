@@ -143,9 +143,20 @@ def test_a_checkpoint_without_optimizer_cannot_be_gone_on_from(saved):
         load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", "{}", '{"format_version": 1}',
-                                     '{"format_version": 1, "config": []}',
-                                     '{"format_version": 1, "config": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        "{}",
+        '{"format_version": 1}',
+        '{"format_version": 1, "config": []}',
+        '{"format_version": 1, "config": {"a": 1}}',
+    ],
+)
 def test_a_state_that_is_none_is_one_line(saved, content):
     (saved.folder / STATE).write_text(content)
     with pytest.raises(InputError) as error:
@@ -186,6 +197,7 @@ def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(saved, monkeypat
             if calls > kill_at:
                 raise KilledError
             return function(*arguments, **named)
+
         return call
 
     step(saved.made, 2)
@@ -218,10 +230,15 @@ def test_the_last_of_these_kills_comes_after_the_end(saved, monkeypatch):
         def counted(*arguments, **named):
             calls.append(function)
             return function(*arguments, **named)
+
         return counted
 
-    for module, name in ((checkpoint_module, "save_file"), (os, "rename"), (os, "fsync"),
-                         (checkpoint_module.shutil, "rmtree")):
+    for module, name in (
+        (checkpoint_module, "save_file"),
+        (os, "rename"),
+        (os, "fsync"),
+        (checkpoint_module.shutil, "rmtree"),
+    ):
         monkeypatch.setattr(module, name, counting(getattr(module, name)))
     save_state(saved.folder, saved.config, Position(3), saved.made.model, saved.made.optimizer, {})
     assert 10 <= len(calls) <= 12
