@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,12 +13,14 @@ SMOOTH = 1.0
 
 
 def segmentation_loss(kind: Literal["dice", "bce", "dice+bce"], logits: Tensor, masks: Tensor) -> Tensor:
-    """Loss of each image. logits: (B, 1, H, W); masks: (B, H, W) of 0 and 1. Returns (B,) fp32.
+    """Loss of each image. logits: (B, 1, H, W); masks: (B, H, W) of 0 and 1. Returns (B,) fp32,
+    or fp64 where the logits are.
 
     dice: 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1), p = sigmoid(logit) (V-Net, Milletari et al. 2016, arXiv
     1606.04797, section 3, with plain sums below). bce: the mean of the binary cross-entropy over the pixels.
     """
-    logits, masks = logits.squeeze(1).float(), masks.float()
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    logits, masks = logits.squeeze(1).to(exact), masks.to(exact)
     loss = logits.new_zeros(len(logits))
     if "dice" in kind:
         loss = loss + soft_dice_loss(logits, masks)
