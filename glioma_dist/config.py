@@ -20,6 +20,8 @@ import tyro
 
 from glioma_dist.errors import InputError
 
+MAX_PIXELS = 2**28
+"""Of a size that can be asked for: fifty times the article's largest."""
 ENCODER_NAMES = ("mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
 COST_FIELDS = (
     "data.train",
@@ -50,6 +52,8 @@ class Size:
         match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip())
         if not match or int(match[1]) < 1 or int(match[2]) < 1:
             raise InputError(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, as in 1472x1120")
+        if int(match[1]) * int(match[2]) > MAX_PIXELS:
+            raise InputError(f"{text!r} is too large: at most {MAX_PIXELS} pixels")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -164,7 +168,9 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
         if not 0 < self.lr < 1e3:
-            raise InputError(f"--lr {self.lr}: give a positive number, as in 1e-4")
+            raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, as in 1e-4")
+        if self.patience is not None and self.data.val is None:
+            raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
 
@@ -187,6 +193,8 @@ class EvaluateConfig:
     """Processes that read ahead, for each evaluating process."""
 
     def validate(self) -> None:
+        if self.out is not None and self.out.is_dir():
+            raise InputError(f"--out {self.out} is a folder; name a JSON file in it")
         if self.workers < 0:
             raise InputError(f"--workers {self.workers}: give 0 or more")
 

@@ -20,6 +20,10 @@ from glioma_dist.errors import InputError
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
+SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer")
+"""In what gloo says."""
+PRCTL_PARENT_DEATH_SIGNAL = 1
+"""From Linux's sys/prctl.h."""
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
 
 
@@ -46,6 +50,8 @@ class Runtime:
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine])
         if accelerator.device.type == "cpu":
             _keep_freed_memory()
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:
+            _stop_with_launcher()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
             raise InputError(
@@ -97,8 +103,19 @@ def _keep_freed_memory() -> None:
         libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)
 
 
+def _stop_with_launcher() -> None:
+    """Have the system send SIGTERM when the launcher that started this process ends, where it can (Linux, prctl(2)).
+
+    `accelerate launch` of one process ends on SIGTERM without handing it on, and the training would go on unseen.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PRCTL_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
 class StopSignal:
-    """Notices SIGTERM, which clouds and schedulers send before they take a machine away, so that the run can be saved.
+    """Notices SIGTERM, which clouds and schedulers send before they take a machine away, and Ctrl-C, so that the run
+    can be saved.
 
     Use as a context; `asked` turns true when the signal has come.
     """
@@ -107,14 +124,16 @@ class StopSignal:
         self.asked = False
 
     def __enter__(self) -> StopSignal:
-        self._before = signal.signal(signal.SIGTERM, self._notice)
+        self._before = {number: signal.signal(number, self._notice) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _notice(self, *_: object) -> None:
+    def _notice(self, number: int, _frame: object) -> None:
         self.asked = True
+        signal.signal(number, self._before[number])  # who asks twice does not want to wait
 
 
 def run_command(function: Callable[[], None]) -> None:
@@ -136,6 +155,14 @@ def run_command(function: Callable[[], None]) -> None:
         if error.filename is None:
             raise
         sys.stderr.write(f"error: {error.filename}: {error.strerror}; check the path, its permissions, and the space\n")
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        sys.stderr.write(f"error: out of memory ({error}); give a smaller --batch-size or --data.size\n")
+        sys.exit(2)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PROCESS):
+            raise
+        sys.stderr.write("error: another process of this run ended; its own line says why; the same command goes on\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

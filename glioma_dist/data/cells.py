@@ -74,7 +74,7 @@ def as_whole(value: object) -> int:
 
 def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> DrawnCells:
     """Rasterise what can be drawn of the cells, and tell what is odd; see `coco.union_mask`."""
-    objects, seen = [], set()
+    objects, seen = [], set()  # objects: (number of the cell, what of it may be drawn)
     odd: Counter = Counter()
     num_cells = 0
     for segmentation in segmentations:
@@ -87,15 +87,20 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
             odd[_Problem(DOUBLED_CONTOUR, False, "the same contour as another cell; drawn once")] += 1
             continue
         seen.add(identity)
-        objects.extend(drawable)
+        objects.extend((num_cells, shape) for shape in drawable)
         num_cells += 1
     mask = np.zeros((height, width), np.uint8)
     if objects:
         # Polygons and run lengths alike become pycocotools' own run lengths, whose union it then takes.
-        polygons = [shape for shape in objects if isinstance(shape, np.ndarray)]
-        runs = [shape for shape in objects if isinstance(shape, dict)]
+        objects.sort(key=lambda cell: isinstance(cell[1], dict))
+        polygons = [shape for _, shape in objects if isinstance(shape, np.ndarray)]
         encoded = coco_mask.frPyObjects(polygons, height, width) if polygons else []
-        encoded = encoded + [coco_mask.frPyObjects(run, height, width) for run in runs]
+        encoded = encoded + [coco_mask.frPyObjects(run, height, width) for _, run in objects[len(polygons) :]]
+        blank = coco_mask.encode(np.asfortranarray(mask))["counts"]
+        seen_cells = {cell for (cell, _), runs in zip(objects, encoded, strict=True) if runs["counts"] != blank}
+        if num_blank := num_cells - len(seen_cells):
+            odd[_Problem(EMPTY_SEGMENTATION, False, "outline that covers no pixel; not counted")] += num_blank
+            num_cells -= num_blank
         mask = np.ascontiguousarray(coco_mask.decode(_merge(encoded)))
     findings = [Finding(problem.kind, f"{count} x {problem.detail}", problem.spoils) for problem, count in odd.items()]
     return DrawnCells(mask, num_cells, findings)

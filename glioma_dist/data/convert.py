@@ -1,12 +1,13 @@
 """From a data set as found to shards, one folder a split, with an audit of every defect met."""
 
+import contextlib
 import filecmp
 import hashlib
 import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -24,10 +25,10 @@ from glioma_dist.data.audit import (
 from glioma_dist.data.cells import draw_cells
 from glioma_dist.data.coco import CocoImage, load_coco
 from glioma_dist.data.sample import Sample, read_image
-from glioma_dist.data.shard_index import MAX_KEY_LENGTH
+from glioma_dist.data.shard_index import INDEX_NAME, MAX_KEY_LENGTH
 from glioma_dist.data.shards import ShardWriter
 from glioma_dist.data.sources import Source, SourceSplit, describe, licence_of
-from glioma_dist.data.splits import draw_splits
+from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, draw_splits
 from glioma_dist.errors import InputError
 
 AUDIT_NAME = "audit.json"
@@ -65,23 +66,28 @@ def convert(
     if split_seed is not None and source.has_own_splits:
         names = ", ".join(split.name for split in source.splits)
         raise InputError(f"{source.folder}: has splits of its own ({names}); leave out --split-seed")
+    if split_seed is None and split_counts != ARTICLE_COUNTS:
+        raise InputError("--split-counts needs --split-seed: without it nothing is drawn")
+    _refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
     written: dict[str, int] = {}
     used: dict[Path, str] = {}
+    # All splits get their names at the end, together: half of one draw beside half of another would leak.
     try:
-        for split in source.splits:
-            jobs = _jobs(source, split, used, audit, dataset)
-            # What is examined to draw splits has its defects noted then, once.
-            part_audit = audit if split_seed is None else Audit()
-            for name, part in _divide(split, jobs, split_seed, split_counts, audit, console).items():
-                head = {
-                    "split": name,
-                    "licence": part[0].licence if part else "",
-                    "citation": source.citation,
-                }
-                writer = ShardWriter(out / name, dataset, **head)
-                written[name] = _write_split(writer, part, part_audit, console)
-            # The next split's JSON may be as large again.
-            del jobs, part
+        with contextlib.ExitStack() as writers:
+            for split in source.splits:
+                jobs = _jobs(source, split, used, audit, dataset)
+                # What is examined to draw splits has its defects noted then, once.
+                part_audit = audit if split_seed is None else Audit()
+                for name, part in _divide(split, jobs, split_seed, split_counts, audit, console).items():
+                    head = {
+                        "split": name,
+                        "licence": part[0].licence if part else "",
+                        "citation": source.citation,
+                    }
+                    writer = ShardWriter(out / name, dataset, **head)
+                    written[name] = _write_split(writer, writers, part, part_audit, console)
+                # The next split's JSON may be as large again.
+                del jobs, part
         _audit_unlisted(source, used, audit)
         out.mkdir(parents=True, exist_ok=True)
         audit.write(out / AUDIT_NAME)
@@ -173,25 +179,39 @@ def _divide(
     if seed is None:
         return {split.name: jobs}
     usable = {job.key: job for job in _with_progress(jobs, "examining", console) if _prepare(job, audit) is not None}
-    drawn = draw_splits(usable, dict(zip(("train", "val", "test"), counts, strict=True)), seed)
+    drawn = draw_splits(usable, dict(zip(SPLIT_NAMES, counts, strict=True)), seed)
     num_drawn = sum(counts)
     if num_drawn < len(usable):
         console.print(f"{len(usable) - num_drawn} samples are in no split; --split-counts can ask for them")
     return {name: [job for key, job in usable.items() if key in keys] for name, keys in drawn.items()}
 
 
-def _write_split(writer: ShardWriter, jobs: list[_Job], audit: Audit, console: Console) -> int:
-    """Convert and write one split's images; no folder where none can be converted. Returns their number."""
+def _refuse_other_division(out: Path, names: Sequence[str]) -> None:
+    """Raise InputError where `out` holds the same images divided in another way: whole, or drawn into splits."""
+    found = {path.parent.name for path in out.glob(f"*/{INDEX_NAME}")}
+    others = sorted(found - set(names))
+    if others and WHOLE in {*names, *found}:
+        raise InputError(
+            f"{out}: holds {', '.join(others)} of another conversion, which may have the same images as "
+            f"{', '.join(names)}; remove it, or give another --out"
+        )
+
+
+def _write_split(
+    writer: ShardWriter, writers: contextlib.ExitStack, jobs: list[_Job], audit: Audit, console: Console
+) -> int:
+    """Convert and write one split's images, to be renamed when `writers` closes; nothing where none can be converted.
+    Returns their number."""
     prepared = (_prepare(job, audit) for job in _with_progress(jobs, writer.folder.name, console))
     samples = (sample for sample in prepared if sample is not None)
     first = next(samples, None)
     if first is None:
         return 0
+    writers.enter_context(writer)
     num_samples = 0
-    with writer:
-        for sample in itertools.chain([first], samples):
-            writer.write(sample)
-            num_samples += 1
+    for sample in itertools.chain([first], samples):
+        writer.write(sample)
+        num_samples += 1
     return num_samples
 
 

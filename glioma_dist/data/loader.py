@@ -7,7 +7,7 @@ traceback.
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -156,5 +156,6 @@ def _as_it_is(item: object) -> object:
 
 def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)
-    # A scheduler may signal the whole process group. The training process saves and ends its workers itself.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A scheduler or a terminal may signal the whole process group. The training process saves, and ends its workers
+    # itself; they end of their own accord when it is gone.
+    os.setpgid(0, 0)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from glioma_dist.data.coco import CocoFile
 from glioma_dist.data.sample import IMAGE_SUFFIXES
+from glioma_dist.data.splits import WHOLE
 from glioma_dist.errors import InputError
 
 LIVECELL_LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
@@ -128,7 +129,7 @@ def find_glioma_c6(source: str | Path) -> Source:
         return Source(folder, _named_splits(folder, published, _published_images))
     if [path.name for path in exported] == ["instances_default.json"]:
         images = _images(_exported_images(exported[0], "default"), folder)
-        return Source(folder, [SourceSplit("all", exported[0], images)], has_own_splits=False)
+        return Source(folder, [SourceSplit(WHOLE, exported[0], images)], has_own_splits=False)
     return Source(folder, _named_splits(folder, exported, _exported_images))
 
 
@@ -165,7 +166,7 @@ def _named_splits(folder: Path, files: list[Path], images_of: Callable[[Path, st
     splits: dict[str, SourceSplit] = {}
     for path in files:
         subset = path.stem.split("_", 1)[1]
-        name = re.sub(r"[^a-z0-9_-]", "_", subset.lower()) or "all"
+        name = re.sub(r"[^a-z0-9_-]", "_", subset.lower()) or WHOLE
         name = SPLIT_NAMES.get(name, name)
         if name in splits:
             other = splits[name].annotations

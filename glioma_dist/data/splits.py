@@ -6,6 +6,10 @@ import numpy as np
 
 from glioma_dist.errors import InputError
 
+SPLIT_NAMES = ("train", "val", "test")
+WHOLE = "all"
+"""The folder of a data set that is not divided."""
+
 
 def draw_splits(keys: Iterable[str], counts: Mapping[str, int], seed: int) -> dict[str, list[str]]:
     """Draw disjoint splits at random: for each name in `counts` that many keys, sorted.

@@ -19,6 +19,7 @@ from glioma_dist.evaluation.protocol import cell_probability
 from glioma_dist.model.unet import load_model
 from glioma_dist.runtime import Runtime
 
+MASK, OVERLAY = ".mask.png", ".overlay.png"
 OUTLINE_COLOUR = (255, 200, 0)
 COLUMNS = ("image", "width", "height", "covered_share", "mask", "overlay")
 
@@ -58,11 +59,12 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
 
 
 def find_images(pattern: str) -> list[Path]:
-    """The TIFFs and PNGs of a folder, a single file, or a glob pattern, sorted. Raises InputError where there are
-    none."""
+    """The TIFFs and PNGs of a folder, a single file, or a glob pattern, sorted, without the masks and overlays
+    that `predict` writes. Raises InputError where there are none."""
     folder = Path(pattern)
     found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(pattern, recursive=True))
-    paths = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    images = (path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    paths = sorted(path for path in images if not path.name.endswith((MASK, OVERLAY)))
     if not paths:
         raise InputError(
             f"--images {pattern}: no {', '.join(IMAGE_SUFFIXES)} there; give a folder, a file, or a pattern in quotes"
@@ -90,8 +92,8 @@ def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: n
         "width": mask.shape[1],
         "height": mask.shape[0],
         "covered_share": round(float(mask.mean()), 6),
-        "mask": f"{name}.mask.png",
-        "overlay": f"{name}.overlay.png",
+        "mask": f"{name}{MASK}",
+        "overlay": f"{name}{OVERLAY}",
     }
     for file, pixels in ((row["mask"], mask * 255), (row["overlay"], overlay(image, mask)[..., ::-1])):
         if not cv2.imwrite(str(folder / file), pixels):

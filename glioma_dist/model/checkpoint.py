@@ -82,6 +82,11 @@ class Checkpoint:
                 f"{self.folder}: {len(wrong)} tensors do not fit this model, the first is {wrong[0]}; "
                 "give the --model settings that its state.json has"
             )
+        broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if broken:
+            raise InputError(
+                f"{self.folder}: {len(broken)} tensors are not finite, the first is {broken[0]}; take another"
+            )
         model.load_state_dict(tensors)
 
 
@@ -120,6 +125,7 @@ def write_checkpoint(
 
 
 def _sibling(folder: Path, suffix: str) -> Path:
+    folder = folder.absolute()
     return folder.with_name(f"{folder.name}.{suffix}")
 
 

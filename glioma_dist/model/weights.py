@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from glioma_dist.errors import InputError
@@ -50,8 +51,12 @@ def load_imagenet(model: nn.Module, encoder: str) -> None:
     name = HUB_NAMES[encoder]
     target = model.encoder.segformer
     try:
+        name_or_folder = snapshot_download(name, local_files_only=True)  # or else a dead network is tried for minutes
+    except (OSError, ValueError):
+        name_or_folder = name
+    try:
         pretrained, report = type(target).from_pretrained(
-            name, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True
+            name_or_folder, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except OSError as error:
         raise InputError(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -74,6 +79,13 @@ def train(config: TrainConfig, runtime: Runtime) -> None:
         run_steps(training, position, None, None)
         return
     config.out.mkdir(parents=True, exist_ok=True)
+    with one_writer(config.out):
+        _train_and_tell(training, position)
+
+
+def _train_and_tell(training: Training, position: Position) -> None:
+    """What the main process does: train, and write down how it goes."""
+    config, runtime = training.config, training.runtime
     (config.out / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
     with (
         MetricsFile(config.out / "metrics.jsonl", position.step) as metrics,
@@ -87,14 +99,35 @@ def train(config: TrainConfig, runtime: Runtime) -> None:
         run_steps(training, position, metrics, progress)
 
 
+@contextmanager
+def one_writer(out: Path) -> Iterator[None]:
+    """Hold the folder for one training; the system lets go of it when the process ends, however it ends.
+
+    Raises InputError where another training holds it.
+    """
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise InputError(f"--out {out}: another training is writing there; wait for it, or give another") from error
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
 def open_run(config: TrainConfig) -> Checkpoint | None:
     """The checkpoint to go on from, or None where the run is new.
 
     Raises InputError where `config.out` holds a run with other settings, or anything but a run.
     """
     out = config.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    if not found or (config.resume == "auto" and found <= {"config.json", "metrics.jsonl"}):
+        return None  # nothing, or a run that ended before its first checkpoint
     if config.resume == "never":
         raise InputError(f"--resume never: {out} is not empty; give another --out, or leave the flag away to go on")
     if not (out / "config.json").is_file():
@@ -182,11 +215,19 @@ def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) ->
         overlap = dice(logits.squeeze(1) > 0, batch.masks).sum()
         stop = losses.new_tensor(float(stop_asked), dtype=torch.float64)
         loss, score, stopping = runtime.sum(torch.stack([losses.double().sum(), overlap, stop])).tolist()
+    # Averaged over the processes by now, and so finite on all or on none. fp16's scaler looks for itself.
+    gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
+    finite = runtime.accelerator.scaler is not None or bool(nn.utils.get_total_norm(gradients).isfinite())
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
         raise InputError(
             f"step {step + 1}: the loss is {loss} (samples {', '.join(runtime.gather_objects(keys))}); "
-            f"look at these images, or give a smaller --lr than {config.lr}; the last checkpoint is whole"
+            f"look at these images, or give a smaller --lr than {config.lr}, in another --out"
+        )
+    if not finite:
+        raise InputError(
+            f"step {step + 1}: the loss is {loss / config.batch_size} but its gradient is not finite; give a smaller "
+            f"--lr than {config.lr}, in another --out"
         )
     training.optimizer.step()
     training.optimizer.zero_grad()

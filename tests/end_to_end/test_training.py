@@ -336,20 +336,79 @@ def test_another_length_of_run_or_place_of_data_is_no_other_run(finished, shards
     assert [row["step"] for row in rows(finished)][-2:] == [7, 7]
 
 
-def test_weights_that_are_not_numbers_are_one_line_and_leave_the_run_whole(shards, tmp_path, runtime):
+def check_refused_step(config, runtime, *parts: str) -> None:
+    with pytest.raises(InputError) as error:
+        loop.train(config, runtime)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in (*parts, "--lr"):
+        assert part in message
+    assert rows(config.out) == []
+    assert not (config.out / "last").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_moves(shards, tmp_path, runtime, monkeypatch):
+    build_model = loop.build_model
+
+    def spoilt(*given):
+        model, lineage = build_model(*given)
+        torch.nn.init.constant_(model.head.bias, float("nan"))
+        return model, lineage
+
+    monkeypatch.setattr(loop, "build_model", spoilt)
+    check_refused_step(tiny_config(shards, tmp_path / "run"), runtime, "step 1", "loss is nan", "cell-0")
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_any_weight_moves(shards, tmp_path, runtime, monkeypatch):
+    build_model = loop.build_model
+
+    def spoilt(*given):
+        model, lineage = build_model(*given)
+        model.head.bias.register_hook(lambda gradient: gradient * float("nan"))
+        return model, lineage
+
+    monkeypatch.setattr(loop, "build_model", spoilt)
+    check_refused_step(tiny_config(shards, tmp_path / "run"), runtime, "step 1", "gradient is not finite")
+
+
+def test_weights_that_are_no_numbers_are_refused(shards, tmp_path, runtime):
     loop.train(tiny_config(shards, tmp_path / "first", max_steps=1), runtime)
     model = tmp_path / "first" / "last" / "model.safetensors"
     tensors = checkpoint_module.load_file(model)
-    checkpoint_module.save_file(
-        {name: tensor * float("nan") if name == "head.bias" else tensor for name, tensor in tensors.items()}, model
-    )
-    with pytest.raises(InputError) as error:
+    tensors["head.bias"] *= float("nan")
+    checkpoint_module.save_file(tensors, model)
+    with pytest.raises(InputError, match=r"1 tensors are not finite, the first is head\.bias"):
         loop.train(tiny_config(shards, tmp_path / "run", init=str(model.parent)), runtime)
-    message = str(error.value)
-    assert "\n" not in message
-    for part in ("step 1", "loss is nan", "cell-0", "--lr"):
-        assert part in message
-    assert rows(tmp_path / "run") == []
+
+
+def fail_in_a_step(config) -> None:
+    def failing(*_given):
+        raise RuntimeError("the third kind of failure")
+
+    loop.train_step = failing
+    train_here(config)
+
+
+def test_a_failure_of_any_kind_ends_the_process_though_workers_read(shards, tmp_path):
+    (ended,) = start(fail_in_a_step, tiny_config(shards, tmp_path / "run", workers=2), timeout=60).wait()
+    assert ended.exit_code not in (0, None)
+    assert "the third kind of failure" in ended.stderr
+
+
+def test_two_trainings_cannot_write_into_one_folder(shards, tmp_path, runtime):
+    out = tmp_path / "run"
+    out.mkdir()
+    with loop.one_writer(out), pytest.raises(InputError, match="another training is writing there"):
+        loop.train(tiny_config(shards, out), runtime)
+    loop.train(tiny_config(shards, out, max_steps=1), runtime)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_claims_nothing(shards, tmp_path, runtime):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="smaller than the crop"):
+        loop.train(tiny_config(shards, out, fit="crop", size=Size(1000, 64)), runtime)
+    loop.train(tiny_config(shards, out, fit="crop", size=Size(32, 32), max_steps=1), runtime)
+    assert len(rows(out)) == 2
 
 
 def test_a_folder_of_no_validation_images_is_one_line(shards, tmp_path, runtime):

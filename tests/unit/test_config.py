@@ -308,3 +308,13 @@ def test_a_field_that_one_side_lacks_differs():
     new = to_dict(TrainConfig())
     old = {name: value for name, value in new.items() if name != "loss"}
     assert [line.split(" ")[0] for line in differences(old, new)] == ["loss"]
+
+
+def test_patience_without_validation_is_refused():
+    with pytest.raises(InputError, match="--patience needs validation"):
+        TrainConfig(data=DataConfig(train=Path("x")), patience=3).validate()
+
+
+def test_a_size_beyond_all_bounds_is_refused():
+    with pytest.raises(InputError, match="too large"):
+        Size.parse("100000x100000")

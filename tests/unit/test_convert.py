@@ -26,6 +26,7 @@ from data_helpers import (
 )
 from rich.console import Console
 
+from glioma_dist.data.cells import as_segmentation, draw_cells
 from glioma_dist.data.convert import convert, make_keys
 from glioma_dist.data.sample import read_image
 from glioma_dist.data.shard_index import KEY_PATTERN
@@ -346,10 +347,32 @@ def test_a_killed_conversion_is_finished_by_the_next(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL
-    # The first split was whole and stays; the second, begun, has left nothing that looks like one.
-    assert len(ShardReader(tmp_path / "out" / "train")) == 4
+    # The first split was finished, the second begun: neither bears its name before both do.
+    assert not (tmp_path / "out" / "train").exists()
     assert not (tmp_path / "out" / "val").exists()
     assert not (tmp_path / "out" / "audit.json").exists()
     convert_quietly(find_livecell(source), tmp_path / "out")
     convert_quietly(find_livecell(source), tmp_path / "fresh")
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "fresh")
+
+
+def test_a_cell_that_covers_no_pixel_is_not_counted(tmp_path):
+    blank = [5.0, 5.0, 5.0, 5.0, 5.0, 5.0]
+    outside = [900.0, 900.0, 950.0, 900.0, 950.0, 950.0]
+    square = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
+    for polygons, num_cells in (([blank], 0), ([outside], 0), ([square, blank], 1), ([square], 1)):
+        drawn = draw_cells([as_segmentation([polygon]) for polygon in polygons], 64, 64)
+        assert drawn.num_cells == num_cells
+        assert int(drawn.mask.sum()) == 100 * num_cells
+
+
+def test_what_is_divided_in_another_way_is_not_written_beside(tmp_path):
+    source = clean_export(tmp_path / "source", 6)
+    convert_quietly(find_glioma_c6(source), tmp_path / "out")
+    with pytest.raises(InputError, match="holds all of another conversion"):
+        convert_quietly(find_glioma_c6(source), tmp_path / "out", split_seed=0, split_counts=(2, 2, 2))
+    convert_quietly(find_glioma_c6(source), tmp_path / "drawn", split_seed=0, split_counts=(2, 2, 2))
+    with pytest.raises(InputError, match="holds test, train, val of another conversion"):
+        convert_quietly(find_glioma_c6(source), tmp_path / "drawn")
+    with pytest.raises(InputError, match="--split-counts needs --split-seed"):
+        convert_quietly(find_glioma_c6(source), tmp_path / "counts", split_counts=(2, 2, 2))

@@ -10,7 +10,7 @@ from helpers import draw_sample, draw_shards, tiny_config
 
 from glioma_dist.config import EvaluateConfig, Size
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardReader, ShardWriter
+from glioma_dist.data.shards import ShardWriter
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.evaluation.protocol import dice_at_sizes, evaluate
@@ -144,7 +144,6 @@ def test_evaluation_scores_every_image_and_writes_it_down(checkpoint, shards, tm
 def test_evaluation_of_a_folder_without_images_is_one_line(checkpoint, tmp_path, runtime):
     with ShardWriter(tmp_path / "none", "drawn", "none", "CC0"):
         pass
-    assert len(ShardReader(tmp_path / "none")) == 0
     with pytest.raises(InputError, match="none"):
         evaluate(EvaluateConfig(checkpoint.folder, tmp_path / "none", workers=0), runtime)
 

@@ -33,7 +33,9 @@ SLOWLY = {"dice": dice_slowly, "bce": bce_slowly, "dice+bce": lambda *pair: dice
 def test_each_image_has_its_own_loss(kind):
     logits, masks = draw()
     losses = segmentation_loss(kind, torch.from_numpy(logits)[:, None], torch.from_numpy(masks))
-    assert (losses.dtype, losses.shape) == (torch.float32, (5,))
+    assert (losses.dtype, losses.shape) == (torch.float64, (5,))
+    half = segmentation_loss(kind, torch.from_numpy(logits)[:, None].bfloat16(), torch.from_numpy(masks))
+    assert half.dtype == torch.float32
     np.testing.assert_allclose(losses, [SLOWLY[kind](*pair) for pair in zip(logits, masks, strict=True)], rtol=2e-6)
 
 

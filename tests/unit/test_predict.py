@@ -211,3 +211,10 @@ def test_an_overlay_leaves_the_ground_and_outlines_cells(channels):
     inside = (mask == 1) & (edge == 0)
     expected = 0.85 * colours[inside] + 0.15 * np.array((255, 200, 0))
     assert np.abs(picture[inside] - expected).max() <= 1
+
+
+def test_what_predict_wrote_is_not_masked_again(tmp_path):
+    for name in ("a.png", "a.mask.png", "a.overlay.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((4, 4), np.uint8))
+    assert [path.name for path in find_images(str(tmp_path))] == ["a.png"]
+    assert [path.name for path in find_images(str(tmp_path / "*.png"))] == ["a.png"]
