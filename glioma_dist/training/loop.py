@@ -191,7 +191,7 @@ def run_steps(
                 )
             milestone = position.step == training.num_steps or position.step % training.eval_every == 0
             if milestone and training.val is not None:
-                position = evaluate(training, position, metrics, progress)
+                position = validate(training, position, metrics, progress)
             if milestone or stopping or (config.save_every and position.step % config.save_every == 0):
                 save(training, position, "last")
             if stopping:
@@ -234,7 +234,7 @@ def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) ->
     return Scores(loss / config.batch_size, score / config.batch_size), stopping > 0
 
 
-def evaluate(
+def validate(
     training: Training, position: Position, metrics: MetricsFile | None, progress: TrainingProgress | None
 ) -> Position:
     """Validate, tell of it, and keep the model as `best` where its loss is the lowest so far."""
