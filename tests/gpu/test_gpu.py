@@ -1,6 +1,7 @@
 """One GPU against the CPU: the same run, launched twice. Needs a CUDA device; `python -m pytest -m gpu`."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -10,10 +11,10 @@ from helpers import REPOSITORY, rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
-RUN = (
+RUN = shlex.split(
     "--data.size 64x64 --data.fit crop --data.augment flips --data.workers 0 --model.encoder mit_tiny "
     "--model.decoder-channels 16 16 8 8 8 --batch-size 4 --max-steps 4 --eval-every 2 --lr 1e-4"
-).split()
+)
 
 
 def losses(shards, out, **environment: str) -> list[float]:
