@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/python tools/convert_glioma_c6.py --source $(DEMO)/source/glioma_c6 --out $(DEMO)/shards/glioma_c6
 	$(LAUNCH) train.py --data.train $(DEMO)/shards/glioma_c6/train --data.val $(DEMO)/shards/glioma_c6/val \
 	  --data.size 256x256 --data.fit crop --data.augment flips --data.workers 1 --model.encoder mit_b0 \
-	  --batch-size 4 --lr 1e-3 --epochs 1000 --max-steps 50 --eval-every 25 --out $(DEMO)/run
+	  --batch-size 4 --lr 1e-3 --epochs 1000 --max-steps 64 --eval-every 32 --out $(DEMO)/run
 	$(LAUNCH) evaluate.py --checkpoint $(DEMO)/run/best --data $(DEMO)/shards/glioma_c6/test --out $(DEMO)/scores.json
 	$(BIN)/python predict.py --checkpoint $(DEMO)/run/best \
 	  --images '$(DEMO)/source/glioma_c6/dataset/spec/test/images/*_0[123].tif' --out $(DEMO)/masks
