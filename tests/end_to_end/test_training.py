@@ -5,14 +5,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import draw_shards, rows, run, start, tiny_config, train_here
+from helpers import REPOSITORY, draw_shards, rows, run, start, tiny_config, train_here
 
-from glioma_dist.config import Size
+from glioma_dist.config import Size, to_dict
 from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint as checkpoint_module
 from glioma_dist.training import loop
@@ -436,3 +439,32 @@ def test_the_smallest_network_learns_to_see_discs(shards, tmp_path):
     steps = [row["loss"] for row in told if "split" not in row]
     assert sum(steps[-10:]) < 0.7 * sum(steps[:10])
     assert told[-1]["dice"] > 0.75
+
+
+def test_a_run_saves_and_ends_when_its_launcher_is_asked_to(shards, tmp_path):
+    """`accelerate launch` of one process ends on SIGTERM without handing it on."""
+    config = tiny_config(shards, tmp_path / "run", epochs=10**6, max_steps=None, eval_every=10**6, val=None)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    with subprocess.Popen([*launch, "train.py", "--config", str(tmp_path / "config.json")], cwd=REPOSITORY) as launcher:
+        wait_until(lambda: (config.out / "metrics.jsonl").exists() and rows(config.out))
+        launcher.terminate()
+        wait_until(lambda: (config.out / "last" / "state.json").exists())
+    step = json.loads((config.out / "last" / "state.json").read_text())["position"]["step"]
+    wait_until(lambda: unlocked(config.out))
+    assert rows(config.out)[-1]["step"] == step, "the run went on after it had saved"
+
+
+def wait_until(true, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def unlocked(out: Path) -> bool:
+    try:
+        with loop.one_writer(out):
+            return True
+    except InputError:
+        return False
