@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from glioma_dist.config import Config, read_config
+from glioma_dist.config_file import Config, read_config
 from glioma_dist.errors import InputError
 
 

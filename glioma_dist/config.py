@@ -1,20 +1,17 @@
-"""The settings of a run: frozen dataclasses, one per concern, and their way to JSON and back.
+"""The settings of a run: frozen dataclasses, one per concern.
 
 Everything here is checked before any data is read or any GPU is touched. Settings that decide numbers live in
-`DataConfig`, `ModelConfig` and the upper part of `TrainConfig`; those that decide cost only are listed in
-`COST_FIELDS`, and a run may be resumed with others.
+`DataConfig`, `ModelConfig` and the upper part of `TrainConfig`; those that decide cost only live in `ScaleConfig` or
+are listed in `COST_FIELDS`, and a run may be resumed with others.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 import tyro
 
@@ -34,6 +31,9 @@ COST_FIELDS = (
     "save_every",
     "out",
     "resume",
+    "scale.recompute",
+    "scale.channels_last",
+    "scale.compile",
 )
 """Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
 The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
@@ -133,11 +133,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ScaleConfig:
+    """What a step costs; none of it changes a number."""
+
+    recompute: Literal["none", "encoder", "all", "auto"] = "none"
+    """What is computed a second time in the backward pass instead of being kept. encoder: each of its layers. all:
+    also the decoder's blocks, the largest maps in bands of rows. auto: the least that fits this device's memory, as
+    tools/plan_memory.py counts it."""
+    channels_last: bool = False
+    """Keep maps with the channels innermost, as tensor cores like them."""
+    compile: bool = False
+    """Have torch.compile translate the encoder's layers; needs a C++ compiler, and minutes at the start."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Train a U-Net on shards: accelerate launch train.py --data.train DIR --out runs/x"""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     loss: Literal["dice", "bce", "dice+bce"] = "dice"
     """Soft Dice, binary cross-entropy, or their sum; each taken per image."""
     batch_size: int = 4
@@ -218,75 +233,3 @@ class PredictConfig:
     def validate(self) -> None:
         if not 0 < self.threshold < 1:
             raise InputError(f"--threshold {self.threshold}: give a probability between 0 and 1")
-
-
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
-
-
-def read_config(kind: type[Config], path: Path) -> Config:
-    """A config from a JSON file, as runs write it. Raises InputError naming the file and what is wrong with it."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a config ({error}); give a run's config.json") from error
-    return from_dict(kind, values, str(path))
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON values; sizes and paths as text, tuples as lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Size | Path):
-            return str(value)
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-    return plain(config)
-
-
-def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
-    """The inverse of `to_dict`. Raises InputError naming `where` for unknown names and unusable values."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where}: expected an object of settings, found {type(values).__name__}")
-    known = {f.name for f in dataclasses.fields(kind)}
-    for name in values:
-        if name not in known:
-            raise InputError(f"{where}: unknown setting {name!r} (known: {', '.join(sorted(known))})")
-    hints = get_type_hints(kind)
-    try:
-        return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the settings that differ and are no matter of cost."""
-    found: list[str] = []
-    for name in sorted({*old, *new}):
-        dotted = prefix + name
-        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
-            found += differences(old[name], new[name], dotted + ".")
-        elif old.get(name) != new.get(name) and dotted not in COST_FIELDS:
-            found.append(f"{dotted} {old.get(name)} -> {new.get(name)}")
-    return found
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """One JSON value into what a field of a config holds. Raises InputError where it is of another kind."""
-    arms = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return None if value is None else _convert(next(arm for arm in arms if arm is not NoneType), value, where)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        kinds = [arms[0]] * len(value) if arms[-1] is Ellipsis else arms
-        if len(kinds) == len(value):
-            return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-    if get_origin(hint) is Literal and value in arms:
-        return value
-    if dataclasses.is_dataclass(hint) and hint is not Size:
-        return from_dict(hint, value, where)
-    if isinstance(value, str) and hint in (Size, Path, str):
-        return Size.parse(value) if hint is Size else hint(value)
-    if (hint is float and isinstance(value, int | float)) or (hint is int and isinstance(value, int)):
-        return hint(value)
-    raise InputError(f"{where}: cannot use {value!r}, expected {getattr(hint, '__name__', hint)}")

@@ -8,7 +8,7 @@ import tyro
 from glioma_dist.config import ModelConfig, SizeFlag
 from glioma_dist.model.unet import UNet
 from glioma_dist.runtime import run_command
-from glioma_dist.scale.planner import count_step_memory
+from glioma_dist.scale.counting import count_step_memory
 from glioma_dist.training.losses import segmentation_loss
 
 KINDS = ("fp32", "bf16")

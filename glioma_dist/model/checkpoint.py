@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from glioma_dist.config import TrainConfig, from_dict, to_dict
+from glioma_dist.config import TrainConfig
+from glioma_dist.config_file import from_dict, to_dict
 from glioma_dist.errors import InputError
 
 FORMAT_VERSION = 1

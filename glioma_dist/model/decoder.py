@@ -36,15 +36,19 @@ class DecoderBlock(nn.Module):
     def forward(self, features: Tensor, skip: Tensor | None) -> Tensor:
         """features: (B, in_channels, H, W); skip: (B, skip_channels, 2H, 2W) or None.
         Returns (B, out_channels, 2H, 2W)."""
-        features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-        if skip is not None:
-            features = torch.cat([features, skip], dim=1)
-        features = functional.relu(self.norm1(self.conv1(features)), inplace=True)
+        features = functional.relu(self.norm1(self.conv1(upsample_and_join(features, skip))), inplace=True)
         return functional.relu(self.norm2(self.conv2(features)), inplace=True)
 
 
+def upsample_and_join(features: Tensor, skip: Tensor | None = None) -> Tensor:
+    """features: (B, C, H, W); skip: (B, S, 2H, 2W) or None. Returns (B, C + S, 2H, 2W)."""
+    features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+    return features if skip is None else torch.cat([features, skip], dim=1)
+
+
 class BilinearDecoder(nn.Module):
-    """U-Net decoder (Ronneberger et al. 2015) in the article's form, from stride 32 to full size in five blocks."""
+    """U-Net decoder (Ronneberger et al. 2015) in the article's form, from stride 32 to full size in five blocks, and a
+    3x3 head with one logit a pixel."""
 
     def __init__(
         self,
@@ -63,11 +67,16 @@ class BilinearDecoder(nn.Module):
             width = out_channels
         self.encoder_strides = tuple(encoder_strides)
         self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """maps: the encoder's, finest first. Returns (B, channels[-1], H, W) at full size."""
-        skips = dict(zip(self.encoder_strides, maps, strict=True))
+        """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
         features = maps[-1]
-        for stride, block in zip(self.skip_strides, self.blocks, strict=True):
-            features = block(features, skips.get(stride))
-        return features
+        for block, skip in zip(self.blocks, self.skips(maps), strict=True):
+            features = block(features, skip)
+        return self.head(features)
+
+    def skips(self, maps: list[Tensor]) -> list[Tensor | None]:
+        """The encoder's map that each block joins; None where the encoder has none of that size."""
+        by_stride = dict(zip(self.encoder_strides, maps, strict=True))
+        return [by_stride.get(stride) for stride in self.skip_strides]

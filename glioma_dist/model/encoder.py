@@ -1,17 +1,22 @@
 """Encoders: from an image to feature maps at growing strides.
 
 The contract: `encoder(images, seeds)` returns a list of maps, finest first; `encoder.strides` and
-`encoder.channels` say the stride and the channels of each.
+`encoder.channels` say the stride and the channels of each; it computes in parts, map to map, each through
+`encoder.run_part`, so that recomputation can take hold of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerModel
+from transformers.models.segformer.modeling_segformer import SegformerStage
+
+from glioma_dist.model.layer_norm import keep_stream_precision
 
 MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "mit_tiny": {"depths": (1, 1, 1, 1), "hidden_sizes": (8, 16, 24, 32), "num_attention_heads": (1, 1, 1, 1)},
@@ -25,6 +30,7 @@ MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 """Table 6 of SegFormer (Xie et al. 2021, arXiv 2105.15203); the rest of its columns are SegformerConfig's defaults.
 mit_tiny is ours, for demos and tests."""
 
+DEEP_STAGE = 6
 STREAM = 1
 """Part of the generator's seed, so that these draws are others than augmentation's from the same image's seed."""
 
@@ -51,7 +57,10 @@ class MitEncoder(nn.Module):
         config = mit_config(name)
         self.channels: tuple[int, ...] = tuple(config.hidden_sizes)
         self.segformer = SegformerModel(config)
+        keep_stream_precision(self.segformer)
         self.stochastic_depth = StochasticDepth(self.segformer)
+        self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
+        self.memory_format = torch.contiguous_format
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, each
@@ -60,11 +69,42 @@ class MitEncoder(nn.Module):
         Returns maps (B, channels[i], H / strides[i], W / strides[i]).
         """
         self.stochastic_depth.draw(seeds if self.training else None, images.device)
-        maps = []
+        features, maps = images, []
         for stage in self.segformer.stages:
-            images = stage(images)
-            maps.append(images)
+            for layers in parts_of(len(stage.blocks)):
+                features = self.run_part(partial(compute_layers, stage, layers), features)
+            features = features.contiguous(memory_format=self.memory_format)
+            maps.append(features)
         return maps
+
+
+def parts_of(depth: int) -> list[range]:
+    """A stage's layers one by one, or two by two in deep stages (the third's of b2 and larger): there are so many that
+    what recomputation keeps between them outweighs what two of them hold at once."""
+    length = 2 if depth >= DEEP_STAGE else 1
+    return [range(first, min(first + length, depth)) for first in range(0, depth, length)]
+
+
+def compute(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """The plain way to run a part."""
+    return part(features)
+
+
+def compute_layers(stage: SegformerStage, layers: range, features: Tensor) -> Tensor:
+    """Some layers of a stage; with the first goes the patch embedding before it, with the last the norm behind it.
+
+    features: (B, C, H, W), what the part before gave. Returns a map of the stage's channels and size, a view of its
+    tokens (B, HW, C).
+    """
+    if layers.start == 0:
+        tokens, height, width = stage.patch_embeddings(features)
+    else:
+        tokens, (height, width) = features.flatten(2).transpose(1, 2), features.shape[2:]
+    for number in layers:
+        tokens = stage.blocks[number](tokens, height, width)
+    if layers.stop == len(stage.blocks):
+        tokens = stage.layer_norm(tokens)
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
 class StochasticDepth:

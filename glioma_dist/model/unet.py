@@ -1,4 +1,4 @@
-"""The U-Net: an encoder, the bilinear decoder, and a 3x3 head with one logit a pixel."""
+"""The U-Net: an encoder and the bilinear decoder with its head."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ class UNet(nn.Module):
         self.decoder = BilinearDecoder(
             self.encoder.channels, self.encoder.strides, config.decoder_channels, config.norm
         )
-        self.head = nn.Conv2d(config.decoder_channels[-1], 1, 3, padding=1)
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
         """images: (B, 3, H, W) as `normalise` makes them, of any size; they are padded inside with zeros (the mean
@@ -46,8 +45,9 @@ class UNet(nn.Module):
         """
         height, width = images.shape[-2:]
         stride = self.encoder.strides[-1]
-        padded = functional.pad(images, (0, -width % stride, 0, -height % stride))
-        logits = self.head(self.decoder(self.encoder(padded, seeds)))
+        if width % stride or height % stride:
+            images = functional.pad(images, (0, -width % stride, 0, -height % stride))
+        logits = self.decoder(self.encoder(images, seeds))
         return logits[..., :height, :width]
 
 

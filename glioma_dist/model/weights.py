@@ -28,7 +28,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, nn.Conv2d) and name.startswith("encoder."):
             fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out), generator=generator)
-        elif isinstance(module, nn.Conv2d) and name == "head":
+        elif isinstance(module, nn.Conv2d) and name == "decoder.head":
             nn.init.xavier_uniform_(module.weight, generator=generator)
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from glioma_dist.scale.statistics import batch_moments, update_running
+
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Replace each BatchNorm2d of `model` by one whose statistics are those of the whole global batch.
@@ -31,35 +33,18 @@ class ProcessesBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(features)
         output, mean, variance, count = _NormaliseOverProcesses.apply(features, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+        update_running(self, mean, variance, count)
         return output
 
 
 class _NormaliseOverProcesses(torch.autograd.Function):
-    """Forward and backward of batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3), sums over processes.
-
-    Means and squared deviations of the processes are joined as in Chan, Golub and LeVeque 1979, which does not lose
-    the digits that E[x^2] - E[x]^2 does.
-    """
+    """Forward and backward of batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3), sums over processes."""
 
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, eps: float):
-        exact = torch.promote_types(features.dtype, torch.float32)
-        values = features.to(exact)
-        here = torch.tensor(float(features.numel() // features.shape[1]), dtype=exact, device=features.device)
-        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-        parts = _all_gather(torch.cat([mean, variance, here.view(1)]))
-        means, variances = parts[:, :-1].chunk(2, dim=1)
-        shares = parts[:, -1:] / parts[:, -1].sum()
-        mean = (shares * means).sum(0)
-        variance = (shares * (variances + (means - mean) ** 2)).sum(0)
-        scale = torch.rsqrt(variance + eps)
+        mean, variance, count = batch_moments(features, over_processes=True)
         output = torch.batch_norm(features, weight, bias, mean, variance, False, 0.0, eps, False)
-        count = parts[:, -1].sum()
+        scale = torch.rsqrt(variance + eps)
         ctx.save_for_backward(features, weight, mean, scale, count)
         ctx.mark_non_differentiable(mean, variance, count)
         return output, mean, variance, count
@@ -79,12 +64,3 @@ class _NormaliseOverProcesses(torch.autograd.Function):
         # dx = weight * scale * (dy - mean(dy) - x_hat * mean(dy * x_hat))
         inner = exact_gradient - mean_gradient.view(shape) - centred * (mean_product * scale).view(shape)
         return (inner * (weight * scale).view(shape)).to(features.dtype), sum_product, sum_gradient, None
-
-
-def _all_gather(values: Tensor) -> Tensor:
-    """(processes, n): every process's `values` (n,)."""
-    if not dist.is_initialized():
-        return values.unsqueeze(0)
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values)
-    return torch.stack(parts)

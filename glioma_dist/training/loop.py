@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from glioma_dist.config import TrainConfig, differences, read_config, to_dict
+from glioma_dist.config import TrainConfig
+from glioma_dist.config_file import differences, read_config, to_dict
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_evaluation_sample, training_batches
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader

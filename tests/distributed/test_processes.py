@@ -92,7 +92,7 @@ def test_in_double_precision_every_weight_and_buffer_of_two_processes_equals_one
     run(train_in_double, replace(config, out=tmp_path / "two"), num_processes=2)
     one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == other.keys()
-    assert one["head.weight"].dtype == torch.float64
+    assert one["decoder.head.weight"].dtype == torch.float64
     for name, tensor in one.items():
         torch.testing.assert_close(
             other[name], tensor, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name} {text}"

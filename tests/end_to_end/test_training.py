@@ -15,7 +15,8 @@ import pytest
 import torch
 from helpers import REPOSITORY, draw_shards, rows, run, start, tiny_config, train_here
 
-from glioma_dist.config import Size, to_dict
+from glioma_dist.config import Size
+from glioma_dist.config_file import to_dict
 from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint as checkpoint_module
 from glioma_dist.training import loop
@@ -355,7 +356,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_moves(shards, 
 
     def spoilt(*given):
         model, lineage = build_model(*given)
-        torch.nn.init.constant_(model.head.bias, float("nan"))
+        torch.nn.init.constant_(model.decoder.head.bias, float("nan"))
         return model, lineage
 
     monkeypatch.setattr(loop, "build_model", spoilt)
@@ -367,7 +368,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_any_weight_moves(shar
 
     def spoilt(*given):
         model, lineage = build_model(*given)
-        model.head.bias.register_hook(lambda gradient: gradient * float("nan"))
+        model.decoder.head.bias.register_hook(lambda gradient: gradient * float("nan"))
         return model, lineage
 
     monkeypatch.setattr(loop, "build_model", spoilt)
@@ -378,7 +379,7 @@ def test_weights_that_are_no_numbers_are_refused(shards, tmp_path, runtime):
     loop.train(tiny_config(shards, tmp_path / "first", max_steps=1), runtime)
     model = tmp_path / "first" / "last" / "model.safetensors"
     tensors = checkpoint_module.load_file(model)
-    tensors["head.bias"] *= float("nan")
+    tensors["decoder.head.bias"] *= float("nan")
     checkpoint_module.save_file(tensors, model)
     with pytest.raises(InputError, match=r"1 tensors are not finite, the first is head\.bias"):
         loop.train(tiny_config(shards, tmp_path / "run", init=str(model.parent)), runtime)

@@ -16,10 +16,8 @@ from glioma_dist.config import (
     PredictConfig,
     Size,
     TrainConfig,
-    differences,
-    from_dict,
-    to_dict,
 )
+from glioma_dist.config_file import differences, from_dict, to_dict
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoder import MIT_SHAPES
 

@@ -312,7 +312,7 @@ def test_the_decoder_joins_each_map_at_its_own_size():
         for channels, stride in ((8, 4), (16, 8), (24, 16), (32, 32))
     ]
     output = decoder(maps)
-    assert output.shape == (2, 3, 64, 96)
+    assert output.shape == (2, 1, 64, 96)
     output.square().sum().backward()
     assert all(part.grad.abs().sum() > 0 for part in maps)
 

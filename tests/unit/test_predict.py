@@ -26,7 +26,7 @@ def save_model(folder, shards, fit: str) -> SimpleNamespace:
     model.eval()
     with torch.no_grad():
         logits = model(normalise(torch.from_numpy(draw_sample(0).image)[None, None]))
-        model.head.bias -= logits.median()
+        model.decoder.head.bias -= logits.median()
     save_state(folder / "best", config, Position(step=1), model, None, {"lineage": []})
     return SimpleNamespace(folder=folder / "best", model=model)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from glioma_dist.config import ModelConfig, Size
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.planner import count_step_memory
+from glioma_dist.scale.counting import count_step_memory
 from glioma_dist.training.losses import segmentation_loss
 
 LOSS = partial(segmentation_loss, "dice")

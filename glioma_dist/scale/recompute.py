@@ -1,0 +1,147 @@
+"""Recomputation: what a step keeps for its backward pass, and what it computes a second time instead.
+
+Outputs, gradients and buffers are those of the plain model: nothing in the model draws from a global generator
+(stochastic depth is drawn from the images' seeds), and running statistics are moved by the first computation only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers.models.segformer.modeling_segformer import SegformerMixMLP
+
+from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock, upsample_and_join
+from glioma_dist.model.unet import UNet
+from glioma_dist.scale.bands import in_bands
+from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d
+from glioma_dist.scale.statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
+
+NUM_BANDED_STAGES = 2
+"""Encoder stages whose Mix-FFN goes in bands: its inner maps are four to eight times a stage's own, and the first
+stages' are the encoder's largest."""
+
+_ATEN = torch.ops.aten
+ATTENTION_KERNELS = (
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
+
+
+def recompute(model: UNet, kind: Literal["none", "encoder", "all"]) -> None:
+    """Have `model` recompute in its backward pass; its weights, their names and its results stay as they are.
+
+    encoder: keeps the input of each encoder layer only. all: also goes through the first stages' Mix-FFN in bands of
+    rows, keeps the input of each decoder block only, and goes through the last block and the head in bands.
+    """
+    if kind == "none":
+        return
+    model.encoder.run_part = compute_again_but_attention if kind == "encoder" else compute_again
+    if kind == "all":
+        for stage in model.encoder.segformer.stages[:NUM_BANDED_STAGES]:
+            for layer in stage.blocks:
+                layer.mlp.__class__ = BandedMixFFN
+        model.decoder.__class__ = RecomputedDecoder
+
+
+def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
+    """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs."""
+    contexts = partial(_first_and_again, norms) if norms else _first_and_again
+    return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def compute_again_but_attention(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """`part(features)`, of which the input and the outputs of attention are kept."""
+    contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
+    return checkpoint(part, features, use_reentrant=False, context_fn=contexts)
+
+
+def _keep_attention(_context: object, operation: object, *_: object, **__: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in ATTENTION_KERNELS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class BandedMixFFN(SegformerMixMLP):
+    """Mix-FFN (SegFormer, section 3.1) in bands of rows."""
+
+    def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
+        """hidden_states: (B, height * width, C). Returns the same shape."""
+        tokens_of_band = super().forward
+
+        def compute_band(rows: Tensor) -> Tensor:
+            tokens = tokens_of_band(rows.flatten(2).transpose(1, 2), *rows.shape[2:])
+            return tokens.transpose(1, 2).unflatten(2, rows.shape[2:])
+
+        as_map = hidden_states.transpose(1, 2).unflatten(2, (height, width))
+        inner_channels = self.fc1.out_features
+        return in_bands(compute_band, [as_map], list(self.parameters()), inner_channels).flatten(2).transpose(1, 2)
+
+
+class RecomputedDecoder(BilinearDecoder):
+    """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
+    convolutions; whatever stands between them exists a band of rows at a time."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
+        features, skips = maps[-1], self.skips(maps)
+        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
+            features = compute_again(partial(_compute_block, block), features, skip, norms=block)
+        features = _convolve_twice(self.blocks[-1], features, skips[-1])
+        return _normalise_and_convolve(self.blocks[-1].norm2, self.head, features)
+
+
+def _compute_block(block: DecoderBlock, features: Tensor, skip: Tensor | None) -> Tensor:
+    return functional.relu(block.norm2(_convolve_twice(block, features, skip)), inplace=True)
+
+
+def _convolve_twice(block: DecoderBlock, features: Tensor, skip: Tensor | None) -> Tensor:
+    """A block up to its second convolution, in bands."""
+
+    def compute_band(*parts: Tensor) -> Tensor:
+        return block.conv1(upsample_and_join(*parts))
+
+    maps = [features] if skip is None else [features, skip]
+    features = in_bands(compute_band, maps, list(block.conv1.parameters()), block.conv1.in_channels, ratio=2)
+    return _normalise_and_convolve(block.norm1, block.conv2, features)
+
+
+def _normalise_and_convolve(norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
+    """convolution(relu(norm(features))) in bands."""
+
+    def compute_band(rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return convolution(functional.relu(normalise_with(norm, rows, mean, variance), inplace=True))
+
+    parameters = [*norm.parameters(), *convolution.parameters()]
+    return in_bands(compute_band, [features], parameters, convolution.in_channels, statistics=_statistics_of(norm))
+
+
+def _statistics_of(norm: nn.Module) -> Statistics:
+    if isinstance(norm, nn.GroupNorm):
+        return GroupStatistics(norm)
+    return BatchStatistics(norm, over_processes=isinstance(norm, ProcessesBatchNorm2d | nn.SyncBatchNorm))
+
+
+def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), nullcontext() if norms is None else _buffers_left_alone(norms)
+
+
+@contextmanager
+def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
+    """Within it, changes to the module's buffers go to copies, which are then thrown away."""
+    kept = [(part, dict(part._buffers)) for part in module.modules() if part._buffers]
+    for part, buffers in kept:
+        for name, buffer in buffers.items():
+            part._buffers[name] = None if buffer is None else buffer.clone()
+    try:
+        yield
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)

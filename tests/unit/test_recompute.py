@@ -1,0 +1,130 @@
+"""Recomputation against the plain model: outputs, loss, every gradient and buffer, after three steps of Adam."""
+
+import copy
+
+import pytest
+import torch
+from helpers import TINY_CHANNELS
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.model.unet import UNet, build_model
+from glioma_dist.scale import bands, statistics
+from glioma_dist.scale.recompute import ATTENTION_KERNELS, recompute
+from glioma_dist.training.losses import segmentation_loss
+
+KINDS = ("encoder", "all")
+LEARNING_RATE = 1e-3
+
+
+def build(encoder: str = "mit_tiny", norm: str = "batch") -> UNet:
+    return build_model(ModelConfig(encoder=encoder, decoder_channels=TINY_CHANNELS, norm=norm), 0)[0]
+
+
+def draw(num_images: int, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, masks, seeds."""
+    generator = torch.Generator().manual_seed(height)
+    images = torch.randn(num_images, 3, height, width, generator=generator, dtype=dtype)
+    masks = (torch.rand(num_images, height, width, generator=generator) > 0.7).to(torch.uint8)
+    return images, masks, torch.arange(num_images)
+
+
+def take_steps(model: UNet, height: int, width: int, num_steps: int = 3) -> dict[str, Tensor]:
+    """Logits, losses and gradients of each step, weights and buffers after the last, by name."""
+    # A key's bias moves all of a query's scores alike: its gradient is nought but for rounding, which Adam blows up.
+    dtype = next(model.parameters()).dtype
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    found = {}
+    for step in range(num_steps):
+        images, masks, seeds = draw(2, height, width + 32 * step, dtype)
+        logits = model(images, seeds)
+        losses = segmentation_loss("dice+bce", logits, masks)
+        losses.mean().backward()
+        found |= {f"{step} logits": logits.detach(), f"{step} losses": losses.detach()}
+        found |= {f"{step} gradient of {name}": each.grad.clone() for name, each in model.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = copy.deepcopy(dict(model.state_dict()))
+    return {name: each for name, each in {**found, **weights}.items() if not name.endswith("k_proj.bias")}
+
+
+def check_equal(ours: dict[str, Tensor], plain: dict[str, Tensor], tolerance: float) -> None:
+    assert list(ours) == list(plain)
+    for name, expected in plain.items():
+        scale = expected.abs().max().clamp(min=1e-3) if expected.is_floating_point() else 1
+        assert (ours[name] - expected).abs().max() <= tolerance * scale, name
+
+
+class CountAttention(TorchDispatchMode):
+    """Counts attention kernels that are really run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation in ATTENTION_KERNELS
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def many_bands(monkeypatch) -> None:
+    """Bands of a row or a few, and statistics in chunks of a row or a few."""
+    monkeypatch.setattr(bands, "BAND_NUMBERS", 5000)
+    monkeypatch.setattr(statistics, "CHUNK_NUMBERS", 700)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (50, 33), (32, 32)])
+def test_nothing_changes_in_fp64(many_bands, kind, norm, height, width):
+    plain, ours = build(norm=norm).double(), build(norm=norm).double()
+    recompute(ours, kind)
+    check_equal(take_steps(ours, height, width), take_steps(plain, height, width), 1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_changes_in_fp32(many_bands, kind):
+    """Weights to a hundredth of a step of Adam, which makes as much of a gradient's last digits as of its first."""
+    plain, ours = build("mit_b0"), build("mit_b0")
+    recompute(ours, kind)
+    found, expected = take_steps(ours, 64, 96), take_steps(plain, 64, 96)
+    weights = dict(plain.named_parameters())
+    check_equal(
+        *({name: each for name, each in those.items() if name not in weights} for those in (found, expected)), 1e-5
+    )
+    for name in found.keys() & weights.keys():
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-2 * LEARNING_RATE, msg=name)
+
+
+def test_a_frozen_encoder_and_evaluation_are_the_plain_ones(many_bands):
+    plain, ours = build().double(), build().double()
+    for model in (plain, ours):
+        model.encoder.requires_grad_(False)
+    recompute(ours, "all")
+    check_equal(take_frozen_step(ours), take_frozen_step(plain), 1e-9)
+    images, _, _ = draw(2, 50, 70, torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), plain.eval()(images), rtol=1e-9, atol=1e-9)
+    check_equal(ours.state_dict(), plain.state_dict(), 1e-9)  # evaluation moves no running statistics
+
+
+def take_frozen_step(model: UNet) -> dict[str, Tensor]:
+    images, masks, seeds = draw(2, 64, 64, torch.float64)
+    segmentation_loss("dice", model(images, seeds), masks).mean().backward()
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("none", 1), ("encoder", 1), ("all", 2)])
+def test_what_is_computed_twice(kind, expected):
+    """Attention, the costliest, is computed again by `all` only; the Mix-FFN by both."""
+    model = build()
+    recompute(model, kind)
+    layer = model.encoder.segformer.stages[3].blocks[0]
+    counts = {"attention": 0, "mlp": 0}
+    layer.mlp.register_forward_hook(lambda *_: counts.update(mlp=counts["mlp"] + 1))
+    with CountAttention() as attention:
+        images, masks, seeds = draw(1, 32, 32, torch.float32)
+        segmentation_loss("dice", model(images, seeds), masks).mean().backward()
+    assert attention.count == expected * len(list(model.encoder.segformer.stages))
+    assert counts["mlp"] == (1 if kind == "none" else 2)
+    assert all(norm.num_batches_tracked == 1 for norm in model.modules() if isinstance(norm, nn.BatchNorm2d))
