@@ -49,9 +49,9 @@ class Runtime:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine])
         if accelerator.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         if "ACCELERATE_MIXED_PRECISION" in os.environ:
-            _stop_with_launcher()
+            stop_with_launcher()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
             raise InputError(
@@ -68,6 +68,11 @@ class Runtime:
     @property
     def num_processes(self) -> int:
         return self.accelerator.num_processes
+
+    @property
+    def num_local_processes(self) -> int:
+        """Of this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +96,7 @@ class Runtime:
         self.accelerator.wait_for_everyone()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
 
     By default it gives each back to the system and asks for it anew, page by page: a quarter of a step's time on a
@@ -103,7 +108,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)
 
 
-def _stop_with_launcher() -> None:
+def stop_with_launcher() -> None:
     """Have the system send SIGTERM when the launcher that started this process ends, where it can (Linux, prctl(2)).
 
     `accelerate launch` of one process ends on SIGTERM without handing it on, and the training would go on unseen.

@@ -9,6 +9,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="glioma-dist-empty-hub-")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="glioma-dist-empty-cache-")
 # Tiny tensors gain nothing from threads, and a sum's last bit depends on their number.
 os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -1,50 +1,143 @@
-"""What a training step needs at which size, counted without a GPU: `python tools/plan_memory.py --help`."""
+"""What a training step needs, and what fits on a card, without one: `python tools/plan_memory.py --help`."""
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import tyro
 
-from glioma_dist.config import ModelConfig, SizeFlag
-from glioma_dist.model.unet import UNet
+from glioma_dist.config import ModelConfig, Size, SizeFlag
+from glioma_dist.errors import InputError
 from glioma_dist.runtime import run_command
-from glioma_dist.scale.counting import count_step_memory
+from glioma_dist.scale.counting import StepMemory, count_step_memory
+from glioma_dist.scale.planner import GIB, Recompute, Step, count, largest_batch, largest_size, usable
 from glioma_dist.training.losses import segmentation_loss
 
-KINDS = ("fp32", "bf16")
+LADDER: tuple[tuple[str, bool, Recompute], ...] = (
+    ("fp32", False, "none"),
+    ("bf16", True, "none"),
+    ("bf16, recompute encoder", True, "encoder"),
+    ("bf16, recompute all", True, "all"),
+)
+"""Name, bf16, recomputation."""
+COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Peak memory of a training step, Adam included, at each size, in fp32 and bf16."""
+    """Peak memory of a training step, Adam included, rung by rung of the memory ladder; and what fits on a card."""
 
     size: tuple[SizeFlag, ...]
     """Sizes of an image, as 704x512 2592x1952."""
-    encoder: str = "mit_b3"
+    model: ModelConfig = field(default_factory=ModelConfig)
     batch_size: int = 1
+    """Images in a step, over all cards."""
+    gpu_memory: str | None = None
+    """Of one card, as 24GiB or 24GB: adds what fits, the largest batch and size, and the command to run."""
+    gpus: int = 1
+    """Cards that share the batch (DDP)."""
     peer: bool = False
     """Count segmentation_models.pytorch's same network beside ours (pip install 'glioma-dist[bench]')."""
+    json: Path | None = None
+    """File for the same as JSON: {"rungs": [{"name", "size", "peak_gib", …}], "choice": …}."""
+
+    def validate(self) -> None:
+        self.model.validate()
+        if self.batch_size < 1 or self.gpus < 1:
+            raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
+        if self.batch_size % self.gpus:
+            raise InputError(f"--batch-size {self.batch_size} cannot be shared by {self.gpus} cards: give a multiple")
+        if self.json is not None and self.json.is_dir():
+            raise InputError(f"--json {self.json} is a folder; name a file in it")
 
 
 def main() -> None:
     plan = tyro.cli(PlanConfig)
-    model = ModelConfig(encoder=plan.encoder)
-    model.validate()
-    builders = {"ours": lambda: UNet(model)}
-    if plan.peer:
-        import segmentation_models_pytorch as smp
-
-        builders["peer"] = lambda: smp.Unet(plan.encoder, encoder_weights=None, decoder_interpolation="bilinear")
-    loss = partial(segmentation_loss, "dice")
-    print(f"U-Net {plan.encoder}, batch {plan.batch_size}: peak GiB of a step, counted on fake tensors")
-    print("".join(f"{title:>12}" for title in ("size", *(f"{name} {kind}" for name in builders for kind in KINDS))))
+    plan.validate()
+    memory = None if plan.gpu_memory is None else parse_memory(plan.gpu_memory)
+    cards = f"{plan.gpus} card{'s' if plan.gpus > 1 else ''}"
+    print(f"U-Net {plan.model.encoder}, batch {plan.batch_size} on {cards}: peak GiB of each in a step, counted")
+    rungs: list[dict] = []
     for size in plan.size:
-        peaks = [
-            count_step_memory(build(), loss, size, plan.batch_size, kind == "bf16").peak / 2**30
-            for build in builders.values()
-            for kind in KINDS
-        ]
-        print(f"{size!s:>12}" + "".join(f"{peak:12.2f}" for peak in peaks), flush=True)
+        print(f"\n{size!s:<32}" + "".join(f"{name:>8}" for name in COLUMNS[: 6 if memory is None else None]))
+        for rung in rungs_of(plan, size, memory):
+            print(line(rung), flush=True)
+            rungs.append(rung)
+    choices = {str(size): choice(plan, size, rungs) for size in plan.size} if memory is not None else {}
+    for size, chosen in choices.items():
+        print(
+            f"\n{size}: "
+            + (chosen["command"] if chosen else "nothing here fits; see the columns batch and largest size")
+        )
+    if plan.json:
+        plan.json.parent.mkdir(parents=True, exist_ok=True)
+        chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
+        plan.json.write_text(json.dumps({"rungs": rungs, "choice": chosen}, indent=2) + "\n")
+
+
+def parse_memory(text: str) -> float:
+    """Bytes of "24GiB", or of "24GB" as cards are sold, which is the same. Raises InputError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise InputError(f"--gpu-memory {text}: give gibibytes, as 24GiB")
+    return float(match[1]) * GIB
+
+
+def rungs_of(plan: PlanConfig, size: Size, memory: float | None):
+    """The ladder's rungs at one size, one after the other as they are counted."""
+    loss = partial(segmentation_loss, "dice")
+    for name, bf16, kind in LADDER:
+        step = Step(plan.model, size, plan.batch_size // plan.gpus, bf16, plan.gpus, loss=loss)
+        rung = described(name, size, count(step, kind)) | {"bf16": bf16, "recompute": kind}
+        if memory is not None:
+            free = usable(memory)
+            rung["fits"] = rung["peak_gib"] * GIB <= free
+            rung["largest_batch"] = largest_batch(replace(step, batch_size=1), kind, free) * plan.gpus
+            rung["largest_size"] = str(largest_size(step, kind, free))
+        yield rung
+    for name, bf16 in (("peer, fp32", False), ("peer, bf16", True)) if plan.peer else ():
+        model = build_peer(plan.model.encoder)
+        yield described(name, size, count_step_memory(model(), loss, size, plan.batch_size // plan.gpus, bf16))
+
+
+def build_peer(encoder: str) -> Callable:
+    import segmentation_models_pytorch
+
+    return lambda: segmentation_models_pytorch.Unet(encoder, encoder_weights=None, decoder_interpolation="bilinear")
+
+
+def described(name: str, size: Size, memory: StepMemory) -> dict:
+    parts = {
+        "parameters_gib": memory.parameters,
+        "gradients_gib": memory.gradients,
+        "optimizer_gib": memory.optimizer,
+        "kept_gib": memory.kept,
+        "momentary_gib": memory.momentary,
+        "peak_gib": memory.peak,
+    }
+    return {"name": name, "size": str(size)} | {part: value / GIB for part, value in parts.items()}
+
+
+def line(rung: dict) -> str:
+    text = f"{rung['name']:<32}" + "".join(f"{value:8.2f}" for name, value in rung.items() if name.endswith("_gib"))
+    if "fits" in rung:
+        text += f"{'yes' if rung['fits'] else 'no':>8}{rung['largest_batch']:8}{rung['largest_size']:>14}"
+    return text
+
+
+def choice(plan: PlanConfig, size: Size, rungs: list[dict]) -> dict | None:
+    """The quickest rung in bf16 that fits, and the command for it."""
+    rung = next((each for each in rungs if each["size"] == str(size) and each.get("fits") and each.get("bf16")), None)
+    if rung is None:
+        return None
+    launch = "accelerate launch --config_file accelerate_configs/"
+    launch += "gpu.yaml" if plan.gpus == 1 else f"multi_gpu.yaml --num_processes {plan.gpus}"
+    flags = f"--data.size {size} --model.encoder {plan.model.encoder} --batch-size {plan.batch_size}"
+    command = f"{launch} train.py {flags} --scale.recompute {rung['recompute']} --data.train … --out …"
+    return {"name": rung["name"], "command": command}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.runtime import Runtime, StopSignal
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.planner import Recompute
+from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.training.memory import choose_recompute, explain_full_memory
 from glioma_dist.training.state import Position, load_state, save_state
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
 
@@ -49,6 +52,7 @@ class Training:
     order: Order
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    recompute: Recompute
     facts: dict
     """What checkpoints say beside the position: lineage, fingerprints."""
 
@@ -92,10 +96,12 @@ def _train_and_tell(training: Training, position: Position) -> None:
         MetricsFile(config.out / "metrics.jsonl", position.step) as metrics,
         TrainingProgress(position.step, training.num_steps, config.batch_size) as progress,
     ):
+        processes = (
+            f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"
+        )
         progress.say(
-            f"{len(training.train)} images, batch {config.batch_size} on {runtime.num_processes} process"
-            f"{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type}), from step {position.step} "
-            f"to {training.num_steps}, in {config.out}"
+            f"{len(training.train)} images, batch {config.batch_size} on {processes}, recompute {training.recompute}, "
+            f"from step {position.step} to {training.num_steps}, in {config.out}"
         )
         run_steps(training, position, metrics, progress)
 
@@ -154,6 +160,8 @@ def prepare(config: TrainConfig, runtime: Runtime, old: Checkpoint | None) -> tu
     facts = {"lineage": [*lineage, data], "fingerprints": fingerprints}
     if runtime.num_processes > 1:
         model = synchronise_batch_norm(model, runtime.device)
+    kind = choose_recompute(config, runtime)
+    scale_model(model, config.scale, kind)
     model.to(runtime.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     position = Position()
@@ -165,7 +173,7 @@ def prepare(config: TrainConfig, runtime: Runtime, old: Checkpoint | None) -> tu
             )
         position = load_state(old, model, optimizer)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
-    return Training(config, runtime, train, val, order, model, optimizer, facts), position
+    return Training(config, runtime, train, val, order, model, optimizer, kind, facts), position
 
 
 def run_steps(
@@ -179,7 +187,9 @@ def run_steps(
     )
     with StopSignal() as stop:
         while not training.finished(position):
-            scores, stopping = train_step(training, next(batches).to(runtime.device), position.step, stop.asked)
+            batch = next(batches).to(runtime.device)
+            with explain_full_memory(config, runtime, training.recompute):
+                scores, stopping = train_step(training, batch, position.step, stop.asked)
             position = replace(position, step=position.step + 1)
             if metrics and progress:
                 progress.step(position.step, *scores)

@@ -381,7 +381,7 @@ def test_weights_that_are_no_numbers_are_refused(shards, tmp_path, runtime):
     tensors = checkpoint_module.load_file(model)
     tensors["decoder.head.bias"] *= float("nan")
     checkpoint_module.save_file(tensors, model)
-    with pytest.raises(InputError, match=r"1 tensors are not finite, the first is head\.bias"):
+    with pytest.raises(InputError, match=r"1 tensors are not finite, the first is decoder\.head\.bias"):
         loop.train(tiny_config(shards, tmp_path / "run", init=str(model.parent)), runtime)
 
 

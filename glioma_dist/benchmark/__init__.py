@@ -1,0 +1,1 @@
+"""Measurements of this toolkit beside its peers."""

@@ -1,0 +1,175 @@
+"""One cell of the resolution benchmark: a network's training step at one size, timed and its memory measured.
+
+A process measures one cell and ends: nothing that one leaves behind stands in another's way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from glioma_dist.config import DataConfig, ModelConfig, Size
+from glioma_dist.data.loader import Batch, training_batches
+from glioma_dist.data.order import Order
+from glioma_dist.data.shards import ShardReader
+from glioma_dist.model.unet import UNet, normalise
+from glioma_dist.runtime import keep_freed_memory, stop_with_launcher
+from glioma_dist.scale.recompute import recompute
+from glioma_dist.training.losses import segmentation_loss
+
+OURS = "glioma-dist"
+PEERS = {"smp": "segmentation_models.pytorch", "eager": "transformers eager"}
+BATCHES_AHEAD = 2
+"""That each worker of a DataLoader has ready, by default."""
+SIGNS_OF_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
+"""In what CUDA, PyTorch's CPU allocator, cuDNN and cuBLAS, and C++ say."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one process measures."""
+
+    network: str
+    rung: str
+    layout: str
+    precision: str
+    size: str
+    encoder: str
+    batch_size: int
+    repeats: int
+    warm_up: int
+    device: str
+    data: str | None
+    """Folder of shards for the measurement with data loading."""
+    workers: int
+
+    @property
+    def megapixels(self) -> float:
+        size = Size.parse(self.size)
+        return size.width * size.height / 1e6
+
+
+def measure_or_say_why_not(cell: Cell) -> dict:
+    """The figures of a cell, or that its memory did not suffice."""
+    stop_with_launcher()
+    with contextlib.suppress(OSError):  # where memory ends, the system shall end this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    try:
+        return {"status": "ok", **measure(cell)}
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
+            raise
+        return {"status": "out of memory", "error": (str(error) or "MemoryError").splitlines()[0]}
+
+
+def measure(cell: Cell) -> dict:
+    """Seconds of steps and peak memory in GiB. On a GPU: of all that PyTorch allocates. On a CPU: how far the process
+    grew from before the model, as Linux tells it (None elsewhere); the uint8 batch at hand is not in it."""
+    device = torch.device(cell.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as training does it, and so for all networks alike
+    batch = draw_batch(cell)
+    build = network_builder(cell)
+    with contextlib.suppress(OSError):  # the peak so far, that of importing, is forgotten
+        Path("/proc/self/clear_refs").write_text("5")
+    before = resident_gib("VmRSS")
+    model = build().to(device).train()
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def take_step(batch: Batch) -> None:
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cell.precision == "bf16"):
+            images = normalise(batch.images)
+            logits = model(images) if cell.network == PEERS["smp"] else model(images, batch.seeds)
+        segmentation_loss("dice", logits, batch.masks).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    seconds = time_steps(take_step, itertools.repeat(batch), cell.warm_up + cell.repeats, device)[cell.warm_up :]
+    if device.type == "cuda":
+        peak, reserved = (get() / 2**30 for get in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved))
+    else:
+        peak, reserved = None if before is None else resident_gib("VmHWM") - before, None
+    median = statistics.median(seconds)
+    return {
+        "peak_gib": peak,
+        "peak_reserved_gib": reserved,
+        "seconds": seconds,
+        "median_seconds": median,
+        "images_per_second": cell.batch_size / median,
+        "images_per_second_with_data": None if cell.data is None else rate_with_data(cell, take_step, device),
+    }
+
+
+def draw_batch(cell: Cell) -> Batch:
+    """Noise, grey, as the loader hands it over."""
+    size = Size.parse(cell.size)
+    images = torch.randint(0, 256, (cell.batch_size, 1, size.height, size.width), dtype=torch.uint8)
+    batch = Batch(images, (images[:, 0] > 180).to(torch.uint8), torch.arange(cell.batch_size), ())
+    return batch.pin_memory() if cell.device == "cuda" else batch
+
+
+def network_builder(cell: Cell) -> Callable[[], torch.nn.Module]:
+    """Imports the network's library; what is returned builds the network, on the CPU."""
+    if cell.network == PEERS["smp"]:
+        import segmentation_models_pytorch
+
+        return lambda: segmentation_models_pytorch.Unet(
+            cell.encoder, encoder_weights=None, decoder_interpolation="bilinear"
+        )
+
+    def build() -> UNet:
+        model = UNet(ModelConfig(encoder=cell.encoder))
+        recompute(model, cell.rung)
+        if cell.network == PEERS["eager"]:
+            model.encoder.segformer.config._attn_implementation = "eager"
+        if cell.layout == "channels_last":
+            model.encoder.memory_format = torch.channels_last
+            model.to(memory_format=torch.channels_last)
+        return model
+
+    return build
+
+
+def time_steps(
+    take_step: Callable[[Batch], None], batches: Iterator[Batch], count: int, device: torch.device
+) -> list[float]:
+    """Seconds of each of `count` steps, waiting for its batch included; the device has finished each."""
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        take_step(next(batches))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def rate_with_data(cell: Cell, take_step: Callable[[Batch], None], device: torch.device) -> float:
+    """Images a second over all timed steps together: batches come in bursts, a step's median would hide the wait.
+    Those that the workers had ready before are not timed."""
+    reader = ShardReader(cell.data)
+    data = DataConfig(
+        size=Size.parse(cell.size),
+        fit="random-resized-crop",
+        augment=("flips", "sharpen", "contrast"),
+        workers=cell.workers,
+    )
+    batches = training_batches(reader, Order(reader.shard_sizes, cell.batch_size, seed=0), data, 0, 0, 1)
+    time_steps(take_step, batches, cell.warm_up + cell.workers * BATCHES_AHEAD, device)
+    return cell.batch_size * cell.repeats / sum(time_steps(take_step, batches, cell.repeats, device))
+
+
+def resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
+    """Memory that this process holds now, or held at most; None where there is no /proc."""
+    status = Path("/proc/self/status")
+    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 2**20 if status.exists() else None

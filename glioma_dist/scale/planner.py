@@ -1,0 +1,190 @@
+"""What will fit on a card, before it is rented: the rungs of the memory ladder, counted, and the cheapest that fits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import psutil
+import torch
+import transformers
+from torch import Tensor
+
+import glioma_dist
+from glioma_dist.config import ModelConfig, Size
+from glioma_dist.errors import InputError
+from glioma_dist.model.unet import UNet
+from glioma_dist.scale.counting import StepMemory, count_step_memory
+from glioma_dist.scale.recompute import recompute
+
+Recompute = Literal["none", "encoder", "all"]
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+"""From the quickest step to the smallest."""
+GIB = 2**30
+RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
+"""Of a card's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
+SIDE_STEP = 32
+STRAIGHT_PIXELS = 2**21
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, as far as its memory depends on it."""
+
+    model: ModelConfig
+    size: Size
+    batch_size: int
+    """Images on one device."""
+    bf16: bool
+    num_devices: int = 1
+    loss_name: str = "dice"
+    loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
+    """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
+
+
+def count(step: Step, kind: Recompute) -> StepMemory:
+    """Memory of one device in a step with recomputation `kind`; a second question is answered from a file."""
+    answers = _read_answers()
+    key = _key(step, kind)
+    if key not in answers:
+        model = UNet(step.model)
+        recompute(model, kind)
+        counted = count_step_memory(model, step.loss, step.size, step.batch_size, step.bf16)
+        answers = _read_answers() | {key: asdict(counted)}
+        _write_answers(answers)
+    memory = StepMemory(**answers[key])
+    if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
+        memory = replace(memory, gradients=memory.optimizer // 2)
+    return memory
+
+
+def largest_pixels(step: Step, kind: Recompute, memory: float) -> float:
+    """Pixels, over all images of a step on one device, that `memory` bytes are enough for.
+
+    Beyond `STRAIGHT_PIXELS` a step's memory is a straight line in its pixels: no attention matrix is held, and bands
+    have their full size. It is drawn through two heights of the size asked for, there.
+    """
+    pixels = step.size.width * step.size.height * step.batch_size
+    times = math.ceil(STRAIGHT_PIXELS / pixels)
+    low, high = (
+        count(replace(step, size=Size(step.size.width, number * step.size.height)), kind).peak
+        for number in (times, 2 * times)
+    )
+    return max(0.0, pixels * times * (1 + (memory - low) / (high - low)))
+
+
+def largest_batch(step: Step, kind: Recompute, memory: float) -> int:
+    """The most images of the step's size on one device."""
+    return int(largest_pixels(step, kind, memory) / (step.size.width * step.size.height))
+
+
+def largest_size(step: Step, kind: Recompute, memory: float) -> Size:
+    """The largest size of the step's shape and batch; sides are multiples of 32."""
+    factor = math.sqrt(largest_pixels(step, kind, memory) / (step.size.width * step.size.height * step.batch_size))
+    return Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (step.size.width, step.size.height)))
+
+
+def choose(step: Step, memory: float, among: Sequence[Recompute] = RECOMPUTE) -> Recompute | None:
+    """The quickest kind of recomputation with which the step fits into `memory` bytes; None where none does."""
+    return next((kind for kind in among if count(step, kind).peak <= memory), None)
+
+
+def usable(memory: float) -> float:
+    """Bytes for tensors on a card of `memory` bytes."""
+    return memory * (1 - RESERVED_SHARE) - RESERVED_GIB * GIB
+
+
+def free_memory(device: torch.device, num_local_processes: int) -> float:
+    """Bytes that a process may fill with tensors on its device, as things stand."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] * (1 - RESERVED_SHARE)
+    return psutil.virtual_memory().available * (1 - RESERVED_SHARE) / num_local_processes
+
+
+def device_memory(device: torch.device, num_local_processes: int) -> float:
+    """The same of a device that nothing else uses."""
+    if device.type == "cuda":
+        return usable(torch.cuda.get_device_properties(device).total_memory)
+    return psutil.virtual_memory().total * (1 - RESERVED_SHARE) / num_local_processes
+
+
+def resolve(kind: Literal["none", "encoder", "all", "auto"], step: Step, memory: float) -> Recompute:
+    """`kind`, and for auto the quickest that fits. Raises InputError where none does."""
+    if kind != "auto":
+        return kind
+    chosen = choose(step, memory)
+    if chosen is None:
+        raise InputError(f"--scale.recompute auto: {advice(step, memory)}")
+    return chosen
+
+
+def advice(step: Step, memory: float, tried: Recompute | None = None) -> str:
+    """In words: what a step needs, and which flags make it fit into `memory` bytes; `tried` is known not to."""
+    chosen = choose(step, memory, RECOMPUTE if tried is None else RECOMPUTE[RECOMPUTE.index(tried) + 1 :])
+    asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on this device"
+    needs = ", ".join(f"{count(step, kind).peak / GIB:.1f} GiB with --scale.recompute {kind}" for kind in RECOMPUTE)
+    text = f"{asked} need {needs}; there are {memory / GIB:.1f} GiB"
+    if chosen:
+        return f"{text}: give --scale.recompute {chosen}"
+    images, size = largest_batch(step, "all", memory), largest_size(step, "all", memory)
+    if 0 < images < step.batch_size:
+        return f"{text}: give --scale.recompute all and --batch-size {images * step.num_devices}"
+    if SIDE_STEP <= size.width < step.size.width and size.height >= SIDE_STEP:
+        return f"{text}: give --scale.recompute all and at most --data.size {size}"
+    return f"{text}: give a smaller --batch-size, --data.size or --model.encoder, and see what else uses the memory"
+
+
+def _key(step: Step, kind: Recompute) -> str:
+    facts = (
+        step.model.encoder,
+        step.model.norm,
+        step.model.decoder_channels,
+        str(step.size),
+        step.batch_size,
+        step.bf16,
+        step.loss_name,
+        kind,
+        torch.__version__,
+        transformers.__version__,
+        _code(),
+    )
+    return " ".join(map(str, facts))
+
+
+def _code() -> str:
+    """Of the code that decides what a step holds."""
+    root = Path(glioma_dist.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("model/*.py"), *root.glob("scale/*.py"), *root.glob("training/losses.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glioma-dist" / "step_memory.json"
+
+
+def _read_answers() -> dict[str, dict[str, int]]:
+    try:
+        return json.loads(_cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_answers(answers: dict[str, dict[str, int]]) -> None:
+    """Where the cache cannot be written, the next question is counted anew."""
+    path = _cache_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(json.dumps(answers))
+        os.replace(file.name, path)
+    except OSError:
+        return

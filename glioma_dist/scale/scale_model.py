@@ -1,0 +1,25 @@
+"""One call that makes a model cost what its settings ask for."""
+
+from __future__ import annotations
+
+import torch
+
+from glioma_dist.config import ScaleConfig
+from glioma_dist.model.unet import UNet
+from glioma_dist.scale.planner import Recompute
+from glioma_dist.scale.recompute import recompute
+
+
+def scale_model(model: UNet, scale: ScaleConfig, kind: Recompute) -> None:
+    """Change, in place, how `model` computes and what it keeps; not what it gives.
+
+    kind: the recomputation that `scale.recompute` comes down to on this device (`planner.resolve`).
+    """
+    recompute(model, kind)
+    if scale.channels_last:
+        model.to(memory_format=torch.channels_last)
+        model.encoder.memory_format = torch.channels_last
+    if scale.compile:
+        for stage in model.encoder.segformer.stages:
+            for layer in stage.blocks:
+                layer.compile()

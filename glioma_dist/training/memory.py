@@ -1,0 +1,53 @@
+"""A run's memory: which recomputation it takes, and what to say when it is not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.errors import InputError
+from glioma_dist.runtime import Runtime
+from glioma_dist.scale.planner import Recompute, Step, advice, device_memory, free_memory, resolve
+from glioma_dist.training.losses import segmentation_loss
+
+SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory")
+"""In what PyTorch's allocator for CPUs says."""
+
+
+def step_of(config: TrainConfig, runtime: Runtime) -> Step:
+    """What one device does in a step of the run."""
+    return Step(
+        config.model,
+        config.data.size,
+        batch_size=max(1, config.batch_size // runtime.num_processes),
+        bf16=runtime.accelerator.mixed_precision != "no",
+        num_devices=runtime.num_processes,
+        loss_name=config.loss,
+        loss=partial(segmentation_loss, config.loss),
+    )
+
+
+def choose_recompute(config: TrainConfig, runtime: Runtime) -> Recompute:
+    """The run's recomputation: the setting's, or what the planner finds, the same on all processes."""
+    if config.scale.recompute != "auto":
+        return config.scale.recompute
+    free = runtime.gather_objects([free_memory(runtime.device, runtime.num_local_processes)])
+    return resolve("auto", step_of(config, runtime), min(free))
+
+
+@contextmanager
+def explain_full_memory(config: TrainConfig, runtime: Runtime, tried: Recompute) -> Iterator[None]:
+    """Make an InputError of an error that says the device's memory is full: what was asked, what fits, the flags."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and not any(
+            sign in str(error) for sign in SIGNS_OF_A_FULL_MEMORY
+        ):
+            raise
+        memory = device_memory(runtime.device, runtime.num_local_processes)
+        raise InputError(f"out of memory: {advice(step_of(config, runtime), memory, tried)}") from error

@@ -1,0 +1,228 @@
+"""The resolution benchmark at a size of nothing: its rows, and that cells which fail are rows too."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from helpers import REPOSITORY, Ended, command
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from glioma_dist.data.shards import ShardReader
+
+TINY = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 1, "--warm-up", 1)
+IMPOSSIBLE_BATCH = 10**11
+"""Its images alone would take more than a process can address, so that no allocator grants them."""
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """The tool as a module."""
+    path = REPOSITORY / "tools" / "bench_resolution.py"
+    spec = importlib.util.spec_from_file_location("bench_resolution", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_resolution"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["bench_resolution"]
+
+
+def bench(*arguments: object, **environment: str) -> Ended:
+    return command("tools/bench_resolution.py", *arguments, environment=environment, timeout=300)
+
+
+def read(out: Path) -> list[dict]:
+    return json.loads((out / "resolution.json").read_text())
+
+
+def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
+    out = tmp_path / "bench"
+    launched = {"ACCELERATE_MIXED_PRECISION": "bf16", "RANK": "0", "WORLD_SIZE": "1"}  # as accelerate launch does
+    done = bench(*TINY, "--rungs", "none", "all", "--data", shards / "train", "--out", out, **launched)
+    assert done.exit_code == 0, done.stderr
+    rows = read(out)
+    assert [(row["network"], row["rung"], row["precision"], row["layout"]) for row in rows] == [
+        ("glioma-dist", "none", "fp32", "contiguous"),
+        ("glioma-dist", "all", "fp32", "contiguous"),
+    ]
+    for row in rows:
+        assert (row["kind"], row["status"], row["size"], row["batch_size"]) == ("step", "ok", "64x64", 1)
+        assert row["megapixels"] == pytest.approx(0.004096)
+        assert 0.001 < row["peak_gib"] < 2
+        assert row["seconds"] == [row["median_seconds"]]
+        assert row["images_per_second"] == pytest.approx(1 / row["median_seconds"])
+        assert row["images_per_second_with_data"] > 0
+        assert row["versions"]["torch"] == metadata.version("torch")
+        assert "1 thread" in row["device"]
+        assert "--rungs none all" in row["command"]
+    page = (out / "resolution.md").read_text()
+    assert f"| {rows[0]['peak_gib']:.2f} |" in page
+    assert f"| {rows[1]['median_seconds'] / rows[0]['median_seconds']:.2f} |" in page
+    assert all(cv2.imread(str(out / name)).size > 0 for name in ("memory.png", "speed.png"))
+    assert len((out / "resolution.csv").read_text().splitlines()) == 3
+
+    again = bench(*TINY, "--out", out)
+    assert again.exit_code == 2
+    assert "holds a benchmark already" in again.stderr
+
+
+def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(tmp_path):
+    out = tmp_path / "bench"
+    flags = ("--rungs", "none", "all", "--batch-size", IMPOSSIBLE_BATCH, "--data", "none", "--out", out)
+    done = bench(*TINY, *flags)
+    assert done.exit_code == 0, done.stderr
+    rows = read(out)
+    assert [(row["rung"], row["status"]) for row in rows] == [("none", "out of memory"), ("all", "out of memory")]
+    assert all("can't allocate memory" in row["error"] and row["peak_gib"] is None for row in rows)
+    assert (out / "resolution.md").read_text().count("out of memory") == 4
+
+
+def test_the_peer_is_measured_beside_ours(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch", reason="needs pip install 'glioma-dist[bench]'")
+    out = tmp_path / "bench"
+    flags = ("--encoder", "mit_b0", "--rungs", "--peers", "smp", "--data", "none", "--out", out)
+    done = bench(*TINY, *flags)
+    assert done.exit_code == 0, done.stderr
+    (row,) = read(out)
+    assert (row["network"], row["status"]) == ("segmentation_models.pytorch", "ok"), row["error"]
+    assert row["peak_gib"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "words"),
+    [
+        (TINY, {"WORLD_SIZE": "2"}, "--num_processes 1"),
+        ((*TINY, "--peers", "smp"), {}, "--peers smp"),
+        ((*TINY, "--data", "/nowhere"), {}, "/nowhere"),
+        ((*TINY, "--batch-size", 0), {}, "--batch-size 0"),
+        (("--sizes", "64"), {}, "WIDTHxHEIGHT"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_it_begins(tmp_path, flags, environment, words):
+    done = bench(*flags, "--out", tmp_path / "bench", **environment)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert not (tmp_path / "bench").exists()
+
+
+def test_a_process_that_is_killed_is_out_of_memory_and_one_that_hangs_is_timed_out(tool):
+    def child(script: str, timeout_s: float = 60) -> dict:
+        return tool.run_child([sys.executable, "-c", script], timeout_s)
+
+    assert child("print('noise'); print('{\"status\": \"ok\"}')") == {"status": "ok"}
+    assert child(f"import os; os.kill(os.getpid(), {signal.SIGKILL})")["status"] == "out of memory"
+    failed = child("raise ValueError('odd')")
+    assert failed == {"status": "failed", "error": "exit code 1: ValueError: odd"}
+    start = time.monotonic()
+    # What the killed process leaves behind holds on to its output, and is not waited for.
+    orphan = "import subprocess, time; subprocess.Popen(['sleep', '20']); time.sleep(20)"
+    assert child(orphan, timeout_s=1)["status"] == "timed out"
+    assert time.monotonic() - start < 10
+
+
+def test_a_launchers_variables_stay_with_the_benchmark(tool, monkeypatch):
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"]
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    script = f"import json, os; print(json.dumps([name for name in {names} + ['PATH'] if name in os.environ]))"
+    assert tool.run_child([sys.executable, "-c", script], 60) == ["PATH"]
+
+
+def make_cell(tool, **changes: object):
+    fields = {
+        "network": "glioma-dist",
+        "rung": "none",
+        "layout": "contiguous",
+        "precision": "fp32",
+        "size": "64x64",
+        "encoder": "mit_tiny",
+        "batch_size": 1,
+        "repeats": 1,
+        "warm_up": 0,
+        "device": "cpu",
+        "data": None,
+        "workers": 0,
+    }
+    return tool.Cell(**{**fields, **changes})
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = ""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names += f" {operation}"
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("network", "fused"), [("glioma-dist", True), ("transformers eager", False)])
+def test_the_eager_peer_really_holds_the_attention_matrix(tool, network, fused):
+    model = tool.network_builder(make_cell(tool, network=network))()
+    with Operations() as operations, torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64), torch.arange(1))
+    assert ("scaled_dot_product" in operations.names) == fused
+    assert ("softmax" in operations.names) != fused
+
+
+def test_channels_last_reaches_weights_and_maps(tool):
+    model = tool.network_builder(make_cell(tool, layout="channels_last", encoder="mit_tiny"))()
+    maps = model.encoder(torch.zeros(1, 3, 64, 64), torch.arange(1))
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
+    assert model.decoder.blocks[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_drawn_shards_have_the_microscopes_size(tool, tmp_path):
+    tool.draw_shards(tmp_path / "train", 1)
+    sample = ShardReader(tmp_path / "train").read(0, 0)
+    assert sample.image.shape == sample.mask.shape == (1952, 2592)
+    assert 0 < sample.mask.mean() < 0.5
+
+
+@pytest.mark.parametrize("largest", [0, 1, 7, 100, 1000, 5_060_000])
+def test_the_search_finds_the_largest_that_trains(tool, largest):
+    tried = []
+
+    def trial(amount: int) -> dict:
+        tried.append(amount)
+        return {"status": "ok" if amount <= largest else "out of memory", "amount": amount}
+
+    found = tool.search(trial, 1, 10**7)
+    assert found["limited_by"] == "out of memory"
+    assert found["status"] == ("ok" if largest else "out of memory")
+    assert largest - max(1, 0.05 * largest) <= found["amount"] <= max(largest, 1)
+    assert len(tried) <= 30
+    assert len(set(tried)) == len(tried)
+
+
+def test_the_search_stops_at_its_bound(tool):
+    def always(amount: int) -> dict:
+        return {"status": "ok", "amount": amount}
+
+    assert tool.search(always, 1, 100) == {"status": "ok", "amount": 100, "limited_by": "--max-megapixels"}
+
+
+def test_sizes_of_the_search_keep_the_microscopes_proportions(tool):
+    assert str(tool.size_of(2592 * 1952)) == "2592x1952"
+    for pixels in (64 * 64, 300_000, 20_000_000):
+        size = tool.size_of(pixels)
+        assert size.width % 32 == size.height % 32 == 0
+        assert 0.7 < size.width * size.height / pixels < 1.4
+
+
+def test_the_commit_is_what_git_says(tool):
+    try:
+        head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, text=True, stderr=subprocess.PIPE)
+    except (OSError, subprocess.CalledProcessError):
+        assert tool.find_commit() is None
+    else:
+        assert head.startswith(tool.find_commit().removesuffix("-dirty"))

@@ -1,0 +1,83 @@
+"""Knobs of scale on a whole run: none changes a number, a run may go on with others, a full memory is explained."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import rows, tiny_config
+
+from glioma_dist.config import ScaleConfig, Size
+from glioma_dist.errors import InputError
+from glioma_dist.scale import bands
+from glioma_dist.scale.planner import count
+from glioma_dist.training import loop, memory
+
+SCALES = {
+    "encoder": ScaleConfig(recompute="encoder"),
+    "all": ScaleConfig(recompute="all"),
+    "channels_last": ScaleConfig(channels_last=True),
+    "all, channels_last": ScaleConfig(recompute="all", channels_last=True),
+}
+
+
+@pytest.fixture
+def plain(shards, tmp_path, runtime):
+    config = tiny_config(shards, tmp_path / "plain")
+    loop.train(config, runtime)
+    return config
+
+
+def check_close(ours: list[dict], theirs: list[dict]) -> None:
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_a_run_gives_the_losses_of_the_plain_one(plain, tmp_path, runtime, monkeypatch, name):
+    monkeypatch.setattr(bands, "BAND_NUMBERS", 20_000)
+    config = replace(plain, out=tmp_path / "scaled", scale=SCALES[name])
+    loop.train(config, runtime)
+    check_close(rows(config.out), rows(plain.out))
+
+
+def test_a_run_goes_on_with_other_knobs(plain, tmp_path, runtime):
+    config = replace(plain, out=tmp_path / "moving")
+    loop.train(replace(config, max_steps=3, scale=SCALES["all, channels_last"]), runtime)
+    loop.train(replace(config, scale=SCALES["encoder"]), runtime)
+    check_close(rows(config.out), rows(plain.out))
+
+
+def test_auto_takes_what_fits_and_says_so(shards, tmp_path, runtime, monkeypatch, capsys):
+    config = tiny_config(shards, tmp_path / "run", max_steps=1, scale=ScaleConfig(recompute="auto"))
+    step = memory.step_of(config, runtime)
+    monkeypatch.setattr(memory, "free_memory", lambda *_: count(step, "none").peak - 1)
+    loop.train(config, runtime)
+    assert "recompute encoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")],
+)
+def test_a_full_memory_is_explained(shards, tmp_path, runtime, monkeypatch, error):
+    def failing(*_given):
+        raise error
+
+    monkeypatch.setattr(loop, "segmentation_loss", failing)
+    config = tiny_config(shards, tmp_path / "run", size=Size(96, 64))
+    with pytest.raises(InputError) as caught:
+        loop.train(config, runtime)
+    message = str(caught.value)
+    assert "out of memory: 4 images of 96x64 on this device need" in message
+    assert "with --scale.recompute none" in message
+    assert message.endswith("give --scale.recompute encoder")
+    assert "\n" not in message
+
+
+def test_another_error_stays_itself(shards, tmp_path, runtime, monkeypatch):
+    def failing(*_given):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(loop, "segmentation_loss", failing)
+    with pytest.raises(RuntimeError, match="something else"):
+        loop.train(tiny_config(shards, tmp_path / "run"), runtime)

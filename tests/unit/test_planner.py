@@ -1,0 +1,136 @@
+"""The planner: what it foretells against what is counted and what is measured, its cache, its words."""
+
+import ctypes
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY_CHANNELS, run
+
+from glioma_dist.config import ModelConfig, Size
+from glioma_dist.errors import InputError
+from glioma_dist.model.unet import UNet, normalise
+from glioma_dist.scale import planner
+from glioma_dist.scale.planner import GIB, RECOMPUTE, Step, count
+from glioma_dist.scale.recompute import recompute
+from glioma_dist.training.losses import segmentation_loss
+
+TINY = Step(
+    ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS),
+    Size(64, 64),
+    batch_size=1,
+    bf16=False,
+    loss=partial(segmentation_loss, "dice"),
+)
+
+MALLOPT_MMAP_THRESHOLD = -3
+"""From glibc's malloc.h."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_each_rung_needs_less_than_the_one_before():
+    step = replace(TINY, size=Size(512, 384))
+    peaks = [count(step, kind).peak for kind in RECOMPUTE]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[2] < peaks[1] < peaks[0]
+
+
+@pytest.mark.parametrize("kind", ["none", "all"])
+def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
+    memory, step = GIB // 2, replace(TINY, size=Size(256, 192))
+    images = planner.largest_batch(step, kind, memory)
+    assert images > 20
+    assert count(replace(step, batch_size=images), kind).peak == pytest.approx(memory, rel=0.05)
+    size = planner.largest_size(step, kind, memory)
+    assert (size.width % 32, size.height % 32) == (0, 0)
+    assert count(replace(step, size=size), kind).peak == pytest.approx(memory, rel=0.07)  # sides are whole units
+
+
+def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
+    first = count(TINY, "all")
+    monkeypatch.setattr(planner, "count_step_memory", None)
+    assert count(TINY, "all") == first
+    with pytest.raises(TypeError):
+        count(replace(TINY, size=Size(96, 64)), "all")
+    (tmp_path / "glioma-dist" / "step_memory.json").write_text("{")  # a damaged cache is as good as none
+    with pytest.raises(TypeError):
+        count(TINY, "all")
+
+
+def test_ddp_holds_all_gradients_all_the_time():
+    one, two = count(TINY, "none"), count(replace(TINY, num_devices=2), "none")
+    assert two.gradients == pytest.approx(two.parameters, rel=0.02)  # buffers are counted with the parameters
+    assert two.peak - one.peak == two.gradients - one.gradients
+
+
+def test_auto_takes_the_quickest_that_fits():
+    step = replace(TINY, size=Size(512, 384))
+    none, encoder, smallest = (count(step, kind).peak for kind in RECOMPUTE)
+    assert [planner.resolve("auto", step, memory) for memory in (none, none - 1, encoder - 1)] == list(RECOMPUTE)
+    with pytest.raises(
+        InputError, match=r"512x384 on this device need .* with --scale.recompute all; there are .*: give"
+    ):
+        planner.resolve("auto", step, smallest // 3)
+    assert planner.resolve("none", step, 0) == "none"  # what was asked for is not second-guessed
+
+
+def test_advice_never_offers_what_was_tried():
+    step = replace(TINY, size=Size(512, 384), batch_size=8)
+    assert "give --scale.recompute encoder" in planner.advice(step, 100 * GIB, tried="none")
+    assert "give --scale.recompute all" in planner.advice(step, 100 * GIB, tried="encoder")
+    half = count(replace(step, batch_size=4), "all").peak
+    assert re.search(r"give --scale.recompute all and --batch-size [345]$", planner.advice(step, half))
+    assert "see what else uses the memory" in planner.advice(step, 100 * GIB, tried="all")
+
+
+def test_no_attention_matrix_at_native_size():
+    """The largest tensor of a step is a map of the decoder; one stage's attention matrix would be many times that."""
+    size = Size(2592, 1952)
+    step = replace(TINY, size=size, bf16=True)
+    widest_map = size.width * size.height * 16 * 2  # the decoder's, 16 channels in bf16
+    tokens, keys = size.width * size.height // 16, size.width * size.height // 1024
+    for kind in RECOMPUTE:
+        assert count(step, kind).largest_tensor <= widest_map < tokens * keys * 2 / 10
+
+
+@pytest.mark.parametrize(("size", "kind"), [("512x384", "none"), ("704x512", "encoder"), ("1024x768", "all")])
+def test_counted_is_what_a_process_grows_by(size, kind):
+    """The peak resident memory above what the libraries and a small step had taken before."""
+    model, size = ModelConfig(encoder="mit_b0"), Size.parse(size)
+    (measured,) = run(measure_growth, model, size, kind)
+    assert count(replace(TINY, model=model, size=size), kind).peak == pytest.approx(measured, rel=0.15)
+
+
+def measure_growth(model_config: ModelConfig, size: Size, kind: str) -> int:
+    """Bytes by which the resident memory grows, at most, from before the model is built through two steps."""
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(MALLOPT_MMAP_THRESHOLD, 2**16)  # whatever is freed goes back at once: no gaps are counted
+    take_steps(model_config, Size(64, 64), "none")
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from now on: proc(5)
+    take_steps(model_config, size, kind)
+    return resident("VmHWM") - before
+
+
+def take_steps(model_config: ModelConfig, size: Size, kind: str) -> None:
+    model = UNet(model_config)
+    recompute(model, kind)
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        images = torch.zeros(1, 1, size.height, size.width, dtype=torch.uint8)
+        segmentation_loss(
+            "dice", model(normalise(images), torch.zeros(1, dtype=torch.int64)), images[:, 0]
+        ).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def resident(what: str) -> int:
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -1,0 +1,298 @@
+"""What a training step takes at which image size, measured: `python tools/bench_resolution.py --help`.
+
+Every cell (network, rung, layout, precision, size) is measured in a process started for it alone: nothing that one
+leaves behind stands in another's way, and a cell that runs out of memory is a result, not the end of the benchmark.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+import tyro
+
+from glioma_dist.benchmark.cell import OURS, PEERS, Cell, measure_or_say_why_not
+from glioma_dist.config import ModelConfig, Size, SizeFlag
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards import ShardReader, ShardWriter
+from glioma_dist.errors import InputError
+from glioma_dist.runtime import run_command
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LIBRARIES = ("torch", "transformers", "segmentation-models-pytorch", "glioma-dist")
+NATIVE = Size(2592, 1952)
+"""Of the microscope's images: what drawn shards hold, and the proportions of the largest size."""
+NUM_DRAWN = 8
+SIDE_STEP = 32
+PRECISION_OF_LARGEST = 0.05
+LAUNCH_VARIABLES = re.compile(r"(ACCELERATE|FSDP|TORCHELASTIC|GROUP|ROLE|MASTER)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Time and peak memory of a training step at each size: JSON, CSV, a Markdown table and two plots."""
+
+    sizes: tuple[SizeFlag, ...]
+    """Sizes of an image, as 704x512 1472x1120 2592x1952."""
+    encoder: str = "mit_b3"
+    rungs: tuple[Literal["none", "encoder", "all"], ...] = ("none", "encoder", "all")
+    """What is computed a second time in the backward pass, as train.py's --scale.recompute."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ()
+    """By default bf16 on a GPU, fp32 on a CPU."""
+    peers: tuple[Literal["smp", "eager"], ...] = ()
+    """Measured beside ours. smp: segmentation_models.pytorch (pip install 'glioma-dist[bench]'). eager: our U-Net with
+    transformers' attention as it is written, without a fused kernel."""
+    batch_size: int = 1
+    repeats: int = 5
+    """Steps that are timed; the median counts."""
+    warm_up: int = 2
+    """Steps before those."""
+    channels_last: bool = False
+    """Measure our rungs in this layout too."""
+    data: Literal["drawn", "none"] | Path = "drawn"
+    """Images a second are measured on a batch at hand, and again with data loading: from this folder of shards, or
+    from images drawn at the microscope's size. none leaves that away."""
+    workers: int = 2
+    """Processes that load data."""
+    find_largest: bool = False
+    """Also look for the largest size, and the largest batch of the largest of --sizes, that train here."""
+    max_megapixels: float = 100.0
+    """How far that search goes, over all images of a batch."""
+    timeout_s: float = 600.0
+    """For a cell, from the start of its process; a cell that takes longer is ended, which is a result, too."""
+    out: Path = Path("docs/benchmarks/resolution")
+    """A new folder for resolution.json, .csv, .md, memory.png and speed.png."""
+
+    def validate(self) -> None:
+        ModelConfig(encoder=self.encoder).validate()
+        for name in ("batch_size", "repeats", "timeout_s", "max_megapixels"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give more than 0")
+        if min(self.warm_up, self.workers) < 0:
+            raise InputError(f"--warm-up {self.warm_up} --workers {self.workers}: give 0 or more")
+        if not self.sizes:
+            raise InputError("--sizes: give one or more, as 704x512 1472x1120")
+        if "smp" in self.peers:
+            self._validate_smp()
+        if (self.out / "resolution.json").exists():
+            raise InputError(f"--out {self.out} holds a benchmark already; give another folder")
+
+    def _validate_smp(self) -> None:
+        if util.find_spec("segmentation_models_pytorch") is None:
+            raise InputError("--peers smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
+        if self.encoder == "mit_tiny":
+            raise InputError("--peers smp: it has no mit_tiny; give --encoder mit_b0 or larger")
+        odd = [str(size) for size in self.sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]
+        if odd:
+            raise InputError(f"--sizes {' '.join(odd)}: --peers smp takes multiples of {SIDE_STEP} only")
+
+
+def make_cells(config: BenchConfig, device: str, data: str | None) -> list[Cell]:
+    """All cells, the sizes in the order given. device: cuda or cpu. data: folder of shards."""
+    layouts = ("contiguous", "channels_last") if config.channels_last else ("contiguous",)
+    networks = [
+        *((OURS, rung, layout) for layout in layouts for rung in config.rungs),
+        *((PEERS[peer], "none", "contiguous") for peer in config.peers),
+    ]
+    precisions = config.precisions or ("bf16" if device == "cuda" else "fp32",)
+    shared = {name: getattr(config, name) for name in ("encoder", "batch_size", "repeats", "warm_up", "workers")}
+    return [
+        Cell(network, rung, layout, precision, str(size), **shared, device=device, data=data)
+        for size, precision, (network, rung, layout) in itertools.product(config.sizes, precisions, networks)
+    ]
+
+
+def run_child(command: list[str], timeout_s: float) -> dict:
+    """What a process printed as its last line, as JSON; or how it ended instead."""
+    environment = {name: value for name, value in os.environ.items() if not LAUNCH_VARIABLES.fullmatch(name)}
+    # Files, for a pipe would stay open as long as any data worker that a killed process leaves behind.
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as output,
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+    ):
+        try:
+            code = subprocess.run(command, stdout=output, stderr=log, env=environment, timeout=timeout_s).returncode
+        except subprocess.TimeoutExpired:
+            return {"status": "timed out", "error": f"not done after {timeout_s:g} s"}
+        output.seek(0)
+        log.seek(0)
+        printed, said = output.read().splitlines(), log.read().strip()
+    if code == 0:
+        return json.loads(printed[-1])
+    if code == -signal.SIGKILL or "bad_alloc" in said:
+        return {"status": "out of memory", "error": "the system ended the process"}
+    return {"status": "failed", "error": f"exit code {code}: {said.splitlines()[-1] if said else 'no word'}"}
+
+
+def measure_apart(cell: Cell, facts: dict, timeout_s: float, kind: str = "step") -> dict:
+    """A row of the result: a cell, measured in its own process."""
+    nothing = {"peak_gib": None, "peak_reserved_gib": None, "seconds": [], "median_seconds": None, "error": None}
+    nothing |= {"images_per_second": None, "images_per_second_with_data": None}
+    figures = run_child([sys.executable, __file__, "--cell", json.dumps(asdict(cell))], timeout_s)
+    row = {"kind": kind, "status": None, **asdict(cell), "megapixels": cell.megapixels, **nothing, **figures, **facts}
+    told = f"{row['peak_gib'] or 0:.2f} GiB, {row['median_seconds']:.3f} s" if row["status"] == "ok" else row["error"]
+    place = f"{cell.size} x{cell.batch_size} {cell.precision} {cell.network} {cell.rung} {cell.layout}"
+    print(f"{place}: {row['status']}, {told}", flush=True)
+    return row
+
+
+def largest_rows(config: BenchConfig, cells: list[Cell], facts: dict) -> Iterator[dict]:
+    """Two rows for each network, rung, layout and precision: its largest size at batch 1, and its largest batch."""
+    by_pixels = sorted(cells, key=lambda cell: cell.megapixels)
+    smallest, largest = by_pixels[0].megapixels, by_pixels[-1]
+    for cell in (each for each in cells if each.size == largest.size):
+        # Two steps: Adam's moments are there from the second on.
+        trial = replace(cell, warm_up=1, repeats=1, data=None)
+
+        def at_pixels(pixels: int, trial: Cell = trial) -> dict:
+            sized = replace(trial, size=str(size_of(pixels)), batch_size=1)
+            return measure_apart(sized, facts, config.timeout_s, "largest")
+
+        def at_batch(count: int, trial: Cell = trial) -> dict:
+            return measure_apart(replace(trial, batch_size=count), facts, config.timeout_s, "largest")
+
+        yield {**search(at_pixels, round(smallest * 1e6), round(config.max_megapixels * 1e6)), "sought": "size"}
+        yield {**search(at_batch, 1, int(config.max_megapixels / largest.megapixels)), "sought": "batch"}
+
+
+def size_of(pixels: int) -> Size:
+    """About so many pixels in the microscope's proportions, sides multiples of 32."""
+    width = max(1, round(math.sqrt(pixels * NATIVE.width / NATIVE.height) / SIDE_STEP))
+    return Size(width * SIDE_STEP, max(1, round(width * NATIVE.height / NATIVE.width)) * SIDE_STEP)
+
+
+def search(trial: Callable[[int], dict], least: int, most: int) -> dict:
+    """The row of the largest amount that trains, to 5 %: doubled until one does not train, then halved in.
+
+    `limited_by` says what ended it. Where not even `least` trains, its row comes back.
+    """
+    best, limit, low, high, amount = None, "--max-megapixels", 0, math.inf, least
+    while True:
+        row = trial(amount)
+        if row["status"] == "ok":
+            best, low = row, amount
+        else:
+            best, limit, high = best or row, row["status"], amount
+        if best["status"] != "ok" or high - low <= max(1, PRECISION_OF_LARGEST * low) or low >= most:
+            return {**best, "limited_by": limit}
+        amount = min(2 * low, most) if high == math.inf else (low + high) // 2
+
+
+def draw_shards(folder: Path, count: int) -> None:
+    """Shards of grey noise with discs, as large as the microscope's images and about as long in PNG."""
+    generator = np.random.default_rng(0)
+    with ShardWriter(folder, "drawn", "train", "CC0") as writer:
+        for number in range(count):
+            mask = np.zeros((NATIVE.height, NATIVE.width), np.uint8)
+            for x, y in generator.integers(0, (NATIVE.width, NATIVE.height), (60, 2)).tolist():
+                cv2.circle(mask, (x, y), 50, 1, thickness=-1)
+            noise = generator.standard_normal(mask.shape, np.float32)
+            image = 110 + 30 * mask + 4 * noise + 60 * cv2.GaussianBlur(noise, (0, 0), 2)
+            writer.write(Sample(f"drawn-{number:05d}", image.clip(0, 255).astype(np.uint8), mask, {"num_cells": 60}))
+
+
+@contextlib.contextmanager
+def shards_for(config: BenchConfig) -> Iterator[str | None]:
+    """The folder that data loading is measured on; drawn ones are there within this context."""
+    if config.data == "none":
+        yield None
+    elif config.data != "drawn":
+        ShardReader(config.data)  # raises InputError now rather than in each cell
+        yield str(config.data)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            draw_shards(Path(folder) / "train", max(NUM_DRAWN, config.batch_size))
+            yield str(Path(folder) / "train")
+
+
+def find_device() -> Literal["cuda", "cpu"]:
+    """What accelerate would take. The GPU stays untouched: what this process holds there, cells would miss."""
+    only_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+    return "cuda" if torch.cuda.is_available() and not only_cpu else "cpu"
+
+
+def describe_device(device: str) -> str:
+    if device == "cuda":
+        command = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+        return subprocess.check_output(command, text=True).strip()
+    table = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*: (.+)$", table, re.MULTILINE)
+    threads = torch.get_num_threads()
+    return f"{model[1] if model else platform.processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def find_commit() -> str | None:
+    """The repository's commit, with "-dirty" where tracked files differ from it; None without git."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def find_version(library: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(library)
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(rows, indent=2) + "\n")
+    os.replace(new, path)
+
+
+def bench(config: BenchConfig) -> list[dict]:
+    """Measure all cells and write the results, the JSON after every row. Returns the rows."""
+    from glioma_dist.report.resolution import write_report
+
+    device = find_device()
+    facts = {
+        "device": describe_device(device),
+        "versions": {library: find_version(library) for library in LIBRARIES},
+        "commit": find_commit(),
+        "command": shlex.join(sys.argv),
+        "data": str(config.data),
+    }
+    rows: list[dict] = []
+    with shards_for(config) as data:
+        config.out.mkdir(parents=True, exist_ok=True)
+        cells = make_cells(config, device, data)
+        results = (measure_apart(cell, facts, config.timeout_s) for cell in cells)
+        for row in itertools.chain(results, largest_rows(config, cells, facts) if config.find_largest else ()):
+            rows.append(row)
+            write_rows(rows, config.out / "resolution.json")
+    write_report(rows, config.out)
+    print(f"{len(rows)} rows, a table and plots are in {config.out}")
+    return rows
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--cell"]:
+        print(json.dumps(measure_or_say_why_not(Cell(**json.loads(sys.argv[2])))))
+        return
+    config = tyro.cli(BenchConfig)
+    config.validate()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("this benchmark is one process, on one device: launch it with --num_processes 1")
+    if any(row["status"] == "failed" for row in bench(config)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)
