@@ -1,6 +1,7 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
 # make test    the tests; make lint: style; make bench: the converters' speed
+# make gpu     on a machine with a GPU: its tests, and the resolution benchmark against the peers
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/$(shell \
 	if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
 	elif [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ]; then echo cpu_2_processes; else echo cpu; fi).yaml
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow lint bench gpu clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -43,6 +44,12 @@ lint: setup
 
 bench: setup
 	$(BIN)/python tools/bench_convert.py
+
+gpu: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pytest -m gpu
+	$(LAUNCH) tools/bench_resolution.py --sizes 704x512 1472x1120 2592x1952 --peers smp eager --channels-last \
+	  --find-largest --out docs/benchmarks/gpu
 
 clean:
 	rm -rf .venv runs/demo

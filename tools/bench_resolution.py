@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import signal
@@ -18,16 +17,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 import tyro
 
 from glioma_dist.benchmark.cell import OURS, PEERS, Cell, measure_or_say_why_not
+from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
 from glioma_dist.config import ModelConfig, Size, SizeFlag
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader, ShardWriter
@@ -140,6 +139,14 @@ def run_child(command: list[str], timeout_s: float) -> dict:
     return {"status": "failed", "error": f"exit code {code}: {said.splitlines()[-1] if said else 'no word'}"}
 
 
+def measure_in_some_way(cell: Cell, facts: dict, timeout_s: float) -> dict:
+    """A row of the result; on a CPU whose memory did not suffice, measured anew with gaps given back to the system."""
+    row = measure_apart(cell, facts, timeout_s)
+    if cell.device == "cpu" and row["status"] == "out of memory":
+        return measure_apart(replace(cell, keeps_freed_memory=False), facts, timeout_s)
+    return row
+
+
 def measure_apart(cell: Cell, facts: dict, timeout_s: float, kind: str = "step") -> dict:
     """A row of the result: a cell, measured in its own process."""
     nothing = {"peak_gib": None, "peak_reserved_gib": None, "seconds": [], "median_seconds": None, "error": None}
@@ -221,36 +228,6 @@ def shards_for(config: BenchConfig) -> Iterator[str | None]:
             yield str(Path(folder) / "train")
 
 
-def find_device() -> Literal["cuda", "cpu"]:
-    """What accelerate would take. The GPU stays untouched: what this process holds there, cells would miss."""
-    only_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
-    return "cuda" if torch.cuda.is_available() and not only_cpu else "cpu"
-
-
-def describe_device(device: str) -> str:
-    if device == "cuda":
-        command = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
-        return subprocess.check_output(command, text=True).strip()
-    table = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"^model name\s*: (.+)$", table, re.MULTILINE)
-    threads = torch.get_num_threads()
-    return f"{model[1] if model else platform.processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def find_commit() -> str | None:
-    """The repository's commit, with "-dirty" where tracked files differ from it; None without git."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def find_version(library: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(library)
-
-
 def write_rows(rows: list[dict], path: Path) -> None:
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(rows, indent=2) + "\n")
@@ -265,7 +242,7 @@ def bench(config: BenchConfig) -> list[dict]:
     facts = {
         "device": describe_device(device),
         "versions": {library: find_version(library) for library in LIBRARIES},
-        "commit": find_commit(),
+        "commit": find_commit(REPOSITORY),
         "command": shlex.join(sys.argv),
         "data": str(config.data),
     }
@@ -273,7 +250,7 @@ def bench(config: BenchConfig) -> list[dict]:
     with shards_for(config) as data:
         config.out.mkdir(parents=True, exist_ok=True)
         cells = make_cells(config, device, data)
-        results = (measure_apart(cell, facts, config.timeout_s) for cell in cells)
+        results = (measure_in_some_way(cell, facts, config.timeout_s) for cell in cells)
         for row in itertools.chain(results, largest_rows(config, cells, facts) if config.find_largest else ()):
             rows.append(row)
             write_rows(rows, config.out / "resolution.json")

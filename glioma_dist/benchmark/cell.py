@@ -51,6 +51,8 @@ class Cell:
     data: str | None
     """Folder of shards for the measurement with data loading."""
     workers: int
+    keeps_freed_memory: bool = True
+    """On a CPU: as training does it, which is quicker, but leaves gaps between tensors."""
 
     @property
     def megapixels(self) -> float:
@@ -75,8 +77,8 @@ def measure(cell: Cell) -> dict:
     """Seconds of steps and peak memory in GiB. On a GPU: of all that PyTorch allocates. On a CPU: how far the process
     grew from before the model, as Linux tells it (None elsewhere); the uint8 batch at hand is not in it."""
     device = torch.device(cell.device)
-    if device.type == "cpu":
-        keep_freed_memory()  # as training does it, and so for all networks alike
+    if device.type == "cpu" and cell.keeps_freed_memory:
+        keep_freed_memory()
     batch = draw_batch(cell)
     build = network_builder(cell)
     with contextlib.suppress(OSError):  # the peak so far, that of importing, is forgotten

@@ -24,7 +24,7 @@ from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d
 from glioma_dist.scale.statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 
 NUM_BANDED_STAGES = 2
-"""Encoder stages whose Mix-FFN goes in bands: its inner maps are four to eight times a stage's own, and the first
+"""Encoder stages whose Mix-FFN goes in bands: its inner maps are four times as wide as a stage, and the first
 stages' are the encoder's largest."""
 
 _ATEN = torch.ops.aten
