@@ -19,7 +19,10 @@ LEARNING_RATE = 1e-3
 
 
 def build(encoder: str = "mit_tiny", norm: str = "batch") -> UNet:
-    return build_model(ModelConfig(encoder=encoder, decoder_channels=TINY_CHANNELS, norm=norm), 0)[0]
+    """With stochastic depth that drops many branches."""
+    model = build_model(ModelConfig(encoder=encoder, decoder_channels=TINY_CHANNELS, norm=norm), 0)[0]
+    model.encoder.stochastic_depth.rates *= 6
+    return model
 
 
 def draw(num_images: int, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,6 +42,7 @@ def take_steps(model: UNet, height: int, width: int, num_steps: int = 3) -> dict
     for step in range(num_steps):
         images, masks, seeds = draw(2, height, width + 32 * step, dtype)
         logits = model(images, seeds)
+        assert (model.encoder.stochastic_depth.scales == 0).any()
         losses = segmentation_loss("dice+bce", logits, masks)
         losses.mean().backward()
         found |= {f"{step} logits": logits.detach(), f"{step} losses": losses.detach()}
@@ -84,14 +88,15 @@ def test_nothing_changes_in_fp64(many_bands, kind, norm, height, width):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_changes_in_fp32(many_bands, kind):
-    """Weights to a hundredth of a step of Adam, which makes as much of a gradient's last digits as of its first."""
+    """The first step to 1e-5. Adam makes as much of a gradient's last digits as of its first: after it, weights agree to
+    a hundredth of its step."""
     plain, ours = build("mit_b0"), build("mit_b0")
     recompute(ours, kind)
     found, expected = take_steps(ours, 64, 96), take_steps(plain, 64, 96)
     weights = dict(plain.named_parameters())
-    check_equal(
-        *({name: each for name, each in those.items() if name not in weights} for those in (found, expected)), 1e-5
-    )
+    for first, tolerance in ((True, 1e-5), (False, 1e-4)):
+        names = [name for name in expected if name not in weights and name.startswith("0 ") == first]
+        check_equal({name: found[name] for name in names}, {name: expected[name] for name in names}, tolerance)
     for name in found.keys() & weights.keys():
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-2 * LEARNING_RATE, msg=name)
 
