@@ -302,7 +302,7 @@ def test_the_real_launcher_trains_one_model_on_two_processes(shards, tmp_path, r
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert "10 images, batch 4 on 2 processes (cpu), from step 0 to 2" in ended.stdout
+    assert "10 images, batch 4 on 2 processes (cpu), recompute none, from step 0 to 2" in ended.stdout
     assert "Warning" not in ended.stderr
     check_close(rows(tmp_path / "two"), rows(tmp_path / "one"))
     assert (tmp_path / "two" / "best" / "model.safetensors").is_file()
