@@ -137,9 +137,9 @@ class ScaleConfig:
     """What a step costs; none of it changes a number."""
 
     recompute: Literal["none", "encoder", "all", "auto"] = "none"
-    """What is computed a second time in the backward pass instead of being kept. encoder: each of its layers. all:
-    also the decoder's blocks, the largest maps in bands of rows. auto: the least that fits this device's memory, as
-    tools/plan_memory.py counts it."""
+    """What is computed a second time in the backward pass instead of being kept. encoder: its layers, but for
+    attention. all: attention too, and the decoder's blocks, the largest maps in bands of rows. auto: the least that
+    fits this device's memory, as tools/plan_memory.py counts it."""
     channels_last: bool = False
     """Keep maps with the channels innermost, as tensor cores like them."""
     compile: bool = False

@@ -81,12 +81,14 @@ class BenchConfig:
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()
         for name in ("batch_size", "repeats", "timeout_s", "max_megapixels"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give more than 0")
         if min(self.warm_up, self.workers) < 0:
             raise InputError(f"--warm-up {self.warm_up} --workers {self.workers}: give 0 or more")
         if not self.sizes:
             raise InputError("--sizes: give one or more, as 704x512 1472x1120")
+        if not self.rungs and not self.peers:
+            raise InputError("--rungs: give one or more, or --peers")
         if "smp" in self.peers:
             self._validate_smp()
         if (self.out / "resolution.json").exists():

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import util
 from pathlib import Path
 
 import tyro
@@ -23,7 +24,9 @@ LADDER: tuple[tuple[str, bool, Recompute], ...] = (
     ("bf16, recompute all", True, "all"),
 )
 """Name, bf16, recomputation."""
+MAX_GPU_GIB = 2**20
 COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
+"""Those of StepMemory's parts, then what fits, the largest batch, the largest size."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class PlanConfig:
 
     def validate(self) -> None:
         self.model.validate()
+        if not self.size:
+            raise InputError("--size: give one or more, as 704x512 1472x1120")
+        if self.peer and util.find_spec("segmentation_models_pytorch") is None:
+            raise InputError("--peer: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
+        if self.peer and self.model.encoder == "mit_tiny":
+            raise InputError("--peer: it has no mit_tiny; give --model.encoder mit_b0 or larger")
         if self.batch_size < 1 or self.gpus < 1:
             raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
         if self.batch_size % self.gpus:
@@ -62,16 +71,17 @@ def main() -> None:
     print(f"U-Net {plan.model.encoder}, batch {plan.batch_size} on {cards}: peak GiB of each in a step, counted")
     rungs: list[dict] = []
     for size in plan.size:
-        print(f"\n{size!s:<32}" + "".join(f"{name:>8}" for name in COLUMNS[: 6 if memory is None else None]))
+        print(
+            f"\n{size!s:<32}"
+            + "".join(f"{name:>{max(8, len(name) + 2)}}" for name in COLUMNS[: 6 if memory is None else None])
+        )
         for rung in rungs_of(plan, size, memory):
             print(line(rung), flush=True)
             rungs.append(rung)
     choices = {str(size): choice(plan, size, rungs) for size in plan.size} if memory is not None else {}
     for size, chosen in choices.items():
-        print(
-            f"\n{size}: "
-            + (chosen["command"] if chosen else "nothing here fits; see the columns batch and largest size")
-        )
+        nothing = "no rung fits; the last two columns say what would (0: not even one small image)"
+        print(f"\n{size}: {chosen['command'] if chosen else nothing}")
     if plan.json:
         plan.json.parent.mkdir(parents=True, exist_ok=True)
         chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
@@ -81,12 +91,12 @@ def main() -> None:
 def parse_memory(text: str) -> float:
     """Bytes of "24GiB", or of "24GB" as cards are sold, which is the same. Raises InputError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < MAX_GPU_GIB:
         raise InputError(f"--gpu-memory {text}: give gibibytes, as 24GiB")
     return float(match[1]) * GIB
 
 
-def rungs_of(plan: PlanConfig, size: Size, memory: float | None):
+def rungs_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
     """The ladder's rungs at one size, one after the other as they are counted."""
     loss = partial(segmentation_loss, "dice")
     for name, bf16, kind in LADDER:
@@ -135,7 +145,12 @@ def choice(plan: PlanConfig, size: Size, rungs: list[dict]) -> dict | None:
         return None
     launch = "accelerate launch --config_file accelerate_configs/"
     launch += "gpu.yaml" if plan.gpus == 1 else f"multi_gpu.yaml --num_processes {plan.gpus}"
+    channels = " ".join(map(str, plan.model.decoder_channels))
     flags = f"--data.size {size} --model.encoder {plan.model.encoder} --batch-size {plan.batch_size}"
+    if plan.model.norm != ModelConfig.norm:
+        flags += f" --model.norm {plan.model.norm}"
+    if plan.model.decoder_channels != ModelConfig.decoder_channels:
+        flags += f" --model.decoder-channels {channels}"
     command = f"{launch} train.py {flags} --scale.recompute {rung['recompute']} --data.train … --out …"
     return {"name": rung["name"], "command": command}
 

@@ -68,14 +68,31 @@ class MitEncoder(nn.Module):
 
         Returns maps (B, channels[i], H / strides[i], W / strides[i]).
         """
-        self.stochastic_depth.draw(seeds if self.training else None, images.device)
+        scales = self.stochastic_depth.draw(seeds if self.training else None, images.device)
         features, maps = images, []
         for stage in self.segformer.stages:
             for layers in parts_of(len(stage.blocks)):
-                features = self.run_part(partial(compute_layers, stage, layers), features)
+                features = self.run_part(partial(self.compute_layers, stage, layers, scales), features)
             features = features.contiguous(memory_format=self.memory_format)
             maps.append(features)
         return maps
+
+    def compute_layers(self, stage: SegformerStage, layers: range, scales: Tensor | None, features: Tensor) -> Tensor:
+        """Some layers of a stage; with the first goes the patch embedding before it, with the last the norm behind it.
+
+        features: (B, C, H, W), what the part before gave. Returns a map of the stage's channels and size, a view of its
+        tokens (B, HW, C). scales: what stochastic depth drew for this forward pass; it may be another's turn by now.
+        """
+        self.stochastic_depth.scales = scales
+        if layers.start == 0:
+            tokens, height, width = stage.patch_embeddings(features)
+        else:
+            tokens, (height, width) = features.flatten(2).transpose(1, 2), features.shape[2:]
+        for number in layers:
+            tokens = stage.blocks[number](tokens, height, width)
+        if layers.stop == len(stage.blocks):
+            tokens = stage.layer_norm(tokens)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
 def parts_of(depth: int) -> list[range]:
@@ -88,23 +105,6 @@ def parts_of(depth: int) -> list[range]:
 def compute(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """The plain way to run a part."""
     return part(features)
-
-
-def compute_layers(stage: SegformerStage, layers: range, features: Tensor) -> Tensor:
-    """Some layers of a stage; with the first goes the patch embedding before it, with the last the norm behind it.
-
-    features: (B, C, H, W), what the part before gave. Returns a map of the stage's channels and size, a view of its
-    tokens (B, HW, C).
-    """
-    if layers.start == 0:
-        tokens, height, width = stage.patch_embeddings(features)
-    else:
-        tokens, (height, width) = features.flatten(2).transpose(1, 2), features.shape[2:]
-    for number in layers:
-        tokens = stage.blocks[number](tokens, height, width)
-    if layers.stop == len(stage.blocks):
-        tokens = stage.layer_norm(tokens)
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
 class StochasticDepth:
@@ -128,13 +128,14 @@ class StochasticDepth:
             if rate > 0:
                 branch.register_forward_hook(partial(self._scale, number))
 
-    def draw(self, seeds: Tensor | None, device: torch.device) -> None:
-        """Decide for the coming forward pass. seeds: (B,) int64, or None for no dropping."""
+    def draw(self, seeds: Tensor | None, device: torch.device) -> Tensor | None:
+        """Decide for a forward pass. seeds: (B,) int64, or None for no dropping.
+
+        Returns what `scales` must be while the branches are computed: (B, branches) fp64, or None."""
         if seeds is None:
-            self.scales = None
-            return
+            return None
         draws = np.stack([np.random.default_rng([STREAM, seed]).random(len(self.rates)) for seed in seeds.tolist()])
-        self.scales = torch.from_numpy((draws >= self.rates) / (1 - self.rates)).to(device)
+        return torch.from_numpy((draws >= self.rates) / (1 - self.rates)).to(device)
 
     def _scale(self, number: int, _branch: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
         if self.scales is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -31,6 +32,7 @@ class _NormaliseTokens(torch.autograd.Function):
         return output.to(tokens.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight, bias, mean, scale = ctx.saved_tensors
         wide_gradient, wide_tokens = gradient.to(weight.dtype), tokens.to(weight.dtype)

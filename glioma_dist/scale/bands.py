@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from glioma_dist.scale.statistics import Statistics
 
@@ -94,6 +95,7 @@ class _InBands(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         saved, num_found = ctx.saved_tensors, 2 if ctx.statistics else 0
         tensors, found = saved[: len(saved) - num_found], saved[len(saved) - num_found :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from glioma_dist.scale.statistics import batch_moments, update_running
 
@@ -50,6 +51,7 @@ class _NormaliseOverProcesses(torch.autograd.Function):
         return output, mean, variance, count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor, *_: Tensor):
         features, weight, mean, scale, count = ctx.saved_tensors
         shape = (1, -1, 1, 1)

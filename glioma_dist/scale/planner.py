@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -66,29 +66,36 @@ def count(step: Step, kind: Recompute) -> StepMemory:
 
 
 def largest_pixels(step: Step, kind: Recompute, memory: float) -> float:
-    """Pixels, over all images of a step on one device, that `memory` bytes are enough for.
+    """Pixels, over all padded images of a step on one device, that `memory` bytes are enough for.
 
     Beyond `STRAIGHT_PIXELS` a step's memory is a straight line in its pixels: no attention matrix is held, and bands
     have their full size. It is drawn through two heights of the size asked for, there.
     """
-    pixels = step.size.width * step.size.height * step.batch_size
+    size = padded(step.size)
+    pixels = size.width * size.height * step.batch_size
     times = math.ceil(STRAIGHT_PIXELS / pixels)
     low, high = (
-        count(replace(step, size=Size(step.size.width, number * step.size.height)), kind).peak
-        for number in (times, 2 * times)
+        count(replace(step, size=Size(size.width, number * size.height)), kind).peak for number in (times, 2 * times)
     )
     return max(0.0, pixels * times * (1 + (memory - low) / (high - low)))
 
 
 def largest_batch(step: Step, kind: Recompute, memory: float) -> int:
     """The most images of the step's size on one device."""
-    return int(largest_pixels(step, kind, memory) / (step.size.width * step.size.height))
+    size = padded(step.size)
+    return int(largest_pixels(step, kind, memory) / (size.width * size.height))
 
 
 def largest_size(step: Step, kind: Recompute, memory: float) -> Size:
     """The largest size of the step's shape and batch; sides are multiples of 32."""
-    factor = math.sqrt(largest_pixels(step, kind, memory) / (step.size.width * step.size.height * step.batch_size))
-    return Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (step.size.width, step.size.height)))
+    size = padded(step.size)
+    factor = math.sqrt(largest_pixels(step, kind, memory) / (size.width * size.height * step.batch_size))
+    return Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
+
+
+def padded(size: Size) -> Size:
+    """What the network makes of a size: sides that are multiples of 32."""
+    return Size(*(math.ceil(side / SIDE_STEP) * SIDE_STEP for side in (size.width, size.height)))
 
 
 def choose(step: Step, memory: float, among: Sequence[Recompute] = RECOMPUTE) -> Recompute | None:
@@ -130,7 +137,7 @@ def advice(step: Step, memory: float, tried: Recompute | None = None) -> str:
     chosen = choose(step, memory, RECOMPUTE if tried is None else RECOMPUTE[RECOMPUTE.index(tried) + 1 :])
     asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on this device"
     needs = ", ".join(f"{count(step, kind).peak / GIB:.1f} GiB with --scale.recompute {kind}" for kind in RECOMPUTE)
-    text = f"{asked} need {needs}; there are {memory / GIB:.1f} GiB"
+    text = f"{asked}: {needs} are needed; there are {memory / GIB:.1f} GiB"
     if chosen:
         return f"{text}: give --scale.recompute {chosen}"
     images, size = largest_batch(step, "all", memory), largest_size(step, "all", memory)
@@ -173,18 +180,22 @@ def _cache_file() -> Path:
 
 def _read_answers() -> dict[str, dict[str, int]]:
     try:
-        return json.loads(_cache_file().read_text())
-    except (OSError, ValueError):
+        answers = json.loads(_cache_file().read_text())
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home
         return {}
+    parts = {part.name for part in fields(StepMemory)}
+    if not isinstance(answers, dict):
+        return {}
+    return {key: each for key, each in answers.items() if isinstance(each, dict) and each.keys() == parts}
 
 
 def _write_answers(answers: dict[str, dict[str, int]]) -> None:
     """Where the cache cannot be written, the next question is counted anew."""
-    path = _cache_file()
     try:
+        path = _cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(json.dumps(answers))
         os.replace(file.name, path)
-    except OSError:
+    except (OSError, RuntimeError):
         return

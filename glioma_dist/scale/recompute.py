@@ -40,8 +40,9 @@ ATTENTION_KERNELS = (
 def recompute(model: UNet, kind: Literal["none", "encoder", "all"]) -> None:
     """Have `model` recompute in its backward pass; its weights, their names and its results stay as they are.
 
-    encoder: keeps the input of each encoder layer only. all: also goes through the first stages' Mix-FFN in bands of
-    rows, keeps the input of each decoder block only, and goes through the last block and the head in bands.
+    encoder: of each part of the encoder (one layer, or two in a deep stage) keeps the input and what attention gave.
+    all: computes attention again too, goes through the first stages' Mix-FFN in bands of rows, keeps the input of each
+    decoder block only, and goes through the last block and the head in bands.
     """
     if kind == "none":
         return
@@ -55,7 +56,7 @@ def recompute(model: UNet, kind: Literal["none", "encoder", "all"]) -> None:
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
     """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs."""
-    contexts = partial(_first_and_again, norms) if norms else _first_and_again
+    contexts = partial(_first_and_again, norms) if norms is not None else _first_and_again
     return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
 
 

@@ -7,7 +7,7 @@ import torch
 from glioma_dist.config import ScaleConfig
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.planner import Recompute
-from glioma_dist.scale.recompute import recompute
+from glioma_dist.scale.recompute import NUM_BANDED_STAGES, recompute
 
 
 def scale_model(model: UNet, scale: ScaleConfig, kind: Recompute) -> None:
@@ -20,6 +20,7 @@ def scale_model(model: UNet, scale: ScaleConfig, kind: Recompute) -> None:
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
     if scale.compile:
-        for stage in model.encoder.segformer.stages:
+        # A band's work is a new function each time, which would be translated each time.
+        for stage in model.encoder.segformer.stages[NUM_BANDED_STAGES if kind == "all" else 0 :]:
             for layer in stage.blocks:
                 layer.compile()

@@ -17,7 +17,7 @@ class Statistics(Protocol):
     """Mean and variance that a norm takes of a map, and what their gradients add to the map's."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (B, C, H, W). Returns mean and variance, fp32 at least, of a shape that `normalise` takes."""
+        """features: (B, C, H, W). Returns mean and variance, fp32 at least, of a shape that `normalise_with` takes."""
 
     def add_gradient(
         self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]

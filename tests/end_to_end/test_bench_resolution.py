@@ -223,6 +223,6 @@ def test_the_commit_is_what_git_says(tool):
     try:
         head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, text=True, stderr=subprocess.PIPE)
     except (OSError, subprocess.CalledProcessError):
-        assert tool.find_commit() is None
+        assert tool.find_commit(REPOSITORY) is None
     else:
-        assert head.startswith(tool.find_commit().removesuffix("-dirty"))
+        assert head.startswith(tool.find_commit(REPOSITORY).removesuffix("-dirty"))

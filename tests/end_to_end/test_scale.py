@@ -72,7 +72,7 @@ def test_a_full_memory_is_explained(shards, tmp_path, runtime, monkeypatch, erro
     with pytest.raises(InputError) as caught:
         loop.train(config, runtime)
     message = str(caught.value)
-    assert "out of memory: 4 images of 96x64 on this device need" in message
+    assert "out of memory: 4 images of 96x64 on this device: " in message
     assert "with --scale.recompute none" in message
     assert message.endswith("give --scale.recompute encoder")
     assert "\n" not in message

@@ -222,8 +222,7 @@ def test_stochastic_depth_drops_whole_branches_as_often_as_its_rate_says():
 def test_the_share_of_kept_branches_is_that_of_the_rate():
     """Rates grow evenly from 0 to 0.1 with depth (SegFormer, section 4.1); 20,000 images, five deviations."""
     encoder = MitEncoder("mit_b0")
-    encoder.stochastic_depth.draw(torch.arange(20_000), torch.device("cpu"))
-    scales = encoder.stochastic_depth.scales.numpy()
+    scales = encoder.stochastic_depth.draw(torch.arange(20_000), torch.device("cpu")).numpy()
     rates = np.repeat(np.linspace(0, 0.1, 8), 2)
     for column, rate in zip(scales.T, rates, strict=True):
         assert set(np.unique(column)) <= {0.0, 1 / (1 - rate)}

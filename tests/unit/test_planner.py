@@ -59,9 +59,17 @@ def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
     assert count(TINY, "all") == first
     with pytest.raises(TypeError):
         count(replace(TINY, size=Size(96, 64)), "all")
-    (tmp_path / "glioma-dist" / "step_memory.json").write_text("{")  # a damaged cache is as good as none
-    with pytest.raises(TypeError):
-        count(TINY, "all")
+    for damaged in ("{", "[]", "null", '{"a": 3}'):  # as good as none
+        (tmp_path / "glioma-dist" / "step_memory.json").write_text(damaged)
+        with pytest.raises(TypeError):
+            count(TINY, "all")
+
+
+def test_sides_are_padded_as_the_network_pads_them():
+    """An image of 33x33 takes as much as one of 64x64."""
+    small, padded = (replace(TINY, size=Size(side, side)) for side in (33, 64))
+    assert planner.largest_batch(small, "none", GIB) == planner.largest_batch(padded, "none", GIB)
+    assert planner.largest_size(small, "none", GIB) == planner.largest_size(padded, "none", GIB)
 
 
 def test_ddp_holds_all_gradients_all_the_time():
@@ -75,7 +83,7 @@ def test_auto_takes_the_quickest_that_fits():
     none, encoder, smallest = (count(step, kind).peak for kind in RECOMPUTE)
     assert [planner.resolve("auto", step, memory) for memory in (none, none - 1, encoder - 1)] == list(RECOMPUTE)
     with pytest.raises(
-        InputError, match=r"512x384 on this device need .* with --scale.recompute all; there are .*: give"
+        InputError, match=r"512x384 on this device: .* with --scale.recompute all are needed; there are .*: give"
     ):
         planner.resolve("auto", step, smallest // 3)
     assert planner.resolve("none", step, 0) == "none"  # what was asked for is not second-guessed

@@ -126,3 +126,15 @@ def test_what_is_computed_twice(kind, expected):
     assert attention.count == expected * len(list(model.encoder.segformer.stages))
     assert counts["mlp"] == (1 if kind == "none" else 2)
     assert all(norm.num_batches_tracked == 1 for norm in model.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_forward_passes_before_one_backward_pass(kind):
+    """Each is computed again with the stochastic depth that it was drawn, not with the last one's."""
+    plain, ours = build().double(), build().double()
+    recompute(ours, kind)
+    for model in (plain, ours):
+        images, masks, seeds = draw(2, 64, 64, torch.float64)
+        losses = [segmentation_loss("dice", model(images, each), masks).mean() for each in (seeds, seeds + 5)]
+        sum(losses).backward()
+    check_equal(*({name: each.grad for name, each in model.named_parameters()} for model in (ours, plain)), 1e-9)
