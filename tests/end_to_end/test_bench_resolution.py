@@ -15,6 +15,7 @@ import torch
 from helpers import REPOSITORY, Ended, command
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glioma_dist.benchmark import cell
 from glioma_dist.data.shards import ShardReader
 
 TINY = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 1, "--warm-up", 1)
@@ -167,7 +168,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize(("network", "fused"), [("glioma-dist", True), ("transformers eager", False)])
 def test_the_eager_peer_really_holds_the_attention_matrix(tool, network, fused):
-    model = tool.network_builder(make_cell(tool, network=network))()
+    model = cell.network_builder(make_cell(tool, network=network))()
     with Operations() as operations, torch.no_grad():
         model(torch.zeros(1, 3, 64, 64), torch.arange(1))
     assert ("scaled_dot_product" in operations.names) == fused
@@ -175,7 +176,7 @@ def test_the_eager_peer_really_holds_the_attention_matrix(tool, network, fused):
 
 
 def test_channels_last_reaches_weights_and_maps(tool):
-    model = tool.network_builder(make_cell(tool, layout="channels_last", encoder="mit_tiny"))()
+    model = cell.network_builder(make_cell(tool, layout="channels_last", encoder="mit_tiny"))()
     maps = model.encoder(torch.zeros(1, 3, 64, 64), torch.arange(1))
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
     assert model.decoder.blocks[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
