@@ -4,6 +4,7 @@
 torch and transformers takes some ten seconds a process otherwise. The processes are not forks of the tests' own.
 """
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -14,9 +15,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -205,6 +207,16 @@ def train_here(config: TrainConfig) -> tuple[int, int]:
     here = Runtime.start()
     train(config, here)
     return here.rank, here.num_processes
+
+
+def load_tool(name: str) -> Iterator[ModuleType]:
+    """A command of tools/ as a module, for as long as the generator stands: the body of a fixture."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[name]
 
 
 def _run_script(script: str, arguments: list[str]) -> None:

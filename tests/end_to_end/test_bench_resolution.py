@@ -1,6 +1,5 @@
 """The resolution benchmark at a size of nothing: its rows, and that cells which fail are rows too."""
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from helpers import REPOSITORY, Ended, command
+from helpers import REPOSITORY, Ended, command, load_tool
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.benchmark import cell
@@ -26,13 +25,7 @@ IMPOSSIBLE_BATCH = 10**11
 @pytest.fixture(scope="module")
 def tool():
     """The tool as a module."""
-    path = REPOSITORY / "tools" / "bench_resolution.py"
-    spec = importlib.util.spec_from_file_location("bench_resolution", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_resolution"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["bench_resolution"]
+    yield from load_tool("bench_resolution")
 
 
 def bench(*arguments: object, **environment: str) -> Ended:

@@ -1,7 +1,6 @@
 """The demo's drawn data: same bytes for a seed, the published layouts, outlines that are what was painted."""
 
 import hashlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,23 +9,18 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from helpers import load_tool
 from pycocotools import mask as coco_mask
 
 from glioma_dist.errors import InputError
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_demo_data.py"
 FEW = ("--livecell", "2", "1", "1", "--glioma", "2", "1", "1")
 
 
 @pytest.fixture(scope="module")
 def tool():
     """The tool as a module."""
-    spec = importlib.util.spec_from_file_location("make_demo_data", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_demo_data"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["make_demo_data"]
+    yield from load_tool("make_demo_data")
 
 
 def draw(tool, out: Path, *flags: str) -> Path:
