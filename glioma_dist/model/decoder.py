@@ -28,6 +28,7 @@ class DecoderBlock(nn.Module):
         self, in_channels: int, skip_channels: int, out_channels: int, norm: Literal["batch", "group"]
     ) -> None:
         super().__init__()
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear")
         self.conv1 = nn.Conv2d(in_channels + skip_channels, out_channels, 3, padding=1, bias=False)
         self.norm1 = make_norm(norm, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
@@ -36,14 +37,10 @@ class DecoderBlock(nn.Module):
     def forward(self, features: Tensor, skip: Tensor | None) -> Tensor:
         """features: (B, in_channels, H, W); skip: (B, skip_channels, 2H, 2W) or None.
         Returns (B, out_channels, 2H, 2W)."""
-        features = functional.relu(self.norm1(self.conv1(upsample_and_join(features, skip))), inplace=True)
+        features = self.upsample(features)
+        features = features if skip is None else torch.cat([features, skip], dim=1)
+        features = functional.relu(self.norm1(self.conv1(features)), inplace=True)
         return functional.relu(self.norm2(self.conv2(features)), inplace=True)
-
-
-def upsample_and_join(features: Tensor, skip: Tensor | None = None) -> Tensor:
-    """features: (B, C, H, W); skip: (B, S, 2H, 2W) or None. Returns (B, C + S, 2H, 2W)."""
-    features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-    return features if skip is None else torch.cat([features, skip], dim=1)
 
 
 class BilinearDecoder(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.models.segformer.modeling_segformer import SegformerMixMLP
 
-from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock, upsample_and_join
+from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.bands import in_bands
 from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d
@@ -106,8 +106,9 @@ def _compute_block(block: DecoderBlock, features: Tensor, skip: Tensor | None) -
 def _convolve_twice(block: DecoderBlock, features: Tensor, skip: Tensor | None) -> Tensor:
     """A block up to its second convolution, in bands."""
 
-    def compute_band(*parts: Tensor) -> Tensor:
-        return block.conv1(upsample_and_join(*parts))
+    def compute_band(rows: Tensor, *skips: Tensor) -> Tensor:
+        upsampled = functional.interpolate(rows, scale_factor=2, mode="bilinear", align_corners=False)
+        return block.conv1(torch.cat([upsampled, *skips], dim=1))
 
     maps = [features] if skip is None else [features, skip]
     features = in_bands(compute_band, maps, list(block.conv1.parameters()), block.conv1.in_channels, ratio=2)
