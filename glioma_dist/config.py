@@ -20,6 +20,8 @@ from glioma_dist.errors import InputError
 MAX_PIXELS = 2**28
 """Of a size that can be asked for: fifty times the article's largest."""
 ENCODER_NAMES = ("mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
+ROWS_ENCODERS = (*ENCODER_NAMES, "vgg19", "resnet50")
+"""Those whose images may be split over processes; tests/distributed/test_rows.py proves each family."""
 COST_FIELDS = (
     "data.train",
     "data.val",
@@ -34,6 +36,7 @@ COST_FIELDS = (
     "scale.recompute",
     "scale.channels_last",
     "scale.compile",
+    "scale.rows",
 )
 """Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
 The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
@@ -144,6 +147,19 @@ class ScaleConfig:
     """Keep maps with the channels innermost, as tensor cores like them."""
     compile: bool = False
     """Have torch.compile translate the encoder's layers; needs a C++ compiler, and minutes at the start."""
+    rows: int = 1
+    """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
+
+    def validate(self, encoder: str) -> None:
+        """encoder: which the knobs are to work with."""
+        if self.rows < 1:
+            raise InputError(f"--scale.rows {self.rows}: give 1 or more")
+        if self.rows > 1 and encoder not in ROWS_ENCODERS:
+            raise InputError(
+                f"--scale.rows {self.rows}: not proved exact with {encoder}; it is with {', '.join(ROWS_ENCODERS)}"
+            )
+        if self.rows > 1 and self.compile:
+            raise InputError("--scale.rows and --scale.compile do not go together; leave one away")
 
 
 @dataclass(frozen=True)
@@ -178,6 +194,7 @@ class TrainConfig:
     def validate(self) -> None:
         self.data.validate()
         self.model.validate()
+        self.scale.validate(self.model.encoder)
         for name in ("batch_size", "epochs", "max_steps", "eval_every", "patience", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -41,6 +41,10 @@ class Batch:
         move = {"device": device, "non_blocking": True}
         return Batch(self.images.to(**move), self.masks.to(**move), self.seeds, self.keys)
 
+    def rows(self, band: slice) -> Batch:
+        """Only a band of the images' rows."""
+        return Batch(self.images[:, :, band], self.masks[:, band], self.seeds, self.keys)
+
     def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.masks.pin_memory(), self.seeds, self.keys)
 

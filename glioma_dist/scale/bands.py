@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from glioma_dist.scale.rows import Rows, add_to_borders, rows_between
 from glioma_dist.scale.statistics import Statistics
 
 BAND_NUMBERS = 2**22
 """Numbers in the largest map inside a band, at most (a row at least): small beside those of an image of several
 million pixels, and enough to keep a GPU busy."""
+NUM_SETTINGS = 6
+"""Arguments of `_InBands` before the tensors."""
 
 
 class Band(NamedTuple):
@@ -34,9 +37,6 @@ class Band(NamedTuple):
         """Its rows without halo in a map with `ratio` rows for each row of the first."""
         return slice(self.start * ratio, self.stop * ratio)
 
-    def rows_with_halo(self, ratio: int) -> slice:
-        return slice(self.halo_start * ratio, self.halo_stop * ratio)
-
     def crop(self, output: Tensor, ratio: int) -> Tensor:
         """The band's own rows of what was computed with halo."""
         above = (self.start - self.halo_start) * ratio
@@ -50,6 +50,7 @@ def in_bands(
     inner_channels: int,
     ratio: int = 1,
     statistics: Statistics | None = None,
+    rows: Rows | None = None,
 ) -> Tensor:
     """`function(*maps, mean, variance)`, or `function(*maps)` without `statistics`, a band of rows at a time.
 
@@ -60,13 +61,15 @@ def in_bands(
     inner_channels: of the widest map inside `function`, by which the bands are cut.
     ratio: rows of the output, and of the further maps, for each row of the first map.
     statistics: computes mean and variance of the first map, all rows of it.
+    rows: the processes that have the image's other rows, where `function` needs neighbouring rows of them.
 
     Returns (B, C', ratio * H, ratio * W). For the backward pass only `maps` are kept; gradients are the plain ones up
     to the order of sums.
     """
     trained = [each for each in parameters if each.requires_grad]
-    bands = cut(maps[0], ratio, inner_channels)
-    return _InBands.apply(function, bands, ratio, statistics, len(maps), *maps, *trained)
+    rows = rows or Rows()
+    bands = cut(maps[0], ratio, inner_channels, rows)
+    return _InBands.apply(function, bands, ratio, statistics, rows, len(maps), *maps, *trained)
 
 
 class _InBands(torch.autograd.Function):
@@ -77,37 +80,43 @@ class _InBands(torch.autograd.Function):
         bands: list[Band],
         ratio: int,
         statistics: Statistics | None,
+        rows: Rows,
         num_maps: int,
         *tensors: Tensor,
     ):
         ctx.autocast = _autocast_state(tensors[0].device.type)
         maps = tensors[:num_maps]
+        halos = [_halo(each, ratio if number else 1, rows) for number, each in enumerate(maps)]
         found = statistics.forward(maps[0]) if statistics else ()
         output = None
         for band in bands:
-            part = band.crop(function(*_slices(maps, band, ratio), *found), ratio)
+            part = band.crop(function(*_slices(maps, halos, band, ratio), *found), ratio)
             if output is None:
                 shape = (*part.shape[:2], maps[0].shape[2] * ratio, part.shape[3])
                 output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_layout(part))
             output[:, :, band.rows(ratio)] = part
         ctx.function, ctx.bands, ctx.ratio, ctx.statistics, ctx.num_maps = function, bands, ratio, statistics, num_maps
-        ctx.save_for_backward(*tensors, *found)
+        ctx.rows = rows
+        ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        saved, num_found = ctx.saved_tensors, 2 if ctx.statistics else 0
-        tensors, found = saved[: len(saved) - num_found], saved[len(saved) - num_found :]
-        maps, parameters = tensors[: ctx.num_maps], tensors[ctx.num_maps :]
+        saved, num_maps, num_found = iter(ctx.saved_tensors), ctx.num_maps, 2 if ctx.statistics else 0
+        maps = list(islice(saved, num_maps))
+        parameters = list(islice(saved, len(ctx.needs_input_grad) - NUM_SETTINGS - num_maps))
+        found = list(islice(saved, num_found))
+        halos = list(zip(saved, saved, strict=True))
         map_gradients = [
-            torch.zeros_like(each) if needed else None for each, needed in zip(maps, _needed(ctx), strict=True)
+            _Gradient(each, halo) if needed else None
+            for each, halo, needed in zip(maps, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
         ]
         totals: list[Tensor | None] = [None] * (num_found + len(parameters))
         for band in ctx.bands:
             slices = [
                 part.detach().requires_grad_(total is not None)
-                for part, total in zip(_slices(maps, band, ctx.ratio), map_gradients, strict=True)
+                for part, total in zip(_slices(maps, halos, band, ctx.ratio), map_gradients, strict=True)
             ]
             loose = [each.detach().requires_grad_() for each in found]
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
@@ -119,31 +128,63 @@ class _InBands(torch.autograd.Function):
             inner = iter(gradients[: len(sources)])
             for number, total in enumerate(map_gradients):
                 if total is not None:
-                    total[:, :, band.rows_with_halo(ctx.ratio if number else 1)] += next(inner)
+                    total.add(next(inner), band.halo_start * (ctx.ratio if number else 1))
             for number, part in enumerate(gradients[len(sources) :]):
                 if part is not None:
                     totals[number] = part if totals[number] is None else totals[number].add_(part)
         if ctx.statistics and map_gradients[0] is not None:
-            ctx.statistics.add_gradient(map_gradients[0], maps[0], found, totals[:num_found])
-        return None, None, None, None, None, *map_gradients, *totals[num_found:]
+            ctx.statistics.add_gradient(map_gradients[0].inside, maps[0], found, totals[:num_found])
+        whole = [None if each is None else each.exchanged(ctx.rows) for each in map_gradients]
+        return *[None] * NUM_SETTINGS, *whole, *totals[num_found:]
 
 
-def cut(first: Tensor, ratio: int, inner_channels: int) -> list[Band]:
-    """Even bands of a map's rows, with one row of halo on each side that is not the image's border."""
+class _Gradient:
+    """Gradient of a map and of its halo, as it is summed up band by band."""
+
+    def __init__(self, features: Tensor, halo: tuple[Tensor, Tensor]) -> None:
+        self.inside = torch.zeros_like(features)
+        self.halo = [torch.zeros_like(each) for each in halo]
+
+    def add(self, part: Tensor, start: int) -> None:
+        """Add to the rows from `start` on; before row 0 and after the last is the halo."""
+        first = -self.halo[0].shape[2]
+        for total in (self.halo[0], self.inside, self.halo[1]):
+            from_row, to_row = max(start, first), min(start + part.shape[2], first + total.shape[2])
+            if from_row < to_row:
+                total[:, :, from_row - first : to_row - first] += part[:, :, from_row - start : to_row - start]
+            first += total.shape[2]
+
+    def exchanged(self, rows: Rows) -> Tensor:
+        """The map's gradient with what the other bands add to it."""
+        if rows.size > 1:
+            add_to_borders(self.inside, *rows.exchange(*self.halo)())
+        return self.inside
+
+
+def cut(first: Tensor, ratio: int, inner_channels: int, rows: Rows) -> list[Band]:
+    """Even bands of a map's rows, with one row of halo on each side that is not the image's border; row -1 and the row
+    after the last are other processes'."""
     height, width = first.shape[2:]
     numbers = len(first) * inner_channels * height * width * ratio**2
     num_bands = min(height, math.ceil(numbers / BAND_NUMBERS))
     edges = [height * number // num_bands for number in range(num_bands + 1)]
-    return [Band(start, stop, max(0, start - 1), min(height, stop + 1)) for start, stop in pairwise(edges)]
+    first_row, last_row = -rows.has_previous, height + rows.has_next
+    return [Band(start, stop, max(first_row, start - 1), min(last_row, stop + 1)) for start, stop in pairwise(edges)]
 
 
-def _slices(maps: Sequence[Tensor], band: Band, ratio: int) -> list[Tensor]:
-    return [each[:, :, band.rows_with_halo(ratio if number else 1)] for number, each in enumerate(maps)]
+def _halo(features: Tensor, num_rows: int, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The neighbouring processes' rows above and below a map."""
+    if rows.size == 1:
+        return features[:, :, :0], features[:, :, :0]
+    return rows.exchange(features[:, :, :num_rows], features[:, :, -num_rows:])()
 
 
-def _needed(ctx) -> Sequence[bool]:
-    """Which maps need a gradient."""
-    return ctx.needs_input_grad[5 : 5 + ctx.num_maps]
+def _slices(maps: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], band: Band, ratio: int) -> list[Tensor]:
+    each_ratio = [ratio if number else 1 for number in range(len(maps))]
+    return [
+        rows_between(halo[0], each, halo[1], band.halo_start * factor, band.halo_stop * factor)
+        for each, halo, factor in zip(maps, halos, each_ratio, strict=True)
+    ]
 
 
 def _layout(part: Tensor) -> torch.memory_format:

@@ -21,6 +21,7 @@ from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.bands import in_bands
 from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d
+from glioma_dist.scale.rows import Rows
 from glioma_dist.scale.statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 
 NUM_BANDED_STAGES = 2
@@ -52,6 +53,8 @@ def recompute(model: UNet, kind: Literal["none", "encoder", "all"]) -> None:
             for layer in stage.blocks:
                 layer.mlp.__class__ = BandedMixFFN
         model.decoder.__class__ = RecomputedDecoder
+        for block in model.decoder.blocks:
+            block.__class__ = BandedBlock
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
@@ -73,62 +76,72 @@ def _keep_attention(_context: object, operation: object, *_: object, **__: objec
 class BandedMixFFN(SegformerMixMLP):
     """Mix-FFN (SegFormer, section 3.1) in bands of rows."""
 
+    rows = Rows()
+
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
         """hidden_states: (B, height * width, C). Returns the same shape."""
         tokens_of_band = super().forward
 
-        def compute_band(rows: Tensor) -> Tensor:
-            tokens = tokens_of_band(rows.flatten(2).transpose(1, 2), *rows.shape[2:])
-            return tokens.transpose(1, 2).unflatten(2, rows.shape[2:])
+        def compute_band(part: Tensor) -> Tensor:
+            tokens = tokens_of_band(part.flatten(2).transpose(1, 2), *part.shape[2:])
+            return tokens.transpose(1, 2).unflatten(2, part.shape[2:])
 
         as_map = hidden_states.transpose(1, 2).unflatten(2, (height, width))
-        inner_channels = self.fc1.out_features
-        return in_bands(compute_band, [as_map], list(self.parameters()), inner_channels).flatten(2).transpose(1, 2)
+        output = in_bands(compute_band, [as_map], list(self.parameters()), self.fc1.out_features, rows=self.rows)
+        return output.flatten(2).transpose(1, 2)
+
+
+class BandedBlock(DecoderBlock):
+    """A decoder block of which the outputs of its two convolutions exist as a whole; whatever stands between them
+    exists a band of rows at a time."""
+
+    rows = Rows()
+
+    def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
+        """As DecoderBlock's; with `head` what it makes of the block's output."""
+        maps = [features] if skip is None else [features, skip]
+        parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
+        features = in_bands(self._upsample_and_convolve, maps, parameters, inner_channels, ratio=2, rows=self.rows)
+        features = self._normalise_and_convolve(self.norm1, self.conv2, features)
+        if head is not None:
+            return self._normalise_and_convolve(self.norm2, head, features)
+        return functional.relu(self.norm2(features), inplace=True)
+
+    def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
+        features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.conv1(torch.cat([features, *skips], dim=1))
+
+    def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
+        """convolution(relu(norm(features))) in bands."""
+
+        def compute_band(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+            return convolution(functional.relu(normalise_with(norm, part, mean, variance), inplace=True))
+
+        if isinstance(norm, nn.GroupNorm):
+            statistics: Statistics = GroupStatistics(norm, self.rows)
+        else:
+            over_processes = isinstance(norm, ProcessesBatchNorm2d | nn.SyncBatchNorm)
+            statistics = BatchStatistics(norm, over_processes)
+        return in_bands(
+            compute_band,
+            [features],
+            [*norm.parameters(), *convolution.parameters()],
+            convolution.in_channels,
+            statistics=statistics,
+            rows=self.rows,
+        )
 
 
 class RecomputedDecoder(BilinearDecoder):
     """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
-    convolutions; whatever stands between them exists a band of rows at a time."""
+    convolutions."""
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
         features, skips = maps[-1], self.skips(maps)
         for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
-            features = compute_again(partial(_compute_block, block), features, skip, norms=block)
-        features = _convolve_twice(self.blocks[-1], features, skips[-1])
-        return _normalise_and_convolve(self.blocks[-1].norm2, self.head, features)
-
-
-def _compute_block(block: DecoderBlock, features: Tensor, skip: Tensor | None) -> Tensor:
-    return functional.relu(block.norm2(_convolve_twice(block, features, skip)), inplace=True)
-
-
-def _convolve_twice(block: DecoderBlock, features: Tensor, skip: Tensor | None) -> Tensor:
-    """A block up to its second convolution, in bands."""
-
-    def compute_band(rows: Tensor, *skips: Tensor) -> Tensor:
-        upsampled = functional.interpolate(rows, scale_factor=2, mode="bilinear", align_corners=False)
-        return block.conv1(torch.cat([upsampled, *skips], dim=1))
-
-    maps = [features] if skip is None else [features, skip]
-    features = in_bands(compute_band, maps, list(block.conv1.parameters()), block.conv1.in_channels, ratio=2)
-    return _normalise_and_convolve(block.norm1, block.conv2, features)
-
-
-def _normalise_and_convolve(norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
-    """convolution(relu(norm(features))) in bands."""
-
-    def compute_band(rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return convolution(functional.relu(normalise_with(norm, rows, mean, variance), inplace=True))
-
-    parameters = [*norm.parameters(), *convolution.parameters()]
-    return in_bands(compute_band, [features], parameters, convolution.in_channels, statistics=_statistics_of(norm))
-
-
-def _statistics_of(norm: nn.Module) -> Statistics:
-    if isinstance(norm, nn.GroupNorm):
-        return GroupStatistics(norm)
-    return BatchStatistics(norm, over_processes=isinstance(norm, ProcessesBatchNorm2d | nn.SyncBatchNorm))
+            features = compute_again(block, features, skip, norms=block)
+        return self.blocks[-1](features, skips[-1], self.head)
 
 
 def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:

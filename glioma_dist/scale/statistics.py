@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from glioma_dist.scale.rows import Rows
+
 CHUNK_NUMBERS = 2**22
 """Numbers of a map that are widened to fp32 at once."""
 
@@ -59,10 +61,10 @@ class BatchStatistics:
 
 
 class GroupStatistics:
-    """Of a GroupNorm: per image and group of channels."""
+    """Of a GroupNorm: per image and group of channels, over all bands of the image."""
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        self.num_groups = norm.num_groups
+    def __init__(self, norm: nn.GroupNorm, rows: Rows) -> None:
+        self.num_groups, self.rows = norm.num_groups, rows
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (B, groups)."""
@@ -70,17 +72,21 @@ class GroupStatistics:
         for values in chunks(features):
             wide = values.to(_wide(values)).unflatten(1, (self.num_groups, -1))
             variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
-            parts.append((mean, variance, float(wide[0, 0].numel())))
-        counts = torch.tensor([count for _, _, count in parts], dtype=mean.dtype, device=mean.device)
-        mean, variance, _ = join_moments(*(torch.stack(each) for each in list(zip(*parts, strict=True))[:2]), counts)
+            parts.append(torch.stack([mean, variance, torch.full_like(mean, wide[0, 0].numel())]))
+        moments = torch.stack(parts).flatten(2)
+        if self.rows.size > 1:
+            here = torch.stack(join_moments(*moments.unbind(1)))
+            moments = self.rows.gather(here[None, None], [3] * self.rows.size).unflatten(2, (-1, 3))[0, 0]
+        mean, variance, count = (each.view(mean.shape) for each in join_moments(*moments.unbind(1)))
+        self.count = count
         return mean, variance
 
     def add_gradient(
         self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
     ) -> None:
-        count = features[0].numel() // self.num_groups
         shape = (*found[0].shape, 1, 1, 1)
-        mean, mean_gradient, variance_gradient = (each.view(shape) for each in (found[0], *gradients))
+        both = self.rows.all_reduce(torch.stack(gradients))
+        mean, mean_gradient, variance_gradient, count = (each.view(shape) for each in (found[0], *both, self.count))
         for part, values in zip(chunks(total), chunks(features), strict=True):
             wide = values.to(mean.dtype).unflatten(1, (self.num_groups, -1))
             part += ((mean_gradient + 2 * variance_gradient * (wide - mean)) / count).flatten(1, 2)
@@ -116,10 +122,11 @@ def batch_moments(features: Tensor, over_processes: bool) -> tuple[Tensor, Tenso
 
 def join_moments(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Means and variances (parts, …) of `counts` (parts,) numbers each, joined to those of all: Chan, Golub and
-    LeVeque 1979, which does not lose the digits that E[x^2] - E[x]^2 does."""
-    shares = (counts / counts.sum()).view(-1, *(1,) * (means.ndim - 1))
+    LeVeque 1979, which does not lose the digits that E[x^2] - E[x]^2 does. counts: (parts,), or as means."""
+    count = counts.sum(0)
+    shares = (counts / count).view(len(means), -1, *(1,) * (means.ndim - 2))
     mean = (shares * means).sum(0)
-    return mean, (shares * (variances + (means - mean) ** 2)).sum(0), counts.sum()
+    return mean, (shares * (variances + (means - mean) ** 2)).sum(0), count
 
 
 @torch.no_grad()

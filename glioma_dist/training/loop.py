@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import differences, read_config, to_dict
+from glioma_dist.config_file import to_dict
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_evaluation_sample, training_batches
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.dice import dice
-from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
+from glioma_dist.evaluation.dice import dice_from, pixel_counts
+from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.runtime import Runtime, StopSignal
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.planner import Recompute
+from glioma_dist.scale.rows import Rows, check_rows
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
+from glioma_dist.training.run_folder import one_writer, open_run
 from glioma_dist.training.state import Position, load_state, save_state
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
 
@@ -53,6 +50,7 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     recompute: Recompute
+    rows: Rows
     facts: dict
     """What checkpoints say beside the position: lineage, fingerprints."""
 
@@ -77,8 +75,9 @@ class Training:
 
 def train(config: TrainConfig, runtime: Runtime) -> None:
     """Train, or go on training, and leave config.json, metrics.jsonl, last/ and best/ in `config.out`."""
+    rows = join_rows(config, runtime)
     old = open_run(config)
-    training, position = prepare(config, runtime, old)
+    training, position = prepare(config, runtime, rows, old)
     runtime.wait()
     if not runtime.is_main:
         run_steps(training, position, None, None)
@@ -106,50 +105,22 @@ def _train_and_tell(training: Training, position: Position) -> None:
         run_steps(training, position, metrics, progress)
 
 
-@contextmanager
-def one_writer(out: Path) -> Iterator[None]:
-    """Hold the folder for one training; the system lets go of it when the process ends, however it ends.
+def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
+    """The processes that share this one's images.
 
-    Raises InputError where another training holds it.
+    Raises InputError, before any data is read, where the launch does not fit the settings.
     """
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise InputError(f"--out {out}: another training is writing there; wait for it, or give another") from error
-    try:
-        yield
-    finally:
-        os.close(folder)
-
-
-def open_run(config: TrainConfig) -> Checkpoint | None:
-    """The checkpoint to go on from, or None where the run is new.
-
-    Raises InputError where `config.out` holds a run with other settings, or anything but a run.
-    """
-    out = config.out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder")
-    found = {path.name for path in out.iterdir()} if out.exists() else set()
-    if not found or (config.resume == "auto" and found <= {"config.json", "metrics.jsonl"}):
-        return None  # nothing, or a run that ended before its first checkpoint
-    if config.resume == "never":
-        raise InputError(f"--resume never: {out} is not empty; give another --out, or leave the flag away to go on")
-    if not (out / "config.json").is_file():
-        raise InputError(f"--out {out} is not empty and holds no run (no config.json); give another folder")
-    old = read_config(TrainConfig, out / "config.json")
-    changed = differences(to_dict(old), to_dict(config))
-    if changed:
+    check_rows(config.scale.rows, runtime.num_processes)
+    num_groups = runtime.num_processes // config.scale.rows
+    if config.batch_size % num_groups:
         raise InputError(
-            f"--out {out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
-            "settings to go on"
+            f"--batch-size {config.batch_size} cannot be shared by {num_groups} "
+            f"{'processes' if config.scale.rows == 1 else 'groups of processes'}: give a multiple of {num_groups}"
         )
-    return None if find_checkpoint(out / "last") is None else Checkpoint.read(out / "last")
+    return Rows.join(runtime, config.scale.rows)
 
 
-def prepare(config: TrainConfig, runtime: Runtime, old: Checkpoint | None) -> tuple[Training, Position]:
+def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint | None) -> tuple[Training, Position]:
     """Open the data, make model and optimizer, and put them where the checkpoint `old` left off."""
     train = ShardReader(config.data.train)
     val = ShardReader(config.data.val) if config.data.val else None
@@ -161,7 +132,7 @@ def prepare(config: TrainConfig, runtime: Runtime, old: Checkpoint | None) -> tu
     if runtime.num_processes > 1:
         model = synchronise_batch_norm(model, runtime.device)
     kind = choose_recompute(config, runtime)
-    scale_model(model, config.scale, kind)
+    scale_model(model, config.scale, kind, rows)
     model.to(runtime.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     position = Position()
@@ -173,7 +144,7 @@ def prepare(config: TrainConfig, runtime: Runtime, old: Checkpoint | None) -> tu
             )
         position = load_state(old, model, optimizer)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
-    return Training(config, runtime, train, val, order, model, optimizer, kind, facts), position
+    return Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts), position
 
 
 def run_steps(
@@ -182,12 +153,13 @@ def run_steps(
     """Step until the end, until validation stops falling, or until the system asks to stop; the main process has
     `metrics` and `progress`."""
     config, runtime = training.config, training.runtime
+    rows = training.rows
     batches = training_batches(
-        training.train, training.order, config.data, position.step, runtime.rank, runtime.num_processes
+        training.train, training.order, config.data, position.step, rows.data_rank, rows.num_data_groups
     )
     with StopSignal() as stop:
         while not training.finished(position):
-            batch = next(batches).to(runtime.device)
+            batch = next(batches).rows(rows.cut(config.data.size.height)).to(runtime.device)
             with explain_full_memory(config, runtime, training.recompute):
                 scores, stopping = train_step(training, batch, position.step, stop.asked)
             position = replace(position, step=position.step + 1)
@@ -211,28 +183,30 @@ def run_steps(
 
 
 def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) -> tuple[Scores, bool]:
-    """One optimizer step on this process's share of a batch.
+    """One optimizer step on this process's share of a batch: its images, or its rows of them.
 
     Returns the scores of the whole batch and whether any process was asked to stop. Raises InputError, on every
     process and before any weight moves, where the loss of any image is not finite.
     """
-    config, runtime = training.config, training.runtime
+    config, runtime, rows = training.config, training.runtime, training.rows
     logits = training.model(normalise(batch.images), batch.seeds)
-    losses = segmentation_loss(config.loss, logits, batch.masks)
+    losses = segmentation_loss(config.loss, logits, batch.masks, rows.total)
     # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
     runtime.accelerator.backward(losses.sum() * (runtime.num_processes / config.batch_size))
 
     with torch.no_grad():
-        overlap = dice(logits.squeeze(1) > 0, batch.masks).sum()
+        scores = dice_from(rows.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))
         stop = losses.new_tensor(float(stop_asked), dtype=torch.float64)
-        loss, score, stopping = runtime.sum(torch.stack([losses.double().sum(), overlap, stop])).tolist()
+        sums = torch.stack([losses.double().sum() / rows.size, scores.sum() / rows.size, stop])
+        loss, score, stopping = runtime.sum(sums).tolist()
     # Averaged over the processes by now, and so finite on all or on none. fp16's scaler looks for itself.
     gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
     finite = runtime.accelerator.scaler is not None or bool(nn.utils.get_total_norm(gradients).isfinite())
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
+        named = ", ".join(dict.fromkeys(runtime.gather_objects(keys)))
         raise InputError(
-            f"step {step + 1}: the loss is {loss} (samples {', '.join(runtime.gather_objects(keys))}); "
+            f"step {step + 1}: the loss is {loss} (samples {named}); "
             f"look at these images, or give a smaller --lr than {config.lr}, in another --out"
         )
     if not finite:
@@ -275,15 +249,18 @@ def validate(
 @torch.no_grad()
 def validation_scores(training: Training) -> Scores:
     """Mean loss and Dice over the validation images, each once, one at a time."""
-    config, runtime = training.config, training.runtime
+    config, runtime, rows = training.config, training.runtime, training.rows
     training.model.eval()
     total = torch.zeros(3, dtype=torch.float64)
-    for sample in evaluation_samples(training.val, runtime.rank, runtime.num_processes, config.data.workers):
+    for sample in evaluation_samples(training.val, rows.data_rank, rows.num_data_groups, config.data.workers):
         image, mask = prepare_evaluation_sample(sample, config.data)
-        image, mask = (part.to(runtime.device)[None] for part in (image_tensor(image), torch.from_numpy(mask)))
+        band = rows.cut(len(mask))
+        parts = (image_tensor(image)[:, band], torch.from_numpy(mask)[band])
+        image, mask = (part.to(runtime.device)[None] for part in parts)
         logits = training.model(normalise(image))
-        loss = segmentation_loss(config.loss, logits, mask)
-        total += torch.stack([loss.double().sum(), dice(logits.squeeze(1) > 0, mask).sum(), loss.new_ones(())]).cpu()
+        loss = segmentation_loss(config.loss, logits, mask, rows.total)
+        score = dice_from(rows.total(pixel_counts(logits.squeeze(1) > 0, mask)))
+        total += torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]).cpu() / rows.size
     training.model.train()
     loss, score, count = runtime.sum(total.to(runtime.device)).tolist()
     return Scores(loss / count, score / count)

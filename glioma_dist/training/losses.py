@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,9 +13,14 @@ SMOOTH = 1.0
 """Pixels added above and below the fraction, so that an image without cells has a loss and a gradient."""
 
 
-def segmentation_loss(kind: Literal["dice", "bce", "dice+bce"], logits: Tensor, masks: Tensor) -> Tensor:
+def segmentation_loss(
+    kind: Literal["dice", "bce", "dice+bce"],
+    logits: Tensor,
+    masks: Tensor,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Tensor:
     """Loss of each image. logits: (B, 1, H, W); masks: (B, H, W) of 0 and 1. Returns (B,) fp32,
-    or fp64 where the logits are.
+    or fp64 where the logits are. total: makes of sums over a part of each image those over the whole (`Rows.total`).
 
     dice: 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1), p = sigmoid(logit) (V-Net, Milletari et al. 2016, arXiv
     1606.04797, section 3, with plain sums below). bce: the mean of the binary cross-entropy over the pixels.
@@ -23,15 +29,13 @@ def segmentation_loss(kind: Literal["dice", "bce", "dice+bce"], logits: Tensor, 
     logits, masks = logits.squeeze(1).to(exact), masks.to(exact)
     loss = logits.new_zeros(len(logits))
     if "dice" in kind:
-        loss = loss + soft_dice_loss(logits, masks)
+        shares = logits.sigmoid()
+        sums = torch.stack([(shares * masks).sum((1, 2)), shares.sum((1, 2)) + masks.sum((1, 2))])
+        overlap, both = total(sums)
+        loss = loss + 1 - (2 * overlap + SMOOTH) / (both + SMOOTH)
     if "bce" in kind:
-        loss = loss + functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
+        entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+        sums = torch.stack([entropy.sum((1, 2)), torch.full_like(loss, masks[0].numel())])
+        entropy_sum, num_pixels = total(sums)
+        loss = loss + entropy_sum / num_pixels
     return loss
-
-
-def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """1 - soft Dice of each image. logits, masks: (B, H, W) float. Returns (B,)."""
-    shares = logits.sigmoid()
-    overlap = (shares * masks).sum((1, 2))
-    total = shares.sum((1, 2)) + masks.sum((1, 2))
-    return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)

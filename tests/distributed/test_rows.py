@@ -1,0 +1,127 @@
+"""An image split over processes by its rows against one plain process: outputs, losses, gradients, buffers, weights."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers import TINY_CHANNELS, run
+from torch import Tensor, nn
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.model.unet import build_model
+from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.recompute import recompute
+from glioma_dist.scale.row_layers import split_rows
+from glioma_dist.scale.rows import Rows
+from glioma_dist.training.losses import segmentation_loss
+
+BATCH_SIZE = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """Three steps of one network, and how it is spread."""
+
+    rows: int
+    num_processes: int
+    encoder: str = "mit_tiny"
+    norm: str = "batch"
+    recompute: str = "none"
+    height: int = 150
+    """Five units of 32 rows, the last not whole."""
+    width: int = 64
+    double: bool = True
+
+    @property
+    def id(self) -> str:
+        return f"{self.encoder}-{self.norm}-{self.recompute}-{self.height}-{self.rows} of {self.num_processes}"
+
+
+DOUBLE = [
+    Case(2, 2, height=1952, width=32),
+    Case(4, 4, height=1952, width=32),
+    Case(2, 4),
+    Case(2, 2, norm="group"),
+    Case(2, 2, recompute="encoder"),
+    Case(4, 4, recompute="all"),
+    Case(2, 4, recompute="all", norm="group"),
+]
+
+
+def take_steps(case: Case) -> dict[str, Tensor]:
+    """Logits, losses and gradients of three steps, weights and buffers after them; in one process, or as one of
+    several, which must all come to the same weights."""
+    from glioma_dist.runtime import Runtime
+
+    here = Runtime.start()
+    rows = Rows.join(here, case.rows if here.num_processes > 1 else 1)
+    dtype = torch.float64 if case.double else torch.float32
+    config = ModelConfig(encoder=case.encoder, decoder_channels=TINY_CHANNELS, norm=case.norm)
+    model = build_model(config, 0)[0].to(dtype)
+    if hasattr(model.encoder, "stochastic_depth"):
+        model.encoder.stochastic_depth.rates *= 6
+    if here.num_processes > 1:
+        model = synchronise_batch_norm(model, here.device)
+        recompute(model, case.recompute)
+        split_rows(model, rows)
+    parallel = here.accelerator.prepare_model(model)
+    optimizer = (torch.optim.Adam if case.double else torch.optim.SGD)(model.parameters(), lr=1e-3)
+    share = BATCH_SIZE // rows.num_data_groups
+    mine = slice(rows.data_rank * share, (rows.data_rank + 1) * share)
+    found = {}
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        images = torch.randn(BATCH_SIZE, 3, case.height, case.width, generator=generator, dtype=dtype)
+        masks = (torch.rand(BATCH_SIZE, case.height, case.width, generator=generator) > 0.7).to(torch.uint8)
+        band = rows.cut(case.height)
+        logits = parallel(images[mine, :, band], torch.arange(BATCH_SIZE)[mine])
+        losses = segmentation_loss("dice+bce", logits, masks[mine, band], rows.total)
+        here.accelerator.backward(losses.sum() * (here.num_processes / BATCH_SIZE))
+        whole = rows.gather_band(logits.detach())
+        for name, each in (("logits", whole), ("losses", losses.detach())):
+            groups = here.gather_objects([each] if rows.rank == 0 else [])
+            found[f"{step} {name}"] = torch.cat(groups)
+        found |= {f"{step} gradient of {name}": each.grad.clone() for name, each in model.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad()
+    # A key's bias moves all of a query's scores alike: its gradient is nought but for rounding.
+    found |= {name: each.clone() for name, each in model.state_dict().items()}
+    return {name: each for name, each in found.items() if not name.endswith("k_proj.bias")}
+
+
+def check_equal(case: Case, tolerance: float) -> None:
+    plain = take_steps(case)
+    for process in run(take_steps, case, num_processes=case.num_processes, timeout=240):
+        assert list(process) == list(plain)
+        for name, expected in plain.items():
+            scale = expected.abs().max().clamp(min=1e-3) if expected.is_floating_point() else 1
+            assert (process[name] - expected).abs().max() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("case", DOUBLE, ids=lambda case: case.id)
+def test_bands_equal_whole_images_in_fp64(case):
+    """With stochastic depth that drops many branches, bands of unequal height, and a height that is padded."""
+    check_equal(case, 1e-9)
+
+
+@pytest.mark.parametrize("case", [Case(2, 2, double=False), Case(4, 4, recompute="all", double=False)], ids=str)
+def test_bands_equal_whole_images_in_fp32(case):
+    """With plain gradient descent, for Adam makes as much of a gradient's last digits as of its first."""
+    check_equal(case, 1e-5)
+
+
+def test_a_band_without_its_neighbours_is_another_network():
+    """The counter-check: the same comparison, with convolutions that do not exchange rows, fails."""
+    case = Case(2, 2)
+    plain = take_steps(case)
+    (process, _) = run(take_steps_without_halos, case, num_processes=2)
+    name = "0 logits"
+    assert (process[name] - plain[name]).abs().max() > 1e-3 * plain[name].abs().max()
+
+
+def take_steps_without_halos(case: Case) -> dict[str, Tensor]:
+    from glioma_dist.scale import row_layers
+
+    row_layers.ROW_LAYERS.pop(nn.Conv2d)
+    row_layers.PER_PIXEL = (*row_layers.PER_PIXEL, nn.Conv2d)
+    return take_steps(case)
