@@ -8,6 +8,7 @@ are listed in `COST_FIELDS`, and a run may be resumed with others.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +176,8 @@ class TrainConfig:
     """Images in a step, over all processes together."""
     lr: float = 1e-4
     """Adam's learning rate, fixed."""
+    clip_norm: float | None = None
+    """Scale the gradients down so that the norm of all together is at most this; by default they are left alone."""
     seed: int = 0
     """Decides the starting weights, the order of the samples, augmentation and stochastic depth."""
     epochs: int = 60
@@ -201,6 +204,8 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
         if not 0 < self.lr < 1e3:
             raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, as in 1e-4")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, as in 1.0")
         if self.patience is not None and self.data.val is None:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:

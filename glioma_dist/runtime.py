@@ -48,6 +48,14 @@ class Runtime:
         # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine])
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            if not accelerator.is_fsdp2:
+                raise InputError(
+                    "this launch asks for FSDP, which accelerate would leave away here: it takes GPUs, and "
+                    "`fsdp_version: 2` (accelerate_configs/fsdp2.yaml); on a CPU launch cpu_2_processes.yaml"
+                )
+            # Weights stay in fp32 and autocast narrows what is computed, as with DDP, so that both give the same.
+            accelerator.state.fsdp_plugin.mixed_precision_policy = None
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         if "ACCELERATE_MIXED_PRECISION" in os.environ:

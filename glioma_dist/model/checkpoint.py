@@ -1,18 +1,22 @@
 """Checkpoint folders: model.safetensors, state.json and, where training goes on from it, optimizer.safetensors.
 
 A folder is written whole under a temporary name and then renamed, so that whatever bears the name is whole. Nothing in
-it is executable: tensors are safetensors, the rest is JSON.
+it is executable: tensors are safetensors, the rest is JSON. Where each process has a part of every tensor (FSDP2), each
+writes a file of its own, as model-00001-of-00002.safetensors: the tensors' rows in the order of the files.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -56,11 +60,20 @@ class Checkpoint:
         return cls(found, config, facts)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of the folder's files. Raises InputError where it is missing or damaged."""
-        try:
-            return load_file(self.folder / name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{self.folder / name}: cannot be read ({error}); take another checkpoint") from error
+        """The whole tensors of one of the folder's files, or of its parts. Raises InputError where it is missing or
+        damaged."""
+        files = find_parts(self.folder, name)
+        if not files:
+            raise InputError(f"{self.folder / name}: missing, or some of its parts are; take another checkpoint")
+        parts = []
+        for file in files:
+            try:
+                parts.append(load_file(file))
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{file}: cannot be read ({error}); take another checkpoint") from error
+        if len(parts) == 1:
+            return parts[0]
+        return {key: torch.cat([part[key] for part in parts]) if key in parts[1] else parts[0][key] for key in parts[0]}
 
     def load_into(self, model: nn.Module, encoder: str) -> None:
         """Put the checkpoint's weights and buffers into `model`, all of them.
@@ -94,9 +107,41 @@ class Checkpoint:
 def find_checkpoint(folder: Path) -> Path | None:
     """`folder`, or what it was before a write that was killed between its two renames; None where neither is there."""
     for candidate in (folder, _sibling(folder, "old")):
-        if (candidate / MODEL).is_file() and (candidate / STATE).is_file():
+        if (candidate / STATE).is_file() and find_parts(candidate, MODEL):
             return candidate
     return None
+
+
+def find_parts(folder: Path, name: str) -> list[Path]:
+    """The file `name` of a checkpoint folder, or its parts in their order; none where any is missing."""
+    if (folder / name).is_file():
+        return [folder / name]
+    stem, suffix = name.split(".")
+    for first in folder.glob(f"{stem}-00001-of-*.{suffix}"):
+        count = int(re.fullmatch(rf"{stem}-00001-of-(\d+)\.{suffix}", first.name)[1])
+        parts = [folder / part_name(name, number, count) for number in range(count)]
+        if all(part.is_file() for part in parts):
+            return parts
+    return []
+
+
+def part_name(name: str, number: int, count: int) -> str:
+    """Of part `number`, from 0, of `count`: model-00001-of-00002.safetensors."""
+    stem, suffix = name.split(".")
+    return name if count == 1 else f"{stem}-{number + 1:05d}-of-{count:05d}.{suffix}"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One of the processes that write a checkpoint together, each its part of the tensors."""
+
+    number: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+    """Until all of them are here."""
+
+
+ALONE = Writer()
 
 
 def write_checkpoint(
@@ -105,17 +150,30 @@ def write_checkpoint(
     facts: dict[str, Any],
     model: dict[str, Tensor],
     optimizer: dict[str, Tensor] | None = None,
+    writer: Writer = ALONE,
 ) -> None:
     """Write a checkpoint so that a kill at any moment leaves this one or the one before, whole."""
     new, old = _sibling(folder, "new"), _sibling(folder, "old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file(model, new / MODEL)
-    if optimizer is not None:
-        save_file(optimizer, new / OPTIMIZER)
+    if writer.number == 0:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+    writer.wait()
+    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+        if tensors is not None:
+            file = new / part_name(name, writer.number, writer.count)
+            save_file(tensors, file)
+            _sync(file)
+    writer.wait()
+    if writer.number == 0:
+        _finish(folder, new, old, config, facts)
+    writer.wait()
+
+
+def _finish(folder: Path, new: Path, old: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
+    """Write what is no tensor, and put the new folder in the old one's place."""
     content = {"format_version": FORMAT_VERSION, **facts, "config": to_dict(config)}
     (new / STATE).write_text(json.dumps(content, indent=2) + "\n")
-    for path in (*new.iterdir(), new):
+    for path in (new / STATE, new):
         _sync(path)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -17,17 +18,18 @@ from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.checkpoint import Checkpoint, Writer
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.runtime import Runtime, StopSignal
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.planner import Recompute
 from glioma_dist.scale.rows import Rows, check_rows
 from glioma_dist.scale.scale_model import scale_model
+from glioma_dist.scale.sharding import choose_shards, clip_gradients
 from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
 from glioma_dist.training.run_folder import one_writer, open_run
-from glioma_dist.training.state import Position, load_state, save_state
+from glioma_dist.training.state import Position, load_optimizer, load_weights, save_state
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
 
 
@@ -142,8 +144,11 @@ def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint |
                 f"--out {config.out} was trained on other data than {config.data.train} and "
                 f"{config.data.val}; give the same data, or another --out"
             )
-        position = load_state(old, model, optimizer)
+        position = load_weights(old, model)
+    choose_shards(model, runtime)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
+    if old is not None:
+        load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
     return Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts), position
 
 
@@ -189,7 +194,8 @@ def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) ->
     process and before any weight moves, where the loss of any image is not finite.
     """
     config, runtime, rows = training.config, training.runtime, training.rows
-    logits = training.model(normalise(batch.images), batch.seeds)
+    with runtime.accelerator.autocast():
+        logits = training.model(normalise(batch.images), batch.seeds)
     losses = segmentation_loss(config.loss, logits, batch.masks, rows.total)
     # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
     runtime.accelerator.backward(losses.sum() * (runtime.num_processes / config.batch_size))
@@ -200,8 +206,8 @@ def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) ->
         sums = torch.stack([losses.double().sum() / rows.size, scores.sum() / rows.size, stop])
         loss, score, stopping = runtime.sum(sums).tolist()
     # Averaged over the processes by now, and so finite on all or on none. fp16's scaler looks for itself.
-    gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
-    finite = runtime.accelerator.scaler is not None or bool(nn.utils.get_total_norm(gradients).isfinite())
+    norm = clip_gradients(training.model, runtime, config.clip_norm)
+    finite = runtime.accelerator.scaler is not None or math.isfinite(norm)
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
         named = ", ".join(dict.fromkeys(runtime.gather_objects(keys)))
@@ -248,19 +254,29 @@ def validate(
 
 @torch.no_grad()
 def validation_scores(training: Training) -> Scores:
-    """Mean loss and Dice over the validation images, each once, one at a time."""
+    """Mean loss and Dice over the validation images, each once, one at a time.
+
+    Processes that have fewer images than others show the network one more that does not count: where weights are
+    spread over the processes, all must take part in every pass.
+    """
     config, runtime, rows = training.config, training.runtime, training.rows
     training.model.eval()
     total = torch.zeros(3, dtype=torch.float64)
-    for sample in evaluation_samples(training.val, rows.data_rank, rows.num_data_groups, config.data.workers):
+    own = evaluation_samples(training.val, rows.data_rank, rows.num_data_groups, config.data.workers)
+    num_rounds = math.ceil(len(training.val) / rows.num_data_groups)
+    num_own = len(range(rows.data_rank, len(training.val), rows.num_data_groups))
+    extra = [training.val.read(0, 0)] * (num_rounds - num_own)
+    for number, sample in enumerate(chain(own, extra)):
         image, mask = prepare_evaluation_sample(sample, config.data)
         band = rows.cut(len(mask))
         parts = (image_tensor(image)[:, band], torch.from_numpy(mask)[band])
         image, mask = (part.to(runtime.device)[None] for part in parts)
-        logits = training.model(normalise(image))
+        with runtime.accelerator.autocast():
+            logits = training.model(normalise(image))
         loss = segmentation_loss(config.loss, logits, mask, rows.total)
         score = dice_from(rows.total(pixel_counts(logits.squeeze(1) > 0, mask)))
-        total += torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]).cpu() / rows.size
+        if number < num_own:
+            total += torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]).cpu() / rows.size
     training.model.train()
     loss, score, count = runtime.sum(total.to(runtime.device)).tolist()
     return Scores(loss / count, score / count)
@@ -268,9 +284,8 @@ def validation_scores(training: Training) -> Scores:
 
 def save(training: Training, position: Position, name: str) -> None:
     """Write <out>/last, from which training can go on, or <out>/best, the model alone; all processes wait for it."""
-    if training.runtime.is_main:
-        folder = training.config.out / name
-        model = training.runtime.accelerator.unwrap_model(training.model)
-        optimizer = training.optimizer if name == "last" else None
-        save_state(folder, training.config, position, model, optimizer, training.facts)
-    training.runtime.wait()
+    runtime = training.runtime
+    model = runtime.accelerator.unwrap_model(training.model)
+    optimizer = training.optimizer if name == "last" else None
+    writer = Writer(runtime.rank, runtime.num_processes, runtime.wait)
+    save_state(training.config.out / name, training.config, position, model, optimizer, training.facts, writer)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, write_checkpoint
+from glioma_dist.model.checkpoint import ALONE, MODEL, OPTIMIZER, Checkpoint, Writer, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,42 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     facts: dict,
+    writer: Writer = ALONE,
 ) -> None:
-    """Write a checkpoint of the unwrapped `model`; with the optimizer where training is to go on from it."""
+    """Write a checkpoint of the unwrapped `model`; with the optimizer where training is to go on from it.
+
+    All processes call it and wait for it. Where each has a part of every tensor, each writes its own.
+    """
     where = {key: value for key, value in dataclasses.asdict(position).items() if value != math.inf}
-    tensors = None if optimizer is None else _optimizer_tensors(model, optimizer)
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    write_checkpoint(folder, config, {**facts, "position": where}, weights, tensors)
+    facts = {**facts, "position": where}
+    weights, moments = model.state_dict(), None if optimizer is None else _optimizer_tensors(model, optimizer)
+    if any(isinstance(tensor, DTensor) for tensor in weights.values()):
+        weights, moments = _of_this_process(weights, writer), moments and _of_this_process(moments, writer)
+        write_checkpoint(folder, config, facts, weights, moments, writer)
+    else:
+        if writer.number == 0:
+            write_checkpoint(folder, config, facts, _plain(weights), moments and _plain(moments))
+        writer.wait()
 
 
-def load_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Put a checkpoint's weights and optimizer state back, in place; returns where the run was."""
+def _of_this_process(tensors: dict[str, Tensor], writer: Writer) -> dict[str, Tensor]:
+    """Its rows of tensors that are split; those that all have, the first writes."""
+    return _plain(
+        {
+            name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in tensors.items()
+            if isinstance(tensor, DTensor) or writer.number == 0
+        }
+    )
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def load_weights(checkpoint: Checkpoint, model: nn.Module) -> Position:
+    """Put a checkpoint's weights back, in place, before `model` is wrapped; returns where the run was."""
     model.load_state_dict(checkpoint.tensors(MODEL))
-    _load_optimizer(checkpoint, model, optimizer)
     return Position(**checkpoint.facts["position"])
 
 
@@ -55,18 +80,28 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """The optimizer's state by the parameters' names, as "<parameter>/<what>"."""
     names = [name for name, _ in model.named_parameters()]
     return {
-        f"{names[number]}/{what}": tensor.detach().contiguous().cpu()
+        f"{names[number]}/{what}": tensor
         for number, values in optimizer.state_dict()["state"].items()
         for what, tensor in values.items()
     }
 
 
-def _load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    numbers = {name: number for number, (name, _) in enumerate(model.named_parameters())}
+def load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's optimizer state back, in place, once the model is as it is trained: whole, or in parts."""
+    parameters = dict(model.named_parameters())
+    numbers = {name: number for number, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.tensors(OPTIMIZER).items():
         name, _, what = key.rpartition("/")
         if name not in numbers:
             raise InputError(f"{checkpoint.folder / OPTIMIZER}: holds {name}, which this model has not")
-        state.setdefault(numbers[name], {})[what] = tensor
+        state.setdefault(numbers[name], {})[what] = _spread_like(parameters[name], tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _spread_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor`, of which each process keeps the part that it has of `parameter`."""
+    if not isinstance(parameter, DTensor) or tensor.ndim == 0:
+        return tensor
+    tensor = tensor.to(parameter.device)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)

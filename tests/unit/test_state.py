@@ -14,7 +14,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint as checkpoint_module
 from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, STATE, Checkpoint, find_checkpoint
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import Position, load_state, save_state
+from glioma_dist.training.state import Position, load_optimizer, load_weights, save_state
 from glioma_dist.training.telemetry import MetricsFile
 
 
@@ -43,6 +43,12 @@ def saved(shards, tmp_path):
     folder = tmp_path / "last"
     save_state(folder, config, Position(2, 0.125, 0.75, 1), made.model, made.optimizer, {"lineage": [], "more": "x"})
     return SimpleNamespace(folder=folder, config=config, made=made)
+
+
+def load_state(checkpoint: Checkpoint, model, optimizer) -> Position:
+    position = load_weights(checkpoint, model)
+    load_optimizer(checkpoint, model, optimizer)
+    return position
 
 
 def check_equal(one: SimpleNamespace, other: SimpleNamespace) -> None:
