@@ -136,6 +136,22 @@ class ModelConfig:
             raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
 
 
+def check_rows(rows: int, encoder: str) -> None:
+    """Raises InputError where an image cannot be split over `rows` processes."""
+    if rows < 1:
+        raise InputError(f"--scale.rows {rows}: give 1 or more")
+    if rows > 1 and encoder not in ROWS_ENCODERS:
+        raise InputError(f"--scale.rows {rows}: not proved exact with {encoder}; it is with {', '.join(ROWS_ENCODERS)}")
+
+
+@dataclass(frozen=True)
+class InferenceScaleConfig:
+    """What an image costs; it changes no number."""
+
+    rows: int = 1
+    """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
+
+
 @dataclass(frozen=True)
 class ScaleConfig:
     """What a step costs; none of it changes a number."""
@@ -153,12 +169,7 @@ class ScaleConfig:
 
     def validate(self, encoder: str) -> None:
         """encoder: which the knobs are to work with."""
-        if self.rows < 1:
-            raise InputError(f"--scale.rows {self.rows}: give 1 or more")
-        if self.rows > 1 and encoder not in ROWS_ENCODERS:
-            raise InputError(
-                f"--scale.rows {self.rows}: not proved exact with {encoder}; it is with {', '.join(ROWS_ENCODERS)}"
-            )
+        check_rows(self.rows, encoder)
         if self.rows > 1 and self.compile:
             raise InputError("--scale.rows and --scale.compile do not go together; leave one away")
 
@@ -228,6 +239,7 @@ class EvaluateConfig:
     """JSON file for the scores."""
     workers: int = 2
     """Processes that read ahead, for each evaluating process."""
+    scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
         if self.out is not None and self.out.is_dir():
@@ -251,6 +263,7 @@ class PredictConfig:
     --data.fit resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """Probability from which a pixel belongs to a cell."""
+    scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
         if not 0 < self.threshold < 1:

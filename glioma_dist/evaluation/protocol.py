@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glioma_dist.config import EvaluateConfig, Size
+from glioma_dist.config import EvaluateConfig, Size, check_rows
 from glioma_dist.data.augment import raise_contrast, resize_image, resize_mask
 from glioma_dist.data.loader import evaluation_samples, image_tensor
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.evaluation.dice import dice
+from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import load_model, normalise
 from glioma_dist.runtime import Runtime
+from glioma_dist.scale.row_layers import split_rows
+from glioma_dist.scale.rows import Rows
 
 THRESHOLD = 0.5
 """On the probability, after scaling. The article does not name its own."""
@@ -28,18 +33,16 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
 
     Every image is scored once, whatever the number of processes. Written to `config.out` where given.
     """
-    model, checkpoint = load_model(config.checkpoint)
+    network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
     reader = ShardReader(config.data)
-    model = runtime.accelerator.prepare_model(model.to(runtime.device), evaluation_mode=True)
     contrast = checkpoint.config.data.raise_contrast
+    rows = network.rows
     here = [
-        {
-            "key": sample.key,
-            "dice": dice_at_sizes(model, sample, contrast, config.input_size, config.metric_size, runtime.device),
-        }
-        for sample in evaluation_samples(reader, runtime.rank, runtime.num_processes, config.workers)
+        {"key": sample.key, "dice": dice_at_sizes(network, sample, contrast, config.input_size, config.metric_size)}
+        for sample in evaluation_samples(reader, rows.data_rank, rows.num_data_groups, config.workers)
     ]
-    images = sorted(runtime.gather_objects(here), key=lambda image: image["key"])
+    found = runtime.gather_objects(here if rows.rank == 0 else [])
+    images = sorted(found, key=lambda image: image["key"])
     scores = {
         "dice_mean": statistics.fmean(image["dice"] for image in images),
         "num_images": len(images),
@@ -56,36 +59,52 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
     return scores
 
 
+@dataclass(frozen=True)
+class Network:
+    """A trained U-Net where it computes, and the processes that share each image with this one."""
+
+    model: nn.Module
+    device: torch.device
+    rows: Rows = field(default_factory=Rows)
+
+
+def load_network(folder: Path, num_rows: int, runtime: Runtime) -> tuple[Network, Checkpoint]:
+    """The U-Net that a checkpoint folder holds, ready for `cell_probability`, and all else that the folder says.
+
+    num_rows: processes that share each image. Raises InputError where the launch or the encoder does not allow it.
+    """
+    model, checkpoint = load_model(folder)
+    check_rows(num_rows, checkpoint.config.model.encoder)
+    rows = Rows.join(runtime, num_rows)
+    split_rows(model, rows)
+    model = runtime.accelerator.prepare_model(model.to(runtime.device), evaluation_mode=True)
+    return Network(model, runtime.device, rows), checkpoint
+
+
 def dice_at_sizes(
-    model: nn.Module,
-    sample: Sample,
-    contrast: str,
-    input_size: Size | None,
-    metric_size: Size | None,
-    device: torch.device,
+    network: Network, sample: Sample, contrast: str, input_size: Size | None, metric_size: Size | None
 ) -> float:
     """DS(x, y, R1, R2) = Dice(scale(f(scale(x, R1)), R2), scale(y, R2)); R1 `input_size`, R2 `metric_size`, each the
     image's own size where None. The output is scaled as a probability, bilinearly; of the reference every value above
     0 counts as 1."""
     height, width = sample.mask.shape
     metric_size = metric_size or Size(width, height)
-    shares = cell_probability(model, raise_contrast(sample.image, contrast), input_size, metric_size, device)
-    reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(device)
+    shares = cell_probability(network, raise_contrast(sample.image, contrast), input_size, metric_size)
+    reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(network.device)
     return float(dice(shares >= THRESHOLD, reference))
 
 
 @torch.inference_mode()
-def cell_probability(
-    model: nn.Module, image: np.ndarray, input_size: Size | None, output_size: Size, device: torch.device
-) -> Tensor:
-    """Probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`.
+def cell_probability(network: Network, image: np.ndarray, input_size: Size | None, output_size: Size) -> Tensor:
+    """Probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`, on all processes that share it.
 
     image: uint8 (H, W) or (H, W, 3) with its contrast raised; it is scaled to `input_size` for the network, or goes
     in as it is where None.
     """
     scaled = resize_image(image, input_size) if input_size else image
-    logits = model(normalise(image_tensor(scaled)[None].to(device)))
-    shares = logits.float().sigmoid()
+    band = network.rows.cut(len(scaled))
+    logits = network.model(normalise(image_tensor(scaled)[None, :, band].to(network.device)))
+    shares = network.rows.gather_band(logits).float().sigmoid()
     size = (output_size.height, output_size.width)
     if shares.shape[-2:] != size:
         shares = functional.interpolate(shares, size=size, mode="bilinear", align_corners=False)

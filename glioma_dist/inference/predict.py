@@ -15,8 +15,7 @@ from glioma_dist.config import PredictConfig, Size
 from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.sample import IMAGE_SUFFIXES, read_image
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import cell_probability
-from glioma_dist.model.unet import load_model
+from glioma_dist.evaluation.protocol import cell_probability, load_network
 from glioma_dist.runtime import Runtime
 
 MASK, OVERLAY = ".mask.png", ".overlay.png"
@@ -32,25 +31,27 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
     """
     paths = find_images(config.images)
     names = output_names(paths)
-    model, checkpoint = load_model(config.checkpoint)
+    network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
+    group = network.rows
     data = checkpoint.config.data
     input_size = config.input_size or (data.size if data.fit == "resize" else None)
-    model = runtime.accelerator.prepare_model(model.to(runtime.device), evaluation_mode=True)
     config.out.mkdir(parents=True, exist_ok=True)
     rows, failures = [], []
-    for path, name in list(zip(paths, names, strict=True))[runtime.rank :: runtime.num_processes]:
+    for path, name in list(zip(paths, names, strict=True))[group.data_rank :: group.num_data_groups]:
         try:
             image = raise_contrast(read_image(path), data.raise_contrast)
+            height, width = image.shape[:2]
+            shares = cell_probability(network, image, input_size, Size(width, height))
         except InputError as error:
-            failures.append(str(error))
+            failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
-        height, width = image.shape[:2]
-        shares = cell_probability(model, image, input_size, Size(width, height), runtime.device)
+        if group.rank > 0:
+            continue
         mask = (shares >= config.threshold).to(torch.uint8).cpu().numpy()
         rows.append(write_result(config.out, name, path, image, mask))
         print(f"{path}: {100 * rows[-1]['covered_share']:.1f} % covered", flush=True)
     rows = sorted(runtime.gather_objects(rows), key=lambda row: row["image"])
-    failures = runtime.gather_objects(failures)
+    failures = runtime.gather_objects(failures if group.rank == 0 else [])
     if runtime.is_main:
         write_summary(config.out / "summary.csv", rows)
     if failures:

@@ -45,7 +45,7 @@ class Rows:
 
         Raises InputError where `size` does not divide the processes.
         """
-        check_rows(size, runtime.num_processes)
+        check_division(size, runtime.num_processes)
         data_rank, rank = divmod(runtime.rank, size)
         num_data_groups = runtime.num_processes // size
         groups = [None] * num_data_groups
@@ -137,7 +137,7 @@ class Rows:
         return dist.batch_isend_irecv(operations) if operations else []
 
 
-def check_rows(size: int, num_processes: int) -> None:
+def check_division(size: int, num_processes: int) -> None:
     """Raises InputError where bands of `size` processes do not divide a launch."""
     if num_processes % size:
         raise InputError(

@@ -23,7 +23,7 @@ from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.runtime import Runtime, StopSignal
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.planner import Recompute
-from glioma_dist.scale.rows import Rows, check_rows
+from glioma_dist.scale.rows import Rows, band_edges, check_division
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.sharding import choose_shards, clip_gradients
 from glioma_dist.training.losses import segmentation_loss
@@ -112,13 +112,14 @@ def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
 
     Raises InputError, before any data is read, where the launch does not fit the settings.
     """
-    check_rows(config.scale.rows, runtime.num_processes)
+    check_division(config.scale.rows, runtime.num_processes)
     num_groups = runtime.num_processes // config.scale.rows
     if config.batch_size % num_groups:
         raise InputError(
             f"--batch-size {config.batch_size} cannot be shared by {num_groups} "
             f"{'processes' if config.scale.rows == 1 else 'groups of processes'}: give a multiple of {num_groups}"
         )
+    band_edges(config.data.size.height, config.scale.rows)
     return Rows.join(runtime, config.scale.rows)
 
 

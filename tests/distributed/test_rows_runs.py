@@ -1,0 +1,153 @@
+"""Whole runs with images split by rows: training, going on, dying, evaluation, prediction; and wrong launches."""
+
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+
+import cv2
+import pytest
+from helpers import draw_sample, rows, run, start, tiny_config
+from test_processes import LOSS_TOLERANCE, check_close
+
+from glioma_dist.config import EvaluateConfig, InferenceScaleConfig, PredictConfig, ScaleConfig, Size
+from glioma_dist.errors import InputError
+from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.inference.predict import predict
+from glioma_dist.training import loop
+
+SECONDS_TO_STOP = 30
+UNEVEN = Size(72, 78)
+"""Three units high, the last not whole; the validation images are 80 high."""
+
+
+def train_as_a_command(config) -> None:
+    from glioma_dist.runtime import Runtime, run_command
+
+    run_command(lambda: loop.train(config, Runtime.start()))
+
+
+@pytest.mark.parametrize(("num_rows", "num_processes"), [(2, 2), (2, 4)])
+def test_training_in_rows_equals_one_process(shards, tmp_path, num_rows, num_processes):
+    """With augmentation, validation of images of other heights, and five validation images for two groups."""
+    config = tiny_config(shards, tmp_path / "one", max_steps=3, fit="crop", size=UNEVEN)
+    train_as_a_command(config)
+    split = replace(config, out=tmp_path / "split", scale=ScaleConfig(rows=num_rows))
+    run(train_as_a_command, split, num_processes=num_processes)
+    check_close(rows(tmp_path / "split"), rows(tmp_path / "one"))
+
+
+def test_a_run_goes_on_with_another_number_of_rows(shards, tmp_path, runtime):
+    config = tiny_config(shards, tmp_path / "whole", fit="crop", size=UNEVEN)
+    loop.train(config, runtime)
+    moving = replace(config, out=tmp_path / "moving")
+    run(train_as_a_command, replace(moving, max_steps=2, scale=ScaleConfig(rows=3)), num_processes=3)
+    loop.train(replace(moving, max_steps=3), runtime)
+    run(train_as_a_command, replace(moving, scale=ScaleConfig(rows=2, recompute="all")), num_processes=2)
+    check_close(rows(moving.out)[-2:-1], rows(config.out)[-2:-1], 50 * LOSS_TOLERANCE)
+
+
+def train_until_killed(config, rank_killed: int) -> None:
+    """One rank ends as if its machine were gone, in the middle of its third step's backward pass."""
+    step = loop.train_step
+
+    def dying(training, batch, number, stop_asked):
+        if number == 2 and training.runtime.rank == rank_killed:
+            for parameter in training.model.parameters():
+                parameter.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        return step(training, batch, number, stop_asked)
+
+    loop.train_step = dying
+    train_as_a_command(config)
+
+
+@pytest.mark.parametrize("rank_killed", [0, 1])
+def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(shards, tmp_path, runtime, rank_killed):
+    config = tiny_config(shards, tmp_path / "run", val=None, save_every=1, scale=ScaleConfig(rows=2))
+    started = time.monotonic()
+    ended = start(train_until_killed, config, rank_killed, num_processes=2, timeout=90).wait()
+    assert time.monotonic() - started < 60 + SECONDS_TO_STOP
+    assert ended[rank_killed].exit_code == -signal.SIGKILL
+    survivor = ended[1 - rank_killed]
+    assert survivor.exit_code == 2, survivor.stderr
+    assert re.search(r"^error: another process of this run ended.*goes on$", survivor.stderr, re.MULTILINE)
+    assert [row["step"] for row in rows(config.out)] == [1, 2]
+    run(train_as_a_command, config, num_processes=2)
+    assert [row["step"] for row in rows(config.out)] == [1, 2, 3, 4, 5, 6]
+
+
+def refusal(config) -> str:
+    from glioma_dist.runtime import Runtime
+
+    try:
+        loop.train(config, Runtime.start())
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "changes", "message"),
+    [
+        (3, {"scale": ScaleConfig(rows=2)}, "--scale.rows 2 does not divide the 3 processes of this launch"),
+        (1, {"scale": ScaleConfig(rows=2)}, "--scale.rows 2 does not divide the 1 process of this launch"),
+        (
+            4,
+            {"scale": ScaleConfig(rows=2), "batch_size": 3},
+            "--batch-size 3 cannot be shared by 2 groups of processes",
+        ),
+        (3, {"scale": ScaleConfig(rows=3)}, "an image of 64 rows has 2 bands of 32, fewer than --scale.rows 3"),
+    ],
+)
+def test_a_wrong_launch_is_refused_before_any_data_is_read(tmp_path, num_processes, changes, message):
+    """The data is not even there."""
+    config = tiny_config(tmp_path / "nowhere", tmp_path / "run", **changes)
+    messages = run(refusal, config, num_processes=num_processes)
+    assert all(message in each for each in messages), messages
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory, runtime):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    loop.train(tiny_config(shards, out, max_steps=3, fit="crop"), runtime)
+    return out / "best"
+
+
+def predict_here(config) -> str:
+    from glioma_dist.runtime import Runtime
+
+    try:
+        return str(len(predict(config, Runtime.start())))
+    except InputError as error:
+        return str(error)
+
+
+def test_prediction_in_rows_equals_one_process_to_the_pixel(trained, tmp_path, runtime):
+    """Three images on two groups of two processes, of different sizes, one of them too low for two bands."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, size in enumerate(((70, 50), (64, 161), (100, 96), (64, 32))):
+        cv2.imwrite(str(folder / f"{number}.png"), draw_sample(number, *size).image)
+    predict(PredictConfig(trained, str(folder), tmp_path / "one"), runtime)
+    config = PredictConfig(trained, str(folder), tmp_path / "rows", scale=InferenceScaleConfig(rows=2))
+    messages = run(predict_here, config, num_processes=4)
+    assert all("1 of 4 images left out" in message and "3.png: an image of 32 rows" in message for message in messages)
+    masks = sorted(path.name for path in (tmp_path / "rows").glob("*.mask.png"))
+    assert masks == [f"{number}.mask.png" for number in range(3)]
+    for name in masks:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "rows" / name).read_bytes(), name
+
+
+def evaluate_here(config) -> dict:
+    from glioma_dist.runtime import Runtime
+
+    return evaluate(config, Runtime.start())
+
+
+def test_evaluation_in_rows_equals_one_process(trained, shards, runtime):
+    config = EvaluateConfig(trained, shards / "train", workers=0)
+    expected = evaluate(config, runtime)
+    found = run(evaluate_here, replace(config, scale=InferenceScaleConfig(rows=2)), num_processes=4)
+    assert found == [expected] * 4
