@@ -20,8 +20,32 @@ from glioma_dist.errors import InputError
 
 MAX_PIXELS = 2**28
 """Of a size that can be asked for: fifty times the article's largest."""
-ENCODER_NAMES = ("mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
-ROWS_ENCODERS = (*ENCODER_NAMES, "vgg19", "resnet50")
+ENCODER_NAMES = (
+    "mit_tiny",
+    "mit_b0",
+    "mit_b1",
+    "mit_b2",
+    "mit_b3",
+    "mit_b4",
+    "mit_b5",
+    "densenet169",
+    "dpn92",
+    "efficientnet_b5",
+    "efficientnet_lite0",
+    "gernet_l",
+    "inceptionv4",
+    "mobilenet_v2",
+    "regnetx_064",
+    "res2net50_26w_4s",
+    "resnest50d",
+    "resnet50",
+    "resnext50_32x4d",
+    "se_resnet50",
+    "se_resnext50_32x4d",
+    "vgg19",
+    "xception",
+)
+ROWS_ENCODERS = (*(name for name in ENCODER_NAMES if name.startswith("mit_")), "resnet50", "vgg19")
 """Those whose images may be split over processes; tests/distributed/test_rows.py proves each family."""
 COST_FIELDS = (
     "data.train",

@@ -43,9 +43,26 @@ class DecoderBlock(nn.Module):
         return functional.relu(self.norm2(self.conv2(features)), inplace=True)
 
 
+class CenterBlock(nn.Module):
+    """Convolves the coarsest map twice, for encoders that end with a pooling (VGG), as segmentation_models.pytorch
+    does it."""
+
+    def __init__(self, channels: int, norm: Literal["batch", "group"]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = make_norm(norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = make_norm(norm, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, channels, H, W). Returns the same shape."""
+        features = functional.relu(self.norm1(self.conv1(features)), inplace=True)
+        return functional.relu(self.norm2(self.conv2(features)), inplace=True)
+
+
 class BilinearDecoder(nn.Module):
     """U-Net decoder (Ronneberger et al. 2015) in the article's form, from stride 32 to full size in five blocks, and a
-    3x3 head with one logit a pixel."""
+    3x3 head with one logit a pixel. With `center`, a `CenterBlock` stands before the blocks."""
 
     def __init__(
         self,
@@ -53,10 +70,12 @@ class BilinearDecoder(nn.Module):
         encoder_strides: Sequence[int],
         channels: Sequence[int],
         norm: Literal["batch", "group"],
+        center: bool = False,
     ) -> None:
         super().__init__()
         skips = dict(zip(encoder_strides, encoder_channels, strict=True))
         width = skips.pop(2 ** len(channels))
+        self.center = CenterBlock(width, norm) if center else nn.Identity()
         self.skip_strides = tuple(2**level for level in range(len(channels) - 1, -1, -1))
         blocks = []
         for stride, out_channels in zip(self.skip_strides, channels, strict=True):
@@ -68,7 +87,7 @@ class BilinearDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
-        features = maps[-1]
+        features = self.center(maps[-1])
         for block, skip in zip(self.blocks, self.skips(maps), strict=True):
             features = block(features, skip)
         return self.head(features)

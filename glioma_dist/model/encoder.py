@@ -2,7 +2,8 @@
 
 The contract: `encoder(images, seeds)` returns a list of maps, finest first; `encoder.strides` and
 `encoder.channels` say the stride and the channels of each; it computes in parts, map to map, each through
-`encoder.run_part`, so that recomputation can take hold of them.
+`encoder.run_part`, so that recomputation can take hold of them. A part that runs batch norms is an `nn.Module` that
+holds them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 """Table 6 of SegFormer (Xie et al. 2021, arXiv 2105.15203); the rest of its columns are SegformerConfig's defaults.
 mit_tiny is ours, for demos and tests."""
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of the channels of images in [0, 1]: what images are normalised by."""
 DEEP_STAGE = 6
 STREAM = 1
 """Part of the generator's seed, so that these draws are others than augmentation's from the same image's seed."""

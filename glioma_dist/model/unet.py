@@ -11,11 +11,11 @@ from torch.nn import functional
 from glioma_dist.config import ModelConfig
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoder import MitEncoder
+from glioma_dist.model.encoder import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
+from glioma_dist.model.timm_encoder import TimmEncoder
 from glioma_dist.model.weights import HUB_NAMES, IMAGENET_LICENCE, initialise, load_imagenet
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+ENCODERS_WITH_CENTER = ("vgg19",)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -31,9 +31,13 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = MitEncoder(config.encoder)
+        self.encoder = MitEncoder(config.encoder) if config.encoder in MIT_SHAPES else TimmEncoder(config.encoder)
         self.decoder = BilinearDecoder(
-            self.encoder.channels, self.encoder.strides, config.decoder_channels, config.norm
+            self.encoder.channels,
+            self.encoder.strides,
+            config.decoder_channels,
+            config.norm,
+            center=config.encoder in ENCODERS_WITH_CENTER,
         )
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:

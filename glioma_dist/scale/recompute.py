@@ -17,7 +17,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.models.segformer.modeling_segformer import SegformerMixMLP
 
-from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock
+from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
+from glioma_dist.model.encoder import MitEncoder
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.bands import in_bands
 from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d
@@ -44,14 +45,17 @@ def recompute(model: UNet, kind: Literal["none", "encoder", "all"]) -> None:
     encoder: of each part of the encoder (one layer, or two in a deep stage) keeps the input and what attention gave.
     all: computes attention again too, goes through the first stages' Mix-FFN in bands of rows, keeps the input of each
     decoder block only, and goes through the last block and the head in bands.
+    Of a convolutional encoder both keep the inputs of its parts.
     """
     if kind == "none":
         return
-    model.encoder.run_part = compute_again_but_attention if kind == "encoder" else compute_again
-    if kind == "all":
+    attends = isinstance(model.encoder, MitEncoder)
+    model.encoder.run_part = compute_again_but_attention if kind == "encoder" and attends else compute_part_again
+    if kind == "all" and attends:
         for stage in model.encoder.segformer.stages[:NUM_BANDED_STAGES]:
             for layer in stage.blocks:
                 layer.mlp.__class__ = BandedMixFFN
+    if kind == "all":
         model.decoder.__class__ = RecomputedDecoder
         for block in model.decoder.blocks:
             block.__class__ = BandedBlock
@@ -61,6 +65,11 @@ def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn
     """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs."""
     contexts = partial(_first_and_again, norms) if norms is not None else _first_and_again
     return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """`part(features)`, a part of an encoder, of which only the input is kept."""
+    return compute_again(part, features, norms=part if isinstance(part, nn.Module) else None)
 
 
 def compute_again_but_attention(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
@@ -139,6 +148,8 @@ class RecomputedDecoder(BilinearDecoder):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
         features, skips = maps[-1], self.skips(maps)
+        if isinstance(self.center, CenterBlock):
+            features = compute_part_again(self.center, features)
         for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
             features = compute_again(block, features, skip, norms=block)
         return self.blocks[-1](features, skips[-1], self.head)

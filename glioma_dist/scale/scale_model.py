@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from glioma_dist.config import ScaleConfig
+from glioma_dist.model.encoder import MitEncoder
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.planner import Recompute
 from glioma_dist.scale.recompute import NUM_BANDED_STAGES, recompute
@@ -24,7 +26,14 @@ def scale_model(model: UNet, scale: ScaleConfig, kind: Recompute, rows: Rows) ->
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
     if scale.compile:
-        # A band's work is a new function each time, which would be translated each time.
-        for stage in model.encoder.segformer.stages[NUM_BANDED_STAGES if kind == "all" else 0 :]:
-            for layer in stage.blocks:
-                layer.compile()
+        for block in _repeated(model, kind):
+            block.compile()
+
+
+def _repeated(model: UNet, kind: Recompute) -> list[nn.Module]:
+    """The encoder's layers or blocks."""
+    if not isinstance(model.encoder, MitEncoder):
+        return model.encoder.blocks()
+    # A band's work is a new function each time, which would be translated each time.
+    stages = model.encoder.segformer.stages[NUM_BANDED_STAGES if kind == "all" else 0 :]
+    return [layer for stage in stages for layer in stage.blocks]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from encoder_helpers import narrow
 from helpers import TINY_CHANNELS, run
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from glioma_dist.scale.rows import Rows
 from glioma_dist.training.losses import segmentation_loss
 
 BATCH_SIZE = 2
+NARROW_ENCODERS = ("vgg19", "resnet50")
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,21 @@ DOUBLE = [
     Case(2, 2, recompute="encoder"),
     Case(4, 4, recompute="all"),
     Case(2, 4, recompute="all", norm="group"),
+    Case(2, 2, encoder="vgg19"),
+    Case(4, 4, encoder="vgg19", recompute="all"),
+    Case(2, 2, encoder="resnet50"),
+    Case(4, 4, encoder="resnet50", recompute="all"),
 ]
 
 
 def take_steps(case: Case) -> dict[str, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        if case.encoder in NARROW_ENCODERS:
+            narrow(patch, case.encoder)
+        return _take_steps(case)
+
+
+def _take_steps(case: Case) -> dict[str, Tensor]:
     """Logits, losses and gradients of three steps, weights and buffers after them; in one process, or as one of
     several, which must all come to the same weights."""
     from glioma_dist.runtime import Runtime

@@ -20,6 +20,7 @@ from glioma_dist.config import (
 from glioma_dist.config_file import differences, from_dict, to_dict
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoder import MIT_SHAPES
+from glioma_dist.model.timm_encoder import TIMM_MODELS
 
 TRAIN = ["--data.train", "shards/x"]
 
@@ -160,7 +161,7 @@ def test_a_written_config_holds_texts_and_lists_only():
         ("b3", "mit_b3"),
         ("mit-b0", "mit_b0"),
         ("MIT_TINY", "mit_"),
-        ("resnet34", "mit_"),
+        ("resnet34", "resnet50"),
     ],
 )
 def test_an_unknown_encoder_is_answered_with_the_nearest(typed, meant):
@@ -170,7 +171,7 @@ def test_an_unknown_encoder_is_answered_with_the_nearest(typed, meant):
 
 
 def test_every_known_encoder_can_be_built():
-    assert set(ENCODER_NAMES) == set(MIT_SHAPES)
+    assert set(ENCODER_NAMES) == {*MIT_SHAPES, *TIMM_MODELS}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""The article's encoders, narrow and shallow enough for tests; the architecture is timm's own."""
+
+from dataclasses import replace
+
+from timm.models import vgg
+
+from glioma_dist.model.timm_encoder import TIMM_MODELS
+
+NARROW_VGG = [4, 4, "M", 8, 8, "M", 8, 8, 8, 8, "M", 16, 16, 16, 16, "M", 16, 16, 16, 16, "M"]
+SHALLOW = {"layers": (1, 2, 1, 1)}
+NARROW = {
+    "resnet50": {"options": {**SHALLOW, "channels": (8, 8, 16, 16)}},
+    "res2net50_26w_4s": {"options": {**SHALLOW, "channels": (8, 8, 16, 16)}},
+    "resnest50d": {"options": {**SHALLOW, "channels": (8, 8, 16, 16), "stem_width": 4}},
+    "se_resnet50": {"options": SHALLOW},
+    "densenet169": {"options": {"growth_rate": 4, "block_config": (2, 2, 2, 2)}},
+    "dpn92": {
+        "options": {"fc_act_layer": "relu", "k_sec": (1, 2, 1, 1), "inc_sec": (4, 4, 4, 4), "k_r": 32, "groups": 2},
+        "taps": (
+            "features.conv1_1",
+            "features.conv2_1",
+            "features.conv3_2",
+            "features.conv4_1",
+            "features.conv5_bn_ac",
+        ),
+    },
+    "mobilenet_v2": {"name": "mobilenetv2_035"},
+}
+"""By encoder name, what is changed of its row of TIMM_MODELS; vgg19's widths are a table of timm's."""
+
+
+def narrow(monkeypatch, *names: str) -> None:
+    """Have these encoders built narrow within this process, for as long as `monkeypatch` lasts."""
+    for name in names:
+        if name == "vgg19":
+            monkeypatch.setitem(vgg.cfgs, "vgg19", NARROW_VGG)
+        else:
+            monkeypatch.setitem(TIMM_MODELS, name, replace(TIMM_MODELS[name], **NARROW[name]))
