@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +24,9 @@ from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.counting import StepMemory, count_step_memory
 from glioma_dist.scale.recompute import recompute
+from glioma_dist.scale.row_layers import split_rows
+from glioma_dist.scale.rows import ImaginaryRows
+from glioma_dist.scale.sharding import sharded_units
 
 Recompute = Literal["none", "encoder", "all"]
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
@@ -41,9 +45,13 @@ class Step:
     model: ModelConfig
     size: Size
     batch_size: int
-    """Images on one device."""
+    """Images on one device, or on the devices that share them by rows."""
     bf16: bool
     num_devices: int = 1
+    rows: int = 1
+    """Devices that share each image."""
+    shards: bool = False
+    """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
     loss_name: str = "dice"
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
@@ -54,26 +62,60 @@ def count(step: Step, kind: Recompute) -> StepMemory:
     answers = _read_answers()
     key = _key(step, kind)
     if key not in answers:
-        model = UNet(step.model)
-        recompute(model, kind)
-        counted = count_step_memory(model, step.loss, step.size, step.batch_size, step.bf16)
+        model, size, _ = _model_of_one_device(step, kind)
+        counted = count_step_memory(model, step.loss, size, step.batch_size, step.bf16)
         answers = _read_answers() | {key: asdict(counted)}
         _write_answers(answers)
     memory = StepMemory(**answers[key])
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
         memory = replace(memory, gradients=memory.optimizer // 2)
-    return memory
+    return _shard(memory, step) if step.shards else memory
+
+
+def count_sent(step: Step, kind: Recompute) -> tuple[int, int]:
+    """Bytes that one device of those that share an image sends in a step: halos to its neighbours, and keys and values
+    to all (by rings). Those of gradients, which every engine sends, and of norms' statistics are not in it."""
+    model, size, rows = _model_of_one_device(step, kind)
+    count_step_memory(model, step.loss, size, step.batch_size, step.bf16)
+    return rows.halo_bytes, rows.gathered_bytes
+
+
+def _model_of_one_device(step: Step, kind: Recompute) -> tuple[UNet, Size, ImaginaryRows]:
+    """The model as one device has it, and the size of its band."""
+    model, rows = UNet(step.model), ImaginaryRows(step.rows, step.size.height)
+    recompute(model, kind)
+    split_rows(model, rows)
+    band = rows.cut(step.size.height)
+    return model, Size(step.size.width, band.stop - band.start), rows
+
+
+def _shard(memory: StepMemory, step: Step) -> StepMemory:
+    """With weights, gradients and moments spread over the devices. At the worst moment the weights of two units (a
+    layer or a decoder block) and the gradients of one are whole, and both of what is in no unit."""
+    largest, rest = _unit_bytes(step.model)
+    whole = 3 * largest + 2 * rest
+    shared = {name: getattr(memory, name) // step.num_devices for name in ("parameters", "gradients", "optimizer")}
+    return replace(memory, **shared, momentary=memory.momentary + whole)
+
+
+@lru_cache
+def _unit_bytes(config: ModelConfig) -> tuple[int, int]:
+    """Bytes of the weights of the largest unit that FSDP2 gathers, and of all that is in no unit."""
+    model = UNet(config)
+    units = [sum(each.nbytes for each in unit.parameters()) for unit in sharded_units(model)]
+    return max(units), sum(each.nbytes for each in model.parameters()) - sum(units)
 
 
 def largest_pixels(step: Step, kind: Recompute, memory: float) -> float:
-    """Pixels, over all padded images of a step on one device, that `memory` bytes are enough for.
+    """Pixels, over all padded images of a step on one device, or on those that share them, that `memory` bytes of
+    each are enough for.
 
     Beyond `STRAIGHT_PIXELS` a step's memory is a straight line in its pixels: no attention matrix is held, and bands
     have their full size. It is drawn through two heights of the size asked for, there.
     """
     size = padded(step.size)
     pixels = size.width * size.height * step.batch_size
-    times = math.ceil(STRAIGHT_PIXELS / pixels)
+    times = math.ceil(STRAIGHT_PIXELS * step.rows / pixels)
     low, high = (
         count(replace(step, size=Size(size.width, number * size.height)), kind).peak for number in (times, 2 * times)
     )
@@ -81,7 +123,7 @@ def largest_pixels(step: Step, kind: Recompute, memory: float) -> float:
 
 
 def largest_batch(step: Step, kind: Recompute, memory: float) -> int:
-    """The most images of the step's size on one device."""
+    """The most images of the step's size on one device, or on those that share them."""
     size = padded(step.size)
     return int(largest_pixels(step, kind, memory) / (size.width * size.height))
 
@@ -135,14 +177,15 @@ def resolve(kind: Literal["none", "encoder", "all", "auto"], step: Step, memory:
 def advice(step: Step, memory: float, tried: Recompute | None = None) -> str:
     """In words: what a step needs, and which flags make it fit into `memory` bytes; `tried` is known not to."""
     chosen = choose(step, memory, RECOMPUTE if tried is None else RECOMPUTE[RECOMPUTE.index(tried) + 1 :])
-    asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on this device"
+    place = f"{step.rows} devices" if step.rows > 1 else "this device"
+    asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on {place}"
     needs = ", ".join(f"{count(step, kind).peak / GIB:.1f} GiB with --scale.recompute {kind}" for kind in RECOMPUTE)
     text = f"{asked}: {needs} are needed; there are {memory / GIB:.1f} GiB"
     if chosen:
         return f"{text}: give --scale.recompute {chosen}"
     images, size = largest_batch(step, "all", memory), largest_size(step, "all", memory)
     if 0 < images < step.batch_size:
-        return f"{text}: give --scale.recompute all and --batch-size {images * step.num_devices}"
+        return f"{text}: give --scale.recompute all and --batch-size {images * step.num_devices // step.rows}"
     if SIDE_STEP <= size.width < step.size.width and size.height >= SIDE_STEP:
         return f"{text}: give --scale.recompute all and at most --data.size {size}"
     return f"{text}: give a smaller --batch-size, --data.size or --model.encoder, and see what else uses the memory"
@@ -158,6 +201,7 @@ def _key(step: Step, kind: Recompute) -> str:
         step.bf16,
         step.loss_name,
         kind,
+        step.rows,
         torch.__version__,
         transformers.__version__,
         _code(),

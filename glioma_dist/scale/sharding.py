@@ -16,8 +16,13 @@ def choose_shards(model: nn.Module, runtime: Runtime) -> None:
     A file of settings cannot name the classes: recomputation gives some of them others.
     """
     if runtime.accelerator.is_fsdp2:
-        classes = {type(part).__name__ for part in model.modules() if isinstance(part, SegformerLayer | DecoderBlock)}
+        classes = {type(unit).__name__ for unit in sharded_units(model)}
         runtime.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(classes)
+
+
+def sharded_units(model: nn.Module) -> list[nn.Module]:
+    """The parts of the model whose weights are gathered when they are needed; what is in none stays gathered."""
+    return [part for part in model.modules() if isinstance(part, SegformerLayer | DecoderBlock)]
 
 
 def clip_gradients(model: nn.Module, runtime: Runtime, greatest: float | None) -> float:

@@ -23,9 +23,11 @@ def step_of(config: TrainConfig, runtime: Runtime) -> Step:
     return Step(
         config.model,
         config.data.size,
-        batch_size=max(1, config.batch_size // runtime.num_processes),
+        batch_size=max(1, config.batch_size * config.scale.rows // runtime.num_processes),
         bf16=runtime.accelerator.mixed_precision != "no",
         num_devices=runtime.num_processes,
+        rows=config.scale.rows,
+        shards=runtime.accelerator.is_fsdp2,
         loss_name=config.loss,
         loss=partial(segmentation_loss, config.loss),
     )
