@@ -1,6 +1,7 @@
 """What a training step needs, and what fits on a card, without one: `python tools/plan_memory.py --help`."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import tyro
 
-from glioma_dist.config import ModelConfig, Size, SizeFlag
+from glioma_dist.config import ROWS_ENCODERS, ModelConfig, Size, SizeFlag
 from glioma_dist.errors import InputError
 from glioma_dist.runtime import run_command
 from glioma_dist.scale.counting import StepMemory, count_step_memory
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, largest_batch, largest_size, usable
+from glioma_dist.scale.rows import UNIT_ROWS
 from glioma_dist.training.losses import segmentation_loss
 
 LADDER: tuple[tuple[str, bool, Recompute], ...] = (
@@ -24,6 +26,7 @@ LADDER: tuple[tuple[str, bool, Recompute], ...] = (
     ("bf16, recompute all", True, "all"),
 )
 """Name, bf16, recomputation."""
+NAME_WIDTH = 36
 MAX_GPU_GIB = 2**20
 COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
 """Those of StepMemory's parts, then what fits, the largest batch, the largest size."""
@@ -41,7 +44,7 @@ class PlanConfig:
     gpu_memory: str | None = None
     """Of one card, as 24GiB or 24GB: adds what fits, the largest batch and size, and the command to run."""
     gpus: int = 1
-    """Cards that share the batch (DDP)."""
+    """Cards that share the work: the batch (DDP), each image by its rows (--scale.rows), the weights (FSDP2)."""
     peer: bool = False
     """Count segmentation_models.pytorch's same network beside ours (pip install 'glioma-dist[bench]')."""
     json: Path | None = None
@@ -57,8 +60,11 @@ class PlanConfig:
             raise InputError("--peer: it has no mit_tiny; give --model.encoder mit_b0 or larger")
         if self.batch_size < 1 or self.gpus < 1:
             raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
-        if self.batch_size % self.gpus:
-            raise InputError(f"--batch-size {self.batch_size} cannot be shared by {self.gpus} cards: give a multiple")
+        if not all(numbers_of_rows(self, size) for size in self.size):
+            raise InputError(
+                f"--batch-size {self.batch_size} cannot be shared by {self.gpus} cards, nor can the images by their "
+                "rows: give a multiple"
+            )
         if self.json is not None and self.json.is_dir():
             raise InputError(f"--json {self.json} is a folder; name a file in it")
 
@@ -72,7 +78,7 @@ def main() -> None:
     rungs: list[dict] = []
     for size in plan.size:
         print(
-            f"\n{size!s:<32}"
+            f"\n{size!s:<{NAME_WIDTH}}"
             + "".join(f"{name:>{max(8, len(name) + 2)}}" for name in COLUMNS[: 6 if memory is None else None])
         )
         for rung in rungs_of(plan, size, memory):
@@ -96,18 +102,32 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * GIB
 
 
+def numbers_of_rows(plan: PlanConfig, size: Size) -> list[int]:
+    """Into how many bands the cards may split an image: so that the groups of cards divide the batch."""
+    most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in ROWS_ENCODERS else 1
+    divisors = [rows for rows in range(1, min(plan.gpus, most) + 1) if plan.gpus % rows == 0]
+    return [rows for rows in divisors if plan.batch_size % (plan.gpus // rows) == 0]
+
+
 def rungs_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
-    """The ladder's rungs at one size, one after the other as they are counted."""
+    """The ladder's rungs at one size, one after the other as they are counted; with several cards the ladder for each
+    number of bands, and FSDP2 on its last rung."""
     loss = partial(segmentation_loss, "dice")
-    for name, bf16, kind in LADDER:
-        step = Step(plan.model, size, plan.batch_size // plan.gpus, bf16, plan.gpus, loss=loss)
-        rung = described(name, size, count(step, kind)) | {"bf16": bf16, "recompute": kind}
-        if memory is not None:
-            free = usable(memory)
-            rung["fits"] = rung["peak_gib"] * GIB <= free
-            rung["largest_batch"] = largest_batch(replace(step, batch_size=1), kind, free) * plan.gpus
-            rung["largest_size"] = str(largest_size(step, kind, free))
-        yield rung
+    for rows in numbers_of_rows(plan, size):
+        ladder = [(*rung, False) for rung in LADDER]
+        if plan.gpus > 1:
+            ladder.append((f"{LADDER[-1][0]}, FSDP2", *LADDER[-1][1:], True))
+        for name, bf16, kind, shards in ladder:
+            images = plan.batch_size * rows // plan.gpus
+            step = Step(plan.model, size, images, bf16, plan.gpus, rows, shards, loss=loss)
+            rung = described(f"{name}, rows {rows}" if rows > 1 else name, size, count(step, kind))
+            rung |= {"bf16": bf16, "recompute": kind, "rows": rows, "fsdp2": shards}
+            if memory is not None:
+                free = usable(memory)
+                rung["fits"] = rung["peak_gib"] * GIB <= free
+                rung["largest_batch"] = largest_batch(replace(step, batch_size=1), kind, free) * plan.gpus // rows
+                rung["largest_size"] = str(largest_size(step, kind, free))
+            yield rung
     for name, bf16 in (("peer, fp32", False), ("peer, bf16", True)) if plan.peer else ():
         model = build_peer(plan.model.encoder)
         yield described(name, size, count_step_memory(model(), loss, size, plan.batch_size // plan.gpus, bf16))
@@ -132,7 +152,9 @@ def described(name: str, size: Size, memory: StepMemory) -> dict:
 
 
 def line(rung: dict) -> str:
-    text = f"{rung['name']:<32}" + "".join(f"{value:8.2f}" for name, value in rung.items() if name.endswith("_gib"))
+    text = f"{rung['name']:<{NAME_WIDTH}}" + "".join(
+        f"{value:8.2f}" for name, value in rung.items() if name.endswith("_gib")
+    )
     if "fits" in rung:
         text += f"{'yes' if rung['fits'] else 'no':>8}{rung['largest_batch']:8}{rung['largest_size']:>14}"
     return text
@@ -144,13 +166,16 @@ def choice(plan: PlanConfig, size: Size, rungs: list[dict]) -> dict | None:
     if rung is None:
         return None
     launch = "accelerate launch --config_file accelerate_configs/"
-    launch += "gpu.yaml" if plan.gpus == 1 else f"multi_gpu.yaml --num_processes {plan.gpus}"
+    several = "fsdp2.yaml" if rung["fsdp2"] else "multi_gpu.yaml"
+    launch += "gpu.yaml" if plan.gpus == 1 else f"{several} --num_processes {plan.gpus}"
     channels = " ".join(map(str, plan.model.decoder_channels))
     flags = f"--data.size {size} --model.encoder {plan.model.encoder} --batch-size {plan.batch_size}"
     if plan.model.norm != ModelConfig.norm:
         flags += f" --model.norm {plan.model.norm}"
     if plan.model.decoder_channels != ModelConfig.decoder_channels:
         flags += f" --model.decoder-channels {channels}"
+    if rung["rows"] > 1:
+        flags += f" --scale.rows {rung['rows']}"
     command = f"{launch} train.py {flags} --scale.recompute {rung['recompute']} --data.train … --out …"
     return {"name": rung["name"], "command": command}
 
