@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import rows, run, tiny_config
+from helpers import command, rows, run, tiny_config
+from safetensors.torch import load_file
 from test_processes import train_in_double as train_plain_in_double
 
 from glioma_dist.config import ScaleConfig
@@ -96,6 +97,24 @@ def test_a_run_moves_between_engines_bands_and_numbers_of_processes(shards, tmp_
     train_plain_in_double(moving)
     ours = [row for row in rows(moving.out) if "split" not in row]
     check_losses(ours, [row for row in rows(config.out) if "split" not in row], 1e-9)
+
+
+def test_parts_are_merged_into_a_plain_checkpoint(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", max_steps=1, val=None)
+    run(train_here, config, num_processes=2)
+    folder, merged = tmp_path / "run" / "last", tmp_path / "merged"
+    ended = command("tools/merge_checkpoint.py", "--checkpoint", folder, "--out", merged)
+    assert ended.exit_code == 0, ended.stderr
+    assert sorted(path.name for path in merged.iterdir()) == [MODEL, OPTIMIZER, "state.json"]
+    assert (merged / "state.json").read_text() == (folder / "state.json").read_text()
+    for name in (MODEL, OPTIMIZER):
+        plain = load_file(merged / name)
+        assert {key: tensor.tolist() for key, tensor in plain.items()} == {
+            key: tensor.tolist() for key, tensor in Checkpoint.read(folder).tensors(name).items()
+        }
+    ended = command("tools/merge_checkpoint.py", "--checkpoint", folder, "--out", merged)
+    assert ended.exit_code == 2
+    assert "exists; give a new folder" in ended.stderr
 
 
 def test_a_missing_part_is_named(shards, tmp_path):

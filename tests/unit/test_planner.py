@@ -142,3 +142,22 @@ def take_steps(model_config: ModelConfig, size: Size, kind: str) -> None:
 
 def resident(what: str) -> int:
     return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.parametrize(("num_rows", "most"), [(2, 0.56), (4, 0.32)])
+def test_kept_activations_are_shared_by_rows(num_rows, most):
+    """At native height, 61 units, the band of a process keeps little more than its share."""
+    step = replace(TINY, model=ModelConfig(encoder="mit_b0"), size=Size(256, 1952), bf16=True)
+    shared = replace(step, rows=num_rows, num_devices=num_rows)
+    kept = [count(each, "none").kept for each in (shared, step)]
+    assert 1 / num_rows < kept[0] / kept[1] <= most
+    halos, gathered = planner.count_sent(shared, "none")
+    assert 0 < halos < kept[0] / 20
+    assert gathered > 0
+
+
+def test_fsdp_shares_weights_gradients_and_moments():
+    whole = count(replace(TINY, num_devices=4), "all")
+    shared = count(replace(TINY, num_devices=4, shards=True), "all")
+    assert (shared.parameters, shared.optimizer) == (whole.parameters // 4, whole.optimizer // 4)
+    assert shared.momentary > whole.momentary  # a layer's weights are whole while they are needed

@@ -1,0 +1,35 @@
+"""One plain model.safetensors from the parts of several processes: `python tools/merge_checkpoint.py --help`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from glioma_dist.errors import InputError
+from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, find_parts, write_checkpoint
+from glioma_dist.runtime import run_command
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Write a checkpoint of FSDP2's parts as whole files, for other programs; this toolkit reads both."""
+
+    checkpoint: Path
+    """A checkpoint folder, as runs/x/last."""
+    out: Path
+    """A new folder for it."""
+
+
+def main() -> None:
+    config = tyro.cli(MergeConfig)
+    checkpoint = Checkpoint.read(config.checkpoint)
+    if config.out.exists():
+        raise InputError(f"--out {config.out} exists; give a new folder")
+    moments = checkpoint.tensors(OPTIMIZER) if find_parts(checkpoint.folder, OPTIMIZER) else None
+    weights = checkpoint.tensors(MODEL)
+    write_checkpoint(config.out, checkpoint.config, checkpoint.facts, weights, moments)
+    print(f"{len(weights)} tensors in {config.out / MODEL}")
+
+
+if __name__ == "__main__":
+    run_command(main)
