@@ -66,9 +66,8 @@ def _split_layer(name: str, module: nn.Module, rows: Rows) -> None:
         module.config._attn_implementation = ATTENTION_OVER_ROWS
         module.rows = rows
     elif type(module) in ROW_LAYERS:
-        _, reaches = kept = ROW_LAYERS[type(module)]
-        if reaches is None or reaches(name, module):
-            module.__class__ = kept[0]
+        if not isinstance(module, nn.Conv2d | nn.MaxPool2d) or reaches_over(name, module):
+            module.__class__ = ROW_LAYERS[type(module)]
             module.rows = rows
     elif not isinstance(module, PER_PIXEL) and next(module.children(), None) is None:
         raise InputError(f"--scale.rows: {name} is a {type(module).__name__}, which is not known to be exact in bands")
@@ -193,9 +192,9 @@ class RowsGroupNorm(nn.GroupNorm):
 
 
 ROW_LAYERS = {
-    nn.Conv2d: (RowsConv2d, reaches_over),
-    nn.MaxPool2d: (RowsMaxPool2d, reaches_over),
-    nn.Upsample: (RowsUpsample, None),
-    nn.GroupNorm: (RowsGroupNorm, None),
+    nn.Conv2d: RowsConv2d,
+    nn.MaxPool2d: RowsMaxPool2d,
+    nn.Upsample: RowsUpsample,
+    nn.GroupNorm: RowsGroupNorm,
 }
-"""What takes a layer's place, and whether it must."""
+"""What takes a layer's place."""

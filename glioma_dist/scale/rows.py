@@ -36,8 +36,8 @@ class Rows:
         self.size, self.rank = size, rank
         self.data_rank, self.num_data_groups = data_rank, num_data_groups
         self.group = group
-        self.units = [1] * size
-        """Of each band of the image that is worked on, `UNIT_ROWS` rows each."""
+        self.units, self.heights = [1] * size, [UNIT_ROWS] * size
+        """Of each band of the image that is worked on: units of `UNIT_ROWS` rows, and rows."""
 
     @classmethod
     def join(cls, runtime: Runtime, size: int) -> Rows:
