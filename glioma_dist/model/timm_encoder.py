@@ -84,7 +84,8 @@ TIMM_MODELS: dict[str, TimmModel] = {
     "resnest50d": TimmModel("resnest50d"),
     "vgg19": TimmModel("vgg19", options=_UNUSED_CLASSIFIER),
     "xception": TimmModel("legacy_xception", taps=("act2", "block1", "block2", "block11", "bn4"), pad=True),
-    "efficientnet_lite0": TimmModel("tf_efficientnet_lite0"),
+    # TensorFlow's momentum, 0.01, takes hundreds of steps until running statistics fit new weights.
+    "efficientnet_lite0": TimmModel("tf_efficientnet_lite0", options={"bn_momentum": 0.1}),
 }
 """Our names and timm's. Where segmentation_models.pytorch, of which the article's networks are, has other maps or
 paddings than timm, they are taken over here; with equal weights all of them give what that library's give."""
