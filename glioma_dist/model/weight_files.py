@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -77,7 +78,9 @@ def put(
 
 
 def _read_pickle(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said of other programs' ways of pickling; what cannot be read raises
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_weight(item: tuple[object, object]) -> bool:
