@@ -16,35 +16,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from glioma_dist.encoder_names import ENCODER_NAMES, known_encoder
 from glioma_dist.errors import InputError
 
 MAX_PIXELS = 2**28
 """Of a size that can be asked for: fifty times the article's largest."""
-ENCODER_NAMES = (
-    "mit_tiny",
-    "mit_b0",
-    "mit_b1",
-    "mit_b2",
-    "mit_b3",
-    "mit_b4",
-    "mit_b5",
-    "densenet169",
-    "dpn92",
-    "efficientnet_b5",
-    "efficientnet_lite0",
-    "gernet_l",
-    "inceptionv4",
-    "mobilenet_v2",
-    "regnetx_064",
-    "res2net50_26w_4s",
-    "resnest50d",
-    "resnet50",
-    "resnext50_32x4d",
-    "se_resnet50",
-    "se_resnext50_32x4d",
-    "vgg19",
-    "xception",
-)
 ROWS_ENCODERS = (*(name for name in ENCODER_NAMES if name.startswith("mit_")), "resnet50", "vgg19")
 """Those whose images may be split over processes; tests/distributed/test_rows.py proves each family."""
 COST_FIELDS = (
@@ -142,13 +118,20 @@ class ModelConfig:
     """The U-Net."""
 
     encoder: str = "mit_b3"
-    """mit_b0 to mit_b5 (SegFormer's Mix Transformers); mit_tiny is for demos and tests."""
+    """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), or one of the article's
+    convolutional networks. `list` prints them all, with what they cost."""
     init: str = "random"
-    """Starting weights: random, imagenet (encoder only, from the hub), or a checkpoint folder of this toolkit."""
+    """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
+    checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or what its save_pretrained writes."""
+    weights: Path | None = None
+    """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to take instead of the hub's."""
     norm: Literal["batch", "group"] = "batch"
     """The decoder's normalisation. Batch norm takes its statistics over all processes."""
     decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
     """Channels of the decoder's blocks, from the coarsest to full size."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", known_encoder(self.encoder))
 
     def validate(self) -> None:
         if self.encoder not in ENCODER_NAMES:
@@ -158,6 +141,11 @@ class ModelConfig:
             )
         if min(self.decoder_channels) < 1:
             raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
+        if self.weights is not None and self.init != "imagenet":
+            raise InputError(
+                f"--model.weights {self.weights}: is for --model.init imagenet, not for {self.init}; "
+                "a checkpoint of a whole network is given by --model.init FILE"
+            )
 
 
 def check_rows(rows: int, encoder: str) -> None:

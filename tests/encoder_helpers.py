@@ -12,7 +12,9 @@ NARROW = {
     "resnet50": {"options": {**SHALLOW, "channels": (8, 8, 16, 16)}},
     "res2net50_26w_4s": {"options": {**SHALLOW, "channels": (8, 8, 16, 16)}},
     "resnest50d": {"options": {**SHALLOW, "channels": (8, 8, 16, 16), "stem_width": 4}},
+    "resnext50_32x4d": {"options": SHALLOW},
     "se_resnet50": {"options": SHALLOW},
+    "se_resnext50_32x4d": {"options": SHALLOW},
     "densenet169": {"options": {"growth_rate": 4, "block_config": (2, 2, 2, 2)}},
     "dpn92": {
         "options": {"fc_act_layer": "relu", "k_sec": (1, 2, 1, 1), "inc_sec": (4, 4, 4, 4), "k_r": 32, "groups": 2},

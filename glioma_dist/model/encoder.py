@@ -34,6 +34,7 @@ mit_tiny is ours, for demos and tests."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of the channels of images in [0, 1]: what images are normalised by."""
+AUTHORS_EPSILON = 1e-6
 DEEP_STAGE = 6
 STREAM = 1
 """Part of the generator's seed, so that these draws are others than augmentation's from the same image's seed."""
@@ -62,6 +63,7 @@ class MitEncoder(nn.Module):
         self.channels: tuple[int, ...] = tuple(config.hidden_sizes)
         self.segformer = SegformerModel(config)
         keep_stream_precision(self.segformer)
+        _take_authors_epsilon(self.segformer)
         self.stochastic_depth = StochasticDepth(self.segformer)
         self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
         self.memory_format = torch.contiguous_format
@@ -97,6 +99,17 @@ class MitEncoder(nn.Module):
         if layers.stop == len(stage.blocks):
             tokens = stage.layer_norm(tokens)
         return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def _take_authors_epsilon(segformer: SegformerModel) -> None:
+    """1e-6 in the norms of layers and stages, as in SegFormer's released code, with which its weights were trained;
+    transformers has PyTorch's 1e-5 in all norms."""
+    for stage in segformer.stages:
+        for norm in (
+            stage.layer_norm,
+            *(n for each in stage.blocks for n in (each.layernorm_before, each.layernorm_after)),
+        ):
+            norm.eps = AUTHORS_EPSILON
 
 
 def parts_of(depth: int) -> list[range]:

@@ -11,14 +11,12 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import PretrainedCfg
 from timm.models.regnet import RegStage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.model.encoder import IMAGENET_MEAN, IMAGENET_STD, compute
-
-Features = Tensor | tuple[Tensor, Tensor]
-"""What goes from part to part: a map, or a dual-path network's two."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,12 @@ class TimmModel:
     """For `timm.create_model`."""
     pad: bool = False
     """Whether 3x3 convolutions and poolings are to be padded, so that each stride divides the image exactly."""
+    centred: tuple[str, ...] = ()
+    """Convolutions with TensorFlow's padding that are to be padded alike on all sides."""
+    linear: tuple[str, ...] = ()
+    """Norms whose activation is left away."""
+    rectified: bool = False
+    """Whether the maps, not what the network itself goes on with, pass a ReLU."""
 
 
 _UNUSED_CLASSIFIER = {"mlp_ratio": 2**-12}
@@ -46,6 +50,7 @@ TIMM_MODELS: dict[str, TimmModel] = {
             "features.transition3.norm",
             "features.norm5",
         ),
+        linear=("features.norm5",),
     ),
     "dpn92": TimmModel(
         "dpn92",
@@ -57,8 +62,14 @@ TIMM_MODELS: dict[str, TimmModel] = {
             "features.conv5_bn_ac",
         ),
         options={"fc_act_layer": "relu"},
+        rectified=True,
     ),
-    "efficientnet_b5": TimmModel("tf_efficientnet_b5", taps=("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6")),
+    "efficientnet_b5": TimmModel(
+        "tf_efficientnet_b5",
+        taps=("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+        # At the 456 pixels that it was trained with, these two see maps of odd sides, and TensorFlow centres them.
+        centred=("blocks.3.0.conv_dw", "blocks.5.0.conv_dw"),
+    ),
     "inceptionv4": TimmModel(
         "inception_v4", taps=("features.2", "features.4", "features.8", "features.14", "features.21"), pad=True
     ),
@@ -73,17 +84,19 @@ TIMM_MODELS: dict[str, TimmModel] = {
     "resnest50d": TimmModel("resnest50d"),
     "vgg19": TimmModel("vgg19", options=_UNUSED_CLASSIFIER),
     "xception": TimmModel("legacy_xception", taps=("act2", "block1", "block2", "block11", "bn4"), pad=True),
-    "efficientnet_lite0": TimmModel("tf_efficientnet_lite0"),
+    # TensorFlow's momentum, 0.01, takes hundreds of steps until running statistics fit new weights.
+    "efficientnet_lite0": TimmModel("tf_efficientnet_lite0", options={"bn_momentum": 0.1}),
 }
-"""Our names and timm's. Where segmentation_models.pytorch, which the article's networks are of, takes its maps from
-other places than timm does, they are taken from there (docs/encoders.md has the list)."""
+"""Our names and timm's. Where segmentation_models.pytorch, of which the article's networks are, has other maps or
+paddings than timm, they are taken over here; with equal weights all of them give what that library's give."""
 
 
 class TimmEncoder(nn.Module):
     """A timm model without its classifier: five maps at strides 2 to 32.
 
     `body` holds the model's modules under timm's own names. A part is an `nn.Sequential` of neighbouring ones, made
-    anew for each forward pass, so that modules may be replaced; its input and output are maps (for dpn92 pairs).
+    anew for each forward pass, so that modules may be replaced.
+    `left_out` names what timm's model has behind the last map; `published` is what timm says of its weights.
     """
 
     def __init__(self, name: str) -> None:
@@ -93,16 +106,21 @@ class TimmEncoder(nn.Module):
         taps = source.taps or tuple(info["module"] for info in model.feature_info if info["reduction"] > 1)
         if source.pad:
             _pad(model)
+        for each in map(model.get_submodule, source.centred):
+            each.__class__, each.padding = nn.Conv2d, tuple(side // 2 for side in each.kernel_size)
+        for each in map(model.get_submodule, source.linear):
+            each.act = nn.Identity()
+        self._rectified = source.rectified
         last = taps[-1].split(".")[0]
-        children = dict(model.named_children())
-        self.body = nn.ModuleDict(
-            {child: children[child] for child in list(children)[: list(children).index(last) + 1]}
-        )
+        names = [child for child, _ in model.named_children()]
+        self.left_out = tuple(names[names.index(last) + 1 :])
+        self.published: PretrainedCfg = timm.get_pretrained_cfg(source.name)
+        self.body = nn.ModuleDict({child: getattr(model, child) for child in names if child not in self.left_out})
         steps = [step for child, module in self.body.items() for step in _steps(child, module)]
         self._tapped = frozenset(next(step for step in reversed(steps) if _within(step, tap)) for tap in taps)
         self._parts = _cut(self.body, steps, self._tapped)
-        self.colours = _colours(model.pretrained_cfg)
-        self.run_part: Callable[[Callable[[Features], Features], Features], Features] = compute
+        self.colours = _colours(self.published)
+        self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
         self.memory_format = torch.contiguous_format
         self.strides, self.channels = self._measure()
 
@@ -119,7 +137,7 @@ class TimmEncoder(nn.Module):
             part = nn.Sequential(*(self.body.get_submodule(name) for name in names))
             features = self.run_part(part, features)
             if names[-1] in self._tapped:
-                maps.append(_join(features))
+                maps.append(functional.relu(features) if self._rectified else features)
         return maps
 
     def blocks(self) -> list[nn.Module]:
@@ -184,15 +202,10 @@ def _pad(model: nn.Module) -> None:
             module.padding = 1
 
 
-def _join(features: Features) -> Tensor:
-    """A dual-path network's two maps as one, rectified, for in the network itself norms and ReLUs come after it."""
-    return features if isinstance(features, Tensor) else functional.relu(torch.cat(features, dim=1))
-
-
-def _colours(published: dict[str, Any]) -> tuple[list[float], list[float]] | None:
+def _colours(published: PretrainedCfg) -> tuple[list[float], list[float]] | None:
     """Scale and shift a channel, from ImageNet's mean 0 and deviation 1 to what timm's weights were trained with; None
     where these are the same."""
-    mean, std = published["mean"], published["std"]
+    mean, std = published.mean, published.std
     if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
         return None
     scale = [ours / theirs for ours, theirs in zip(IMAGENET_STD, std, strict=True)]

