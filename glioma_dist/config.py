@@ -8,6 +8,7 @@ are listed in `COST_FIELDS`, and a run may be resumed with others.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ COST_FIELDS = (
     "data.train",
     "data.val",
     "data.workers",
+    "data.cache",
+    "data.cache_size",
+    "data.keep_decoded",
     "epochs",
     "max_steps",
     "patience",
@@ -76,10 +80,19 @@ SizeFlag = Annotated[
 class DataConfig:
     """What the network is shown."""
 
-    train: Path | None = None
-    """Folder of shards to train on."""
-    val: Path | None = None
-    """Folder of shards to validate on; without it there is no validation, and `best` is never written."""
+    train: tuple[str, ...] = ()
+    """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://): one, or several that
+    are joined."""
+    weights: tuple[float, ...] = ()
+    """How often each of several --data.train is drawn from, as 0.8 0.2; by default every sample equally often."""
+    val: str | None = None
+    """Folder or URL of shards to validate on; without it there is no validation, and `best` is never written."""
+    cache: Path | None = None
+    """Folder on this machine that keeps shards of URLs; without it each sample is fetched on its own."""
+    cache_size: str = "50GB"
+    """How much the cache holds at most; the shards used longest ago are dropped."""
+    keep_decoded: bool = False
+    """Keep all training images decoded in memory: for small sets and many epochs."""
     size: SizeFlag = Size(704, 512)
     """What a training image is brought to."""
     fit: Literal["resize", "crop", "random-resized-crop"] = "resize"
@@ -95,9 +108,29 @@ class DataConfig:
     workers: int = 2
     """Processes that read and augment, for each training process; 0 does it in the training process itself."""
 
+    def __post_init__(self) -> None:
+        # One folder may be given as it is, as text or as a path.
+        if isinstance(self.train, str | Path):
+            object.__setattr__(self, "train", (self.train,))
+        object.__setattr__(self, "train", tuple(map(str, self.train)))
+        object.__setattr__(self, "val", None if self.val is None else str(self.val))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Raises InputError where `cache_size` is no number of bytes."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B", self.cache_size.strip())
+        num_bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ") if match else 0.0
+        if num_bytes < 1:
+            raise InputError(f"--data.cache-size {self.cache_size}: give a number of bytes, as 50GB or 500MB")
+        return int(num_bytes)
+
     def validate(self) -> None:
-        if self.train is None:
+        if not all(self.train):
+            raise InputError("--data.train: one of its folders has an empty name")
+        if not self.train:
             raise InputError("no training data: give a folder of shards with --data.train (tools/ makes them)")
+        self._validate_weights()
+        _ = self.cache_bytes  # raises where it is none
         least, greatest = self.crop_side
         if not 0 < least <= greatest <= 1:
             raise InputError(
@@ -107,6 +140,15 @@ class DataConfig:
             raise InputError(f"--data.workers {self.workers}: give 0 or more")
         if len(set(self.augment)) != len(self.augment):
             raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
+
+    def _validate_weights(self) -> None:
+        told = f"--data.weights {' '.join(map(str, self.weights))}"
+        if self.weights and len(self.weights) != len(self.train):
+            raise InputError(f"{told}: give one for each of the {len(self.train)} --data.train, or none")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise InputError(f"{told}: each must be greater than 0")
+        if len(set(self.train)) != len(self.train):
+            raise InputError(f"--data.train {' '.join(self.train)}: name each once; --data.weights says how often")
 
 
 @dataclass(frozen=True)

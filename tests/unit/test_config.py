@@ -148,7 +148,7 @@ def test_a_config_survives_json(config):
 
 def test_a_written_config_holds_texts_and_lists_only():
     values = to_dict(TrainConfig(data=DataConfig(train=Path("a"), augment=("flips",))))
-    assert (values["data"]["size"], values["data"]["train"], values["data"]["augment"]) == ("704x512", "a", ["flips"])
+    assert (values["data"]["size"], values["data"]["train"], values["data"]["augment"]) == ("704x512", ["a"], ["flips"])
     assert values["max_steps"] is None
 
 
