@@ -40,7 +40,7 @@ class ShardCache:
         path = self.folder / (self._name(source, shard) + SHARD)
         # Between fetching and reading another process may drop it to make room: then it is fetched again.
         for _ in range(3):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 if path.stat().st_size != shard["bytes"]:
                     path.unlink()
                 os.utime(path)

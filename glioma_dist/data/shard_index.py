@@ -94,7 +94,7 @@ def read_index(source: LocalFolder | RemoteFolder) -> dict:
     if isinstance(source, LocalFolder):
         _check_folder(source.folder)
     path = source.where(INDEX_NAME)
-    index = _as_json(source.read_all(INDEX_NAME), path)
+    index = _as_json(source.read_all(INDEX_NAME, _is_json), path)
     if not isinstance(index, dict) or index.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path}: is not of format version {FORMAT_VERSION}; convert again")
     texts, shards = [index.get(name) for name in ("dataset", "split", "licence")], index.get("shards")
@@ -140,6 +140,14 @@ def _check_folder(folder: Path) -> None:
     if not splits and any(folder.glob("*.tar")):
         hint = f"for somebody else's tars make one: python tools/inspect_shards.py {folder} --index"
     raise InputError(f"{folder}: holds no {INDEX_NAME}, so it is no folder of shards; {hint}")
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _as_json(data: bytes, path: str) -> object:

@@ -115,20 +115,29 @@ class RemoteFolder:
     def read_all(self, name: str, accept: Accept | None = None) -> bytes:
         """A whole file. Raises InputError where it cannot be had, or `accept` never takes it."""
         url = self.where(name)
-        return self._insist(url, lambda: self._file_system().cat_file(url), None, accept)
+        return self._insist(url, lambda: self._fetch(url, None, None), None, accept)
 
     def read_range(self, name: str, start: int, end: int, accept: Accept | None = None) -> bytes:
         """Bytes `start` up to `end` of a file, all of them and no others. Raises InputError where they cannot be
         had, or `accept` never takes them."""
         url = self.where(name)
         what = f"{url}: bytes {start} to {end}"
-        return self._insist(what, lambda: self._file_system().cat_file(url, start=start, end=end), end - start, accept)
+        return self._insist(what, lambda: self._fetch(url, start, end), end - start, accept)
 
     def _file_system(self) -> Any:
         # Asked for at every read: fsspec keeps one for each process, and knows when a process was forked.
         import fsspec
 
         return fsspec.filesystem(self.url.partition("://")[0])
+
+    def _fetch(self, url: str, start: int | None, end: int | None) -> bytes:
+        from fsspec.asyn import sync
+
+        files, seconds = self._file_system(), self.patience.seconds
+        if not files.async_impl:
+            return _within(seconds, lambda: files.cat_file(url, start=start, end=end))
+        # A request that takes too long is called off: left alone it would hold one of few connections.
+        return sync(files.loop, files._cat_file, url, start=start, end=end, timeout=seconds)
 
     def _insist(self, what: str, read: Callable[[], bytes], num_bytes: int | None, accept: Accept | None) -> bytes:
         wait = self.patience.wait_seconds
@@ -138,10 +147,11 @@ class RemoteFolder:
                 time.sleep(wait * random.SystemRandom().uniform(0.5, 1.5))
                 wait *= 2
             try:
-                data = _within(self.patience.seconds, read)
+                data = read()
             except Exception as error:
                 # Each scheme's library raises its own.
-                last = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                words = " ".join(str(error).split())[:200] or f"no whole answer within {self.patience.seconds:g} s"
+                last = f"{type(error).__name__}: {words}"
                 if _is_final(error):
                     raise InputError(
                         f"{what} cannot be read ({last}); is the URL right, and may you read it?"
@@ -150,7 +160,7 @@ class RemoteFolder:
             if num_bytes is not None and len(data) != num_bytes:
                 last = f"{len(data)} bytes came, {num_bytes} were asked for"
             elif accept is not None and not accept(data):
-                last = "they are not the bytes that the index has the SHA-256 of"
+                last = "not the bytes that were written: cut short, or another SHA-256 than the index has"
             else:
                 return data
         raise InputError(f"{what} cannot be read after {self.patience.attempts} tries (the last: {last}); try later")
@@ -192,7 +202,7 @@ def _within(seconds: float, function: Callable[[], bytes]) -> bytes:
     try:
         value, error = answers.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError(f"no whole answer within {seconds:g} s") from None
+        raise TimeoutError from None
     if error is not None:
         raise error
     return value
