@@ -55,6 +55,9 @@ class JoinedShards:
         return self.parts[which], shard - (self._ends[which - 1] if which else 0)
 
 
+Shards = ShardReader | JoinedShards
+
+
 class Mixture:
     """The order of all batches of a run that draws from several sources by weight: as pure as `Order`.
 
@@ -125,9 +128,7 @@ def block_counts(weights: Sequence[float]) -> list[int]:
     return counts.tolist()
 
 
-def open_training_data(
-    config: DataConfig, batch_size: int, seed: int
-) -> tuple[ShardReader | JoinedShards, Order | Mixture]:
+def open_training_data(config: DataConfig, batch_size: int, seed: int) -> tuple[Shards, Order | Mixture]:
     """What `config` names to train on, and the order of its samples. Raises InputError where either cannot be."""
     parts = [ShardReader(name, _cache(config)) for name in config.train]
     reader = parts[0] if len(parts) == 1 else JoinedShards(parts)

@@ -18,7 +18,7 @@ from torch import nn
 from glioma_dist.config import TrainConfig
 from glioma_dist.config_file import differences, read_config, to_dict
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_evaluation_sample, training_batches
-from glioma_dist.data.mixture import JoinedShards, Mixture, open_training_data, open_validation_data
+from glioma_dist.data.mixture import Mixture, Shards, open_training_data, open_validation_data
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
@@ -48,7 +48,7 @@ class Training:
 
     config: TrainConfig
     runtime: Runtime
-    train: ShardReader | JoinedShards
+    train: Shards
     val: ShardReader | None
     order: Order | Mixture
     model: nn.Module

@@ -1,10 +1,13 @@
 """Batches: what is in them, the same however they are made; errors as lines; every image visited once."""
 
+import os
+import signal
 from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import damage_sample, draw_sample, draw_shards, tiny_config, write_shards
@@ -32,6 +35,11 @@ def take(setting, number: int, first_step: int = 0, rank: int = 0, num_processes
     taken = list(islice(batches, number))
     batches.close()
     return taken
+
+
+def join(parts: list[Batch]) -> Batch:
+    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "masks", "seeds"))
+    return Batch(*tensors, tuple(key for part in parts for key in part.keys))
 
 
 def check_same(one: Batch, other: Batch) -> None:
@@ -96,11 +104,82 @@ def test_batches_may_begin_anywhere(setting):
 def test_the_processes_shares_join_to_the_batch(setting, num_processes):
     shares = [take(setting, 3, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
     for step, expected in enumerate(take(setting, 3)):
-        joined = Batch(
-            *(torch.cat([getattr(share[step], name) for share in shares]) for name in ("images", "masks", "seeds")),
-            tuple(key for share in shares for key in share[step].keys),
-        )
-        check_same(joined, expected)
+        check_same(join([share[step] for share in shares]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_run_may_go_on_with_other_processes_and_workers_at_any_step(setting):
+    """Nine ways to load, two steps each, one after the other through seven epochs: the batches of one way."""
+    ways = [(num_processes, workers) for num_processes in (1, 2, 4) for workers in (0, 1, 3)]
+    expected = take(setting, 2 * len(ways))
+    assert setting.order.steps_per_epoch == 2
+    for first_step, (num_processes, workers) in zip(range(1, 2 * len(ways) - 1, 2), ways, strict=False):
+        shares = [
+            take(setting, 2, first_step, rank=rank, num_processes=num_processes, workers=workers)
+            for rank in range(num_processes)
+        ]
+        for step in range(2):
+            check_same(join([share[step] for share in shares]), expected[first_step + step])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("num_processes", "workers", "batch_size"), [(1, 3, 2), (2, 1, 2), (5, 0, 10)])
+def test_an_epoch_shows_every_sample_once_where_the_batch_divides_them(setting, num_processes, workers, batch_size):
+    order = Order(setting.reader.shard_sizes, batch_size, seed=1)
+    divided = SimpleNamespace(reader=setting.reader, order=order, config=setting.config)
+    shares = [
+        take(divided, order.steps_per_epoch, rank=rank, num_processes=num_processes, workers=workers)
+        for rank in range(num_processes)
+    ]
+    keys = [key for share in shares for batch in share for key in batch.keys]
+    assert sorted(keys) == sorted(setting.reader.keys())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_make_the_same_batches_and_are_read_once(setting, workers):
+    reads = []
+
+    class Counting:
+        shard_sizes = setting.reader.shard_sizes
+
+        def __len__(self):
+            return len(setting.reader)
+
+        def read(self, shard, place):
+            reads.append((shard, place))
+            return setting.reader.read(shard, place)
+
+    counted = SimpleNamespace(reader=Counting(), order=setting.order, config=setting.config)
+    kept = take(counted, 8, workers=workers, keep_decoded=True)
+    assert sorted(reads) == [(shard, place) for shard, size in enumerate([3, 3, 3, 1]) for place in range(size)]
+    for one, other in zip(kept, take(setting, 8), strict=True):
+        check_same(one, other)
+
+
+def test_images_that_memory_does_not_hold_are_not_kept(setting, monkeypatch):
+    # Two samples of 96x80, image and mask, are 30,720 bytes.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=61_000))
+    with pytest.raises(InputError, match=r"--data.keep-decoded: 2 of 10 samples take 30720 bytes already"):
+        take(setting, 1, keep_decoded=True)
+
+
+def test_a_worker_that_dies_names_its_sample(setting):
+    victim = setting.order.batch(3)[2]
+    key = setting.reader.read(victim.shard, victim.sample).key
+
+    class Deadly(ShardReader):
+        def read(self, shard, place):
+            if (shard, place) == (victim.shard, victim.sample):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(shard, place)
+
+    deadly = SimpleNamespace(
+        reader=Deadly(setting.reader.describe(0, 0).partition("/00000.tar")[0]),
+        order=setting.order,
+        config=setting.config,
+    )
+    with pytest.raises(InputError, match=rf"0000{victim.shard}.tar: sample {key}: the worker process that was at it"):
+        take(deadly, 6, workers=2)
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(setting):
