@@ -178,20 +178,20 @@ class ShardReader:
     index: index.json's content. shard_sizes: number of samples in each shard. fingerprint: SHA-256, in
     hexadecimal, of what index.json says about the data: equal fingerprints mean equal samples in equal order.
     lineage: which data set it is and its licence, as checkpoints hand it on.
-    cache: where shards of a URL are kept; without one each sample is asked for on its own.
+    source: the folder or URL. cache: where shards of a URL are kept; without one each sample is asked for on its own.
 
     Raises InputError where the folder is missing, is no folder of shards, or a local shard is not as long as the
     index says.
     """
 
     def __init__(self, folder: str | Path, cache: ShardCache | None = None, patience: Patience | None = None) -> None:
-        self._source = open_folder(folder, patience)
-        self._cache = cache if isinstance(self._source, RemoteFolder) else None
-        self.index = read_index(self._source)
+        self.source = open_folder(folder, patience)
+        self._cache = cache if isinstance(self.source, RemoteFolder) else None
+        self.index = read_index(self.source)
         self.shard_sizes: list[int] = [shard["num_samples"] for shard in self.index["shards"]]
-        if isinstance(self._source, LocalFolder):
+        if isinstance(self.source, LocalFolder):
             for shard in self.index["shards"]:
-                self._check_length(self._source.folder / shard["name"], shard["bytes"])
+                self._check_length(self.source.folder / shard["name"], shard["bytes"])
         if not sum(self.shard_sizes):
             raise InputError(f"{folder}: its index.json names no sample; convert again")
         told = {name: self.index[name] for name in ("format_version", "dataset", "split")}
@@ -209,7 +209,7 @@ class ShardReader:
 
     def describe(self, shard: int, place: int) -> str:
         """The sample at a place as users know it: its shard's path or URL, and its key."""
-        return f"{self._source.where(self.index['shards'][shard]['name'])}: sample {self._table(shard)[place].key}"
+        return f"{self.source.where(self.index['shards'][shard]['name'])}: sample {self._table(shard)[place].key}"
 
     def read(self, shard: int, place: int) -> Sample:
         """The sample at `place` (from 0) of shard number `shard` (from 0).
@@ -218,7 +218,7 @@ class ShardReader:
         and image differ in size.
         """
         member = self._table(shard)[place]
-        path = self._source.where(self.index["shards"][shard]["name"])
+        path = self.source.where(self.index["shards"][shard]["name"])
         start, end = member.span
         data = self._read_range(self.index["shards"][shard], start, end, member.is_whole)
         parts = [data[offset - start : offset - start + size] for offset, size in member.ranges]
@@ -238,10 +238,10 @@ class ShardReader:
 
     def _read_range(self, shard: dict, start: int, end: int, accept: Accept) -> bytes:
         if self._cache is not None:
-            data = self._cache.read_range(self._source, shard, start, end)
+            data = self._cache.read_range(self.source, shard, start, end)
             if data is not None:
                 return data
-        return self._source.read_range(shard["name"], start, end, accept)
+        return self.source.read_range(shard["name"], start, end, accept)
 
     def _check_length(self, path: Path, num_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else 0
@@ -252,7 +252,7 @@ class ShardReader:
         if shard in self._tables:
             self._tables.move_to_end(shard)
             return self._tables[shard]
-        table = self._tables[shard] = read_members(self._source, self.index["shards"][shard])
+        table = self._tables[shard] = read_members(self.source, self.index["shards"][shard])
         while len(self._tables) > 1 and sum(map(len, self._tables.values())) > MAX_KEPT_MEMBERS:
             self._tables.popitem(last=False)
         return table
