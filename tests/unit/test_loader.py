@@ -14,7 +14,7 @@ from helpers import damage_sample, draw_sample, draw_shards, tiny_config, write_
 
 from glioma_dist.config import Size
 from glioma_dist.data.augment import augment, raise_contrast
-from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, training_batches
+from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_training_sample, training_batches
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
@@ -197,6 +197,41 @@ def test_grey_and_rgb_mix(tmp_path, setting):
     for image, key in zip(batch.images, batch.keys, strict=True):
         expected = np.atleast_3d(raise_contrast(by_key[key].image, "percentile")).transpose(2, 0, 1)
         np.testing.assert_array_equal(image, np.broadcast_to(expected, (3, 80, 96)))
+
+
+@pytest.mark.parametrize("how", ["percentile", "clahe", "none"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_three_channels_that_are_alike_are_handled_as_one_and_look_the_same(tmp_path, setting, how, dtype):
+    grey = [draw_sample(number, dtype=dtype) for number in range(6)]
+    triple = [replace(sample, image=np.repeat(sample.image[..., None], 3, axis=2)) for sample in grey]
+    batches = []
+    for name, samples in (("grey", grey), ("triple", triple)):
+        reader = ShardReader(write_shards(tmp_path / name, samples))
+        drawn = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 2, 0), config=setting.config)
+        batches.append(take(drawn, 6, raise_contrast=how))
+    for one, other in zip(*batches, strict=True):
+        check_same(one, other)
+    images = [np.stack([sample.image for sample in samples]) for samples in (grey, triple)]
+    assert images[1].ndim == images[0].ndim + 1
+    for step, batch in enumerate(batches[1]):
+        for row, place in enumerate(Order([3, 3], 2, 0).batch(step)):
+            # As three channels, without the short cut.
+            sample = triple[3 * place.shard + place.sample]
+            whole = replace(sample, image=raise_contrast(sample.image, how))
+            image, mask = prepare_training_sample(whole, setting.config, place.seed)
+            np.testing.assert_array_equal(image_tensor(image), batch.images[row].expand(3, -1, -1))
+            np.testing.assert_array_equal(mask, batch.masks[row])
+
+
+def test_colours_stay(tmp_path, setting):
+    """Also where only one pixel has any."""
+    samples = [draw_sample(number) for number in range(2)]
+    samples = [replace(sample, image=np.repeat(sample.image[..., None], 3, axis=2)) for sample in samples]
+    for sample in samples:
+        sample.image[57, 33, 1] ^= 128
+    reader = ShardReader(write_shards(tmp_path / "few", samples))
+    few = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 2, 0), config=setting.config)
+    assert take(few, 1)[0].images.shape[1] == 3
 
 
 def test_16_bit_images_come_as_bytes_too(tmp_path, setting):
