@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augment import augment, fit_evaluation, fit_training, raise_contrast
@@ -126,9 +126,9 @@ class _TrainingSamples(_Samples):
             keys.append(sample.key)
         channels = max(len(image) for image in images)
         seeds = torch.tensor([place.seed for place in places])
-        return Batch(
-            torch.stack([image.expand(channels, -1, -1) for image in images]), torch.stack(masks), seeds, tuple(keys)
-        )
+        # In a worker this stacks them in memory shared with the training process, which saves a copy.
+        whole = default_collate([image.expand(channels, -1, -1) for image in images])
+        return Batch(whole, default_collate(masks), seeds, tuple(keys))
 
 
 class _PlainSamples(_Samples):
