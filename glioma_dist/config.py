@@ -12,21 +12,23 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from glioma_dist.encoder_names import ENCODER_NAMES, known_encoder
 from glioma_dist.errors import InputError
+from glioma_dist.size import Size, SizeFlag
 
-MAX_PIXELS = 2**28
-"""Of a size that can be asked for: fifty times the article's largest."""
 ROWS_ENCODERS = (*(name for name in ENCODER_NAMES if name.startswith("mit_")), "resnet50", "vgg19")
 """Those whose images may be split over processes; tests/distributed/test_rows.py proves each family."""
+ARTICLE_SMALL = Size(704, 512)
+"""The article's smallest, 704p: images of LIVECell as they are, cut to multiples of 32."""
 COST_FIELDS = (
     "data.train",
     "data.val",
     "data.workers",
+    "data.cache",
+    "data.cache_size",
+    "data.keep_decoded",
     "epochs",
     "max_steps",
     "patience",
@@ -44,47 +46,23 @@ The data sets may move, their contents may not: those are held by the fingerprin
 
 
 @dataclass(frozen=True)
-class Size:
-    """Width and height in pixels, in the order in which the article and file browsers write them."""
-
-    width: int
-    height: int
-
-    @classmethod
-    def parse(cls, text: str) -> Size:
-        """Read "1472x1120". Raises InputError for anything else."""
-        match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip())
-        if not match or int(match[1]) < 1 or int(match[2]) < 1:
-            raise InputError(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, as in 1472x1120")
-        if int(match[1]) * int(match[2]) > MAX_PIXELS:
-            raise InputError(f"{text!r} is too large: at most {MAX_PIXELS} pixels")
-        return cls(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
-
-
-SizeFlag = Annotated[
-    Size,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="WxH",
-        instance_from_str=lambda args: Size.parse(args[0]),
-        is_instance=lambda value: isinstance(value, Size),
-        str_from_instance=lambda size: [str(size)],
-    ),
-]
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """What the network is shown."""
 
-    train: Path | None = None
-    """Folder of shards to train on."""
-    val: Path | None = None
-    """Folder of shards to validate on; without it there is no validation, and `best` is never written."""
-    size: SizeFlag = Size(704, 512)
+    train: tuple[str, ...] = ()
+    """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://): one, or several that
+    are joined."""
+    weights: tuple[float, ...] = ()
+    """How often each of several --data.train is drawn from, as 0.8 0.2; by default every sample equally often."""
+    val: str | None = None
+    """Folder or URL of shards to validate on; without it there is no validation, and `best` is never written."""
+    cache: Path | None = None
+    """Folder on this machine that keeps shards of URLs; without it each sample is fetched on its own."""
+    cache_size: str = "50GB"
+    """How much the cache holds at most; the shards used longest ago are dropped."""
+    keep_decoded: bool = False
+    """Keep all training images decoded in memory: for small sets and many epochs."""
+    size: SizeFlag = ARTICLE_SMALL
     """What a training image is brought to."""
     fit: Literal["resize", "crop", "random-resized-crop"] = "resize"
     """resize: the whole image is scaled to the size. crop: a random window of the size, scale unchanged.
@@ -99,9 +77,29 @@ class DataConfig:
     workers: int = 2
     """Processes that read and augment, for each training process; 0 does it in the training process itself."""
 
+    def __post_init__(self) -> None:
+        # One folder may be given as it is, as text or as a path.
+        if isinstance(self.train, str | Path):
+            object.__setattr__(self, "train", (self.train,))
+        object.__setattr__(self, "train", tuple(map(str, self.train)))
+        object.__setattr__(self, "val", None if self.val is None else str(self.val))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Raises InputError where `cache_size` is no number of bytes."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B", self.cache_size.strip())
+        num_bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ") if match else 0.0
+        if num_bytes < 1:
+            raise InputError(f"--data.cache-size {self.cache_size}: give a number of bytes, as 50GB or 500MB")
+        return int(num_bytes)
+
     def validate(self) -> None:
-        if self.train is None:
+        if not all(self.train):
+            raise InputError("--data.train: one of its folders has an empty name")
+        if not self.train:
             raise InputError("no training data: give a folder of shards with --data.train (tools/ makes them)")
+        self._validate_weights()
+        _ = self.cache_bytes  # raises where it is none
         least, greatest = self.crop_side
         if not 0 < least <= greatest <= 1:
             raise InputError(
@@ -111,6 +109,15 @@ class DataConfig:
             raise InputError(f"--data.workers {self.workers}: give 0 or more")
         if len(set(self.augment)) != len(self.augment):
             raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
+
+    def _validate_weights(self) -> None:
+        told = f"--data.weights {' '.join(map(str, self.weights))}"
+        if self.weights and len(self.weights) != len(self.train):
+            raise InputError(f"{told}: give one for each of the {len(self.train)} --data.train, or none")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise InputError(f"{told}: each must be greater than 0")
+        if len(set(self.train)) != len(self.train):
+            raise InputError(f"--data.train {' '.join(self.train)}: name each once; --data.weights says how often")
 
 
 @dataclass(frozen=True)

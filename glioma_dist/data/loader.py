@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augment import augment, fit_evaluation, fit_training, raise_contrast
+from glioma_dist.data.mixture import Mixture, Shards
 from glioma_dist.data.order import Order, Place
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.whole_samples import KeptSamples, WholeSamples, keep_decoded
 from glioma_dist.errors import InputError
 
 
@@ -50,7 +52,7 @@ class Batch:
 
 
 def training_batches(
-    reader: ShardReader, order: Order, config: DataConfig, first_step: int, rank: int, num_processes: int
+    reader: Shards, order: Order | Mixture, config: DataConfig, first_step: int, rank: int, num_processes: int
 ) -> Iterator[Batch]:
     """Batches number `first_step`, `first_step` + 1, … without end: this process's slots of each.
 
@@ -63,20 +65,20 @@ def training_batches(
         )
     share = order.batch_size // num_processes
     slots = range(rank * share, (rank + 1) * share)
-    return _load(_TrainingSamples(reader, order, config, slots), _StepsFrom(first_step), config.workers)
+    samples = keep_decoded(reader, config) if config.keep_decoded else WholeSamples(reader, config)
+    return _load(_TrainingSamples(samples, order, config, slots), _StepsFrom(first_step), config.workers, reader)
 
 
-def evaluation_samples(reader: ShardReader, rank: int, num_processes: int, workers: int) -> Iterator[Sample]:
+def evaluation_samples(reader: Shards, rank: int, num_processes: int, workers: int) -> Iterator[Sample]:
     """Every sample as taken, once over all processes: this process's share."""
     places = [(shard, place) for shard, size in enumerate(reader.shard_sizes) for place in range(size)]
-    return _load(_PlainSamples(reader), places[rank::num_processes], workers)
+    return _load(_PlainSamples(reader), places[rank::num_processes], workers, reader)
 
 
 def prepare_training_sample(sample: Sample, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
-    Contrast is raised on the whole image, so that a crop looks as it does at test time."""
-    image = raise_contrast(sample.image, config.raise_contrast)
-    image, mask = fit_training(image, sample.mask, config, np.random.default_rng(seed), sample.key)
+    `sample` is as `WholeSamples` gives it."""
+    image, mask = fit_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key)
     return augment(image, mask, config.augment, seed)
 
 
@@ -90,40 +92,56 @@ def image_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
 
 
-class _TrainingSamples(Dataset):
-    def __init__(self, reader: ShardReader, order: Order, config: DataConfig, slots: range) -> None:
-        self.reader, self.order, self.config, self.slots = reader, order, config, slots
+class _Samples(Dataset):
+    """Makes what a place of the sampler asks for. `making` is memory that it shares with the training process: for each
+    worker its process, and the shard and the place of the sample that it is at."""
 
-    def __getitem__(self, step: int) -> Batch | InputError:
+    making: Tensor | None = None
+
+    def __getitem__(self, asked: object) -> object:
         try:
-            return self._batch(self.order.batch(step, self.slots))
+            return self.make(asked)
         except InputError as error:
             return error
+
+    def note(self, shard: int, place: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and self.making is not None:
+            self.making[worker.id] = torch.tensor([os.getpid(), shard, place])
+
+
+class _TrainingSamples(_Samples):
+    def __init__(
+        self, samples: WholeSamples | KeptSamples, order: Order | Mixture, config: DataConfig, slots: range
+    ) -> None:
+        self.samples, self.order, self.config, self.slots = samples, order, config, slots
+
+    def make(self, step: int) -> Batch:
+        return self._batch(self.order.batch(step, self.slots))
 
     def _batch(self, places: list[Place]) -> Batch:
         images, masks, keys = [], [], []
         for place in places:
-            sample = self.reader.read(place.shard, place.sample)
+            self.note(place.shard, place.sample)
+            sample = self.samples.read(place.shard, place.sample)
             image, mask = prepare_training_sample(sample, self.config, place.seed)
             images.append(image_tensor(image))
             masks.append(torch.from_numpy(mask))
             keys.append(sample.key)
         channels = max(len(image) for image in images)
         seeds = torch.tensor([place.seed for place in places])
-        return Batch(
-            torch.stack([image.expand(channels, -1, -1) for image in images]), torch.stack(masks), seeds, tuple(keys)
-        )
+        # In a worker this stacks them in memory shared with the training process, which saves a copy.
+        whole = default_collate([image.expand(channels, -1, -1) for image in images])
+        return Batch(whole, default_collate(masks), seeds, tuple(keys))
 
 
-class _PlainSamples(Dataset):
-    def __init__(self, reader: ShardReader) -> None:
+class _PlainSamples(_Samples):
+    def __init__(self, reader: Shards) -> None:
         self.reader = reader
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample | InputError:
-        try:
-            return self.reader.read(*place)
-        except InputError as error:
-            return error
+    def make(self, place: tuple[int, int]) -> Sample:
+        self.note(*place)
+        return self.reader.read(*place)
 
 
 class _StepsFrom(Sampler):
@@ -137,8 +155,9 @@ class _StepsFrom(Sampler):
             step += 1
 
 
-def _load(dataset: Dataset, sampler: Sampler | list, workers: int) -> Iterator:
+def _load(dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shards) -> Iterator:
     """What `dataset` holds at the sampler's places, in their order, made by worker processes."""
+    dataset.making = torch.zeros(workers, 3, dtype=torch.int64).share_memory_() if workers else None
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -148,10 +167,29 @@ def _load(dataset: Dataset, sampler: Sampler | list, workers: int) -> Iterator:
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
     )
-    for item in loader:
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise _explain_death(dataset, reader, error) from error
         if isinstance(item, InputError):
             raise item
         yield item
+
+
+def _explain_death(dataset: _Samples, reader: Shards, error: RuntimeError) -> Exception:
+    """What to raise for an error of PyTorch's loader: of a worker that is gone, the sample that it was at."""
+    alive = {process.pid for process in multiprocessing.active_children()}
+    for process, shard, place in [] if dataset.making is None else dataset.making.tolist():
+        if process and process not in alive:
+            return InputError(
+                f"{reader.describe(shard, place)}: the worker process that was at it died "
+                f"({' '.join(str(error).split())[:120]}); is memory full? Give fewer --data.workers, or look at it"
+            )
+    return error
 
 
 def _as_it_is(item: object) -> object:

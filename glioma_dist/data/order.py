@@ -11,6 +11,7 @@ Memory grows with the number of shards, never with the number of samples.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,9 @@ import numpy as np
 from glioma_dist.errors import InputError
 
 SHARDS_IN_WINDOW = 16
+LARGEST_DRAWN = 2**16
+"""Samples of a window up to which its order is drawn and kept; that of a larger one is computed, a place at a time."""
+NETWORK_ROUNDS = 8
 _SHARDS, _WINDOW, _SAMPLE = 0, 1, 2
 """What a draw is for, as part of its seed, so that no two draws share a stream."""
 
@@ -40,10 +44,12 @@ class Order:
     """The order of all batches of a run.
 
     A batch takes `batch_size` samples; the rest of an epoch that fills no batch is left out, other samples each
-    epoch. Raises InputError where the samples do not fill one batch.
+    epoch. Raises InputError where the samples do not fill one batch; `named` says whose samples they are.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, shard_sizes: Sequence[int], batch_size: int, seed: int, named: str = "the training data"
+    ) -> None:
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = seed
@@ -51,7 +57,7 @@ class Order:
         self.steps_per_epoch = num_samples // batch_size
         if self.steps_per_epoch == 0:
             raise InputError(
-                f"the training data has {num_samples} samples, fewer than --batch-size {batch_size}: "
+                f"{named} has {num_samples} samples, fewer than --batch-size {batch_size}: "
                 f"give a batch of at most {num_samples}"
             )
         # A process asks for the same few windows over and over: one a slot, for neighbouring steps.
@@ -67,10 +73,10 @@ class Order:
         position = slot * self.steps_per_epoch + step_in_epoch
         _, window_ends = self._epoch(epoch)
         window = int(np.searchsorted(window_ends, position, side="right"))
-        shards, samples = self._window(epoch, window)
         within = position - (int(window_ends[window - 1]) if window else 0)
+        shard, sample = self._window(epoch, window).locate(within)
         seed = self._generator(_SAMPLE, epoch, step_in_epoch, slot).integers(2**63)
-        return Place(int(shards[within]), int(samples[within]), int(seed))
+        return Place(shard, sample, int(seed))
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards' order, and the position in the sequence at which each window ends."""
@@ -79,17 +85,54 @@ class Order:
         last = np.arange(SHARDS_IN_WINDOW, len(shards) + SHARDS_IN_WINDOW, SHARDS_IN_WINDOW).clip(max=len(shards)) - 1
         return shards, ends[last]
 
-    def _draw_window(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shard and sample number of each position of a window."""
+    def _draw_window(self, epoch: int, window: int) -> Window:
         shards = self._epoch(epoch)[0][window * SHARDS_IN_WINDOW : (window + 1) * SHARDS_IN_WINDOW]
-        sizes = self.shard_sizes[shards]
-        order = self._generator(_WINDOW, epoch, window).permutation(int(sizes.sum()))
-        starts = np.cumsum(sizes) - sizes
-        which = np.searchsorted(starts + sizes, order, side="right")
-        return shards[which], order - starts[which]
+        return Window(shards.tolist(), self.shard_sizes[shards], self._generator(_WINDOW, epoch, window))
 
     def _generator(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *purpose])
 
     def __reduce__(self) -> tuple:
         return Order, (self.shard_sizes, self.batch_size, self.seed)
+
+
+class Window:
+    """A few shards and the order of their samples, drawn from `generator`. sizes: (shards,) samples of each.
+
+    It holds at most LARGEST_DRAWN numbers. The order of more samples is a Feistel network over the least power of 4
+    that is not less than their number, applied again until it hits one of them (Black and Rogaway 2002, Ciphers with
+    arbitrary finite domains, sections 4 and 5).
+    """
+
+    def __init__(self, shards: list[int], sizes: np.ndarray, generator: np.random.Generator) -> None:
+        self._shards, self._ends = shards, np.cumsum(sizes).tolist()
+        self._num_samples = self._ends[-1]
+        self._drawn, self._keys = None, []
+        if self._num_samples <= LARGEST_DRAWN:
+            self._drawn = generator.permutation(self._num_samples).astype(np.uint32)
+        else:
+            self._keys = generator.integers(2**32, size=NETWORK_ROUNDS).tolist()
+            self._half_bits = ((self._num_samples - 1).bit_length() + 1) // 2
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Shard, and sample within it, that stand at a position of the window."""
+        number = int(self._drawn[position]) if self._drawn is not None else self._permute(position)
+        which = bisect_right(self._ends, number)
+        return self._shards[which], number - (self._ends[which - 1] if which else 0)
+
+    def _permute(self, number: int) -> int:
+        bits, low = self._half_bits, (1 << self._half_bits) - 1
+        while True:
+            left, right = number >> bits, number & low
+            for key in self._keys:
+                left, right = right, left ^ (_mix(right ^ key) & low)
+            number = left << bits | right
+            if number < self._num_samples:
+                return number
+
+
+def _mix(number: int) -> int:
+    """32 bits that all depend on all of `number`'s, 32 bits too: MurmurHash3's finaliser (Appleby 2011)."""
+    number = (number ^ number >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    number = (number ^ number >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+    return number ^ number >> 16

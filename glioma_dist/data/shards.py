@@ -7,30 +7,39 @@ The format is described in shards/README.md. A folder holds one split:
     00000.members.json       where in 00000.tar each of those begins and how long it is
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 
 from webdataset import TarWriter
 
+from glioma_dist.data.cache import ShardCache
 from glioma_dist.data.sample import Sample, decode_image, decode_mask, encode_image, encode_mask
 from glioma_dist.data.shard_index import (
-    EXTENSIONS,
     FORMAT_VERSION,
     INDEX_NAME,
     KEY_PATTERN,
-    member_table,
+    MemberTable,
     members_name,
     read_index,
     read_members,
     write_json,
 )
+from glioma_dist.data.storage import Accept, LocalFolder, Patience, RemoteFolder, open_folder
+from glioma_dist.data.tar_members import member_table
 from glioma_dist.errors import InputError
 
 SAMPLES_PER_SHARD = 64
+SHARD_FACTS = ("name", "bytes", "sha256", "num_samples")
+"""What a shard's entry in the index says of the data, and the fingerprint is made of."""
+MAX_KEPT_MEMBERS = 2**19
+"""In the tables that a reader keeps: some 150 MiB at most."""
 
 
 class ShardWriter:
@@ -69,7 +78,7 @@ class ShardWriter:
         self._file = self._tar = None
         self._num_in_shard = 0
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> ShardWriter:
         if self.folder.is_symlink() or (self.folder.exists() and not (self.folder / INDEX_NAME).is_file()):
             raise InputError(f"{self.folder}: exists and holds no shards, so it is not replaced; choose another --out")
         for leftover in (self._partial, self._replaced):
@@ -131,13 +140,15 @@ class ShardWriter:
         path = Path(self._file.name)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        write_json(path.with_name(members_name(path.name)), member_table(path))
+        table = path.with_name(members_name(path.name))
+        write_json(table, member_table(path))
         self._shards.append(
             {
                 "name": path.name,
                 "bytes": path.stat().st_size,
                 "sha256": digest,
                 "num_samples": self._num_in_shard,
+                "members_sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
             }
         )
         self._file = self._tar = None
@@ -159,69 +170,92 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Reads the samples of one split by byte range, from `folder`.
+    """Reads the samples of one split by byte range, from a folder or a URL.
 
-    It keeps the index, and a table of members for each shard that was read; no open file, so it may be
-    pickled to worker processes and survives a fork.
+    It keeps the index, and packed tables of members of the shards read last; no open file or connection, so it
+    may be pickled to worker processes and survives a fork.
 
     index: index.json's content. shard_sizes: number of samples in each shard. fingerprint: SHA-256, in
     hexadecimal, of what index.json says about the data: equal fingerprints mean equal samples in equal order.
+    lineage: which data set it is and its licence, as checkpoints hand it on.
+    source: the folder or URL. cache: where shards of a URL are kept; without one each sample is asked for on its own.
 
-    Raises InputError where the folder is missing, is no folder of shards, or a shard's file is not as long as
-    the index says.
+    Raises InputError where the folder is missing, is no folder of shards, or a local shard is not as long as the
+    index says.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.index = read_index(self.folder)
+    def __init__(self, folder: str | Path, cache: ShardCache | None = None, patience: Patience | None = None) -> None:
+        self.source = open_folder(folder, patience)
+        self._cache = cache if isinstance(self.source, RemoteFolder) else None
+        self.index = read_index(self.source)
         self.shard_sizes: list[int] = [shard["num_samples"] for shard in self.index["shards"]]
-        for shard in self.index["shards"]:
-            self._check_length(shard)
+        if isinstance(self.source, LocalFolder):
+            for shard in self.index["shards"]:
+                self._check_length(self.source.folder / shard["name"], shard["bytes"])
         if not sum(self.shard_sizes):
-            raise InputError(f"{self.folder}: its index.json names no sample; convert again")
-        told = {name: self.index[name] for name in ("format_version", "dataset", "split", "shards")}
+            raise InputError(f"{folder}: its index.json names no sample; convert again")
+        told = {name: self.index[name] for name in ("format_version", "dataset", "split")}
+        told["shards"] = [{name: shard[name] for name in SHARD_FACTS} for shard in self.index["shards"]]
         self.fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-        self._tables: dict[int, list[dict]] = {}
+        self.lineage = [{"data": self.index["dataset"], "licence": self.index["licence"]}]
+        self._tables: OrderedDict[int, MemberTable] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(self.shard_sizes)
 
     def keys(self) -> list[str]:
         """The keys of all samples, in the order in which the shards hold them."""
-        return [member["key"] for shard in range(len(self.shard_sizes)) for member in self._table(shard)]
+        return [key for shard in range(len(self.shard_sizes)) for key in self._table(shard).keys]
+
+    def describe(self, shard: int, place: int) -> str:
+        """The sample at a place as users know it: its shard's path or URL, and its key."""
+        return f"{self.source.where(self.index['shards'][shard]['name'])}: sample {self._table(shard)[place].key}"
 
     def read(self, shard: int, place: int) -> Sample:
         """The sample at `place` (from 0) of shard number `shard` (from 0).
 
-        Raises InputError where the bytes are not there, a PNG is damaged, or mask and image differ in size.
+        Raises InputError where the bytes are not there or not those that were written, a PNG is damaged, or mask
+        and image differ in size.
         """
         member = self._table(shard)[place]
-        path = self.folder / self.index["shards"][shard]["name"]
-        ranges = [member[extension] for extension in EXTENSIONS]
-        # A sample's three members lie side by side: one read brings them all.
-        start, end = min(offset for offset, _ in ranges), max(offset + size for offset, size in ranges)
-        data = _read_range(path, start, end)
-        image_data, mask_data, facts_data = (data[offset - start : offset - start + size] for offset, size in ranges)
-        key = member["key"]
+        path = self.source.where(self.index["shards"][shard]["name"])
+        start, end = member.span
+        data = self._read_range(self.index["shards"][shard], start, end, member.is_whole)
+        parts = [data[offset - start : offset - start + size] for offset, size in member.ranges]
+        image_data, mask_data, facts_data = parts
+        key = member.key
         try:
-            facts = json.loads(facts_data)
-        except ValueError:
+            facts = json.loads(facts_data) if facts_data else {}
+        except (ValueError, RecursionError):
             raise InputError(f"{path}: {key}.json is damaged; convert again") from None
         image = decode_image(image_data, f"{path}: {key}.png")
         sample = Sample(key, image, decode_mask(mask_data, f"{path}: {key}.mask.png"), facts)
-        _check_same_size(sample, str(path))
+        _check_same_size(sample, path)
+        # Last, for those above tell which part it is.
+        if not member.is_whole(data):
+            raise InputError(f"{path}: sample {key} is damaged (its SHA-256 is another); convert again")
         return sample
 
-    def _check_length(self, shard: dict) -> None:
-        path = self.folder / shard["name"]
-        found = path.stat().st_size if path.is_file() else 0
-        if found != shard["bytes"]:
-            raise InputError(f"{path}: {found} bytes found, {shard['bytes']} expected; convert again")
+    def _read_range(self, shard: dict, start: int, end: int, accept: Accept) -> bytes:
+        if self._cache is not None:
+            data = self._cache.read_range(self.source, shard, start, end)
+            if data is not None:
+                return data
+        return self.source.read_range(shard["name"], start, end, accept)
 
-    def _table(self, shard: int) -> list[dict]:
-        if shard not in self._tables:
-            self._tables[shard] = read_members(self.folder, self.index["shards"][shard])
-        return self._tables[shard]
+    def _check_length(self, path: Path, num_bytes: int) -> None:
+        found = path.stat().st_size if path.is_file() else 0
+        if found != num_bytes:
+            raise InputError(f"{path}: {found} bytes found, {num_bytes} expected; convert again")
+
+    def _table(self, shard: int) -> MemberTable:
+        if shard in self._tables:
+            self._tables.move_to_end(shard)
+            return self._tables[shard]
+        table = self._tables[shard] = read_members(self.source, self.index["shards"][shard])
+        while len(self._tables) > 1 and sum(map(len, self._tables.values())) > MAX_KEPT_MEMBERS:
+            self._tables.popitem(last=False)
+        return table
 
 
 def _check_same_size(sample: Sample, where: str) -> None:
@@ -239,15 +273,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read_range(path: Path, start: int, end: int) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), end - start, start)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); convert again") from None
-    if len(data) != end - start:
-        found = start + len(data)
-        raise InputError(f"{path}: {found} bytes found, at least {end} expected: it is truncated; convert again")
-    return data

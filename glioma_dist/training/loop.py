@@ -14,6 +14,7 @@ from torch import nn
 from glioma_dist.config import TrainConfig
 from glioma_dist.config_file import to_dict
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_evaluation_sample, training_batches
+from glioma_dist.data.mixture import Mixture, Shards, open_training_data, open_validation_data
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
@@ -46,9 +47,9 @@ class Training:
 
     config: TrainConfig
     runtime: Runtime
-    train: ShardReader
+    train: Shards
     val: ShardReader | None
-    order: Order
+    order: Order | Mixture
     model: nn.Module
     optimizer: torch.optim.Optimizer
     recompute: Recompute
@@ -125,13 +126,11 @@ def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
 
 def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint | None) -> tuple[Training, Position]:
     """Open the data, make model and optimizer, and put them where the checkpoint `old` left off."""
-    train = ShardReader(config.data.train)
-    val = ShardReader(config.data.val) if config.data.val else None
-    order = Order(train.shard_sizes, config.batch_size, config.seed)
+    train, order = open_training_data(config.data, config.batch_size, config.seed)
+    val = open_validation_data(config.data)
     model, lineage = build_model(config.model, config.seed)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
-    data = {"data": train.index["dataset"], "licence": train.index["licence"]}
-    facts = {"lineage": [*lineage, data], "fingerprints": fingerprints}
+    facts = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
     if runtime.num_processes > 1:
         model = synchronise_batch_norm(model, runtime.device)
     kind = choose_recompute(config, runtime)
@@ -142,7 +141,7 @@ def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint |
     if old is not None:
         if old.facts["fingerprints"] != fingerprints:
             raise InputError(
-                f"--out {config.out} was trained on other data than {config.data.train} and "
+                f"--out {config.out} was trained on other data than {' '.join(config.data.train)} and "
                 f"{config.data.val}; give the same data, or another --out"
             )
         position = load_weights(old, model)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -157,9 +158,53 @@ def test_a_config_survives_json(config):
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_a_config_of_one_folder_as_it_was_written_before_is_still_read():
+    values = to_dict(TrainConfig(data=DataConfig(train="a/b")))
+    values["data"]["train"] = "a/b"
+    for name in ("weights", "cache", "cache_size", "keep_decoded"):
+        del values["data"][name]
+    assert from_dict(TrainConfig, values) == TrainConfig(data=DataConfig(train=("a/b",)))
+    values["data"]["train"] = None
+    assert from_dict(TrainConfig, values).data.train == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "fragment"),
+    [
+        ({"train": ("a", "")}, "empty name"),
+        ({"train": ("a", "a")}, "name each once"),
+        ({"train": ("a", "b"), "weights": (1.0,)}, "one for each of the 2 --data.train"),
+        ({"weights": (1.0, 2.0)}, "one for each of the 1"),
+        ({"train": ("a", "b"), "weights": (1.0, 0.0)}, "greater than 0"),
+        ({"train": ("a", "b"), "weights": (1.0, math.nan)}, "greater than 0"),
+        ({"cache_size": "50"}, "--data.cache-size 50: "),
+        ({"cache_size": "0GB"}, "as 50GB"),
+        ({"cache_size": "-1GB"}, "as 50GB"),
+    ],
+)
+def test_sources_and_cache_are_checked(fields, fragment):
+    with pytest.raises(InputError) as error:
+        DataConfig(**{"train": ("a",), **fields}).validate()
+    check_line(error, fragment)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("50GB", 50 * 10**9), ("1.5 MB", 1_500_000), ("2GiB", 2**31), ("10kB", 10**4), ("7B", 7)]
+)
+def test_the_size_of_the_cache_is_a_number_of_bytes(text, num_bytes):
+    assert DataConfig(cache_size=text).cache_bytes == num_bytes
+
+
+def test_several_sources_and_urls_reach_the_config():
+    flags = ["--data.train", "a", "s3://b/c", "--data.weights", "0.8", "0.2", "--data.val", "https://h/v//x"]
+    data = parse(TrainConfig, [*flags, "--data.cache", "c", "--data.cache-size", "1GB", "--data.keep-decoded"]).data
+    assert (data.train, data.weights, data.val) == (("a", "s3://b/c"), (0.8, 0.2), "https://h/v//x")
+    assert (data.cache, data.cache_bytes, data.keep_decoded) == (Path("c"), 10**9, True)
+
+
 def test_a_written_config_holds_texts_and_lists_only():
     values = to_dict(TrainConfig(data=DataConfig(train=Path("a"), augment=("flips",))))
-    assert (values["data"]["size"], values["data"]["train"], values["data"]["augment"]) == ("704x512", "a", ["flips"])
+    assert (values["data"]["size"], values["data"]["train"], values["data"]["augment"]) == ("704x512", ["a"], ["flips"])
     assert values["max_steps"] is None
 
 

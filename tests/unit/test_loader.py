@@ -1,17 +1,20 @@
 """Batches: what is in them, the same however they are made; errors as lines; every image visited once."""
 
+import os
+import signal
 from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import damage_sample, draw_sample, draw_shards, tiny_config, write_shards
 
 from glioma_dist.config import Size
 from glioma_dist.data.augment import augment, raise_contrast
-from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, training_batches
+from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_training_sample, training_batches
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
@@ -32,6 +35,11 @@ def take(setting, number: int, first_step: int = 0, rank: int = 0, num_processes
     taken = list(islice(batches, number))
     batches.close()
     return taken
+
+
+def join(parts: list[Batch]) -> Batch:
+    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "masks", "seeds"))
+    return Batch(*tensors, tuple(key for part in parts for key in part.keys))
 
 
 def check_same(one: Batch, other: Batch) -> None:
@@ -96,11 +104,82 @@ def test_batches_may_begin_anywhere(setting):
 def test_the_processes_shares_join_to_the_batch(setting, num_processes):
     shares = [take(setting, 3, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
     for step, expected in enumerate(take(setting, 3)):
-        joined = Batch(
-            *(torch.cat([getattr(share[step], name) for share in shares]) for name in ("images", "masks", "seeds")),
-            tuple(key for share in shares for key in share[step].keys),
-        )
-        check_same(joined, expected)
+        check_same(join([share[step] for share in shares]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_run_may_go_on_with_other_processes_and_workers_at_any_step(setting):
+    """Nine ways to load, two steps each, one after the other through seven epochs: the batches of one way."""
+    ways = [(num_processes, workers) for num_processes in (1, 2, 4) for workers in (0, 1, 3)]
+    expected = take(setting, 2 * len(ways))
+    assert setting.order.steps_per_epoch == 2
+    for first_step, (num_processes, workers) in zip(range(1, 2 * len(ways) - 1, 2), ways, strict=False):
+        shares = [
+            take(setting, 2, first_step, rank=rank, num_processes=num_processes, workers=workers)
+            for rank in range(num_processes)
+        ]
+        for step in range(2):
+            check_same(join([share[step] for share in shares]), expected[first_step + step])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("num_processes", "workers", "batch_size"), [(1, 3, 2), (2, 1, 2), (5, 0, 10)])
+def test_an_epoch_shows_every_sample_once_where_the_batch_divides_them(setting, num_processes, workers, batch_size):
+    order = Order(setting.reader.shard_sizes, batch_size, seed=1)
+    divided = SimpleNamespace(reader=setting.reader, order=order, config=setting.config)
+    shares = [
+        take(divided, order.steps_per_epoch, rank=rank, num_processes=num_processes, workers=workers)
+        for rank in range(num_processes)
+    ]
+    keys = [key for share in shares for batch in share for key in batch.keys]
+    assert sorted(keys) == sorted(setting.reader.keys())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_make_the_same_batches_and_are_read_once(setting, workers):
+    reads = []
+
+    class Counting:
+        shard_sizes = setting.reader.shard_sizes
+
+        def __len__(self):
+            return len(setting.reader)
+
+        def read(self, shard, place):
+            reads.append((shard, place))
+            return setting.reader.read(shard, place)
+
+    counted = SimpleNamespace(reader=Counting(), order=setting.order, config=setting.config)
+    kept = take(counted, 8, workers=workers, keep_decoded=True)
+    assert sorted(reads) == [(shard, place) for shard, size in enumerate([3, 3, 3, 1]) for place in range(size)]
+    for one, other in zip(kept, take(setting, 8), strict=True):
+        check_same(one, other)
+
+
+def test_images_that_memory_does_not_hold_are_not_kept(setting, monkeypatch):
+    # Two samples of 96x80, image and mask, are 30,720 bytes.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=61_000))
+    with pytest.raises(InputError, match=r"--data.keep-decoded: 2 of 10 samples take 30720 bytes already"):
+        take(setting, 1, keep_decoded=True)
+
+
+def test_a_worker_that_dies_names_its_sample(setting):
+    victim = setting.order.batch(3)[2]
+    key = setting.reader.read(victim.shard, victim.sample).key
+
+    class Deadly(ShardReader):
+        def read(self, shard, place):
+            if (shard, place) == (victim.shard, victim.sample):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(shard, place)
+
+    deadly = SimpleNamespace(
+        reader=Deadly(setting.reader.describe(0, 0).partition("/00000.tar")[0]),
+        order=setting.order,
+        config=setting.config,
+    )
+    with pytest.raises(InputError, match=rf"0000{victim.shard}.tar: sample {key}: the worker process that was at it"):
+        take(deadly, 6, workers=2)
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(setting):
@@ -118,6 +197,41 @@ def test_grey_and_rgb_mix(tmp_path, setting):
     for image, key in zip(batch.images, batch.keys, strict=True):
         expected = np.atleast_3d(raise_contrast(by_key[key].image, "percentile")).transpose(2, 0, 1)
         np.testing.assert_array_equal(image, np.broadcast_to(expected, (3, 80, 96)))
+
+
+@pytest.mark.parametrize("how", ["percentile", "clahe", "none"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_three_channels_that_are_alike_are_handled_as_one_and_look_the_same(tmp_path, setting, how, dtype):
+    grey = [draw_sample(number, dtype=dtype) for number in range(6)]
+    triple = [replace(sample, image=np.repeat(sample.image[..., None], 3, axis=2)) for sample in grey]
+    batches = []
+    for name, samples in (("grey", grey), ("triple", triple)):
+        reader = ShardReader(write_shards(tmp_path / name, samples))
+        drawn = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 2, 0), config=setting.config)
+        batches.append(take(drawn, 6, raise_contrast=how))
+    for one, other in zip(*batches, strict=True):
+        check_same(one, other)
+    images = [np.stack([sample.image for sample in samples]) for samples in (grey, triple)]
+    assert images[1].ndim == images[0].ndim + 1
+    for step, batch in enumerate(batches[1]):
+        for row, place in enumerate(Order([3, 3], 2, 0).batch(step)):
+            # As three channels, without the short cut.
+            sample = triple[3 * place.shard + place.sample]
+            whole = replace(sample, image=raise_contrast(sample.image, how))
+            image, mask = prepare_training_sample(whole, setting.config, place.seed)
+            np.testing.assert_array_equal(image_tensor(image), batch.images[row].expand(3, -1, -1))
+            np.testing.assert_array_equal(mask, batch.masks[row])
+
+
+def test_colours_stay(tmp_path, setting):
+    """Also where only one pixel has any."""
+    samples = [draw_sample(number) for number in range(2)]
+    samples = [replace(sample, image=np.repeat(sample.image[..., None], 3, axis=2)) for sample in samples]
+    for sample in samples:
+        sample.image[57, 33, 1] ^= 128
+    reader = ShardReader(write_shards(tmp_path / "few", samples))
+    few = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 2, 0), config=setting.config)
+    assert take(few, 1)[0].images.shape[1] == 3
 
 
 def test_16_bit_images_come_as_bytes_too(tmp_path, setting):
@@ -174,3 +288,16 @@ def test_an_image_becomes_channels_first():
     assert image_tensor(grey).tolist() == [grey.tolist()]
     assert image_tensor(colour).tolist() == colour.transpose(2, 0, 1).tolist()
     assert image_tensor(colour[:, ::-1]).tolist() == colour[:, ::-1].transpose(2, 0, 1).tolist()
+
+
+def test_memory_stays_as_it_is_through_many_epochs(setting):
+    def resident_mib() -> float:
+        return psutil.Process().memory_info().rss / 2**20
+
+    batches = training_batches(setting.reader, setting.order, setting.config, 0, 0, 1)
+    for _ in islice(batches, 50):
+        pass
+    before = resident_mib()
+    for _ in islice(batches, 400):
+        pass
+    assert resident_mib() - before < 4  # 400 batches are 13 MiB, and their images decoded 23

@@ -1,11 +1,15 @@
 """The order of samples: what an epoch holds, and that nothing but seed, sizes and batch decides it."""
 
 import pickle
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from glioma_dist.data.order import SHARDS_IN_WINDOW, Order, Place
+from glioma_dist.data.order import LARGEST_DRAWN, SHARDS_IN_WINDOW, Order, Place, Window
 from glioma_dist.errors import InputError
 
 SIZES = {
@@ -17,6 +21,8 @@ SIZES = {
     "one more than a window": [3] * (SHARDS_IN_WINDOW + 1),
     "a window of empty shards": [4, 4] + [0] * 40 + [4],
 }
+
+EARLIER = [(16, 4, 5839117196032552764), (37, 0, 7981404644215928719), (13, 3, 7889151744344454164)]
 
 
 def epoch_of(order: Order, epoch: int) -> list[list[Place]]:
@@ -141,7 +147,71 @@ def test_fewer_samples_than_the_batch_are_refused(sizes, batch_size):
         Order(sizes, batch_size, seed=0)
 
 
-def test_memory_grows_with_shards_only():
-    """A billion samples in a few shards are no burden as long as their windows are not asked for."""
-    order = Order([10**9] * 4, 2, seed=0)
-    assert order.steps_per_epoch == 2 * 10**9
+@pytest.mark.parametrize("num_samples", [LARGEST_DRAWN + 1, 2**17, 100_003])
+def test_a_large_windows_order_holds_each_sample_once_and_mixes(num_samples):
+    sizes = [num_samples // 5, 0, num_samples - num_samples // 5]
+    window = Window([7, 8, 9], np.asarray(sizes), np.random.default_rng(0))
+    found = np.array([window.locate(position) for position in range(num_samples)])
+    assert set(found[:, 0].tolist()) == {7, 9}
+    number = found[:, 1] + np.where(found[:, 0] == 9, sizes[0], 0)
+    assert np.array_equal(np.sort(number), np.arange(num_samples))
+    # Of a random order neighbours are as far apart as any two, a third of all; few stay, and none leads to the next.
+    assert abs(np.abs(np.diff(number)).mean() / num_samples - 1 / 3) < 0.01
+    assert (np.diff(number) == 1).sum() < 12
+    assert abs(np.corrcoef(number, np.arange(num_samples))[0, 1]) < 0.02
+    other = Window([7, 8, 9], np.asarray(sizes), np.random.default_rng(1))
+    assert sum(window.locate(position) == other.locate(position) for position in range(1000)) < 5
+
+
+def test_memory_grows_with_shards_and_never_with_samples():
+    """A hundred billion samples in ten shards: some kilobytes, however many places are asked for."""
+    order = Order([10**10] * 10, 8, seed=0)
+    tracemalloc.start()
+    steps = np.random.default_rng(0).integers(order.steps_per_epoch, size=50).tolist()
+    seen = {(place.shard, place.sample) for step in steps for place in order.batch(step)}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(seen) == 400
+    assert peak < 2**20
+
+
+def test_a_billion_samples_in_a_hundred_thousand_shards_cost_megabytes_and_no_time():
+    """tools/simulate_order.py has the figures: tens of microseconds a sample. The bound is one for a busy machine."""
+    tracemalloc.start()
+    order = Order([10**4] * 10**5, 256, seed=0)
+    order.batch(0)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 8 * 2**20
+    start = time.process_time()
+    for step in range(100):
+        order.batch(10**5 * step, range(4))
+    assert time.process_time() - start < 2
+
+
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=40).filter(lambda sizes: sum(sizes) >= 4),
+    batch_size=st.integers(1, 4),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10**6),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_epoch_of_any_shards_holds_every_sample_at_most_once(sizes, batch_size, seed, epoch):
+    order = Order(sizes, batch_size, seed)
+    seen = samples(epoch_of(order, epoch))
+    assert len(set(seen)) == len(seen) == sum(sizes) // batch_size * batch_size
+    assert set(seen) <= every_sample(sizes)
+    step = epoch * order.steps_per_epoch
+    joined = [
+        place
+        for slot in range(batch_size)
+        for place in Order(sizes, batch_size, seed).batch(step, range(slot, slot + 1))
+    ]
+    assert joined == order.batch(step)
+
+
+def test_the_order_of_earlier_versions_still_holds():
+    """A run may be resumed by a newer version: these places were drawn when the order was first written."""
+    order = Order([5, 9, 2, 4] * 12, 6, seed=9)
+    found = [(place.shard, place.sample, place.seed) for place in order.batch(100)[:3]]
+    assert found == EARLIER

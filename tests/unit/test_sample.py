@@ -4,6 +4,7 @@ import io
 import struct
 import time
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -204,3 +205,29 @@ def test_what_cannot_be_used_says_what_to_do(tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             read_image(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
+
+
+def test_masks_of_any_other_png_are_read_too():
+    """Only those without filters, as ours are, are unpacked here; the rest is a PNG library's work."""
+    mask = (np.random.default_rng(4).random((13, 21)) < 0.5).astype(np.uint8)
+
+    def png(kind: tuple[int, ...], lines: bytes, *more: tuple[bytes, bytes]) -> bytes:
+        header = struct.pack(">IIBBBBB", 21, 13, *kind, 0, 0, 0)
+        chunks = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+        parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+    rows = np.packbits(mask, axis=1)
+    plain = b"".join(b"\0" + row.tobytes() for row in rows)
+    up = b"\0" + rows[0].tobytes() + b"".join(b"\2" + (b - a).tobytes() for a, b in pairwise(rows))
+    grey = b"".join(b"\0" + (row * 200).tobytes() for row in mask)
+    for data in (
+        png((1, 0), plain),
+        png((1, 0), plain) + b"what follows the end",
+        png((1, 0), up),
+        png((8, 0), grey),
+        png((1, 3), plain, (b"PLTE", bytes([0, 0, 0, 255, 255, 255]))),
+    ):
+        np.testing.assert_array_equal(decode_mask(data, "here"), mask)
+        assert decode_mask(data, "here").flags.writeable
+    assert isinstance(decode_mask(png((1, 0), plain + bytes(10**6)), "here"), np.ndarray)

@@ -1,6 +1,7 @@
 """Shards: what is written is read back, by us and by webdataset; what is broken is refused."""
 
 import gc
+import hashlib
 import json
 import os
 import pickle
@@ -88,7 +89,10 @@ def test_members_table_points_at_the_members(tmp_path):
             expected = {info.name: tar.extractfile(info).read() for info in tar}
         found = {}
         for member in table:
-            key = member.pop("key")
+            key, digest = member.pop("key"), member.pop("sha256")
+            start = min(offset for offset, _ in member.values())
+            end = max(offset + size for offset, size in member.values())
+            assert hashlib.sha256(data[start:end]).hexdigest() == digest
             found |= {
                 f"{key}.{extension}": data[offset : offset + size] for extension, (offset, size) in member.items()
             }
@@ -205,6 +209,9 @@ def replace_member(folder: Path, extension: str, data: bytes) -> None:
     tar_path.write_bytes(content[:offset] + data + content[offset + len(data) :])
     table[0][extension] = [offset, len(data)]
     table_path.write_text(json.dumps(table))
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["members_sha256"] = hashlib.sha256(table_path.read_bytes()).hexdigest()
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def test_a_mask_of_another_size_in_a_shard_names_the_sample(tmp_path):

@@ -1,0 +1,88 @@
+"""The benchmark of the loader and the simulation of the order: what they compare is the same work, and adds up."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from helpers import draw_shards, load_tool
+
+from glioma_dist.config import DataConfig, Size
+from glioma_dist.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def bench():
+    yield from load_tool("bench_loader")
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    yield from load_tool("simulate_order")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_pipeline_delivers_the_same_images(bench, tmp_path, workers):
+    """Whole images, unchanged: the sums over an epoch of eight batches are those of the eight samples, in any order."""
+    given = draw_shards(tmp_path / "given" / "train", range(2))
+    bench.write_data(tmp_path / "data", given, Size(96, 80), 16)
+    config = DataConfig(size=Size(96, 80), fit="crop", workers=workers)
+    sums = {}
+    for pipeline in bench.PIPELINES:
+        batches = bench.MAKERS[pipeline](tmp_path / "data", config, 2)
+        drawn = list(islice(batches, 4))
+        batches.close()
+        for images, masks in drawn:
+            assert (images.dtype, tuple(images.shape)) == (torch.float32, (2, 3, 80, 96))
+            assert (masks.dtype, tuple(masks.shape)) == (torch.uint8, (2, 80, 96))
+        pairs = zip(torch.cat([images for images, _ in drawn]), torch.cat([masks for _, masks in drawn]), strict=True)
+        sums[pipeline] = {(round(image.double().sum().item(), 1), int(mask.sum())) for image, mask in pairs}
+    assert len(sums["glioma-dist"]) == 2
+    assert all(found == sums["glioma-dist"] for found in sums.values()), sums
+
+
+def test_the_table_compares_with_webdataset(bench):
+    facts = {"device": "AMD EPYC", "cores": 2, "load": 0.5, "versions": "torch 1", "commit": "abc", "command": "x"}
+    rows = [
+        {"case": "c", "pipeline": name, "workers": workers, "images_per_second": rate}
+        | {"processor_ms": 12.34, "grown_mib": 0.4}
+        for workers, name, rate in ((0, "glioma-dist", 30.0), (0, "webdataset", 20.0), (2, "webdataset", 5.0))
+    ]
+    lines = bench.table(rows, facts).splitlines()
+    assert "AMD EPYC, 2 cores, load 0.5" in lines[0]
+    assert lines[-3] == "| c | glioma-dist | 0 | 30.0 | 1.50 | 12.3 | 0 |"
+    assert lines[-1] == "| c | webdataset | 2 | 5.0 | 1.00 | 12.3 | 0 |"
+
+
+@pytest.mark.parametrize("flags", [{"rounds": 0}, {"workers": ()}, {"workers": (-1,)}, {"batch_size": 0}])
+def test_a_benchmark_that_cannot_be_is_refused(bench, flags):
+    with pytest.raises(InputError, match="give"):
+        bench.BenchConfig(**flags).validate()
+
+
+def test_shards_touched_are_counted(simulation):
+    # Two steps of a batch of four: one process sees five shards of eight; of two, one sees three, the other two.
+    drawn = np.array([[0, 1, 2, 2], [0, 5, 7, 7]])
+    assert simulation.describe(drawn, 1, 8)[:3] == (5.0, 5 / 8, 3.0)
+    assert simulation.describe(drawn, 2, 8)[:2] == (2.5, 5 / 8)
+
+
+def test_a_shuffle_of_everything_strays_by_one(simulation):
+    drawn = np.random.default_rng(0).integers(1000, size=(2000, 64))
+    assert abs(simulation.describe(drawn, 1, 1000)[3] - 1) < 0.05
+
+
+def test_the_simulation_runs_and_deals_every_shard_once(simulation, capsys):
+    config = simulation.SimulationConfig(
+        huge_shards=50, huge_samples=10_000, shards=64, samples=10, batch_size=32, processes=(1, 4), buffer=20
+    )
+    simulation.COST_STEPS = 20
+    simulation.simulate(config)
+    printed = capsys.readouterr().out
+    assert "5e+05 samples in 5e+01 shards" in printed
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith(("| 1 | ", "| 4 | "))]
+    webdataset = [row for row in rows if row[1] == "webdataset"]
+    assert [row[2:4] for row in webdataset] == [["64", "1.00"], ["16", "1.00"]]
+    with pytest.raises(InputError, match="must divide"):
+        simulation.SimulationConfig(batch_size=10, processes=(3,)).validate()

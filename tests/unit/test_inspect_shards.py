@@ -1,0 +1,175 @@
+"""tools/inspect_shards.py: what it lists, what it finds, and somebody else's shards."""
+
+import io
+import shutil
+import tarfile
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import webdataset
+from faulty_server import files_of, serve
+from helpers import damage_sample, draw_sample, load_tool
+
+from glioma_dist.data.sample import Sample, encode_image, encode_mask
+from glioma_dist.data.shards import ShardReader
+from glioma_dist.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tool():
+    yield from load_tool("inspect_shards")
+
+
+@pytest.fixture
+def copy(shards, tmp_path):
+    return shutil.copytree(shards / "train", tmp_path / "train")
+
+
+def inspect(tool, folder, **flags) -> None:
+    config = tool.InspectConfig(str(folder), **flags)
+    config.validate()
+    tool.inspect(config)
+
+
+def test_it_lists_what_the_index_says(tool, shards, capsys):
+    inspect(tool, shards / "train")
+    printed = capsys.readouterr().out
+    assert "drawn, split train, licence CC0" in printed
+    assert "10 samples in 4 shards" in printed
+    for shard in ShardReader(shards / "train").index["shards"]:
+        assert f"{shard['name']}  {shard['num_samples']} samples  {shard['bytes']} bytes" in printed
+
+
+def test_whole_shards_are_said_to_be_whole(tool, shards, capsys):
+    inspect(tool, shards / "train", verify=True)
+    assert capsys.readouterr().out.count("  whole\n") == 4
+
+
+def test_shards_at_a_url_are_verified_too(tool, copy, capsys):
+    pytest.importorskip("aiohttp", reason="needs the extra cloud")
+    with serve(files_of(copy.parent)) as server:
+        inspect(tool, f"{server.url}/train", verify=True)
+        assert "every checksum is right" in capsys.readouterr().out
+
+
+def test_damage_is_named_and_the_other_shards_looked_at(tool, copy, capsys):
+    damage_sample(copy, "cell-004")
+    path = copy / "00003.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\1")  # in the padding, where no sample is
+    with pytest.raises(InputError, match=r"2 of 4 shards are not whole; the first: .*cell-004.png"):
+        inspect(tool, copy, verify=True)
+    printed = capsys.readouterr().out
+    assert "00000.tar  whole" in printed
+    assert "00003.tar  " + str(path) + ": its SHA-256 is" in printed
+
+
+def test_a_table_of_members_that_was_changed_is_noticed(tool, copy):
+    path = copy / "00001.members.json"
+    path.write_text(path.read_text().replace("cell-003", "cell-300"))
+    with pytest.raises(InputError, match=r"1 of 4 .*00001.members.json: is not the file that index.json"):
+        inspect(tool, copy, verify=True)
+
+
+def test_the_contact_sheet_shows_each_image_with_its_outline(tool, shards, tmp_path, capsys):
+    inspect(tool, shards / "train", sheet=tmp_path / "new" / "sheet.png", num_images=4)
+    sheet = cv2.imread(str(tmp_path / "new" / "sheet.png"))[..., ::-1]
+    assert sheet.shape == (2 * 380, 2 * 360, 3)
+    outlined = (sheet == (255, 200, 0)).all(axis=-1)
+    for top in (0, 380):
+        for left in (0, 360):
+            picture = outlined[top : top + 300, left : left + 360]
+            assert 300 < picture.sum() < 20_000
+            assert np.ptp(sheet[top : top + 300, left : left + 360]) > 150
+    assert "4 images are in" in capsys.readouterr().out
+
+
+def write_tar(path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_shards_that_webdataset_wrote_are_indexed_and_read(tool, tmp_path, capsys):
+    samples = [draw_sample(number) for number in range(5)]
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    with (
+        warnings.catch_warnings(),
+        webdataset.ShardWriter(str(folder / "cells-%06d.tar"), maxcount=2, verbose=0) as writer,
+    ):
+        for sample in samples:
+            parts = {"png": encode_image(sample.image), "mask.png": encode_mask(sample.mask), "json": sample.facts}
+            writer.write({"__key__": sample.key, **parts})
+    inspect(tool, folder, index=True, verify=True, dataset="theirs", licence="MIT")
+    assert "theirs, split all, licence MIT" in capsys.readouterr().out
+    reader = ShardReader(folder)
+    assert reader.shard_sizes == [2, 2, 1]
+    for number, sample in enumerate(samples):
+        found = reader.read(*divmod(number, 2))
+        assert (found.key, found.facts) == (sample.key, sample.facts)
+        np.testing.assert_array_equal(found.image, sample.image)
+        np.testing.assert_array_equal(found.mask, sample.mask)
+    with pytest.raises(InputError, match=r"holds an index.json already"):
+        inspect(tool, folder, index=True)
+
+
+def test_other_endings_folders_in_names_and_missing_facts(tool, tmp_path):
+    sample = draw_sample(1)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    image, mask = encode_image(sample.image), encode_mask(sample.mask)
+    members = [("a/b.c1.txt", b"?"), ("a/x.input.png", image), ("a/x.cls", b"7"), ("a/x.target.png", mask)]
+    write_tar(folder / "s.tar", [*members, ("../../etc/y.input.png", image), ("../../etc/y.target.png", mask)])
+    inspect(tool, folder, index=True, image="input.png", mask="target.png", verify=True)
+    reader = ShardReader(folder)
+    assert reader.keys() == ["a_x", "etc_y"]
+    for place in range(2):
+        found = reader.read(0, place)
+        assert found.facts == {}
+        np.testing.assert_array_equal(found.image, sample.image)
+
+
+@pytest.mark.parametrize(
+    ("members", "fragment"),
+    [
+        ([], "holds no sample with png and mask.png"),
+        ([("x.txt", b"?")], "holds no sample with png and mask.png"),
+        ([("x.png", b"1")], "has no x.mask.png"),
+        ([("x.json", b"{}")], "has no x.png and no x.mask.png"),
+        ([("x.png", b"1"), ("x.png", b"2"), ("x.mask.png", b"3")], "comes twice in one sample"),
+        ([("k" * 91 + ".png", b"1"), ("k" * 91 + ".mask.png", b"1")], "empty or too long"),
+    ],
+)
+def test_tars_that_are_no_shards_are_refused(tool, tmp_path, members, fragment):
+    write_tar(tmp_path / "s.tar", members)
+    with pytest.raises(InputError, match=fragment):
+        inspect(tool, tmp_path, index=True)
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_flags_that_cannot_be_are_refused(tool, tmp_path):
+    for flags, fragment in (
+        ({"index": True, "shards": "s3://a/b"}, "upload it"),
+        ({"num_images": 0}, "1 or more"),
+        ({"sheet": tmp_path / "x.jpg"}, "name a .png"),
+    ):
+        with pytest.raises(InputError, match=fragment):
+            tool.InspectConfig(**{"shards": "x", **flags}).validate()
+    with pytest.raises(InputError, match=r"no \.tar"):
+        inspect(tool, tmp_path, index=True)
+    write_tar(tmp_path / "a b.tar", [])
+    with pytest.raises(InputError, match="rename it"):
+        inspect(tool, tmp_path, index=True)
+
+
+def test_tars_without_an_index_say_how_to_make_one(tmp_path):
+    sample: Sample = draw_sample(0)
+    write_tar(tmp_path / "s.tar", [("x.png", encode_image(sample.image)), ("x.mask.png", encode_mask(sample.mask))])
+    with pytest.raises(InputError, match=r"inspect_shards.py .* --index"):
+        ShardReader(tmp_path)
