@@ -253,10 +253,13 @@ def bench(config: BenchConfig) -> list[dict]:
         config.out.mkdir(parents=True, exist_ok=True)
         cells = make_cells(config, device, data)
         results = (measure_in_some_way(cell, facts, config.timeout_s) for cell in cells)
-        for row in itertools.chain(results, largest_rows(config, cells, facts) if config.find_largest else ()):
-            rows.append(row)
-            write_rows(rows, config.out / "resolution.json")
-    write_report(rows, config.out)
+        try:
+            for row in itertools.chain(results, largest_rows(config, cells, facts) if config.find_largest else ()):
+                rows.append(row)
+                write_rows(rows, config.out / "resolution.json")
+        finally:  # whoever interrupts it shall have a report of what is there
+            if rows:
+                write_report(rows, config.out)
     print(f"{len(rows)} rows, a table and plots are in {config.out}")
     return rows
 
