@@ -10,18 +10,21 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from glioma_dist.errors import InputError
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
-SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer")
+SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 """In what gloo says."""
+TIME_TO_ANSWER = timedelta(minutes=15)
+"""After which a process that says nothing is taken for lost."""
 PRCTL_PARENT_DEATH_SIGNAL = 1
 """From Linux's sys/prctl.h."""
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
@@ -43,11 +46,12 @@ class Runtime:
         # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
         # validation, where processes may have unequal numbers of images, must not wait for one another.
         engine = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        patience = InitProcessGroupKwargs(timeout=TIME_TO_ANSWER)
         # PyTorch renamed it; accelerate has only the old name.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine])
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine, patience])
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             if not accelerator.is_fsdp2:
                 raise InputError(

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
 from glioma_dist.benchmark.rows import RowsCell, measure_rows
-from glioma_dist.config import ModelConfig, Size, SizeFlag
+from glioma_dist.config import ModelConfig, Size, SizeFlag, check_rows
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.runtime import Runtime, run_command
@@ -63,6 +63,7 @@ class BenchRowsConfig:
     def validate(self) -> None:
         for name in (self.encoder, self.foretold_encoder):
             ModelConfig(encoder=name).validate()
+            check_rows(max(self.rows, default=1), name)
         if not self.rows or min(self.rows) < 1 or not self.recompute:
             raise InputError("--rows, --recompute: give one or more, as 1 2 4")
         for size in (*self.sizes, self.foretold_size):

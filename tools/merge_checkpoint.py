@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, find_parts, write_checkpoint
+from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, write_checkpoint
 from glioma_dist.runtime import run_command
 
 
@@ -25,7 +25,8 @@ def main() -> None:
     checkpoint = Checkpoint.read(config.checkpoint)
     if config.out.exists():
         raise InputError(f"--out {config.out} exists; give a new folder")
-    moments = checkpoint.tensors(OPTIMIZER) if find_parts(checkpoint.folder, OPTIMIZER) else None
+    has_moments = any(checkpoint.folder.glob("optimizer*.safetensors"))
+    moments = checkpoint.tensors(OPTIMIZER) if has_moments else None
     weights = checkpoint.tensors(MODEL)
     write_checkpoint(config.out, checkpoint.config, checkpoint.facts, weights, moments)
     print(f"{len(weights)} tensors in {config.out / MODEL}")

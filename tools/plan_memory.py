@@ -58,12 +58,14 @@ class PlanConfig:
             raise InputError("--peer: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
         if self.peer and self.model.encoder == "mit_tiny":
             raise InputError("--peer: it has no mit_tiny; give --model.encoder mit_b0 or larger")
+        if self.peer and self.batch_size % max(1, self.gpus):
+            raise InputError("--peer: it cannot split an image; give a --batch-size that is a multiple of --gpus")
         if self.batch_size < 1 or self.gpus < 1:
             raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
         if not all(numbers_of_rows(self, size) for size in self.size):
             raise InputError(
                 f"--batch-size {self.batch_size} cannot be shared by {self.gpus} cards, nor can the images by their "
-                "rows: give a multiple"
+                f"rows: give a --batch-size that is a multiple of {self.gpus}, or other --gpus"
             )
         if self.json is not None and self.json.is_dir():
             raise InputError(f"--json {self.json} is a folder; name a file in it")

@@ -17,6 +17,7 @@ from glioma_dist.data.augment import raise_contrast, resize_image, resize_mask
 from glioma_dist.data.loader import evaluation_samples, image_tensor
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader
+from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import load_model, normalise
@@ -89,7 +90,10 @@ def dice_at_sizes(
     0 counts as 1."""
     height, width = sample.mask.shape
     metric_size = metric_size or Size(width, height)
-    shares = cell_probability(network, raise_contrast(sample.image, contrast), input_size, metric_size)
+    try:
+        shares = cell_probability(network, raise_contrast(sample.image, contrast), input_size, metric_size)
+    except InputError as error:
+        raise InputError(f"sample {sample.key}: {error}") from error
     reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(network.device)
     return float(dice(shares >= THRESHOLD, reference))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,6 +27,8 @@ from glioma_dist.errors import InputError
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+STEP = "step"
+"""In the files' metadata, so that parts of different checkpoints are not taken for one."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,22 @@ class Checkpoint:
         parts = []
         for file in files:
             try:
+                with safe_open(file, "pt") as opened:
+                    step = (opened.metadata() or {}).get(STEP)
                 parts.append(load_file(file))
             except (OSError, SafetensorError) as error:
                 raise InputError(f"{file}: cannot be read ({error}); take another checkpoint") from error
+            if step is not None and step != self._step:
+                raise InputError(f"{file}: is of step {step}, {STATE} of step {self._step}; take another checkpoint")
         if len(parts) == 1:
             return parts[0]
+        if any(part.keys() != parts[1].keys() or not part.keys() <= parts[0].keys() for part in parts[1:]):
+            raise InputError(f"{self.folder / name}: its parts are of different checkpoints; take another checkpoint")
         return {key: torch.cat([part[key] for part in parts]) if key in parts[1] else parts[0][key] for key in parts[0]}
+
+    @property
+    def _step(self) -> str:
+        return _step_of(self.facts)
 
     def load_into(self, model: nn.Module, encoder: str) -> None:
         """Put the checkpoint's weights and buffers into `model`, all of them.
@@ -112,15 +124,21 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _step_of(facts: dict[str, Any]) -> str:
+    """The step that a checkpoint was written at, as each of its files says it, too."""
+    return str(facts.get("position", {}).get("step"))
+
+
 def find_parts(folder: Path, name: str) -> list[Path]:
     """The file `name` of a checkpoint folder, or its parts in their order; none where any is missing."""
     if (folder / name).is_file():
         return [folder / name]
     stem, suffix = name.split(".")
     for first in folder.glob(f"{stem}-00001-of-*.{suffix}"):
-        count = int(re.fullmatch(rf"{stem}-00001-of-(\d+)\.{suffix}", first.name)[1])
+        match = re.fullmatch(rf"{stem}-00001-of-(\d{{5}})\.{suffix}", first.name)
+        count = int(match[1]) if match else 0
         parts = [folder / part_name(name, number, count) for number in range(count)]
-        if all(part.is_file() for part in parts):
+        if parts and all(part.is_file() for part in parts):
             return parts
     return []
 
@@ -161,7 +179,10 @@ def write_checkpoint(
     for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
         if tensors is not None:
             file = new / part_name(name, writer.number, writer.count)
-            save_file(tensors, file)
+            try:
+                save_file(tensors, file, {STEP: _step_of(facts)})
+            except SafetensorError as error:
+                raise InputError(f"{file}: cannot be written ({error}); is there space?") from error
             _sync(file)
     writer.wait()
     if writer.number == 0:

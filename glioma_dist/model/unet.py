@@ -53,7 +53,7 @@ class UNet(nn.Module):
         if width % stride or height % stride:
             images = functional.pad(images, (0, -width % stride, 0, -height % stride))
         logits = self.decoder(self.encoder(images, seeds))
-        return logits[..., :height, :width]
+        return logits if logits.shape[-2:] == (height, width) else logits[..., :height, :width]
 
 
 def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, str]]]:

@@ -119,7 +119,8 @@ def largest_pixels(step: Step, kind: Recompute, memory: float) -> float:
     low, high = (
         count(replace(step, size=Size(size.width, number * size.height)), kind).peak for number in (times, 2 * times)
     )
-    return max(0.0, pixels * times * (1 + (memory - low) / (high - low)))
+    own = pixels if count(step, kind).peak <= memory else 0
+    return max(own, pixels * times * (1 + (memory - low) / (high - low)))
 
 
 def largest_batch(step: Step, kind: Recompute, memory: float) -> int:
@@ -132,7 +133,8 @@ def largest_size(step: Step, kind: Recompute, memory: float) -> Size:
     """The largest size of the step's shape and batch; sides are multiples of 32."""
     size = padded(step.size)
     factor = math.sqrt(largest_pixels(step, kind, memory) / (size.width * size.height * step.batch_size))
-    return Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
+    found = Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
+    return found if found.height >= SIDE_STEP * step.rows else Size(0, 0)
 
 
 def padded(size: Size) -> Size:

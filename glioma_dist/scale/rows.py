@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glioma_dist.errors import InputError
-from glioma_dist.runtime import Runtime
+from glioma_dist.runtime import TIME_TO_ANSWER, Runtime
 
 UNIT_ROWS = 32
 """Bands are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
@@ -50,7 +50,10 @@ class Rows:
         num_data_groups = runtime.num_processes // size
         groups = [None] * num_data_groups
         if size > 1:
-            groups = [dist.new_group(range(first * size, (first + 1) * size)) for first in range(num_data_groups)]
+            groups = [
+                dist.new_group(range(first * size, (first + 1) * size), timeout=TIME_TO_ANSWER)
+                for first in range(num_data_groups)
+            ]
         return cls(size, rank, data_rank, num_data_groups, groups[data_rank])
 
     def cut(self, height: int) -> slice:
@@ -204,8 +207,8 @@ def band_edges(height: int, size: int) -> list[int]:
     units = math.ceil(height / UNIT_ROWS)
     if units < size:
         raise InputError(
-            f"an image of {height} rows has {units} bands of {UNIT_ROWS}, fewer than --scale.rows {size}: "
-            f"give --scale.rows {units} at most, or larger images"
+            f"an image of {height} rows makes at most {units} bands of {UNIT_ROWS}, and --scale.rows {size} asks for "
+            f"more: give --scale.rows {units}, or larger images"
         )
     return [min(height, units * number // size * UNIT_ROWS) for number in range(size + 1)]
 

@@ -268,7 +268,10 @@ def validation_scores(training: Training) -> Scores:
     extra = [training.val.read(0, 0)] * (num_rounds - num_own)
     for number, sample in enumerate(chain(own, extra)):
         image, mask = prepare_evaluation_sample(sample, config.data)
-        band = rows.cut(len(mask))
+        try:
+            band = rows.cut(len(mask))
+        except InputError as error:
+            raise InputError(f"validation sample {sample.key}: {error}") from error
         parts = (image_tensor(image)[:, band], torch.from_numpy(mask)[band])
         image, mask = (part.to(runtime.device)[None] for part in parts)
         with runtime.accelerator.autocast():

@@ -54,4 +54,7 @@ def open_run(config: TrainConfig) -> Checkpoint | None:
             f"--out {out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
             "settings to go on"
         )
-    return None if find_checkpoint(out / "last") is None else Checkpoint.read(out / "last")
+    last = out / "last"
+    if find_checkpoint(last) is None and not {"last", "last.old"} & found:
+        return None  # a run that ended before its first checkpoint
+    return Checkpoint.read(last)

@@ -123,9 +123,26 @@ def test_a_missing_part_is_named(shards, tmp_path):
     (tmp_path / "run" / "last" / part_name(OPTIMIZER, 1, 2)).unlink()
     with pytest.raises(InputError, match=r"optimizer\.safetensors: missing, or some of its parts"):
         Checkpoint.read(tmp_path / "run" / "last").tensors(OPTIMIZER)
+    with pytest.raises(InputError, match=r"optimizer\.safetensors: missing, or some of its parts"):
+        train_plain_in_double(replace(config, max_steps=2))
+    merging = command("tools/merge_checkpoint.py", "--checkpoint", tmp_path / "run" / "last", "--out", tmp_path / "x")
+    assert merging.exit_code == 2, "the moments must not be left away"
     (tmp_path / "run" / "last" / part_name(MODEL, 0, 2)).unlink()
     with pytest.raises(InputError, match="no checkpoint there"):
-        Checkpoint.read(tmp_path / "run" / "last")
+        train_plain_in_double(replace(config, max_steps=2))  # and not begin anew over the rest
+
+
+def test_parts_of_two_checkpoints_are_not_taken_for_one(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", max_steps=2, val=None, save_every=1)
+    run(train_here, replace(config, max_steps=1), num_processes=2)
+    folder = tmp_path / "run" / "last"
+    second = (folder / part_name(MODEL, 1, 2)).read_bytes()
+    (folder / "model-00001-of-00002 (1).safetensors").write_bytes(second)  # a copy by hand is nothing
+    assert Checkpoint.read(folder).tensors(MODEL)
+    run(train_here, config, num_processes=2)
+    (folder / part_name(MODEL, 1, 2)).write_bytes(second)
+    with pytest.raises(InputError, match=r"model-00002-of-00002\.safetensors: is of step 1, state\.json of step 2"):
+        Checkpoint.read(folder).tensors(MODEL)
 
 
 def test_fsdp_without_a_gpu_is_refused(shards, tmp_path):
