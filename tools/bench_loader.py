@@ -42,8 +42,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "webdataset", "opencv-python-headless", "pillow", "glioma-dist")
 SAMPLES_PER_SHARD = 4
 SHUFFLE_BUFFER = 16
-BATCHES_AHEAD = 2
-"""That each worker of PyTorch's loader makes before they are asked for; they are not timed."""
+WARM_UP = 4
+"""Batches of each process before the clock runs: until then memory is still asked from the system, page by page."""
 LIVECELL, NATIVE = Size(704, 520), Size(2592, 1944)
 CASES = {
     "LIVECell 704x520 into 1472x1120": DataConfig(
@@ -196,7 +196,7 @@ def measure(maker: Callable, folder: Path, config: DataConfig, batch_size: int, 
     """From a loader that runs: images a second, milliseconds of processor time for each, and how many MiB this process
     grew by in the second half."""
     batches = maker(folder, config, batch_size)
-    for _ in islice(batches, 1 + config.workers * BATCHES_AHEAD):
+    for _ in islice(batches, WARM_UP * (1 + config.workers)):
         pass
     num_batches = -(-num_images // batch_size)
     start, start_processor, half = time.perf_counter(), processor_seconds(), 0.0
