@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import psutil
+import timm
 import torch
 import transformers
 from torch import Tensor
@@ -160,6 +161,7 @@ def _key(step: Step, kind: Recompute) -> str:
         kind,
         torch.__version__,
         transformers.__version__,
+        timm.__version__,
         _code(),
     )
     return " ".join(map(str, facts))
