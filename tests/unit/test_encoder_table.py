@@ -1,0 +1,67 @@
+"""`--model.encoder list`: every encoder once, with figures that a fresh count gives too."""
+
+import json
+import re
+
+import pytest
+import torch
+from helpers import REPOSITORY, command
+from torch import nn
+
+from glioma_dist.benchmark.encoder_table import FILE, asks_for_table, count_encoder, encoder_table
+from glioma_dist.config import ModelConfig
+from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.model.unet import UNet
+
+ROWS = {row["encoder"]: row for row in json.loads(FILE.read_text())}
+
+
+def test_every_encoder_has_a_row():
+    assert tuple(ROWS) == ENCODER_NAMES
+
+
+@pytest.mark.parametrize("name", ["mit_tiny"])
+def test_what_is_written_is_what_is_counted(name):
+    """If this fails, the code counts otherwise now: `python tools/count_encoders.py` writes the file anew."""
+    assert count_encoder(name) == {each: pytest.approx(value, rel=0.02) for each, value in ROWS[name].items()}
+
+
+def test_operations_are_two_for_each_weight_and_place():
+    """VGG19, convolution by convolution."""
+    model = UNet(ModelConfig(encoder="vgg19")).to("meta").eval()
+    total = []
+
+    def add(module, inputs, output):
+        total.append(2 * module.weight.numel() * output.shape[2] * output.shape[3])
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(add)
+    model(torch.empty(1, 3, 512, 704, device="meta"))
+    assert sum(total) / 1e9 == pytest.approx(ROWS["vgg19"]["gflop_704p"], abs=0.1)
+
+
+def test_memory_is_that_of_the_readme():
+    row = re.search(r"\| glioma-dist, fp32 \| ([\d.]+) \| ([\d.]+) \|", (REPOSITORY / "README.md").read_text())
+    assert (float(row[1]), float(row[2])) == (ROWS["mit_b3"]["peak_gib_704p"], ROWS["mit_b3"]["peak_gib_1472p"])
+
+
+@pytest.mark.parametrize(
+    ("words", "asks"),
+    [
+        (["--model.encoder", "list"], True),
+        (["--data.train", "x", "--model.encoder=list"], True),
+        (["--model.encoder", "mit_b3", "--out", "list"], False),
+        ([], False),
+    ],
+)
+def test_when_the_table_is_asked_for(words, asks):
+    assert asks_for_table(words) is asks
+
+
+def test_train_prints_it():
+    ended = command("train.py", "--model.encoder", "list")
+    assert ended.exit_code == 0, ended.stderr
+    assert encoder_table() in ended.stdout
+    lines = ended.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(ENCODER_NAMES)]] == list(ENCODER_NAMES)
