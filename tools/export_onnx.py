@@ -23,14 +23,15 @@ def export_onnx(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: s
         checkpoint: A checkpoint folder, as runs/x/best.
         out: The file to write, as model.onnx.
         bits: Of the images that the graph is to take: uint8, or int32 holding 16 bits.
-        images: A folder, file or pattern of real images; on the first three the masks must be the same, too.
+        images: A folder, file or pattern of real images; on the first three the masks must be the same,
+            too, but for rounding in one pixel of 100,000.
     """
     if util.find_spec("onnx") is None or util.find_spec("onnxruntime") is None:
         raise InputError("tools/export_onnx.py needs onnx and onnxruntime: pip install -e '.[export]'")
     checked = [read_image(path) for path in find_images(images)[:NUM_CHECKED]] if images else []
-    difference = export(checkpoint, out, bits, checked)
-    masks = f", the masks of {len(checked)} images are the same" if checked else ""
-    print(f"{out}: logits differ from PyTorch's by at most {difference:.1e}{masks}")
+    parity = export(checkpoint, out, bits, checked)
+    masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
+    print(f"{out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
 
 
 if __name__ == "__main__":
