@@ -2,6 +2,7 @@
 
 import sys
 
+from glioma_dist.benchmark.encoder_table import asks_for_table, encoder_table
 from glioma_dist.command_line import parse
 from glioma_dist.config import TrainConfig
 from glioma_dist.runtime import Runtime, run_command
@@ -9,6 +10,9 @@ from glioma_dist.training.loop import train
 
 
 def main() -> None:
+    if asks_for_table(sys.argv[1:]):
+        print(encoder_table())
+        return
     config = parse(TrainConfig, sys.argv[1:])
     train(config, Runtime.start())
 

@@ -58,6 +58,17 @@ ENCODER_ALIASES = {
 for spaces and hyphens."""
 
 
+PEER_NAMES = {
+    "efficientnet_b5": "efficientnet-b5",
+    "gernet_l": "tu-gernet_l",
+    "regnetx_064": "tu-regnetx_064",
+    "res2net50_26w_4s": "tu-res2net50_26w_4s",
+    "resnest50d": "tu-resnest50d",
+    "efficientnet_lite0": "tu-tf_efficientnet_lite0",
+}
+"""What segmentation_models.pytorch 0.6 calls the same networks, where it has another name for them."""
+
+
 def known_encoder(name: str) -> str:
     """Our name of an encoder that is written as others write it, as MiT-B3 or se-resnet50; others stay as they are."""
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from glioma_dist.config import ROWS_ENCODERS, ModelConfig, Size, SizeFlag
+from glioma_dist.encoder_names import PEER_NAMES
 from glioma_dist.errors import InputError
 from glioma_dist.runtime import run_command
 from glioma_dist.scale.counting import StepMemory, count_step_memory
@@ -138,7 +139,8 @@ def rungs_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dic
 def build_peer(encoder: str) -> Callable:
     import segmentation_models_pytorch
 
-    return lambda: segmentation_models_pytorch.Unet(encoder, encoder_weights=None, decoder_interpolation="bilinear")
+    name = PEER_NAMES.get(encoder, encoder)
+    return lambda: segmentation_models_pytorch.Unet(name, encoder_weights=None, decoder_interpolation="bilinear")
 
 
 def described(name: str, size: Size, memory: StepMemory) -> dict:

@@ -98,7 +98,9 @@ class MitEncoder(nn.Module):
             tokens = stage.blocks[number](tokens, height, width)
         if layers.stop == len(stage.blocks):
             tokens = stage.layer_norm(tokens)
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        channels_first = tokens.transpose(1, 2)
+        # Not `unflatten`, of which an exported graph would remember the numbers.
+        return channels_first.view(*channels_first.shape[:2], height, width)
 
 
 def _take_authors_epsilon(segformer: SegformerModel) -> None:

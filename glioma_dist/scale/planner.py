@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import psutil
+import timm
 import torch
 import transformers
 from torch import Tensor
@@ -206,6 +207,7 @@ def _key(step: Step, kind: Recompute) -> str:
         step.rows,
         torch.__version__,
         transformers.__version__,
+        timm.__version__,
         _code(),
     )
     return " ".join(map(str, facts))

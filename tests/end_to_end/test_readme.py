@@ -59,11 +59,12 @@ def smaller(script: str, source: Path) -> str:
 
 def test_the_workflow_of_readme_runs_from_the_first_command_to_the_last(source):
     workflow = [block for block in blocks() if not block.startswith("make")]
-    assert len(workflow) == 6
+    assert len(workflow) == 7
     for block in workflow:
         run(smaller(block, source))
     folder = source.parent
     assert (folder / "runs" / "glioma" / "scores.json").is_file()
+    assert (folder / "runs" / "glioma" / "model.onnx").is_file()
     assert len(list((folder / "preds").glob("*.overlay.png"))) == 2
     assert (folder / "sheets" / "shards.png").is_file()
     lineage = (folder / "runs" / "glioma" / "best" / "state.json").read_text()

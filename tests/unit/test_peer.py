@@ -7,40 +7,37 @@ import torch
 from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.encoder_names import PEER_NAMES
 from glioma_dist.errors import InputError
 from glioma_dist.model.peer_names import rename_network
 from glioma_dist.model.unet import UNet, build_model
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="the peer is not installed: pip install -e '.[bench]'")
 
-PEER_NAMES = {
-    "mit_b3": "mit_b3",
-    "vgg19": "vgg19",
-    "resnet50": "resnet50",
-    "mobilenet_v2": "mobilenet_v2",
-    "efficientnet_b5": "efficientnet-b5",
-    "mit_b0": "mit_b0",
-    "densenet169": "densenet169",
-    "dpn92": "dpn92",
-    "inceptionv4": "inceptionv4",
-    "resnext50_32x4d": "resnext50_32x4d",
-    "se_resnet50": "se_resnet50",
-    "se_resnext50_32x4d": "se_resnext50_32x4d",
-    "gernet_l": "tu-gernet_l",
-    "regnetx_064": "tu-regnetx_064",
-    "res2net50_26w_4s": "tu-res2net50_26w_4s",
-    "resnest50d": "tu-resnest50d",
-    "xception": "xception",
-}
+NAMES = (
+    *(
+        "mit_b3",
+        "vgg19",
+        "resnet50",
+        "mobilenet_v2",
+        "efficientnet_b5",
+        "mit_b0",
+        "densenet169",
+        "dpn92",
+        "inceptionv4",
+    ),
+    *("resnext50_32x4d", "se_resnet50", "se_resnext50_32x4d", "gernet_l", "regnetx_064", "res2net50_26w_4s"),
+    *("resnest50d", "xception"),
+)
 QUICK = 5
-IN_TRAINING = sorted(set(PEER_NAMES) - {"mit_b0", "mit_b3", "efficientnet_b5"})
+IN_TRAINING = sorted(set(NAMES) - {"mit_b0", "mit_b3", "efficientnet_b5"})
 """The others drop branches at random in the peer."""
 
 
 def build_peer(name: str) -> nn.Module:
     """With norms that are not at rest and running statistics that were moved by steps."""
     torch.manual_seed(0)
-    peer = smp.Unet(PEER_NAMES[name], encoder_weights=None, decoder_interpolation="bilinear")
+    peer = smp.Unet(PEER_NAMES.get(name, name), encoder_weights=None, decoder_interpolation="bilinear")
     for module in peer.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -66,9 +63,7 @@ def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tenso
     return logits.detach(), {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
-@pytest.mark.parametrize(
-    "name", [*list(PEER_NAMES)[:QUICK], *(pytest.param(n, marks=pytest.mark.slow) for n in list(PEER_NAMES)[QUICK:])]
-)
+@pytest.mark.parametrize("name", [*NAMES[:QUICK], *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[QUICK:])])
 def test_logits_and_gradients_are_the_peers(tmp_path, name):
     peer = build_peer(name)
     torch.save(peer.state_dict(), tmp_path / "peer.pth")

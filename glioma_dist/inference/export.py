@@ -1,0 +1,172 @@
+"""The network as one ONNX graph, from an image as taken to logits, checked against PyTorch before it is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glioma_dist.data.augment import HIGH_PERCENT, LOW_PERCENT, raise_contrast
+from glioma_dist.data.loader import image_tensor
+from glioma_dist.errors import InputError
+from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.unet import UNet, load_model, normalise
+
+OPSET = 18
+TOLERANCE = 1e-3
+"""Greatest difference of a logit between onnxruntime and PyTorch."""
+MASK_SHARE = 1e-5
+"""Greatest share of an image's pixels whose logit may be on the other side of 0, by rounding."""
+IMAGE, LOGITS = "image", "logits"
+TRACED_SIZE = (96, 70)
+CHECKED_SIZES = ((64, 96), (50, 33), (131, 160))
+"""Height and width: those of the image that is traced, and of those that are drawn to check the graph."""
+Contrast = Literal["percentile", "none"]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near the graph comes to PyTorch: the greatest difference of a logit; of the pixels of the images that were
+    given, those whose logit is on the other side of 0."""
+
+    largest: float
+    num_other: int
+    num_pixels: int
+
+
+class ImageToLogits(nn.Module):
+    """Contrast, normalising, padding, the U-Net, cropping.
+
+    num_values: how many values a pixel of the input may have, 256 or 65536.
+    """
+
+    def __init__(self, model: UNet, contrast: Contrast, num_values: int) -> None:
+        super().__init__()
+        self.model, self.contrast, self.num_values = model, contrast, num_values
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (1, 3, H, W) uint8 or, for 16 bits, int32, as taken; grey images are repeated over the channels.
+        Returns logits (1, 1, H, W); above 0 is a cell."""
+        values = image.to(torch.int64)
+        pixels = self._stretched(values) if self.contrast == "percentile" else values // (self.num_values // 256)
+        images = normalise(pixels)
+        height, width = images.shape[-2:]
+        stride = self.model.encoder.strides[-1]
+        images = functional.pad(images, (0, -width % stride, 0, -height % stride))
+        return self.model.decoder(self.model.encoder(images))[..., :height, :width]
+
+    def _stretched(self, values: Tensor) -> Tensor:
+        """`data.augment.raise_contrast`'s percentile stretch, number for number."""
+        flat = values.flatten()
+        counts = torch.zeros(self.num_values, dtype=torch.int64).scatter_add(0, flat, torch.ones_like(flat))
+        # Vectors of one number each: with scalars the exporter falls back to fp32.
+        low_share, high_share, white = (
+            torch.tensor([number], dtype=torch.float64) for number in (LOW_PERCENT / 100, HIGH_PERCENT / 100, 255)
+        )
+        share = counts.cumsum(0).double() / flat.shape[0]
+        low, high = ((share < limit).sum(0, keepdim=True) for limit in (low_share, high_share))
+        stretched = (values - low).double() * (white / (high - low).clamp(min=1).double())
+        return stretched.round().clamp(0, 255)
+
+
+def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequence[np.ndarray] = ()) -> Parity:
+    """Write `checkpoint`'s network to `out`, after it gave PyTorch's logits for drawn images of several sizes, and
+    for `images` (uint8 or uint16, (H, W) or (H, W, 3)) PyTorch's masks too.
+
+    Raises InputError where the graph cannot be made or is not equal.
+    """
+    model, read = load_model(checkpoint)
+    contrast = read.config.data.raise_contrast
+    if contrast == "clahe":
+        raise InputError(f"{checkpoint}: was trained with --data.raise-contrast clahe, which no ONNX operator computes")
+    graph = to_onnx(ImageToLogits(model, contrast, 2**bits).eval(), bits)
+    graph = _with_facts(graph, read)
+    parity = check(graph, model, contrast, bits, images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.with_name(f"{out.name}.new")
+    new.write_bytes(graph)
+    os.replace(new, out)
+    return parity
+
+
+def to_onnx(network: ImageToLogits, bits: int) -> bytes:
+    """The graph, for images of any height and width."""
+    example = torch.zeros(1, 3, *TRACED_SIZE, dtype=torch.uint8 if bits == 8 else torch.int32)
+    file = io.BytesIO()
+    sides = {2: "height", 3: "width"}
+    with warnings.catch_warnings(), torch.no_grad():
+        # It says that it will be replaced by torch.export, and which shapes it takes for constant. torch.export takes
+        # minutes for a network whose sides are free (docs/log.md); that no size was taken for constant is checked.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (example,),
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[IMAGE],
+            output_names=[LOGITS],
+            dynamic_axes={IMAGE: sides, LOGITS: sides},
+        )
+    return file.getvalue()
+
+
+def check(graph: bytes, model: UNet, contrast: Contrast, bits: int, images: Sequence[np.ndarray]) -> Parity:
+    """Compare with PyTorch. Raises InputError where a logit or, of `images`, a mask differs by more than is allowed."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    kind = np.uint8 if bits == 8 else np.uint16
+    generator = np.random.default_rng(0)
+    drawn = [generator.integers(0, 2**bits, (*size, 3)).astype(kind) for size in CHECKED_SIZES]
+    largest, num_other = 0.0, 0
+    for number, image in enumerate([*drawn, *images]):
+        if image.dtype != kind:
+            raise InputError(f"an image to check with has {8 * image.itemsize} bits: give --bits {8 * image.itemsize}")
+        with torch.no_grad():
+            expected = model(normalise(image_tensor(raise_contrast(image, contrast))[None])).numpy()
+        found = session.run([LOGITS], {IMAGE: as_input(image)})[0]
+        largest = max(largest, float(np.abs(found - expected).max()))
+        other = int(((found > 0) != (expected > 0)).sum()) if number >= len(drawn) else 0
+        num_other += other
+        if not largest <= TOLERANCE or other > MASK_SHARE * expected.size:
+            raise InputError(
+                f"the graph gives other {'masks' if other else 'logits'} than PyTorch (logits by {largest:.1e}, "
+                f"allowed are {TOLERANCE:.0e}; {other} pixels of a mask): nothing was written"
+            )
+    return Parity(largest, num_other, sum(image.shape[0] * image.shape[1] for image in images))
+
+
+def as_input(image: np.ndarray) -> np.ndarray:
+    """An image (H, W) or (H, W, 3), uint8 or uint16, as the graph takes it: (1, 3, H, W), uint8 or int32."""
+    planes = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    kind = np.uint8 if image.dtype == np.uint8 else np.int32
+    return np.ascontiguousarray(planes.transpose(2, 0, 1)[None]).astype(kind)
+
+
+def _with_facts(graph: bytes, checkpoint: Checkpoint) -> bytes:
+    """With what a user of the graph must know as its metadata, checked by onnx."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    data = checkpoint.config.data
+    facts = {
+        "encoder": checkpoint.config.model.encoder,
+        "training_size": str(data.size),
+        "training_fit": data.fit,
+        "raise_contrast": data.raise_contrast,
+        "lineage": json.dumps(checkpoint.facts.get("lineage", [])),
+    }
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()

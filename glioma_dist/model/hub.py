@@ -1,0 +1,135 @@
+"""Networks on the Hugging Face hub: a checkpoint folder with a model card that says what it was made from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
+from torch import nn
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.model.checkpoint import MODEL, STATE, write_checkpoint
+from glioma_dist.model.unet import UNet, load_model
+
+CONFIG = "config.json"
+NON_COMMERCIAL = re.compile(r"non-?commercial|\bNC\b", re.IGNORECASE)
+"""In the words of a licence."""
+
+
+class PretrainedUNet(nn.Module, ModelHubMixin):
+    """A trained U-Net that can be saved for the hub, pushed to it, and had back from it.
+
+    What is saved is a checkpoint folder: `--checkpoint` and `--model.init` take it. It is safetensors and JSON; nothing
+    in it is run. Paths of the machine that it was trained on are left out.
+    """
+
+    def __init__(self, model: UNet, config: TrainConfig, facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.settings, self.facts = model, config, facts
+
+    def forward(self, images, seeds=None):
+        """As `UNet.forward`: images (B, 3, H, W) as `normalise` makes them; returns logits (B, 1, H, W)."""
+        return self.model(images, seeds)
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """The card: what the network is, what weights and data it comes from, and under which licences."""
+        return ModelCard(model_card(self.settings, self.facts))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "checkpoint"
+            write_checkpoint(made, _without_paths(self.settings), self.facts, self.model.state_dict())
+            for name in (MODEL, STATE):
+                shutil.move(made / name, save_directory / name)
+        (save_directory / CONFIG).write_text(json.dumps({"encoder": self.settings.model.encoder}) + "\n")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **_: Any,
+    ) -> PretrainedUNet:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            files = [
+                hf_hub_download(
+                    model_id,
+                    name,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+                for name in (STATE, MODEL)
+            ]
+            folder = Path(files[0]).parent
+        model, checkpoint = load_model(folder)
+        return cls(model, checkpoint.config, checkpoint.facts).eval()
+
+
+def model_card(config: TrainConfig, facts: dict[str, Any]) -> str:
+    """Markdown with the hub's metadata before it."""
+    lineage = facts.get("lineage", [])
+    bound = [entry["licence"] for entry in lineage if NON_COMMERCIAL.search(entry.get("licence", ""))]
+    data = ModelCardData(
+        license="other",
+        license_name="licences-of-its-lineage",
+        library_name="glioma-dist",
+        pipeline_tag="image-segmentation",
+        tags=["u-net", "phase-contrast", "cell-segmentation", config.model.encoder],
+    )
+    rows = [
+        f"| {next((kind for kind in ('weights', 'data') if kind in entry), '?')} | "
+        f"{entry.get('weights') or entry.get('data')} | {entry.get('licence', 'not stated')} |"
+        for entry in lineage
+    ]
+    fit = {
+        "resize": "scaled to",
+        "crop": "cropped at their own scale to",
+        "random-resized-crop": "cropped and scaled to",
+    }
+    lines = [
+        f"---\n{data}\n---",
+        f"# U-Net {config.model.encoder}, masks of cells in phase contrast",
+        f"Trained by glioma-dist on images {fit[config.data.fit]} {config.data.size}, contrast "
+        f"{config.data.raise_contrast}, loss {config.loss}, {facts.get('position', {}).get('step', '?')} steps of "
+        f"{config.batch_size} images.",
+        "## What it was made from",
+        "\n".join(["| | from | licence |", "|---|---|---|", *rows]) if rows else "Not recorded.",
+        f"**Not for commercial use**: {'; '.join(dict.fromkeys(bound))}."
+        if bound
+        else "None of the licences above is known to be non-commercial; read them before use.",
+        "## Use",
+        "```python\nfrom glioma_dist.model.hub import PretrainedUNet\n\n"
+        'PretrainedUNet.from_pretrained("USER/NAME").save_pretrained("network")\n```',
+        "```bash\npython predict.py --checkpoint network --images plate --out masks\n```",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _without_paths(config: TrainConfig) -> TrainConfig:
+    """With the names of files and folders, and not where they were."""
+    model = config.model
+    return replace(
+        config,
+        data=replace(
+            config.data,
+            train=config.data.train and Path(config.data.train.name),
+            val=config.data.val and Path(config.data.val.name),
+        ),
+        model=replace(model, init=Path(model.init).name, weights=model.weights and Path(model.weights.name)),
+        out=Path(config.out.name),
+    )

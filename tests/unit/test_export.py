@@ -1,0 +1,129 @@
+"""ONNX: the graph gives what prediction gives, for any size, and is written only if it does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from encoder_helpers import narrow
+from helpers import TINY_CHANNELS, draw_sample, load_tool, tiny_config
+
+from glioma_dist.config import ModelConfig, Size
+from glioma_dist.data.augment import raise_contrast
+from glioma_dist.errors import InputError
+from glioma_dist.evaluation.protocol import cell_probability
+from glioma_dist.inference import export as module
+from glioma_dist.inference.export import ImageToLogits, as_input, export
+from glioma_dist.model.unet import build_model, load_model
+from glioma_dist.training.state import Position, save_state
+
+pytest.importorskip("onnx", reason="ONNX is not installed: pip install -e '.[export]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
+
+
+def save(folder, encoder: str, channels=TINY_CHANNELS, **changes):
+    """A checkpoint with running statistics that are not at rest."""
+    config = tiny_config(folder, folder, encoder=encoder, decoder_channels=channels, **changes)
+    model = build_model(ModelConfig(encoder=encoder, decoder_channels=channels), 0)[0]
+    generator = torch.Generator().manual_seed(1)
+    for module_ in model.modules():
+        if isinstance(module_, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module_.running_mean, 0, 0.1, generator=generator)
+    save_state(
+        folder / "best", config, Position(step=1), model, None, {"lineage": [{"data": "drawn", "licence": "CC0"}]}
+    )
+    return folder / "best"
+
+
+def run_graph(file, image: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": as_input(image)})[0]
+
+
+@pytest.mark.parametrize("name", ["mit_tiny", "vgg19", "resnet50", "mobilenet_v2"])
+def test_the_graph_gives_what_prediction_gives_at_sizes_it_was_not_checked_with(tmp_path, monkeypatch, name):
+    if name != "mit_tiny":
+        narrow(monkeypatch, name)
+    check_export(tmp_path, name, TINY_CHANNELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mit_b0", "mit_b3", "vgg19", "resnet50", "mobilenet_v2"])
+def test_whole_networks(tmp_path, name):
+    check_export(tmp_path, name, (256, 128, 64, 32, 16))
+
+
+def check_export(folder, name: str, channels) -> None:
+    checkpoint = save(folder, name, channels)
+    grey = draw_sample(1, width=117, height=89).image
+    colour = draw_sample(2, width=64, height=33, channels=3).image
+    parity = export(checkpoint, folder / "model.onnx", images=[grey, colour])
+    assert parity.largest < 1e-3
+    assert (parity.num_other, parity.num_pixels) == (0, 117 * 89 + 64 * 33)
+    model = load_model(checkpoint)[0]
+    for image in (grey, colour, draw_sample(3, width=200, height=40).image):
+        height, width = image.shape[:2]
+        logits = run_graph(folder / "model.onnx", image)
+        assert logits.shape == (1, 1, height, width)
+        shares = cell_probability(
+            model, raise_contrast(image, "percentile"), None, Size(width, height), torch.device("cpu")
+        )
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits[0, 0])), shares.numpy(), atol=1e-4)
+        assert ((logits[0, 0] > 0) == (shares.numpy() >= 0.5)).all()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("contrast", ["percentile", "none"])
+@pytest.mark.parametrize("values", [(0, 256), (7, 9), (3, 4)])
+def test_contrast_in_the_graph_is_numpys_number_for_number(bits, contrast, values):
+    generator = np.random.default_rng(0)
+    kind = np.uint8 if bits == 8 else np.uint16
+    image = (generator.integers(*values, (40, 30, 3)) * (1 if bits == 8 else 201)).astype(kind)
+    seen = []
+    model = build_model(ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS), 0)[0].eval()
+    network = ImageToLogits(model, contrast, 2**bits)
+    original = module.normalise
+    module.normalise = lambda pixels: seen.append(pixels) or original(pixels)
+    try:
+        network(torch.from_numpy(as_input(image)))
+    finally:
+        module.normalise = original
+    np.testing.assert_array_equal(seen[0][0].permute(1, 2, 0).numpy(), raise_contrast(image, contrast))
+
+
+def test_images_of_16_bits(tmp_path):
+    checkpoint = save(tmp_path, "mit_tiny")
+    image = draw_sample(4, dtype=np.uint16).image
+    assert export(checkpoint, tmp_path / "model.onnx", 16, [image]).largest < 1e-3
+    with pytest.raises(InputError, match="has 16 bits: give --bits 16"):
+        export(checkpoint, tmp_path / "model.onnx", 8, [image])
+
+
+def test_a_graph_that_is_not_equal_is_not_written(tmp_path, monkeypatch):
+    checkpoint = save(tmp_path, "mit_tiny")
+    monkeypatch.setattr(module, "LOW_PERCENT", 5.0)  # of the graph; the reference has its own
+    with pytest.raises(InputError, match=r"other logits than PyTorch.*nothing was written"):
+        export(checkpoint, tmp_path / "model.onnx")
+    assert list(tmp_path.glob("*.onnx*")) == []
+
+
+def test_clahe_is_refused(tmp_path):
+    checkpoint = save(tmp_path, "mit_tiny", raise_contrast="clahe")
+    with pytest.raises(InputError, match="clahe, which no ONNX operator computes"):
+        export(checkpoint, tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def tool():
+    yield from load_tool("export_onnx")
+
+
+def test_the_tool_and_what_the_file_says_of_itself(tmp_path, tool, capsys):
+    checkpoint = save(tmp_path, "mit_tiny")
+    tool.export_onnx(checkpoint, tmp_path / "out" / "model.onnx")
+    assert "differ from PyTorch's by at most" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["encoder"] == "mit_tiny"
+    assert json.loads(facts["lineage"]) == [{"data": "drawn", "licence": "CC0"}]
+    assert session.get_inputs()[0].shape == [1, 3, "height", "width"]

@@ -1,0 +1,101 @@
+"""Saving for the hub and coming back; what the card says; nothing of the machine is told."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY_CHANNELS, tiny_config
+from huggingface_hub import HfApi, ModelCard
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.model import hub
+from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.hub import PretrainedUNet, model_card
+from glioma_dist.model.unet import build_model
+from glioma_dist.training.state import Position, save_state
+
+LINEAGE = [
+    {"weights": "ImageNet, nvidia/mit-b3", "licence": "NVIDIA Source Code License for SegFormer (non-commercial)"},
+    {"data": "livecell", "licence": "CC BY-NC 4.0"},
+    {"data": "ours", "licence": "CC0"},
+]
+
+
+@pytest.fixture
+def best(tmp_path) -> Path:
+    config = tiny_config(tmp_path / "secret" / "shards", tmp_path / "secret" / "run")
+    model = build_model(config.model, 3)[0]
+    config = replace(config, model=replace(config.model, init=str(tmp_path / "secret" / "livecell" / "best")))
+    save_state(tmp_path / "best", config, Position(step=7), model, None, {"lineage": LINEAGE})
+    return tmp_path / "best"
+
+
+def test_a_checkpoint_goes_to_the_hubs_form_and_comes_back(best, tmp_path):
+    first = PretrainedUNet.from_pretrained(best)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("kept")
+    first.save_pretrained(tmp_path / "out")
+    names = {"model.safetensors", "state.json", "config.json", "README.md", "notes.txt"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    second = PretrainedUNet.from_pretrained(tmp_path / "out")
+    images = torch.randn(1, 3, 40, 70)
+    with torch.no_grad():
+        assert torch.equal(first(images), second(images))
+    assert second.facts["lineage"] == LINEAGE
+    assert not second.training
+    model, lineage = build_model(ModelConfig("mit_tiny", str(tmp_path / "out"), decoder_channels=TINY_CHANNELS), 0)
+    assert torch.equal(model.decoder.head.weight, first.model.decoder.head.weight)
+    assert lineage == LINEAGE
+
+
+def test_no_path_of_the_machine_goes_along(best, tmp_path):
+    PretrainedUNet.from_pretrained(best).save_pretrained(tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.*"):
+        assert b"secret" not in path.read_bytes(), path
+    assert Checkpoint.read(tmp_path / "out").config.data.train == Path("train")
+
+
+def test_it_is_had_from_the_hub_by_its_two_files(best, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name, **how):
+        asked.append((repository, name, how["revision"]))
+        return str(best / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda *_, **__: str(best / "state.json"))
+    found = PretrainedUNet.from_pretrained("somebody/network", revision="v1")
+    assert asked == [("somebody/network", "state.json", "v1"), ("somebody/network", "model.safetensors", "v1")]
+    assert found.facts["position"]["step"] == 7
+
+
+def test_pushing_sends_the_same_folder(best, monkeypatch):
+    sent = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, repo_id, **__: type("Made", (), {"repo_id": repo_id}))
+
+    def upload(_self, *, folder_path, repo_id, **_):
+        sent[repo_id] = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        return "done"
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    assert PretrainedUNet.from_pretrained(best).push_to_hub("somebody/network") == "done"
+    files = sent["somebody/network"]
+    assert files.keys() == {"model.safetensors", "state.json", "config.json", "README.md"}
+    assert json.loads(files["state.json"])["lineage"] == LINEAGE
+
+
+def test_the_card_prints_the_lineage_and_its_licences(best):
+    checkpoint = Checkpoint.read(best)
+    card = ModelCard(model_card(checkpoint.config, checkpoint.facts))
+    assert card.data.license == "other"
+    assert card.data.pipeline_tag == "image-segmentation"
+    for entry in LINEAGE:
+        kind = "weights" if "weights" in entry else "data"
+        assert f"| {kind} | {entry[kind]} | {entry['licence']} |" in card.text
+    assert "**Not for commercial use**: NVIDIA Source Code License" in card.text
+    assert "; CC BY-NC 4.0." in card.text
+    free = model_card(checkpoint.config, {"lineage": LINEAGE[2:]})
+    assert "Not for commercial use" not in free
+    assert "Not recorded" in model_card(checkpoint.config, {})

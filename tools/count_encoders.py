@@ -1,0 +1,20 @@
+"""Count what each encoder costs, for `train.py --model.encoder list`: `python tools/count_encoders.py`."""
+
+import json
+
+from glioma_dist.benchmark.encoder_table import FILE, count_encoder, encoder_table
+from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.runtime import run_command
+
+
+def main() -> None:
+    rows = []
+    for name in ENCODER_NAMES:
+        rows.append(count_encoder(name))
+        print(json.dumps(rows[-1]), flush=True)
+    FILE.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
+    print(encoder_table())
+
+
+if __name__ == "__main__":
+    run_command(main)
