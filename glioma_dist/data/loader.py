@@ -11,20 +11,25 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augment import augment, fit_evaluation, fit_training, raise_contrast
+from glioma_dist.data.hand_over import Handed, Ring
 from glioma_dist.data.mixture import Mixture, Shards
 from glioma_dist.data.order import Order, Place
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.whole_samples import KeptSamples, WholeSamples, keep_decoded
 from glioma_dist.errors import InputError
+
+BATCHES_AHEAD = 2
+"""That each worker makes before they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,21 @@ def training_batches(
     share = order.batch_size // num_processes
     slots = range(rank * share, (rank + 1) * share)
     samples = keep_decoded(reader, config) if config.keep_decoded else WholeSamples(reader, config)
-    return _load(_TrainingSamples(samples, order, config, slots), _StepsFrom(first_step), config.workers, reader)
+    # So many batches PyTorch's loader has under way at most, beside the one that it has just given out.
+    ring = Ring(config.workers * BATCHES_AHEAD + 1, share, config.size) if config.workers else None
+    dataset = _TrainingSamples(samples, order, config, slots, ring)
+    return _take_out(_load(dataset, _StepsFrom(first_step), config.workers, reader), ring)
+
+
+def _take_out(items: Iterator[Batch | Handed], ring: Ring | None) -> Iterator[Batch]:
+    """Batches, each out of the ring before the loader can have its place written again."""
+    try:
+        for item in items:
+            if isinstance(item, Handed):
+                item = Batch(*ring.take(item.place, item.channels), item.seeds, item.keys)
+            yield item.pin_memory() if torch.cuda.is_available() else item
+    finally:
+        items.close()
 
 
 def evaluation_samples(reader: Shards, rank: int, num_processes: int, workers: int) -> Iterator[Sample]:
@@ -112,14 +131,21 @@ class _Samples(Dataset):
 
 class _TrainingSamples(_Samples):
     def __init__(
-        self, samples: WholeSamples | KeptSamples, order: Order | Mixture, config: DataConfig, slots: range
+        self,
+        samples: WholeSamples | KeptSamples,
+        order: Order | Mixture,
+        config: DataConfig,
+        slots: range,
+        ring: Ring | None,
     ) -> None:
-        self.samples, self.order, self.config, self.slots = samples, order, config, slots
+        self.samples, self.order, self.config, self.slots, self.ring = samples, order, config, slots, ring
 
-    def make(self, step: int) -> Batch:
-        return self._batch(self.order.batch(step, self.slots))
+    def make(self, asked: tuple[int, int]) -> Batch | Handed:
+        """Batch number asked[1]; asked[0] says the how manyth it is that this loader makes."""
+        number, step = asked
+        return self._batch(number, self.order.batch(step, self.slots))
 
-    def _batch(self, places: list[Place]) -> Batch:
+    def _batch(self, number: int, places: list[Place]) -> Batch | Handed:
         images, masks, keys = [], [], []
         for place in places:
             self.note(place.shard, place.sample)
@@ -130,9 +156,12 @@ class _TrainingSamples(_Samples):
             keys.append(sample.key)
         channels = max(len(image) for image in images)
         seeds = torch.tensor([place.seed for place in places])
-        # In a worker this stacks them in memory shared with the training process, which saves a copy.
-        whole = default_collate([image.expand(channels, -1, -1) for image in images])
-        return Batch(whole, default_collate(masks), seeds, tuple(keys))
+        images = [image.expand(channels, -1, -1) for image in images]
+        if self.ring is None:
+            return Batch(torch.stack(images), torch.stack(masks), seeds, tuple(keys))
+        place = number % self.ring.num_places
+        self.ring.put(place, images, masks)
+        return Handed(place, channels, seeds, tuple(keys))
 
 
 class _PlainSamples(_Samples):
@@ -148,11 +177,8 @@ class _StepsFrom(Sampler):
     def __init__(self, first_step: int) -> None:
         self.first_step = first_step
 
-    def __iter__(self) -> Iterator[int]:
-        step = self.first_step
-        while True:
-            yield step
-            step += 1
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(count(), count(self.first_step), strict=False)
 
 
 def _load(dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shards) -> Iterator:
@@ -165,7 +191,9 @@ def _load(dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shar
         num_workers=workers,
         worker_init_fn=_start_worker,
         collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=BATCHES_AHEAD if workers else None,
+        # Forked, so that they share the ring, and images that are kept.
+        multiprocessing_context="fork" if workers else None,
     )
     items = iter(loader)
     while True:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
@@ -187,11 +188,23 @@ def test_processes_that_do_not_divide_the_batch_are_refused(setting):
         take(setting, 1, num_processes=3)
 
 
-def test_grey_and_rgb_mix(tmp_path, setting):
+def test_a_slow_reader_finds_no_batch_written_over(setting):
+    """Workers are as far ahead as they may be whenever a batch is asked for; those given out stay as they are."""
+    batches, given = training_batches(setting.reader, setting.order, replace(setting.config, workers=2), 0, 0, 1), []
+    for batch in islice(batches, 12):
+        time.sleep(0.05)
+        given.append(batch)
+    batches.close()
+    for one, other in zip(given, take(setting, 12), strict=True):
+        check_same(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_grey_and_rgb_mix(tmp_path, setting, workers):
     samples = [draw_sample(number, channels=3 if number % 2 else 1) for number in range(4)]
     reader = ShardReader(write_shards(tmp_path / "mixed", samples))
     mixed = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 4, 0), config=setting.config)
-    batch = take(mixed, 1, fit="crop", size=Size(96, 80), augment=())[0]
+    batch = take(mixed, 1, fit="crop", size=Size(96, 80), augment=(), workers=workers)[0]
     assert tuple(batch.images.shape) == (4, 3, 80, 96)
     by_key = {sample.key: sample for sample in samples}
     for image, key in zip(batch.images, batch.keys, strict=True):
