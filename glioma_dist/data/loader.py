@@ -77,7 +77,7 @@ def prepare_training_sample(sample: Sample, config: DataConfig, seed: int) -> tu
     Contrast is raised on the whole image, so that a crop looks as it does at test time."""
     image = raise_contrast(sample.image, config.raise_contrast)
     image, mask = fit_training(image, sample.mask, config, np.random.default_rng(seed), sample.key)
-    return augment(image, mask, config.augment, seed)
+    return augment(image, mask, config.augment, seed, config.chain_length, config.chain_strength)
 
 
 def prepare_evaluation_sample(sample: Sample, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
