@@ -50,9 +50,9 @@ def bootstrap_interval(
     """An interval for DiceScoreAV on other images of the same kind, by the percentiles of a bootstrap over images.
 
     An image that is tested in several repetitions is one observation, and so are the images of one group (key ->
-    group): whole clusters are drawn with replacement (Davison and Hinkley 1997, Bootstrap Methods and their Application,
-    section 3.8), each with all its scores. Repetitions of the same 30 images, drawn as if they were new ones, would
-    give an interval that shrinks with K for nothing.
+    group): whole clusters are drawn with replacement (Davison and Hinkley 1997, Bootstrap Methods and their
+    Application, section 3.8), each with all its scores. Repetitions of the same 30 images, drawn as if they were
+    new ones, would give an interval that shrinks with K for nothing.
     """
     sums: dict[str, list[float]] = {}
     for images in scores:
