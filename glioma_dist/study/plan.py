@@ -108,8 +108,8 @@ class Plan:
     rows: tuple[RowPlan, ...]
     jobs: tuple[Job, ...]
     notes: tuple[str, ...] = ()
-    pictures: tuple[tuple[Row, Path], ...] = ()
-    """For figure 6: the folders that predict.py writes to."""
+    pictures: tuple[tuple[Row, Job], ...] = ()
+    """For figure 6: the runs of predict.py."""
 
 
 def make_plan(study: Study, settings: Settings, num_source: tuple[int, int], picture: Path | None = None) -> Plan:
@@ -147,8 +147,7 @@ def make_plan(study: Study, settings: Settings, num_source: tuple[int, int], pic
             )
         )
         if study.shows == "pictures":
-            job = add(picture_job(settings, trainings[FIGURE6_REPETITION], row, picture))
-            pictures.append((row, Path(job.config["out"])))
+            pictures.append((row, add(picture_job(settings, trainings[FIGURE6_REPETITION], row, picture))))
     return Plan(study, tuple(rows), tuple(jobs.values()), tuple(dict.fromkeys(notes)), tuple(pictures))
 
 
@@ -243,9 +242,8 @@ def scoring_job(settings: Settings, training: Job, comparison: Comparison, numbe
         workers=settings.workers,
     )
     passes = ((settings.counts[2], 1, sizes[comparison.input_size]),)
-    return Job(
-        "evaluate.py", training.folder, f"evaluate_{comparison.slug}", to_dict(config), (training.folder,), passes
-    )
+    stem, needs = f"evaluate_{comparison.slug}", (training.folder,)
+    return Job("evaluate.py", training.folder, stem, training.encoder, to_dict(config), needs, passes)
 
 
 def picture_job(settings: Settings, training: Job, row: Row, picture: Path | None) -> Job:

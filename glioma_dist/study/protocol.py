@@ -79,7 +79,8 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Comparison:
-    """DS(x, y, R1, R2) on which images: those that a repetition tests, all of the target, or the source's test split."""
+    """DS(x, y, R1, R2) on which images: those that a repetition tests, all of the target, or the test split of the
+    source."""
 
     input_size: str
     metric_size: str
