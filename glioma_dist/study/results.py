@@ -163,7 +163,7 @@ def judge(claim: Claim, plans: tuple[RowPlan, ...], scores: list[Scores], settin
     if test.p_value is None:
         verdict = "cannot be told from one repetition"
     elif test.p_value >= SIGNIFICANT:
-        verdict = "no difference seen"
+        verdict = "not told apart"
     else:
         verdict = "agrees" if test.mean > 0 else "disagrees"
     return said | {"verdict": verdict, "difference": test.mean, "p_value": test.p_value}
