@@ -70,8 +70,14 @@ class DataConfig:
     crop_side: tuple[float, float] = (0.27, 0.87)
     """Least and greatest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
     The article's wide range is 57 +- 30 %, its narrow one 0.52 0.62."""
-    augment: tuple[Literal["flips", "sharpen", "contrast"], ...] = ()
-    """Random changes: mirror flips of both axes, sharpening, contrast."""
+    augment: tuple[Literal["flips", "sharpen", "contrast", "rand-augment", "trivial-augment"], ...] = ()
+    """Random changes: mirror flips of both axes, sharpening, contrast; or a chain of --data.chain-length changes drawn
+    at random (data/chains.py), all of --data.chain-strength (rand-augment) or each of a random one (trivial-augment).
+    """
+    chain_length: int = 2
+    """Changes in a chain."""
+    chain_strength: float = 0.3
+    """Of each change of rand-augment, from 0 to 1."""
     raise_contrast: Literal["percentile", "clahe", "none"] = "percentile"
     """What is done to every image before the network, in training and in testing alike."""
     workers: int = 2
@@ -109,6 +115,11 @@ class DataConfig:
             raise InputError(f"--data.workers {self.workers}: give 0 or more")
         if len(set(self.augment)) != len(self.augment):
             raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
+        if self.chain_length < 1 or not 0 <= self.chain_strength <= 1:
+            raise InputError(
+                f"--data.chain-length {self.chain_length} --data.chain-strength {self.chain_strength}: give 1 or more "
+                "changes, of a strength from 0 to 1"
+            )
 
     def _validate_weights(self) -> None:
         told = f"--data.weights {' '.join(map(str, self.weights))}"

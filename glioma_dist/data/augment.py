@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.config import DataConfig, Size
+from glioma_dist.data.chains import CHAIN_NAMES, apply_change, draw_chain
 from glioma_dist.errors import InputError
 
 LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
@@ -102,17 +103,31 @@ def fit_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> t
     return _cut(image, mask, (width - window.width) // 2, (height - window.height) // 2, window, config.size)
 
 
-def augment(image: np.ndarray, mask: np.ndarray, names: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Apply the random changes `names` (flips, sharpen, contrast) to a uint8 image and its mask, drawn from `seed`."""
-    if not names:
-        return image, mask
-    compose = _changes(names)
-    # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
-    seeds = np.random.SeedSequence(seed).generate_state(len(compose.transforms))
-    for transform, transform_seed in zip(compose.transforms, seeds.tolist(), strict=True):
-        transform.set_random_seed(transform_seed)
-    changed = compose(image=image, mask=mask)
-    return np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
+def augment(
+    image: np.ndarray,
+    mask: np.ndarray,
+    names: tuple[str, ...],
+    seed: int,
+    chain_length: int = DataConfig.chain_length,
+    chain_strength: float = DataConfig.chain_strength,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply the random changes `names` (see `DataConfig.augment`) to a uint8 image and its mask, drawn from `seed`:
+    first the single ones, then the chains."""
+    single = tuple(name for name in names if name not in CHAIN_NAMES)
+    if single:
+        compose = _changes(single)
+        # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
+        seeds = np.random.SeedSequence(seed).generate_state(len(compose.transforms))
+        for transform, transform_seed in zip(compose.transforms, seeds.tolist(), strict=True):
+            transform.set_random_seed(transform_seed)
+        changed = compose(image=image, mask=mask)
+        image, mask = np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
+    for number, name in enumerate(CHAIN_NAMES):
+        if name in names:
+            generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
+            for change, amount in draw_chain(name, chain_length, chain_strength, generator):
+                image, mask = apply_change(image, mask, change, amount)
+    return image, mask
 
 
 @lru_cache(maxsize=1)

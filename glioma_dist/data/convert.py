@@ -179,8 +179,9 @@ def _divide(
     if seed is None:
         return {split.name: jobs}
     usable = {job.key: job for job in _with_progress(jobs, "examining", console) if _prepare(job, audit) is not None}
-    drawn = draw_splits(usable, dict(zip(SPLIT_NAMES, counts, strict=True)), seed)
-    num_drawn = sum(counts)
+    groups = {key: describe(job.image.file_name)[0] for key, job in usable.items()}
+    drawn = draw_splits(usable, dict(zip(SPLIT_NAMES, counts, strict=True)), seed, groups)
+    num_drawn = sum(map(len, drawn.values()))
     if num_drawn < len(usable):
         console.print(f"{len(usable) - num_drawn} samples are in no split; --split-counts can ask for them")
     return {name: [job for key, job in usable.items() if key in keys] for name, keys in drawn.items()}

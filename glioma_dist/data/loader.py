@@ -98,7 +98,7 @@ def prepare_training_sample(sample: Sample, config: DataConfig, seed: int) -> tu
     """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
     `sample` is as `WholeSamples` gives it."""
     image, mask = fit_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key)
-    return augment(image, mask, config.augment, seed)
+    return augment(image, mask, config.augment, seed, config.chain_length, config.chain_strength)
 
 
 def prepare_evaluation_sample(sample: Sample, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,9 @@
-"""Random splits of a data set that has none of its own."""
+"""Random splits of a data set that has none of its own, once or repeatedly."""
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -9,14 +12,21 @@ from glioma_dist.errors import InputError
 SPLIT_NAMES = ("train", "val", "test")
 WHOLE = "all"
 """The folder of a data set that is not divided."""
+TRIES = 1000
+"""Orders of the groups that are tried until one fills all splits."""
+FORMAT_VERSION = 1
 
 
-def draw_splits(keys: Iterable[str], counts: Mapping[str, int], seed: int) -> dict[str, list[str]]:
+def draw_splits(
+    keys: Iterable[str], counts: Mapping[str, int], seed: int, groups: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
     """Draw disjoint splits at random: for each name in `counts` that many keys, sorted.
 
     The same keys, counts and seed give the same splits, whatever the keys' order; keys beyond the counts stay
-    out.
-    Raises InputError where a count is below 1, the seed is negative, or more is asked for than there is.
+    out. groups: key -> group; all drawn keys of a group come into the same split. Where groups do not add up to the
+    counts, splits are smaller, as little as found.
+    Raises InputError where a count is below 1, the seed is negative, more is asked for than there is, or the groups
+    leave a split empty.
     """
     keys = sorted(set(keys))
     if min(counts.values()) < 1 or seed < 0:
@@ -24,9 +34,83 @@ def draw_splits(keys: Iterable[str], counts: Mapping[str, int], seed: int) -> di
     wanted = sum(counts.values())
     if wanted > len(keys):
         raise InputError(f"splits {dict(counts)} need {wanted} samples, there are {len(keys)}; lower the counts")
-    shuffled = np.random.default_rng(seed).permutation(len(keys))
+    generator = np.random.default_rng(seed)
+    if groups is not None and len({groups[key] for key in keys}) < len(keys):
+        return _draw_grouped(keys, counts, generator, groups)
+    shuffled = generator.permutation(len(keys))
     splits, start = {}, 0
     for name, count in counts.items():
         splits[name] = sorted(keys[place] for place in shuffled[start : start + count])
         start += count
     return splits
+
+
+def _draw_grouped(
+    keys: list[str], counts: Mapping[str, int], generator: np.random.Generator, groups: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Of many orders of the groups, the first that fills all splits when each group goes where it still fits; or else
+    the one that leaves the fewest places free."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        members[groups[key]].append(key)
+    names = sorted(members)
+    best, fewest = None, sum(counts.values()) + 1
+    for _ in range(TRIES):
+        splits: dict[str, list[str]] = {name: [] for name in counts}
+        for place in generator.permutation(len(names)):
+            group = members[names[place]]
+            free = [name for name in counts if len(splits[name]) + len(group) <= counts[name]]
+            if free:
+                # As often into each as it has places: or else small groups alone would come into the last.
+                places = np.array([counts[name] - len(splits[name]) for name in free])
+                splits[generator.choice(free, p=places / places.sum())] += group
+        left = sum(counts.values()) - sum(map(len, splits.values()))
+        if left < fewest and all(splits.values()):
+            best, fewest = splits, left
+        if best is not None and fewest == 0:
+            break
+    if best is None:
+        sizes = sorted(map(len, members.values()), reverse=True)
+        raise InputError(
+            f"splits {dict(counts)}: the {len(names)} groups (of {', '.join(map(str, sizes[:10]))} samples) leave one "
+            "empty; raise the counts, or draw without groups"
+        )
+    return {name: sorted(split) for name, split in best.items()}
+
+
+def draw_repetitions(
+    keys: Iterable[str],
+    counts: Mapping[str, int],
+    seed: int,
+    num_repetitions: int,
+    groups: Mapping[str, str] | None = None,
+) -> list[dict[str, list[str]]]:
+    """Repeated random sub-sampling, as in the article: repetition k, from 0, is drawn with the seed `seed` + k."""
+    keys = list(keys)
+    return [draw_splits(keys, counts, seed + number, groups) for number in range(num_repetitions)]
+
+
+def write_splits(path: Path, repetitions: list[dict[str, list[str]]], facts: Mapping[str, object]) -> None:
+    """A JSON file: {"format_version", **facts, "repetitions": [{"train": [key, …], "val": …, "test": …}, …]}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format_version": FORMAT_VERSION, **facts, "repetitions": repetitions}
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(content, indent=1) + "\n")
+    new.replace(path)
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """The repetitions of such a file. Raises InputError where it is none, or a key stands in two splits."""
+    try:
+        content = json.loads(path.read_text())
+        version, repetitions = content["format_version"], content["repetitions"]
+        keys = [[key for split in splits.values() for key in split] for splits in repetitions]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as splits ({error!r}); remove it to draw anew") from error
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: format {version!r}, this version reads {FORMAT_VERSION}; update glioma-dist")
+    for number, found in enumerate(keys):
+        doubled = next((key for key in found if found.count(key) > 1), None)
+        if doubled is not None:
+            raise InputError(f"{path}: repetition {number} has {doubled} twice; remove the file to draw anew")
+    return repetitions

@@ -1,0 +1,206 @@
+"""A study's report: one HTML page that needs no other file, and the same as Markdown, from what the study collected."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from glioma_dist.report.study_plots import draw_plot
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; } th { text-align: left; }
+th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+tr.best td { font-weight: 600; } .quiet { color: #666; } img { max-width: 100%; } pre { overflow-x: auto; }
+details { margin: .3em 0; } summary { cursor: pointer; } code, pre { font-size: 12px; }
+figure { display: inline-block; margin: .3em; width: 31%; vertical-align: top; } figcaption { font-size: 13px; }
+"""
+COLUMNS = (
+    "model",
+    "starting weights",
+    "fine-tuning",
+    "compared at",
+    "article",
+    "ours",
+    "s.d.",
+    "interval",
+    "below the best",
+    "p",
+)
+NUMBERS = range(4, 10)
+
+
+def write_study_report(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write <study>.json, <study>.html, <study>.md and, for figures, <study>.png into `folder`. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = results["study"]
+    files = {f"{name}.json": json.dumps(results, indent=1).encode() + b"\n"}
+    plot = draw_plot(results)
+    if plot is not None:
+        files[f"{name}.png"] = plot
+    files[f"{name}.md"] = markdown_page(results, plot is not None).encode()
+    files[f"{name}.html"] = html_page(results, plot).encode()
+    for file, content in files.items():
+        new = folder / f"{file}.new"
+        new.write_bytes(content)
+        new.replace(folder / file)
+    return [folder / file for file in files]
+
+
+def row_texts(row: dict[str, Any]) -> list[str]:
+    """A row's cells, in the order of COLUMNS."""
+    article = " / ".join(f"{value:.3f}" for value in row["article"]) or row["article_says"] or "–"
+    ours = row["status"] if row["mean"] is None else f"{row['mean']:.3f}"
+    if row["mean"] is not None and row["status"] != "ok":
+        ours += f" ({row['status']})"
+    interval = "–" if row["interval"] is None else "{:.3f} to {:.3f}".format(*row["interval"])
+    below = "best" if row["best"] else _number(row["below_best"])
+    texts = [row["model"], row["start"], row["fine_tuning"], row["compared"], article, ours]
+    return [*texts, _number(row["standard_deviation"]), interval, below, p_text(row["p_best"])]
+
+
+def p_text(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def claim_text(claim: dict[str, Any]) -> str:
+    """One sentence: what the article says, and what these runs do."""
+    if claim["difference"] is None:
+        return f"{claim['text']}: {claim['verdict']}."
+    p_value = "" if claim["p_value"] is None else f", p {p_text(claim['p_value'])}"
+    return f"{claim['text']}: {claim['verdict']} (difference {claim['difference']:+.3f}{p_value})."
+
+
+def introduction(results: dict[str, Any]) -> list[str]:
+    """What was run, in sentences."""
+    protocol, facts = results["protocol"], results["facts"]
+    counts = " / ".join(map(str, protocol["counts"]))
+    sizes = ", ".join(f"{name} = {size}" for name, size in protocol["sizes"].items())
+    data = "; ".join(f"{name}: {it['dataset']}, {it['num_samples']} images" for name, it in results["data"].items())
+    lines = [
+        f"Preset {results['preset']}: {sizes}; the target's images {protocol['target_size']}; "
+        f"{protocol['num_repetitions']} repetitions of {counts} images, seed {protocol['seed']}; "
+        f"Adam, learning rate {protocol['lr']:g}; {_schedule('pretraining', protocol['pretraining'])}; "
+        f"{_schedule('fine-tuning', protocol['fine_tuning'])}.",
+        f"{data or 'No data is here yet'}. {facts.get('device', '')}, commit {facts.get('commit')}.",
+        "Scores are DiceScoreAV. s.d.: of the repetitions' means. Interval: "
+        f"{protocol['level']:.0%}, by a bootstrap over images, each with its group. p: of the difference to the best "
+        "row, by a paired t-test corrected for repetitions that share images (Nadeau and Bengio 2003) and for the "
+        "number of rows (Holm); at 0.05 or more the rows are not told apart.",
+    ]
+    if results["shows"] == "epochs":
+        lines.append(
+            "The curves are of the validation images, each repetition as far as it was trained; the line is the mean "
+            "of those that were still trained, the band their range."
+        )
+    if results["preset"] == "small":
+        lines.append("A few steps at a quarter of the sizes: this shows that the study runs, not what its answer is.")
+    return [*lines, *(f"{note}." for note in results["notes"])]
+
+
+def _schedule(name: str, schedule: dict[str, Any]) -> str:
+    limits = [f"{schedule['max_steps']} steps" if schedule["max_steps"] else f"{schedule['epochs']} epochs at most"]
+    if schedule["patience"]:
+        limits.append(f"until {schedule['patience']} epochs bring nothing better")
+    return f"{name} {', '.join(limits)}, batch {schedule['batch_size']}"
+
+
+def markdown_page(results: dict[str, Any], has_plot: bool) -> str:
+    parts = [f"# {results['title']}", *introduction(results)]
+    command = results["facts"].get("command")
+    if command:
+        parts.append(f"```\n{command}\n```")
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'|'.join('---:' if n in NUMBERS else '---' for n in range(10))}|"]
+    for row in results["rows"]:
+        texts = [text.replace("|", "\\|") for text in row_texts(row)]
+        lines.append(f"| {' | '.join(texts)} |")
+    parts.append("\n".join(lines))
+    if has_plot:
+        parts.append(f"![{results['title']}]({results['study']}.png)")
+    if results["claims"]:
+        parts += ["## What the article says, and these runs", *(f"- {claim_text(each)}" for each in results["claims"])]
+    remarks = [
+        f"- {row['start']}: {row['article_says']}." for row in results["rows"] if row["article"] and row["article_says"]
+    ]
+    parts += remarks
+    times = [run["seconds"] for run in results["runs"] if run["seconds"] is not None]
+    parts.append(
+        f"{len(times)} of {len(results['runs'])} runs are finished, in {sum(times) / 3600:.2f} hours; "
+        f"{results['study']}.html has the config and time of each."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def html_page(results: dict[str, Any], plot: bytes | None) -> str:
+    """One file with everything in it: no script, no style, no picture comes from elsewhere."""
+    title = html.escape(results["title"])
+    parts = [
+        f"<h1>{title}</h1>",
+        *(f"<p>{html.escape(line)}</p>" for line in introduction(results)),
+        f"<pre>{html.escape(results['facts'].get('command') or '')}</pre>",
+        html_table(COLUMNS, map(row_texts, results["rows"]), [row["best"] for row in results["rows"]]),
+    ]
+    parts += [
+        f"<p class='quiet'>{html.escape(row['start'])}: {html.escape(row['article_says'])}.</p>"
+        for row in results["rows"]
+        if row["article"] and row["article_says"]
+    ]
+    if plot is not None:
+        parts.append(f"<p><img alt='{title}' src='{data_url(plot)}'></p>")
+    if results["claims"]:
+        sentences = "".join(f"<li>{html.escape(claim_text(each))}</li>" for each in results["claims"])
+        parts.append(f"<h2>What the article says, and these runs</h2><ul>{sentences}</ul>")
+    parts += ["<h2>The repetitions</h2>", html_repetitions(results["rows"])]
+    parts += ["<h2>The runs</h2>", *map(html_run, results["runs"])]
+    return (
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def html_table(names: Sequence[str], rows: Iterable[Sequence[str]], best: Sequence[bool]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    lines = []
+    for texts, is_best in zip(rows, best, strict=True):
+        cells = "".join(
+            f"<td{' class=number' if place in NUMBERS else ''}>{html.escape(text)}</td>"
+            for place, text in enumerate(texts)
+        )
+        lines.append(f"<tr{' class=best' if is_best else ''}>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def html_repetitions(rows: list[dict[str, Any]]) -> str:
+    """The mean of each repetition of each row."""
+    lines = [
+        f"<tr><td>{html.escape(', '.join((row['model'], row['start'], row['fine_tuning'], row['compared'])))}</td>"
+        + "".join(f"<td class=number>{value:.4f}</td>" for value in row["repetitions"])
+        + "</tr>"
+        for row in rows
+    ]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def html_run(run: dict[str, Any]) -> str:
+    took = "" if run["seconds"] is None else f", {run['seconds']:.0f} s on {run['device']}"
+    steps = "" if run["steps"] is None else f", {run['steps']} steps"
+    config = html.escape(json.dumps(run["config"], indent=1))
+    return (
+        f"<details><summary>{html.escape(run['script'])} {html.escape(run['folder'])}: {html.escape(run['status'])}"
+        f"{steps}{html.escape(took)}</summary><pre>{html.escape(run['command'])}\n\n{config}</pre></details>"
+    )
+
+
+def data_url(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
