@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import SegformerForImageClassification
 
-from glioma_dist.config import ModelConfig
+from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model import weights
+from glioma_dist.model.checkpoint import write_checkpoint
 from glioma_dist.model.encoder import mit_config
 from glioma_dist.model.timm_encoder import TIMM_MODELS
 from glioma_dist.model.unet import build_model
@@ -53,6 +54,16 @@ def test_no_file_of_weights_runs_a_program(tmp_path, wrapped):
     assert not trace.exists()
     torch.load(file, weights_only=False)
     assert trace.exists()  # so that the file is known to be a dangerous one
+
+
+def test_a_checkpoint_of_another_encoder_is_refused_with_both_names(tmp_path, monkeypatch):
+    narrow(monkeypatch, "resnet50", "vgg19")
+    model = build_model(config_of("resnet50"), 0)[0]
+    write_checkpoint(tmp_path / "best", TrainConfig(model=config_of("resnet50")), {}, model.state_dict())
+    same = build_model(config_of("resnet50", tmp_path / "best"), 1)[0]
+    assert torch.equal(same.encoder.body.conv1.weight, model.encoder.body.conv1.weight)
+    with pytest.raises(InputError, match=r"its encoder is resnet50, asked for is vgg19"):
+        build_model(config_of("vgg19", tmp_path / "best"), 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of that kind", b"\x80\x04N."])
