@@ -116,10 +116,8 @@ class DataConfig:
         if len(set(self.augment)) != len(self.augment):
             raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
         if self.chain_length < 1 or not 0 <= self.chain_strength <= 1:
-            raise InputError(
-                f"--data.chain-length {self.chain_length} --data.chain-strength {self.chain_strength}: give 1 or more "
-                "changes, of a strength from 0 to 1"
-            )
+            told = f"--data.chain-length {self.chain_length} --data.chain-strength {self.chain_strength}"
+            raise InputError(f"{told}: give 1 or more changes, of a strength from 0 to 1")
 
     def _validate_weights(self) -> None:
         told = f"--data.weights {' '.join(map(str, self.weights))}"

@@ -211,6 +211,7 @@ def training_job(
             seed=seed,
             epochs=schedule.epochs,
             max_steps=schedule.max_steps,
+            eval_every=schedule.eval_every,
             patience=schedule.patience,
             out=folder / "run",
         )
@@ -220,7 +221,7 @@ def training_job(
     steps_per_epoch = max(1, num_images[0] // schedule.batch_size)
     num_steps = min(schedule.epochs * steps_per_epoch, schedule.max_steps or schedule.epochs * steps_per_epoch)
     full = settings.preset.sizes["2592p"] if data.fit == "crop" else data.size
-    num_validated = -(-num_steps // steps_per_epoch) * num_images[1]
+    num_validated = -(-num_steps // (schedule.eval_every or steps_per_epoch)) * num_images[1]
     passes = ((num_steps * schedule.batch_size, 3, data.size), (num_validated, 1, full))
     return Job("train.py", folder, "train", encoder, config, num_passes=passes)
 

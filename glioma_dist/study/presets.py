@@ -15,6 +15,8 @@ class Schedule:
     batch_size: int
     patience: int | None = None
     max_steps: int | None = None
+    eval_every: int | None = None
+    """Steps between validations; None: an epoch."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ PRESETS = {
         target_size=Size(648, 488),
         encoders={"mit_b3": "mit_b0", "vgg19": "efficientnet_lite0"},
         num_repetitions=2,
-        pretraining=Schedule(epochs=1000, batch_size=4, max_steps=40),
+        pretraining=Schedule(epochs=1000, batch_size=4, max_steps=40, eval_every=20),
         fine_tuning=Schedule(epochs=12, batch_size=5),
         lr=1e-3,
     ),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from helpers import command, draw_sample, draw_shards, load_tool
 from glioma_dist.config import EvaluateConfig, ModelConfig, PredictConfig, Size, TrainConfig
 from glioma_dist.config_file import from_dict
 from glioma_dist.data.augment import resize_mask
+from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.splits import read_splits
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import holm, paired_test
-from glioma_dist.model.encoder import MIT_SHAPES
 from glioma_dist.report.study_page import html_page, markdown_page
 from glioma_dist.report.study_plots import draw_plot
 from glioma_dist.study.estimate import forward_operations, hours
+from glioma_dist.study.execute import execute, failure, is_finished
 from glioma_dist.study.material import at_native_size, group_of, prepare
 from glioma_dist.study.plan import RowPlan, Settings, make_plan, share
 from glioma_dist.study.presets import PRESETS, Preset, Schedule
@@ -238,13 +240,51 @@ def test_training_sets_of_figure_3_lie_within_each_other(tmp_path):
         for row in study.rows
     )
     prepare(settings, [tmp_path / "target"], "none", [replace(study, rows=rows)])
-    from glioma_dist.data.shards import ShardReader
-
     for number, splits in enumerate(read_splits(settings.splits_file)):
         parts = [set(ShardReader(settings.split(number, name)).keys()) for name in ("train-02", "train-03", "train")]
         assert list(map(len, parts)) == [2, 3, 5]
         assert parts[0] < parts[1] < parts[2] == set(splits["train"])
     assert cv2.imread(str(tmp_path / "out" / "target" / "picture.png"), cv2.IMREAD_UNCHANGED).shape == (32, 48)
+
+
+def test_a_study_that_was_stopped_goes_on_and_counts_the_time_of_all_starts(tmp_path):
+    plan = make_plan(table1(), replace(FULL, out=tmp_path), NUM_LIVECELL)
+    jobs = [job for job in plan.jobs if job.folder.name == "00" and not job.needs][:3]
+    started = []
+
+    def launch(script: str, config: Path, log: Path) -> int:
+        started.append(config)
+        time.sleep(0.05)
+        if len(started) == 2:
+            (config.parent / "run" / "last").mkdir(parents=True)
+            raise KeyboardInterrupt
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(jobs, launch, {"device": "here"}, lambda _: None)
+    assert [is_finished(job) for job in jobs] == [True, False, False]
+    assert (jobs[1].folder / "run" / "last").is_dir(), "what the run goes on from"
+    assert execute(jobs, launch, {"device": "here"}, lambda _: None) == []
+    assert started == [job.config_file for job in (jobs[0], jobs[1], jobs[1], jobs[2])]
+    assert not (jobs[1].folder / "run" / "last").exists()
+    took = [json.loads(job.marker.read_text()) for job in jobs]
+    assert took[1]["seconds"] >= 0.1
+    assert {each["device"] for each in took} == {"here"}
+    assert execute(jobs, launch, {}, lambda _: None) == []
+    assert len(started) == 4
+
+
+def test_the_reason_of_a_failure_is_the_entry_points_own_line(tmp_path):
+    job = next(job for job in make_plan(table1(), replace(FULL, out=tmp_path), NUM_LIVECELL).jobs if not job.needs)
+
+    def launch(script: str, config: Path, log: Path) -> int:
+        log.write_text("error: of an earlier start\n" if not log.exists() else log.read_text() + "Killed\n")
+        return 1
+
+    assert execute([job], launch, {}, lambda _: None) == [job]
+    assert failure(job) == "of an earlier start"
+    execute([job], launch, {}, lambda _: None)
+    assert failure(job).startswith("exit code 1, see ")
 
 
 # What was found.
@@ -413,4 +453,3 @@ def test_the_encoders_are_known_and_sixteen():
         ModelConfig(encoder=encoder).validate()
     assert {row.comparison.data for row in rows} == {"source", "target"}
     assert {row.start for row in rows} == {LIVECELL_704}
-    assert "mit_b3" in MIT_SHAPES
