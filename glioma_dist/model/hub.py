@@ -127,8 +127,9 @@ def _without_paths(config: TrainConfig) -> TrainConfig:
         config,
         data=replace(
             config.data,
-            train=config.data.train and Path(config.data.train.name),
-            val=config.data.val and Path(config.data.val.name),
+            train=tuple(Path(each).name for each in config.data.train),
+            val=config.data.val and Path(config.data.val).name,
+            cache=None,
         ),
         model=replace(model, init=Path(model.init).name, weights=model.weights and Path(model.weights.name)),
         out=Path(config.out.name),

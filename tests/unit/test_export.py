@@ -11,7 +11,7 @@ from helpers import TINY_CHANNELS, draw_sample, load_tool, tiny_config
 from glioma_dist.config import ModelConfig, Size
 from glioma_dist.data.augment import raise_contrast
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import cell_probability
+from glioma_dist.evaluation.protocol import Network, cell_probability
 from glioma_dist.inference import export as module
 from glioma_dist.inference.export import ImageToLogits, as_input, export
 from glioma_dist.model.unet import build_model, load_model
@@ -65,9 +65,8 @@ def check_export(folder, name: str, channels) -> None:
         height, width = image.shape[:2]
         logits = run_graph(folder / "model.onnx", image)
         assert logits.shape == (1, 1, height, width)
-        shares = cell_probability(
-            model, raise_contrast(image, "percentile"), None, Size(width, height), torch.device("cpu")
-        )
+        network = Network(model, torch.device("cpu"))
+        shares = cell_probability(network, raise_contrast(image, "percentile"), None, Size(width, height))
         np.testing.assert_allclose(1 / (1 + np.exp(-logits[0, 0])), shares.numpy(), atol=1e-4)
         assert ((logits[0, 0] > 0) == (shares.numpy() >= 0.5)).all()
 

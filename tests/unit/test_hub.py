@@ -54,7 +54,7 @@ def test_no_path_of_the_machine_goes_along(best, tmp_path):
     PretrainedUNet.from_pretrained(best).save_pretrained(tmp_path / "out")
     for path in (tmp_path / "out").glob("*.*"):
         assert b"secret" not in path.read_bytes(), path
-    assert Checkpoint.read(tmp_path / "out").config.data.train == Path("train")
+    assert Checkpoint.read(tmp_path / "out").config.data.train == ("train",)
 
 
 def test_it_is_had_from_the_hub_by_its_two_files(best, tmp_path, monkeypatch):
