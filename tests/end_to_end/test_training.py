@@ -67,7 +67,7 @@ def test_a_run_tells_of_every_step_and_validation(whole, shards):
     assert all({"step", "epoch", "loss", "dice"} <= set(row) for row in told)
     assert all(0 <= row["dice"] <= 1 and 0 < row["loss"] < 1 for row in told)
     config = json.loads((whole / "config.json").read_text())
-    assert config["data"]["train"] == str(shards / "train")
+    assert config["data"]["train"] == [str(shards / "train")]
     assert "images_per_second" in json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
 
 
