@@ -138,7 +138,7 @@ def _check_folder(folder: Path) -> None:
     splits = sorted(index.parent.name for index in folder.glob(f"*/{INDEX_NAME}"))
     hint = f"name one of its splits: {', '.join(splits)}" if splits else HOW_TO_CONVERT
     if not splits and any(folder.glob("*.tar")):
-        hint = f"for somebody else's tars make one: python tools/inspect_shards.py {folder} --index"
+        hint = f"convert again, or for somebody else's tars: python tools/inspect_shards.py {folder} --index"
     raise InputError(f"{folder}: holds no {INDEX_NAME}, so it is no folder of shards; {hint}")
 
 
