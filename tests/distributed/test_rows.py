@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from encoder_helpers import narrow
+from encoder_helpers import narrow, smooth
 from helpers import TINY_CHANNELS, run
 from torch import Tensor, nn
 
@@ -58,6 +58,8 @@ def take_steps(case: Case) -> dict[str, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         if case.encoder in NARROW_ENCODERS:
             narrow(patch, case.encoder)
+        if not case.double:
+            smooth(patch)
         return _take_steps(case)
 
 

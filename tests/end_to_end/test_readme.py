@@ -59,7 +59,7 @@ def smaller(script: str, source: Path) -> str:
 
 def test_the_workflow_of_readme_runs_from_the_first_command_to_the_last(source):
     workflow = [block for block in blocks() if not block.startswith("make")]
-    assert len(workflow) == 7
+    assert len(workflow) == 8
     for block in workflow:
         run(smaller(block, source))
     folder = source.parent

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from encoder_helpers import smooth
 from helpers import TINY_CHANNELS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,12 +88,12 @@ def test_nothing_changes_in_fp64(many_bands, kind, norm, height, width):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_changes_in_fp32(many_bands, kind):
-    """With plain gradient descent, for Adam makes as much of a gradient's last digits as of its first; and at a size at
-    which no ReLU's input comes so near 0 that rounding decides over it (at 64x128 one does, in the third step)."""
+def test_nothing_changes_in_fp32(many_bands, monkeypatch, kind):
+    """With plain gradient descent, for Adam makes as much of a gradient's last digits as of its first."""
+    smooth(monkeypatch)
     plain, ours = build("mit_b0"), build("mit_b0")
     recompute(ours, kind)
-    check_equal(take_steps(ours, 64, 64, torch.optim.SGD), take_steps(plain, 64, 64, torch.optim.SGD), 1e-5)
+    check_equal(take_steps(ours, 64, 96, torch.optim.SGD), take_steps(plain, 64, 96, torch.optim.SGD), 1e-5)
 
 
 def test_a_frozen_encoder_and_evaluation_are_the_plain_ones(many_bands):
