@@ -1,15 +1,25 @@
 """What all tests share: no network, and small shards drawn once a session. Heavy imports wait until a test asks."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 import pytest
 
+
+def empty_folder() -> str:
+    """Removed when the tests end."""
+    folder = tempfile.mkdtemp(prefix="glioma-dist-empty-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 # Before anything imports the hub's client or albumentations, both of which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="glioma-dist-empty-hub-")
+os.environ["HF_HOME"] = empty_folder()
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="glioma-dist-empty-cache-")
+os.environ["XDG_CACHE_HOME"] = empty_folder()
 # Tiny tensors gain nothing from threads, and a sum's last bit depends on their number.
 os.environ["OMP_NUM_THREADS"] = "1"
 
