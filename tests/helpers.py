@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import shutil
 import socket
 import sys
 import tempfile
@@ -146,6 +147,7 @@ class Started:
                 for name in ("stdout", "stderr")
             ]
             ended.append(Ended(process.exitcode, pickle.loads(value.read_bytes()) if value.exists() else None, *texts))
+        shutil.rmtree(self.folder)
         assert not late, f"ranks {late} did not end in time:\n" + "\n".join(end.stderr[-3000:] for end in ended)
         return ended
 
