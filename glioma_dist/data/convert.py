@@ -24,7 +24,7 @@ from glioma_dist.data.audit import (
 )
 from glioma_dist.data.cells import draw_cells
 from glioma_dist.data.coco import CocoImage, load_coco
-from glioma_dist.data.sample import Sample, read_image
+from glioma_dist.data.sample import Sample, one_channel, read_image
 from glioma_dist.data.shard_index import INDEX_NAME, MAX_KEY_LENGTH
 from glioma_dist.data.shards import ShardWriter
 from glioma_dist.data.sources import Source, SourceSplit, describe, licence_of
@@ -253,7 +253,7 @@ def _prepare(job: _Job, audit: Audit) -> Sample | None:
         "num_cells": drawn.num_cells,
         "licence": job.licence,
     }
-    return Sample(job.key, image, drawn.mask, facts)
+    return Sample(job.key, one_channel(image), drawn.mask, facts)
 
 
 def _audit_unlisted(source: Source, used: dict[Path, str], audit: Audit) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-import cv2
-import numpy as np
 import psutil
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.mixture import Shards
-from glioma_dist.data.sample import Sample
+from glioma_dist.data.sample import Sample, one_channel
 from glioma_dist.errors import InputError
 
 MOST_OF_MEMORY = 0.5
@@ -32,20 +30,6 @@ class WholeSamples:
         """A sample, its image uint8. Raises InputError as the reader does."""
         sample = self._reader.read(shard, place)
         return replace(sample, image=raise_contrast(one_channel(sample.image), self._how))
-
-
-def one_channel(image: np.ndarray) -> np.ndarray:
-    """An image whose three channels are alike, as (H, W): a third of the work, and the network is shown the same, for
-    it gets one channel three times. Any other as it is."""
-    # A look at a few rows is enough to tell a real colour image.
-    if image.ndim == 2 or any(not _alike(rows) for rows in (image[::256], image)):
-        return image
-    return np.ascontiguousarray(image[..., 0])
-
-
-def _alike(image: np.ndarray) -> bool:
-    first, *others = cv2.split(image)
-    return all(np.array_equal(first, other) for other in others)
 
 
 class KeptSamples:
