@@ -64,8 +64,8 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def one_channel(image: np.ndarray) -> np.ndarray:
-    """An image whose three channels are alike, as (H, W): a third of the work, and the network is shown the same, for it
-    gets a grey image's channel three times. Any other as it is."""
+    """An image whose three channels are alike, as (H, W): a third of the work, and the network is shown the same, for
+    it gets a grey image's channel three times. Any other as it is."""
     # A look at a few rows is enough to tell a real colour image.
     if image.ndim == 2 or any(not _alike(rows) for rows in (image[::256], image)):
         return image
@@ -83,7 +83,7 @@ def encode_image(image: np.ndarray) -> bytes:
         raise ValueError(f"an image is uint8 or uint16, (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
     if image.ndim == 3 and image.shape[2] != 3:
         raise ValueError(f"an image has one or three channels, not {image.shape[2]}")
-    # Measured on phase-contrast images (docs/log.md): level 1 with these is quick to write, quick to read, and nearly the
+    # Measured on phase-contrast images (docs/log.md): level 1 with these is quick to write and to read, and nearly the
     # smallest.
     filters, strategy = cv2.IMWRITE_PNG_FILTER_AVG, cv2.IMWRITE_PNG_STRATEGY_DEFAULT
     if image.ndim == 2:
