@@ -1,6 +1,6 @@
 """An image split over processes by its rows against one plain process: outputs, losses, gradients, buffers, weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -33,6 +33,7 @@ class Case:
     """Five units of 32 rows, the last not whole."""
     width: int = 64
     double: bool = True
+    bf16: bool = False
 
     @property
     def id(self) -> str:
@@ -89,7 +90,8 @@ def _take_steps(case: Case) -> dict[str, Tensor]:
         images = torch.randn(BATCH_SIZE, 3, case.height, case.width, generator=generator, dtype=dtype)
         masks = (torch.rand(BATCH_SIZE, case.height, case.width, generator=generator) > 0.7).to(torch.uint8)
         band = rows.cut(case.height)
-        logits = parallel(images[mine, :, band], torch.arange(BATCH_SIZE)[mine])
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.bf16):
+            logits = parallel(images[mine, :, band], torch.arange(BATCH_SIZE)[mine])
         losses = segmentation_loss("dice+bce", logits, masks[mine, band], rows.total)
         here.accelerator.backward(losses.sum() * (here.num_processes / BATCH_SIZE))
         whole = rows.gather_band(logits.detach())
@@ -123,6 +125,22 @@ def test_bands_equal_whole_images_in_fp64(case):
 def test_bands_equal_whole_images_in_fp32(case):
     """With plain gradient descent, for Adam makes as much of a gradient's last digits as of its first."""
     check_equal(case, 1e-5)
+
+
+@pytest.mark.parametrize("recompute", ["none", "all"])
+def test_bands_are_as_near_to_fp32_as_a_whole_image_is_in_bf16(recompute):
+    """bf16 keeps 8 bits, and sums in another order round another way. The first step: weights are still equal."""
+    case = Case(2, 2, recompute=recompute, double=False, bf16=True)
+    exact, plain = take_steps(replace(case, bf16=False)), take_steps(case)
+    for process in run(take_steps, case, num_processes=2, timeout=240):
+        assert (process["0 losses"] - plain["0 losses"]).abs().max() < 1e-3
+        for name in (name for name in exact if name.startswith("0 ")):
+            of_one, of_bands = (relative_error(found[name], exact[name]) for found in (plain, process))
+            assert of_bands < 1.5 * of_one + 0.01, name
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return float((found.float() - exact).norm() / exact.norm().clamp(min=1e-3))
 
 
 def test_a_band_without_its_neighbours_is_another_network():
