@@ -257,8 +257,8 @@ class EvaluateConfig:
 
     checkpoint: Path
     """A checkpoint folder, as runs/x/best."""
-    data: Path
-    """Folder of shards."""
+    data: str
+    """Folder of shards, or the URL of one."""
     input_size: SizeFlag | None = None
     """R1: what an image is scaled to for the network; by default each image's own size."""
     metric_size: SizeFlag | None = None

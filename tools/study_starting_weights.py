@@ -89,7 +89,7 @@ def one_run(
     )
     config.validate()
     train(config, runtime)
-    scores = evaluate(EvaluateConfig(config.out / "last", shards / "test", workers=0), runtime)
+    scores = evaluate(EvaluateConfig(config.out / "last", str(shards / "test"), workers=0), runtime)
     least = min(image["dice"] for image in scores["images"])
     row = (split, seed, init, study.steps, round(scores["dice_mean"], 4), round(least, 4))
     print(f"split {split}, seed {seed}, {init}: {scores['dice_mean']:.4f}", flush=True)

@@ -236,7 +236,7 @@ def scoring_job(settings: Settings, training: Job, comparison: Comparison, numbe
     sizes = settings.preset.sizes
     config = EvaluateConfig(
         checkpoint=training.folder / "run" / "best",
-        data=places[comparison.data],
+        data=str(places[comparison.data]),
         input_size=sizes[comparison.input_size],
         metric_size=sizes[comparison.metric_size],
         out=training.folder / f"{name}.json",

@@ -240,7 +240,7 @@ def evaluate_here(config) -> dict:
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_evaluation_on_several_processes_equals_one(trained, shards, tmp_path, runtime, num_processes):
     """Ten images on two and three processes, each once; bit for bit, for each image goes through the network alone."""
-    config = EvaluateConfig(trained, shards / "train", out=tmp_path / "scores.json", workers=0)
+    config = EvaluateConfig(trained, str(shards / "train"), out=tmp_path / "scores.json", workers=0)
     expected = evaluate(replace(config, out=None), runtime)
     found = run(evaluate_here, config, num_processes=num_processes)
     assert len(expected["images"]) == 10

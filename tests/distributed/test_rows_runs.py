@@ -174,7 +174,7 @@ def evaluate_here(config) -> dict:
 
 
 def test_evaluation_in_rows_equals_one_process(trained, shards, runtime):
-    config = EvaluateConfig(trained, shards / "train", workers=0)
+    config = EvaluateConfig(trained, str(shards / "train"), workers=0)
     expected = evaluate(config, runtime)
     found = run(evaluate_here, replace(config, scale=InferenceScaleConfig(rows=2)), num_processes=4)
     assert found == [expected] * 4

@@ -149,7 +149,7 @@ def test_flags_override_the_config_file(tmp_path, spelling):
             lr=0.1,
             out=Path("o"),
         ),
-        EvaluateConfig(Path("c"), Path("d"), Size(1, 2), None, Path("o.json")),
+        EvaluateConfig(Path("c"), "d", Size(1, 2), None, Path("o.json")),
         PredictConfig(Path("c"), "*.tif", Path("o"), Size(8, 9), 0.25),
     ],
     ids=lambda config: type(config).__name__,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from faulty_server import files_of, serve
 from helpers import draw_sample, draw_shards, tiny_config
 
 from glioma_dist.config import EvaluateConfig, Size
@@ -130,7 +131,7 @@ def checkpoint(shards, tmp_path_factory):
 
 def test_evaluation_scores_every_image_and_writes_it_down(checkpoint, shards, tmp_path, runtime):
     out = tmp_path / "a" / "scores.json"
-    config = EvaluateConfig(checkpoint.folder, shards / "train", Size(64, 32), None, out, workers=0)
+    config = EvaluateConfig(checkpoint.folder, str(shards / "train"), Size(64, 32), None, out, workers=0)
     scores = evaluate(config, runtime)
     assert json.loads(config.out.read_text()) == scores
     assert [image["key"] for image in scores["images"]] == [f"cell-{number:03d}" for number in range(10)]
@@ -147,15 +148,21 @@ def test_evaluation_of_a_folder_without_images_is_one_line(checkpoint, tmp_path,
     with ShardWriter(tmp_path / "none", "drawn", "none", "CC0"):
         pass
     with pytest.raises(InputError, match="none"):
-        evaluate(EvaluateConfig(checkpoint.folder, tmp_path / "none", workers=0), runtime)
+        evaluate(EvaluateConfig(checkpoint.folder, str(tmp_path / "none"), workers=0), runtime)
 
 
 def test_evaluation_without_a_checkpoint_is_one_line(shards, tmp_path, runtime):
     with pytest.raises(InputError, match=r"nowhere: no checkpoint"):
-        evaluate(EvaluateConfig(tmp_path / "nowhere", shards / "train", workers=0), runtime)
+        evaluate(EvaluateConfig(tmp_path / "nowhere", str(shards / "train"), workers=0), runtime)
 
 
 def test_evaluation_tells_which_data_it_was(checkpoint, tmp_path, runtime):
     draw_shards(tmp_path / "held-out", range(2))
-    scores = evaluate(EvaluateConfig(checkpoint.folder, tmp_path / "held-out", workers=0), runtime)
+    scores = evaluate(EvaluateConfig(checkpoint.folder, str(tmp_path / "held-out"), workers=0), runtime)
     assert scores["data"] == {"dataset": "drawn", "split": "held-out", "licence": "CC0"}
+
+
+def test_evaluation_takes_a_url(checkpoint, shards, runtime):
+    with serve(files_of(shards)) as server:
+        remote = evaluate(EvaluateConfig(checkpoint.folder, f"{server.url}/train", workers=0), runtime)
+    assert remote == evaluate(EvaluateConfig(checkpoint.folder, str(shards / "train"), workers=0), runtime)
