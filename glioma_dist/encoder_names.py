@@ -42,7 +42,6 @@ ENCODER_ALIASES = {
     "res2net50": "res2net50_26w_4s",
     "resnest50": "resnest50d",
     "tf_efficientnet_lite0": "efficientnet_lite0",
-    "timm_efficientnet_b5": "efficientnet_b5",
     "timm_gernet_l": "gernet_l",
     "timm_regnetx_064": "regnetx_064",
     "timm_res2net50_26w_4s": "res2net50_26w_4s",
@@ -53,9 +52,11 @@ ENCODER_ALIASES = {
     "tu_resnest50d": "resnest50d",
     "tu_resnet50": "resnet50",
     "tu_resnext50_32x4d": "resnext50_32x4d",
+    "tu_tf_efficientnet_lite0": "efficientnet_lite0",
+    "tf_efficientnet_b5": "efficientnet_b5",
 }
 """Other names of the same networks: the article's, segmentation_models.pytorch's and timm's, in small letters, with `_`
-for spaces and hyphens."""
+for spaces and hyphens.""" ""
 
 
 PEER_NAMES = {
@@ -70,7 +71,10 @@ PEER_NAMES = {
 
 
 def known_encoder(name: str) -> str:
-    """Our name of an encoder that is written as others write it, as MiT-B3 or se-resnet50; others stay as they are."""
+    """Our name of an encoder that is written as others write it, as MiT-B3 or ResNet-50; others stay as they are."""
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())
-    plain = ENCODER_ALIASES.get(plain, plain)
-    return plain if plain in ENCODER_NAMES else name
+    for each in (plain, re.sub(r"(?<=[a-z])_(?=\d)", "", plain)):
+        ours = ENCODER_ALIASES.get(each, each)
+        if ours in ENCODER_NAMES:
+            return ours
+    return name

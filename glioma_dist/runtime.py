@@ -21,6 +21,8 @@ from glioma_dist.errors import InputError
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
+SIGN_OF_A_LOST_WORKER = "DataLoader worker (pid"
+"""In PyTorch's error when a process that reads data was killed."""
 SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 """In what gloo says."""
 TIME_TO_ANSWER = timedelta(minutes=15)
@@ -177,6 +179,10 @@ def run_command(function: Callable[[], None]) -> None:
         sys.stderr.write(f"error: out of memory ({error}); give a smaller --batch-size or --data.size\n")
         sys.exit(2)
     except RuntimeError as error:
+        if SIGN_OF_A_LOST_WORKER in str(error):  # raised wherever this process was at that moment
+            what = " ".join(str(error).split())
+            sys.stderr.write(f"error: {what} Is memory full? Give fewer --data.workers; the same command goes on\n")
+            sys.exit(2)
         if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PROCESS):
             raise
         sys.stderr.write("error: another process of this run ended; its own line says why; the same command goes on\n")

@@ -7,11 +7,14 @@ on where it was stopped.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import re
 import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,12 +22,14 @@ from typing import Literal
 import tyro
 
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
+from glioma_dist.data.shard_index import INDEX_NAME
 from glioma_dist.data.shards import ShardReader
+from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.errors import InputError
 from glioma_dist.report.study_page import write_study_report
 from glioma_dist.runtime import run_command
 from glioma_dist.study.estimate import hours
-from glioma_dist.study.execute import execute, is_finished, launcher
+from glioma_dist.study.execute import execute, is_finished, launcher, write_atomically
 from glioma_dist.study.material import OWN_GROUP, prepare, read_groups
 from glioma_dist.study.plan import Job, Plan, Settings, make_plan, share
 from glioma_dist.study.presets import PRESETS
@@ -32,6 +37,8 @@ from glioma_dist.study.protocol import find_studies
 from glioma_dist.study.results import collect, settings_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SETTINGS = "study.json"
+"""In the study's folder: what decided its numbers."""
 LIBRARIES = ("torch", "transformers", "timm", "glioma-dist")
 LIVECELL_IMAGES = (3253, 570)
 """Of LIVECell's own train and val, for the estimate where no data is here."""
@@ -104,6 +111,16 @@ class ReproduceConfig:
         for each in self.imagenet:
             if each not in ("hub", "none") and not re.fullmatch(r"[a-z0-9_]+=.+", each):
                 raise InputError(f"--imagenet {each}: give hub, none, or ENCODER=FILE")
+        files = [each.split("=", 1) for each in self.imagenet if "=" in each]
+        for encoder, file in files:
+            if encoder not in ENCODER_NAMES:
+                raise InputError(
+                    f"--imagenet {encoder}={file}: no encoder {encoder}; train.py --model.encoder list has all"
+                )
+            if [each for each, _ in files].count(encoder) > 1:
+                raise InputError(f"--imagenet: {encoder} is named twice; give one file for it")
+            if not self.dry_run and not Path(file).is_file():
+                raise InputError(f"--imagenet {encoder}={file}: no such file")
         if "none" in self.imagenet and len(self.imagenet) > 1:
             raise InputError(f"--imagenet {' '.join(self.imagenet)}: none stands alone")
 
@@ -194,9 +211,17 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
     settings, launch_file = config.settings, config.launch_file
     if not launch_file.is_file():
         raise InputError(f"--launch {launch_file}: no such file; name one of accelerate_configs/")
-    hold_settings(settings, config.group_by)
-    if not config.report_only or not settings.splits_file.exists():
-        prepare(settings, config.target, config.group_by, [plan.study for plan in plans])
+    with one_at_a_time(settings.out):
+        chosen = settings_text(settings) | {"group_by": config.group_by} | fingerprints(config)
+        begun = hold_settings(settings.out, chosen)
+        if not config.report_only or not settings.splits_file.exists():
+            try:
+                prepare(settings, config.target, config.group_by, [plan.study for plan in plans])
+            except InputError:
+                if begun:  # nothing of a first start that failed decides over the next
+                    shutil.rmtree(settings.target.parent, ignore_errors=True)
+                    (settings.out / SETTINGS).unlink()
+                raise
     device = describe_device(find_device())
     facts = {"device": device, "commit": find_commit(REPOSITORY)}
     failed = [] if config.report_only else execute(jobs, launcher(launch_file, REPOSITORY), facts, tell)
@@ -211,19 +236,53 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
     return not failed
 
 
-def hold_settings(settings: Settings, group_by: str) -> None:
-    """Raises InputError where the folder holds a study of other settings."""
-    path, chosen = settings.out / "study.json", settings_text(settings) | {"group_by": group_by}
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [
-            f"{name} {before.get(name)} -> {chosen[name]}" for name in chosen if before.get(name) != chosen[name]
-        ]
-        if changed:
-            raise InputError(f"--out {settings.out}: holds a study with other settings ({'; '.join(changed)})")
-        return
-    settings.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(chosen, indent=2) + "\n")
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of several studies that start in one folder each waits for the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def fingerprints(config: ReproduceConfig) -> dict[str, list[str] | None]:
+    """Of the images that the study is made of, wherever they lie; None where they are not here."""
+    folders = {
+        "source_data": [config.source / name for name in config.source_splits],
+        "target_data": list(config.target),
+    }
+    return {
+        name: [ShardReader(each).fingerprint for each in parts]
+        if all((each / INDEX_NAME).is_file() for each in parts)
+        else None
+        for name, parts in folders.items()
+    }
+
+
+def hold_settings(folder: Path, chosen: dict) -> bool:
+    """Write down what decides a study's numbers; whether it was not there yet.
+
+    Raises InputError where the folder holds a study of other settings or of other images.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        write_atomically(path, chosen)
+        return True
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); remove it, or give another --out") from None
+    changed = [
+        f"{name} {before[name]} -> {value}"
+        for name, value in chosen.items()
+        if before.get(name) is not None and value is not None and before[name] != value
+    ]
+    if changed:
+        raise InputError(
+            f"--out {folder}: holds a study with other settings ({'; '.join(changed)}); give the same, or another --out"
+        )
+    return False
 
 
 def tell(line: str) -> None:

@@ -33,14 +33,19 @@ def index_folder(
         raise InputError(f"{folder}: holds an {INDEX_NAME} already; remove it first if it is to be made anew")
     paths = sorted(folder.glob("*.tar"))
     if not paths:
-        raise InputError(f"{folder}: holds no .tar; name the folder of the shards")
-    shards = []
+        raise InputError(f"{folder}: holds no .tar; name the folder of the shards, and uncompress .tar.gz")
+    shards: list[dict] = []
+    seen: dict[str, Path] = {}
     for path in paths:
         if not SHARD_NAME_PATTERN.fullmatch(path.name):
             raise InputError(f"{path}: a shard's name is up to 64 letters, digits, _ and -, then .tar; rename it")
         members_of_shard = member_table(path, members)
         if not members_of_shard:
             raise InputError(f"{path}: holds no sample with {' and '.join(members.values())}; name the endings it has")
+        for member in members_of_shard:
+            if member["key"] in seen:
+                raise InputError(f"{path}: sample {member['key']} is in {seen[member['key']].name}, too; mend the tars")
+            seen[member["key"]] = path
         table = path.with_name(members_name(path.name))
         write_json(table, members_of_shard)
         with open(path, "rb") as file:

@@ -136,9 +136,12 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
     mask = _unpack_bits(data)
     if mask is not None:
         return mask
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    # As it is: turned into 8 bits of grey, labels of 16 bits and faint colours would be black.
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise InputError(f"{where}: the PNG's pixels cannot be decoded; get the file anew")
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3].any(axis=-1)  # the fourth is alpha
     return (pixels > 0).astype(np.uint8)
 
 

@@ -228,6 +228,8 @@ class ShardReader:
             facts = json.loads(facts_data) if facts_data else {}
         except (ValueError, RecursionError):
             raise InputError(f"{path}: {key}.json is damaged; convert again") from None
+        if not isinstance(facts, dict):
+            raise InputError(f"{path}: {key}.json is no JSON object; mend it, or leave it out")
         image = decode_image(image_data, f"{path}: {key}.png")
         sample = Sample(key, image, decode_mask(mask_data, f"{path}: {key}.mask.png"), facts)
         _check_same_size(sample, path)

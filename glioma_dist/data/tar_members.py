@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from glioma_dist.data.shard_index import EXTENSIONS, KEY_PATTERN, MAX_SAMPLE_BYTES, sample_span
@@ -29,14 +29,18 @@ def member_table(path: Path, members: Mapping[str, str] = OUR_MEMBERS) -> list[d
     Raises InputError where it is no plain tar, is cut short, or a sample lacks its image or mask.
     """
     table: list[dict] = []
+    keys: dict[str, str] = {}  # by the names that samples have in the tar
     for name, offset, size in _members(path):
         stem, _, extension = name.rpartition("/")[2].partition(".")
-        key = re.sub(r"[^A-Za-z0-9_-]", "_", name[: len(name) - len(extension) - 1].lstrip("./"))
+        sample = name[: len(name) - len(extension) - 1].lstrip("./")
         ours = next((ours for ours, theirs in members.items() if theirs == extension), None)
         if ours is None or not stem:
             continue
-        if not table or table[-1]["key"] != key:
-            table.append({"key": key})
+        if sample not in keys:
+            keys[sample] = _key(sample, keys.values())
+            table.append({"key": keys[sample]})
+        if table[-1]["key"] != keys[sample]:
+            raise InputError(f"{path}: {name!r} does not stand with the rest of its sample; mend the tar")
         if ours in table[-1]:
             raise InputError(f"{path}: {name!r} comes twice in one sample; mend the tar")
         table[-1][ours] = [offset, size]
@@ -44,6 +48,13 @@ def member_table(path: Path, members: Mapping[str, str] = OUR_MEMBERS) -> list[d
         for member in table:
             _complete(member, members, file.fileno(), path)
     return table
+
+
+def _key(sample: str, taken: Collection[str]) -> str:
+    """A sample's name as a key: what a key may not have becomes `_`, and where that makes another sample's key of it, a
+    part of its SHA-256 is added."""
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", sample)
+    return f"{key}-{hashlib.sha256(sample.encode(errors='replace')).hexdigest()[:8]}" if key in taken else key
 
 
 def _complete(member: dict, members: Mapping[str, str], file: int, path: Path) -> None:
@@ -79,7 +90,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
             if tar.offset > os.fstat(file.fileno()).st_size:
                 raise tarfile.ReadError("the last file is cut short")
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as a tar ({' '.join(str(error).split())}); get it anew") from None
+        what = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as a tar ({what}); uncompress it, or get it anew") from None
 
 
 class _Bounded:

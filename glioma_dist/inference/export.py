@@ -85,10 +85,15 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
 
     Raises InputError where the graph cannot be made or is not equal.
     """
+    if not out.name or out.is_dir() or any(parent.is_file() for parent in out.parents):
+        raise InputError(f"--out {out}: not a place for a file; name one, as model.onnx")
     model, read = load_model(checkpoint)
     contrast = read.config.data.raise_contrast
     if contrast == "clahe":
-        raise InputError(f"{checkpoint}: was trained with --data.raise-contrast clahe, which no ONNX operator computes")
+        raise InputError(
+            f"{checkpoint}: was trained with --data.raise-contrast clahe, which no ONNX operator computes; "
+            "use predict.py"
+        )
     graph = to_onnx(ImageToLogits(model, contrast, 2**bits).eval(), bits)
     graph = _with_facts(graph, read)
     parity = check(graph, model, contrast, bits, images)
@@ -132,7 +137,10 @@ def check(graph: bytes, model: UNet, contrast: Contrast, bits: int, images: Sequ
     largest, num_other = 0.0, 0
     for number, image in enumerate([*drawn, *images]):
         if image.dtype != kind:
-            raise InputError(f"an image to check with has {8 * image.itemsize} bits: give --bits {8 * image.itemsize}")
+            raise InputError(
+                f"an image to check with has {8 * image.itemsize} bits, the graph is made for {bits}: give others, or "
+                f"--bits {8 * image.itemsize}"
+            )
         with torch.no_grad():
             expected = model(normalise(image_tensor(raise_contrast(image, contrast))[None])).numpy()
         found = session.run([LOGITS], {IMAGE: as_input(image)})[0]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from glioma_dist.errors import InputError
 from glioma_dist.model.encoder import MitEncoder
 from glioma_dist.model.timm_encoder import TimmEncoder
 
@@ -75,18 +76,27 @@ _NARROWER = {"conv_pwl.": "conv_pw.", "bn2.": "bn1.", "bn3.": "bn2."}
 def rename_network(tensors: dict[str, Tensor], encoder: MitEncoder | TimmEncoder) -> dict[str, Tensor]:
     """A U-Net of segmentation_models.pytorch by our names; names that no rule knows stay as they are."""
     own = {name.removeprefix("encoder."): each for name, each in tensors.items() if name.startswith("encoder.")}
-    renamed = {f"encoder.{name}": each for name, each in rename_encoder(own, encoder).items()}
-    rest = {_rename(name, DECODER_RULES): each for name, each in tensors.items() if not name.startswith("encoder.")}
-    return {**renamed, **rest}
+    renamed = [(f"encoder.{name}", each) for name, each in rename_encoder(own, encoder).items()]
+    rest = [(_rename(name, DECODER_RULES), each) for name, each in tensors.items() if not name.startswith("encoder.")]
+    return _each_once([*renamed, *rest])
 
 
 def rename_encoder(tensors: dict[str, Tensor], encoder: MitEncoder | TimmEncoder) -> dict[str, Tensor]:
     """An encoder's weights by our names, from those of timm, of segmentation_models.pytorch or of its authors."""
     if isinstance(encoder, MitEncoder):
-        return dict(pair for name, tensor in tensors.items() for pair in _mit(name, tensor))
+        return _each_once([pair for name, tensor in tensors.items() for pair in _mit(name, tensor)])
     known = {_flat(name): name for name in encoder.body.state_dict()}
     blocks = list(dict.fromkeys(re.findall(r"^blocks\.\d+\.\d+", "\n".join(known.values()), re.MULTILINE)))
-    return {f"body.{_timm(name, known, blocks)}": tensor for name, tensor in tensors.items()}
+    return _each_once([(f"body.{_timm(name, known, blocks)}", tensor) for name, tensor in tensors.items()])
+
+
+def _each_once(pairs: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in pairs:
+        if name in found:
+            raise InputError(f"two tensors of the file are {name}, by different names; give a file of one network")
+        found[name] = tensor
+    return found
 
 
 def is_authors_mit(tensors: dict[str, Tensor]) -> bool:
@@ -105,7 +115,7 @@ def _mit(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"{place}layer_norm.{rest}", tensor
     elif kind == "patch_embed":
         yield f"{place}patch_embeddings.{rest.replace('norm.', 'layer_norm.')}", tensor
-    elif rest.startswith("attn.kv."):  # keys and values in one
+    elif rest.startswith("attn.kv.") and tensor.ndim and len(tensor) % 2 == 0:  # keys and values in one
         ending = rest.removeprefix("attn.kv.")
         for part, half in zip(("k_proj", "v_proj"), tensor.chunk(2), strict=True):
             yield f"{place}blocks.{layer}.attention.{part}.{ending}", half

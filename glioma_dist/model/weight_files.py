@@ -28,7 +28,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     refuses all else. Raises InputError where the file cannot be read so.
     """
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        content = load_file(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     except UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than weights, and what a pickle holds may be a program; nothing of it was run. Where "
@@ -40,7 +40,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not content or not all(map(_is_weight, content.items())):
-        raise InputError(f"{path}: is no state dict (names and tensors); save model.state_dict() alone")
+        raise InputError(
+            f"{path}: is no state dict (names and dense tensors of real numbers); save model.state_dict() alone"
+        )
     return _without_wrappers(content)
 
 
@@ -60,7 +62,11 @@ def put(
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     left = [name for name in tensors if name not in own and not unused(name)]
     other = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
-    broken = [name for name in own if name in tensors and not tensors[name].isfinite().all()]
+    broken = [
+        name
+        for name in own
+        if name in tensors and name not in other and not tensors[name].to(own[name].dtype).isfinite().all()
+    ]
     faults = [
         f"{len(names)} {what}: {_listed(names)}"
         for what, names in (
@@ -84,7 +90,12 @@ def _read_pickle(path: Path) -> object:
 
 
 def _is_weight(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+    """Whether it is a name and a tensor of plain real numbers."""
+    name, tensor = item
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        return False
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and not tensor.is_complex()
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import SafetensorError
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
 from transformers import SegformerModel
+from transformers.utils import logging
 
-from glioma_dist.encoder_names import known_encoder
+from glioma_dist.encoder_names import ENCODER_NAMES, known_encoder
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoder import MitEncoder
 from glioma_dist.model.peer_names import is_authors_mit, rename_encoder, rename_network
@@ -22,9 +26,16 @@ from glioma_dist.model.timm_encoder import TimmEncoder
 from glioma_dist.model.weight_files import put, read_weights
 
 HUB_NAMES = {f"mit_b{number}": f"nvidia/mit-b{number}" for number in range(6)}
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 IMAGENET_LICENCE = "NVIDIA Source Code License for SegFormer (non-commercial)"
 CLASSIFIERS = ("classifier", "head", "fc", "last_linear", "decode_head")
 """Names of what stands behind an encoder."""
+OWN_NAMES = ("encoder.segformer.", "encoder.body.")
+"""How names of this toolkit's own checkpoints begin."""
+MIT_FIRST = ("embeddings.0.proj.weight", "stages.0.patch_embeddings.proj.weight")
+"""How transformers' names of MiT's first convolution end, older ones and newer."""
+DAMAGED = (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError)
+"""What libraries raise for files that they cannot read."""
 PEER_SETTINGS = {
     "classes": 1,
     "encoder_depth": 5,
@@ -91,7 +102,11 @@ def load_imagenet(model: nn.Module, encoder: str, file: Path | None) -> dict[str
         if is_authors_mit(tensors):
             _put_into_encoder(model.encoder, tensors, str(file), encoder)
         else:
-            _check_report(*_read_into(model.encoder.segformer, None, tensors), str(file), encoder)
+            broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
+            if broken:
+                raise InputError(f"--model.init imagenet: {file}: {broken[0]} is not finite; get the file anew")
+            shared = {name: _three_channels(name, tensor) for name, tensor in tensors.items()}
+            _check_report(*_read_into(model.encoder.segformer, None, shared), str(file), encoder)
     return {"weights": f"ImageNet, {file.name if file else HUB_NAMES[encoder]}", "licence": IMAGENET_LICENCE}
 
 
@@ -103,7 +118,13 @@ def load_peer(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str
         path = path / "model.safetensors"
     if norm != "batch":
         raise InputError(f"--model.init {path}: that library's decoder has batch norm; give --model.norm batch")
-    tensors = rename_network(read_weights(path), model.encoder)
+    found = read_weights(path)
+    if any(name.startswith(OWN_NAMES) for name in found):
+        raise InputError(
+            f"--model.init {path}: weights of this toolkit without what they were made from; give the checkpoint's "
+            "folder, as runs/x/best"
+        )
+    tensors = rename_network(found, model.encoder)
     unused = put(model, tensors, str(path), f"the U-Net with {encoder}", _of_classifier(model.encoder, "encoder.body."))
     text = f"segmentation_models.pytorch checkpoint {path.name}"
     if unused:
@@ -123,6 +144,8 @@ def _check_peer_config(file: Path, encoder: str) -> None:
         theirs = known_encoder(str(settings["encoder_name"]))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: cannot be read as a model's settings ({error!r})") from error
+    if theirs not in ENCODER_NAMES:
+        raise InputError(f"{file}: its encoder is {theirs}, which this toolkit does not have")
     if theirs != encoder:
         raise InputError(f"{file}: its encoder is {theirs}, asked for is {encoder}; give --model.encoder {theirs}")
     other = [f"{name} {found[name]!r}" for name, usable in PEER_USABLE.items() if found[name] not in usable]
@@ -165,13 +188,21 @@ def _from_timms_hub(published: PretrainedCfg) -> dict[str, Tensor]:
 
 def _load_transformers(target: SegformerModel, encoder: str) -> None:
     name = HUB_NAMES[encoder]
-    try:
-        name_or_folder = snapshot_download(name, local_files_only=True)  # or else a dead network is tried for minutes
+    name_or_folder = name
+    try:  # or else a dead network is tried for minutes
+        cached = Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
-        name_or_folder = name
+        cached = None
+    if cached and any((cached / file).is_file() for file in HUB_FILES):
+        name_or_folder = str(cached)
     try:
         found = _read_into(target, name_or_folder, None)
-    except OSError as error:
+    except DAMAGED as error:
+        if name_or_folder != name:
+            raise InputError(
+                f"--model.init imagenet: {cached}: cannot be read as weights ({_kind(error)}); remove the folder, or "
+                "give a file with --model.weights FILE"
+            ) from error
         raise InputError(
             f"--model.init imagenet: {name} is not in the local cache and the hub cannot be reached; run "
             f"`hf download {name}` where there is a network and copy the cache folder (HF_HOME) here, or give its "
@@ -184,10 +215,36 @@ def _read_into(
     target: SegformerModel, source: str | None, tensors: dict[str, Tensor] | None
 ) -> tuple[SegformerModel, dict, SegformerModel]:
     given = {} if tensors is None else {"state_dict": tensors}
-    pretrained, report = type(target).from_pretrained(
-        source, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True, **given
-    )
+    with _quiet():  # what does not fit is told in one line of ours
+        pretrained, report = type(target).from_pretrained(
+            source, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True, **given
+        )
     return pretrained, report, target
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and warnings."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _three_channels(name: str, tensor: Tensor) -> Tensor:
+    """A first convolution of one channel, shared by three."""
+    if not name.endswith(MIT_FIRST) or tensor.ndim != 4 or tensor.shape[1] != 1:
+        return tensor
+    return tensor.expand(-1, 3, -1, -1) / 3
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__
 
 
 def _check_report(pretrained: SegformerModel, report: dict, target: SegformerModel, where: str, encoder: str) -> None:

@@ -65,7 +65,9 @@ def link_splits(settings: Settings, repetitions: list[dict[str, list[str]]], stu
         train = np.random.default_rng(settings.seed + number).permutation(splits["train"]).tolist()
         for size in sizes:  # the smaller are parts of the larger
             if size > len(train):
-                raise InputError(f"a training set of {size} images is asked for, the split has {len(train)}")
+                raise InputError(
+                    f"--counts: {len(train)} images to train on, figure 3 trains on {size}, too; give at least {size}"
+                )
             link_subset(settings.target, train[:size], settings.split(number, f"train-{size:02d}"))
 
 
@@ -97,4 +99,5 @@ def group_of(key: str, facts: dict, group_by: str) -> str:
 
 def read_groups(settings: Settings) -> dict[str, str] | None:
     """The group of each image, as the splits were drawn; None where they were drawn without."""
+    read_splits(settings.splits_file)  # raises InputError where it is damaged
     return json.loads(settings.splits_file.read_text()).get("groups")

@@ -228,7 +228,9 @@ def test_an_unknown_encoder_is_answered_with_the_nearest(typed, meant):
     [
         *zip(ARTICLES_NAMES, OUR_NAMES, strict=True),
         ("efficientnet-b5", "efficientnet_b5"),
-        ("timm-efficientnet-b5", "efficientnet_b5"),
+        ("ResNet-50", "resnet50"),
+        ("ResNeXt-50 32x4d", "resnext50_32x4d"),
+        ("tu-tf_efficientnet_lite0", "efficientnet_lite0"),
         ("timm-gernet_l", "gernet_l"),
         ("timm-regnetx_064", "regnetx_064"),
         ("timm-res2net50_26w_4s", "res2net50_26w_4s"),
@@ -246,7 +248,7 @@ def test_encoders_are_known_by_the_names_of_others(written, meant):
 
 def test_a_name_of_another_network_is_no_alias():
     """timm's own seresnet50 strides elsewhere, its efficientnet_b5 pads otherwise."""
-    for name in ("seresnet50", "tu-efficientnet_b5", "tu-vgg19"):
+    for name in ("seresnet50", "timm-efficientnet-b5", "tu-efficientnet_b5", "tu-vgg19"):
         with pytest.raises(InputError, match="unknown"):
             ModelConfig(encoder=name).validate()
 

@@ -135,9 +135,36 @@ def test_other_endings_folders_in_names_and_missing_facts(tool, tmp_path):
         np.testing.assert_array_equal(found.image, sample.image)
 
 
+def test_names_that_become_one_key_stay_samples_of_their_own(tool, tmp_path):
+    samples = [draw_sample(number) for number in range(3)]
+    members = []
+    for name, sample in zip(("x/1", "x_1", "клетка"), samples, strict=True):
+        members += [(f"{name}.png", encode_image(sample.image)), (f"{name}.mask.png", encode_mask(sample.mask))]
+    write_tar(tmp_path / "s.tar", members)
+    inspect(tool, tmp_path, index=True, verify=True)
+    reader = ShardReader(tmp_path)
+    assert len(set(reader.keys())) == 3
+    for place, sample in enumerate(samples):
+        np.testing.assert_array_equal(reader.read(0, place).mask, sample.mask)
+
+
+def test_a_key_in_two_tars_and_facts_that_are_none_are_refused(tool, tmp_path):
+    image, mask = encode_image(draw_sample(0).image), encode_mask(draw_sample(0).mask)
+    members = [("x.png", image), ("x.mask.png", mask), ("x.json", b"[1]")]
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(InputError, match=r"x\.json is no JSON object"):
+        inspect(tool, tmp_path, index=True, verify=True)
+    (tmp_path / "index.json").unlink()
+    write_tar(tmp_path / "b.tar", members)
+    with pytest.raises(InputError, match=r"b\.tar: sample x is in a\.tar, too"):
+        inspect(tool, tmp_path, index=True)
+
+
 @pytest.mark.parametrize(
     ("members", "fragment"),
     [
+        ([("x/1.png", b"1"), ("x_1.mask.png", b"2")], "has no x_1.mask.png"),
+        ([("x.png", b"1"), ("y.png", b"1"), ("x.mask.png", b"2")], "does not stand with the rest"),
         ([], "holds no sample with png and mask.png"),
         ([("x.txt", b"?")], "holds no sample with png and mask.png"),
         ([("x.png", b"1")], "has no x.mask.png"),

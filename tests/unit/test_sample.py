@@ -83,6 +83,17 @@ def test_png_kinds():
         np.testing.assert_array_equal(found, expected, err_msg=image.mode)
 
 
+def test_masks_of_other_kinds_are_cells_wherever_they_are_not_black():
+    labels = np.where(GREY > 90, 3, 0).astype(np.uint16)
+    faint = np.dstack([labels > 0] + 2 * [np.zeros_like(labels)]).astype(np.uint8)
+    opaque = np.full(GREY.shape, 255, np.uint8)
+    for image in (
+        *(Image.fromarray(labels), Image.fromarray(labels.astype(np.uint8)), Image.fromarray(GREY > 90)),
+        *(Image.fromarray(faint), Image.fromarray(np.dstack([faint, opaque]), "RGBA")),
+    ):
+        np.testing.assert_array_equal(decode_mask(png_bytes(image), "here"), GREY > 90, err_msg=image.mode)
+
+
 def test_tiff_kinds(tmp_path):
     path = tmp_path / "a.tif"
     cases = [

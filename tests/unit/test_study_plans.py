@@ -39,7 +39,7 @@ from glioma_dist.study.protocol import (
     table4,
     table5,
 )
-from glioma_dist.study.results import add_comparisons, compare, judge
+from glioma_dist.study.results import add_comparisons, compare, judge, settings_text
 
 FULL = Settings(PRESETS["full"], Path("livecell"), Path("studies/x"))
 NUM_LIVECELL = (3253, 570)
@@ -437,13 +437,20 @@ def test_bad_flags_are_one_line(tool, wrong, words):
 
 
 def test_a_folder_of_another_study_is_refused(tool, tmp_path):
-    settings = replace(FULL, out=tmp_path / "x")
-    for _ in range(2):
-        tool.hold_settings(settings, "group")
-    assert json.loads((tmp_path / "x" / "study.json").read_text())["preset"]["num_repetitions"] == 10
-    tool.hold_settings(replace(settings, workers=7, recompute="all", source=Path("moved")), "group")
+    settings = replace(FULL, out=tmp_path)
+    images = {"target_data": ["abc"], "source_data": None}
+    assert tool.hold_settings(tmp_path, settings_text(settings) | images)
+    assert not tool.hold_settings(tmp_path, settings_text(settings) | images)
+    assert json.loads((tmp_path / "study.json").read_text())["preset"]["num_repetitions"] == 10
+    moved = replace(settings, workers=7, recompute="all", source=Path("moved"))
+    tool.hold_settings(tmp_path, settings_text(moved) | {"target_data": None, "source_data": ["def"]})
     with pytest.raises(InputError, match="seed 0 -> 1"):
-        tool.hold_settings(replace(settings, seed=1), "group")
+        tool.hold_settings(tmp_path, settings_text(replace(settings, seed=1)) | images)
+    with pytest.raises(InputError, match="target_data"):
+        tool.hold_settings(tmp_path, settings_text(settings) | {"target_data": ["another"]})
+    (tmp_path / "study.json").write_text("")
+    with pytest.raises(InputError, match=r"study.json: is damaged"):
+        tool.hold_settings(tmp_path, settings_text(settings))
 
 
 def test_the_encoders_are_known_and_sixteen():

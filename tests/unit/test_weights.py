@@ -160,6 +160,83 @@ def test_weights_that_do_not_fit_are_listed(tmp_path, monkeypatch, change, fragm
     assert fragment in one_line(error)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(16).to_sparse(),
+        torch.ones(16, dtype=torch.complex64),
+        torch.ones(16, device="meta"),
+    ],
+    ids=["sparse", "complex", "meta"],
+)
+def test_only_dense_real_numbers_are_weights(tmp_path, tensor):
+    torch.save({"decoder.blocks.0.norm1.bias": tensor}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="is no state dict") as error:
+        read_weights(tmp_path / "x.pth")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (lambda tensors: tensors.update(a=torch.tensor(1.0)), "without a place"),
+        (lambda tensors: tensors.update({"block1.0.attn.kv.weight": torch.tensor(1.0)}), "missing"),
+        (lambda tensors: tensors["norm1.bias"].fill_(1e300), "1 not finite: segformer.stages.0.layer_norm.bias"),
+        (lambda tensors: tensors.update({"segformer.stages.0.layer_norm.bias": torch.ones(32)}), "two tensors"),
+        (lambda tensors: tensors.update({"norm1.bias": torch.ones(1).expand(10**13)}), "1 of another shape"),
+    ],
+    ids=["surplus", "kv", "fp64", "double", "huge"],
+)
+def test_odd_tensors_of_a_mit_are_one_line(tmp_path, monkeypatch, change, fragment):
+    model = build_model(config_of("mit_tiny"), 0)[0]
+    tensors = {name: each.double() for name, each in authors_names(model.encoder.segformer.state_dict()).items()}
+    change(tensors)
+    torch.save(tensors, tmp_path / "x.pth")
+    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    with pytest.raises(InputError, match=fragment) as error:
+        build_model(config_of("mit_tiny", "imagenet", tmp_path / "x.pth"), 0)
+    one_line(error)
+
+
+def test_a_file_of_a_checkpoint_of_ours_does_not_lose_its_lineage(tmp_path):
+    config = TrainConfig(model=config_of("mit_tiny"))
+    write_checkpoint(tmp_path / "best", config, {"lineage": []}, build_model(config.model, 0)[0].state_dict())
+    with pytest.raises(InputError, match="give the checkpoint's folder"):
+        build_model(config_of("mit_tiny", tmp_path / "best" / "model.safetensors"), 0)
+
+
+@pytest.mark.parametrize("fault", ["nan", "cut short"])
+def test_broken_files_of_transformers_names_are_one_line(tmp_path, monkeypatch, capfd, fault):
+    model = build_model(config_of("mit_tiny"), 0)[0]
+    tensors = dict(model.encoder.segformer.state_dict())
+    if fault == "nan":
+        tensors["stages.0.layer_norm.bias"] = torch.full((32,), torch.nan)
+    save_file(tensors, tmp_path / "model.safetensors")
+    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    if fault == "nan":
+        with pytest.raises(InputError, match=r"stages\.0\.layer_norm\.bias is not finite"):
+            build_model(config_of("mit_tiny", "imagenet", tmp_path / "model.safetensors"), 0)
+    else:
+        (tmp_path / "config.json").write_text(model.encoder.segformer.config.to_json_string())
+        (tmp_path / "model.safetensors").write_bytes(b"\x10")
+        monkeypatch.setattr(weights, "snapshot_download", lambda *_, **__: str(tmp_path))
+        with pytest.raises(InputError, match=r"cannot be read as weights .*remove the folder") as error:
+            build_model(config_of("mit_tiny", "imagenet"), 0)
+        one_line(error)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_mits_first_convolution_of_one_channel_is_shared_by_three(tmp_path, monkeypatch):
+    model = build_model(config_of("mit_tiny"), 0)[0]
+    tensors = dict(model.encoder.segformer.state_dict())
+    name = "stages.0.patch_embeddings.proj.weight"
+    tensors[name] = tensors[name][:, :1].clone()
+    save_file(tensors, tmp_path / "x.safetensors")
+    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    found = build_model(config_of("mit_tiny", "imagenet", tmp_path / "x.safetensors"), 1)[0].state_dict()
+    torch.testing.assert_close(found[f"encoder.segformer.{name}"].sum(1, keepdim=True), tensors[name])
+
+
 def test_a_counter_that_old_files_lack_is_not_missed(tmp_path, monkeypatch):
     narrow(monkeypatch, "resnet50")
     tensors = timm_file(tmp_path / "x.safetensors", "resnet50")
