@@ -1,6 +1,7 @@
 """ONNX: the graph gives what prediction gives, for any size, and is written only if it does."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_images_of_16_bits(tmp_path):
     checkpoint = save(tmp_path, "mit_tiny")
     image = draw_sample(4, dtype=np.uint16).image
     assert export(checkpoint, tmp_path / "model.onnx", 16, [image]).largest < 1e-3
-    with pytest.raises(InputError, match="has 16 bits: give --bits 16"):
+    with pytest.raises(InputError, match="has 16 bits, the graph is made for 8: give others, or --bits 16"):
         export(checkpoint, tmp_path / "model.onnx", 8, [image])
 
 
@@ -104,6 +105,13 @@ def test_a_graph_that_is_not_equal_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"other logits than PyTorch.*nothing was written"):
         export(checkpoint, tmp_path / "model.onnx")
     assert list(tmp_path.glob("*.onnx*")) == []
+
+
+def test_a_place_that_is_no_file_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, Path("."), tmp_path / "file" / "model.onnx"):
+        with pytest.raises(InputError, match=r"--out .*: not a place for a file"):
+            export(tmp_path / "no checkpoint", out)
 
 
 def test_clahe_is_refused(tmp_path):

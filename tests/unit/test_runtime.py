@@ -60,6 +60,14 @@ def test_an_input_error_is_one_line_and_exit_code_2():
     assert (ended.exit_code, ended.stdout, ended.stderr) == (2, "", "error: the file x: do y\n")
 
 
+def test_a_worker_that_was_killed_is_one_line():
+    """PyTorch raises this in whatever line the training process is at."""
+    ended = run_failing(RuntimeError, "DataLoader worker (pid 12) is killed by signal: Killed. ")
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("error: DataLoader worker (pid 12) is killed by signal: Killed. Is memory full?")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_an_interrupt_is_exit_code_130():
     ended = run_failing(KeyboardInterrupt, "")
     assert (ended.exit_code, ended.stderr) == (130, "stopped\n")
