@@ -117,7 +117,8 @@ def draw_pictures(results: dict[str, Any]) -> Figure | None:
     models = list(dict.fromkeys(each["model"] for each, _ in found))
     if not found:
         return None
-    starts = list(dict.fromkeys(each["start"] for each, _ in found))
+    drawn = {each["start"] for each, _ in found}
+    starts = [start for start in dict.fromkeys(row["start"] for row in results["rows"]) if start in drawn]
     image = read_image(Path(found[0][0]["image"]))
     height = PICTURE_PX / 100 * image.shape[0] / image.shape[1]
     size = (PICTURE_PX / 100 * (1 + len(starts)), (height + 0.35) * len(models))
