@@ -16,7 +16,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; mar
 table { border-collapse: collapse; margin: 1em 0; } th { text-align: left; }
 th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.best td { font-weight: 600; } .quiet { color: #666; } img { max-width: 100%; } pre { overflow-x: auto; }
+tr.best td { font-weight: 600; } .quiet { color: #666; } img { max-width: 100%; } pre { white-space: pre-wrap; }
 details { margin: .3em 0; } summary { cursor: pointer; } code, pre { font-size: 12px; }
 figure { display: inline-block; margin: .3em; width: 31%; vertical-align: top; } figcaption { font-size: 13px; }
 """
@@ -174,7 +174,7 @@ def html_table(names: Sequence[str], rows: Iterable[Sequence[str]], best: Sequen
     lines = []
     for texts, is_best in zip(rows, best, strict=True):
         cells = "".join(
-            f"<td{' class=number' if place in NUMBERS else ''}>{html.escape(text)}</td>"
+            f"<td{' class=number' if place in NUMBERS and len(text) < 20 else ''}>{html.escape(text)}</td>"
             for place, text in enumerate(texts)
         )
         lines.append(f"<tr{' class=best' if is_best else ''}>{cells}</tr>")
