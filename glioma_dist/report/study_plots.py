@@ -77,6 +77,8 @@ def draw_training_set_size(results: dict[str, Any]) -> Figure | None:
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False, sharey=True)[0], models, strict=True):
         for colour, start in zip(COLOURS, starts, strict=False):
             own = sorted((row for row in rows if (row["model"], row["start"]) == (model, start)), key=_num_train)
+            if not own:
+                continue
             bars = [row["standard_deviation"] or 0 for row in own]
             x, y = [row["num_train"] for row in own], [1 - row["mean"] for row in own]
             axes.errorbar(x, y, yerr=bars, color=colour, marker="o", capsize=3, label=start)
