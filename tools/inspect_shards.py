@@ -46,6 +46,9 @@ class InspectConfig:
             raise InputError(
                 f"--index {self.shards}: is written beside the tars; make it in a local copy, and upload it"
             )
+        for ending in (self.image, self.mask):
+            if self.index and ending.rpartition(".")[2] != "png":
+                raise InputError(f"--index: {ending} is no PNG, and only PNG is read; convert the images first")
         if self.num_images < 1:
             raise InputError(f"--num-images {self.num_images}: give 1 or more")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":

@@ -18,6 +18,7 @@ from glioma_dist.model.checkpoint import MODEL, STATE, write_checkpoint
 from glioma_dist.model.unet import UNet, load_model
 
 CONFIG = "config.json"
+OWN_CARD = "library_name: glioma-dist"
 NON_COMMERCIAL = re.compile(r"non-?commercial|\bNC\b", re.IGNORECASE)
 """In the words of a licence."""
 
@@ -42,6 +43,9 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         return ModelCard(model_card(self.settings, self.facts))
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        card = save_directory / "README.md"
+        if card.is_file() and OWN_CARD in card.read_text(errors="replace"):
+            card.unlink()  # of another network; the mixin writes a card only where there is none
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "checkpoint"
             write_checkpoint(made, _without_paths(self.settings), self.facts, self.model.state_dict())

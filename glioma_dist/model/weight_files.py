@@ -100,8 +100,10 @@ def _is_weight(item: tuple[object, object]) -> bool:
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            return _without_wrappers({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+        bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        # A training framework's module may hold a few tensors of its own beside the network.
+        if 2 * sum(name.startswith(prefix) for name in tensors) > len(tensors) == len(bare):
+            return _without_wrappers(bare)
     return tensors
 
 

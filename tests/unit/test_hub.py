@@ -50,6 +50,18 @@ def test_a_checkpoint_goes_to_the_hubs_form_and_comes_back(best, tmp_path):
     assert lineage == LINEAGE
 
 
+def test_an_older_card_of_ours_does_not_stay_with_another_network(best, tmp_path):
+    network = PretrainedUNet.from_pretrained(best)
+    card = tmp_path / "out" / "README.md"
+    network.save_pretrained(tmp_path / "out")
+    card.write_text(card.read_text().replace("livecell", "other cells"))
+    network.save_pretrained(tmp_path / "out")
+    assert "other cells" not in card.read_text()
+    card.write_text("# Written by hand\n")
+    network.save_pretrained(tmp_path / "out")
+    assert card.read_text() == "# Written by hand\n"
+
+
 def test_no_path_of_the_machine_goes_along(best, tmp_path):
     PretrainedUNet.from_pretrained(best).save_pretrained(tmp_path / "out")
     for path in (tmp_path / "out").glob("*.*"):
