@@ -200,7 +200,7 @@ def _load_transformers(target: SegformerModel, encoder: str) -> None:
     except DAMAGED as error:
         if name_or_folder != name:
             raise InputError(
-                f"--model.init imagenet: {cached}: cannot be read as weights ({_kind(error)}); remove the folder, or "
+                f"--model.init imagenet: {cached}: cannot be read as weights ({type(error).__name__}); remove the folder, or "
                 "give a file with --model.weights FILE"
             ) from error
         raise InputError(
@@ -241,10 +241,6 @@ def _three_channels(name: str, tensor: Tensor) -> Tensor:
     if not name.endswith(MIT_FIRST) or tensor.ndim != 4 or tensor.shape[1] != 1:
         return tensor
     return tensor.expand(-1, 3, -1, -1) / 3
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__
 
 
 def _check_report(pretrained: SegformerModel, report: dict, target: SegformerModel, where: str, encoder: str) -> None:
