@@ -200,8 +200,8 @@ def _load_transformers(target: SegformerModel, encoder: str) -> None:
     except DAMAGED as error:
         if name_or_folder != name:
             raise InputError(
-                f"--model.init imagenet: {cached}: cannot be read as weights ({type(error).__name__}); remove the folder, or "
-                "give a file with --model.weights FILE"
+                f"--model.init imagenet: {cached}: cannot be read as weights ({type(error).__name__}); remove the "
+                "folder, or give a file with --model.weights FILE"
             ) from error
         raise InputError(
             f"--model.init imagenet: {name} is not in the local cache and the hub cannot be reached; run "
