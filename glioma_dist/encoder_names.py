@@ -56,7 +56,7 @@ ENCODER_ALIASES = {
     "tf_efficientnet_b5": "efficientnet_b5",
 }
 """Other names of the same networks: the article's, segmentation_models.pytorch's and timm's, in small letters, with `_`
-for spaces and hyphens.""" ""
+for spaces and hyphens."""
 
 
 PEER_NAMES = {

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from glioma_dist.config_file import differences
 from glioma_dist.errors import InputError
 from glioma_dist.runtime import stop_with_launcher
 from glioma_dist.study.plan import Job
@@ -107,13 +108,18 @@ def run_one(job: Job, launch: Launch, facts: dict[str, Any]) -> float | None:
 
 
 def write_config(job: Job) -> None:
-    """Raises InputError where the folder holds the same run with other settings."""
-    text = json.dumps(job.config, indent=2) + "\n"
-    if job.config_file.exists() and json.loads(job.config_file.read_text()) != json.loads(text):
-        raise InputError(
-            f"{job.config_file}: was made with other settings than are asked for now; give the same, or another --out"
-        )
-    job.config_file.write_text(text)
+    """A training that was begun goes on with what costs only, such as the number of workers, as it is asked for now.
+
+    Raises InputError where it was begun with settings that decide numbers and are others now.
+    """
+    if job.script == "train.py" and job.config_file.exists():
+        changed = differences(json.loads(job.config_file.read_text()), json.loads(json.dumps(job.config)))
+        if changed:
+            raise InputError(
+                f"{job.config_file}: was made with other settings than are asked for now ({'; '.join(changed)}); give "
+                "the same, or another --out"
+            )
+    job.config_file.write_text(json.dumps(job.config, indent=2) + "\n")
 
 
 def is_finished(job: Job) -> bool:

@@ -111,7 +111,9 @@ class Row:
 
     @property
     def start_title(self) -> str:
-        return {"random": "random", "imagenet": "ImageNet"}.get(self.start) or self.start.title  # type: ignore[union-attr]
+        if isinstance(self.start, Pretraining):
+            return self.start.title
+        return {"random": "random", "imagenet": "ImageNet"}[self.start]
 
 
 @dataclass(frozen=True)

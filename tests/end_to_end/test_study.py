@@ -189,6 +189,20 @@ def test_other_settings_in_the_same_folder_are_refused(study, folder):
         plan.jobs[0].marker.with_suffix(".aside").rename(plan.jobs[0].marker)
 
 
+def test_a_training_that_was_begun_goes_on_with_other_settings_of_cost(folder):
+    told = []
+
+    def stop(script: str, config: Path, log: Path) -> int:
+        told.append(json.loads(config.read_text())["data"]["workers"])
+        log.write_text("error: stopped\n")
+        return 1
+
+    for workers in (0, 1):
+        plan = make_plan(STUDY, replace(settings_in(folder, "begun"), workers=workers), (4, 2))
+        assert execute(plan.jobs[:1], stop, {}, lambda _: None)
+    assert told == [0, 1]
+
+
 def test_a_run_by_accelerate_launch_as_it_can_be_repeated_by_hand(study, folder, monkeypatch):
     """One scoring run again, by its own config, gives the same file."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
