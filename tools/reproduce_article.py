@@ -7,14 +7,11 @@ on where it was stopped.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,16 +26,15 @@ from glioma_dist.errors import InputError
 from glioma_dist.report.study_page import write_study_report
 from glioma_dist.runtime import run_command
 from glioma_dist.study.estimate import hours
-from glioma_dist.study.execute import execute, is_finished, launcher, write_atomically
+from glioma_dist.study.execute import execute, is_finished, launcher
+from glioma_dist.study.folder import SETTINGS, hold_settings, one_at_a_time, settings_text
 from glioma_dist.study.material import OWN_GROUP, prepare, read_groups
 from glioma_dist.study.plan import Job, Plan, Settings, make_plan, share
 from glioma_dist.study.presets import PRESETS
 from glioma_dist.study.protocol import find_studies
-from glioma_dist.study.results import collect, settings_text
+from glioma_dist.study.results import collect
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SETTINGS = "study.json"
-"""In the study's folder: what decided its numbers."""
 LIBRARIES = ("torch", "transformers", "timm", "glioma-dist")
 LIVECELL_IMAGES = (3253, 570)
 """Of LIVECell's own train and val, for the estimate where no data is here."""
@@ -98,10 +94,23 @@ class ReproduceConfig:
         number, count = self.machine
         if not 1 <= number <= count:
             raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, as 2/4")
-        if self.repetitions is not None and self.repetitions < 1:
-            raise InputError(f"--repetitions {self.repetitions}: give 1 or more")
-        if min(self.counts) < 1 or self.seed < 0 or self.workers < 0:
-            raise InputError(f"--counts {self.counts} --seed {self.seed} --workers {self.workers}: too small")
+        if self.repetitions is not None and not 1 <= self.repetitions <= 1000:
+            raise InputError(f"--repetitions {self.repetitions}: give 1 to 1000")
+        if min(self.counts) < 1:
+            raise InputError(f"--counts {' '.join(map(str, self.counts))}: give 1 or more of each")
+        if self.seed < 0 or self.workers < 0:
+            name, value = ("seed", self.seed) if self.seed < 0 else ("workers", self.workers)
+            raise InputError(f"--{name} {value}: give 0 or more")
+        if self.source_splits[0] in self.source_splits[1:]:
+            raise InputError(
+                f"--source-splits {' '.join(self.source_splits)}: {self.source_splits[0]} would be pretrained on and "
+                "scored; give another to pretrain on"
+            )
+        for flag, folder in [("source", self.source), *(("target", each) for each in self.target)]:
+            if re.match(r"\w+:/", str(folder)):
+                raise InputError(f"--{flag} {folder}: give a folder of this machine; a study takes no URLs")
+        if self.picture is not None and not self.picture.is_file() and not self.dry_run:
+            raise InputError(f"--picture {self.picture}: no such file")
         if not self.gpu_tflops > 0:
             raise InputError(f"--gpu-tflops {self.gpu_tflops}: give more than 0")
         if self.native and self.study not in ("table3", "all"):
@@ -236,16 +245,6 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
     return not failed
 
 
-@contextlib.contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Of several studies that start in one folder each waits for the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def fingerprints(config: ReproduceConfig) -> dict[str, list[str] | None]:
     """Of the images that the study is made of, wherever they lie; None where they are not here."""
     folders = {
@@ -258,31 +257,6 @@ def fingerprints(config: ReproduceConfig) -> dict[str, list[str] | None]:
         else None
         for name, parts in folders.items()
     }
-
-
-def hold_settings(folder: Path, chosen: dict) -> bool:
-    """Write down what decides a study's numbers; whether it was not there yet.
-
-    Raises InputError where the folder holds a study of other settings or of other images.
-    """
-    path = folder / SETTINGS
-    if not path.exists():
-        write_atomically(path, chosen)
-        return True
-    try:
-        before = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: is damaged ({error}); remove it, or give another --out") from None
-    changed = [
-        f"{name} {before[name]} -> {value}"
-        for name, value in chosen.items()
-        if before.get(name) is not None and value is not None and before[name] != value
-    ]
-    if changed:
-        raise InputError(
-            f"--out {folder}: holds a study with other settings ({'; '.join(changed)}); give the same, or another --out"
-        )
-    return False
 
 
 def tell(line: str) -> None:

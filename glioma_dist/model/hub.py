@@ -97,7 +97,7 @@ def model_card(config: TrainConfig, facts: dict[str, Any]) -> str:
     )
     rows = [
         f"| {next((kind for kind in ('weights', 'data') if kind in entry), '?')} | "
-        f"{entry.get('weights') or entry.get('data')} | {entry.get('licence', 'not stated')} |"
+        f"{_in_table(entry.get('weights') or entry.get('data'))} | {_in_table(entry.get('licence', 'not stated'))} |"
         for entry in lineage
     ]
     fit = {
@@ -122,6 +122,10 @@ def model_card(config: TrainConfig, facts: dict[str, Any]) -> str:
         "```bash\npython predict.py --checkpoint network --images plate --out masks\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _in_table(text: str | None) -> str:
+    return str(text).replace("|", r"\|")
 
 
 def _without_paths(config: TrainConfig) -> TrainConfig:

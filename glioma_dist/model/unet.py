@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoder import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
@@ -69,7 +70,13 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     if config.init == "imagenet":
         return model, [load_imagenet(model, config.encoder, config.weights)]
     path = Path(config.init)
-    if find_checkpoint(path) is None and is_peer(path):
+    found = find_checkpoint(path)
+    if found is None and not path.exists():
+        raise InputError(
+            f"--model.init {config.init}: no such file or folder; give random, imagenet, a checkpoint's folder as "
+            "runs/x/best, or a file of weights"
+        )
+    if found is None and is_peer(path):
         return model, [load_peer(model, config.encoder, path, config.norm)]
     checkpoint = Checkpoint.read(path)
     checkpoint.load_into(model, config.encoder)

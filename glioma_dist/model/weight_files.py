@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from glioma_dist.errors import InputError
 
 NUM_LISTED = 12
+NO_WEIGHTS = {b"<!doctype": "a web page", b"<html": "a web page", b"version https://git-lfs": "a pointer of Git LFS"}
+"""What is found under the name of a file of weights that was not really downloaded, by how it begins."""
 WRAPPINGS = ("state_dict", "model_state_dict", "model")
 """Under which training frameworks keep the weights among other things."""
 PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -27,6 +29,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     A pickle may hold programs: it is read with `weights_only=True`, which builds tensors and plain containers and
     refuses all else. Raises InputError where the file cannot be read so.
     """
+    _check_beginning(path)
     try:
         content = load_file(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     except UnpicklingError as error:
@@ -81,6 +84,17 @@ def put(
         raise InputError(f"{where}: does not fit {wanted_by}; of its tensors are {'; '.join(faults)}")
     target.load_state_dict({name: tensors.get(name, tensor) for name, tensor in own.items()})
     return [name for name in tensors if name not in own]
+
+
+def _check_beginning(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(100).lstrip().lower()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give another file") from error
+    for beginning, kind in NO_WEIGHTS.items():
+        if start.startswith(beginning):
+            raise InputError(f"{path}: is {kind} and no weights; download the file itself")
 
 
 def _read_pickle(path: Path) -> object:

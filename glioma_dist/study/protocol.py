@@ -111,9 +111,8 @@ class Row:
 
     @property
     def start_title(self) -> str:
-        if isinstance(self.start, Pretraining):
-            return self.start.title
-        return {"random": "random", "imagenet": "ImageNet"}[self.start]
+        titles = {"random": "random", "imagenet": "ImageNet"}
+        return self.start.title if isinstance(self.start, Pretraining) else titles[self.start]
 
 
 @dataclass(frozen=True)

@@ -208,11 +208,3 @@ def describe_run(job: Job, launch_file: Path) -> dict[str, Any]:
         "steps": steps,
         "status": "finished" if took else failure(job) or "not run",
     }
-
-
-def settings_text(settings: Settings) -> dict[str, Any]:
-    """What decides a study's numbers, to be held against that of an earlier start in the same folder."""
-    chosen = asdict(settings)
-    for name in ("out", "source", "recompute", "workers"):
-        chosen.pop(name)
-    return json.loads(json.dumps(chosen))

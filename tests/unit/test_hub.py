@@ -111,3 +111,4 @@ def test_the_card_prints_the_lineage_and_its_licences(best):
     free = model_card(checkpoint.config, {"lineage": LINEAGE[2:]})
     assert "Not for commercial use" not in free
     assert "Not recorded" in model_card(checkpoint.config, {})
+    assert r"| data | a\|b | CC0 |" in model_card(checkpoint.config, {"lineage": [{"data": "a|b", "licence": "CC0"}]})

@@ -22,6 +22,7 @@ from glioma_dist.report.study_page import html_page, markdown_page
 from glioma_dist.report.study_plots import draw_plot
 from glioma_dist.study.estimate import forward_operations, hours
 from glioma_dist.study.execute import execute, failure, is_finished
+from glioma_dist.study.folder import hold_settings, settings_text
 from glioma_dist.study.material import at_native_size, group_of, prepare
 from glioma_dist.study.plan import RowPlan, Settings, make_plan, share
 from glioma_dist.study.presets import PRESETS, Preset, Schedule
@@ -39,7 +40,7 @@ from glioma_dist.study.protocol import (
     table4,
     table5,
 )
-from glioma_dist.study.results import add_comparisons, compare, judge, settings_text
+from glioma_dist.study.results import add_comparisons, compare, judge
 
 FULL = Settings(PRESETS["full"], Path("livecell"), Path("studies/x"))
 NUM_LIVECELL = (3253, 570)
@@ -426,7 +427,13 @@ def test_a_dry_run_needs_no_data_and_lists_every_run(tmp_path):
         ({"imagenet": ("mit_b3",)}, "ENCODER=FILE"),
         ({"imagenet": ("none", "hub")}, "none stands alone"),
         ({"repetitions": 0}, "--repetitions"),
-        ({"counts": (15, 0, 10)}, "--counts"),
+        ({"repetitions": 100_000}, "--repetitions"),
+        ({"counts": (15, 0, 10)}, "--counts 15 0 10"),
+        ({"seed": -1}, "--seed -1"),
+        ({"workers": -1}, "--workers -1"),
+        ({"source_splits": ("test", "val", "test")}, "test would be pretrained on"),
+        ({"target": (Path("s3:/bucket/x"),)}, "takes no URLs"),
+        ({"picture": Path("gone.png")}, "--picture gone.png"),
         ({"target": ()}, "--target"),
         ({"gpu_tflops": 0.0}, "--gpu-tflops"),
     ],
@@ -436,21 +443,21 @@ def test_bad_flags_are_one_line(tool, wrong, words):
         tool.ReproduceConfig(**{"study": "table3", **wrong}).validate()
 
 
-def test_a_folder_of_another_study_is_refused(tool, tmp_path):
+def test_a_folder_of_another_study_is_refused(tmp_path):
     settings = replace(FULL, out=tmp_path)
     images = {"target_data": ["abc"], "source_data": None}
-    assert tool.hold_settings(tmp_path, settings_text(settings) | images)
-    assert not tool.hold_settings(tmp_path, settings_text(settings) | images)
+    assert hold_settings(tmp_path, settings_text(settings) | images)
+    assert not hold_settings(tmp_path, settings_text(settings) | images)
     assert json.loads((tmp_path / "study.json").read_text())["preset"]["num_repetitions"] == 10
     moved = replace(settings, workers=7, recompute="all", source=Path("moved"))
-    tool.hold_settings(tmp_path, settings_text(moved) | {"target_data": None, "source_data": ["def"]})
+    hold_settings(tmp_path, settings_text(moved) | {"target_data": None, "source_data": ["def"]})
     with pytest.raises(InputError, match="seed 0 -> 1"):
-        tool.hold_settings(tmp_path, settings_text(replace(settings, seed=1)) | images)
+        hold_settings(tmp_path, settings_text(replace(settings, seed=1)) | images)
     with pytest.raises(InputError, match="target_data"):
-        tool.hold_settings(tmp_path, settings_text(settings) | {"target_data": ["another"]})
+        hold_settings(tmp_path, settings_text(settings) | {"target_data": ["another"]})
     (tmp_path / "study.json").write_text("")
     with pytest.raises(InputError, match=r"study.json: is damaged"):
-        tool.hold_settings(tmp_path, settings_text(settings))
+        hold_settings(tmp_path, settings_text(settings))
 
 
 def test_the_encoders_are_known_and_sixteen():

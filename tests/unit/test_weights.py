@@ -76,8 +76,23 @@ def test_files_that_are_no_weights_are_one_line(tmp_path, suffix, content):
     one_line(error)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"<html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
+    ],
+)
+def test_what_was_not_really_downloaded_is_named(tmp_path, content, kind):
+    file = tmp_path / "vgg19.pth"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"{kind} and no weights; download"):
+        read_weights(file)
+
+
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.pth: cannot be read as weights"):
+    with pytest.raises(InputError, match=r"gone\.pth: cannot be read"):
         build_model(config_of("mit_b0", "imagenet", tmp_path / "gone.pth"), 0)
 
 
