@@ -115,7 +115,7 @@ class Plan:
 def make_plan(study: Study, settings: Settings, num_source: tuple[int, int], picture: Path | None = None) -> Plan:
     """num_source: images of the source to train and validate with, for the estimate. picture: for figure 6."""
     jobs: dict[Path, Job] = {}
-    rows, notes, pictures = [], [], []
+    rows, without_imagenet, pictures = [], [], []
 
     def add(job: Job) -> Job:
         return jobs.setdefault(job.config_file, job)
@@ -129,7 +129,7 @@ def make_plan(study: Study, settings: Settings, num_source: tuple[int, int], pic
         if isinstance(row.start, Pretraining):
             base = add(pretraining_job(settings, encoder, row.start, num_source))
             if not settings.has_imagenet(encoder):
-                notes.append(f"{encoder}: pretraining began from random weights, for no ImageNet weights were given")
+                without_imagenet.append(encoder)
         repetitions = range(settings.preset.num_repetitions if row.comparison.data == "test" else 1)
         trainings = [
             add(fine_tuning_job(settings, encoder, row, base, number)) if row.fine_tuning else base
@@ -148,7 +148,9 @@ def make_plan(study: Study, settings: Settings, num_source: tuple[int, int], pic
         )
         if study.shows == "pictures":
             pictures.append((row, add(picture_job(settings, trainings[FIGURE6_REPETITION], row, picture))))
-    return Plan(study, tuple(rows), tuple(jobs.values()), tuple(dict.fromkeys(notes)), tuple(pictures))
+    names = ", ".join(dict.fromkeys(without_imagenet))
+    notes = (f"Pretraining of {names} began from random weights, for no ImageNet weights were given",) if names else ()
+    return Plan(study, tuple(rows), tuple(jobs.values()), notes, tuple(pictures))
 
 
 def pretraining_job(settings: Settings, encoder: str, start: Pretraining, num_source: tuple[int, int]) -> Job:
