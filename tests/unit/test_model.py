@@ -411,8 +411,10 @@ def test_a_checkpoint_of_another_decoder_is_refused(checkpoint, changes):
 
 
 def test_an_init_that_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'x'}: no checkpoint there")):
+    with pytest.raises(InputError, match=re.escape(f"--model.init {tmp_path / 'x'}: no such file or folder; give ran")):
         build_model(ModelConfig("mit_tiny", str(tmp_path / "x")), 0)
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}: no checkpoint there")):
+        build_model(ModelConfig("mit_tiny", str(tmp_path)), 0)
 
 
 def test_a_state_that_names_an_unknown_encoder_is_one_line(checkpoint):
