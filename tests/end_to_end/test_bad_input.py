@@ -121,7 +121,7 @@ def test_a_folder_above_the_splits_names_them(shards, tmp_path):
     [
         ({"data.size": "64"}, ("'64' is not a size", "WIDTHxHEIGHT")),
         ({"model.encoder": "mit_b8"}, ("mit_b8", "did you mean mit_b")),
-        ({"model.init": "nowhere"}, ("nowhere", "no checkpoint")),
+        ({"model.init": "nowhere"}, ("--model.init nowhere", "no such file or folder")),
         ({"lr": "-1"}, ("--lr -1",)),
         ({"data.fit": "crop", "data.size": "128x64"}, ("cell-0", "96x80", "128x64", "--data.fit resize")),
         ({"config": "nowhere.json"}, ("nowhere.json",)),
