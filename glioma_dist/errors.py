@@ -1,9 +1,91 @@
-"""The one error that a user is meant to read."""
+"""What can end a command, the exit code of each, and the one line that a user reads."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+
+MAX_LINE = 500
+"""Characters of a message. File names and values from elsewhere can be of any length."""
 
 
-class InputError(Exception):
-    """Something the user gave cannot be used.
+class ExitCode(IntEnum):
+    """Exit codes of every command. A scheduler can tell from them what to do next (docs/reliability.md)."""
 
-    The message is one line that names the file, the sample, the value and what to do. Entry points print it
-    without a traceback and exit with 2 (see `glioma_dist.runtime.run_command`).
+    FINISHED = 0
+    UNEXPECTED = 1
+    """A fault of the program itself: a traceback says where."""
+    USER_ERROR = 2
+    """Something the user gave cannot be used; the same command would fail again."""
+    OUT_OF_MEMORY = 3
+    """The settings do not fit the device's memory."""
+    NON_FINITE_LOSS = 4
+    """The loss or a gradient is no number."""
+    UNAVAILABLE = 69
+    """A process, a worker or a store did not answer: try again (EX_UNAVAILABLE of sysexits.h)."""
+    STOPPED = 75
+    """Stopped as requested, all work saved: run the same command to resume (EX_TEMPFAIL of sysexits.h)."""
+
+
+class RunError(Exception):
+    """Ends a command with one line and an exit code, without a traceback (see `glioma_dist.runtime.run_command`).
+
+    The message names the file, the sample, the value and what to do, in at most 500 characters.
     """
+
+    exit_code = ExitCode.UNEXPECTED
+
+
+class InputError(RunError):
+    """Something the user gave cannot be used."""
+
+    exit_code = ExitCode.USER_ERROR
+
+
+class MemoryFullError(RunError):
+    """A device's memory, or a machine's, is too small for what was asked."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+
+class NonFiniteError(RunError):
+    """The loss or a gradient is no number."""
+
+    exit_code = ExitCode.NON_FINITE_LOSS
+
+
+class UnavailableError(InputError):
+    """A process, a worker or a store did not answer, or answered wrongly, as often as it was asked.
+
+    An InputError, so that whatever passes over an unusable input passes over this one too.
+    """
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class StopRequested(RunError):  # noqa: N818 (it is a request, not an error)
+    """The system or the user asked the run to stop, and it did. The message is a status line."""
+
+    exit_code = ExitCode.STOPPED
+
+
+def one_line(text: object, limit: int = MAX_LINE) -> str:
+    """`text` as one printable line of at most `limit` characters; what is too long is cut in the middle.
+
+    Control characters and bytes of names that are not UTF-8 are shown as escapes (`\\xf6`).
+    """
+    whole = str(text)
+    too_long = len(whole) > 8 * limit
+    if too_long:  # cut first, because it can have millions of characters
+        whole = whole[: 4 * limit] + whole[-4 * limit :]
+    line = printable(re.sub(r"\s+", " ", whole).strip())
+    if len(line) <= limit and not too_long:
+        return line
+    tail = limit // 3
+    return f"{line[: limit - tail - 3]} … {line[-tail:]}"
+
+
+def printable(text: object) -> str:
+    """`text`, a file's name for example, with bytes that are not UTF-8 and control characters shown as escapes."""
+    shown = re.sub(r"[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", str(text))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: f"\\x{ord(found[0]):02x}", shown)

@@ -1,0 +1,143 @@
+"""Files: written whole or not at all, and read with a bound.
+
+A file is written under a temporary name in its own folder, synced, and renamed. So a file that exists is complete,
+whatever happened while it was written. Every file that a command writes goes through this module.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from glioma_dist.errors import InputError
+
+MAX_JSON_BYTES = 2**26
+"""Of a JSON file that a run or a converter wrote; those of COCO, which are larger, are read elsewhere."""
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_UNREADABLE = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "no such file",
+    errno.EISDIR: "is a folder, not a file",
+    errno.EACCES: "is there, but this user may not read it",
+    errno.EPERM: "is there, but this user may not read it",
+    errno.ENAMETOOLONG: "the name is too long for a file",
+    errno.ELOOP: "is a link that points to itself",
+}
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that a kill or a full disk at any moment leaves the old file or the new one, complete.
+
+    Text is written as UTF-8. The file gets the mode that the process's umask gives. The folder must exist.
+    Raises InputError, and leaves nothing behind, where the file cannot be written.
+    """
+    partial = partial_name(path)
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync(path.parent)
+    except OSError as error:
+        remove_quietly(partial)
+        raise cannot_write(path, error) from error
+
+
+def write_json_atomically(path: Path, content: Any, indent: int | None = 2) -> None:
+    """`write_atomically` of JSON, which ends with a newline."""
+    write_atomically(path, json.dumps(content, indent=indent) + "\n")
+
+
+def partial_name(path: Path) -> Path:
+    """The temporary name of a file that is being written: hidden, in the same folder, and short for any name."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{digest}.partial")
+
+
+def cannot_write(path: Path | str, error: OSError) -> InputError:
+    """The error to raise where `path` cannot be written: what is wrong, and what to do."""
+    if error.errno in _FULL:
+        return InputError(f"{path}: {_FULL[error.errno]}; free space, then run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"{path}: cannot be written ({error.strerror}); give a folder that this user may write to")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{path}: the name is too long for this file system; shorten it")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return InputError(f"{path}: its folder is gone; was it removed while the command ran?")
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); check the path and the disk")
+
+
+def cannot_read(path: Path | str, error: OSError) -> InputError:
+    """The error to raise where `path` cannot be read: what is wrong, in words that are true."""
+    return InputError(f"{path}: {_UNREADABLE.get(error.errno, f'cannot be read ({error.strerror or error})')}")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a plain file of at most `max_bytes`.
+
+    Raises InputError for a file that is missing, is not readable by this user, is larger, or is no plain file: a pipe
+    or a device would be read without end.
+    """
+    try:
+        # A pipe that nobody writes to would not even open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            check_plain(path, found)
+            if found.st_size > max_bytes:
+                raise InputError(f"{path}: has {found.st_size} bytes, more than the {max_bytes} that are read")
+            data = file.read(max_bytes + 1)
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"{path}: cannot be the name of a file ({error})") from None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    if len(data) > max_bytes:
+        raise InputError(f"{path}: grew beyond the {max_bytes} bytes that are read")
+    return data
+
+
+def check_plain(path: Path | str, found: os.stat_result) -> None:
+    """Raises InputError where `found`, what stat says of `path`, is no plain file."""
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: is a pipe, a socket or a device, not a file")
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """A JSON file's content. Raises InputError as `read_bytes`, and where it is no JSON."""
+    return parse_json(read_bytes(path, max_bytes), path)
+
+
+def parse_json(data: bytes | str, where: Path | str) -> Any:
+    """The content of JSON text. Raises InputError naming `where` for what is no JSON or is nested too deeply."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise InputError(f"{where}: is no JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise InputError(f"{where}: is no JSON ({error})") from None
+
+
+def sync(path: Path) -> None:
+    """Have the system bring a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_quietly(path: Path) -> None:
+    """Remove a file that may be there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
