@@ -19,8 +19,8 @@ from glioma_dist.model.unet import build_model
 from glioma_dist.training.state import Position, save_state
 
 
-def check_line(ended: Ended, *fragments: str) -> None:
-    assert ended.exit_code == 2, ended.stderr
+def check_line(ended: Ended, *fragments: str, code: int = 2) -> None:
+    assert ended.exit_code == code, ended.stderr
     assert re.fullmatch(r"error: .*\n", ended.stderr), ended.stderr
     for fragment in fragments:
         assert str(fragment) in ended.stderr
@@ -171,7 +171,7 @@ def test_a_loss_that_is_no_number_is_one_line(shards, checkpoint, tmp_path):
         broken / "model.safetensors",
     )
     ended = command("train.py", *arguments(shards, tmp_path / "run", **{"model.init": broken}))
-    check_line(ended, "step 1: the loss is nan", "cell-0", "--lr")
+    check_line(ended, "step 1: the loss is nan", "cell-0", "--lr", code=4)
 
 
 def test_evaluation_of_what_is_not_there_is_one_line(shards, checkpoint, tmp_path):
