@@ -23,6 +23,7 @@ from glioma_dist.model.checkpoint import Checkpoint, Writer
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.runtime import Runtime, StopSignal
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.planner import Recompute
 from glioma_dist.scale.rows import Rows, band_edges, check_division
 from glioma_dist.scale.scale_model import scale_model
@@ -147,6 +148,7 @@ def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint |
         position = load_weights(old, model)
     choose_shards(model, runtime)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
+    fix_buckets(model)
     if old is not None:
         load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
     return Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts), position

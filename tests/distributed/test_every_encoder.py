@@ -18,7 +18,7 @@ from glioma_dist.encoder_names import ENCODER_NAMES
 
 SHARES = (1, 2)
 """Images of each process."""
-SIDE = 64
+SIDE = 32
 TOLERANCE = 1e-9
 LEVELS = ("none", "encoder", "all")
 VARIANTS = (*(f"DDP, recompute {level}" for level in LEVELS), "FSDP2, recompute none", "FSDP2, recompute all")
