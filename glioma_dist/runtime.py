@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from glioma_dist.errors import InputError
+from glioma_dist.launch import check_launch
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
@@ -45,6 +46,7 @@ class Runtime:
         Raises InputError where the launcher started another number of processes than accelerate believes: each
         would then train a model of its own, as happens with FSDP or MULTI_GPU and `use_cpu: true`.
         """
+        check_launch(os.environ)
         # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
         # validation, where processes may have unequal numbers of images, must not wait for one another.
         engine = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
