@@ -18,6 +18,7 @@ from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.run_command import as_run_error
 from glioma_dist.runtime import Runtime
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.rows import Rows, band_edges, check_division
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.sharding import choose_shards, clip_gradients
@@ -110,6 +111,7 @@ def prepare(
         position = load_weights(old, model)
     choose_shards(model, runtime)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
+    fix_buckets(model)
     if old is not None:
         load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
     training = Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, folder, stop)
