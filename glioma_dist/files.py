@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from glioma_dist.errors import InputError
+from glioma_dist.errors import DiskFullError, InputError
 
 MAX_JSON_BYTES = 2**26
 """Of a JSON file that a run or a converter wrote; those of COCO, which are larger, are read elsewhere."""
@@ -64,7 +64,7 @@ def partial_name(path: Path) -> Path:
 def cannot_write(path: Path | str, error: OSError) -> InputError:
     """The error to raise where `path` cannot be written: what is wrong, and what to do."""
     if error.errno in _FULL:
-        return InputError(f"{path}: {_FULL[error.errno]}; free space, then run the same command again")
+        return DiskFullError(f"{path}: {_FULL[error.errno]}; free space, then run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"{path}: cannot be written ({error.strerror}); give a folder that this user may write to")
     if error.errno == errno.ENAMETOOLONG:

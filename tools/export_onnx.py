@@ -9,7 +9,7 @@ import tyro
 from glioma_dist.data.sample import read_image
 from glioma_dist.errors import InputError
 from glioma_dist.inference.export import export
-from glioma_dist.inference.predict import find_images
+from glioma_dist.inference.images import find_images
 from glioma_dist.runtime import run_command
 
 NUM_CHECKED = 3

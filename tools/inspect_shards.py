@@ -76,7 +76,7 @@ def inspect(config: InspectConfig) -> None:
     list_shards(reader)
     if config.sheet is not None:
         # Imported here, for it brings PyTorch along.
-        from glioma_dist.inference.predict import overlay
+        from glioma_dist.inference.results import overlay
 
         samples = pick_samples(reader, config.num_images)
         config.sheet.parent.mkdir(parents=True, exist_ok=True)

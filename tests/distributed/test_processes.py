@@ -17,7 +17,7 @@ import torch
 from helpers import REPOSITORY, damage_sample, draw_sample, rows, run, start, tiny_config, train_here
 
 from glioma_dist.config import EvaluateConfig, PredictConfig, ScaleConfig
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, RunError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
 from glioma_dist.model.checkpoint import load_file
@@ -253,7 +253,7 @@ def predict_here(config) -> str:
 
     try:
         return str(len(predict(config, Runtime.start())))
-    except InputError as error:
+    except RunError as error:
         return str(error)
 
 
