@@ -78,6 +78,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint) and hint is not Size:
         return from_dict(hint, value, where)
+    if value == "" and hint is Path:
+        raise InputError(f"{where}: is empty, which is no path")  # it would become the current folder
     if isinstance(value, str) and hint in (Size, Path, str):
         return Size.parse(value) if hint is Size else hint(value)
     if isinstance(value, bool):

@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 import psutil
 import torch
-import tyro
 import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import DataConfig, Size
 from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.loader import image_tensor, prepare_training_sample, training_batches
@@ -289,8 +289,7 @@ def bench(config: BenchConfig) -> list[dict]:
 
 
 def main() -> None:
-    config = tyro.cli(BenchConfig)
-    config.validate()
+    config = read_arguments(BenchConfig)
     bench(config)
 
 

@@ -23,10 +23,10 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import tyro
 
 from glioma_dist.benchmark.cell import OURS, PEERS, Cell, measure_or_say_why_not
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ModelConfig, Size, SizeFlag
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader, ShardWriter
@@ -268,8 +268,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--cell"]:
         print(json.dumps(measure_or_say_why_not(Cell(**json.loads(sys.argv[2])))))
         return
-    config = tyro.cli(BenchConfig)
-    config.validate()
+    config = read_arguments(BenchConfig)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("this benchmark is one process, on one device: launch it with --num_processes 1")
     if any(row["status"] == "failed" for row in bench(config)):

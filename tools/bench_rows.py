@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import tyro
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
 from glioma_dist.benchmark.rows import RowsCell, measure_rows
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ModelConfig, Size, SizeFlag, check_rows
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
@@ -152,8 +152,7 @@ def main() -> None:
         if runtime.is_main:
             Path(sys.argv[3]).write_text(json.dumps(row))
         return
-    config = tyro.cli(BenchRowsConfig)
-    config.validate()
+    config = read_arguments(BenchRowsConfig)
     facts = {
         "device": describe_device(find_device()),
         "torch": find_version("torch"),

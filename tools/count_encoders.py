@@ -2,9 +2,9 @@
 
 import json
 
-import tyro
 
 from glioma_dist.benchmark.encoder_table import FILE, count_encoder, encoder_table
+from glioma_dist.command_line import run_function
 from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.runtime import run_command
 
@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main))
+    run_command(lambda: run_function(main))

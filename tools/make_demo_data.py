@@ -14,11 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-import tyro
 from numpy import ndarray
 from numpy.random import Generator
 from pycocotools import mask as coco_mask
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.errors import InputError
 from glioma_dist.runtime import run_command
 
@@ -285,8 +285,7 @@ def draw_sets(config: DemoConfig) -> None:
 
 def main() -> None:
     """Draw what the command line asks for. README.txt first: it marks a killed run's folder as ours."""
-    config = tyro.cli(DemoConfig)
-    config.validate()
+    config = read_arguments(DemoConfig)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "README.txt").write_text(f"{README}{config.seed}\n")
     for earlier in filter(Path.exists, (config.out / "livecell", config.out / "glioma_c6")):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, write_checkpoint
 from glioma_dist.runtime import run_command
@@ -21,7 +21,7 @@ class MergeConfig:
 
 
 def main() -> None:
-    config = tyro.cli(MergeConfig)
+    config = read_arguments(MergeConfig)
     checkpoint = Checkpoint.read(config.checkpoint)
     if config.out.exists():
         raise InputError(f"--out {config.out} exists; give a new folder")

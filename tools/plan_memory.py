@@ -9,8 +9,8 @@ from functools import partial
 from importlib import util
 from pathlib import Path
 
-import tyro
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ROWS_ENCODERS, ModelConfig, Size, SizeFlag
 from glioma_dist.encoder_names import PEER_NAMES
 from glioma_dist.errors import InputError
@@ -73,8 +73,7 @@ class PlanConfig:
 
 
 def main() -> None:
-    plan = tyro.cli(PlanConfig)
-    plan.validate()
+    plan = read_arguments(PlanConfig)
     memory = None if plan.gpu_memory is None else parse_memory(plan.gpu_memory)
     cards = f"{plan.gpus} card{'s' if plan.gpus > 1 else ''}"
     print(f"U-Net {plan.model.encoder}, batch {plan.batch_size} on {cards}: peak GiB of each in a step, counted")

@@ -8,8 +8,8 @@ from importlib import util
 from pathlib import Path
 
 import torch
-import tyro
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, Size, SizeFlag, TrainConfig
 from glioma_dist.data.convert import convert
 from glioma_dist.data.sources import find_glioma_c6
@@ -48,7 +48,7 @@ class StudyConfig:
 
 
 def main() -> None:
-    study = tyro.cli(StudyConfig)
+    study = read_arguments(StudyConfig)
     weights = study.weights or packaged_weights()
     torch.set_num_threads(study.threads)
     runtime = Runtime.start()

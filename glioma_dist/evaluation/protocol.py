@@ -55,8 +55,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
         "images": images,
     }
     if config.out and runtime.is_main:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(scores, indent=2) + "\n")
+        write_json_atomically(config.out, scores)
     return scores
 
 
