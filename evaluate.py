@@ -5,7 +5,8 @@ import sys
 from glioma_dist.command_line import parse
 from glioma_dist.config import EvaluateConfig
 from glioma_dist.evaluation.protocol import evaluate
-from glioma_dist.runtime import Runtime, run_command
+from glioma_dist.run_command import run_command
+from glioma_dist.runtime import Runtime
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ import sys
 from glioma_dist.benchmark.encoder_table import asks_for_table, encoder_table
 from glioma_dist.command_line import parse
 from glioma_dist.config import TrainConfig
-from glioma_dist.runtime import Runtime, run_command
+from glioma_dist.run_command import run_command
+from glioma_dist.runtime import Runtime
 from glioma_dist.training.loop import train
 
 
@@ -14,7 +15,7 @@ def main() -> None:
         print(encoder_table())
         return
     config = parse(TrainConfig, sys.argv[1:])
-    train(config, Runtime.start())
+    train(config, Runtime.start(config.scale.timeout_s))
 
 
 if __name__ == "__main__":

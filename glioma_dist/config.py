@@ -41,6 +41,7 @@ COST_FIELDS = (
     "scale.channels_last",
     "scale.compile",
     "scale.rows",
+    "scale.timeout_s",
 )
 """Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
 The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
@@ -195,10 +196,14 @@ class ScaleConfig:
     """Have torch.compile translate the encoder's layers; needs a C++ compiler, and minutes at the start."""
     rows: int = 1
     """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
+    timeout_s: float = 600.0
+    """Seconds after which a process or a worker of the run that does not answer counts as lost."""
 
     def validate(self, encoder: str) -> None:
         """encoder: which the knobs are to work with."""
         check_rows(self.rows, encoder)
+        if not 1 <= self.timeout_s < math.inf:
+            raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
         if self.rows > 1 and self.compile:
             raise InputError("--scale.rows and --scale.compile do not go together; leave one away")
 

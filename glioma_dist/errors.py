@@ -36,6 +36,8 @@ class RunError(Exception):
     """
 
     exit_code = ExitCode.UNEXPECTED
+    is_shared = False
+    """Whether every process of the run ends with this same error, so that the first can speak for all."""
 
 
 class InputError(RunError):
@@ -79,6 +81,12 @@ class StopRequested(RunError):  # noqa: N818 (it is a request, not an error)
     """The system or the user asked the run to stop, and it did. The message is a status line."""
 
     exit_code = ExitCode.STOPPED
+
+
+def as_error(exit_code: int, message: str) -> RunError:
+    """The error of this exit code, to be raised on processes that heard of it from another."""
+    kinds = (InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), RunError)(message)
 
 
 def one_line(text: object, limit: int = MAX_LINE) -> str:

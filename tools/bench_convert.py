@@ -16,7 +16,7 @@ from glioma_dist.data.cells import draw_cells
 from glioma_dist.data.coco import load_coco
 from glioma_dist.data.convert import convert
 from glioma_dist.data.sources import find_livecell
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 WIDTH, HEIGHT = 704, 520
 # A polygon of LIVECell has 57 numbers on average.

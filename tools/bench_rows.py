@@ -24,8 +24,10 @@ from glioma_dist.benchmark.rows import RowsCell, measure_rows
 from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ModelConfig, Size, SizeFlag, check_rows
 from glioma_dist.errors import InputError
+from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.model.unet import UNet
-from glioma_dist.runtime import Runtime, run_command
+from glioma_dist.run_command import run_command
+from glioma_dist.runtime import Runtime
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, count_sent
 from glioma_dist.scale.rows import band_edges
 from glioma_dist.training.losses import segmentation_loss
@@ -150,7 +152,7 @@ def main() -> None:
         runtime = Runtime.start()
         row = measure_rows(RowsCell(**json.loads(sys.argv[2])), runtime)
         if runtime.is_main:
-            Path(sys.argv[3]).write_text(json.dumps(row))
+            write_json_atomically(Path(sys.argv[3]), row)
         return
     config = read_arguments(BenchRowsConfig)
     facts = {
@@ -159,11 +161,11 @@ def main() -> None:
         "commit": find_commit(REPOSITORY),
         "command": shlex.join(sys.argv),
     }
+    make_folder(config.out)
     steps, traffic = measured(config), foretold(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     content = {"facts": facts, "measured": steps, "counted": traffic}
-    (config.out / "rows.json").write_text(json.dumps(content, indent=2) + "\n")
-    (config.out / "rows.md").write_text(markdown_text(facts, steps, traffic, config))
+    write_json_atomically(config.out / "rows.json", content)
+    write_atomically(config.out / "rows.md", markdown_text(facts, steps, traffic, config))
     print(f"{config.out / 'rows.md'}")
 
 

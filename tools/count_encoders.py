@@ -2,22 +2,20 @@
 
 import json
 
-
 from glioma_dist.benchmark.encoder_table import FILE, count_encoder, encoder_table
 from glioma_dist.command_line import run_function
 from glioma_dist.encoder_names import ENCODER_NAMES
-from glioma_dist.runtime import run_command
+from glioma_dist.files import write_atomically
+from glioma_dist.run_command import run_command
 
 
 def main() -> None:
-    """Count all encoders anew, minutes of one core, and write the table that comes with the package."""
+    """Count all encoders again, minutes of one core, and write the table that comes with the package."""
     rows = []
     for name in ENCODER_NAMES:
         rows.append(count_encoder(name))
         print(json.dumps(rows[-1]), flush=True)
-    new = FILE.with_name(f"{FILE.name}.new")
-    new.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
-    new.replace(FILE)
+    write_atomically(FILE, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
     print(encoder_table())
 
 

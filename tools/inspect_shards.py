@@ -13,7 +13,7 @@ from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import is_url
 from glioma_dist.errors import InputError
 from glioma_dist.paths import PathOrUrl
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 MOST_LINES = 20
 

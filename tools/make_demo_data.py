@@ -20,7 +20,8 @@ from pycocotools import mask as coco_mask
 
 from glioma_dist.command_line import read_arguments
 from glioma_dist.errors import InputError
-from glioma_dist.runtime import run_command
+from glioma_dist.files import make_folder, write_atomically
+from glioma_dist.run_command import run_command
 
 README_TITLE = "Demo data of glioma-dist: drawn, not photographed"
 README = f"""{README_TITLE}
@@ -265,7 +266,7 @@ def draw_split(look: Look, folder: Path, file: Path, names: list[str], seeds: tu
             one["area"], one["segmentation"] = cv2.contourArea(np.float32(points)), [points.ravel().tolist()]
             annotations.append(one)
     head = {"info": {"description": README_TITLE}, "licenses": [], "categories": categories}
-    file.write_text(json.dumps(head | {"images": images, "annotations": annotations}))
+    write_atomically(file, json.dumps(head | {"images": images, "annotations": annotations}))
     print(f"{file}: {len(images)} images, {len(annotations)} outlines", flush=True)
 
 
@@ -286,8 +287,8 @@ def draw_sets(config: DemoConfig) -> None:
 def main() -> None:
     """Draw what the command line asks for. README.txt first: it marks a killed run's folder as ours."""
     config = read_arguments(DemoConfig)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "README.txt").write_text(f"{README}{config.seed}\n")
+    make_folder(config.out)
+    write_atomically(config.out / "README.txt", f"{README}{config.seed}\n")
     for earlier in filter(Path.exists, (config.out / "livecell", config.out / "glioma_c6")):
         shutil.rmtree(earlier)
     draw_sets(config)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from glioma_dist.command_line import read_arguments
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, write_checkpoint
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 
 @dataclass(frozen=True)

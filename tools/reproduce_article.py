@@ -25,7 +25,7 @@ from glioma_dist.data.shards import ShardReader
 from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.errors import InputError
 from glioma_dist.report.study_page import write_study_report
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 from glioma_dist.study.estimate import hours
 from glioma_dist.study.execute import execute, is_finished, launcher
 from glioma_dist.study.folder import SETTINGS, hold_settings, one_at_a_time, settings_text

@@ -21,10 +21,8 @@ from glioma_dist.inference.results import (
     write_result,
     write_summary,
 )
+from glioma_dist.run_command import is_out_of_memory
 from glioma_dist.runtime import Runtime
-
-SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory")
-"""In what PyTorch's allocator for CPUs says."""
 
 
 def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
@@ -68,7 +66,9 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
         write_failed(config.out / FAILED, failures)
     if failures:
         kind = PartialError if rows else InputError
-        raise kind(describe_failures(failures, len(paths), config.out / FAILED))
+        ending = kind(describe_failures(failures, len(paths), config.out / FAILED))
+        ending.is_shared = True
+        raise ending
     return rows
 
 
@@ -99,8 +99,7 @@ def _mask_of(image: np.ndarray, network: Network, input_size: Size | None, thres
         shares = cell_probability(network, image, input_size, Size(width, height))
         return (shares >= threshold).to(torch.uint8).cpu().numpy()
     except (RuntimeError, MemoryError) as error:
-        is_full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_full and not any(sign in str(error) for sign in SIGNS_OF_A_FULL_MEMORY):
+        if not is_out_of_memory(error):
             raise
         what = f"{width}x{height} pixels do not fit the memory; give a smaller --input-size, or cut it into fields"
         if network.rows.size > 1:

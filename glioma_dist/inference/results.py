@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import stat
 import struct
 import zlib
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.errors import MAX_LINE, InputError, one_line, printable
-from glioma_dist.files import cannot_write, remove_quietly, write_atomically
+from glioma_dist.files import make_folder, remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
 
 OUTLINE_COLOUR = (255, 200, 0)
@@ -51,14 +50,7 @@ class Failure:
 def check_folder(folder: Path, names: Sequence[str]) -> None:
     """Make the folder of the results. Raises InputError where it cannot be written to, or where a result would replace
     a file that is none: a mask drawn by hand, say, that has the same name."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"--out {folder}: is a file; give a folder") from None
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: this user may not write to it; give another folder")
+    make_folder(folder)
     files = [f"{name}{ending}" for name in names for ending in (MASK, OVERLAY)] + [SUMMARY, FAILED]
     foreign = [name for name in files if not _may_replace(folder / name)]
     if foreign:

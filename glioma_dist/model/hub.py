@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 from torch import nn
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.files import write_json_atomically
 from glioma_dist.model.checkpoint import MODEL, STATE, write_checkpoint
 from glioma_dist.model.unet import UNet, load_model
 
@@ -51,7 +51,7 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
             write_checkpoint(made, _without_paths(self.settings), self.facts, self.model.state_dict())
             for name in (MODEL, STATE):
                 shutil.move(made / name, save_directory / name)
-        (save_directory / CONFIG).write_text(json.dumps({"encoder": self.settings.model.encoder}) + "\n")
+        write_json_atomically(save_directory / CONFIG, {"encoder": self.settings.model.encoder}, indent=None)
 
     @classmethod
     def _from_pretrained(

@@ -17,6 +17,7 @@ from typing import Any
 
 from glioma_dist.config_file import differences
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_json_atomically
 from glioma_dist.runtime import stop_with_launcher
 from glioma_dist.study.plan import Job
 
@@ -92,11 +93,11 @@ def run_one(job: Job, launch: Launch, facts: dict[str, Any]) -> float | None:
         code = launch(job.script, job.config_file, job.log)
     finally:
         seconds = before + time.monotonic() - start
-        write_atomically(times, seconds)
+        write_json_atomically(times, seconds)
     if code == 0:
         if job.script == "train.py":
             shutil.rmtree(job.folder / "run" / "last", ignore_errors=True)  # nobody goes on from it any more
-        write_atomically(job.marker, {"seconds": round(seconds, 1), **facts})
+        write_json_atomically(job.marker, {"seconds": round(seconds, 1), **facts})
         return seconds
     with job.log.open("rb") as file:
         file.seek(said_before)
@@ -119,7 +120,7 @@ def write_config(job: Job) -> None:
                 f"{job.config_file}: was made with other settings than are asked for now ({'; '.join(changed)}); give "
                 "the same, or another --out"
             )
-    job.config_file.write_text(json.dumps(job.config, indent=2) + "\n")
+    write_json_atomically(job.config_file, job.config)
 
 
 def is_finished(job: Job) -> bool:
@@ -132,7 +133,7 @@ def failed_file(job: Job) -> Path:
 
 def note_failure(job: Job, reason: str) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(failed_file(job), {"reason": reason})
+    write_json_atomically(failed_file(job), {"reason": reason})
 
 
 def failure(job: Job) -> str | None:
@@ -140,9 +141,3 @@ def failure(job: Job) -> str | None:
     if is_finished(job) or not failed_file(job).exists():
         return None
     return json.loads(failed_file(job).read_text())["reason"]
-
-
-def write_atomically(path: Path, content: object) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    new.replace(path)

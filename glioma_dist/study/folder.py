@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.errors import InputError
-from glioma_dist.study.execute import write_atomically
+from glioma_dist.files import write_json_atomically
 from glioma_dist.study.plan import Settings
 
 SETTINGS = "study.json"
@@ -43,7 +43,7 @@ def hold_settings(folder: Path, chosen: dict[str, Any]) -> bool:
     """
     path = folder / SETTINGS
     if not path.exists():
-        write_atomically(path, chosen)
+        write_json_atomically(path, chosen)
         return True
     try:
         before = dict(json.loads(path.read_text()))

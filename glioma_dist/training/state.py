@@ -28,6 +28,8 @@ class Position:
     best_loss: float = math.inf
     best_dice: float = 0.0
     evaluations_since_best: int = 0
+    validated_step: int = 0
+    """The last step after which the run was validated."""
 
 
 def save_state(

@@ -264,9 +264,7 @@ def test_a_name_that_is_not_utf_8_gets_its_mask_like_its_neighbours(whole, tmp_p
     (tmp_path / "in").mkdir()
     for number, name in enumerate((b"a.tif", b"k\xf6ln.tif", b"z.tif")):
         put_image(tmp_path / "in", name, number)
-    ended = command(
-        "predict.py", "--checkpoint", whole.folder, "--images", tmp_path / "in", "--out", tmp_path / "out"
-    )
+    ended = command("predict.py", "--checkpoint", whole.folder, "--images", tmp_path / "in", "--out", tmp_path / "out")
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert "k\\xf6ln.tif" in ended.stdout
     names = {b"a", b"k\xf6ln", b"z"}
@@ -305,7 +303,18 @@ def test_a_name_too_long_for_its_results_is_named_and_the_others_are_done(whole,
 
 def test_odd_names_all_get_results_of_their_own(whole, tmp_path, runtime):
     (tmp_path / "in").mkdir()
-    names = ["-a.png", "--out.png", "a\nb.png", 'a"b,c.png', "a:b.png", "😀.png", "=1+1.png", " .png", "[a].png", "%s.png"]
+    names = [
+        "-a.png",
+        "--out.png",
+        "a\nb.png",
+        'a"b,c.png',
+        "a:b.png",
+        "😀.png",
+        "=1+1.png",
+        " .png",
+        "[a].png",
+        "%s.png",
+    ]
     names += ["B.png", "b.png", *(unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))]
     names += [os.fsdecode(b"\xf6.png"), os.fsdecode(b"\xff.png"), "a\u2028b.png"]
     for name in names:
