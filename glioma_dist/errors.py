@@ -15,6 +15,8 @@ class ExitCode(IntEnum):
     FINISHED = 0
     UNEXPECTED = 1
     """A fault of the program itself: a traceback says where."""
+    PARTIAL = 1
+    """Some images could not be used; all others are done. One `error:` line, no traceback."""
     USER_ERROR = 2
     """Something the user gave cannot be used; the same command would fail again."""
     OUT_OF_MEMORY = 3
@@ -42,6 +44,16 @@ class InputError(RunError):
     """Something the user gave cannot be used."""
 
     exit_code = ExitCode.USER_ERROR
+
+
+class DiskFullError(InputError):
+    """A disk, or this user's share of it, is full."""
+
+
+class PartialError(RunError):
+    """Some of what was asked could not be done; everything else is done and written."""
+
+    exit_code = ExitCode.PARTIAL
 
 
 class MemoryFullError(RunError):

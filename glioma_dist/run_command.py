@@ -17,10 +17,11 @@ from glioma_dist.errors import (
     one_line,
 )
 from glioma_dist.files import cannot_read, cannot_write
+from glioma_dist.launcher import tell_launcher
 from glioma_dist.signals import StopSignal
 
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
-SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 """In what PyTorch's allocators say."""
 SIGNS_OF_A_LOST_WORKER = ("DataLoader worker (pid",)
 """In PyTorch's error when a process that reads data was killed."""
@@ -63,7 +64,9 @@ def _end(ending: RunError) -> None:
         time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
     if is_first or not ending.is_shared:
         word = "stopped" if isinstance(ending, StopRequested) else "error"
-        _tell(f"{word}: {one_line(ending)}\n")
+        line = f"{word}: {one_line(ending)}"
+        _tell(f"{line}\n")
+        tell_launcher(line)
     _drop_closed_output()
     sys.exit(ending.exit_code)
 

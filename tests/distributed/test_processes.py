@@ -18,7 +18,7 @@ from helpers import REPOSITORY, damage_sample, draw_sample, rows, run, start, ti
 from safetensors.torch import load_file
 
 from glioma_dist.config import EvaluateConfig, PredictConfig, ScaleConfig
-from glioma_dist.errors import ExitCode, InputError, NonFiniteError
+from glioma_dist.errors import ExitCode, InputError, NonFiniteError, RunError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
 from glioma_dist.training import loop, validation
@@ -256,7 +256,7 @@ def predict_here(config) -> str:
 
     try:
         return str(len(predict(config, Runtime.start())))
-    except InputError as error:
+    except RunError as error:
         return str(error)
 
 

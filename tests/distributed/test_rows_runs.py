@@ -13,7 +13,7 @@ from helpers import draw_sample, rows, run, start, tiny_config
 from test_processes import check_close, train_in_double
 
 from glioma_dist.config import EvaluateConfig, InferenceScaleConfig, PredictConfig, ScaleConfig, Size
-from glioma_dist.errors import ExitCode, InputError
+from glioma_dist.errors import ExitCode, InputError, RunError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
 from glioma_dist.training import loop
@@ -147,7 +147,7 @@ def predict_here(config) -> str:
 
     try:
         return str(len(predict(config, Runtime.start())))
-    except InputError as error:
+    except RunError as error:
         return str(error)
 
 
@@ -160,7 +160,7 @@ def test_prediction_in_rows_equals_one_process_to_the_pixel(trained, tmp_path, r
     predict(PredictConfig(trained, str(folder), tmp_path / "one"), runtime)
     config = PredictConfig(trained, str(folder), tmp_path / "rows", scale=InferenceScaleConfig(rows=2))
     messages = run(predict_here, config, num_processes=4)
-    assert all("1 of 4 images left out" in message and "3.png: an image of 32 rows" in message for message in messages)
+    assert all("1 of 4 images failed" in message and "3.png: an image of 32 rows" in message for message in messages)
     masks = sorted(path.name for path in (tmp_path / "rows").glob("*.mask.png"))
     assert masks == [f"{number}.mask.png" for number in range(3)]
     for name in masks:
