@@ -9,11 +9,13 @@ import signal
 
 import pytest
 import torch
-from helpers import tiny_config
+from helpers import start, tiny_config, train_here
 from test_training import check_same_run
 
-from glioma_dist.errors import MemoryFullError, NonFiniteError, RunError, StopRequested, UnavailableError
+from glioma_dist.errors import ExitCode, MemoryFullError, NonFiniteError, RunError, StopRequested, UnavailableError
+from glioma_dist.run_command import run_command
 from glioma_dist.training import loop, validation
+from glioma_dist.training.telemetry import MetricsFile
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +126,28 @@ def test_a_step_that_always_overflows_ends_the_run(shards, tmp_path, runtime, mo
         loop.train(tiny_config(shards, tmp_path / "run"), runtime)
 
 
-def test_a_closed_output_ends_the_run_with_its_work_saved(whole, shards, tmp_path, runtime, monkeypatch):
-    """As `train.py | head` does."""
+def train_with_output_closed(config) -> None:
+    """Nobody reads the output any more from the second step on: the next line is that of the validation after three."""
     reading, writing = os.pipe()
     os.close(reading)
+    write = MetricsFile.write
+
+    def closing(self, **row) -> None:
+        write(self, **row)
+        if row["step"] == 2:
+            os.dup2(writing, 1)
+
+    MetricsFile.write = closing
+    run_command(lambda: train_here(config))
+
+
+def test_a_closed_output_ends_the_run_with_its_work_saved(whole, shards, tmp_path, runtime):
+    """As `train.py | head` does."""
     config = tiny_config(shards, tmp_path / "run")
-    with os.fdopen(writing, "w", buffering=1) as closed, monkeypatch.context() as patch:
-        patch.setattr("sys.stdout", closed)
-        patch.setattr("glioma_dist.training.reporter.drop_closed_output", lambda: None)
-        with pytest.raises(StopRequested, match="standard output was closed, checkpoint saved at step 1"):
-            loop.train(config, runtime)
-        with contextlib.suppress(OSError):
-            closed.close()
+    (ended,) = start(train_with_output_closed, config).wait()
+    assert ended.exit_code == ExitCode.STOPPED
+    assert ended.stderr == (
+        "stopped: standard output was closed, checkpoint saved at step 3. Run the same command to resume.\n"
+    )
     loop.train(config, runtime)
     check_same_run(config.out, whole)
