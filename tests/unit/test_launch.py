@@ -242,5 +242,5 @@ def test_a_gpu_that_cannot_compute_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="mixed_precision: bf16 asks for a GPU, and PyTorch can use none: .+"):
+    with pytest.raises(InputError, match=r"bf16 asks for a GPU, and PyTorch can use none: \w+"):
         check_launch(BF16, None)
