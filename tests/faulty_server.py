@@ -170,14 +170,12 @@ def server_at(url: str) -> Callable[[str, str, dict], Answer]:
 
 
 def gzip_pieces() -> Iterator[bytes]:
-    """A gzip stream of 64 GiB of zeros, some 64 MiB long, made as it is sent."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    zeros = bytes(2**20)
-    for _ in range(2**16):
-        piece = packer.compress(zeros)
-        if piece:
-            yield piece
-    yield packer.flush()
+    """A gzip stream of 64 GiB of zeros, some 64 MiB long. After a full flush the same input gives the same bytes."""
+    packer, zeros = zlib.compressobj(9, zlib.DEFLATED, 31), bytes(2**20)
+    start, again = (packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    yield start
+    for _ in range(2**10):
+        yield again * 2**6
 
 
 class _Handler(BaseHTTPRequestHandler):
