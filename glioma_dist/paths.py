@@ -51,8 +51,8 @@ def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
     if scheme and takes_urls:
         schemes = ", ".join(f"{each}://" for each in URL_SCHEMES)
         raise InputError(
-            f"{flag} {_without_secrets(text)}: is no URL that is read; give a path of this machine, or a URL that begins "
-            f"with one of {schemes}"
+            f"{flag} {_without_secrets(text)}: is no URL that is read; give a path of this machine, or a URL that "
+            f"begins with one of {schemes}"
         )
     if scheme:
         raise InputError(

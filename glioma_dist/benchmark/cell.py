@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.model.unet import UNet, normalise
-from glioma_dist.runtime import keep_freed_memory, stop_with_launcher
+from glioma_dist.runtime import keep_freed_memory
 from glioma_dist.scale.recompute import recompute
+from glioma_dist.signals import get_signal_at_parents_death
 from glioma_dist.training.losses import segmentation_loss
 
 OURS = "glioma-dist"
@@ -62,7 +64,7 @@ class Cell:
 
 def measure_or_say_why_not(cell: Cell) -> dict:
     """The figures of a cell, or that its memory did not suffice."""
-    stop_with_launcher()
+    get_signal_at_parents_death(signal.SIGTERM)
     with contextlib.suppress(OSError):  # where memory ends, the system shall end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:

@@ -8,19 +8,22 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glioma_dist.config_file import differences
 from glioma_dist.errors import InputError
 from glioma_dist.files import write_json_atomically
-from glioma_dist.runtime import stop_with_launcher
+from glioma_dist.signals import get_signal_at_parents_death
 from glioma_dist.study.plan import Job
 
+_end_with_parent = partial(get_signal_at_parents_death, signal.SIGTERM)
 Launch = Callable[[str, Path, Path], int]
 """Runs an entry point (its file's name, its config, a file for what it says) and returns its exit code."""
 LAUNCH_VARIABLES = re.compile(r"(ACCELERATE|FSDP|TORCHELASTIC|GROUP|ROLE|MASTER)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
@@ -41,7 +44,7 @@ def launcher(launch_file: Path, repository: Path) -> Launch:
         command = [*start, str(repository / script), "--config", str(config)]
         with log.open("a") as file:
             return subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=stop_with_launcher
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_parent
             ).returncode
 
     return launch
