@@ -21,7 +21,7 @@ from glioma_dist.launcher import tell_launcher
 from glioma_dist.signals import StopSignal
 
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
-SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 """In what PyTorch's allocators say."""
 SIGNS_OF_A_LOST_WORKER = ("DataLoader worker (pid",)
 """In PyTorch's error when a process that reads data was killed."""

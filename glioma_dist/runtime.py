@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
+from glioma_dist.launch import check_launch
 from glioma_dist.run_command import as_run_error, run_command  # noqa: F401 (until all import it from its home)
 from glioma_dist.signals import get_signal_at_parents_death
 
@@ -44,6 +45,7 @@ class Runtime:
         Raises InputError where the launcher started another number of processes than accelerate believes: each
         would then train a model of its own, as happens with FSDP or MULTI_GPU and `use_cpu: true`.
         """
+        check_launch(os.environ)
         # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
         # validation, where processes may have unequal numbers of images, must not wait for one another.
         engine = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -6,7 +6,7 @@ contrast shows thickness dark and throws the light it takes around it, the brigh
 own generator, seeded by (seed, set, split, number): how many are drawn changes none of them.
 """
 
-import json
+import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from glioma_dist.command_line import read_arguments
 from glioma_dist.errors import InputError
-from glioma_dist.files import make_folder, write_atomically
+from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.run_command import run_command
 
 README_TITLE = "Demo data of glioma-dist: drawn, not photographed"
@@ -255,7 +255,9 @@ def draw_split(look: Look, folder: Path, file: Path, names: list[str], seeds: tu
         rng = np.random.default_rng([*seeds, number])
         cells = place_cells(rng, look, age=number % 6 / 5)
         pixels = draw_image(rng, look, cells, rgb)
-        tifffile.imwrite(folder / name, pixels, photometric="rgb" if rgb else "minisblack", metadata=None)
+        tiff = io.BytesIO()
+        tifffile.imwrite(tiff, pixels, photometric="rgb" if rgb else "minisblack", metadata=None)
+        write_atomically(folder / name, tiff.getvalue())
         image = 10_000 * seeds[2] + number + 1
         images.append({"id": image, "width": look.width, "height": look.height, "file_name": name})
         outlines = [(cell.outline, 2 if rgb and cell.rounded else 1) for cell in cells]
@@ -266,7 +268,7 @@ def draw_split(look: Look, folder: Path, file: Path, names: list[str], seeds: tu
             one["area"], one["segmentation"] = cv2.contourArea(np.float32(points)), [points.ravel().tolist()]
             annotations.append(one)
     head = {"info": {"description": README_TITLE}, "licenses": [], "categories": categories}
-    write_atomically(file, json.dumps(head | {"images": images, "annotations": annotations}))
+    write_json_atomically(file, head | {"images": images, "annotations": annotations}, indent=None)
     print(f"{file}: {len(images)} images, {len(annotations)} outlines", flush=True)
 
 

@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
         "input_size": str(config.input_size or "own"),
         "metric_size": str(config.metric_size or "own"),
         "checkpoint": str(config.checkpoint),
-        "step": checkpoint.facts["position"]["step"],
+        "step": checkpoint.step,
         "data": {name: reader.index[name] for name in ("dataset", "split", "licence")},
         "images": images,
     }

@@ -170,7 +170,7 @@ def _with_facts(graph: bytes, checkpoint: Checkpoint) -> bytes:
         "training_size": str(data.size),
         "training_fit": data.fit,
         "raise_contrast": data.raise_contrast,
-        "lineage": json.dumps(checkpoint.facts.get("lineage", [])),
+        "lineage": json.dumps(checkpoint.lineage),
     }
     onnx.helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)

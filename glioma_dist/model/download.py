@@ -55,7 +55,7 @@ def from_url(url: str) -> dict[str, Any]:
         return load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True, progress=False)
 
     try:
-        return _within_bound(load, cache, None if (cache / Path(url).name).exists() else url)
+        return _within_bound(load, cache, None)  # torch tells itself what it downloads
     except OSError as error:
         raise NotReachedError(_words(error)) from error
 

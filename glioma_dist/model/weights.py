@@ -110,7 +110,7 @@ def load_imagenet(model: nn.Module, encoder: str, file: Path | None) -> dict[str
 
 def _told(unused: list[str]) -> str:
     """Tensors of a file that no part of the network takes: what stands behind an encoder."""
-    return f", without {len(unused)} tensors that are not used ({unused[0]} …)" if unused else ""
+    return f", without {len(unused)} tensors that are not used ({unused[0].removeprefix('body.')} …)" if unused else ""
 
 
 def load_peer(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str, str]:

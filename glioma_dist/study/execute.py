@@ -13,17 +13,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glioma_dist.config_file import differences
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_json_atomically
+from glioma_dist.files import read_json, write_json_atomically
+from glioma_dist.model.checkpoint import kept_folders
 from glioma_dist.signals import get_signal_at_parents_death
 from glioma_dist.study.plan import Job
 
-_end_with_parent = partial(get_signal_at_parents_death, signal.SIGTERM)
 Launch = Callable[[str, Path, Path], int]
 """Runs an entry point (its file's name, its config, a file for what it says) and returns its exit code."""
 LAUNCH_VARIABLES = re.compile(r"(ACCELERATE|FSDP|TORCHELASTIC|GROUP|ROLE|MASTER)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
@@ -44,10 +43,14 @@ def launcher(launch_file: Path, repository: Path) -> Launch:
         command = [*start, str(repository / script), "--config", str(config)]
         with log.open("a") as file:
             return subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_parent
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_this_process
             ).returncode
 
     return launch
+
+
+def _end_with_this_process() -> None:
+    get_signal_at_parents_death(signal.SIGTERM)
 
 
 def command_of(job: Job, launch_file: Path) -> str:
@@ -91,16 +94,18 @@ def run_one(job: Job, launch: Launch, facts: dict[str, Any]) -> float | None:
     failed_file(job).unlink(missing_ok=True)
     said_before = job.log.stat().st_size if job.log.exists() else 0
     times, start = job.folder / f"{job.stem}.seconds.json", time.monotonic()
-    before = json.loads(times.read_text()) if times.exists() else 0.0
+    before = _read_seconds(times) if times.exists() else 0.0
     try:
         code = launch(job.script, job.config_file, job.log)
     finally:
         seconds = before + time.monotonic() - start
         write_json_atomically(times, seconds)
     if code == 0:
-        if job.script == "train.py":
-            shutil.rmtree(job.folder / "run" / "last", ignore_errors=True)  # nobody goes on from it any more
+        # The marker first: a training that has lost last/ and is not marked as finished would be refused.
         write_json_atomically(job.marker, {"seconds": round(seconds, 1), **facts})
+        if job.script == "train.py":
+            for folder in kept_folders(job.folder / "run" / "last"):  # nobody resumes from them any more
+                shutil.rmtree(folder, ignore_errors=True)
         return seconds
     with job.log.open("rb") as file:
         file.seek(said_before)
@@ -117,7 +122,10 @@ def write_config(job: Job) -> None:
     Raises InputError where it was begun with settings that decide numbers and are others now.
     """
     if job.script == "train.py" and job.config_file.exists():
-        changed = differences(json.loads(job.config_file.read_text()), json.loads(json.dumps(job.config)))
+        before = read_json(job.config_file)
+        if not isinstance(before, dict):
+            raise InputError(f"{job.config_file}: is no config; remove the folder {job.folder} to train again")
+        changed = differences(before, json.loads(json.dumps(job.config)))
         if changed:
             raise InputError(
                 f"{job.config_file}: was made with other settings than are asked for now ({'; '.join(changed)}); give "
@@ -143,4 +151,13 @@ def failure(job: Job) -> str | None:
     """Why a run did not end well the last time; None where it is finished or was never started."""
     if is_finished(job) or not failed_file(job).exists():
         return None
-    return json.loads(failed_file(job).read_text())["reason"]
+    content = read_json(failed_file(job))
+    return str(content.get("reason")) if isinstance(content, dict) else f"{failed_file(job)} is damaged"
+
+
+def _read_seconds(path: Path) -> float:
+    """Raises InputError where the file holds anything but a number."""
+    seconds = read_json(path)
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1e12:
+        raise InputError(f"{path}: is no number of seconds; remove the file to count from zero")
+    return float(seconds)

@@ -14,11 +14,11 @@ from glioma_dist.data.mixture import open_training_data, open_validation_data
 from glioma_dist.errors import InputError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.files import write_json_atomically
-from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.run_command import as_run_error
 from glioma_dist.runtime import Runtime
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.rows import Rows, band_edges, check_division
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.sharding import choose_shards, clip_gradients
@@ -27,7 +27,7 @@ from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run import Scores, Training, save
-from glioma_dist.training.run_folder import one_writer, open_run
+from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import Position, load_optimizer, load_weights
 from glioma_dist.training.status import mark_finished
 from glioma_dist.training.validation import validate
@@ -40,15 +40,14 @@ def train(config: TrainConfig, runtime: Runtime) -> None:
     """Train, or resume training, and leave config.json, metrics.jsonl, status.json, last/ and best/ in `config.out`."""
     with StopSignal() as stop:
         rows = join_rows(config, runtime)
-        old = open_run(config)
-        training, position = prepare(config, runtime, rows, old, stop)
-        runtime.wait()
-        if runtime.is_main:
-            config.out.mkdir(parents=True, exist_ok=True)
-            with one_writer(config.out):
+        with RunFolder(config, runtime) as folder:
+            training, position = prepare(config, runtime, rows, folder, stop)
+            runtime.wait()
+            folder.claim()
+            if runtime.is_main:
                 _train_and_tell(training, position)
-        else:
-            TrainingLoop(training, position, None).run()
+            else:
+                TrainingLoop(training, position, None).run()
 
 
 def _train_and_tell(training: Training, position: Position) -> None:
@@ -59,7 +58,7 @@ def _train_and_tell(training: Training, position: Position) -> None:
         print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
         return
     write_json_atomically(config.out / "config.json", to_dict(config))
-    with Reporter(config, position, training.num_steps) as reporter:
+    with Reporter(config, position, training.num_steps, training.folder.check) as reporter:
         processes = (
             f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"
         )
@@ -87,9 +86,10 @@ def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
 
 
 def prepare(
-    config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint | None, stop: StopSignal
+    config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder, stop: StopSignal
 ) -> tuple[Training, Position]:
-    """Open the data, make model and optimizer, and put them where the checkpoint `old` left off."""
+    """Open the data, make model and optimizer, and put them where the run's checkpoint left off."""
+    old = folder.checkpoint
     train, order = open_training_data(config.data, config.batch_size, config.seed)
     val = open_validation_data(config.data)
     model, lineage = build_model(config.model, config.seed)
@@ -111,9 +111,10 @@ def prepare(
         position = load_weights(old, model)
     choose_shards(model, runtime)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
+    fix_buckets(model)
     if old is not None:
         load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
-    training = Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, stop)
+    training = Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, folder, stop)
     return training, position
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from glioma_dist.config import TrainConfig
@@ -20,14 +20,15 @@ class Reporter:
     """Tells about one run; a context manager, whose end is written to status.json.
 
     Where telling fails (a full disk, a closed pipe), the error stays in `problem`, for the run to save and to end
-    together with the other processes.
+    together with the other processes. check: called before each write; it raises InputError where the run may not
+    write any more.
     """
 
-    def __init__(self, config: TrainConfig, position: Position, num_steps: int) -> None:
+    def __init__(self, config: TrainConfig, position: Position, num_steps: int, check: Callable[[], None]) -> None:
         self.problem: RunError | None = None
-        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step)
+        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check)
         self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
-        self._status = StatusFile(config.out, position.step, position.step or None)
+        self._status = StatusFile(config.out, position.step, position.step or None, check)
 
     def __enter__(self) -> Reporter:
         self._metrics.__enter__()

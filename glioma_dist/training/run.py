@@ -12,12 +12,13 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.data.mixture import Mixture, Shards
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
-from glioma_dist.model.checkpoint import ALONE, Writer
+from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.runtime import Runtime
 from glioma_dist.scale.planner import Recompute
 from glioma_dist.scale.rows import Rows
 from glioma_dist.signals import StopSignal
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import Position, save_state
 
 
@@ -68,6 +69,7 @@ class Training:
     rows: Rows
     facts: dict
     """What checkpoints say beside the position: lineage, fingerprints."""
+    folder: RunFolder
     stop: StopSignal
     guard: StepGuard = field(init=False)
 
@@ -110,7 +112,14 @@ def save(training: Training, position: Position, name: str, reporter: Reporter |
     runtime = training.runtime
     model = runtime.accelerator.unwrap_model(training.model)
     optimizer = training.optimizer if name == "last" else None
-    writer = ALONE if alone else Writer(runtime.rank, runtime.num_processes, runtime.wait)
-    save_state(training.config.out / name, training.config, position, model, optimizer, training.facts, writer)
-    if reporter and name == "last":
-        reporter.saved(position.step)
+    folder = training.config.out / name
+    if alone:
+        writer = Writer(check=training.folder.check)
+    else:
+        writer = Writer(runtime.rank, runtime.num_processes, runtime.gather_objects, training.folder.check)
+    keep = training.config.keep_last if name == "last" else 1
+    save_state(folder, training.config, position, model, optimizer, training.facts, writer, keep)
+    if name == "last":
+        training.folder.mark_resumable()
+        if reporter:
+            reporter.saved(position.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -22,13 +23,17 @@ def mark_finished(out: Path, step: int) -> None:
 class StatusFile:
     """Writes <out>/status.json. Launchers turn a process's exit code into their own, this file does not.
 
-    state: running, finished, stopped (resume it) or failed. code: the exit code, null while it runs.
-    reason: the line that was printed. step: the last finished step; while it runs, as of the last checkpoint.
-    checkpoint_step: the step from which the run resumes, or null. updated: UTC.
+    state: running, finished, stopped (resume it) or failed. code: the exit code, null while it runs. reason: the line
+    that was printed. step: the last finished step; while it runs, as of the last checkpoint. checkpoint_step: the step
+    from which the run resumes, or null. updated: UTC.
+
+    check: called before each write, as in `Reporter`.
     """
 
-    def __init__(self, out: Path, step: int, checkpoint_step: int | None) -> None:
-        self._path = out / STATUS
+    def __init__(
+        self, out: Path, step: int, checkpoint_step: int | None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._path, self._check = out / STATUS, check
         self.step, self.checkpoint_step = step, checkpoint_step
         self._write("running", None, None)
 
@@ -57,4 +62,5 @@ class StatusFile:
             "checkpoint_step": self.checkpoint_step,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        self._check()
         write_json_atomically(self._path, told)

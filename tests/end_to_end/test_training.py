@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, draw_shards, rows, run, start, tiny_config, train_here
+from helpers import REPOSITORY, draw_shards, rows, run, seal, start, tiny_config, train_here
+from safetensors.torch import load_file, save_file
 
 from glioma_dist.config import Size
 from glioma_dist.config_file import to_dict
-from glioma_dist.errors import InputError
-from glioma_dist.model import checkpoint as checkpoint_module
-from glioma_dist.training import loop
+from glioma_dist.errors import ExitCode, InputError, NonFiniteError
+from glioma_dist.model import checkpoint_writer
+from glioma_dist.training import loop, validation
+from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.telemetry import MetricsFile
 
 FOLDERS = ("last", "best")
@@ -40,7 +42,12 @@ def check_same_run(one: Path, other: Path) -> None:
     assert sorted(expected) == ["best/model.safetensors", "last/model.safetensors", "last/optimizer.safetensors"]
     found = contents(one)
     assert [name for name in expected if found.get(name) != expected[name]] == []
-    assert sorted(path.name for path in one.iterdir()) == ["best", "config.json", "last", "metrics.jsonl"]
+    names = {".lock", ".resumable", "best", "config.json", "last", "last.1", "metrics.jsonl", "status.json"}
+    found = {path.name for path in one.iterdir()}
+    assert found - {"last.damaged"} in (names, names - {"last.1"})
+    status = json.loads((one / "status.json").read_text())
+    last = rows(one)[-1]["step"]
+    assert [status[name] for name in ("state", "code", "step", "checkpoint_step")] == ["finished", 0, last, last]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +102,7 @@ def test_a_run_may_go_on_in_the_middle_of_an_epoch_and_elsewhere(whole, shards, 
     """Stopped after a step that is no validation; then the run and the data are moved."""
     first = tmp_path / "first"
     (ended,) = start(interrupted, tiny_config(shards, first, workers=1), 4, os.getpid).wait()
-    assert ended.exit_code == 2, ended.stderr
+    assert ended.exit_code == ExitCode.STOPPED, ended.stderr
     shutil.copytree(shards, tmp_path / "data")
     shutil.copytree(first, tmp_path / "second")
     loop.train(tiny_config(tmp_path / "data", tmp_path / "second"), runtime)
@@ -104,7 +111,7 @@ def test_a_run_may_go_on_in_the_middle_of_an_epoch_and_elsewhere(whole, shards, 
 
 def interrupted(config, at_step: int, whom) -> None:
     """Train; after the row of `at_step` is written SIGTERM comes to the process `whom()`, or to its group."""
-    from glioma_dist.runtime import run_command
+    from glioma_dist.run_command import run_command
 
     write = MetricsFile.write
 
@@ -125,8 +132,9 @@ def test_asked_to_stop_by_the_system_a_run_saves_says_so_and_goes_on(whole, shar
     """Launchers and SLURM send SIGTERM to the whole group, the workers that read included."""
     config = tiny_config(shards, tmp_path / "run", workers=1)
     (ended,) = start(interrupted, config, 1, whom).wait()
-    assert ended.exit_code == 2, ended.stderr[-2000:]
-    assert re.fullmatch(r"error: stopped by the system at step [12]; .*goes on.*\n", ended.stderr)
+    assert ended.exit_code == ExitCode.STOPPED, ended.stderr[-2000:]
+    said = r"stopped: received SIGTERM, checkpoint saved at step ([12])\. Run the same command to resume\.\n"
+    assert re.fullmatch(said, ended.stderr), ended.stderr
     saved = json.loads((tmp_path / "run" / "last" / "state.json").read_text())
     assert saved["position"]["step"] in (1, 2)
     loop.train(config, runtime)
@@ -143,6 +151,7 @@ def killed(config, point: str, folder: str, time: int) -> None:
         "model": time,
         "optimizer": time,
         "state": time,
+        "manifest": time,
         "rename away": time - 1,
         "rename": time,
         "after rename": time,
@@ -153,14 +162,15 @@ def killed(config, point: str, folder: str, time: int) -> None:
         left -= found
         return found and left == 0
 
-    save_file, rename, write_text = checkpoint_module.save_file, os.rename, Path.write_text
+    write_tensors, write_json = checkpoint_writer.write_tensors, checkpoint_writer.write_json_atomically
+    rename = os.rename
 
-    def saving(tensors, path, *more) -> None:
-        path = Path(path)
-        save_file(tensors, path, *more)
+    def saving(path, tensors) -> dict:
+        entry = write_tensors(path, tensors)
         if hit(path.parent.name == f"{folder}.new" and path.stem == point):
             os.truncate(path, path.stat().st_size // 2)
             kill()
+        return entry
 
     def renaming(source, target) -> None:
         if hit(point == "rename away" and Path(source).name == folder):
@@ -171,13 +181,14 @@ def killed(config, point: str, folder: str, time: int) -> None:
         if hit(point == "after rename" and Path(target).name == folder):
             kill()
 
-    def writing(path, text, *more, **named) -> int:
-        if hit(point == "state" and path.parent.name == f"{folder}.new"):
-            write_text(path, text[: len(text) // 2])
+    def writing(path, content) -> None:
+        if hit(path.stem == point and path.parent.name == f"{folder}.new"):
+            path.write_text(json.dumps(content)[:100])
             kill()
-        return write_text(path, text, *more, **named)
+        write_json(path, content)
 
-    checkpoint_module.save_file, os.rename, Path.write_text = saving, renaming, writing
+    checkpoint_writer.write_tensors, checkpoint_writer.write_json_atomically = saving, writing
+    os.rename = renaming
     train_here(config)
 
 
@@ -188,6 +199,7 @@ def killed(config, point: str, folder: str, time: int) -> None:
         ("model", "last", 2),
         ("optimizer", "last", 2),
         ("state", "last", 2),
+        ("manifest", "last", 2),
         ("rename away", "last", 2),
         ("rename", "last", 1),
         ("rename", "last", 2),
@@ -243,7 +255,7 @@ def test_epochs_and_steps_end_a_run_whichever_comes_first(shards, tmp_path, runt
 def losses(monkeypatch):
     """A list from which validations take their losses."""
     values = []
-    monkeypatch.setattr(loop, "validation_scores", lambda _training: loop.Scores(values.pop(0), 0.5))
+    monkeypatch.setattr(validation, "validation_scores", lambda _training: loop.Scores(values.pop(0), 0.5))
     return values
 
 
@@ -253,8 +265,12 @@ def test_patience_ends_a_run_after_so_many_validations_that_were_no_better(shard
     assert losses == [0.1]
     assert [row["step"] for row in rows(tmp_path / "run") if "split" not in row] == [1, 2, 3, 4, 5, 6]
     position = {name: json.loads((tmp_path / "run" / name / "state.json").read_text())["position"] for name in FOLDERS}
-    assert position["best"] == {"step": 4, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 0}
-    assert position["last"] == {"step": 6, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 2}
+    assert position["best"] == {
+        **{"step": 4, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 0, "validated_step": 4}
+    }
+    assert position["last"] == {
+        **{"step": 6, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 2, "validated_step": 6}
+    }
 
 
 def test_patience_is_remembered_over_a_stop(shards, tmp_path, runtime, losses):
@@ -341,7 +357,7 @@ def test_another_length_of_run_or_place_of_data_is_no_other_run(finished, shards
 
 
 def check_refused_step(config, runtime, *parts: str) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(NonFiniteError) as error:
         loop.train(config, runtime)
     message = str(error.value)
     assert "\n" not in message
@@ -378,9 +394,10 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_any_weight_moves(shar
 def test_weights_that_are_no_numbers_are_refused(shards, tmp_path, runtime):
     loop.train(tiny_config(shards, tmp_path / "first", max_steps=1), runtime)
     model = tmp_path / "first" / "last" / "model.safetensors"
-    tensors = checkpoint_module.load_file(model)
+    tensors = load_file(model)
     tensors["decoder.head.bias"] *= float("nan")
-    checkpoint_module.save_file(tensors, model)
+    save_file(tensors, model)
+    seal(model.parent)
     with pytest.raises(InputError, match=r"1 tensors are not finite, the first is decoder\.head\.bias"):
         loop.train(tiny_config(shards, tmp_path / "run", init=str(model.parent)), runtime)
 
@@ -402,7 +419,7 @@ def test_a_failure_of_any_kind_ends_the_process_though_workers_read(shards, tmp_
 def test_two_trainings_cannot_write_into_one_folder(shards, tmp_path, runtime):
     out = tmp_path / "run"
     out.mkdir()
-    with loop.one_writer(out), pytest.raises(InputError, match="another training is writing there"):
+    with folder_lock(out), pytest.raises(InputError, match="another training is writing there"):
         loop.train(tiny_config(shards, out), runtime)
     loop.train(tiny_config(shards, out, max_steps=1), runtime)
 
@@ -465,7 +482,7 @@ def wait_until(true, seconds: float = 120) -> None:
 
 def unlocked(out: Path) -> bool:
     try:
-        with loop.one_writer(out):
+        with folder_lock(out):
             return True
     except InputError:
         return False

@@ -22,7 +22,7 @@ from transformers import SegformerForImageClassification
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model import download, weights
-from glioma_dist.model.checkpoint import write_checkpoint
+from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.encoder import mit_config
 from glioma_dist.model.timm_encoder import TIMM_MODELS
 from glioma_dist.model.unet import build_model
@@ -145,9 +145,12 @@ def test_imagenet_weights_reach_the_encoder_and_nothing_else(tmp_path, monkeypat
     assert sum(tensor_name.startswith("encoder.body.") for tensor_name in model.state_dict()) > 30
     hub_name = {"resnet50": "timm/resnet50.a1_in1k", "vgg19": "timm/vgg19.tv_in1k"}[name]
     assert asked == ([(hub_name, "model.safetensors")] if way == "hub" else [])
+    left_out = {"resnet50": "2 tensors that are not used (fc.", "vgg19": "6 tensors that are not used ("}[name]
+    told = f"ImageNet, {hub_name if way == 'hub' else 'model.safetensors'}, without {left_out}"
+    assert lineage[0]["weights"].startswith(told)
     assert lineage == [
         {
-            "weights": f"ImageNet, {hub_name if way == 'hub' else 'model.safetensors'}",
+            "weights": lineage[0]["weights"],
             "licence": {"resnet50": "apache-2.0", "vgg19": "bsd-3-clause"}[name],
         }
     ]
