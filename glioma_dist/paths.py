@@ -45,7 +45,7 @@ def check_paths(hints: dict[str, Any], values: dict[str, Any], prefix: str = "--
 
 def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
     """Raises InputError for a path that would be taken for something else than the user means."""
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:/)|.*(?=://)|pipe(?=:)", text)
+    scheme = re.match(r"[^/]*[A-Za-z0-9+.-](?=:/)|pipe(?=:)", text)
     if scheme and takes_urls and scheme[0] in URL_SCHEMES and text.startswith(f"{scheme[0]}://"):
         return  # what else a URL must be is known where it is read
     if scheme and takes_urls:
