@@ -67,7 +67,7 @@ def _end(ending: RunError) -> None:
         line = f"{word}: {one_line(ending)}"
         _tell(f"{line}\n")
         tell_launcher(line)
-    _drop_closed_output()
+    drop_closed_output()
     sys.exit(ending.exit_code)
 
 
@@ -79,8 +79,9 @@ def _tell(line: str) -> None:
         return  # nobody listens any more; the exit code says it
 
 
-def _drop_closed_output() -> None:
-    """Python would complain, and change the exit code, if it could not flush its output at the end."""
+def drop_closed_output() -> None:
+    """Let what is still to be printed go nowhere where nobody listens any more: Python would complain, and change the
+    exit code, if it could not flush its output at the end."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

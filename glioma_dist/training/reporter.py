@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import RunError, StopRequested
-from glioma_dist.run_command import as_run_error
+from glioma_dist.run_command import as_run_error, drop_closed_output
 from glioma_dist.training.state import Position
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
@@ -36,8 +34,8 @@ class Reporter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.__exit__(kind, error, trace)
-        self._metrics.__exit__(kind, error, trace)
+        with self._metrics, self._noting_problems():
+            self._progress.__exit__(kind, error, trace)
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
             self._status.ended(error)
@@ -77,5 +75,4 @@ class Reporter:
                 raise
             self.problem = self.problem or problem
             if isinstance(problem, StopRequested):
-                # Python would complain at its end that it cannot flush a closed output.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                drop_closed_output()
