@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -64,9 +65,19 @@ def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
         raise InputError(f"{flag} {text}: has a zero byte, which no path can have")
     if os.path.expanduser(text) != text:
         raise InputError(f"{flag} {text}: the shell did not expand ~; give {os.path.expanduser(text)}")
+    if _is_loop(text):
+        raise InputError(f"{flag} {text}: is a link that points to itself; give another path")
     raw = os.fsencode(text)
     if len(raw) >= MAX_PATH_BYTES or max(map(len, raw.split(b"/"))) > MAX_NAME_BYTES:
         raise InputError(f"{flag} {text}: is too long for a path; a name has at most {MAX_NAME_BYTES} bytes")
+
+
+def _is_loop(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def path_flags(kind: Any, prefix: str = "--") -> dict[str, bool]:

@@ -12,6 +12,7 @@ from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.sample import read_image
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, printable
 from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
+from glioma_dist.files import make_folder
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names
 from glioma_dist.inference.results import (
     Failure,
@@ -42,6 +43,7 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
     group = network.rows
     data = checkpoint.config.data
     input_size = config.input_size or (data.size if data.fit == "resize" else None)
+    make_folder(config.out)
     rows, failures = [], []
     for path, name in list(zip(paths, names, strict=True))[group.data_rank :: group.num_data_groups]:
         step = "read"

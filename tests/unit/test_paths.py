@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import pytest
 from helpers import REPOSITORY
 
-from glioma_dist import command_line
+from glioma_dist import command_line, config
 from glioma_dist.config import EvaluateConfig, PredictConfig, TrainConfig
 from glioma_dist.config_file import read_config, to_dict
 from glioma_dist.data.storage import SCHEMES
@@ -69,6 +69,13 @@ def reads(script: Path) -> tuple[str, str]:
     return found[0].func.id, found[0].args[0].id
 
 
+def target_of(script: Path) -> tuple[str, Any]:
+    """How a command reads its flags, and the config's class or the function that they are of."""
+    how, name = reads(script)
+    module = load(script)
+    return how, getattr(module, name, None) or getattr(config, name)
+
+
 def text_flags(kind: Any, prefix: str = "--") -> set[str]:
     """Every flag that takes any text."""
     found = set()
@@ -83,7 +90,7 @@ def text_flags(kind: Any, prefix: str = "--") -> set[str]:
 @pytest.fixture(scope="module")
 def targets() -> dict[str, tuple[str, Any]]:
     """Command -> how it reads its flags, and the config's class or the function."""
-    return {script.name: (reads(script)[0], getattr(load(script), reads(script)[1])) for script in SCRIPTS}
+    return {script.name: target_of(script) for script in SCRIPTS}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -219,6 +226,5 @@ def test_flags_without_an_effect_are_named(capsys):
 
 
 def test_a_config_without_paths_still_reads_back(tmp_path):
-    config = TrainConfig()
-    (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
-    assert read_config(TrainConfig, tmp_path / "c.json") == config
+    (tmp_path / "c.json").write_text(json.dumps(to_dict(TrainConfig())))
+    assert read_config(TrainConfig, tmp_path / "c.json") == TrainConfig()
