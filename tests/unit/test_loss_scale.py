@@ -9,25 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY_CHANNELS, run
+from helpers import TINY_CHANNELS, run, start_fp16
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, scaler_state, step_was_skipped
-
-FIRST_SCALE = 2.0**24
-"""So large that the first steps overflow fp16."""
-
-
-def start_fp16():
-    """A runtime that computes in fp16 with a loss scale that grows every second step."""
-    from glioma_dist.runtime import Runtime
-
-    here = Runtime.start()
-    here.accelerator.state._mixed_precision = "fp16"
-    here.accelerator.native_amp = True
-    here.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE, growth_interval=2)
-    return here
 
 
 def take_steps(file: Path | None, first: int, last: int, with_scale: bool = True) -> dict:
