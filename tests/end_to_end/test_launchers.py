@@ -9,13 +9,13 @@ from helpers import REPOSITORY
 
 ERROR = "error: --out s3:/b/run: s3: is not supported by this flag; give a path of this machine"
 COMMANDS = {
-    "torchrun, two processes": [*"-m torch.distributed.run --nproc_per_node 2".split()],
+    "torchrun, two processes": [*["-m", "torch.distributed.run", "--nproc_per_node", "2"]],
     "accelerate, two processes": [
-        *"-m accelerate.commands.launch --main_process_port 0 --config_file".split(),
+        *["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"],
         "accelerate_configs/cpu_2_processes.yaml",
     ],
     "accelerate --quiet, one process": [
-        *"-m accelerate.commands.launch --quiet --config_file".split(),
+        *["-m", "accelerate.commands.launch", "--quiet", "--config_file"],
         "accelerate_configs/cpu.yaml",
     ],
 }
