@@ -73,13 +73,18 @@ def _parsed(target: Callable[..., Any], argv: Sequence[str] | None, **default: A
         with contextlib.redirect_stderr(said):
             return tyro.cli(target, args=list(argv), **default)
     except SystemExit as end:
-        box = re.sub(r"\x1b\[[0-9;]*m|╭.*╮", " ", said.getvalue())  # its upper edge holds a title
-        text = re.sub(r"[─│╰╯]+", " ", box)
-        if end.code in (0, None) or not text.strip():
+        if end.code in (0, None) or not said.getvalue().strip():
             sys.stderr.write(said.getvalue())
             raise
-        what = re.sub(r"Argument helptext:.*|For full helptext.*", "", " ".join(text.split())).strip()
+        what = _unboxed(said.getvalue())
         raise InputError(f"{what} (--help lists the flags)") from None
+
+
+def _unboxed(text: str) -> str:
+    """tyro's message without its box, its title and the text of `--help`, as one line."""
+    bare = [re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]+|-{3,}|^[|+]|[|+]$", " ", line).strip() for line in text.splitlines()]
+    title, *lines = [line for line in bare if line] or [""]
+    return re.sub(r"\s*(Argument helptext:|For full helptext).*", "", " ".join(" ".join(lines or [title]).split()))
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:

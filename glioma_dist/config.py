@@ -242,6 +242,27 @@ class TrainConfig:
     resume: Literal["auto", "never"] = "auto"
     """auto: go on with the run that --out holds. never: start anew, in an empty folder only."""
 
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        data, plain = self.data, DataConfig()
+        chains = {"rand-augment", "trivial-augment"}.intersection(data.augment)
+        idle = (
+            ("crop_side", data.fit == "random-resized-crop", f"with --data.fit {data.fit}"),
+            ("chain_length", bool(chains), "without a chain in --data.augment"),
+            ("chain_strength", "rand-augment" in chains, "without rand-augment in --data.augment"),
+            ("cache_size", data.cache is not None, "without --data.cache"),
+            ("cache", any("://" in each for each in (*data.train, data.val or "")), "without a URL to read from"),
+            ("weights", len(data.train) > 1, "with one --data.train"),
+        )
+        notes = [
+            f"--data.{name.replace('_', '-')} {reason}"
+            for name, has_effect, reason in idle
+            if not has_effect and getattr(data, name) != getattr(plain, name)
+        ]
+        if self.eval_every is not None and data.val is None:
+            notes.append("--eval-every without --data.val")
+        return notes
+
     def validate(self) -> None:
         self.data.validate()
         self.model.validate()

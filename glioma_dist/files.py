@@ -65,17 +65,32 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: this user may not write to it; give another folder")
 
 
+def check_new_folder(flag: str, path: Path) -> None:
+    """Raises InputError where `make_folder` would, and makes nothing."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{flag} {path}: is a file, not a folder; give another name")
+    _check_place(flag, path, path if path.is_dir() else _nearest(path))
+
+
 def check_new_file(flag: str, path: Path) -> None:
     """Raises InputError where a file cannot be written to `path`, before hours are spent on what it is to hold."""
     if not path.name or path.is_dir():
         raise InputError(f"{flag} {path}: is a folder; name a file in it")
     if path.exists() and not path.is_file():
         raise InputError(f"{flag} {path}: is a pipe, a socket or a device, not a file; give another name")
-    above = next(each for each in path.absolute().parents if os.path.lexists(each))
-    if not above.is_dir():
-        raise InputError(f"{flag} {path}: {above} is no folder; give another place")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {path}: this user may not write to {above}; give another folder")
+    _check_place(flag, path, _nearest(path))
+
+
+def _nearest(path: Path) -> Path:
+    """The lowest of the folders above a path that is there."""
+    return next(each for each in path.absolute().parents if os.path.lexists(each))
+
+
+def _check_place(flag: str, path: Path, folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{flag} {path}: {folder} is no folder; give another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {path}: this user may not write to {folder}; give another folder")
 
 
 def write_json_atomically(path: Path, content: Any, indent: int | None = 2) -> None:

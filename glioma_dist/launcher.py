@@ -8,10 +8,24 @@ import time
 from pathlib import Path
 
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_atomically
+from glioma_dist.files import read_bytes, write_atomically
 
 REPORT_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 """PyTorch's launcher sets it for each process: a file in a folder of its own that it removes at the end."""
+
+MAX_LAUNCH_FILE_BYTES = 2**20
+
+
+def check_launch_file(flag: str, file: Path) -> None:
+    """Raises InputError where a file is none that `accelerate launch --config_file` takes."""
+    import yaml  # accelerate brings it
+
+    try:
+        settings = yaml.safe_load(read_bytes(file, MAX_LAUNCH_FILE_BYTES))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict) or "compute_environment" not in settings:
+        raise InputError(f"{flag} {file}: is no file of accelerate's settings; name one of accelerate_configs/")
 
 
 def tell_launcher(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -45,14 +46,14 @@ def check_paths(hints: dict[str, Any], values: dict[str, Any], prefix: str = "--
 
 def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
     """Raises InputError for a path that would be taken for something else than the user means."""
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:/)|.*(?=://)|pipe(?=:)", text)
+    scheme = re.match(r"[^/]*[A-Za-z0-9+.-](?=:/)|pipe(?=:)", text)
     if scheme and takes_urls and scheme[0] in URL_SCHEMES and text.startswith(f"{scheme[0]}://"):
         return  # what else a URL must be is known where it is read
     if scheme and takes_urls:
         schemes = ", ".join(f"{each}://" for each in URL_SCHEMES)
         raise InputError(
-            f"{flag} {_without_secrets(text)}: is no URL that is read; give a path of this machine, or a URL that begins "
-            f"with one of {schemes}"
+            f"{flag} {_without_secrets(text)}: is no URL that is read; give a path of this machine, or a URL that "
+            f"begins with one of {schemes}"
         )
     if scheme:
         raise InputError(
@@ -64,9 +65,19 @@ def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
         raise InputError(f"{flag} {text}: has a zero byte, which no path can have")
     if os.path.expanduser(text) != text:
         raise InputError(f"{flag} {text}: the shell did not expand ~; give {os.path.expanduser(text)}")
+    if _is_loop(text):
+        raise InputError(f"{flag} {text}: is a link that points to itself; give another path")
     raw = os.fsencode(text)
     if len(raw) >= MAX_PATH_BYTES or max(map(len, raw.split(b"/"))) > MAX_NAME_BYTES:
         raise InputError(f"{flag} {text}: is too long for a path; a name has at most {MAX_NAME_BYTES} bytes")
+
+
+def _is_loop(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def path_flags(kind: Any, prefix: str = "--") -> dict[str, bool]:

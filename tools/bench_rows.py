@@ -24,7 +24,8 @@ from glioma_dist.benchmark.rows import RowsCell, measure_rows
 from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ModelConfig, Size, SizeFlag, check_rows
 from glioma_dist.errors import InputError
-from glioma_dist.files import make_folder, write_atomically, write_json_atomically
+from glioma_dist.files import check_new_folder, make_folder, write_atomically, write_json_atomically
+from glioma_dist.launcher import check_launch_file
 from glioma_dist.model.unet import UNet
 from glioma_dist.run_command import run_command
 from glioma_dist.runtime import Runtime
@@ -72,6 +73,9 @@ class BenchRowsConfig:
             band_edges(size.height, max(self.rows))
         if self.repeats < 1 or self.warm_up < 0 or not self.tflop_s > 0:
             raise InputError("--repeats and --tflop-s: give more than 0, --warm-up 0 or more")
+        if self.launch_file is not None:
+            check_launch_file("--launch-file", self.launch_file)
+        check_new_folder("--out", self.out)
         if (self.out / "rows.json").exists():
             raise InputError(f"--out {self.out} holds a benchmark already; give another folder")
 
@@ -161,8 +165,8 @@ def main() -> None:
         "commit": find_commit(REPOSITORY),
         "command": shlex.join(sys.argv),
     }
-    make_folder(config.out)
     steps, traffic = measured(config), foretold(config)
+    make_folder(config.out)
     content = {"facts": facts, "measured": steps, "counted": traffic}
     write_json_atomically(config.out / "rows.json", content)
     write_atomically(config.out / "rows.md", markdown_text(facts, steps, traffic, config))

@@ -50,6 +50,11 @@ class PlanConfig:
     json: Path | None = None
     """File for the same as JSON: {"rungs": [{"name", "size", "peak_gib", …}], "choice": …}."""
 
+    def without_effect(self) -> list[str]:
+        """Flags that do not matter here, each with the reason."""
+        chosen = {"init": self.model.init != "random", "weights": self.model.weights is not None}
+        return [f"--model.{name}: no weights are read to count memory" for name, given in chosen.items() if given]
+
     def validate(self) -> None:
         self.model.validate()
         if not self.size:

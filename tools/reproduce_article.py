@@ -24,6 +24,7 @@ from glioma_dist.data.shard_index import INDEX_NAME
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.errors import InputError
+from glioma_dist.launcher import check_launch_file
 from glioma_dist.report.study_page import write_study_report
 from glioma_dist.run_command import run_command
 from glioma_dist.study.estimate import hours
@@ -218,8 +219,7 @@ def list_runs(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
 def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job]) -> bool:
     """Prepare the data, run what is not finished, write the reports. Returns whether every run ended well."""
     settings, launch_file = config.settings, config.launch_file
-    if not launch_file.is_file():
-        raise InputError(f"--launch {launch_file}: no such file; name one of accelerate_configs/")
+    check_launch_file("--launch", launch_file)
     with one_at_a_time(settings.out):
         chosen = settings_text(settings) | {"group_by": config.group_by} | fingerprints(config)
         begun = hold_settings(settings.out, chosen)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from glioma_dist import files
+from glioma_dist.data.advice import IN_GENERAL, how_to_make_shards
 from glioma_dist.data.shard_checks import (
     EXTENSIONS,
     MAX_TEXT_LENGTH,
@@ -40,7 +41,6 @@ MAX_INDEX_BYTES, MAX_INDEX_ITEMS = 2**26, 2**21
 MAX_TABLE_BYTES, MAX_TABLE_ITEMS = 2**26, 32
 """Of a table of members: in all, and of the second so many for each sample."""
 TABLE_BYTES_PER_SAMPLE = 1024
-HOW_TO_CONVERT = "convert first, for example: python tools/convert_livecell.py --source DIR --out shards/livecell"
 
 
 def members_name(shard_name: str) -> str:
@@ -182,7 +182,7 @@ def _finite(text: str) -> float | None:
 def _check_folder(folder: Path) -> None:
     try:
         if not stat.S_ISDIR(os.stat(folder).st_mode):
-            raise InputError(f"{folder}: is a file, not a folder of shards; {HOW_TO_CONVERT}")
+            raise InputError(f"{folder}: is a file, not a folder of shards; {IN_GENERAL}")
         os.lstat(folder / INDEX_NAME)
         return
     except ValueError as error:
@@ -191,11 +191,9 @@ def _check_folder(folder: Path) -> None:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise files.cannot_read(error.filename or folder, error) from None
     if not folder.exists():
-        raise InputError(f"{folder}: no such folder; {HOW_TO_CONVERT}")
+        raise InputError(f"{folder}: no such folder; {IN_GENERAL}")
     splits = sorted(index.parent.name for index in folder.glob(f"*/{INDEX_NAME}"))
-    hint = f"name one of its splits: {', '.join(splits)}" if splits else HOW_TO_CONVERT
-    if not splits and any(folder.glob("*.tar")):
-        hint = f"convert again, or for somebody else's tars: python tools/inspect_shards.py {folder} --index"
+    hint = f"name one of its splits: {', '.join(splits)}" if splits else how_to_make_shards(folder)
     raise InputError(one_line(f"{folder}: holds no {INDEX_NAME}, so it is no folder of shards; {hint}"))
 
 

@@ -13,9 +13,11 @@ from torch.nn import functional
 
 from glioma_dist.config import EvaluateConfig, Size, check_rows
 from glioma_dist.data.augment import raise_contrast, resize_image, resize_mask
+from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import evaluation_samples, image_tensor
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.unlisted import describe_unlisted
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
@@ -37,6 +39,10 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
     if config.out:
         check_new_file("--out", config.out)
     reader = ShardReader(config.data)
+    if runtime.is_main:
+        for note in (describe_unlisted(reader), check_cells([reader], "--data", is_needed=False)):
+            if note:
+                print(note, flush=True)
     network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
     contrast = checkpoint.config.data.raise_contrast
     rows = network.rows

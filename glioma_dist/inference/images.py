@@ -48,10 +48,8 @@ class Found:
                 suffix if len(suffixes) == 1 else f"{count} {suffix}"
                 for suffix, count in sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:NUM_SUFFIXES]
             )
-            more = len(suffixes) - NUM_SUFFIXES
-            parts.append(
-                f"{_counted(suffixes.total(), 'file')} not read ({named}{f' and {more} more kinds' if more > 0 else ''})"
-            )
+            more = f" and {len(suffixes) - NUM_SUFFIXES} more kinds" if len(suffixes) > NUM_SUFFIXES else ""
+            parts.append(f"{_counted(suffixes.total(), 'file')} not read ({named}{more})")
         parts += [_counted(count, *KINDS[kind]) for kind, count in self.not_read.items() if kind in KINDS]
         return "; ".join(parts)
 

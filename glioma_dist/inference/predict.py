@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glioma_dist.config import PredictConfig, Size
+from glioma_dist.config import DataConfig, PredictConfig, Size
 from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.sample import read_image
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, printable
 from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
+from glioma_dist.files import make_folder
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names
 from glioma_dist.inference.results import (
     Failure,
@@ -40,25 +41,9 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
         print(f"{printable(config.images)}: {found.describe()}", flush=True)
     network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
     group = network.rows
-    data = checkpoint.config.data
-    input_size = config.input_size or (data.size if data.fit == "resize" else None)
-    rows, failures = [], []
-    for path, name in list(zip(paths, names, strict=True))[group.data_rank :: group.num_data_groups]:
-        step = "read"
-        try:
-            image = _read_together(path, network, data.raise_contrast)
-            step = "predicted"
-            mask = _mask_of(image, network, input_size, config.threshold)
-            step = "written"
-            row = write_result(config.out, name, path, image, mask) if group.rank == 0 else None
-        except InputError as error:
-            if isinstance(error, DiskFullError) or not config.out.is_dir():
-                raise
-            failures.append(Failure.of(path, step, error))
-            continue
-        if row is not None:
-            rows.append(row)
-            print(f"{printable(path)}: {100 * row['covered_share']:.1f} % covered", flush=True)
+    make_folder(config.out)
+    mine = list(zip(paths, names, strict=True))[group.data_rank :: group.num_data_groups]
+    rows, failures = _predict_all(mine, network, checkpoint.config.data, config)
     rows = sorted(runtime.gather_objects(rows), key=lambda row: row["image"])
     failures = sorted(runtime.gather_objects(failures if group.rank == 0 else []))
     if runtime.is_main:
@@ -70,6 +55,34 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
         ending.is_shared = True
         raise ending
     return rows
+
+
+def _predict_all(
+    images: list[tuple[Path, str]], network: Network, data: DataConfig, config: PredictConfig
+) -> tuple[list[dict], list[Failure]]:
+    """Write the results of this process's images, each a path and a name for its results.
+
+    data: what the network was trained with. Returns rows of the table, and what failed.
+    """
+    input_size = config.input_size or (data.size if data.fit == "resize" else None)
+    rows, failures = [], []
+    for path, name in images:
+        step = "read"
+        try:
+            image = _read_together(path, network, data.raise_contrast)
+            step = "predicted"
+            mask = _mask_of(image, network, input_size, config.threshold)
+            step = "written"
+            row = write_result(config.out, name, path, image, mask) if network.rows.rank == 0 else None
+        except InputError as error:
+            if isinstance(error, DiskFullError) or not config.out.is_dir():
+                raise
+            failures.append(Failure.of(path, step, error))
+            continue
+        if row is not None:
+            rows.append(row)
+            print(f"{printable(path)}: {100 * row['covered_share']:.1f} % covered", flush=True)
+    return rows, failures
 
 
 def _read_together(path: Path, network: Network, contrast: str) -> np.ndarray:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.errors import MAX_LINE, InputError, one_line, printable
-from glioma_dist.files import make_folder, remove_quietly, write_atomically
+from glioma_dist.files import check_new_folder, remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
 
 OUTLINE_COLOUR = (255, 200, 0)
@@ -48,9 +48,9 @@ class Failure:
 
 
 def check_folder(folder: Path, names: Sequence[str]) -> None:
-    """Make the folder of the results. Raises InputError where it cannot be written to, or where a result would replace
-    a file that is none: a mask drawn by hand, say, that has the same name."""
-    make_folder(folder)
+    """Raises InputError where the results cannot be written to `folder`, or where one would replace a file that is
+    none: a mask drawn by hand, for example, of the same name."""
+    check_new_folder("--out", folder)
     files = [f"{name}{ending}" for name in names for ending in (MASK, OVERLAY)] + [SUMMARY, FAILED]
     foreign = [name for name in files if not _may_replace(folder / name)]
     if foreign:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glioma_dist.errors import InputError
+from glioma_dist.files import cannot_read, check_plain
 
 NUM_LISTED = 12
 NO_WEIGHTS = {b"<!doctype": "a web page", b"<html": "a web page", b"version https://git-lfs": "a pointer of Git LFS"}
@@ -88,10 +90,14 @@ def put(
 
 def _check_beginning(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        # Not blocking: a pipe that nobody writes to would not even open.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            check_plain(path, os.fstat(file.fileno()))
             start = file.read(100).lstrip().lower()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give another file") from error
+        raise cannot_read(path, error) from error
+    if not start:
+        raise InputError(f"{path}: is empty; give another file")
     for beginning, kind in NO_WEIGHTS.items():
         if start.startswith(beginning):
             raise InputError(f"{path}: is {kind} and no weights; download the file itself")

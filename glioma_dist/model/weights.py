@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,16 +9,16 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
-from torch.hub import load_state_dict_from_url
 from transformers import SegformerModel
 from transformers.utils import logging
 
 from glioma_dist.encoder_names import ENCODER_NAMES, known_encoder
 from glioma_dist.errors import InputError
+from glioma_dist.files import read_json
+from glioma_dist.model.download import NotReachedError, from_hub, from_url
 from glioma_dist.model.encoder import MitEncoder
 from glioma_dist.model.peer_names import is_authors_mit, rename_encoder, rename_network
 from glioma_dist.model.timm_encoder import TimmEncoder
@@ -55,7 +54,7 @@ PEER_USABLE = {
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights anew, in the order of the modules, from `generator` (a CPU one).
+    """Draw all weights, in the order of the modules, from `generator` (a CPU one).
 
     Encoder as its authors do (SegFormer's released code): linear layers from a normal of deviation 0.02 cut at two
     units, convolutions from N(0, 2 / fan_out). Decoder: He et al. 2015 (arXiv 1502.01852), uniform, by fan_in.
@@ -88,26 +87,30 @@ def load_imagenet(model: nn.Module, encoder: str, file: Path | None) -> dict[str
         licence = str(published.license or "not stated")
         name = f"timm/{published.architecture}.{published.tag}"
         tensors = read_weights(file) if file else _from_timms_hub(published)
-        _put_into_encoder(model.encoder, tensors, str(file or name), encoder)
-        return {"weights": f"ImageNet, {file.name if file else name}", "licence": licence}
+        unused = _put_into_encoder(model.encoder, tensors, str(file or name), encoder)
+        return {"weights": f"ImageNet, {file.name if file else name}{_told(unused)}", "licence": licence}
     if encoder not in HUB_NAMES:
         raise InputError(
             f"--model.init imagenet: there are no ImageNet weights of {encoder}; take one of "
             f"{', '.join(HUB_NAMES)}, or --model.init random"
         )
-    if file is None:
-        _load_transformers(model.encoder.segformer, encoder)
+    name = HUB_NAMES[encoder]
+    tensors = read_weights(file) if file else _from_hub(name)
+    where = str(file or name)
+    if is_authors_mit(tensors):
+        unused = _put_into_encoder(model.encoder, tensors, where, encoder)
     else:
-        tensors = read_weights(file)
-        if is_authors_mit(tensors):
-            _put_into_encoder(model.encoder, tensors, str(file), encoder)
-        else:
-            broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
-            if broken:
-                raise InputError(f"--model.init imagenet: {file}: {broken[0]} is not finite; get the file anew")
-            shared = {name: _three_channels(name, tensor) for name, tensor in tensors.items()}
-            _check_report(*_read_into(model.encoder.segformer, None, shared), str(file), encoder)
-    return {"weights": f"ImageNet, {file.name if file else HUB_NAMES[encoder]}", "licence": IMAGENET_LICENCE}
+        broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
+        if broken:
+            raise InputError(f"--model.init imagenet: {where}: {broken[0]} is not finite; give another file")
+        shared = {name: _three_channels(name, tensor) for name, tensor in tensors.items()}
+        unused = _check_report(*_read_into(model.encoder.segformer, shared), where, encoder)
+    return {"weights": f"ImageNet, {file.name if file else name}{_told(unused)}", "licence": IMAGENET_LICENCE}
+
+
+def _told(unused: list[str]) -> str:
+    """Tensors of a file that no part of the network takes: what stands behind an encoder."""
+    return f", without {len(unused)} tensors that are not used ({unused[0].removeprefix('body.')} …)" if unused else ""
 
 
 def load_peer(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str, str]:
@@ -126,9 +129,7 @@ def load_peer(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str
         )
     tensors = rename_network(found, model.encoder)
     unused = put(model, tensors, str(path), f"the U-Net with {encoder}", _of_classifier(model.encoder, "encoder.body."))
-    text = f"segmentation_models.pytorch checkpoint {path.name}"
-    if unused:
-        text += f" without {len(unused)} tensors that its network does not use ({unused[0]} and so on)"
+    text = f"segmentation_models.pytorch checkpoint {path.name}{_told(unused)}"
     return {"weights": text, "licence": "not stated"}
 
 
@@ -138,11 +139,11 @@ def is_peer(path: Path) -> bool:
 
 
 def _check_peer_config(file: Path, encoder: str) -> None:
+    settings = read_json(file)
     try:
-        settings = json.loads(file.read_text())
         found = {name: settings.get(name, usual) for name, usual in PEER_SETTINGS.items()}
         theirs = known_encoder(str(settings["encoder_name"]))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: cannot be read as a model's settings ({error!r})") from error
     if theirs not in ENCODER_NAMES:
         raise InputError(f"{file}: its encoder is {theirs}, which this toolkit does not have")
@@ -156,9 +157,9 @@ def _check_peer_config(file: Path, encoder: str) -> None:
         )
 
 
-def _put_into_encoder(encoder: nn.Module, tensors: dict[str, Tensor], where: str, name: str) -> None:
+def _put_into_encoder(encoder: nn.Module, tensors: dict[str, Tensor], where: str, name: str) -> list[str]:
     unused = _of_classifier(encoder, "body.")
-    put(encoder, rename_encoder(tensors, encoder), f"--model.init imagenet: {where}", name, unused)
+    return put(encoder, rename_encoder(tensors, encoder), f"--model.init imagenet: {where}", name, unused)
 
 
 def _of_classifier(encoder: nn.Module, prefix: str) -> Callable[[str], bool]:
@@ -169,55 +170,43 @@ def _of_classifier(encoder: nn.Module, prefix: str) -> Callable[[str], bool]:
 
 def _from_timms_hub(published: PretrainedCfg) -> dict[str, Tensor]:
     """The file that timm itself would load."""
-    name = published.hf_hub_id
+    if published.hf_hub_id is not None:
+        return _from_hub(published.hf_hub_id)
     try:
-        if name is None:
-            return load_state_dict_from_url(published.url, map_location="cpu", check_hash=True, weights_only=True)
-        try:
-            file = hf_hub_download(name, "model.safetensors", local_files_only=True)  # or else the network is tried
-        except (OSError, ValueError):
-            file = hf_hub_download(name, "model.safetensors")
-    except OSError as error:
-        where = f"run `hf download {name} model.safetensors`" if name else f"fetch {published.url}"
-        raise InputError(
-            f"--model.init imagenet: {name or published.url} is not in the local cache and cannot be reached; {where} "
-            "where there is a network, and give the file with --model.weights FILE"
-        ) from error
-    return read_weights(Path(file))
-
-
-def _load_transformers(target: SegformerModel, encoder: str) -> None:
-    name = HUB_NAMES[encoder]
-    name_or_folder = name
-    try:  # or else a dead network is tried for minutes
-        cached = Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):
-        cached = None
-    if cached and any((cached / file).is_file() for file in HUB_FILES):
-        name_or_folder = str(cached)
-    try:
-        found = _read_into(target, name_or_folder, None)
+        return from_url(published.url)
+    except NotReachedError as error:
+        raise _unreachable(published.url, f"fetch {published.url}", error) from error
     except DAMAGED as error:
-        if name_or_folder != name:
-            raise InputError(
-                f"--model.init imagenet: {cached}: cannot be read as weights ({type(error).__name__}); remove the "
-                "folder, or give a file with --model.weights FILE"
-            ) from error
         raise InputError(
-            f"--model.init imagenet: {name} is not in the local cache and the hub cannot be reached; run "
-            f"`hf download {name}` where there is a network and copy the cache folder (HF_HOME) here, or give its "
-            "file with --model.weights FILE"
+            f"--model.init imagenet: {published.url}: what came cannot be read as weights ({type(error).__name__}); "
+            "give a file with --model.weights FILE"
         ) from error
-    _check_report(*found, name, encoder)
 
 
-def _read_into(
-    target: SegformerModel, source: str | None, tensors: dict[str, Tensor] | None
-) -> tuple[SegformerModel, dict, SegformerModel]:
-    given = {} if tensors is None else {"state_dict": tensors}
+def _from_hub(name: str) -> dict[str, Tensor]:
+    try:
+        file = from_hub(name, HUB_FILES)
+    except NotReachedError as error:
+        raise _unreachable(name, f"run `hf download {name}`", error) from error
+    try:
+        return read_weights(file)
+    except InputError as error:
+        raise InputError(
+            f"--model.init imagenet: {error}; remove that file, or give a whole one with --model.weights FILE"
+        ) from error
+
+
+def _unreachable(what: str, command: str, error: NotReachedError) -> InputError:
+    return InputError(
+        f"--model.init imagenet: {what} is not in the local cache and cannot be fetched ({error}); {command} where "
+        "there is a network, and give its weights, model.safetensors or a .bin or .pth, with --model.weights FILE"
+    )
+
+
+def _read_into(target: SegformerModel, tensors: dict[str, Tensor]) -> tuple[SegformerModel, dict, SegformerModel]:
     with _quiet():  # what does not fit is told in one line of ours
         pretrained, report = type(target).from_pretrained(
-            source, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True, **given
+            None, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True, state_dict=tensors
         )
     return pretrained, report, target
 
@@ -243,7 +232,10 @@ def _three_channels(name: str, tensor: Tensor) -> Tensor:
     return tensor.expand(-1, 3, -1, -1) / 3
 
 
-def _check_report(pretrained: SegformerModel, report: dict, target: SegformerModel, where: str, encoder: str) -> None:
+def _check_report(
+    pretrained: SegformerModel, report: dict, target: SegformerModel, where: str, encoder: str
+) -> list[str]:
+    """Put what was read into `target`. Returns the names that it does not use."""
     left = [name for name in sorted(report["unexpected_keys"]) if name.split(".")[0] not in CLASSIFIERS]
     if report["missing_keys"] or report["mismatched_keys"] or left:
         raise InputError(
@@ -252,3 +244,4 @@ def _check_report(pretrained: SegformerModel, report: dict, target: SegformerMod
             f"without a place {left[:3]}"
         )
     target.load_state_dict(pretrained.state_dict())
+    return sorted(report["unexpected_keys"])

@@ -11,21 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.errors import InputError
-from glioma_dist.files import read_json, write_json_atomically
+from glioma_dist.files import make_folder, read_json, remove_quietly, write_json_atomically
 from glioma_dist.study.plan import Settings
 
 SETTINGS = "study.json"
 """In the study's folder: what decided its numbers."""
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Of several studies that start in one folder each waits for the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    was_there = folder.exists()
+    make_folder(folder)
+    with open(folder / LOCK, "w") as file:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        except BaseException:
+            if not was_there and [each.name for each in folder.iterdir()] == [LOCK]:  # nothing was begun
+                remove_quietly(folder / LOCK)
+                folder.rmdir()
+            raise
 
 
 def settings_text(settings: Settings) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_a_graph_that_is_not_equal_is_not_written(tmp_path, monkeypatch):
 def test_a_place_that_is_no_file_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path, Path("."), tmp_path / "file" / "model.onnx"):
-        with pytest.raises(InputError, match=r"--out .*: not a place for a file"):
+        with pytest.raises(InputError, match=r"--out .*(name a file in it|file is no folder)"):
             export(tmp_path / "no checkpoint", out)
 
 

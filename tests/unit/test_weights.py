@@ -2,20 +2,26 @@
 
 import os
 import re
+import socket
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import helpers
 import pytest
 import timm
 import torch
 from encoder_helpers import narrow
-from helpers import TINY_CHANNELS
+from helpers import TINY_CHANNELS, run, start
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 from transformers import SegformerForImageClassification
 
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
-from glioma_dist.model import weights
+from glioma_dist.model import download, weights
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.encoder import mit_config
 from glioma_dist.model.timm_encoder import TIMM_MODELS
@@ -92,7 +98,7 @@ def test_what_was_not_really_downloaded_is_named(tmp_path, content, kind):
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.pth: cannot be read"):
+    with pytest.raises(InputError, match=r"gone\.pth: no such file"):
         build_model(config_of("mit_b0", "imagenet", tmp_path / "gone.pth"), 0)
 
 
@@ -129,7 +135,7 @@ def test_imagenet_weights_reach_the_encoder_and_nothing_else(tmp_path, monkeypat
     file = tmp_path / "model.safetensors"
     published = timm_file(file, name)
     asked = []
-    monkeypatch.setattr(weights, "hf_hub_download", lambda *given, **_: asked.append(given) or str(file))
+    monkeypatch.setattr(download, "hf_hub_download", lambda *given, **_: asked.append(given) or str(file))
     config = config_of(name, "imagenet", file if way == "file" else None)
     model, lineage = build_model(config, 0)
     plain = build_model(config_of(name), 0)[0].state_dict()
@@ -139,9 +145,12 @@ def test_imagenet_weights_reach_the_encoder_and_nothing_else(tmp_path, monkeypat
     assert sum(tensor_name.startswith("encoder.body.") for tensor_name in model.state_dict()) > 30
     hub_name = {"resnet50": "timm/resnet50.a1_in1k", "vgg19": "timm/vgg19.tv_in1k"}[name]
     assert asked == ([(hub_name, "model.safetensors")] if way == "hub" else [])
+    left_out = {"resnet50": "2 tensors that are not used (fc.", "vgg19": "6 tensors that are not used ("}[name]
+    told = f"ImageNet, {hub_name if way == 'hub' else 'model.safetensors'}, without {left_out}"
+    assert lineage[0]["weights"].startswith(told)
     assert lineage == [
         {
-            "weights": f"ImageNet, {hub_name if way == 'hub' else 'model.safetensors'}",
+            "weights": lineage[0]["weights"],
             "licence": {"resnet50": "apache-2.0", "vgg19": "bsd-3-clause"}[name],
         }
     ]
@@ -223,6 +232,18 @@ def test_a_file_of_a_checkpoint_of_ours_does_not_lose_its_lineage(tmp_path):
         build_model(config_of("mit_tiny", tmp_path / "best" / "model.safetensors"), 0)
 
 
+def put_into_cache(name: str, content: bytes, monkeypatch, folder: Path) -> Path:
+    """A file of weights in the hub's local cache, as its client puts it there."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    repository = folder / f"models--{name.replace('/', '--')}"
+    file = repository / "snapshots" / ("0" * 40) / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    return file
+
+
 @pytest.mark.parametrize("fault", ["nan", "cut short"])
 def test_broken_files_of_transformers_names_are_one_line(tmp_path, monkeypatch, capfd, fault):
     model = build_model(config_of("mit_tiny"), 0)[0]
@@ -235,12 +256,10 @@ def test_broken_files_of_transformers_names_are_one_line(tmp_path, monkeypatch, 
         with pytest.raises(InputError, match=r"stages\.0\.layer_norm\.bias is not finite"):
             build_model(config_of("mit_tiny", "imagenet", tmp_path / "model.safetensors"), 0)
     else:
-        (tmp_path / "config.json").write_text(model.encoder.segformer.config.to_json_string())
-        (tmp_path / "model.safetensors").write_bytes(b"\x10")
-        monkeypatch.setattr(weights, "snapshot_download", lambda *_, **__: str(tmp_path))
-        with pytest.raises(InputError, match=r"cannot be read as weights .*remove the folder") as error:
+        cached = put_into_cache("nobody/mit-tiny", b"\x10", monkeypatch, tmp_path)
+        with pytest.raises(InputError, match=r"cannot be read as weights .*remove that file") as error:
             build_model(config_of("mit_tiny", "imagenet"), 0)
-        one_line(error)
+        assert str(cached) in one_line(error)
     assert capfd.readouterr().err == ""
 
 
@@ -263,23 +282,100 @@ def test_a_counter_that_old_files_lack_is_not_missed(tmp_path, monkeypatch):
     assert torch.equal(model.encoder.body.bn1.running_mean, tensors["bn1.running_mean"])
 
 
-@pytest.mark.parametrize(
-    ("encoder", "fragments"),
-    [
-        ("resnet50", ("timm/resnet50.a1_in1k", "`hf download timm/resnet50.a1_in1k model.safetensors`")),
-        ("xception", ("xception-43020ad28.pth", "fetch ")),
-    ],
-)
-def test_imagenet_weights_without_a_network_are_one_clear_line(tmp_path, monkeypatch, encoder, fragments):
-    def unreachable(*_, **__):
-        raise OSError("no network")
+class DeadServer:
+    """A server that cannot be used, at a port of this machine."""
 
-    monkeypatch.setattr(weights, "hf_hub_download", unreachable)
-    monkeypatch.setattr(weights, "load_state_dict_from_url", unreachable)
-    with pytest.raises(InputError, match=r"--model\.init imagenet: .* not in the local cache") as error:
-        build_model(config_of(encoder, "imagenet"), 0)
-    for fragment in (*fragments, "--model.weights FILE"):
-        assert fragment in one_line(error)
+    def __init__(self, kind: str) -> None:
+        self.kind, self.listener, self.open = kind, socket.socket(), []
+        self.listener.bind(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        if kind == "refuses":
+            self.listener.close()
+            return
+        self.listener.listen(50)
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def close(self) -> None:
+        self.listener.close()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.open.append(connection)
+            threading.Thread(target=self._speak, args=(connection,), daemon=True).start()
+
+    def _speak(self, connection: socket.socket) -> None:
+        if self.kind == "is silent":
+            return
+        while asked := connection.recv(65536):
+            head = f'ETag: "{"a" * 40}"\r\nX-Repo-Commit: {"b" * 40}\r\nContent-Length: 1000000\r\n\r\n'
+            if self.kind == "answers 503":
+                connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+            elif self.kind == "answers 404":
+                connection.sendall(b"HTTP/1.1 404 None\r\nX-Error-Code: EntryNotFound\r\nContent-Length: 0\r\n\r\n")
+            elif self.kind == "stops in mid-file":
+                connection.sendall(f"HTTP/1.1 200 OK\r\n{head}".encode() + b"x" * 999 * asked.startswith(b"GET"))
+
+
+def train_with_hub(endpoint: str, arguments: list[str]) -> None:
+    """train.py in this process, as if it had been started with HF_ENDPOINT and an empty cache."""
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+    constants.ENDPOINT, constants.HF_HUB_OFFLINE = endpoint, False
+    helpers._run_script("train.py", arguments)
+
+
+DEAD = ("refuses", "is silent", "answers 503", "answers 404", "stops in mid-file", "has no address")
+
+
+def test_imagenet_weights_without_a_network_are_one_line_within_ten_seconds(shards, tmp_path):
+    """All ways at once: each takes as long as the hub is waited for, and hardly any processor."""
+    cases = [("mit_b0", kind) for kind in DEAD] + [("resnet50", "is silent"), ("resnet50", "has no address")]
+    run(len, "")  # the server that the processes are forked from is there
+    started, servers, running = time.monotonic(), [], []
+    for encoder, kind in cases:
+        servers.append(DeadServer(kind))
+        host = "nowhere.invalid" if kind == "has no address" else "127.0.0.1"
+        arguments = ["--data.train", shards / "train", "--data.workers", 0, "--model.init", "imagenet"]
+        arguments += ["--model.encoder", encoder, "--out", tmp_path / f"{encoder} {kind}", "--batch-size", 1]
+        running.append(start(train_with_hub, f"http://{host}:{servers[-1].port}", list(map(str, arguments))))
+    for (encoder, kind), each in zip(cases, running, strict=True):
+        (ended,) = each.wait()
+        print(f"{encoder}, {kind}: {time.monotonic() - started:.1f} s, {ended.stderr}")
+        assert ended.exit_code == 2
+        assert re.fullmatch(r"error: --model\.init imagenet: .* is not in the local cache.*\n", ended.stderr)
+        assert len(ended.stderr) <= 508
+        name = "nvidia/mit-b0" if encoder == "mit_b0" else "timm/resnet50.a1_in1k"
+        for fragment in (name, f"`hf download {name}`", "--model.weights FILE"):
+            assert fragment in ended.stderr
+    for server in servers:
+        server.close()
+    # Alone each takes less than 10; eight at once share two busy cores.
+    assert time.monotonic() - started < 40
+
+
+def test_weights_at_a_plain_url_are_given_up_as_soon(monkeypatch, tmp_path):
+    server = DeadServer("is silent")
+    monkeypatch.setattr(download, "SECONDS_WITHOUT_A_BYTE", 0.5)
+    torch.hub.set_dir(tmp_path)
+    published = SimpleNamespace(hf_hub_id=None, url=f"http://127.0.0.1:{server.port}/xception-43020ad28.pth")
+    with pytest.raises(InputError, match=r"nothing came for 0\.5 s\); fetch http.*--model\.weights FILE"):
+        weights._from_timms_hub(published)
+    server.close()
+
+
+def test_weights_that_come_slowly_but_do_come_are_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "SECONDS_WITHOUT_A_BYTE", 0.6)
+
+    def fetch() -> str:
+        for number in range(6):
+            time.sleep(0.3)
+            (tmp_path / f"{number}").write_bytes(b"x")
+        return "all"
+
+    assert download._within_bound(fetch, tmp_path, None) == "all"
 
 
 @pytest.mark.parametrize("names", ["transformers", "authors"])

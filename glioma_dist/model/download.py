@@ -1,0 +1,126 @@
+"""Weights from the internet: out of the local cache, or fetched with a bound on how long nothing comes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils import are_progress_bars_disabled as bars_are_off
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
+from torch.hub import get_dir, load_state_dict_from_url
+
+SECONDS_WITHOUT_A_BYTE = 8.0
+"""Given up after that. The libraries' own retries take minutes in all."""
+POLL_SECONDS = 0.2
+THREAD = "download"
+
+
+class NotReachedError(Exception):
+    """A server did not answer, or said no."""
+
+
+def from_hub(name: str, files: tuple[str, ...]) -> Path:
+    """The first of `files` that the repository `name` of the Hugging Face hub has, from the local cache where it is
+    there. Raises NotReachedError, within `SECONDS_WITHOUT_A_BYTE` of the last byte that came."""
+    for file in files:
+        # Without asking the network, which the client does even for files that are here.
+        cached = try_to_load_from_cache(name, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    missing: Exception | None = None
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    for file in files:
+        try:
+            return Path(_within_bound(lambda file=file: hf_hub_download(name, file), cache, f"{name}, {file}"))
+        except errors.LocalEntryNotFoundError as error:
+            raise NotReachedError(_words(error)) from error
+        except errors.EntryNotFoundError as error:
+            missing = error
+        except (OSError, ValueError) as error:
+            raise NotReachedError(_words(error)) from error
+    raise NotReachedError(f"it has none of {', '.join(files)}") from missing
+
+
+def from_url(url: str) -> dict[str, Any]:
+    """The state dict at a URL, from torch's cache where it is there. Raises as `from_hub`."""
+    cache = Path(get_dir()) / "checkpoints"
+
+    def load() -> dict[str, Any]:
+        return load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True, progress=False)
+
+    try:
+        return _within_bound(load, cache, None)  # torch tells itself what it downloads
+    except OSError as error:
+        raise NotReachedError(_words(error)) from error
+
+
+def _within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> Any:
+    """What `fetch` returns or raises; NotReachedError where nothing in `folder` grows for `SECONDS_WITHOUT_A_BYTE`.
+
+    A thread that is given up does not keep the process from ending. what: told on the screen, for it can take long.
+    """
+    if what and os.environ.get("RANK", "0") == "0":
+        print(f"downloading {what}", flush=True)
+    ended: list[tuple[Any, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            ended.append((fetch(), None))
+        except BaseException as error:
+            ended.append((None, error))
+
+    with _quiet_hub():
+        thread = threading.Thread(target=work, daemon=True, name=THREAD)
+        thread.start()
+        size, since = _bytes_below(folder), time.monotonic()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            found = _bytes_below(folder)
+            if found != size:
+                size, since = found, time.monotonic()
+            elif time.monotonic() - since > SECONDS_WITHOUT_A_BYTE and thread.is_alive():
+                raise NotReachedError(f"nothing came for {SECONDS_WITHOUT_A_BYTE:g} s")
+    value, error = ended[0]
+    if error is not None:
+        raise error
+    return value
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the client's bars and its line for each retry."""
+    verbosity, were_off = logging.get_verbosity(), bars_are_off()
+    logging.set_verbosity(logging.CRITICAL)
+    if not were_off:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        # A thread that was given up would go on to write.
+        if not any(thread.name == THREAD for thread in threading.enumerate()):
+            logging.set_verbosity(verbosity)
+            if not were_off:
+                enable_progress_bars()
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except OSError:  # renamed meanwhile
+            continue
+    return total
+
+
+def _words(error: Exception) -> str:
+    """The first line of the innermost cause, which says what the network did."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,186 @@
+"""Every path of every command, found in its flags, with everything that can be wrong with one: one line, exit code 2,
+nothing left behind. Commands run one after another in a process of their own that may read only what it owns."""
+
+import contextlib
+import ctypes
+import io
+import os
+import re
+import runpy
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY, draw_sample, run, tiny_config
+
+from glioma_dist.data.sample import encode_image
+from glioma_dist.model.unet import build_model
+from glioma_dist.training.state import Position, save_state
+
+SCRIPTS = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
+OUTPUTS = ("--out", "--json", "--sheet", "--data.cache")
+FILES = ("--json", "--sheet", "--model.weights", "--weights", "--picture", "--launch", "--launch-file", "--config")
+"""Flags that name a file; --out of evaluate.py and export_onnx.py does, too."""
+SECONDS = 60
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+"""Of Linux's linux/capability.h: what lets root read everything."""
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+BASES = {
+    "train.py": "--data.train SHARDS/train --data.workers 0 --model.encoder mit_tiny --max-steps 1 --out OUT",
+    "evaluate.py": "--checkpoint BEST --data SHARDS/val --workers 0",
+    "predict.py": "--checkpoint BEST --images IMAGES --out OUT",
+    "export_onnx.py": "--checkpoint BEST --out OUT/model.onnx",
+    "merge_checkpoint.py": "--checkpoint BEST --out OUT",
+    "inspect_shards.py": "SHARDS/val",
+    "plan_memory.py": "--size 64x64 --model.encoder mit_tiny",
+    "convert_livecell.py": "--source SHARDS --out OUT",
+    "convert_glioma_c6.py": "--source SHARDS --out OUT",
+    "make_demo_data.py": "--out OUT --livecell 1 1 1 --glioma 1 1 1",
+    "bench_loader.py": "--workers 0 --num-images 1 --rounds 1 --batch-size 1",
+    "bench_resolution.py": "--sizes 64x64 --encoder mit_tiny --out OUT",
+    "bench_rows.py": "--out OUT",
+    "reproduce_article.py": "table1 --source SHARDS --source-splits train val val --target SHARDS/train --out OUT "
+    "--preset small",
+    "study_starting_weights.py": "--source SHARDS --out OUT",
+}
+"""The shortest valid flags of each command; what is tested is added to them, or replaces theirs."""
+UNUSED = {
+    "plan_memory.py": ("--model.init", "--model.weights"),
+    "train.py": ("--data.cache",),
+}
+"""Flags of paths that a command does not look at with these others; it says so ("no effect")."""
+WITH = {"--model.weights": ("--model.init", "imagenet"), "--picture": ("--imagenet", "none")}
+
+
+@pytest.fixture(scope="module")
+def places(shards, tmp_path_factory):
+    """Valid values for the words of `BASES`."""
+    folder = tmp_path_factory.mktemp("places")
+    config = tiny_config(shards, folder / "run")
+    save_state(folder / "best", config, Position(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
+    (folder / "images").mkdir()
+    (folder / "images" / "a.png").write_bytes(encode_image(draw_sample(0).image))
+    return {"SHARDS": str(shards), "BEST": str(folder / "best"), "IMAGES": str(folder / "images")}
+
+
+def bad_values(folder: Path, flag: str, is_file: bool) -> dict[str, Path]:
+    """What can be wrong with a path: name of the fault -> a path with it."""
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(b"\x93NUMPY\x00\xff" * 50)
+    (folder / "closed").mkdir()
+    (folder / "closed" / "inside").write_text("x")
+    (folder / "empty-folder").mkdir()
+    (folder / "empty").touch()
+    (folder / "unreadable").write_text("{}")
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "unreadable").chmod(0)
+    (folder / "closed").chmod(0)
+    found = {"pipe": folder / "pipe", "loop": folder / "loop", "below a file": folder / "file" / "x"}
+    if flag in OUTPUTS:
+        return found | {
+            "not writable": folder / "closed" / "x",
+            "the other kind": folder / ("empty-folder" if is_file else "file"),
+        }
+    return found | {
+        "missing": folder / "nowhere",
+        "unreadable": folder / ("unreadable" if is_file else "closed"),
+        "in an unreadable folder": folder / "closed" / "inside",
+        "garbage": folder / "file",
+        "an empty file": folder / "empty",
+        "an empty folder": folder / "empty-folder",
+    }
+
+
+def drop_rights() -> None:
+    """Have root obey the modes of files, as any other user must. Nothing to do for others."""
+    header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, data) == 0
+    for word in (0, 1):  # effective, permitted
+        data[word] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+    assert libc.capset(header, data) == 0
+
+
+def run_cases(script: str, cases: list[tuple[str, str, list[str]]]) -> list[tuple]:
+    """Run a command once for each case, in this process. Returns for each: flag, fault, exit code, stderr, seconds."""
+    drop_rights()
+    os.chdir("/")
+    ended = []
+
+    def too_late(*_: object) -> None:
+        raise RuntimeError(f"still running after {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, too_late)
+    for flag, fault, arguments in cases:
+        said, started = io.StringIO(), time.monotonic()
+        said.reconfigure = lambda **_: None
+        sys.argv = [script, *arguments]
+        signal.alarm(SECONDS)
+        code: object = 0
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            try:
+                runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+            except BaseException:
+                code = traceback.format_exc(limit=-4)
+        signal.alarm(0)
+        ended.append((flag, fault, code, said.getvalue(), time.monotonic() - started))
+    return ended
+
+
+def cases_of(script: Path, folder: Path, places: dict[str, str], flags: dict[str, bool]) -> list:
+    words = places | {"OUT": str(folder / "out")}
+    base = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in BASES[script.name].split()]
+    cases = []
+    for number, flag in enumerate(flags):
+        is_file = flag in FILES or (flag == "--out" and script.name in ("evaluate.py", "export_onnx.py"))
+        for fault, value in bad_values(folder / str(number), flag, is_file).items():
+            arguments = list(base)
+            if not flag.startswith("--"):
+                arguments[0] = str(value)
+            elif flag in base:
+                arguments[base.index(flag) + 1] = str(value)
+            else:
+                arguments += [flag, str(value), *WITH.get(flag, ())]
+            cases.append((flag, fault, arguments))
+    return cases
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_size for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("script", [each for each in SCRIPTS if each.name in BASES], ids=lambda script: script.name)
+def test_a_path_that_cannot_be_used_is_one_line(script, tmp_path, places):
+    sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
+    from test_paths import path_flags, target_of
+
+    flags = path_flags(target_of(script)[1])
+    if script.name in ("train.py", "evaluate.py", "predict.py"):
+        flags |= {"--config": False}
+    flags = {flag: each for flag, each in flags.items() if flag not in UNUSED.get(script.name, ())}
+    cases = cases_of(script, tmp_path, places, flags)
+    before = snapshot(tmp_path)
+    (ended,) = run(run_cases, str(script.relative_to(REPOSITORY)), cases, timeout=SECONDS * 10)
+    faults = []
+    for flag, fault, code, said, seconds in ended:
+        good = code == 2 and re.fullmatch(r"error: .{1,500}\n", said) and seconds < SECONDS
+        if not good:
+            faults.append(f"{flag}, {fault}: {code} {said!r} {seconds:.1f} s")
+    assert not faults, "\n".join(faults)
+    assert snapshot(tmp_path) == before
+
+
+def test_every_command_that_takes_a_path_is_tried():
+    sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
+    from test_paths import path_flags, target_of
+
+    with_paths = {script.name for script in SCRIPTS if path_flags(target_of(script)[1])}
+    assert with_paths == BASES.keys()

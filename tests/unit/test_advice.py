@@ -1,0 +1,141 @@
+"""Advice that a message gives is followed here: it must lead to shards. And data without a cell is told of."""
+
+import re
+import shlex
+import shutil
+
+import cv2
+import pytest
+from data_helpers import CELL, annotation, image_record, square, write_coco, write_livecell, write_tiff
+from data_helpers import draw_image as draw_picture
+from helpers import command, draw_sample, draw_shards, tiny_config, write_shards
+
+from glioma_dist.data.advice import how_to_make_shards
+from glioma_dist.data.background import MOST_SAMPLES, check_cells
+from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.unlisted import describe_unlisted
+from glioma_dist.errors import InputError
+from glioma_dist.model.unet import build_model
+from glioma_dist.training.state import Position, save_state
+
+
+def refusal(folder) -> str:
+    with pytest.raises(InputError) as error:
+        ShardReader(folder)
+    line = str(error.value)
+    assert len(line) <= 500
+    assert "\n" not in line
+    return line
+
+
+def follow(line: str, tmp_path, **places: str) -> list[ShardReader]:
+    """Run the command that a message names; the shards that it makes."""
+    words = shlex.split(re.search(r"python (tools/\S+\.py .*)", line)[1])
+    words = [places.get(word, word) for word in words]
+    ended = command(words[0], *[word.replace("shards/", f"{tmp_path}/made/") for word in words[1:]])
+    assert ended.exit_code == 0, ended.stderr
+    return [ShardReader(index.parent) for index in (tmp_path / "made").rglob("index.json")]
+
+
+def write_cvat_export(folder) -> None:
+    """What CVAT writes for a task of one subset."""
+    (folder / "images" / "default").mkdir(parents=True)
+    for number in range(2):
+        write_tiff(folder / "images" / "default" / f"{number}.tif", draw_picture(number))
+    records = [image_record(number + 1, f"{number}.tif") for number in range(2)]
+    cells = [annotation(number + 1, number + 1, square(4, 5, 9)) for number in range(2)]
+    (folder / "annotations").mkdir()
+    write_coco(folder / "annotations" / "instances_default.json", records, cells, (CELL,))
+
+
+def test_a_folder_of_images_says_what_is_missing_and_the_way_leads_to_shards(tmp_path):
+    plate = tmp_path / "plate"
+    plate.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(plate / f"{number}.png"), draw_sample(number).image)
+    line = refusal(plate)
+    assert "there are 3 images, and training needs the outlines of their cells" in line
+    assert "LIVECell" not in line
+    write_cvat_export(tmp_path / "export")
+    made = follow(line, tmp_path, EXPORT=str(tmp_path / "export"))
+    assert sum(map(len, made)) == 2
+
+
+@pytest.mark.parametrize("kind", ["LIVECell", "CVAT"])
+def test_a_data_set_that_is_not_converted_names_its_converter(tmp_path, kind):
+    folder = tmp_path / "my data"
+    if kind == "CVAT":
+        write_cvat_export(folder)
+    else:
+        write_livecell(folder, {"train": 2})
+    made = follow(refusal(folder), tmp_path)
+    assert sum(map(len, made)) == 2
+
+
+def test_tars_without_an_index_name_the_command_that_makes_one(tmp_path):
+    draw_shards(tmp_path / "tars", range(3))
+    for path in (tmp_path / "tars").glob("*.json"):
+        path.unlink()
+    line = refusal(tmp_path / "tars")
+    words = shlex.split(re.search(r"python (tools/.*)", line)[1])
+    assert command(*words).exit_code == 0
+    assert len(ShardReader(tmp_path / "tars")) == 3
+
+
+def test_an_empty_folder_names_both_converters(tmp_path):
+    for name in ("convert_livecell.py", "convert_glioma_c6.py"):
+        assert name in how_to_make_shards(tmp_path)
+
+
+def without_cells(folder, count: int, with_cells: tuple[int, ...] = ()):
+    samples = [draw_sample(number) for number in range(count)]
+    for number, sample in enumerate(samples):
+        if number not in with_cells:
+            sample.mask[:] = 0
+    return ShardReader(write_shards(folder, samples, samples_per_shard=7))
+
+
+def test_training_data_without_a_cell_is_refused_and_others_are_told_of(tmp_path):
+    empty = without_cells(tmp_path / "empty", 9)
+    with pytest.raises(
+        InputError, match=r"--data\.train .*empty: no mask of 9 samples has a cell, so there is nothing"
+    ):
+        check_cells([empty], "--data.train", is_needed=True)
+    assert "no mask of 9 samples has a cell; python tools/inspect_shards.py" in check_cells(
+        [empty], "--data.val", False
+    )
+    last = without_cells(tmp_path / "last", 9, with_cells=(8,))
+    assert check_cells([last], "--data.train", is_needed=True) is None
+    # One set of background among others teaches what is no cell.
+    assert check_cells([empty, last], "--data.train", is_needed=True) is None
+    large = without_cells(tmp_path / "large", MOST_SAMPLES + 10, with_cells=(7,))
+    assert f"no mask of {MOST_SAMPLES} samples of {MOST_SAMPLES + 10}" in check_cells([large], "--data.train", True)
+
+
+def test_every_place_that_is_looked_at_is_another_one(tmp_path, monkeypatch):
+    reader, seen = without_cells(tmp_path / "x", 20), []
+    plain = reader.read
+    monkeypatch.setattr(reader, "read", lambda shard, place: seen.append((shard, place)) or plain(shard, place))
+    check_cells([reader], "--data.val", is_needed=False)
+    assert len(set(seen)) == len(seen) == 20
+
+
+def test_files_beside_shards_that_no_index_lists_are_told_of(shards, tmp_path):
+    folder = shutil.copytree(shards / "val", tmp_path / "val")
+    reader = ShardReader(folder)
+    assert describe_unlisted(reader) is None
+    for name in ("00007.tar", "x.png", "y.png", "README.md", "audit.json", ".DS_Store"):
+        (folder / name).touch()
+    (folder / "more").mkdir()
+    expected = f"{folder}: 4 entries that index.json does not list are not read (2 .png, 1 .tar, 1 folder)"
+    assert describe_unlisted(reader) == expected
+
+
+def test_evaluation_tells_of_what_no_sample_took(shards, tmp_path):
+    folder = shutil.copytree(shards / "val", tmp_path / "val")
+    (folder / "00007.tar").touch()
+    config = tiny_config(shards, tmp_path / "run")
+    save_state(tmp_path / "best", config, Position(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
+    ended = command("evaluate.py", "--checkpoint", tmp_path / "best", "--data", folder, "--workers", 0)
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert "1 entry that index.json does not list is not read (.tar)" in ended.stdout

@@ -1,0 +1,230 @@
+"""Paths of every command: found in the commands' own flags, and refused where no path of this machine is meant."""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from helpers import REPOSITORY
+
+from glioma_dist import command_line, config
+from glioma_dist.config import EvaluateConfig, PredictConfig, TrainConfig
+from glioma_dist.config_file import read_config, to_dict
+from glioma_dist.data.storage import SCHEMES
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.paths import URL_SCHEMES, check_path, path_flags
+
+SCRIPTS = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
+READERS = ("parse", "read_arguments", "run_function")
+NO_PATHS = {
+    "--model.encoder": "a name",
+    "--encoder": "a name",
+    "--foretold-encoder": "a name",
+    "--data.cache-size": "a number with a unit",
+    "--gpu-memory": "a number with a unit",
+    "--shard": "as 2/4",
+    "--group-by": "a regular expression, or a word",
+    "--imagenet": "NAME=FILE; looked for when the study is planned",
+    "--image": "an ending of names in a tar",
+    "--mask": "an ending of names in a tar",
+    "--dataset": "a name",
+    "--split": "a name",
+    "--source-splits": "names",
+    "--licence": "words of a licence, which can be a URL",
+}
+"""Flags that take text which is no path. A new flag of text is either here or is marked as a path."""
+REFUSED = (
+    "s3://b/k",
+    "gs://b/k",
+    "file:///tmp/x",
+    "http://h/x",
+    "S3://b/k",
+    "s3:/b/k",
+    "pipe:cat x",
+    "a::s3://b/k",
+    "~/x",
+)
+EMPTY = ("", "  ")
+
+
+def load(script: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"command_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def reads(script: Path) -> tuple[str, str]:
+    """By which function a command reads its flags, and the name of the config or function that they are of."""
+    calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+    found = [call for call in calls if getattr(call.func, "id", None) in READERS]
+    assert len(found) == 1, f"{script.name}: reads its flags by one of {READERS}, once"
+    assert not [call for call in calls if ast.unparse(call.func) in ("tyro.cli", "argparse.ArgumentParser")]
+    return found[0].func.id, found[0].args[0].id
+
+
+def target_of(script: Path) -> tuple[str, Any]:
+    """How a command reads its flags, and the config's class or the function that they are of."""
+    how, name = reads(script)
+    module = load(script)
+    return how, getattr(module, name, None) or getattr(config, name)
+
+
+def text_flags(kind: Any, prefix: str = "--") -> set[str]:
+    """Every flag that takes any text."""
+    found = set()
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found |= text_flags(hint, f"{prefix}{name.replace('_', '-')}.")
+        elif hint is str or "str" in [getattr(each, "__name__", "") for each in getattr(hint, "__args__", ())]:
+            found.add(prefix + name.replace("_", "-"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def targets() -> dict[str, tuple[str, Any]]:
+    """Command -> how it reads its flags, and the config's class or the function."""
+    return {script.name: target_of(script) for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_every_path_of_every_command_refuses_what_is_no_path(script, targets, capsys):
+    """Values as a shell hands them over. Each command stops before it has done anything at all."""
+    how, target = targets[script.name]
+    flags = path_flags(target)
+    required = required_arguments(target)
+    assert flags or script.name in ("bench_convert.py", "count_encoders.py", "simulate_order.py")
+    for flag, takes_urls in flags.items():
+        for value in (*REFUSED, *EMPTY):
+            if takes_urls and value.partition("://")[0] in URL_SCHEMES:
+                continue
+            others = [part for name, text in required.items() if name != flag for part in words(name, text)]
+            given = [f"{flag}={value}"] if flag.startswith("--") else [value]
+            with pytest.raises(InputError) as error:
+                read(how, target, [*others, *given])
+            line = one_line(error.value)
+            assert flag in line or value in EMPTY, (flag, value, line)
+            assert len(line) <= 500
+    assert capsys.readouterr() == ("", "")
+
+
+def words(flag: str, value: str) -> list[str]:
+    return [flag, value] if flag.startswith("--") else [value]
+
+
+def required_arguments(target: Any) -> dict[str, str]:
+    """A value for each flag that has no default."""
+    known = {"sizes": "64x64", "study": "table1", "shards": "x", "size": "64x64"}
+    if dataclasses.is_dataclass(target):
+        missing = [
+            field.name
+            for field in dataclasses.fields(target)
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ]
+    else:
+        missing = [name for name, each in inspect.signature(target).parameters.items() if each.default is each.empty]
+    positional = {"study", "shards"}
+    flags = {name: name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in missing}
+    return {flag: known.get(name, "x") for name, flag in flags.items()}
+
+
+def read(how: str, target: Any, argv: list[str]) -> None:
+    if how == "parse":
+        command_line.parse(target, argv)
+    elif how == "read_arguments":
+        command_line.read_arguments(target, argv)
+    else:
+        command_line.run_function(target, argv)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_every_flag_that_takes_text_is_known_for_a_path_or_for_none(script, targets):
+    _, target = targets[script.name]
+    paths = {flag if flag.startswith("--") else f"--{flag.lower()}" for flag in path_flags(target)}
+    assert text_flags(target) - paths - NO_PATHS.keys() == set()
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, EvaluateConfig, PredictConfig])
+def test_a_config_file_is_checked_like_flags(kind, tmp_path):
+    """Zero bytes can come from a file only."""
+    required = {"checkpoint": "c", "data": "d", "images": "i", "out": "o"}
+    for value in (*REFUSED, "a\0b", ""):
+        for field, hint in get_type_hints(kind).items():
+            if hint is not Path and "Path" not in str(hint):
+                continue
+            fields = {each.name for each in dataclasses.fields(kind)}
+            values = {name: text for name, text in required.items() if name in fields}
+            values["data"] = {"train": ["d"]} if kind is TrainConfig else values.get("data")
+            values = {name: each for name, each in (values | {field: value}).items() if each is not None}
+            file = tmp_path / "config.json"
+            file.write_text(json.dumps(values))
+            with pytest.raises(InputError, match=field):
+                command_line.parse(kind, ["--config", str(file)])
+
+
+def test_the_name_of_a_config_file_is_a_path_too():
+    with pytest.raises(InputError, match=r"--config s3:/b/c\.json: s3: is not supported"):
+        command_line.parse(TrainConfig, ["--config", "s3://b/c.json"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a:b/c",
+        "plate 1/a:1.tif",
+        "./s3:/x",
+        "x~",
+        "./~/x",
+        "k\udcf6ln",
+        "a\nb",
+        "-x",
+        "C:x",
+        "plates/**/*.tif",
+        "a::b",
+    ],
+)
+def test_odd_paths_that_are_paths_are_taken(path):
+    check_path("--out", path)
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "x/" * 2048 + "x", "é" * 128])
+def test_paths_that_no_file_system_has_are_refused(path):
+    with pytest.raises(InputError, match="is too long") as error:
+        check_path("--out", path)
+    assert len(one_line(error.value)) <= 500
+
+
+def test_no_secret_of_a_url_is_shown():
+    for url in ("s3://user:word@bucket/x", "https://bucket/x?signature=word"):
+        with pytest.raises(InputError) as error:
+            check_path("--out", url)
+        assert "word" not in str(error.value)
+
+
+def test_the_schemes_are_those_that_shards_are_read_from():
+    assert URL_SCHEMES == SCHEMES
+
+
+def test_flags_without_an_effect_are_named(capsys):
+    given = ["--data.train", "x", "--data.crop-side", "0.2", "0.4", "--data.chain-length", "3", "--eval-every", "5"]
+    command_line.parse(TrainConfig, given)
+    said = capsys.readouterr().out
+    for flag in ("--data.crop-side", "--data.chain-length", "--eval-every"):
+        assert f"no effect: {flag}" in said
+    command_line.parse(TrainConfig, [*given, "--data.fit", "random-resized-crop", "--data.val", "y"])
+    said = capsys.readouterr().out
+    assert "crop-side" not in said
+    assert "eval-every" not in said
+    command_line.parse(TrainConfig, ["--data.train", "x"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_config_without_paths_still_reads_back(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(to_dict(TrainConfig())))
+    assert read_config(TrainConfig, tmp_path / "c.json") == TrainConfig()
