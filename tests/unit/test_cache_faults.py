@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from helpers import draw_shards, run, start
 from test_cache import QUICK, expected, fetched, read_all, shard_bytes
 
 from glioma_dist.data.cache import ShardCache
+from glioma_dist.data.file_locks import HeldError, held
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import Patience
 
@@ -162,3 +164,24 @@ def test_a_cache_that_is_removed_in_mid_run_is_made_again(server, shards, tmp_pa
     for shard in (0, 1, 0, 2):
         np.testing.assert_array_equal(reader.read(shard, 0).image, wanted.read(shard, 0).image)
         shutil.rmtree(tmp_path / "cache")
+
+
+def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path):
+    """The bound on all waiting, for a holder that is heard of again and again."""
+    path, ended = tmp_path / "x.partial", threading.Event()
+    with held(path, 0.2, "nobody") as file:
+
+        def write() -> None:
+            while not ended.wait(0.02):
+                os.utime(file)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        before = time.monotonic()
+        with pytest.raises(HeldError, match="the other did not finish within 2 s"), held(path, 0.2, "the other"):
+            pass
+        assert 2 <= time.monotonic() - before < 6
+        ended.set()
+        writer.join()
+    with held(path, 0.2, "nobody"):
+        pass

@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -187,6 +188,7 @@ def test_flags_that_cannot_be_are_refused(tool, tmp_path):
         ({"index": True, "shards": "s3://a/b"}, "upload it"),
         ({"num_images": 0}, "1 or more"),
         ({"sheet": tmp_path / "x.jpg"}, "name a .png"),
+        ({"sheet": Path("s3://bucket/x.png")}, "is a URL"),
     ):
         with pytest.raises(InputError, match=fragment):
             tool.InspectConfig(**{"shards": "x", **flags}).validate()
@@ -265,6 +267,14 @@ def test_names_that_are_not_utf8_are_printed_as_escapes(tool, tmp_path, capsys):
     assert "2 members belong to no sample and are not read: s.tar: k\\xf6ln.txt, s.tar: line\\x0abreak.txt" in printed
     printed.encode("ascii")
     assert ShardReader(tmp_path).keys() == ["x", "m_"]
+
+
+@pytest.mark.parametrize("name", ["k\udcf6ln.png", "äöü.png"])
+def test_a_sheet_may_have_any_name(tool, shards, tmp_path, name, capsys):
+    inspect(tool, shards / "train", sheet=tmp_path / name, num_images=1)
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match=r"its folder is gone|cannot be written"):
+        inspect(tool, shards / "train", sheet=shards / "train" / "index.json" / "x.png", num_images=1)
 
 
 def test_our_own_shards_have_no_such_members(tool, copy, capsys):
