@@ -12,13 +12,14 @@ import tifffile
 
 from glioma_dist.data import tiff_directories as tag
 from glioma_dist.data.image_limits import check_size
+from glioma_dist.data.lzw import is_valid_lzw
 from glioma_dist.data.orientation import AS_STORED, valid_orientation, xmp_orientation
 from glioma_dist.data.tiff_colours import check_colours, to_image
 from glioma_dist.data.tiff_directories import Directory, read_directories
 from glioma_dist.data.tiff_stacks import single_page
 from glioma_dist.errors import InputError
 
-NO_COMPRESSION = 1
+NO_COMPRESSION, LZW = 1, 5
 CHUNKY, PLANAR = 1, 2
 MAX_WORDS = 160
 """Of what a library says is wrong."""
@@ -80,8 +81,21 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
             if found.axes not in ("YX", "YXS", "SYX"):
                 raise InputError(f"{where}: axes {found.axes} are not those of one image; save it as grey or RGB")
             found.databytecounts, notes = _byte_counts(found, num_bytes, page, where)
+            if found.compression == LZW:
+                _check_lzw(found, file, where)
             pixels = found.asarray(maxworkers=1)
             return (np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels), notes
+
+
+def _check_lzw(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None:
+    """Decoders crash on a damaged stream, or make pixels of whatever their memory holds."""
+    for offset, count in zip(found.dataoffsets, found.databytecounts, strict=True):
+        file.seek(offset)
+        if count and not is_valid_lzw(file.read(count)):
+            raise InputError(
+                f"{where}: damaged TIFF: the compressed pixels at byte {offset} are no LZW; copy the file again from "
+                "where it is whole"
+            )
 
 
 def _check_tiles(page: Directory, where: str) -> None:
