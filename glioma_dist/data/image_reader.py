@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -42,6 +43,7 @@ class ImageReader:
         self._process: subprocess.Popen | None = None
         self._connection: socket.socket | None = None
         self._owner = os.getpid()
+        self._asked: str | Path | None = None  # what the process is already at work on
 
     def __enter__(self) -> ImageReader:
         return self
@@ -61,14 +63,34 @@ class ImageReader:
         of several pages, of another kind of number, or where the decoder crashes or takes too long; UnavailableError
         where the process cannot be started.
         """
+        return self._read(path, None)
+
+    def read_each(self, paths: Iterable[str | Path]) -> Iterator[DecodedImage | InputError]:
+        """Read many images, each decoded while the caller works on the one before. Yields, for each path in order,
+        the image, or the InputError that `read` would raise."""
+        following = iter(paths)
+        path = next(following, None)
+        while path is not None:
+            after = next(following, None)
+            try:
+                found: DecodedImage | InputError = self._read(path, after)
+            except UnavailableError:
+                raise
+            except InputError as error:
+                found = error
+            yield found
+            path = after
+
+    def _read(self, path: str | Path, after: str | Path | None) -> DecodedImage:
+        """after: the image that is asked for next; the process begins with it at once."""
         try:
-            was_used = self._start()
-            return self._ask(path)
+            was_used = self._start(path)
+            return self._ask(path, after)
         except NoAnswerError as error:
             how = self._give_up(path, error)
         if was_used:
-            # An earlier image may have left the process damaged. Memory of two fresh ones that holds the same pixels
-            # holds this image's; a decoder that reads what is not its own finds others each time.
+            # An earlier image may have left the process damaged. Pixels that two fresh ones agree on are this image's;
+            # a decoder that reads memory which is not its own finds others each time.
             with contextlib.suppress(NoAnswerError):
                 first, second = self._ask_afresh(path), self._ask_afresh(path)
                 if np.array_equal(first.pixels, second.pixels):
@@ -81,8 +103,8 @@ class ImageReader:
 
     def _ask_afresh(self, path: str | Path) -> DecodedImage:
         self._end()
-        self._start()
-        return self._ask(path)
+        self._start(path)
+        return self._ask(path, None)
 
     def _give_up(self, path: str | Path, error: NoAnswerError) -> str:
         """How the process ended that did not answer. Raises InputError where it was too slow."""
@@ -98,10 +120,12 @@ class ImageReader:
         if self._process is not None:
             self._end()
 
-    def _start(self) -> bool:
-        """Have a process to ask. Returns whether it has decoded images before."""
+    def _start(self, path: str | Path) -> bool:
+        """Have a process to ask for `path`. Returns whether it has decoded images before."""
         if self._process is not None and self._owner == os.getpid():
-            return True
+            if self._asked in (None, path):
+                return True
+            self._end()  # it is at work on an image that is not wanted any more
         self._owner = os.getpid()
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -132,13 +156,15 @@ class ImageReader:
             raise UnavailableError(f"the process that decodes images did not start ({how}); try again") from None
         return False
 
-    def _ask(self, path: str | Path) -> DecodedImage:
+    def _ask(self, path: str | Path, after: str | Path | None) -> DecodedImage:
         """One question and its answer. Raises NoAnswerError where there is none, and InputError."""
-        deadline = time.monotonic() + self._seconds
         try:
-            send(self._connection, {"path": os.path.abspath(path), "where": str(path)})
+            for question in ([] if self._asked == path else [path]) + ([] if after is None else [after]):
+                send(self._connection, {"path": os.path.abspath(question), "where": str(question)})
         except OSError:
             raise NoAnswerError(late=False) from None
+        self._asked = after
+        deadline = time.monotonic() + self._seconds
         answer = receive(self._connection, self._seconds)
         if "error" in answer:
             if answer["stumbled"]:
@@ -154,7 +180,7 @@ class ImageReader:
     def _end(self) -> str:
         """End the process and say how it ended."""
         process, connection = self._process, self._connection
-        self._process = self._connection = None
+        self._process = self._connection = self._asked = None
         if connection is not None:
             connection.close()
         if process is None or self._owner != os.getpid():

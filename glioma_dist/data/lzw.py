@@ -1,5 +1,5 @@
-"""Whether an LZW stream of a TIFF can be decoded: a code that its table does not hold yet sends decoders into memory that
-is not theirs, where they crash or find any pixels at all."""
+"""Whether an LZW stream of a TIFF can be decoded: a code that its table does not hold yet sends decoders into memory
+that is not theirs, where they crash or find any pixels at all."""
 
 from __future__ import annotations
 
