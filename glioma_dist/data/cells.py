@@ -114,8 +114,9 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
         if num_blank := num_cells - len(seen_cells):
             odd[_Problem(EMPTY_SEGMENTATION, False, "outline that covers no pixel; not counted")] += num_blank
             num_cells -= num_blank
-        num_large = int((coco_mask.area(encoded) > MAX_SHARE * height * width).sum())
         mask = np.ascontiguousarray(coco_mask.decode(_merge(encoded)))
+        if mask.mean() > MAX_SHARE:
+            num_large = sum(bool(coco_mask.decode(runs).mean() > MAX_SHARE) for runs in encoded)
     for detail in _suspicions(mask, num_large, len(seen), at_edge):
         odd[_Problem(SUSPICIOUS_MASK, False, detail)] += 1
     findings = [Finding(problem.kind, f"{count} x {problem.detail}", problem.spoils) for problem, count in odd.items()]
