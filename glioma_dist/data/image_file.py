@@ -58,7 +58,7 @@ def orientation_remark(orientation: int) -> str:
 def decode_file(path: str | Path, where: str) -> DecodedImage:
     """Decode a TIFF or PNG in this process; see `ImageReader.read`. `where` names the file in errors.
 
-    A damaged file can crash the process. Raises InputError; its attribute `stumbled` is true where a decoder failed.
+    A damaged file can crash the process. Raises InputError.
     """
     suffix = os.path.splitext(where)[1].lower()
     if suffix not in IMAGE_SUFFIXES:

@@ -108,7 +108,7 @@ class ImageReader:
 
     def _give_up(self, path: str | Path, error: NoAnswerError) -> str:
         """How the process ended that did not answer. Raises InputError where it was too slow."""
-        how = self._end()
+        how = self._end(0.0 if error.late else 2.0)
         if error.late:
             raise InputError(
                 f"{path}: not decoded within {self._seconds:.0f} s; save it again as a TIFF without compression"
@@ -151,7 +151,7 @@ class ImageReader:
         try:
             receive(ours, START_SECONDS)
         except NoAnswerError as error:
-            how = f"nothing within {START_SECONDS:.0f} s" if error.late else self._end()
+            how = f"nothing within {START_SECONDS:.0f} s" if error.late else self._end(2.0)
             self.close()
             raise UnavailableError(f"the process that decodes images did not start ({how}); try again") from None
         return False
@@ -167,8 +167,8 @@ class ImageReader:
         deadline = time.monotonic() + self._seconds
         answer = receive(self._connection, self._seconds)
         if "error" in answer:
-            if answer["stumbled"]:
-                self._end()
+            if answer["is_full"]:
+                self._end()  # what it holds is not given back to the system
             raise InputError(answer["error"])
         height, width, *channels = answer["shape"]
         kind = np.dtype({"uint8": np.uint8, "uint16": np.uint16}[answer["dtype"]])
@@ -177,16 +177,17 @@ class ImageReader:
         receive_into(self._connection, memoryview(pixels).cast("B"), deadline)
         return DecodedImage(pixels, tuple(answer["notes"]), answer["orientation"])
 
-    def _end(self) -> str:
-        """End the process and say how it ended."""
+    def _end(self, seconds: float = 0.0) -> str:
+        """End the process, after time to end by itself, and say how it ended."""
         process, connection = self._process, self._connection
         self._process = self._connection = self._asked = None
         if connection is not None:
             connection.close()
         if process is None or self._owner != os.getpid():
             return "it belongs to another process"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
+        if seconds:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             # One that waits for a dead disk cannot be killed; it is left alone.

@@ -94,12 +94,11 @@ def _answer(connection: socket.socket, request: dict, decode_file: Callable) -> 
     try:
         found = decode_file(request["path"], request["where"])
     except InputError as error:
-        # A decoder that stumbled may have written where it should not: the next image gets a fresh process.
-        send(connection, {"error": str(error)[:4000], "stumbled": bool(getattr(error, "stumbled", False))})
+        send(connection, {"error": str(error)[:4000], "is_full": False})
         return
     except MemoryError:
         error = f"{request['where']}: takes more than {MEMORY_BYTES >> 30} GiB of memory to decode; save it smaller"
-        send(connection, {"error": error[:4000], "stumbled": True})
+        send(connection, {"error": error[:4000], "is_full": True})
         return
     pixels = np.ascontiguousarray(found.pixels)
     send(

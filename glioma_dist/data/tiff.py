@@ -28,7 +28,7 @@ MAX_WORDS = 160
 def decode_tiff_file(file: BinaryIO, num_bytes: int, where: str) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Pixels, notes and orientation of a TIFF; see `image_file.DecodedImage`. num_bytes: the file's length.
 
-    Raises InputError; with an attribute `stumbled` that is true where a decoder failed on the pixels.
+    Raises InputError.
     """
     directories = read_directories(file, num_bytes, where)
     place = single_page(directories, where)
@@ -61,12 +61,10 @@ def orientation_of(page: Directory) -> int:
 def _cannot_decode(page: Directory, where: str, error: Exception) -> InputError:
     words = (str(error) or type(error).__name__).splitlines()[0][:MAX_WORDS]
     compression = page.number(tag.COMPRESSION, NO_COMPRESSION)
-    found = InputError(
+    return InputError(
         f"{where}: the TIFF's pixels cannot be decoded ({words}; compression {compression}): it is damaged, or of a "
         "rare kind; if another program opens it, save it from there as a TIFF without compression"
     )
-    found.stumbled = True
-    return found
 
 
 def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: str) -> tuple[np.ndarray, list[str]]:

@@ -24,7 +24,7 @@ from glioma_dist.errors import InputError
 NIH_HEADER, FLUOVIEW_HEADER = 43314, 34361
 NIH_SLICES = 256
 """Where in NIH Image's header the number of slices stands, a number of 16 bits."""
-FLUOVIEW_DIMENSIONS, FLUOVIEW_DIMENSION = 284, struct.Struct("16si80x")
+FLUOVIEW_DIMENSIONS, FLUOVIEW_DIMENSION_BYTES = 284, 100
 MAX_DESCRIPTION_BYTES = 2**22
 IMAGEJ_PLANES = re.compile(rb"^images=(\d{1,9})\s*$", re.MULTILINE)
 IMAGEJ_AXES = re.compile(rb"^(?:channels|slices|frames)=(\d{1,9})\s*$", re.MULTILINE)
@@ -112,12 +112,12 @@ def _lsm(page: Directory) -> int:
     data = page.data(LSM_INFO, 32)
     if len(data) < 32:
         return 1
-    *_, depth, _, time = struct.unpack(f"{page.order}8i", data)
-    return max(depth, 1) * max(time, 1)
+    numbers = struct.unpack(f"{page.order}8i", data)  # magic, length, then the sizes X, Y, Z, C, T
+    return max(numbers[4], 1) * max(numbers[6], 1)
 
 
 def _fluoview(page: Directory) -> int:
-    data = page.data(FLUOVIEW_HEADER, FLUOVIEW_DIMENSIONS + 10 * FLUOVIEW_DIMENSION.size)
+    data = page.data(FLUOVIEW_HEADER, FLUOVIEW_DIMENSIONS + 10 * FLUOVIEW_DIMENSION_BYTES)
     dimensions = struct.Struct(f"{page.order}16si80x")
     found = [
         dimensions.unpack_from(data, start)

@@ -155,8 +155,8 @@ def test_a_file_cut_short_anywhere_is_named(tmp_path, name, reader):
         kept = range(0, last, 37)
     for length in [*kept, len(whole) - 1 if name.endswith("png") else last - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=rf"{name}: .*(cut short|not a (PNG|TIFF)|damaged TIFF|is empty|cannot be decoded|no pixel)"):
-            reader.read(path).pixels
+        with pytest.raises(InputError, match=rf"{name}: .*(cut short|not a (PNG|TIFF)|damaged|is empty)"):
+            reader.read(path)
 
 
 def test_a_damaged_png_is_named():
@@ -180,7 +180,7 @@ def test_damage_anywhere_in_a_tiff_is_an_input_error_or_no_damage(tmp_path, read
             data[place] = generator.integers(0, 256)
         path.write_bytes(data)
         try:
-            reader.read(path).pixels
+            reader.read(path)
         except InputError as error:
             messages.append(str(error))
     assert len(messages) > 20
@@ -203,7 +203,7 @@ def test_headers_that_promise_too_much_are_refused_before_decoding(tmp_path, rea
         tiff.pages[0].tags["ImageWidth"].overwrite(2**30)
         tiff.pages[0].tags["ImageLength"].overwrite(2**20)
     with pytest.raises(InputError, match="1073741824x1048576"):
-        reader.read(path).pixels
+        reader.read(path)
 
 
 def test_what_cannot_be_used_says_what_to_do(tmp_path, reader):
@@ -226,7 +226,7 @@ def test_what_cannot_be_used_says_what_to_do(tmp_path, reader):
     ]
     for name, words in cases:
         with pytest.raises(InputError, match=words) as caught:
-            reader.read(tmp_path / name).pixels
+            reader.read(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
 
 
