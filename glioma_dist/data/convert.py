@@ -90,7 +90,18 @@ def convert(
         where = printable(out / name) if count else "not written: no sample of it could be converted"
         console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
     if not any(written.values()):
-        raise InputError(f"{source.folder}: no sample could be converted; {out / AUDIT_NAME} says why")
+        raise InputError(
+            f"{source.folder}: no sample could be converted; {_why_none(audit)}{out / AUDIT_NAME} says more"
+        )
+
+
+def _why_none(audit: Audit) -> str:
+    """Where all labels are of categories that were left out: these."""
+    entries = [entry for labels in audit.labels.values() for entry in labels["categories"] if entry["labels"]]
+    if not entries or any(entry["taken"] for entry in entries):
+        return ""
+    names = ", ".join(sorted({entry["name"] for entry in entries})[:MAX_NAMES])
+    return f"none of its labels is taken as a cell, and --categories can choose them: {names}; "
 
 
 def _refuse_unknown_choice(source: Source, audit: Audit, categories: Sequence[str] | None) -> None:
@@ -202,7 +213,9 @@ def _files_not_read(source: Source, out: Path) -> list[str]:
     written = out.resolve()
     found = (path for path in walk_files(source.folder) if path not in taken)
     return [
-        path.relative_to(source.folder).as_posix() for path in found if written not in path.parent.resolve().parents
+        path.relative_to(source.folder).as_posix()
+        for path in found
+        if not path.parent.resolve().is_relative_to(written)
     ]
 
 
