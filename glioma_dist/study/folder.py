@@ -54,9 +54,13 @@ def hold_settings(folder: Path, chosen: dict[str, Any]) -> bool:
     if not path.exists():
         write_json_atomically(path, chosen)
         return True
-    before = read_json(path)
+    try:
+        before = read_json(path)
+    except InputError as error:
+        fault = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: is damaged ({fault}); remove it, or give another --out") from None
     if not isinstance(before, dict):
-        raise InputError(f"{path}: holds no settings of a study; remove it, or give another --out")
+        raise InputError(f"{path}: is damaged (no object of settings); remove it, or give another --out")
     changed = [
         f"{name} {before[name]} -> {value}"
         for name, value in chosen.items()
