@@ -26,6 +26,7 @@ _UNREADABLE = {
     errno.EACCES: "is there, but this user may not read it",
     errno.EPERM: "is there, but this user may not read it",
     errno.ENAMETOOLONG: "the name is too long for a file",
+    errno.ENXIO: "is a socket or a device, not a file",
     errno.ELOOP: "is a link that points to itself",
 }
 

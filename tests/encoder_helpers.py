@@ -52,6 +52,18 @@ def narrow_transformers(monkeypatch) -> None:
             monkeypatch.setitem(MIT_SHAPES, name, {**shape, "hidden_sizes": sizes})
 
 
+SMALLER = {"efficientnet_b5": "tf_efficientnet_b0", "gernet_l": "gernet_s", "regnetx_064": "regnetx_002"}
+"""timm's smaller models of the same layers."""
+
+
+def narrow_everything(monkeypatch) -> None:
+    """Have every encoder that can be built narrow, or as its family's smallest, for as long as `monkeypatch` lasts."""
+    narrow_transformers(monkeypatch)
+    narrow(monkeypatch, "vgg19", *NARROW)
+    for name, smaller in SMALLER.items():
+        monkeypatch.setitem(TIMM_MODELS, name, replace(TIMM_MODELS[name], name=smaller))
+
+
 def smooth(monkeypatch) -> None:
     """Have the decoders of this process bend smoothly where they have kinks, for as long as `monkeypatch` lasts.
 

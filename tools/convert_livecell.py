@@ -8,15 +8,17 @@ from glioma_dist.data.sources import find_livecell
 from glioma_dist.run_command import run_command
 
 
-def convert_livecell(source: Path, out: Path, strict: bool = False) -> None:
+def convert_livecell(source: Path, out: Path, strict: bool = False, categories: tuple[str, ...] | None = None) -> None:
     """Turn LIVECell into shards.
 
     Args:
         source: The folder with livecell_coco_{train,val,test}.json, whichever are there, and the images.
         out: Where the folders of the splits and audit.json are written, for example shards/livecell.
         strict: Stop at the first defect instead of leaving out the images that it spoils.
+        categories: Names of the categories whose labels are cells; otherwise all but those that are none by their
+            names, such as background and soma.
     """
-    convert(find_livecell(source), out, dataset="livecell", strict=strict)
+    convert(find_livecell(source), out, dataset="livecell", strict=strict, categories=categories)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """What is in a folder of shards, here or at a URL, and whether it is whole; an index for somebody else's."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import cv2
+import numpy as np
 import tyro
 
 from glioma_dist.command_line import read_arguments
 from glioma_dist.data.inspection import contact_sheet, find_unused, index_folder, pick_samples, tell_unused, verify
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import is_url
-from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import write_atomically
+from glioma_dist.errors import InputError, one_line, printable
+from glioma_dist.files import cannot_write, write_atomically
 from glioma_dist.idle_flags import idle_flags
 from glioma_dist.paths import PathOrUrl
 from glioma_dist.run_command import run_command
@@ -61,6 +63,8 @@ class InspectConfig:
                 raise InputError(f"--index: {ending} is no PNG, and only PNG is read; convert the images first")
         if self.num_images < 1:
             raise InputError(f"--num-images {self.num_images}: give 1 or more")
+        if self.sheet is not None and re.match(r"[A-Za-z0-9+.-]+:/", str(self.sheet)):
+            raise InputError(f"--sheet {self.sheet}: is a URL, and the sheet is written to this machine; name a file")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise InputError(f"--sheet {self.sheet}: name a .png")
 
@@ -82,6 +86,19 @@ def list_shards(reader: ShardReader) -> None:
         print(line)
 
 
+def draw_sheet(path: Path, pixels: np.ndarray) -> None:
+    """Write a contact sheet, uint8 (H, W, 3) RGB, as PNG. Raises InputError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from None
+    # OpenCV's own writer takes no name that is not UTF-8.
+    encoded, data = cv2.imencode(".png", pixels[..., ::-1])
+    if not encoded:
+        raise ValueError(f"OpenCV could not write a PNG of {pixels.shape}")
+    write_atomically(path, data.tobytes())
+
+
 def inspect(config: InspectConfig) -> None:
     """Do what the flags ask for. Raises InputError where a shard is not whole, after all have been looked at."""
     if config.index:
@@ -90,18 +107,16 @@ def inspect(config: InspectConfig) -> None:
     reader = ShardReader(config.shards)
     list_shards(reader)
     if config.sheet is not None:
-        # Imported here, for it brings PyTorch along.
+        # Imported here, because it brings PyTorch along.
         from glioma_dist.inference.results import overlay
 
         samples = pick_samples(reader, config.num_images)
-        config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        _, png = cv2.imencode(".png", contact_sheet(samples, overlay)[..., ::-1])
-        write_atomically(config.sheet, png.tobytes())
-        print(f"{len(samples)} images are in {config.sheet}")
+        draw_sheet(config.sheet, contact_sheet(samples, overlay))
+        print(f"{len(samples)} images are in {printable(config.sheet)}")
     if config.verify:
         faults = []
         for name, fault in verify(reader):
-            print(f"  {name}  {fault or 'whole'}", flush=True)
+            print(f"  {name}  {printable(fault or 'whole')}", flush=True)
             faults += [fault] if fault else []
         if faults:
             raise InputError(f"{len(faults)} of {len(reader.shard_sizes)} shards are not whole; the first: {faults[0]}")

@@ -1,13 +1,19 @@
-"""The audit: every defect met in a data set, in words for the screen and in audit.json."""
+"""The audit: every defect met in a data set, the labels taken and left out, and the files that nothing read: in words
+for the screen and in audit.json."""
 
 import json
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rich.console import Console
 
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, printable
+from glioma_dist.files import write_atomically
+
+MAX_NAMES = 12
+"""That one line of the screen lists; audit.json has all."""
 
 IMAGE_WITHOUT_LABELS = "image-without-labels"
 LABELS_WITHOUT_IMAGE = "labels-without-image"
@@ -17,6 +23,10 @@ EMPTY_SEGMENTATION = "empty-segmentation"
 COORDINATES_OUTSIDE = "coordinates-outside"
 SIZE_MISMATCH = "size-mismatch"
 UNREADABLE_FILE = "unreadable-file"
+SUSPICIOUS_MASK = "suspicious-mask"
+ORIENTATION = "orientation"
+PIXEL_VALUES = "pixel-values"
+UNKNOWN_CATEGORY = "unknown-category"
 KINDS = (
     IMAGE_WITHOUT_LABELS,
     LABELS_WITHOUT_IMAGE,
@@ -26,6 +36,10 @@ KINDS = (
     COORDINATES_OUTSIDE,
     SIZE_MISMATCH,
     UNREADABLE_FILE,
+    SUSPICIOUS_MASK,
+    ORIENTATION,
+    PIXEL_VALUES,
+    UNKNOWN_CATEGORY,
 )
 
 
@@ -38,19 +52,37 @@ class Finding(NamedTuple):
 
 
 class Audit:
-    """Collects defects. With `strict`, the first one is raised as an InputError instead."""
+    """Collects defects. With `strict`, the first one is raised as an InputError instead.
+
+    labels: for each split, what `note_labels` was told. files_not_read: how many files of each suffix no step took,
+    and one of them.
+    """
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
         self.defects: list[dict] = []
+        self.labels: dict[str, dict] = {}
+        self.files_not_read: dict[str, dict] = {}
 
     def add(self, kind: str, where: str, detail: str, left_out: bool) -> None:
         """Note a defect. where: the file or sample; left_out: whether its image is not among the samples."""
         if kind not in KINDS:
             raise ValueError(f"no such kind of defect: {kind}")
         if self.strict:
-            raise InputError(f"{where}: {kind}: {detail}; mend it, or convert without --strict")
+            raise InputError(f"{where}: {kind}: {detail}; correct it, or convert without --strict")
         self.defects.append({"kind": kind, "where": where, "detail": detail, "left_out": left_out})
+
+    def note_labels(self, split: str, categories: list[dict], num_crowds: int) -> None:
+        """Note a split's categories: `name`, `labels` (how many), `taken` and `why`; and how many labels taken say
+        `iscrowd` 1, which brush masks of CVAT do, and regions of many cells, too."""
+        self.labels[split] = {"categories": categories, "iscrowd": num_crowds}
+
+    def note_files_not_read(self, files: Iterable[str]) -> None:
+        """Note files of the source that no step took, by their paths within it."""
+        for name in sorted(files):
+            suffix = PurePosixPath(name).suffix.lower() or "(no suffix)"
+            entry = self.files_not_read.setdefault(suffix, {"files": 0, "for_example": name})
+            entry["files"] += 1
 
     def summary(self) -> dict[str, dict[str, int]]:
         """For each kind, also those never met: how many were found, and how many images left out for them."""
@@ -62,15 +94,20 @@ class Audit:
         return {kind: {"found": found[kind], "left_out": left_out[kind]} for kind in KINDS}
 
     def write(self, path: Path) -> None:
-        """Write all defects, sorted so that the same input gives the same bytes, replacing `path` at once."""
+        """Write all of it, sorted so that the same input gives the same bytes, replacing `path` at once."""
         defects = sorted(self.defects, key=lambda defect: (KINDS.index(defect["kind"]), defect["where"]))
-        partial = path.with_name(f".{path.name}.partial")
-        content = {"summary": self.summary(), "defects": defects}
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        content = {
+            "summary": self.summary(),
+            "labels": self.labels,
+            "files_not_read": dict(sorted(self.files_not_read.items())),
+            "defects": defects,
+        }
+        # Bytes of names that are not UTF-8 become JSON's own escapes.
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def show(self, console: Console, path: Path) -> None:
-        """Print one line for each kind met: how often, how many images left out for it, and an example."""
+        """Print the labels taken and left out, the files not read, and one line for each kind of defect met: how
+        often, how many images left out for it, and an example."""
         lines = []
         for kind, counts in self.summary().items():
             if counts["found"]:
@@ -78,5 +115,32 @@ class Audit:
                 numbers = f"{counts['found']:>6} found, {counts['left_out']:>6} left out"
                 lines.append(f"  {kind:<21}{numbers}, for example {first['where']}: {first['detail']}")
         lines.insert(0, f"audit: {'every defect is in' if lines else 'no defects,'} {path}")
+        lines = [*self._label_lines(), *self._file_lines(), *lines]
         # Not as markup: file names may hold brackets.
-        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+        console.print("\n".join(map(printable, lines)), markup=False, highlight=False, soft_wrap=True)
+
+    def _label_lines(self) -> list[str]:
+        lines = []
+        for split, labels in self.labels.items():
+            for taken, title in ((True, "taken as cells"), (False, "left out")):
+                found = [entry for entry in labels["categories"] if entry["taken"] == taken]
+                names = [f"{entry['name']} ({_count(entry['labels'], 'label')}{entry['why']})" for entry in found]
+                if names or taken:
+                    more = f" and {len(names) - MAX_NAMES} more categories" if len(names) > MAX_NAMES else ""
+                    lines.append(f"{split}: {title}: {', '.join(names[:MAX_NAMES]) or 'nothing'}{more}")
+            if labels["iscrowd"]:
+                lines.append(
+                    f"{split}: {_count(labels['iscrowd'], 'label')} taken with iscrowd 1: brush masks, or regions of "
+                    "several cells"
+                )
+        return lines
+
+    def _file_lines(self) -> list[str]:
+        found = self.files_not_read.items()
+        names = [f"{entry['files']} {suffix} (for example {entry['for_example']})" for suffix, entry in sorted(found)]
+        more = f" and {len(names) - MAX_NAMES} other suffixes" if len(names) > MAX_NAMES else ""
+        return [f"files not read: {', '.join(names[:MAX_NAMES])}{more}"] if names else []
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")

@@ -15,8 +15,17 @@ from glioma_dist.data.audit import (
     DOUBLED_CONTOUR,
     EMPTY_SEGMENTATION,
     SIZE_MISMATCH,
+    SUSPICIOUS_MASK,
     Finding,
 )
+
+MAX_SHARE = 0.95
+"""Of an image's pixels that one contour covers before the mask is said to be suspicious."""
+MAX_COVERAGE = 0.995
+"""The same for all cells together; confluent cultures come near it."""
+MAX_SHARE_BEYOND, MIN_BEYOND = 0.25, 3
+"""Where more than this share of an image's cells, and so many at least, reach beyond it, a larger one was labelled."""
+FAR_PX = 2.0
 
 
 class Rle(NamedTuple):
@@ -75,6 +84,7 @@ def as_whole(value: object) -> int:
 def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> DrawnCells:
     """Rasterise what can be drawn of the cells, and tell what is odd; see `coco.union_mask`."""
     objects, seen = [], set()  # objects: (number of the cell, what of it may be drawn)
+    at_edge: dict[int, list] = {}
     odd: Counter = Counter()
     num_cells = 0
     for segmentation in segmentations:
@@ -88,8 +98,11 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
             continue
         seen.add(identity)
         objects.extend((num_cells, shape) for shape in drawable)
+        if problem is not None and problem.kind == COORDINATES_OUTSIDE:
+            at_edge[num_cells] = drawable
         num_cells += 1
     mask = np.zeros((height, width), np.uint8)
+    num_large = 0
     if objects:
         # Polygons and run lengths alike become pycocotools' own run lengths, whose union it then takes.
         objects.sort(key=lambda cell: isinstance(cell[1], dict))
@@ -102,8 +115,33 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
             odd[_Problem(EMPTY_SEGMENTATION, False, "outline that covers no pixel; not counted")] += num_blank
             num_cells -= num_blank
         mask = np.ascontiguousarray(coco_mask.decode(_merge(encoded)))
+        if mask.mean() > MAX_SHARE:
+            num_large = sum(bool(coco_mask.decode(runs).mean() > MAX_SHARE) for runs in encoded)
+    for detail in _suspicions(mask, num_large, len(seen), at_edge):
+        odd[_Problem(SUSPICIOUS_MASK, False, detail)] += 1
     findings = [Finding(problem.kind, f"{count} x {problem.detail}", problem.spoils) for problem, count in odd.items()]
     return DrawnCells(mask, num_cells, findings)
+
+
+def _suspicions(mask: np.ndarray, num_large: int, num_cells: int, at_edge: dict[int, list]) -> list[str]:
+    """What is suspicious about a mask as a whole. at_edge: number of a cell -> polygons, of those at the edge."""
+    height, width = mask.shape
+    found = []
+    if num_large:
+        found.append(f"contour that covers more than {MAX_SHARE:.0%} of the image; is it background?")
+    elif mask.size and mask.mean() > MAX_COVERAGE:
+        found.append(f"mask that covers {mask.mean():.1%} of the image; are these labels cells?")
+    num_beyond = sum(any(_is_beyond(shape, height, width) for shape in shapes) for shapes in at_edge.values())
+    if num_beyond >= MIN_BEYOND and num_beyond > MAX_SHARE_BEYOND * num_cells:
+        found.append(
+            f"image where {num_beyond} of {num_cells} cells reach beyond the edge; were they drawn on a larger picture?"
+        )
+    return found
+
+
+def _is_beyond(polygon: np.ndarray, height: int, width: int) -> bool:
+    x, y = polygon[0::2], polygon[1::2]
+    return bool(x.max() > width + FAR_PX or y.max() > height + FAR_PX or polygon.min() < -FAR_PX)
 
 
 def _merge(encoded: list[dict]) -> dict:

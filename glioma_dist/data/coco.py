@@ -2,24 +2,27 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from glioma_dist.data.categories import count_labels, identity, read_categories, unknown_category
 from glioma_dist.data.cells import Segmentation, as_segmentation, as_whole, draw_cells
 from glioma_dist.errors import InputError
+from glioma_dist.files import read_bytes
 
-# What is labelled but no whole cell: it lies inside one that has an outline of its own.
-CELL_PART = "cell_part"
-SOMA = "soma"
+MAX_COCO_BYTES = 2**30
+"""LIVECell's largest JSON has 0.6 GB, and takes 2.1 GiB of memory."""
 
 
 class _Annotation(NamedTuple):
     image_id: str
     category_id: str
     segmentation: Segmentation
+    is_crowd: bool
 
 
 @dataclass
@@ -37,6 +40,8 @@ class CocoFile:
 
     orphans: number of annotations for each image id that no image has. shared_ids: file names of images that
     share their id with another: whose cells are whose cannot be told. licences: their names, if it gives any.
+    categories: each with its name, its number of `labels`, whether they are `taken` as cells, and `why`. unknown: ids
+    of categories that labels have and the file does not define. num_crowds: labels taken that say `iscrowd` 1.
     """
 
     path: Path
@@ -44,47 +49,79 @@ class CocoFile:
     orphans: Counter
     shared_ids: set[str]
     licences: list[str]
+    categories: list[dict] = field(default_factory=list)
+    unknown: Counter = field(default_factory=Counter)
+    num_crowds: int = 0
 
 
-def load_coco(path: str | Path) -> CocoFile:
-    """Read a COCO file; records of one file name become one image, and parts of cells are left out.
+def load_coco(path: str | Path, chosen: Sequence[str] | None = None) -> CocoFile:
+    """Read a COCO file; records of one file name become one image.
 
-    Annotations are taken apart while they are parsed: a million polygons then take about a gigabyte. Raises
-    InputError where the file is missing, is no JSON or no COCO file.
+    chosen: names of the categories that are cells; None: all but parts of cells and those that by their name are none.
+    Annotations are taken apart while they are parsed: a million polygons then take about two gigabytes. Raises
+    InputError where the file is missing, too large, no plain file, no JSON or no COCO file.
     """
     path = Path(path)
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=_compact)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON ({str(error)[:80]}); get the file anew") from None
+    content = _read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise InputError(f"{path}: no COCO file: it lacks a list `images` or a list `annotations`")
-    records = [record for record in _values(content["images"]) if isinstance(record, dict)]
+    images, by_id, shared_ids = _read_images(content["images"])
+    categories = read_categories(_values(content.get("categories")), chosen)
+    coco = CocoFile(path, list(images.values()), Counter(), shared_ids, _licences(content))
+    labels: Counter = Counter()
+    for annotation in _values(content["annotations"]):
+        if not isinstance(annotation, _Annotation):
+            coco.orphans["(none given)"] += 1
+            continue
+        number = annotation.category_id
+        labels[number] += 1
+        if number not in categories:
+            categories[number] = unknown_category(number, chosen)
+            coco.unknown[number] = 0
+        if number in coco.unknown:
+            coco.unknown[number] += 1
+        if annotation.image_id not in by_id:
+            coco.orphans[annotation.image_id] += 1
+        elif categories[number].taken:
+            by_id[annotation.image_id].cells.append(annotation.segmentation)
+            coco.num_crowds += annotation.is_crowd
+    coco.categories = count_labels(categories, labels)
+    return coco
+
+
+def _read_json(path: Path) -> object:
+    data = read_bytes(path, MAX_COCO_BYTES)
+    try:
+        # The bytes are let go before the text is parsed.
+        text = data.decode("utf-8-sig")
+        del data
+        return json.loads(text, object_hook=_compact)
+    except RecursionError:
+        raise InputError(f"{path}: is no JSON that can be read (nested too deeply); export it again") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON ({str(error)[:80]}); export it again") from None
+
+
+def _read_images(records: object) -> tuple[dict[str, CocoImage], dict[str, CocoImage], set[str]]:
+    """Images by file name and by id, and the file names of those that share an id."""
     images: dict[str, CocoImage] = {}
     by_id: dict[str, CocoImage] = {}
     shared_ids = set()
-    for record in records:
+    for record in _values(records):
+        if not isinstance(record, dict):
+            continue
         name = str(record.get("file_name", "")).replace("\\", "/")
         image = images.setdefault(name, CocoImage(name))
         image.sizes.append((as_whole(record.get("width")), as_whole(record.get("height"))))
-        other = by_id.setdefault(_identity(record.get("id")), image)
+        other = by_id.setdefault(identity(record.get("id")), image)
         if other is not image:
             shared_ids |= {other.file_name, image.file_name}
-    orphans: Counter = Counter()
-    parts = _cell_parts(_values(content.get("categories")))
-    for annotation in _values(content["annotations"]):
-        if not isinstance(annotation, _Annotation):
-            orphans["(none given)"] += 1
-        elif annotation.image_id not in by_id:
-            orphans[annotation.image_id] += 1
-        elif annotation.category_id not in parts:
-            by_id[annotation.image_id].cells.append(annotation.segmentation)
-    licences = [entry.get("name") for entry in _values(content.get("licenses")) if isinstance(entry, dict)]
-    licences = [name for name in licences if name and isinstance(name, str)]
-    return CocoFile(path, list(images.values()), orphans, shared_ids, licences)
+    return images, by_id, shared_ids
+
+
+def _licences(content: dict) -> list[str]:
+    names = [entry.get("name") for entry in _values(content.get("licenses")) if isinstance(entry, dict)]
+    return [name for name in names if name and isinstance(name, str)]
 
 
 def union_mask(segmentations: list[Segmentation], height: int, width: int) -> np.ndarray:
@@ -105,14 +142,9 @@ def _compact(entry: dict) -> dict | _Annotation:
     if "image_id" not in entry:
         return entry
     segmentation = as_segmentation(entry.get("segmentation"))
-    return _Annotation(_identity(entry["image_id"]), _identity(entry.get("category_id")), segmentation)
-
-
-def _identity(value: object) -> str:
-    """An id as text, so that 5, 5.0 and "5" are one."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+    return _Annotation(
+        identity(entry["image_id"]), identity(entry.get("category_id")), segmentation, entry.get("iscrowd") in (1, "1")
+    )
 
 
 def _values(container: object) -> list:
@@ -120,13 +152,3 @@ def _values(container: object) -> list:
     if isinstance(container, dict):
         return list(container.values())
     return container if isinstance(container, list) else []
-
-
-def _cell_parts(categories: list) -> set[str]:
-    """Ids of categories that mark a part of a cell."""
-    return {
-        _identity(category.get("id"))
-        for category in categories
-        if isinstance(category, dict)
-        and (category.get("supercategory") == CELL_PART or str(category.get("name")).strip().lower() == SOMA)
-    }

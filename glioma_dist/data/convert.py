@@ -1,15 +1,10 @@
 """From a data set as found to shards, one folder a split, with an audit of every defect met."""
 
 import contextlib
-import filecmp
-import hashlib
 import itertools
-import re
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -17,34 +12,25 @@ from rich.progress import track
 from glioma_dist.data.audit import (
     DOUBLED_NAME,
     IMAGE_WITHOUT_LABELS,
-    LABELS_WITHOUT_IMAGE,
-    SIZE_MISMATCH,
-    UNREADABLE_FILE,
+    MAX_NAMES,
     Audit,
 )
-from glioma_dist.data.cells import draw_cells
-from glioma_dist.data.coco import CocoImage, load_coco
-from glioma_dist.data.sample import Sample, one_channel, read_image
-from glioma_dist.data.shard_index import INDEX_NAME, MAX_KEY_LENGTH
+from glioma_dist.data.categories import plain_name
+from glioma_dist.data.image_folder import walk_files
+from glioma_dist.data.image_reader import ImageReader
+from glioma_dist.data.jobs import find_jobs
+from glioma_dist.data.prepare import Job, prepare
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shard_index import INDEX_NAME
 from glioma_dist.data.shards import ShardWriter
-from glioma_dist.data.sources import Source, SourceSplit, describe, licence_of
+from glioma_dist.data.sources import Source, SourceSplit, describe, licence_files
 from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, draw_splits
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, printable
+from glioma_dist.files import cannot_write
 
 AUDIT_NAME = "audit.json"
 # The article's division of its 30 images.
 ARTICLE_COUNTS = (15, 5, 10)
-
-
-class _Job(NamedTuple):
-    """An image to convert: its key, its file, its cells, and what its facts say of where it comes from."""
-
-    key: str
-    path: Path
-    image: CocoImage
-    split: str
-    dataset: str
-    licence: str
 
 
 def convert(
@@ -55,12 +41,14 @@ def convert(
     split_seed: int | None = None,
     split_counts: tuple[int, int, int] = ARTICLE_COUNTS,
     console: Console | None = None,
+    categories: Sequence[str] | None = None,
 ) -> None:
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
     With `split_seed`, a data set without splits of its own is drawn into train, val and test, each of as
-    many samples as `split_counts` says. Raises InputError where that cannot be, where nothing can be converted, or,
-    with `strict`, at the first defect.
+    many samples as `split_counts` says. categories: the names of those whose labels are cells; None: all but those that
+    are none by their names (see `categories.py`). Raises InputError where that cannot be, where nothing can be
+    converted, or, with `strict`, at the first defect.
     """
     out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
     if split_seed is not None and source.has_own_splits:
@@ -71,114 +59,77 @@ def convert(
     _refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
     written: dict[str, int] = {}
     used: dict[Path, str] = {}
+    _audit_lookalikes(source, audit)
     # All splits get their names at the end, together: half of one draw beside half of another would leak.
     try:
-        with contextlib.ExitStack() as writers:
+        with contextlib.ExitStack() as writers, ImageReader() as reader:
             for split in source.splits:
-                jobs = _jobs(source, split, used, audit, dataset)
+                jobs = find_jobs(source, split, used, audit, dataset, categories)
                 # What is examined to draw splits has its defects noted then, once.
                 part_audit = audit if split_seed is None else Audit()
-                for name, part in _divide(split, jobs, split_seed, split_counts, audit, console).items():
+                divided = _divide(split, jobs, split_seed, split_counts, audit, console, reader)
+                for name, part in divided.items():
                     head = {
                         "split": name,
                         "licence": part[0].licence if part else "",
                         "citation": source.citation,
                     }
                     writer = ShardWriter(out / name, dataset, **head)
-                    written[name] = _write_split(writer, writers, part, part_audit, console)
+                    written[name] = _write_split(writer, writers, part, part_audit, console, reader)
                 # The next split's JSON may be as large again.
-                del jobs, part
-        _audit_unlisted(source, used, audit)
+                del jobs, divided, part
+            _refuse_unknown_choice(source, audit, categories)
+            _audit_unlisted(source, used, audit)
         out.mkdir(parents=True, exist_ok=True)
-        audit.write(out / AUDIT_NAME)
     except OSError as error:
-        raise InputError(f"{error.filename or out}: {error.strerror or error}; free space or mend it") from None
+        raise cannot_write(error.filename or out, error) from None
+    audit.note_files_not_read(_files_not_read(source, out))
+    audit.write(out / AUDIT_NAME)
     audit.show(console, out / AUDIT_NAME)
     for name, count in written.items():
-        where = out / name if count else "not written: no sample of it could be converted"
+        where = printable(out / name) if count else "not written: no sample of it could be converted"
         console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
     if not any(written.values()):
-        raise InputError(f"{source.folder}: no sample could be converted; {out / AUDIT_NAME} says why")
+        raise InputError(
+            f"{source.folder}: no sample could be converted; {_why_none(audit)}{out / AUDIT_NAME} says more"
+        )
 
 
-def make_keys(names: Iterable[str]) -> dict[str, str]:
-    """Give each of a split's file names a key that no other has, whatever the names' order.
-
-    A key is the name without folder and suffix, with whatever is no letter, digit, `_` or `-` turned to `_`.
-    Where several names would get the same, each gets its folder too, and where that is not enough a part of
-    its SHA-256.
-    """
-    names = sorted(set(names))
-
-    def plain(text: str) -> str:
-        return re.sub(r"[^A-Za-z0-9_-]", "_", text) or "_"
-
-    def with_hash(name: str) -> str:
-        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{plain(PurePosixPath(name).stem)[:60]}-{digest[:16]}"
-
-    makers = (
-        lambda name: plain(PurePosixPath(name).stem),
-        lambda name: plain(str(PurePosixPath(name).with_suffix(""))),
-        with_hash,
-    )
-    keys: dict[str, str] = {}
-    for make in makers:
-        proposed = {name: make(name) for name in names if name not in keys}
-        times, taken = Counter(proposed.values()), set(keys.values())
-        for name, key in proposed.items():
-            if times[key] == 1 and key not in taken and len(key) <= MAX_KEY_LENGTH:
-                keys[name] = key
-    return keys
+def _why_none(audit: Audit) -> str:
+    """Where all labels are of categories that were left out: these."""
+    entries = [entry for labels in audit.labels.values() for entry in labels["categories"] if entry["labels"]]
+    if not entries or any(entry["taken"] for entry in entries):
+        return ""
+    names = ", ".join(sorted({entry["name"] for entry in entries})[:MAX_NAMES])
+    return f"none of its labels is taken as a cell, and --categories can choose them: {names}; "
 
 
-def _jobs(source: Source, split: SourceSplit, used: dict[Path, str], audit: Audit, dataset: str) -> list[_Job]:
-    """Find each image's file, and note what is odd about the list itself; `used` gains the files named."""
-    coco = load_coco(split.annotations)
-    licence = licence_of(source, coco)
-    for image_id, count in coco.orphans.items():
-        where = f"{split.annotations.name}: image id {image_id}"
-        audit.add(LABELS_WITHOUT_IMAGE, where, f"{count} labels of an image that is not listed", left_out=True)
-    times = Counter(PurePosixPath(image.file_name).name for image in coco.images)
-    found: dict[str, tuple[Path, CocoImage]] = {}
-    for image in coco.images:
-        where = f"{split.name}/{image.file_name}"
-        paths = split.images.locate(image.file_name, times[PurePosixPath(image.file_name).name] == 1)
-        for path in paths:
-            if path in used:
-                detail = f"the file is also that of {used[path]}"
-                audit.add(DOUBLED_NAME, where, detail, left_out=False)
-            used.setdefault(path, where)
-        if not paths:
-            audit.add(LABELS_WITHOUT_IMAGE, where, f"no such file in {split.images.root}", left_out=True)
-        elif any(not filecmp.cmp(paths[0], other, shallow=False) for other in paths[1:]):
-            audit.add(DOUBLED_NAME, where, f"may be {paths[0]} or {paths[1]}, which differ", left_out=True)
-        elif image.file_name in coco.shared_ids:
-            audit.add(DOUBLED_NAME, where, "shares its id with another image, and so its labels", left_out=True)
-        else:
-            if len(image.sizes) > 1:
-                detail = f"listed {len(image.sizes)} times; all its labels are united"
-                audit.add(DOUBLED_NAME, where, detail, left_out=False)
-            found[image.file_name] = (paths[0], image)
-    keys = make_keys(found)
-    jobs = [_Job(keys[name], path, image, split.name, dataset, licence) for name, (path, image) in found.items()]
-    # Names sorted would put one cell line's images, or one well's, into the same shard. The hash of the key
-    # mixes them once and for all, in the same way whatever the order in the JSON.
-    return sorted(jobs, key=lambda job: hashlib.sha256(job.key.encode()).digest())
+def _refuse_unknown_choice(source: Source, audit: Audit, categories: Sequence[str] | None) -> None:
+    """Raise InputError for a name chosen that is in no JSON of the source."""
+    found = [entry["name"] for labels in audit.labels.values() for entry in labels["categories"]]
+    known = {plain_name(name) for name in found}
+    missing = [name for name in categories or () if plain_name(name) not in known]
+    if missing:
+        raise InputError(
+            f"--categories {' '.join(missing)}: not in {source.folder}; its categories are "
+            f"{', '.join(sorted(set(found))[:MAX_NAMES]) or 'none'}"
+        )
 
 
 def _divide(
     split: SourceSplit,
-    jobs: list[_Job],
+    jobs: list[Job],
     seed: int | None,
     counts: tuple[int, int, int],
     audit: Audit,
     console: Console,
-) -> dict[str, list[_Job]]:
+    reader: ImageReader,
+) -> dict[str, list[Job]]:
     """The jobs of each split to write: all in one, or drawn among those that can be converted."""
     if seed is None:
         return {split.name: jobs}
-    usable = {job.key: job for job in _with_progress(jobs, "examining", console) if _prepare(job, audit) is not None}
+    prepared = _prepare_each(_with_progress(jobs, "examining", console), audit, reader)
+    usable = {job.key: job for job, sample in prepared if sample is not None}
     groups = {key: describe(job.image.file_name)[0] for key, job in usable.items()}
     drawn = draw_splits(usable, dict(zip(SPLIT_NAMES, counts, strict=True)), seed, groups)
     num_drawn = sum(map(len, drawn.values()))
@@ -199,12 +150,17 @@ def _refuse_other_division(out: Path, names: Sequence[str]) -> None:
 
 
 def _write_split(
-    writer: ShardWriter, writers: contextlib.ExitStack, jobs: list[_Job], audit: Audit, console: Console
+    writer: ShardWriter,
+    writers: contextlib.ExitStack,
+    jobs: list[Job],
+    audit: Audit,
+    console: Console,
+    reader: ImageReader,
 ) -> int:
     """Convert and write one split's images, to be renamed when `writers` closes; nothing where none can be converted.
     Returns their number."""
-    prepared = (_prepare(job, audit) for job in _with_progress(jobs, writer.folder.name, console))
-    samples = (sample for sample in prepared if sample is not None)
+    prepared = _prepare_each(_with_progress(jobs, printable(writer.folder.name), console), audit, reader)
+    samples = (sample for _, sample in prepared if sample is not None)
     first = next(samples, None)
     if first is None:
         return 0
@@ -216,44 +172,18 @@ def _write_split(
     return num_samples
 
 
-def _prepare(job: _Job, audit: Audit) -> Sample | None:
-    """Read one image and draw its mask; None, with the reason in the audit, where a defect spoils it."""
-    where = f"{job.split}/{job.image.file_name}"
-    if not job.image.cells:
+def _prepare_each(jobs: Iterable[Job], audit: Audit, reader: ImageReader) -> Iterator[tuple[Job, Sample | None]]:
+    """Each job with its sample; None, with the reason in the audit, where a defect spoils it."""
+    # Each image is decoded while the one before is drawn and written, so the jobs run ahead of the images by one.
+    ahead, behind = itertools.tee(jobs)
+    images = reader.read_each(job.path for job in ahead if job.image.cells)
+    for job in behind:
+        if job.image.cells:
+            yield job, prepare(job, next(images), audit)
+            continue
         detail = "listed, but without a cell: an empty field cannot be told from one not labelled"
-        audit.add(IMAGE_WITHOUT_LABELS, where, detail, left_out=True)
-        return None
-    try:
-        image = read_image(job.path)
-    except InputError as error:
-        audit.add(UNREADABLE_FILE, where, str(error), left_out=True)
-        return None
-    height, width = image.shape[:2]
-    for size in job.image.sizes:
-        if all(size) and size != (width, height):
-            detail = f"the file is {width}x{height}, the JSON says {size[0]}x{size[1]}"
-            audit.add(SIZE_MISMATCH, where, detail, left_out=True)
-            return None
-    drawn = draw_cells(job.image.cells, height, width)
-    for finding in drawn.findings:
-        audit.add(finding.kind, where, finding.detail, left_out=finding.spoils)
-    if any(finding.spoils for finding in drawn.findings):
-        return None
-    if drawn.num_cells == 0:
-        audit.add(IMAGE_WITHOUT_LABELS, where, "none of its labels encloses anything", left_out=True)
-        return None
-    group, hours = describe(job.image.file_name)
-    facts = {
-        "dataset": job.dataset,
-        "file_name": job.image.file_name,
-        "width": width,
-        "height": height,
-        "group": group,
-        "time": hours,
-        "num_cells": drawn.num_cells,
-        "licence": job.licence,
-    }
-    return Sample(job.key, one_channel(image), drawn.mask, facts)
+        audit.add(IMAGE_WITHOUT_LABELS, job.where, detail, left_out=True)
+        yield job, None
 
 
 def _audit_unlisted(source: Source, used: dict[Path, str], audit: Audit) -> None:
@@ -264,7 +194,32 @@ def _audit_unlisted(source: Source, used: dict[Path, str], audit: Audit) -> None
         audit.add(IMAGE_WITHOUT_LABELS, where, "named in none of the JSONs; not converted", left_out=True)
 
 
-def _with_progress(jobs: list[_Job], label: str, console: Console) -> Iterator[_Job]:
+def _audit_lookalikes(source: Source, audit: Audit) -> None:
+    """Note files that a user cannot tell apart by their names."""
+    noted = set()
+    for folder in (split.images for split in source.splits):
+        for first, *others in folder.lookalikes():
+            if first not in noted:
+                noted.add(first)
+                names = ", ".join(ascii(path.name) for path in others)
+                where = first.relative_to(source.folder).as_posix()
+                audit.add(DOUBLED_NAME, where, f"looks like {names}; rename all but one", left_out=False)
+
+
+def _files_not_read(source: Source, out: Path) -> list[str]:
+    """Files of the source, as paths within it, that no step took, but for what is written to `out` within it."""
+    taken = {path for split in source.splits for path in (split.annotations, *split.images.files)}
+    taken |= set(licence_files(source.folder))
+    written = out.resolve()
+    found = (path for path in walk_files(source.folder) if path not in taken)
+    return [
+        path.relative_to(source.folder).as_posix()
+        for path in found
+        if not path.parent.resolve().is_relative_to(written)
+    ]
+
+
+def _with_progress(jobs: list[Job], label: str, console: Console) -> Iterator[Job]:
     """Hand on the jobs, with a bar on a terminal and about ten plain lines elsewhere."""
     if console.is_terminal:
         yield from track(jobs, description=label, console=console)

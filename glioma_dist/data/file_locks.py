@@ -35,8 +35,10 @@ def held(path: Path, seconds: float, holder: str) -> Iterator[int]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 waited, silent = time.monotonic() - start, time.time() - os.fstat(file).st_mtime
-                if (waited > SECONDS_TO_SPEAK and silent > seconds) or waited > MAX_WAITS * seconds:
-                    raise HeldError(f"{holder} did not answer for {min(silent, waited):.0f} s") from None
+                if waited > SECONDS_TO_SPEAK and silent > seconds:
+                    raise HeldError(f"{holder} did not answer for {silent:.0f} s") from None
+                if waited > MAX_WAITS * seconds:
+                    raise HeldError(f"{holder} did not finish within {waited:.0f} s") from None
             else:
                 # Who held it before may have renamed or removed it: then this is a lock on nothing.
                 if is_at(file, path):

@@ -36,7 +36,11 @@ async def stream_http(files: Any, url: str, span: Span, seconds: float, take: Ta
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds),
     }
     async with AsyncExitStack() as stack:
-        response = await _follow(stack, session, files.encode_url(url), options)
+        try:
+            response = await _follow(stack, session, files.encode_url(url), options)
+        except aiohttp.ClientResponseError as error:
+            # Nobody asked for a status to be raised: this is the parser, and its status is not the server's.
+            raise AnswerError(f"an answer that is no HTTP ({error.message})") from None
         start = _check_head(response, span)
         # An answer that is not read to its end closes the connection, or all of it would have to be read.
         if not await take_body(response.content, start, response.content_length, span, take):

@@ -115,7 +115,7 @@ def block_counts(weights: Sequence[float]) -> list[int]:
     shares = np.asarray(weights, dtype=np.float64) / sum(weights)
     if shares.min() * LONGEST_BLOCK < 1:
         raise InputError(
-            f"--data.weights {' '.join(map(str, weights))}: the least is below a thousandth of their sum; leave it away"
+            f"--data.weights {' '.join(map(str, weights))}: the least is below a thousandth of their sum; omit it"
         )
     for length in range(len(shares), LONGEST_BLOCK + 1):
         counts = (shares * length).round()

@@ -90,8 +90,8 @@ def fault_of_member(member: object, num_bytes: int) -> str | None:
         if extension == "json" and extension not in member:
             continue
         pair = member.get(extension)
-        is_pair = isinstance(pair, list) and len(pair) == 2 and all(_is_count(number, num_bytes) for number in pair)
-        if not is_pair or sum(pair) > num_bytes:
+        is_pair = isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)
+        if not is_pair or not all(_is_count(number, num_bytes) for number in pair) or sum(pair) > num_bytes:
             shown = one_line(repr(pair), 60) if is_pair else short(pair)
             return f"{key}: its {extension} is {shown}, not [offset, size] within {num_bytes} bytes"
         ranges.append(pair)

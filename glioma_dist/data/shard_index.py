@@ -218,7 +218,7 @@ def _as_json(data: bytes, source: LocalFolder | RemoteFolder, name: str, max_ite
 def _parse(data: bytes, max_items: int) -> object:
     # Before anything is made of it: a mebibyte of `[],[],` becomes thirty of objects.
     if sum(map(data.count, (b",", b"[", b"{"))) > max_items:
-        raise ValueError(f"more than {max_items} values, more than can be")
+        raise ValueError(f"more than {max_items} values")
     return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
 
 

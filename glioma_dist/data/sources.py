@@ -2,65 +2,27 @@
 
 import os
 import re
-from collections import defaultdict
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from fnmatch import fnmatchcase as fnmatch
+from pathlib import Path, PurePosixPath
 
 from glioma_dist.data.coco import CocoFile
-from glioma_dist.data.sample import IMAGE_SUFFIXES
+from glioma_dist.data.image_file import IMAGE_SUFFIXES
+from glioma_dist.data.image_folder import ImageFolder, walk_files
 from glioma_dist.data.splits import WHOLE
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, printable
+from glioma_dist.files import cannot_read, read_bytes
 
 LIVECELL_LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
 LIVECELL_CITATION = "Edlund et al. 2021, Nature Methods 18, doi 10.1038/s41592-021-01249-6"
+MAX_LICENCE_BYTES = 2**20
 UNKNOWN_LICENCE = "unknown; see the data's publisher"
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
 # A172_Phase_B7_2_00d04h00m_2.tif: line, well, field, time since the start, part of the field.
 LIVECELL_NAME = re.compile(r"(?P<line>[^_]+)_Phase_(?P<well>[A-Z]\d+)_\d+_(?P<d>\d+)d(?P<h>\d+)h(?P<m>\d+)m")
-
-
-class ImageFolder:
-    """The TIFF and PNG files below `root`, listed once; `source` is the folder that none may lead out of."""
-
-    def __init__(self, root: Path, source: Path) -> None:
-        self.root = root
-        self._source = source.resolve()
-        self._refuse_outside(root, str(root))
-        self.files: list[Path] = []
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
-        for folder, folders, names in os.walk(root):
-            folders.sort()
-            for name in sorted(names):
-                if name.lower().endswith(IMAGE_SUFFIXES):
-                    self.files.append(Path(folder, name))
-                    self._by_name[name].append(self.files[-1])
-
-    def locate(self, file_name: str, is_only_one: bool) -> list[Path]:
-        """The files that a name in a JSON may mean: none, one, or several that cannot be told apart.
-
-        is_only_one: whether no other image of the JSON has the same name without its folder; then a file in
-        another folder than named is taken too. Raises InputError for a name that leads out of the source.
-        """
-        name = PurePosixPath(file_name)
-        if name.is_absolute() or ".." in name.parts or PureWindowsPath(file_name).drive:
-            raise InputError(f"{file_name!r} leads outside the source folder {self._source}; mend the JSON")
-        self._refuse_outside(self.root / name, file_name)
-        candidates = self._by_name.get(name.name, [])
-        exact = [path for path in candidates if path == self.root / name]
-        ending = [path for path in candidates if path.as_posix().endswith(f"/{name}")]
-        candidates = exact or ending or (candidates if is_only_one and len(candidates) == 1 else [])
-        for path in candidates:
-            self._refuse_outside(path, file_name)
-        return candidates
-
-    def _refuse_outside(self, path: Path, name: str) -> None:
-        try:
-            inside = path.resolve().is_relative_to(self._source)
-        except (OSError, ValueError):
-            raise InputError(f"{name[:120]!r} cannot be the name of a file; mend the JSON") from None
-        if not inside:
-            raise InputError(f"{name!r} leads outside the source folder {self._source} (by a link); copy it there")
 
 
 @dataclass(frozen=True)
@@ -92,9 +54,9 @@ def find_livecell(source: str | Path) -> Source:
     Raises InputError, with what was looked for and found, where there is none.
     """
     folder = _existing(source)
-    files = {}
+    found, files = walk_files(folder), {}
     for split in ("train", "val", "test"):
-        candidates = list(folder.rglob(f"livecell_coco_{split}.json"))
+        candidates = [path for path in found if path.name == f"livecell_coco_{split}.json"]
         if candidates:
             # The authors also publish files for single cell types and parts of the data, further down.
             depth = min(len(path.parts) for path in candidates)
@@ -104,7 +66,7 @@ def find_livecell(source: str | Path) -> Source:
                 raise InputError(f"{preferred[0]} and {preferred[1]}: which one is meant? Keep one in {folder}")
             files[split] = preferred[0]
     if not files:
-        raise _not_found(folder, "LIVECell", "livecell_coco_train.json, _val.json or _test.json")
+        raise _not_found(folder, found, "LIVECell", "livecell_coco_train.json, _val.json or _test.json")
     images = _images(folder / "images" if (folder / "images").is_dir() else folder, folder)
     splits = [SourceSplit(name, path, images) for name, path in files.items()]
     return Source(folder, splits, licence=LIVECELL_LICENCE, citation=LIVECELL_CITATION)
@@ -118,13 +80,16 @@ def find_glioma_c6(source: str | Path) -> Source:
     `all`. Raises InputError, with what was looked for and found, where there is neither.
     """
     folder = _existing(source)
-    published = sorted(folder.rglob("anno_*.json"))
-    exported = sorted(path for path in folder.rglob("instances_*.json") if path.parent.name == "annotations")
+    found = walk_files(folder)
+    published = sorted(path for path in found if fnmatch(path.name, "anno_*.json"))
+    exported = sorted(
+        path for path in found if fnmatch(path.name, "instances_*.json") and path.parent.name == "annotations"
+    )
     if published and exported:
         raise InputError(f"{folder}: holds {published[0]} and {exported[0]}, two layouts; name the folder of one")
     if not published and not exported:
         wanted = "anno_train.json (published archive) or annotations/instances_*.json (CVAT, COCO 1.0)"
-        raise _not_found(folder, "Glioma C6", wanted)
+        raise _not_found(folder, found, "Glioma C6", wanted)
     if published:
         return Source(folder, _named_splits(folder, published, _published_images))
     if [path.name for path in exported] == ["instances_default.json"]:
@@ -139,12 +104,20 @@ def licence_of(source: Source, coco: CocoFile) -> str:
         return source.licence
     if coco.licences:
         return ", ".join(coco.licences)
-    for path in sorted(source.folder.iterdir()):
-        if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE")):
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-            first = next((line.strip() for line in lines if line.strip()), "")
-            return f"{first[:120]} ({path.name} of the source)"
+    for path in licence_files(source.folder):
+        text = read_bytes(path, MAX_LICENCE_BYTES).decode("utf-8", "replace")
+        first = next((line.strip() for line in text.split("\n") if line.strip()), "")
+        return f"{first[:120]} ({printable(path.name)} of the source)"
     return UNKNOWN_LICENCE
+
+
+def licence_files(folder: Path) -> list[Path]:
+    """The LICENSE files at the top of a source."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise cannot_read(folder, error) from None
+    return [path for path in paths if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE"))]
 
 
 def describe(file_name: str) -> tuple[str, float | None]:
@@ -191,18 +164,40 @@ def _exported_images(annotations: Path, subset: str) -> Path:
 def _images(root: Path, source: Path) -> ImageFolder:
     images = ImageFolder(root, source)
     if not images.files:
-        raise InputError(f"{root}: labels were found, but no TIFF or PNG here; put the images beside them")
+        raise InputError(f"{root}: labels were found, but no TIFF or PNG here; put the images here")
     return images
 
 
 def _existing(source: str | Path) -> Path:
     folder = Path(source)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name the folder that holds the data set")
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no such folder; name the folder that holds the data set") from None
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"{folder!r}: cannot be the name of a folder ({error})") from None
+    except OSError as error:
+        raise cannot_read(folder, error) from None
+    if not is_folder:
+        what = "unpack it, then name the folder" if folder.suffix.lower() in ARCHIVES else "name the folder"
+        raise InputError(f"{folder}: is a file, not a folder; {what} that holds the data set")
     return folder
 
 
-def _not_found(folder: Path, dataset: str, wanted: str) -> InputError:
+def _not_found(folder: Path, files: list[Path], dataset: str, wanted: str) -> InputError:
+    """What was looked for, what was found instead, and how to get the one from the other."""
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
     found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
-    return InputError(f"{folder}: no {dataset} data set: looked for {wanted} here and below; found {found}")
+    message = f"{folder}: no {dataset} data set: looked for {wanted} here and below; found {found}"
+    suffixes = {path.suffix.lower() for path in files}
+    if ".xml" in suffixes:
+        advice = "labels in XML ('CVAT for images') are not read: in CVAT, export as 'COCO 1.0', and unpack that"
+    elif suffixes & ARCHIVES:
+        advice = "unpack the archive first"
+    elif ".json" in suffixes:
+        advice = "a COCO file is read under these names only: rename yours"
+    elif suffixes & set(IMAGE_SUFFIXES):
+        advice = "images alone are not enough: a COCO JSON must outline their cells"
+    else:
+        return InputError(message)
+    return InputError(f"{message}; {advice}")

@@ -1,13 +1,13 @@
 """Random splits of a data set that has none of its own, once or repeatedly."""
 
-import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from glioma_dist.errors import InputError
+from glioma_dist.files import read_json, write_json_atomically
 
 SPLIT_NAMES = ("train", "val", "test")
 WHOLE = "all"
@@ -93,24 +93,21 @@ def draw_repetitions(
 def write_splits(path: Path, repetitions: list[dict[str, list[str]]], facts: Mapping[str, object]) -> None:
     """A JSON file: {"format_version", **facts, "repetitions": [{"train": [key, …], "val": …, "test": …}, …]}."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format_version": FORMAT_VERSION, **facts, "repetitions": repetitions}
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(content, indent=1) + "\n")
-    new.replace(path)
+    write_json_atomically(path, {"format_version": FORMAT_VERSION, **facts, "repetitions": repetitions}, indent=1)
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
     """The repetitions of such a file. Raises InputError where it is none, or a key stands in two splits."""
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
         version, repetitions = content["format_version"], content["repetitions"]
         keys = [[key for split in splits.values() for key in split] for splits in repetitions]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read as splits ({error!r}); remove it to draw anew") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: holds no splits ({error!r}); remove it to draw again") from error
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: format {version!r}, this version reads {FORMAT_VERSION}; update glioma-dist")
     for number, found in enumerate(keys):
-        doubled = next((key for key in found if found.count(key) > 1), None)
+        doubled = next((key for key, times in Counter(map(str, found)).items() if times > 1), None)
         if doubled is not None:
-            raise InputError(f"{path}: repetition {number} has {doubled} twice; remove the file to draw anew")
+            raise InputError(f"{path}: repetition {number} has {doubled} twice; remove the file to draw again")
     return repetitions

@@ -190,7 +190,7 @@ class RemoteFolder:
                 raise
             except Exception as error:
                 # Each scheme's library raises its own.
-                last, is_content = _words(error, self.patience.seconds), getattr(error, "is_content", False)
+                last, is_content = _words(error, self.patience.seconds), _is_content(error)
                 is_unknown_host = isinstance(getattr(error, "os_error", None), socket.gaierror)
                 asked_to_wait = min(getattr(error, "retry_after", 0.0), MAX_RETRY_AFTER)
                 if _is_final(error):
@@ -245,6 +245,11 @@ def _words(error: Exception, seconds: float) -> str:
     if isinstance(error, AnswerError):
         return words
     return f"{type(error).__name__}: {words or f'no whole answer within {seconds:g} s'}"
+
+
+def _is_content(error: Exception) -> bool:
+    """Whether it is the file that is wrong, and not the service."""
+    return getattr(error, "is_content", False) or type(error).__name__ == "FlexibleChecksumError"  # botocore's
 
 
 def _is_final(error: Exception) -> bool:

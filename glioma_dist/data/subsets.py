@@ -47,11 +47,11 @@ def link_subset(samples: Path, keys: Iterable[str], out: Path) -> None:
     reader = ShardReader(samples)
     index, present = reader.index, reader.keys()
     if len(present) != len(index["shards"]):
-        raise InputError(f"{samples}: has shards of several samples; remove the folder, and it is written anew")
+        raise InputError(f"{samples}: has shards of several samples; remove the folder, and it is written again")
     keys, shards = sorted(keys), dict(zip(present, index["shards"], strict=True))
     missing = [key for key in keys if key not in shards]
     if missing:
-        raise InputError(f"{samples}: has no sample {missing[0]}; remove the study's splits to draw them anew")
+        raise InputError(f"{samples}: has no sample {missing[0]}; remove the study's splits to draw them again")
     chosen = [shards[key] for key in keys]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

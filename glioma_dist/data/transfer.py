@@ -57,16 +57,18 @@ def stream_span(files: Any, url: str, span: Span, seconds: float, take: Take) ->
 async def _read_at_a_pace(files: Any, url: str, span: Span, seconds: float, take: Take) -> None:
     protocols = (files.protocol,) if isinstance(files.protocol, str) else files.protocol
     read = stream_http if "http" in protocols else _stream_s3 if "s3" in protocols else _read_whole_answer
-    start, num_bytes = asyncio.get_running_loop().time(), 0
+    start, num_bytes, paces = asyncio.get_running_loop().time(), 0, 1
 
-    def take_and_go_on(piece: bytes) -> None:
-        nonlocal num_bytes
+    def take_and_extend(piece: bytes) -> None:
+        nonlocal num_bytes, paces
         take(piece)
         num_bytes += len(piece)
-        limit.reschedule(start + seconds * (1 + num_bytes // PACE_BYTES))
+        if num_bytes >= paces * PACE_BYTES:
+            paces = 1 + num_bytes // PACE_BYTES
+            limit.reschedule(start + seconds * paces)
 
     async with asyncio.timeout(seconds) as limit:
-        await read(files, url, span, seconds, take_and_go_on)
+        await read(files, url, span, seconds, take_and_extend)
 
 
 async def _stream_s3(files: Any, url: str, span: Span, seconds: float, take: Take) -> None:

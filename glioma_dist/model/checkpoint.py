@@ -147,9 +147,9 @@ def naming_another(folder: Path) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        others = [*kept_folders(folder.with_name("last")), folder.with_name("best")]
-        for other in others:
-            if other.absolute() != error.path.parent.absolute() and is_whole(other):
+        run = folder.absolute().parent
+        for other in (*kept_folders(run / "last"), run / "best"):
+            if other != error.path.parent.absolute() and is_whole(other):
                 advice = f"restore it from a copy, or give {other}, which is whole"
                 raise DamagedError(error.path, error.fault, advice) from error
         raise

@@ -1,9 +1,11 @@
 """tools/inspect_shards.py: what it lists, what it finds, and somebody else's shards."""
 
 import io
+import json
 import shutil
 import tarfile
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import webdataset
 from faulty_server import files_of, serve
 from helpers import damage_sample, draw_sample, load_tool
 
+from glioma_dist.data.inspection import index_folder
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
@@ -185,6 +188,7 @@ def test_flags_that_cannot_be_are_refused(tool, tmp_path):
         ({"index": True, "shards": "s3://a/b"}, "upload it"),
         ({"num_images": 0}, "1 or more"),
         ({"sheet": tmp_path / "x.jpg"}, "name a .png"),
+        ({"sheet": Path("s3://bucket/x.png")}, "is a URL"),
     ):
         with pytest.raises(InputError, match=fragment):
             tool.InspectConfig(**{"shards": "x", **flags}).validate()
@@ -200,3 +204,94 @@ def test_tars_without_an_index_say_how_to_make_one(tmp_path):
     write_tar(tmp_path / "s.tar", [("x.png", encode_image(sample.image)), ("x.mask.png", encode_mask(sample.mask))])
     with pytest.raises(InputError, match=r"inspect_shards.py .* --index"):
         ShardReader(tmp_path)
+
+
+def parts(name: str, number: int = 0) -> list[tuple[str, bytes]]:
+    sample = draw_sample(number)
+    return [(f"{name}.png", encode_image(sample.image)), (f"{name}.mask.png", encode_mask(sample.mask))]
+
+
+def test_names_with_dots_are_samples_of_their_own(tool, tmp_path, capsys):
+    """WebDataset ends a name at its first dot, which would make one sample of two."""
+    names = ["w1", "w2_0.5um", "w2_0.7um", "sub.folder/w3.1", "w2"]
+    write_tar(tmp_path / "s.tar", [part for number, name in enumerate(names) for part in parts(name, number)])
+    inspect(tool, tmp_path, index=True, verify=True)
+    assert "belong" not in capsys.readouterr().out
+    reader = ShardReader(tmp_path)
+    assert reader.keys() == ["w1", "w2_0_5um", "w2_0_7um", "sub_folder_w3_1", "w2"]
+    for place in range(5):
+        np.testing.assert_array_equal(reader.read(0, place).image, draw_sample(place).image)
+
+
+def test_the_endings_of_the_flags_are_found_behind_dots(tool, tmp_path):
+    sample = draw_sample(3)
+    image, mask = encode_image(sample.image), encode_mask(sample.mask)
+    write_tar(tmp_path / "s.tar", [("a.b.input.PNG", image), ("a.b.target.png", mask), ("a.b.Json", b'{"n": 1}')])
+    inspect(tool, tmp_path, index=True, verify=True, image="input.png", mask="target.png")
+    assert ShardReader(tmp_path).keys() == ["a_b"]
+    assert ShardReader(tmp_path).read(0, 0).facts == {"n": 1}
+
+
+def test_members_that_no_sample_took_are_counted_and_named(tool, tmp_path, capsys):
+    """At --index and whenever the folder is looked at later; folders and PAX headers are no members."""
+    members = [*parts("x"), ("x.cls", b"7"), ("x.jpg", b"?"), ("x.overlay.png", b"?"), ("y.0.5.png", b"?")]
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in [*members, ("._x.png", b"?"), ("._x.mask.png", b"?"), ("README", b"?")]:
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(data), {"comment": "c"}
+            tar.addfile(info, io.BytesIO(data))
+        for kind, name in ((tarfile.DIRTYPE, "folder"), (tarfile.SYMTYPE, "z.png"), (tarfile.LNKTYPE, "z.mask.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "x.png"
+            tar.addfile(info)
+    inspect(tool, tmp_path, index=True)
+    expected = (
+        "9 members belong to no sample and are not read: s.tar: x.cls, s.tar: x.jpg, s.tar: x.overlay.png and 6 more"
+    )
+    assert expected in capsys.readouterr().out
+    inspect(tool, tmp_path, verify=True)
+    assert expected in capsys.readouterr().out
+    assert ShardReader(tmp_path).keys() == ["x"]
+    # An index of an older version says nothing of them.
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert index.pop("unused_members")["count"] == 9
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    inspect(tool, tmp_path, verify=True)
+    assert expected in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8_are_printed_as_escapes(tool, tmp_path, capsys):
+    write_tar(tmp_path / "s.tar", [*parts("x"), ("k\udcf6ln.txt", b"?"), ("line\nbreak.txt", b"?"), *parts("m\udcf6")])
+    inspect(tool, tmp_path, index=True, verify=True)
+    printed = capsys.readouterr().out
+    assert "2 members belong to no sample and are not read: s.tar: k\\xf6ln.txt, s.tar: line\\x0abreak.txt" in printed
+    printed.encode("ascii")
+    assert ShardReader(tmp_path).keys() == ["x", "m_"]
+
+
+@pytest.mark.parametrize("name", ["k\udcf6ln.png", "äöü.png"])
+def test_a_sheet_may_have_any_name(tool, shards, tmp_path, name, capsys):
+    inspect(tool, shards / "train", sheet=tmp_path / name, num_images=1)
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match=r"its folder is gone|cannot be written"):
+        inspect(tool, shards / "train", sheet=shards / "train" / "index.json" / "x.png", num_images=1)
+
+
+def test_our_own_shards_have_no_such_members(tool, copy, capsys):
+    inspect(tool, copy, verify=True)
+    assert "belong" not in capsys.readouterr().out
+
+
+def test_a_sample_that_two_shards_have_is_named(tool, tmp_path):
+    """Each shard is whole, and so is the index; only together they are not."""
+    for name, number in (("a", 0), ("b", 1)):
+        write_tar(tmp_path / f"{name}.tar", parts("x" if name == "a" else "y", number))
+    index_folder(tmp_path, "d", "s", "l")
+    index = json.loads((tmp_path / "index.json").read_text())
+    table = json.loads((tmp_path / "b.members.json").read_text())
+    table[0]["key"] = "x"
+    (tmp_path / "b.members.json").write_text(json.dumps(table))
+    del index["shards"][1]["members_sha256"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"1 of 2 .*b.tar: sample x is in a.tar, too"):
+        inspect(tool, tmp_path, verify=True)

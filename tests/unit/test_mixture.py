@@ -168,3 +168,14 @@ def test_batches_of_a_mixture_are_the_same_however_they_are_made(two, num_proces
 def test_without_validation_data_there_is_no_reader(two):
     assert open_validation_data(two(val=None)) is None
     assert len(open_validation_data(two())) == 3
+
+
+def test_sources_may_have_samples_of_equal_keys(tmp_path):
+    """Each is its own: the same key stands for another image in another source."""
+    parts = [
+        ShardReader(draw_shards(tmp_path / name, range(4), 2, width=width)) for name, width in (("a", 40), ("b", 56))
+    ]
+    joined = JoinedShards(parts)
+    assert joined.keys() == parts[0].keys() * 2
+    assert [joined.read(shard, 1).image.shape[1] for shard in range(4)] == [40, 40, 56, 56]
+    assert str(tmp_path / "b") in joined.describe(3, 0)

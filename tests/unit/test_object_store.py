@@ -1,14 +1,16 @@
 """Shards in an object store that speaks S3, behind a server that misbehaves."""
 
+import time
+
 import numpy as np
 import pytest
-from faulty_server import serve, server_at
+from faulty_server import FAULTS, always, serve, server_at
 from helpers import draw_shards
 
 from glioma_dist.data.cache import ShardCache
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import Patience
-from glioma_dist.errors import InputError
+from glioma_dist.errors import ExitCode, InputError
 
 pytest.importorskip("s3fs", reason="needs the extra cloud")
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server], of the extra dev")
@@ -62,15 +64,32 @@ def test_the_store_gives_the_folders_samples_or_is_asked_again(store, tmp_path, 
     assert len(server.requests) > 6
 
 
-@pytest.mark.parametrize("fault", ["error", "drop", "short", "changed"])
-def test_a_store_that_stays_bad_is_one_line(store, fault):
+LATER = {"error", "unavailable", "unavailable-later", "too-many", "stall", "stall-body", "drip", "refuse", "drop"}
+"""Faults of the service. "redirect", "missing", "forbidden" are those that botocore has rules of its own for."""
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"redirect", "redirect-loop", "endless-headers"}))
+@pytest.mark.parametrize("what", ["index.json", ".tar"])
+def test_a_store_that_stays_bad_is_one_line_in_bounded_time_and_bytes(store, fault, what):
     server, _ = store
     server.requests.clear()
-    server.faults = lambda path, number: fault if path.endswith(".tar") else None
-    reader = ShardReader("s3://cells/train", patience=Patience(2, 5.0, 0.01))
-    with pytest.raises(InputError, match=r"s3://cells/train/00001.tar.*after 2 tries") as error:
-        reader.read(1, 0)
-    assert "\n" not in str(error.value)
+    server.retry_after, server.stall_seconds, server.bytes_sent = "0", 3, 0
+    server.faults = always(fault, what)
+    start, refused = time.monotonic(), None
+    try:
+        ShardReader("s3://cells/train", patience=Patience(2, 1.0, 0.01)).read(1, 0)
+    except InputError as error:
+        refused = error
+    assert time.monotonic() - start < 30
+    assert server.bytes_sent < 2 * (80 if what == "index.json" else 17) * 2**20
+    if what == "index.json" and fault in ("no-range", "other-range", "changed"):
+        return  # no fault of an answer that is asked for whole
+    assert refused is not None
+    assert "s3://cells/train/" in str(refused)
+    assert what in str(refused)
+    assert "\n" not in str(refused)
+    assert len(str(refused)) <= 500
+    assert (refused.exit_code == ExitCode.UNAVAILABLE) == (fault in LATER), refused
 
 
 def test_an_object_that_is_not_there_is_one_line(store):

@@ -109,8 +109,8 @@ def test_repetitions_are_those_of_the_following_seeds_and_come_back_from_their_f
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
+        ("{", "is no JSON"),
+        ("[]", "holds no splits"),
         ('{"format_version": 2, "repetitions": []}', "format 2"),
         ('{"format_version": 1, "repetitions": [{"train": ["a", "b"], "test": ["a"]}]}', "repetition 0 has a twice"),
     ],

@@ -1,0 +1,28 @@
+"""How large an image may be: asked of its header, before memory is taken for its pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glioma_dist.errors import InputError
+
+MAX_PIXELS = 2**28
+"""16,384 x 16,384: fifty times the largest image of the article."""
+MAX_DECODED_BYTES = 2**30
+"""Of the pixels as they are stored, all channels. A header of a few bytes can promise any size."""
+MAX_FILE_BYTES = 2**32
+"""That of a TIFF with offsets of 32 bits."""
+
+
+def check_size(width: int, height: int, where: str | Path, channels: int = 1, bytes_a_sample: int = 1) -> None:
+    """Raises InputError for an image without pixels, or of more than is decoded."""
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise InputError(
+            f"{where}: claims {width}x{height} pixels, more than {MAX_PIXELS} or none; cut it into smaller images"
+        )
+    num_bytes = width * height * channels * bytes_a_sample
+    if num_bytes > MAX_DECODED_BYTES:
+        raise InputError(
+            f"{where}: claims {width}x{height} pixels of {channels} channels, {num_bytes >> 20} MiB decoded, more than "
+            f"{MAX_DECODED_BYTES >> 20}; save it as grey or RGB, or cut it into smaller images"
+        )

@@ -1,0 +1,160 @@
+"""A TIFF of one page to pixels. What its directories say is looked at first: how many pictures, how large, which kind
+of numbers, and whether all of its pixels are in the file."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+import tifffile
+
+from glioma_dist.data import tiff_directories as tag
+from glioma_dist.data.image_limits import check_size
+from glioma_dist.data.lzw import is_valid_lzw
+from glioma_dist.data.orientation import AS_STORED, valid_orientation, xmp_orientation
+from glioma_dist.data.tiff_colours import check_colours, to_image
+from glioma_dist.data.tiff_directories import Directory, read_directories
+from glioma_dist.data.tiff_stacks import single_page
+from glioma_dist.errors import InputError
+
+NO_COMPRESSION, LZW = 1, 5
+CHUNKY, PLANAR = 1, 2
+MAX_WORDS = 160
+"""Of what a library says is wrong."""
+
+
+def decode_tiff_file(file: BinaryIO, num_bytes: int, where: str) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Pixels, notes and orientation of a TIFF; see `image_file.DecodedImage`. num_bytes: the file's length.
+
+    Raises InputError.
+    """
+    directories = read_directories(file, num_bytes, where)
+    place = single_page(directories, where)
+    page = directories.pages[place]
+    notes = check_colours(page, where)
+    width, length = page.size
+    bits = max(page.numbers(tag.BITS) or (1,))
+    check_size(width, length, where, page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
+    _check_tiles(page, where)
+    file.seek(0)
+    try:
+        pixels, more = _decode(file, num_bytes, page, place, where)
+    except InputError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged TIFF surfaces as whatever the parser or any of a dozen codecs happened to trip over.
+        raise _cannot_decode(page, where, error) from None
+    pixels, colour_notes = to_image(pixels, page, where)
+    return pixels, (*notes, *more, *colour_notes), orientation_of(page)
+
+
+def orientation_of(page: Directory) -> int:
+    """EXIF's 1 to 8, from the TIFF's own tag, or else from its XMP."""
+    found = valid_orientation(page.number(tag.ORIENTATION, AS_STORED))
+    return found if found != AS_STORED else xmp_orientation(page.data(tag.XMP))
+
+
+def _cannot_decode(page: Directory, where: str, error: Exception) -> InputError:
+    words = (str(error) or type(error).__name__).splitlines()[0][:MAX_WORDS]
+    compression = page.number(tag.COMPRESSION, NO_COMPRESSION)
+    return InputError(
+        f"{where}: the TIFF's pixels cannot be decoded ({words}; compression {compression}): it is damaged, or of a "
+        "rare kind; if another program opens it, save it from there as a TIFF without compression"
+    )
+
+
+def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: str) -> tuple[np.ndarray, list[str]]:
+    """Pixels with tifffile's axes (H, W), (H, W, S) or (S, H, W), and notes."""
+    # tifffile logs and warns about odd metadata that does not touch the pixels.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with tifffile.TiffFile(file, _multifile=False) as tiff:
+            found = tiff.pages[place]
+            if found.dtype is None:
+                raise InputError(f"{where}: pixels of {found.bitspersample} bits are not read; save it as 8 or 16 bit")
+            if found.axes not in ("YX", "YXS", "SYX"):
+                raise InputError(f"{where}: axes {found.axes} are not those of one image; save it as grey or RGB")
+            found.databytecounts, notes = _byte_counts(found, num_bytes, page, where)
+            if found.compression == LZW:
+                _check_lzw(found, file, where)
+            pixels = found.asarray(maxworkers=1)
+            return (np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels), notes
+
+
+def _check_lzw(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None:
+    """Decoders crash on a damaged stream, or make pixels of whatever their memory holds."""
+    for offset, count in zip(found.dataoffsets, found.databytecounts, strict=True):
+        file.seek(offset)
+        if count and not is_valid_lzw(file.read(count)):
+            raise InputError(
+                f"{where}: damaged TIFF: the compressed pixels at byte {offset} are no LZW; copy the file again from "
+                "where it is whole"
+            )
+
+
+def _check_tiles(page: Directory, where: str) -> None:
+    """One tile is decoded at a time; it may be larger than the image."""
+    if tag.TILE_WIDTH in page:
+        width, length = page.number(tag.TILE_WIDTH, 0), page.number(tag.TILE_LENGTH, 0)
+        bits = max(page.numbers(tag.BITS) or (1,))
+        check_size(width, length, f"{where}: a tile", page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
+        if page.number(tag.TILE_DEPTH, 1) > 1:
+            raise InputError(f"{where}: tiles of several planes: a stack of pages; save each page as its own file")
+
+
+def _byte_counts(
+    found: tifffile.TiffPage, num_bytes: int, page: Directory, where: str
+) -> tuple[tuple[int, ...], list[str]]:
+    """How many bytes of the file each strip or tile takes, corrected where the file gives none; and notes.
+
+    Old programs write 0, or nothing, where the length follows from the image. Raises InputError where pixels are
+    missing: what is cut short would be black.
+    """
+    offsets, counts = list(found.dataoffsets), list(found.databytecounts)
+    if tag.STRIP_COUNTS not in page and tag.TILE_COUNTS not in page:
+        counts = [0] * len(offsets)
+    expected = math.prod(found.chunked)
+    if len(offsets) != expected or len(counts) < expected:
+        raise InputError(
+            f"{where}: the TIFF is cut short: {len(offsets)} of {expected} strips or tiles are listed; copy the file "
+            "again from where it is whole"
+        )
+    is_plain = found.compression == NO_COMPRESSION
+    num_sparse = 0
+    for number, offset in enumerate(offsets):
+        if offset == 0 and counts[number] == 0:
+            num_sparse += 1
+            continue
+        needed = _plain_bytes(found, number) if is_plain else 0
+        if is_plain and (counts[number] == 0 or (expected == 1 and counts[number] != needed)):
+            counts[number] = needed
+        if is_plain and counts[number] > needed:
+            counts[number] = needed  # the last strip is often listed as long as the others
+        if not is_plain and counts[number] == 0 and expected == 1:
+            counts[number] = max(0, num_bytes - offset)
+        if counts[number] < max(needed, 1) or offset + counts[number] > num_bytes:
+            raise InputError(
+                f"{where}: the TIFF is cut short at {num_bytes} bytes: strip or tile {number} should have "
+                f"{max(needed, counts[number])} bytes at byte {offset}; copy the file again from where it is whole"
+            )
+    if num_sparse == expected:
+        raise InputError(
+            f"{where}: none of the TIFF's pixels are in the file; copy the file again from where it is whole"
+        )
+    notes = [f"{num_sparse} of {expected} strips or tiles are not in the file, and read as empty"] if num_sparse else []
+    return tuple(counts), notes
+
+
+def _plain_bytes(found: tifffile.TiffPage, number: int) -> int:
+    """How many bytes a strip or tile takes without compression; rows begin at whole bytes."""
+    bits = found.bitspersample if isinstance(found.bitspersample, int) else sum(found.bitspersample)
+    samples = found.samplesperpixel if found.planarconfig == CHUNKY and isinstance(found.bitspersample, int) else 1
+    if found.is_tiled:
+        return found.tilelength * ((found.tilewidth * samples * bits + 7) // 8)
+    strips = math.ceil(found.imagelength / found.rowsperstrip)
+    rows = min(found.rowsperstrip, found.imagelength - (number % strips) * found.rowsperstrip)
+    return rows * ((found.imagewidth * samples * bits + 7) // 8)
