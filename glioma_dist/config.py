@@ -16,6 +16,7 @@ from typing import Literal
 
 from glioma_dist.encoder_names import ENCODER_NAMES, known_encoder
 from glioma_dist.errors import InputError
+from glioma_dist.idle_flags import idle_flags_of_training
 from glioma_dist.paths import LocalPath, PathOrUrl
 from glioma_dist.size import Size, SizeFlag
 
@@ -240,28 +241,11 @@ class TrainConfig:
     out: Path = Path("runs/run")
     """Where the run is written: config.json, metrics.jsonl, last/, last.1/, best/."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on with the run that --out holds. never: start anew, in an empty folder only."""
+    """auto: resume the run that --out holds. never: start a new one, in an empty folder only."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
-        data, plain = self.data, DataConfig()
-        chains = {"rand-augment", "trivial-augment"}.intersection(data.augment)
-        idle = (
-            ("crop_side", data.fit == "random-resized-crop", f"with --data.fit {data.fit}"),
-            ("chain_length", bool(chains), "without a chain in --data.augment"),
-            ("chain_strength", "rand-augment" in chains, "without rand-augment in --data.augment"),
-            ("cache_size", data.cache is not None, "without --data.cache"),
-            ("cache", any("://" in each for each in (*data.train, data.val or "")), "without a URL to read from"),
-            ("weights", len(data.train) > 1, "with one --data.train"),
-        )
-        notes = [
-            f"--data.{name.replace('_', '-')} {reason}"
-            for name, has_effect, reason in idle
-            if not has_effect and getattr(data, name) != getattr(plain, name)
-        ]
-        if self.eval_every is not None and data.val is None:
-            notes.append("--eval-every without --data.val")
-        return notes
+        return idle_flags_of_training(self)
 
     def validate(self) -> None:
         self.data.validate()

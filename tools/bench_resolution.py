@@ -32,6 +32,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_json_atomically
+from glioma_dist.idle_flags import idle_flags
 from glioma_dist.run_command import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -78,6 +79,15 @@ class BenchConfig:
     """For a cell, from the start of its process; a cell that takes longer is ended, which is a result, too."""
     out: Path = Path("docs/benchmarks/resolution")
     """A new folder for resolution.json, .csv, .md, memory.png and speed.png."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        facts = (
+            ("max_megapixels", self.find_largest, "without --find-largest"),
+            ("workers", self.data != "none", "with --data none"),
+            ("channels_last", bool(self.rungs), "without --rungs"),
+        )
+        return idle_flags(self, facts)
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()

@@ -15,6 +15,7 @@ from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import is_url
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_write, write_atomically
+from glioma_dist.idle_flags import idle_flags
 from glioma_dist.paths import PathOrUrl
 from glioma_dist.run_command import run_command
 
@@ -45,6 +46,12 @@ class InspectConfig:
     """With --index: the split's name."""
     licence: str = "unknown; see the data's publisher"
     """With --index: the data's licence; it is handed on to what is trained from it."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        names = ("image", "mask", "dataset", "split", "licence")
+        facts = [(name, self.index, "without --index") for name in names]
+        return idle_flags(self, [*facts, ("num_images", self.sheet is not None, "without --sheet")])
 
     def validate(self) -> None:
         if self.index and is_url(self.shards):

@@ -24,6 +24,7 @@ from glioma_dist.data.shard_index import INDEX_NAME
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.errors import InputError
+from glioma_dist.idle_flags import idle_flags
 from glioma_dist.launcher import check_launch_file
 from glioma_dist.report.study_page import write_study_report
 from glioma_dist.run_command import run_command
@@ -91,6 +92,15 @@ class ReproduceConfig:
     """As train.py's --data.workers."""
     gpu_tflops: float = 20.0
     """For --dry-run: 10^12 operations a second that a GPU is taken to do, all in all."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        facts = (
+            ("picture", self.study in ("figure6", "all"), f"with {self.study}: it is for figure6"),
+            ("gpu_tflops", self.dry_run, "without --dry-run"),
+            ("launch", not self.dry_run and not self.report_only, "where nothing is run"),
+        )
+        return idle_flags(self, facts)
 
     def validate(self) -> None:
         number, count = self.machine

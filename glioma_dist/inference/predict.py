@@ -9,7 +9,7 @@ import torch
 
 from glioma_dist.config import DataConfig, PredictConfig, Size
 from glioma_dist.data.augment import raise_contrast
-from glioma_dist.data.sample import read_image
+from glioma_dist.data.image_reader import ImageReader
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, printable
 from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
 from glioma_dist.files import make_folder
@@ -43,7 +43,8 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
     group = network.rows
     make_folder(config.out)
     mine = list(zip(paths, names, strict=True))[group.data_rank :: group.num_data_groups]
-    rows, failures = _predict_all(mine, network, checkpoint.config.data, config)
+    with ImageReader() as reader:
+        rows, failures = _predict_all(mine, network, checkpoint.config.data, config, reader)
     rows = sorted(runtime.gather_objects(rows), key=lambda row: row["image"])
     failures = sorted(runtime.gather_objects(failures if group.rank == 0 else []))
     if runtime.is_main:
@@ -58,7 +59,7 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
 
 
 def _predict_all(
-    images: list[tuple[Path, str]], network: Network, data: DataConfig, config: PredictConfig
+    images: list[tuple[Path, str]], network: Network, data: DataConfig, config: PredictConfig, reader: ImageReader
 ) -> tuple[list[dict], list[Failure]]:
     """Write the results of this process's images, each a path and a name for its results.
 
@@ -69,7 +70,7 @@ def _predict_all(
     for path, name in images:
         step = "read"
         try:
-            image = _read_together(path, network, data.raise_contrast)
+            image = _read_together(reader, path, network, data.raise_contrast)
             step = "predicted"
             mask = _mask_of(image, network, input_size, config.threshold)
             step = "written"
@@ -85,12 +86,15 @@ def _predict_all(
     return rows, failures
 
 
-def _read_together(path: Path, network: Network, contrast: str) -> np.ndarray:
+def _read_together(reader: ImageReader, path: Path, network: Network, contrast: str) -> np.ndarray:
     """The image with its contrast raised. Raises InputError on all processes that share it, where one cannot read it:
     the others would wait for that one."""
     image, error = None, None
     try:
-        image = raise_contrast(read_image(path), contrast)
+        decoded = reader.read(path)
+        for remark in decoded.remarks() if network.rows.rank == 0 else ():
+            print(f"{printable(path)}: {remark}", flush=True)
+        image = raise_contrast(decoded.pixels, contrast)
     except InputError as found:
         error = found
     if network.rows.size > 1:

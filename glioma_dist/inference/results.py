@@ -28,6 +28,7 @@ HEADER_END = 33
 """Bytes of a PNG's signature and its header."""
 LONGEST_NAME = 80
 """Characters of a file's name in a line; the table has all of them."""
+LONGEST_REASON = 120
 STEPS = ("read", "predicted", "written")
 
 
@@ -150,7 +151,7 @@ def describe_failures(failures: Sequence[Failure], num_images: int, table: Path)
     line = f"{len(failures)} of {num_images} images failed ({steps}), {others}; {printable(table)} lists them: "
     for number, failure in enumerate(failures):
         more = f"and {len(failures) - number} more"
-        part = f"{one_line(Path(failure.image).name, LONGEST_NAME)}: {failure.reason}"
+        part = f"{one_line(Path(failure.image).name, LONGEST_NAME)}: {one_line(failure.reason, LONGEST_REASON)}"
         room = MAX_LINE - len(line) - len(f"; {more}")
         if len(part) > room:
             # At least one is named, however long its reason is.

@@ -228,3 +228,19 @@ def test_flags_without_an_effect_are_named(capsys):
 def test_a_config_without_paths_still_reads_back(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(to_dict(TrainConfig())))
     assert read_config(TrainConfig, tmp_path / "c.json") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "named"),
+    [
+        ("inspect_shards.py", "x --num-images 3 --licence CC0", {"--num-images", "--licence"}),
+        ("inspect_shards.py", "x --num-images 3 --sheet s.png --index --licence CC0", set()),
+        ("bench_resolution.py", "--sizes 64x64 --max-megapixels 3 --out nowhere", {"--max-megapixels"}),
+        ("plan_memory.py", "--size 64x64 --model.init imagenet", {"--model.init"}),
+        ("plan_memory.py", "--size 64x64", set()),
+    ],
+)
+def test_flags_without_an_effect_are_named_by_tools_too(script, given, named, targets, capsys):
+    command_line.read_arguments(targets[script][1], given.split())
+    said = [line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines()]
+    assert set(said) == named

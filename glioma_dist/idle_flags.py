@@ -1,0 +1,34 @@
+"""Flags that other flags leave without an effect: named on the screen, because a user meant something by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+
+def idle_flags(config: object, facts: Sequence[tuple[str, bool, str]], prefix: str = "--") -> list[str]:
+    """Of facts (a field, whether it has an effect, why it has none), those of fields that were given, as texts."""
+    defaults = {each.name: each.default for each in fields(config)}
+    return [
+        f"{prefix}{name.replace('_', '-')} {reason}"
+        for name, has_effect, reason in facts
+        if not has_effect and getattr(config, name) != defaults[name]
+    ]
+
+
+def idle_flags_of_training(config: Any) -> list[str]:
+    """Those of a TrainConfig, which imports this module."""
+    data = config.data
+    chains = {"rand-augment", "trivial-augment"}.intersection(data.augment)
+    has_url = any("://" in each for each in (*data.train, data.val or ""))
+    facts = (
+        ("crop_side", data.fit == "random-resized-crop", f"with --data.fit {data.fit}"),
+        ("chain_length", bool(chains), "without a chain in --data.augment"),
+        ("chain_strength", "rand-augment" in chains, "without rand-augment in --data.augment"),
+        ("cache_size", data.cache is not None, "without --data.cache"),
+        ("cache", has_url, "without a URL to read from"),
+        ("weights", len(data.train) > 1, "with one --data.train"),
+    )
+    own = [("eval_every", data.val is not None, "without --data.val")]
+    return idle_flags(data, facts, "--data.") + idle_flags(config, own)
