@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -55,9 +56,10 @@ def orientation_remark(orientation: int) -> str:
     )
 
 
-def decode_file(path: str | Path, where: str) -> DecodedImage:
+def decode_file(path: str | Path, where: str, reserve: Callable[[int], None]) -> DecodedImage:
     """Decode a TIFF or PNG in this process; see `ImageReader.read`. `where` names the file in errors.
 
+    reserve: called with the number of bytes that the pixels take, as the header says, before they are decoded.
     A damaged file can crash the process. Raises InputError.
     """
     suffix = os.path.splitext(where)[1].lower()
@@ -69,7 +71,7 @@ def decode_file(path: str | Path, where: str) -> DecodedImage:
             check_plain(where, found)
             if found.st_size > MAX_FILE_BYTES:
                 raise InputError(f"{where}: has {found.st_size} bytes, more than the {MAX_FILE_BYTES} that are read")
-            return _decode(file, found.st_size, where, suffix)
+            return _decode(file, found.st_size, where, suffix, reserve)
     except ValueError as error:  # a name with a zero byte
         raise InputError(f"{where}: cannot be the name of a file ({error})") from None
     except OSError as error:
@@ -81,13 +83,13 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _decode(file: BinaryIO, num_bytes: int, where: str, suffix: str) -> DecodedImage:
+def _decode(file: BinaryIO, num_bytes: int, where: str, suffix: str, reserve: Callable[[int], None]) -> DecodedImage:
     """By what the first bytes say; a suffix is easily wrong."""
     first = file.read(16)
     if first.startswith(PNG_SIGNATURE):
-        found = DecodedImage(*decode_png_file(file, num_bytes, where))
+        found = DecodedImage(*decode_png_file(file, num_bytes, where, reserve))
     elif first[:4] in TIFF_SIGNATURES:
-        found = DecodedImage(*decode_tiff_file(file, num_bytes, where))
+        found = DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve))
     else:
         kind = next((kind for start, kind in OTHER_KINDS.items() if first.startswith(start)), None)
         if kind is not None:

@@ -44,10 +44,15 @@ class ImageFolder:
         self.root = root
         self._source = source.resolve()
         self._refuse_outside(root, str(root))
-        self.files = [path for path in walk_files(root) if path.name.lower().endswith(IMAGE_SUFFIXES)]
+        self.files: list[Path] = []
         self._by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in self.files:
-            self._by_name[spelling(path.name)].append(path)
+        self._others: dict[str, Path] = {}
+        for path in walk_files(root):
+            if path.name.lower().endswith(IMAGE_SUFFIXES):
+                self.files.append(path)
+                self._by_name[spelling(path.name)].append(path)
+            else:
+                self._others[spelling(path.name)] = path
 
     def locate(self, file_name: str, is_only_one: bool) -> list[Path]:
         """The files that a name in a JSON may mean: none, one, or several that cannot be told apart.
@@ -71,6 +76,16 @@ class ImageFolder:
         for path in candidates:
             self._refuse_outside(path, file_name)
         return candidates
+
+    def why_missing(self, file_name: str) -> str:
+        """Why `locate` finds no file for a name, in words that are true."""
+        name = PurePosixPath(file_name).name
+        other = self._others.get(spelling(name))
+        if other is not None:
+            return f"{other}: is there, but only TIFF and PNG are read; save it as PNG, and name that in the JSON"
+        if self._by_name.get(spelling(name)):
+            return f"no such file in the folder that the JSON names, but {self._by_name[spelling(name)][0]}"
+        return f"no such file in {self.root}"
 
     def lookalikes(self) -> list[list[Path]]:
         """Files of one folder whose names differ in their spelling only, and look alike on a screen."""

@@ -14,8 +14,13 @@ MAX_FILE_BYTES = 2**32
 """That of a TIFF with offsets of 32 bits."""
 
 
-def check_size(width: int, height: int, where: str | Path, channels: int = 1, bytes_a_sample: int = 1) -> None:
-    """Raises InputError for an image without pixels, or of more than is decoded."""
+MAX_UNCHECKED_BYTES, MAX_RATIO = 2**26, 2000
+"""Of more decoded bytes than these, a file must have one for so many. For an image of one colour LZW reaches 1,340,
+images of cells reach 5."""
+
+
+def check_size(width: int, height: int, where: str | Path, channels: int = 1, bytes_a_sample: int = 1) -> int:
+    """How many bytes the pixels take. Raises InputError for an image without pixels, or of more than is decoded."""
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise InputError(
             f"{where}: claims {width}x{height} pixels, more than {MAX_PIXELS} or none; cut it into smaller images"
@@ -25,4 +30,14 @@ def check_size(width: int, height: int, where: str | Path, channels: int = 1, by
         raise InputError(
             f"{where}: claims {width}x{height} pixels of {channels} channels, {num_bytes >> 20} MiB decoded, more than "
             f"{MAX_DECODED_BYTES >> 20}; save it as grey or RGB, or cut it into smaller images"
+        )
+    return num_bytes
+
+
+def check_ratio(num_bytes: int, num_compressed: int, where: str | Path) -> None:
+    """Raises InputError where pixels of `num_bytes` are said to come from far too few compressed ones."""
+    if num_bytes > MAX_UNCHECKED_BYTES and num_bytes > MAX_RATIO * num_compressed:
+        raise InputError(
+            f"{where}: claims {num_bytes >> 20} MiB of pixels in {num_compressed} bytes, which is no image; "
+            "copy the file again from where it is whole"
         )

@@ -20,8 +20,8 @@ import numpy as np
 from glioma_dist.errors import InputError
 
 MAX_MESSAGE_BYTES = 2**20
-MEMORY_BYTES = 2**32
-"""That decoding one image may take, beside what the libraries take; enough for MAX_DECODED_BYTES four times over."""
+SPARE_BYTES, DECODED_TIMES = 2**28, 4
+"""Memory that decoding one image may take: so much, and so many times what its header says that its pixels take."""
 LENGTH = struct.Struct(">I")
 ALIVE_SECONDS = 5.0
 """How often the process looks whether the one that started it is still there."""
@@ -83,7 +83,8 @@ def serve(descriptor: int) -> None:
     """Decode what is asked for on a socket until it is closed."""
     from glioma_dist.data.image_file import decode_file
 
-    _limit_memory()
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(NoAnswerError, OSError):
         send(connection, {"ready": True})
         while True:
@@ -92,12 +93,16 @@ def serve(descriptor: int) -> None:
 
 def _answer(connection: socket.socket, request: dict, decode_file: Callable) -> None:
     try:
-        found = decode_file(request["path"], request["where"])
+        limit_memory(0)
+        found = decode_file(request["path"], request["where"], limit_memory)
     except InputError as error:
         send(connection, {"error": str(error)[:4000], "is_full": False})
         return
     except MemoryError:
-        error = f"{request['where']}: takes more than {MEMORY_BYTES >> 30} GiB of memory to decode; save it smaller"
+        error = (
+            f"{request['where']}: takes far more memory to decode than its header says; it is damaged, or of a rare "
+            "kind: if another program opens it, save it from there as a TIFF without compression"
+        )
         send(connection, {"error": error[:4000], "is_full": True})
         return
     pixels = np.ascontiguousarray(found.pixels)
@@ -113,13 +118,14 @@ def _answer(connection: socket.socket, request: dict, decode_file: Callable) -> 
     connection.sendall(memoryview(pixels).cast("B"))
 
 
-def _limit_memory() -> None:
-    """Bound this process's memory, so that a file cannot fill the machine's."""
+def limit_memory(num_bytes: int) -> None:
+    """Bound this process's memory for an image whose pixels take `num_bytes`, so that a file cannot fill the machine's.
+
+    Linux counts what a process may write to; what it holds already is not part of the bound.
+    """
     with contextlib.suppress(OSError, ValueError):
         with open("/proc/self/statm") as file:
             taken = int(file.read().split()[5]) * os.sysconf("SC_PAGESIZE")
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = taken + MEMORY_BYTES
+        limit = taken + SPARE_BYTES + DECODED_TIMES * num_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind

@@ -14,6 +14,7 @@ from glioma_dist.data.coco import CocoFile, CocoImage, load_coco
 from glioma_dist.data.prepare import Job
 from glioma_dist.data.shard_index import MAX_KEY_LENGTH
 from glioma_dist.data.sources import Source, SourceSplit, licence_of
+from glioma_dist.files import cannot_read
 
 
 def make_keys(names: Iterable[str]) -> dict[str, str]:
@@ -70,8 +71,8 @@ def find_jobs(
                 audit.add(DOUBLED_NAME, where, detail, left_out=False)
             used.setdefault(path, where)
         if not paths:
-            audit.add(LABELS_WITHOUT_IMAGE, where, f"no such file in {split.images.root}", left_out=True)
-        elif any(not filecmp.cmp(paths[0], other, shallow=False) for other in paths[1:]):
+            audit.add(LABELS_WITHOUT_IMAGE, where, split.images.why_missing(image.file_name), left_out=True)
+        elif any(not _alike(paths[0], other) for other in paths[1:]):
             audit.add(DOUBLED_NAME, where, f"may be {paths[0]} or {paths[1]}, which differ", left_out=True)
         elif image.file_name in coco.shared_ids:
             audit.add(DOUBLED_NAME, where, "shares its id with another image, and so its labels", left_out=True)
@@ -98,3 +99,11 @@ def _audit_labels(split: SourceSplit, coco: CocoFile, audit: Audit) -> None:
     for image_id, count in coco.orphans.items():
         where = f"{split.annotations.name}: image id {image_id}"
         audit.add(LABELS_WITHOUT_IMAGE, where, f"{count} labels of an image that is not listed", left_out=True)
+
+
+def _alike(first: Path, second: Path) -> bool:
+    """Whether two files hold the same bytes."""
+    try:
+        return filecmp.cmp(first, second, shallow=False)
+    except OSError as error:
+        raise cannot_read(error.filename or first, error) from None

@@ -6,12 +6,13 @@ from __future__ import annotations
 import binascii
 import struct
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 
-from glioma_dist.data.image_limits import MAX_DECODED_BYTES, check_size
+from glioma_dist.data.image_limits import MAX_DECODED_BYTES, check_ratio, check_size
 from glioma_dist.data.orientation import AS_STORED, exif_orientation, xmp_orientation
 from glioma_dist.errors import InputError
 
@@ -32,6 +33,11 @@ class _Header(NamedTuple):
     depth: int
     colour_type: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the pixels as OpenCV decodes them."""
+        return self.width * self.height * CHANNELS.get(self.colour_type, 4) * (2 if self.depth == 16 else 1)
+
 
 class _Chunks(NamedTuple):
     """A PNG taken apart: its header, and (kind, start, end) of the data of each chunk that pixels do not need."""
@@ -40,13 +46,18 @@ class _Chunks(NamedTuple):
     others: list[tuple[bytes, int, int]]
 
 
-def decode_png_file(file: BinaryIO, num_bytes: int, where: str) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Pixels, notes and orientation of a PNG that somebody made; see `image_file.DecodedImage`."""
+def decode_png_file(
+    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
+) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Pixels, notes and orientation of a PNG that somebody made; see `image_file.decode_file`."""
     if num_bytes > MAX_PNG_BYTES:
         raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
     file.seek(0)
+    reserve(num_bytes)
     data = file.read()
-    return decode_image(data, where), (), _orientation(data, _walk(data, where))
+    chunks = _walk(data, where)
+    reserve(num_bytes + chunks.header.num_bytes)
+    return decode_image(data, where), (), _orientation(data, chunks)
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -122,6 +133,8 @@ def _walk(data: bytes, where: str) -> _Chunks:
             if kind == b"acTL" and length >= 4:
                 _refuse_animation(int.from_bytes(view[start + 8 : start + 12], "big"), where)
         start = end
+    if header.depth >= 8:  # of fewer bits a pixel, one byte may hold thousands
+        check_ratio(header.num_bytes, len(data), where)
     return _Chunks(header, others)
 
 

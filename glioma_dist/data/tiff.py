@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
 import tifffile
 
 from glioma_dist.data import tiff_directories as tag
-from glioma_dist.data.image_limits import check_size
+from glioma_dist.data.image_limits import check_ratio, check_size
 from glioma_dist.data.lzw import is_valid_lzw
 from glioma_dist.data.orientation import AS_STORED, valid_orientation, xmp_orientation
 from glioma_dist.data.tiff_colours import check_colours, to_image
@@ -25,8 +26,10 @@ MAX_WORDS = 160
 """Of what a library says is wrong."""
 
 
-def decode_tiff_file(file: BinaryIO, num_bytes: int, where: str) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Pixels, notes and orientation of a TIFF; see `image_file.DecodedImage`. num_bytes: the file's length.
+def decode_tiff_file(
+    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
+) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Pixels, notes and orientation of a TIFF; see `image_file.decode_file`. num_bytes: the file's length.
 
     Raises InputError.
     """
@@ -36,8 +39,11 @@ def decode_tiff_file(file: BinaryIO, num_bytes: int, where: str) -> tuple[np.nda
     notes = check_colours(page, where)
     width, length = page.size
     bits = max(page.numbers(tag.BITS) or (1,))
-    check_size(width, length, where, page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
+    decoded = check_size(width, length, where, page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
+    if bits >= 8:  # of fewer bits a pixel, one byte may hold thousands
+        check_ratio(decoded, num_bytes, where)
     _check_tiles(page, where)
+    reserve(decoded)
     file.seek(0)
     try:
         pixels, more = _decode(file, num_bytes, page, place, where)
@@ -82,7 +88,12 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
             if found.compression == LZW:
                 _check_lzw(found, file, where)
             pixels = found.asarray(maxworkers=1)
-            return (np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels), notes
+            pixels = np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels
+    width, length = page.size
+    samples = page.number(tag.SAMPLES, 1)
+    if pixels.shape not in ((length, width), (length, width, samples)) or pixels.dtype.itemsize > 2:
+        raise InputError(f"{where}: damaged TIFF: its tags and its pixels do not agree; copy the file again")
+    return pixels, notes
 
 
 def _check_lzw(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None:

@@ -1,21 +1,15 @@
-"""Files of tensors (safetensors): written with their checksum, and checked in full when they are read.
-
-They are written here and not by the library's `save_file`, which copies every tensor, gives the file mode 0600 whatever
-the umask is, hides the system's error number, and leaves the checksum to a second reading of the file.
-"""
+"""Files of tensors (safetensors): written with their checksum, and checked in full when they are read."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from glioma_dist.errors import InputError, one_line
@@ -33,9 +27,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""The format's names of the types that a network or an optimizer may hold, in the order of their tensors in a file."""
-ALIGNMENT = 8
-"""Bytes that the header's length is a multiple of, as the format asks."""
+"""The format's names of the types that a network or an optimizer may hold."""
 
 
 class DamagedError(InputError):
@@ -55,30 +47,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     Returns the file's entry in a manifest: bytes, sha256, and each tensor's dtype and shape. Raises InputError where
     the disk is full, or the file cannot be written for another reason.
     """
-    header, described, offset = {}, {}, 0
-    # As the library does it: the widest types first, so that every tensor begins at a multiple of its own width.
-    kinds = list(DTYPES)
-    ordered = sorted(tensors.items(), key=lambda item: (kinds.index(item[1].dtype), item[0]))
-    for name, tensor in ordered:
-        end = offset + tensor.numel() * tensor.element_size()
-        described[name] = describe(tensor)
-        header[name] = described[name] | {"data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    digest, num_bytes = hashlib.sha256(), 0
-    start = [len(text).to_bytes(8, "little"), text]
+    # Not by the library's `save_file`, which gives the file mode 0600 whatever the umask is, and hides the system's
+    # error number.
+    data = save(tensors)
     try:
         with open(path, "wb") as file:
-            for block in chain(start, (tensor.reshape(-1).view(torch.uint8).numpy() for _, tensor in ordered)):
-                file.write(block)
-                digest.update(block)
-                num_bytes += len(block)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise cannot_write(path, error) from error
-    return {"bytes": num_bytes, "sha256": digest.hexdigest(), "tensors": described}
+    described = {name: describe(tensor) for name, tensor in tensors.items()}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "tensors": described}
 
 
 def describe(tensor: Tensor) -> dict[str, Any]:

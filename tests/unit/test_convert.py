@@ -285,7 +285,7 @@ def test_splits_are_drawn_among_what_can_be_converted_and_defects_told_once(tmp_
     assert [len(samples) for samples in drawn] == [3, 1, 1]
 
 
-def test_own_splits_are_not_drawn_anew(tmp_path):
+def test_own_splits_are_not_drawn_again(tmp_path):
     source = find_livecell(write_livecell(tmp_path / "source", {"train": 1}))
     with pytest.raises(InputError, match="splits of its own"):
         convert_quietly(source, tmp_path / "out", split_seed=0)

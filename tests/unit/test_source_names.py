@@ -203,3 +203,13 @@ def test_exchanged_sizes_without_an_orientation_are_left_out(tmp_path):
         convert_quietly(find_glioma_c6(tmp_path / "source"), tmp_path / "out")
     (defect,) = json.loads((tmp_path / "out" / "audit.json").read_text())["defects"]
     assert "turned by 90 degrees" in defect["detail"]
+
+
+def test_an_image_in_a_format_that_is_not_read_is_not_said_to_be_missing(tmp_path):
+    root = named(tmp_path / "source", ["a.tif"], ["a.tif", "b.jpg", "c.png"])
+    Image.fromarray(draw_image(1)).save(root / "images" / "default" / "b.jpg")
+    convert_quietly(find_glioma_c6(root), tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "audit.json").read_text())["defects"]
+    details = {defect["where"]: defect["detail"] for defect in told}
+    assert "only TIFF and PNG are read" in details["all/b.jpg"]
+    assert "no such file" in details["all/c.png"]
