@@ -14,11 +14,12 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from glioma_dist.errors import DiskFullError, InputError
+from glioma_dist.errors import DiskFullError, InputError, UnavailableError
 
 MAX_JSON_BYTES = 2**26
 """Of a JSON file that a run or a converter wrote; those of COCO, which are larger, are read elsewhere."""
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_AWAY = (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO)
 _UNREADABLE = {
     errno.ENOENT: "no such file",
     errno.ENOTDIR: "no such file",
@@ -119,8 +120,12 @@ def cannot_write(path: Path | str, error: OSError) -> InputError:
 
 
 def cannot_read(path: Path | str, error: OSError) -> InputError:
-    """The error to raise where `path` cannot be read: what is wrong, in words that are true."""
-    return InputError(f"{path}: {_UNREADABLE.get(error.errno, f'cannot be read ({error.strerror or error})')}")
+    """The error to raise where `path` cannot be read: what is wrong, in words that are true.
+
+    UnavailableError where a file system of another machine does not answer.
+    """
+    kind = UnavailableError if error.errno in _AWAY else InputError
+    return kind(f"{path}: {_UNREADABLE.get(error.errno, f'cannot be read ({error.strerror or error})')}")
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

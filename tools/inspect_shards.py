@@ -1,6 +1,5 @@
 """What is in a folder of shards, here or at a URL, and whether it is whole; an index for somebody else's."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import tyro
 from glioma_dist.command_line import read_arguments
 from glioma_dist.data.inspection import contact_sheet, find_unused, index_folder, pick_samples, tell_unused, verify
 from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.storage import is_url
+from glioma_dist.data.storage import is_url, was_url
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_write, write_atomically
 from glioma_dist.idle_flags import idle_flags
@@ -63,7 +62,7 @@ class InspectConfig:
                 raise InputError(f"--index: {ending} is no PNG, and only PNG is read; convert the images first")
         if self.num_images < 1:
             raise InputError(f"--num-images {self.num_images}: give 1 or more")
-        if self.sheet is not None and re.match(r"[A-Za-z0-9+.-]+:/", str(self.sheet)):
+        if self.sheet is not None and was_url(self.sheet):
             raise InputError(f"--sheet {self.sheet}: is a URL, and the sheet is written to this machine; name a file")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise InputError(f"--sheet {self.sheet}: name a .png")

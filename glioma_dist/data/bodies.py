@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-PIECE_BYTES = 2**16
+PIECE_BYTES = 2**18
 
 Take = Callable[[bytes], None]
 """Receives the body's pieces in order."""

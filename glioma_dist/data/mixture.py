@@ -16,6 +16,7 @@ from glioma_dist.data.cache import ShardCache
 from glioma_dist.data.order import Order, Place
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.storage import was_url
 from glioma_dist.errors import InputError
 
 LONGEST_BLOCK = 1000
@@ -143,4 +144,8 @@ def open_validation_data(config: DataConfig) -> ShardReader | None:
 
 
 def _cache(config: DataConfig) -> ShardCache | None:
-    return ShardCache(config.cache, config.cache_bytes) if config.cache else None
+    if config.cache is None:
+        return None
+    if was_url(config.cache):
+        raise InputError(f"--data.cache {config.cache}: is a URL; give a folder on a disk of this machine")
+    return ShardCache(config.cache, config.cache_bytes)

@@ -49,6 +49,11 @@ def is_url(text: str) -> bool:
     return "://" in text or "::" in text or text.startswith("pipe:")
 
 
+def was_url(path: Path) -> bool:
+    """Whether a path was made of a URL, of whose two slashes a path keeps one."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
+
+
 def check_url(url: str) -> None:
     """Raises InputError for a URL of a scheme that is not allowed, of several joined ones, or with what is secret."""
     scheme = url.partition("://")[0]

@@ -28,6 +28,7 @@ from glioma_dist.files import open_plain
 
 MAX_HEADER_BYTES = 2**20
 """Of one header with its long names and other records; a few hundred are usual."""
+MAX_MEMBERS = 2**20
 PIECE_BYTES = 2**20
 OUR_MEMBERS = {extension: extension for extension in EXTENSIONS}
 
@@ -41,7 +42,7 @@ class TarContents:
     unused: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """A member of a tar. sample: its name without ending; extension: what the ending stands for here, None for one
     that stands for nothing."""
@@ -165,7 +166,10 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     last = -1
     try:
         with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
-            for info in tar:
+            for count, info in enumerate(tar):
+                tar.members.clear()  # tarfile keeps them all, a kilobyte each
+                if count >= MAX_MEMBERS:
+                    raise tarfile.ReadError(f"more than {MAX_MEMBERS} members; split it into several")
                 if info.offset <= last or info.size < 0:
                     raise tarfile.ReadError("a header points backwards")
                 last = info.offset

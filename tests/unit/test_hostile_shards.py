@@ -261,3 +261,10 @@ def test_names_that_lead_elsewhere_write_and_read_nothing_there(tmp_path):
     index_folder(folder, "d", "s", "l")
     assert ShardReader(folder).read(0, 0).key == "x"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "index.json", "s.members.json", "s.tar"]
+
+
+def test_a_tar_of_very_many_members_takes_little_memory(tmp_path):
+    (tmp_path / "s.tar").write_bytes(header("x.txt", b"00000000000\0") * 2**16 + bytes(1024))
+    found = bounded(index_folder, tmp_path, "d", "s", "l", mebibytes=40, seconds=60)
+    assert isinstance(found, InputError)
+    assert "holds no sample" in str(found)

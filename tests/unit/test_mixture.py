@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +169,12 @@ def test_batches_of_a_mixture_are_the_same_however_they_are_made(two, num_proces
 def test_without_validation_data_there_is_no_reader(two):
     assert open_validation_data(two(val=None)) is None
     assert len(open_validation_data(two())) == 3
+
+
+def test_a_cache_at_a_url_is_refused(shards, tmp_path):
+    config = tiny_config(shards, tmp_path, cache=Path("s3://bucket/cache")).data
+    with pytest.raises(InputError, match=r"--data.cache s3:/bucket/cache: is a URL"):
+        open_training_data(config, 2, 0)
 
 
 def test_sources_may_have_samples_of_equal_keys(tmp_path):
