@@ -192,4 +192,4 @@ def test_little_of_an_encoder_stays_gathered(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_the_same_with_encoders_of_full_size(name):
-    check(run(compare, (name,), False, num_processes=2, timeout=900), name)
+    check(run(compare, (name,), False, num_processes=2, timeout=550), name)
