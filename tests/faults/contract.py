@@ -28,8 +28,11 @@ class Fault:
     aloud: a pattern that stdout or stderr matches beside that line.
     saved: whether the checkpoint is that of the last finished step.
     resumes: whether the same command ends bit-equal to a run that nothing disturbed.
+    needs_root: whether it mounts something.
     seconds, mebibytes: bounds of the hurt run, the latter with the 770 MiB of the libraries.
     ci: whether it is among the few that run with every test.
+    telling: whether status.json can be written: not on a full disk, nor before the run's folder is there.
+    trains: whether the command is a training, which has status.json and checkpoints.
     check: what else must hold, asked after the fault and before the same command runs again.
     repair: takes the fault out of the way where it does not go by itself.
     """
@@ -49,7 +52,8 @@ class Fault:
     check: Callable[[Stage], None] | None = None
     repair: Callable[[Stage], None] | None = None
     telling: bool = True
-    """Whether status.json can be written: not on a full disk, nor before the run's folder is there."""
+    trains: bool = True
+    needs_root: bool = False
 
 
 def check_end(fault: Fault, stage: Stage, ended: Sequence[Ended]) -> None:
@@ -88,7 +92,7 @@ def _check_lines(fault: Fault, ended: Sequence[Ended], told: str) -> None:
 def check_run_folder(fault: Fault, stage: Stage, ended: Sequence[Ended]) -> None:
     """status.json and the checkpoint after the fault."""
     out, code = stage.out, ended[0].code
-    if fault.saved and not fault.check_only:
+    if fault.saved:
         assert saved_step(out) == last_step(out), "the checkpoint is not that of the last finished step"
     if not fault.telling:
         return
@@ -99,6 +103,7 @@ def check_run_folder(fault: Fault, stage: Stage, ended: Sequence[Ended]) -> None
     assert (found["reason"] is None) == (code <= 0), found
     if code >= 0:
         assert found["step"] == last_step(out), found
+        assert not fault.saved or found["checkpoint_step"] == (saved_step(out) or None), found
 
 
 def check_same(one: Path, other: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import socket
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from file_calls import Moment
-from forks import Ended, Forks, Run
+from forks import Ended, Forks, Run, wait_until
 from safetensors.numpy import load_file
 
 STEPS, EVAL_EVERY = 6, 3
@@ -92,17 +91,14 @@ class Stage:
     made: set[str] = field(default_factory=set)
     """Names in `folder` that the fault itself made."""
     last: Launch | None = None
+    out: Path = Path()
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.out = self.folder / "run"
         for name in UNUSED:
             (self.folder / name).mkdir(exist_ok=True)
         self._data_before = digests(self.shared.data)
-        self.memory_before = set(os.listdir("/dev/shm"))
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "run"
 
     def make(self, name: str) -> Path:
         """A path in the stage's folder for what the fault needs."""
@@ -134,6 +130,7 @@ class Stage:
 
     def resume(self) -> list[Ended]:
         """The same command, with nothing in its way."""
+        assert self.last is not None
         self.last.start(None)
         return self.last.wait(SECONDS_A_RUN)
 
@@ -153,8 +150,10 @@ class Launch:
     def __init__(self, stage: Stage, script: str, arguments: list[str], ranks: int) -> None:
         self.stage, self.script, self.arguments, self.ranks = stage, script, arguments, ranks
         self.runs: list[Run] = []
+        self.moments: list[Moment] = []
 
     def start(self, moments: list[Moment] | None, **job: Any) -> None:
+        self.moments = moments or []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -186,13 +185,20 @@ class Launch:
     def first(self) -> Run:
         return self.runs[0]
 
+    def wait_for_any(self, seconds: float) -> None:
+        """Until one of the processes has ended."""
+        wait_until(lambda: any(run.ended.is_set() for run in self.runs), seconds, "no process ended")
+
     def wait(self, seconds: float) -> list[Ended]:
         """How each process ended, in the order of their ranks. Those that hang are killed."""
         try:
-            return [run.wait(seconds) for run in self.runs]
+            ended = [run.wait(seconds) for run in self.runs]
         finally:
             for run in self.runs:
                 run.kill_session()
+        missed = [moment for moment in self.moments if not moment.happened.is_set()]
+        assert not missed, f"the fault never came: {missed}; {ended[0].stderr[-2000:]}"
+        return ended
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -219,12 +225,10 @@ def last_step(out: Path) -> int:
     return max((row["step"] for row in rows(out)), default=0)
 
 
-def saved_step(out: Path) -> int | None:
-    """The step of the newest checkpoint that the run left, whole or not; None where there is none."""
-    try:
-        return json.loads((out / "last" / "state.json").read_text())["position"]["step"]
-    except (OSError, ValueError, KeyError):
-        return None
+def saved_step(out: Path) -> int:
+    """The step of the newest checkpoint that the run left; 0 where there is none."""
+    path = out / "last" / "state.json"
+    return json.loads(path.read_text())["position"]["step"] if path.is_file() else 0
 
 
 def tensors(out: Path) -> dict[str, bytes]:
