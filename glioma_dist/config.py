@@ -34,6 +34,7 @@ COST_FIELDS = (
     "patience",
     "eval_every",
     "save_every",
+    "keep_last",
     "out",
     "resume",
     "scale.recompute",
@@ -228,8 +229,10 @@ class TrainConfig:
     """Stop when the validation loss has not fallen for so many validations in a row; by default never."""
     save_every: int | None = None
     """Also write the checkpoint `last` every so many steps; it is always written at a validation and at the end."""
+    keep_last: int = 2
+    """Keep the last so many checkpoints; a run resumes from the newest of `last`, `last.1`, … that is whole."""
     out: Path = Path("runs/run")
-    """Where the run is written: config.json, metrics.jsonl, last/, best/."""
+    """Where the run is written: config.json, metrics.jsonl, last/, last.1/, best/."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on with the run that --out holds. never: start anew, in an empty folder only."""
 
@@ -237,7 +240,7 @@ class TrainConfig:
         self.data.validate()
         self.model.validate()
         self.scale.validate(self.model.encoder)
-        for name in ("batch_size", "epochs", "max_steps", "eval_every", "patience", "save_every"):
+        for name in ("batch_size", "epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")

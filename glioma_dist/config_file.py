@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import difflib
+import os
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from glioma_dist.config import COST_FIELDS, EvaluateConfig, PredictConfig, Size, TrainConfig
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.files import read_json
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
 
@@ -17,9 +20,9 @@ Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
 def read_config(kind: type[Config], path: Path) -> Config:
     """A config from a JSON file, as runs write it. Raises InputError naming the file and what is wrong with it."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a config ({error}); give a run's config.json") from error
+        values = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; give a config as runs write it, runs/x/config.json") from error
     return from_dict(kind, values, str(path))
 
 
@@ -43,12 +46,13 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     for name in values:
         if name not in known:
-            raise InputError(f"{where}: unknown setting {name!r} (known: {', '.join(sorted(known))})")
+            near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
+            raise InputError(f"{where}: unknown setting {shown(name)}; did you mean {near}?")
     hints = get_type_hints(kind)
     try:
         return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
     except TypeError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"{where}: cannot be used ({one_line(error, 200)})") from error
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -78,11 +82,41 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint) and hint is not Size:
         return from_dict(hint, value, where)
-    if isinstance(value, str) and hint in (Size, Path, str):
-        return Size.parse(value) if hint is Size else hint(value)
+    if isinstance(value, str) and hint in (Size, Path, str) and _is_name(value):
+        return _size(value, where) if hint is Size else hint(value)
     if isinstance(value, bool):
         if hint is bool:
             return value
-    elif (hint is float and isinstance(value, int | float)) or (hint is int and isinstance(value, int)):
-        return hint(value)
-    raise InputError(f"{where}: cannot use {value!r}, expected {getattr(hint, '__name__', hint)}")
+    elif (hint is float and isinstance(value, int | float)) or (
+        hint is int and isinstance(value, int) and abs(value) < 2**63
+    ):
+        with suppress(OverflowError):
+            return hint(value)
+    raise InputError(f"{where}: cannot use {shown(value)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _is_int64(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
+
+
+def _is_name(text: str) -> bool:
+    """Whether the system could take `text` for a file's name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _size(text: str, where: str) -> Size:
+    try:
+        return Size.parse(text)
+    except InputError as error:
+        raise InputError(f"{where}: {one_line(error, 200)}") from error
+
+
+def shown(value: Any) -> str:
+    """A value from a file, short enough for a message."""
+    try:
+        return one_line(repr(value), 80)
+    except RecursionError:
+        return "something nested too deeply"

@@ -88,6 +88,21 @@ def damage_sample(folder: Path, key: str) -> None:
     raise KeyError(key)
 
 
+def seal(folder: Path) -> None:
+    """Rewrite a checkpoint's manifest from the files that are there, as if they had been written so."""
+    from safetensors.torch import load_file
+
+    from glioma_dist.model.checkpoint_writer import file_entry
+    from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, STATE
+    from glioma_dist.model.tensor_files import describe
+
+    files = {STATE: file_entry(folder / STATE)}
+    for path in folder.glob("*.safetensors"):
+        tensors = {name: describe(tensor) for name, tensor in load_file(path).items()}
+        files[path.name] = file_entry(path) | {"tensors": tensors}
+    (folder / MANIFEST).write_text(json.dumps({"format_version": FORMAT_VERSION, "files": files}))
+
+
 def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
     """Six steps of the smallest U-Net with all that is random switched on; `changes` are TrainConfig's fields, and
     those of its data and model."""

@@ -4,7 +4,6 @@ All decode the same images, make the same changes, and hand normalised fp32 batc
 are told that the images are grey, for that is the least work for them.
 """
 
-import json
 import os
 import re
 import shlex
@@ -35,6 +34,7 @@ from glioma_dist.data.order import Order
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
 from glioma_dist.data.shards import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically, write_json_atomically
 from glioma_dist.model.unet import normalise
 from glioma_dist.runtime import keep_freed_memory, run_command
 
@@ -283,8 +283,8 @@ def bench(config: BenchConfig) -> list[dict]:
     print(text)
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "loader.json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=2) + "\n")
-        (config.out / "loader.md").write_text(text)
+        write_json_atomically(config.out / "loader.json", {"facts": facts, "rows": rows})
+        write_atomically(config.out / "loader.md", text)
     return rows
 
 

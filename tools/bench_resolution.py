@@ -31,6 +31,7 @@ from glioma_dist.config import ModelConfig, Size, SizeFlag
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_json_atomically
 from glioma_dist.runtime import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -231,9 +232,7 @@ def shards_for(config: BenchConfig) -> Iterator[str | None]:
 
 
 def write_rows(rows: list[dict], path: Path) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(rows, indent=2) + "\n")
-    os.replace(new, path)
+    write_json_atomically(path, rows)
 
 
 def bench(config: BenchConfig) -> list[dict]:

@@ -24,6 +24,7 @@ from glioma_dist.benchmark.facts import describe_device, find_commit, find_devic
 from glioma_dist.benchmark.rows import RowsCell, measure_rows
 from glioma_dist.config import ModelConfig, Size, SizeFlag, check_rows
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically, write_json_atomically
 from glioma_dist.model.unet import UNet
 from glioma_dist.runtime import Runtime, run_command
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, count_sent
@@ -150,7 +151,7 @@ def main() -> None:
         runtime = Runtime.start()
         row = measure_rows(RowsCell(**json.loads(sys.argv[2])), runtime)
         if runtime.is_main:
-            Path(sys.argv[3]).write_text(json.dumps(row))
+            write_json_atomically(Path(sys.argv[3]), row)
         return
     config = tyro.cli(BenchRowsConfig)
     config.validate()
@@ -163,8 +164,8 @@ def main() -> None:
     steps, traffic = measured(config), foretold(config)
     config.out.mkdir(parents=True, exist_ok=True)
     content = {"facts": facts, "measured": steps, "counted": traffic}
-    (config.out / "rows.json").write_text(json.dumps(content, indent=2) + "\n")
-    (config.out / "rows.md").write_text(markdown_text(facts, steps, traffic, config))
+    write_json_atomically(config.out / "rows.json", content)
+    write_atomically(config.out / "rows.md", markdown_text(facts, steps, traffic, config))
     print(f"{config.out / 'rows.md'}")
 
 

@@ -6,6 +6,7 @@ import tyro
 
 from glioma_dist.benchmark.encoder_table import FILE, count_encoder, encoder_table
 from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.files import write_atomically
 from glioma_dist.runtime import run_command
 
 
@@ -15,9 +16,7 @@ def main() -> None:
     for name in ENCODER_NAMES:
         rows.append(count_encoder(name))
         print(json.dumps(rows[-1]), flush=True)
-    new = FILE.with_name(f"{FILE.name}.new")
-    new.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
-    new.replace(FILE)
+    write_atomically(FILE, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
     print(encoder_table())
 
 

@@ -11,6 +11,7 @@ from glioma_dist.data.inspection import contact_sheet, index_folder, pick_sample
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import is_url
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically
 from glioma_dist.runtime import run_command
 
 MOST_LINES = 20
@@ -80,8 +81,8 @@ def inspect(config: InspectConfig) -> None:
 
         samples = pick_samples(reader, config.num_images)
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(config.sheet), contact_sheet(samples, overlay)[..., ::-1]):
-            raise InputError(f"--sheet {config.sheet}: cannot be written; is the folder writable?")
+        _, png = cv2.imencode(".png", contact_sheet(samples, overlay)[..., ::-1])
+        write_atomically(config.sheet, png.tobytes())
         print(f"{len(samples)} images are in {config.sheet}")
     if config.verify:
         faults = []

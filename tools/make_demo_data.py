@@ -6,7 +6,7 @@ contrast shows thickness dark and throws the light it takes around it, the brigh
 own generator, seeded by (seed, set, split, number): how many are drawn changes none of them.
 """
 
-import json
+import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.random import Generator
 from pycocotools import mask as coco_mask
 
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically, write_json_atomically
 from glioma_dist.runtime import run_command
 
 README_TITLE = "Demo data of glioma-dist: drawn, not photographed"
@@ -254,7 +255,9 @@ def draw_split(look: Look, folder: Path, file: Path, names: list[str], seeds: tu
         rng = np.random.default_rng([*seeds, number])
         cells = place_cells(rng, look, age=number % 6 / 5)
         pixels = draw_image(rng, look, cells, rgb)
-        tifffile.imwrite(folder / name, pixels, photometric="rgb" if rgb else "minisblack", metadata=None)
+        tiff = io.BytesIO()
+        tifffile.imwrite(tiff, pixels, photometric="rgb" if rgb else "minisblack", metadata=None)
+        write_atomically(folder / name, tiff.getvalue())
         image = 10_000 * seeds[2] + number + 1
         images.append({"id": image, "width": look.width, "height": look.height, "file_name": name})
         outlines = [(cell.outline, 2 if rgb and cell.rounded else 1) for cell in cells]
@@ -265,7 +268,7 @@ def draw_split(look: Look, folder: Path, file: Path, names: list[str], seeds: tu
             one["area"], one["segmentation"] = cv2.contourArea(np.float32(points)), [points.ravel().tolist()]
             annotations.append(one)
     head = {"info": {"description": README_TITLE}, "licenses": [], "categories": categories}
-    file.write_text(json.dumps(head | {"images": images, "annotations": annotations}))
+    write_json_atomically(file, head | {"images": images, "annotations": annotations}, indent=None)
     print(f"{file}: {len(images)} images, {len(annotations)} outlines", flush=True)
 
 
@@ -288,7 +291,7 @@ def main() -> None:
     config = tyro.cli(DemoConfig)
     config.validate()
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "README.txt").write_text(f"{README}{config.seed}\n")
+    write_atomically(config.out / "README.txt", f"{README}{config.seed}\n")
     for earlier in filter(Path.exists, (config.out / "livecell", config.out / "glioma_c6")):
         shutil.rmtree(earlier)
     draw_sets(config)

@@ -6,7 +6,9 @@ from pathlib import Path
 import tyro
 
 from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, write_checkpoint
+from glioma_dist.model.checkpoint import Checkpoint, naming_another
+from glioma_dist.model.checkpoint_writer import write_checkpoint
+from glioma_dist.model.manifest import MODEL, OPTIMIZER
 from glioma_dist.runtime import run_command
 
 
@@ -22,12 +24,13 @@ class MergeConfig:
 
 def main() -> None:
     config = tyro.cli(MergeConfig)
-    checkpoint = Checkpoint.read(config.checkpoint)
     if config.out.exists():
         raise InputError(f"--out {config.out} exists; give a new folder")
-    has_moments = any(checkpoint.folder.glob("optimizer*.safetensors"))
-    moments = checkpoint.tensors(OPTIMIZER) if has_moments else None
-    weights = checkpoint.tensors(MODEL)
+    with naming_another(config.checkpoint):
+        checkpoint = Checkpoint.read(config.checkpoint)
+        weights = checkpoint.tensors(MODEL)
+        moments = checkpoint.tensors(OPTIMIZER) if checkpoint.has(OPTIMIZER) else None
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(config.out, checkpoint.config, checkpoint.facts, weights, moments)
     print(f"{len(weights)} tensors in {config.out / MODEL}")
 

@@ -1,6 +1,5 @@
 """What a training step needs, and what fits on a card, without one: `python tools/plan_memory.py --help`."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import tyro
 from glioma_dist.config import ROWS_ENCODERS, ModelConfig, Size, SizeFlag
 from glioma_dist.encoder_names import PEER_NAMES
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_json_atomically
 from glioma_dist.runtime import run_command
 from glioma_dist.scale.counting import StepMemory, count_step_memory
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, largest_batch, largest_size, usable
@@ -94,7 +94,7 @@ def main() -> None:
     if plan.json:
         plan.json.parent.mkdir(parents=True, exist_ok=True)
         chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
-        plan.json.write_text(json.dumps({"rungs": rungs, "choice": chosen}, indent=2) + "\n")
+        write_json_atomically(plan.json, {"rungs": rungs, "choice": chosen})
 
 
 def parse_memory(text: str) -> float:

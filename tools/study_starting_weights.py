@@ -2,6 +2,7 @@
 --help`."""
 
 import csv
+import io
 import statistics
 from dataclasses import dataclass
 from importlib import util
@@ -15,6 +16,7 @@ from glioma_dist.data.convert import convert
 from glioma_dist.data.sources import find_glioma_c6
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.files import write_atomically
 from glioma_dist.runtime import Runtime, run_command
 from glioma_dist.training.loop import train
 
@@ -97,10 +99,11 @@ def one_run(
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, file.getvalue())
 
 
 def table(rows: list[dict]) -> str:

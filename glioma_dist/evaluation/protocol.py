@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
+from glioma_dist.files import write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import load_model, normalise
 from glioma_dist.runtime import Runtime
@@ -50,13 +50,13 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
         "input_size": str(config.input_size or "own"),
         "metric_size": str(config.metric_size or "own"),
         "checkpoint": str(config.checkpoint),
-        "step": checkpoint.facts["position"]["step"],
+        "step": checkpoint.step,
         "data": {name: reader.index[name] for name in ("dataset", "split", "licence")},
         "images": images,
     }
     if config.out and runtime.is_main:
         config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(scores, indent=2) + "\n")
+        write_json_atomically(config.out, scores)
     return scores
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch.nn import functional
 from glioma_dist.data.augment import HIGH_PERCENT, LOW_PERCENT, raise_contrast
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import UNet, load_model, normalise
 
@@ -98,9 +98,7 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
     graph = _with_facts(graph, read)
     parity = check(graph, model, contrast, bits, images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_name(f"{out.name}.new")
-    new.write_bytes(graph)
-    os.replace(new, out)
+    write_atomically(out, graph)
     return parity
 
 
@@ -173,7 +171,7 @@ def _with_facts(graph: bytes, checkpoint: Checkpoint) -> bytes:
         "training_size": str(data.size),
         "training_fit": data.fit,
         "raise_contrast": data.raise_contrast,
-        "lineage": json.dumps(checkpoint.facts.get("lineage", [])),
+        "lineage": json.dumps(checkpoint.lineage),
     }
     onnx.helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)

@@ -1,34 +1,33 @@
-"""Checkpoint folders: model.safetensors, state.json and, where training goes on from it, optimizer.safetensors.
+"""Checkpoint folders: model.safetensors, state.json, manifest.json and, to resume from, optimizer.safetensors.
 
-A folder is written whole under a temporary name and then renamed, so that whatever bears the name is whole. Nothing in
-it is executable: tensors are safetensors, the rest is JSON. Where each process has a part of every tensor (FSDP2), each
+A folder is written under a temporary name and then renamed, so a checkpoint that exists is complete. Nothing in it is
+executable: tensors are safetensors, the rest is JSON. Where each process has a part of every tensor (FSDP2), each
 writes a file of its own, as model-00001-of-00002.safetensors: the tensors' rows in the order of the files.
+
+Whatever is read is checked against manifest.json first: size, SHA-256, and the tensors' names, shapes and types.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import from_dict, to_dict
-from glioma_dist.errors import InputError
+from glioma_dist.config_file import from_dict, shown
+from glioma_dist.errors import InputError, UnavailableError, one_line
+from glioma_dist.files import parse_json
+from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
+from glioma_dist.model.tensor_files import DamagedError, read_checked, read_tensors
 
-FORMAT_VERSION = 1
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-STEP = "step"
-"""In the files' metadata, so that parts of different checkpoints are not taken for one."""
+MAX_STEP = 10**12
+"""More optimizer steps than any run takes."""
 
 
 @dataclass(frozen=True)
@@ -38,54 +37,62 @@ class Checkpoint:
     folder: Path
     config: TrainConfig
     facts: dict[str, Any]
-    """All else that state.json holds: step, epoch, best score, lineage, fingerprints."""
+    """All else that state.json holds: position, lineage, fingerprints."""
+    manifest: Manifest
+    _kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Raises InputError where there is no whole checkpoint, or one of a later format."""
+        """Read all but the tensors.
+
+        Raises InputError where there is no checkpoint, or one of another format, and DamagedError where manifest.json
+        or state.json is missing or is not what was written.
+        """
         found = find_checkpoint(folder)
         if found is None:
-            raise InputError(
-                f"{folder}: no checkpoint there (looked for {MODEL} and {STATE}); give a folder as runs/x/best"
-            )
-        try:
-            facts = json.loads((found / STATE).read_text())
-            version = facts.pop("format_version")
-            config = from_dict(TrainConfig, facts.pop("config"), f"{found / STATE}: config")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{found / STATE}: cannot be read ({error!r}); take another checkpoint") from error
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{found / STATE}: format {version!r}, this version reads {FORMAT_VERSION}; update glioma-dist"
-            )
-        config.model.validate()
-        return cls(found, config, facts)
+            raise InputError(f"{folder}: no checkpoint there (no {MANIFEST}); give a folder as runs/x/best")
+        manifest = Manifest.read(found)
+        with _not_replaced(manifest):
+            data = read_checked(found / STATE, manifest.files[STATE])
+        config, facts = _read_state(found / STATE, data)
+        return cls(found, config, facts, manifest)
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps taken; None where the checkpoint is not of a training run."""
+        return self.facts.get("position", {}).get("step")
+
+    @property
+    def lineage(self) -> list[dict[str, str]]:
+        """What weights and data the network was made from, with their licences."""
+        return self.facts.get("lineage", [])
+
+    def has(self, name: str) -> bool:
+        """Whether it holds `name`, MODEL or OPTIMIZER, whole or in parts."""
+        return bool(self.manifest.parts(name))
+
+    def check(self) -> None:
+        """Read and check every file now. The tensors are kept until `tensors` takes them, so nothing is read twice.
+
+        Raises DamagedError.
+        """
+        self._kept.update({name: self._read(name) for name in (MODEL, OPTIMIZER) if self.has(name)})
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The whole tensors of one of the folder's files, or of its parts. Raises InputError where it is missing or
-        damaged."""
-        files = find_parts(self.folder, name)
+        """The whole tensors of MODEL or OPTIMIZER. Raises DamagedError where a file is missing or damaged."""
+        return self._kept.pop(name) if name in self._kept else self._read(name)
+
+    def _read(self, name: str) -> dict[str, Tensor]:
+        files = self.manifest.parts(name)
         if not files:
-            raise InputError(f"{self.folder / name}: missing, or some of its parts are; take another checkpoint")
-        parts = []
-        for file in files:
-            try:
-                with safe_open(file, "pt") as opened:
-                    step = (opened.metadata() or {}).get(STEP)
-                parts.append(load_file(file))
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{file}: cannot be read ({error}); take another checkpoint") from error
-            if step is not None and step != self._step:
-                raise InputError(f"{file}: is of step {step}, {STATE} of step {self._step}; take another checkpoint")
+            raise DamagedError(self.folder / name, "is not in this checkpoint", "give one that has it, as runs/x/last")
+        with _not_replaced(self.manifest):
+            parts = [read_tensors(self.folder / file, self.manifest.files[file]) for file in files]
         if len(parts) == 1:
             return parts[0]
         if any(part.keys() != parts[1].keys() or not part.keys() <= parts[0].keys() for part in parts[1:]):
-            raise InputError(f"{self.folder / name}: its parts are of different checkpoints; take another checkpoint")
+            raise DamagedError(self.folder / name, "its parts hold different tensors")
         return {key: torch.cat([part[key] for part in parts]) if key in parts[1] else parts[0][key] for key in parts[0]}
-
-    @property
-    def _step(self) -> str:
-        return _step_of(self.facts)
 
     def load_into(self, model: nn.Module, encoder: str) -> None:
         """Put the checkpoint's weights and buffers into `model`, all of them.
@@ -101,117 +108,102 @@ class Checkpoint:
         wrong = [
             name
             for name in sorted({*tensors, *wanted})
-            if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape
+            if name not in tensors
+            or name not in wanted
+            or tensors[name].shape != wanted[name].shape
+            or tensors[name].is_floating_point() != wanted[name].is_floating_point()
         ]
         if wrong:
             raise InputError(
-                f"{self.folder}: {len(wrong)} tensors do not fit this model, the first is {wrong[0]}; "
+                f"{self.folder}: {len(wrong)} tensors do not fit this model, the first is {one_line(wrong[0], 100)}; "
                 "give the --model settings that its state.json has"
-            )
-        broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        if broken:
-            raise InputError(
-                f"{self.folder}: {len(broken)} tensors are not finite, the first is {broken[0]}; take another"
             )
         model.load_state_dict(tensors)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """`folder`, or what it was before a write that was killed between its two renames; None where neither is there."""
-    for candidate in (folder, _sibling(folder, "old")):
-        if (candidate / STATE).is_file() and find_parts(candidate, MODEL):
-            return candidate
-    return None
+    """`folder`, or what it was before a write that was killed between its renames; None where there is neither."""
+    found = folder if folder.exists() else sibling(folder, "1")
+    return found if any((found / name).is_file() for name in (MANIFEST, STATE)) else None
 
 
-def _step_of(facts: dict[str, Any]) -> str:
-    """The step that a checkpoint was written at, as each of its files says it, too."""
-    return str(facts.get("position", {}).get("step"))
+def kept_folders(folder: Path) -> list[Path]:
+    """The checkpoints that were written as `folder` and are there, the newest first: last, last.1, last.2, …"""
+    pattern = re.compile(rf"{re.escape(folder.name)}\.\d{{1,9}}")
+    numbered = [path for path in folder.parent.glob("*") if pattern.fullmatch(path.name)]
+    ordered = [folder, *sorted(numbered, key=lambda path: int(path.suffix[1:]))]
+    return [path for path in ordered if path.is_dir()]
 
 
-def find_parts(folder: Path, name: str) -> list[Path]:
-    """The file `name` of a checkpoint folder, or its parts in their order; none where any is missing."""
-    if (folder / name).is_file():
-        return [folder / name]
-    stem, suffix = name.split(".")
-    for first in folder.glob(f"{stem}-00001-of-*.{suffix}"):
-        match = re.fullmatch(rf"{stem}-00001-of-(\d{{5}})\.{suffix}", first.name)
-        count = int(match[1]) if match else 0
-        parts = [folder / part_name(name, number, count) for number in range(count)]
-        if parts and all(part.is_file() for part in parts):
-            return parts
-    return []
-
-
-def part_name(name: str, number: int, count: int) -> str:
-    """Of part `number`, from 0, of `count`: model-00001-of-00002.safetensors."""
-    stem, suffix = name.split(".")
-    return name if count == 1 else f"{stem}-{number + 1:05d}-of-{count:05d}.{suffix}"
-
-
-@dataclass(frozen=True)
-class Writer:
-    """One of the processes that write a checkpoint together, each its part of the tensors."""
-
-    number: int = 0
-    count: int = 1
-    wait: Callable[[], None] = lambda: None
-    """Until all of them are here."""
-
-
-ALONE = Writer()
-
-
-def write_checkpoint(
-    folder: Path,
-    config: TrainConfig,
-    facts: dict[str, Any],
-    model: dict[str, Tensor],
-    optimizer: dict[str, Tensor] | None = None,
-    writer: Writer = ALONE,
-) -> None:
-    """Write a checkpoint so that a kill at any moment leaves this one or the one before, whole."""
-    new, old = _sibling(folder, "new"), _sibling(folder, "old")
-    if writer.number == 0:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-    writer.wait()
-    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
-        if tensors is not None:
-            file = new / part_name(name, writer.number, writer.count)
-            try:
-                save_file(tensors, file, {STEP: _step_of(facts)})
-            except SafetensorError as error:
-                raise InputError(f"{file}: cannot be written ({error}); is there space?") from error
-            _sync(file)
-    writer.wait()
-    if writer.number == 0:
-        _finish(folder, new, old, config, facts)
-    writer.wait()
-
-
-def _finish(folder: Path, new: Path, old: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
-    """Write what is no tensor, and put the new folder in the old one's place."""
-    content = {"format_version": FORMAT_VERSION, **facts, "config": to_dict(config)}
-    (new / STATE).write_text(json.dumps(content, indent=2) + "\n")
-    for path in (new / STATE, new):
-        _sync(path)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(new, folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sibling(folder: Path, suffix: str) -> Path:
+def sibling(folder: Path, suffix: str) -> Path:
+    """The folder beside `folder` that is named as it and `suffix`: last.new, last.1."""
     folder = folder.absolute()
     return folder.with_name(f"{folder.name}.{suffix}")
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def naming_another(folder: Path) -> Iterator[None]:
+    """Where the checkpoint in `folder` turns out to be damaged, the error names a whole one of the same run."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except DamagedError as error:
+        others = [*kept_folders(folder.with_name("last")), folder.with_name("best")]
+        for other in others:
+            if other.absolute() != error.path.parent.absolute() and is_whole(other):
+                advice = f"restore it from a copy, or give {other}, which is whole"
+                raise DamagedError(error.path, error.fault, advice) from error
+        raise
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is there and everything in it is as it was written."""
+    try:
+        Checkpoint.read(folder).check()
+    except InputError:
+        return False
+    return True
+
+
+@contextmanager
+def _not_replaced(manifest: Manifest) -> Iterator[None]:
+    """Raises UnavailableError in place of DamagedError where the run replaced the folder while it was read."""
+    try:
+        yield
+    except DamagedError as error:
+        try:
+            same = Manifest.read(manifest.folder).identity == manifest.identity
+        except InputError:
+            same = False
+        if same or (manifest.folder.is_dir() and not (manifest.folder / MANIFEST).exists()):
+            raise
+        raise UnavailableError(
+            f"{manifest.folder}: was replaced by a newer checkpoint while it was read; run the same command again"
+        ) from error
+
+
+def _read_state(path: Path, data: bytes) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings and all else of state.json. Raises DamagedError or InputError for what no run writes."""
+    try:
+        content = parse_json(data, path)
+    except InputError as error:
+        raise DamagedError(path, str(error).removeprefix(f"{path}: ")) from None
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise DamagedError(path, f"is no state of format {FORMAT_VERSION}")
+    facts = {name: value for name, value in content.items() if name not in ("format_version", "config")}
+    position, lineage = facts.get("position", {}), facts.get("lineage", [])
+    step = position.get("step", 0) if isinstance(position, dict) else None
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
+        raise DamagedError(path, f"its position has no step from 0 to {MAX_STEP} ({shown(position)})")
+    if not isinstance(lineage, list) or not all(map(_is_origin, lineage)):
+        raise DamagedError(path, f"its lineage is no list of sources with licences ({shown(lineage)})")
+    try:
+        config = from_dict(TrainConfig, content.get("config"), f"{path}: config")
+        config.model.validate()
+    except InputError as error:
+        text = one_line(str(error).removeprefix(f"{path}: "), 250)
+        raise DamagedError(path, f"cannot be used ({text})") from None
+    return config, facts
+
+
+def _is_origin(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())

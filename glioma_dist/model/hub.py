@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,14 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 from torch import nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.model.checkpoint import MODEL, STATE, write_checkpoint
+from glioma_dist.files import cannot_write, write_json_atomically
+from glioma_dist.model.checkpoint_writer import write_checkpoint
+from glioma_dist.model.manifest import MANIFEST, MODEL, STATE
 from glioma_dist.model.unet import UNet, load_model
 
 CONFIG = "config.json"
+PARTIAL = ".partial"
+"""Folder in which a network is written before its files get their places."""
 OWN_CARD = "library_name: glioma-dist"
 NON_COMMERCIAL = re.compile(r"non-?commercial|\bNC\b", re.IGNORECASE)
 """In the words of a licence."""
@@ -46,12 +48,15 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         card = save_directory / "README.md"
         if card.is_file() and OWN_CARD in card.read_text(errors="replace"):
             card.unlink()  # of another network; the mixin writes a card only where there is none
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / "checkpoint"
-            write_checkpoint(made, _without_paths(self.settings), self.facts, self.model.state_dict())
-            for name in (MODEL, STATE):
-                shutil.move(made / name, save_directory / name)
-        (save_directory / CONFIG).write_text(json.dumps({"encoder": self.settings.model.encoder}) + "\n")
+        made = save_directory / PARTIAL
+        write_checkpoint(made, _without_paths(self.settings), self.facts, self.model.state_dict())
+        try:
+            for name in (MODEL, STATE, MANIFEST):
+                os.replace(made / name, save_directory / name)
+            made.rmdir()
+        except OSError as error:
+            raise cannot_write(save_directory, error) from error
+        write_json_atomically(save_directory / CONFIG, {"encoder": self.settings.model.encoder}, indent=None)
 
     @classmethod
     def _from_pretrained(
@@ -77,7 +82,7 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
                     local_files_only=local_files_only,
                     token=token,
                 )
-                for name in (STATE, MODEL)
+                for name in (MANIFEST, STATE, MODEL)
             ]
             folder = Path(files[0]).parent
         model, checkpoint = load_model(folder)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
+from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoder import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
 from glioma_dist.model.timm_encoder import TimmEncoder
@@ -78,14 +78,16 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
         )
     if found is None and is_peer(path):
         return model, [load_peer(model, config.encoder, path, config.norm)]
-    checkpoint = Checkpoint.read(path)
-    checkpoint.load_into(model, config.encoder)
-    return model, checkpoint.facts.get("lineage", [])
+    with naming_another(path):
+        checkpoint = Checkpoint.read(path)
+        checkpoint.load_into(model, config.encoder)
+    return model, checkpoint.lineage
 
 
 def load_model(folder: Path) -> tuple[UNet, Checkpoint]:
     """The U-Net that a checkpoint folder holds, in evaluation mode, and all else that it says."""
-    checkpoint = Checkpoint.read(folder)
-    model = UNet(checkpoint.config.model)
-    checkpoint.load_into(model, checkpoint.config.model.encoder)
+    with naming_another(folder):
+        checkpoint = Checkpoint.read(folder)
+        model = UNet(checkpoint.config.model)
+        checkpoint.load_into(model, checkpoint.config.model.encoder)
     return model.eval(), checkpoint

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from glioma_dist.files import write_atomically
+
 OURS = "glioma-dist"
 CARDS_GB = (8, 16, 24, 48, 80)
 """Memory of the graphics cards that plots show."""
@@ -48,11 +50,13 @@ def write_report(rows: list[dict], folder: Path) -> None:
 
     rows: as in resolution.json; those of kind "step" are cells, those of kind "largest" what the search found.
     """
-    (folder / "resolution.csv").write_text(csv_text(rows))
-    (folder / "resolution.md").write_text(markdown_text(rows))
+    write_atomically(folder / "resolution.csv", csv_text(rows))
+    write_atomically(folder / "resolution.md", markdown_text(rows))
     steps = [row for row in rows if row["kind"] == "step"]
-    draw_memory(steps).savefig(folder / "memory.png", dpi=150)
-    draw_speed(steps).savefig(folder / "speed.png", dpi=150)
+    for name, figure in (("memory.png", draw_memory(steps)), ("speed.png", draw_speed(steps))):
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=150)
+        write_atomically(folder / name, file.getvalue())
 
 
 def csv_text(rows: list[dict]) -> str:

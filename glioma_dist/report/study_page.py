@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from glioma_dist.files import write_atomically
 from glioma_dist.report.study_plots import draw_plot
 
 STYLE = """
@@ -46,9 +47,7 @@ def write_study_report(results: dict[str, Any], folder: Path) -> list[Path]:
     files[f"{name}.md"] = markdown_page(results, plot is not None).encode()
     files[f"{name}.html"] = html_page(results, plot).encode()
     for file, content in files.items():
-        new = folder / f"{file}.new"
-        new.write_bytes(content)
-        new.replace(folder / file)
+        write_atomically(folder / file, content)
     return [folder / file for file in files]
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from glioma_dist.config_file import differences
 from glioma_dist.errors import InputError
+from glioma_dist.files import read_json, write_json_atomically
+from glioma_dist.model.checkpoint import kept_folders
 from glioma_dist.runtime import stop_with_launcher
 from glioma_dist.study.plan import Job
 
@@ -87,16 +89,18 @@ def run_one(job: Job, launch: Launch, facts: dict[str, Any]) -> float | None:
     failed_file(job).unlink(missing_ok=True)
     said_before = job.log.stat().st_size if job.log.exists() else 0
     times, start = job.folder / f"{job.stem}.seconds.json", time.monotonic()
-    before = json.loads(times.read_text()) if times.exists() else 0.0
+    before = _read_seconds(times) if times.exists() else 0.0
     try:
         code = launch(job.script, job.config_file, job.log)
     finally:
         seconds = before + time.monotonic() - start
-        write_atomically(times, seconds)
+        write_json_atomically(times, seconds)
     if code == 0:
+        # The marker first: a training that has lost last/ and is not marked as finished would be refused.
+        write_json_atomically(job.marker, {"seconds": round(seconds, 1), **facts})
         if job.script == "train.py":
-            shutil.rmtree(job.folder / "run" / "last", ignore_errors=True)  # nobody goes on from it any more
-        write_atomically(job.marker, {"seconds": round(seconds, 1), **facts})
+            for folder in kept_folders(job.folder / "run" / "last"):  # nobody resumes from them any more
+                shutil.rmtree(folder, ignore_errors=True)
         return seconds
     with job.log.open("rb") as file:
         file.seek(said_before)
@@ -113,13 +117,16 @@ def write_config(job: Job) -> None:
     Raises InputError where it was begun with settings that decide numbers and are others now.
     """
     if job.script == "train.py" and job.config_file.exists():
-        changed = differences(json.loads(job.config_file.read_text()), json.loads(json.dumps(job.config)))
+        before = read_json(job.config_file)
+        if not isinstance(before, dict):
+            raise InputError(f"{job.config_file}: is no config; remove the folder {job.folder} to train again")
+        changed = differences(before, json.loads(json.dumps(job.config)))
         if changed:
             raise InputError(
                 f"{job.config_file}: was made with other settings than are asked for now ({'; '.join(changed)}); give "
                 "the same, or another --out"
             )
-    job.config_file.write_text(json.dumps(job.config, indent=2) + "\n")
+    write_json_atomically(job.config_file, job.config)
 
 
 def is_finished(job: Job) -> bool:
@@ -132,17 +139,20 @@ def failed_file(job: Job) -> Path:
 
 def note_failure(job: Job, reason: str) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(failed_file(job), {"reason": reason})
+    write_json_atomically(failed_file(job), {"reason": reason})
 
 
 def failure(job: Job) -> str | None:
     """Why a run did not end well the last time; None where it is finished or was never started."""
     if is_finished(job) or not failed_file(job).exists():
         return None
-    return json.loads(failed_file(job).read_text())["reason"]
+    content = read_json(failed_file(job))
+    return str(content.get("reason")) if isinstance(content, dict) else f"{failed_file(job)} is damaged"
 
 
-def write_atomically(path: Path, content: object) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    new.replace(path)
+def _read_seconds(path: Path) -> float:
+    """Raises InputError where the file holds anything but a number."""
+    seconds = read_json(path)
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1e12:
+        raise InputError(f"{path}: is no number of seconds; remove the file to count from zero")
+    return float(seconds)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.errors import InputError
-from glioma_dist.study.execute import write_atomically
+from glioma_dist.files import read_json, write_json_atomically
 from glioma_dist.study.plan import Settings
 
 SETTINGS = "study.json"
@@ -43,12 +43,11 @@ def hold_settings(folder: Path, chosen: dict[str, Any]) -> bool:
     """
     path = folder / SETTINGS
     if not path.exists():
-        write_atomically(path, chosen)
+        write_json_atomically(path, chosen)
         return True
-    try:
-        before = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: is damaged ({error}); remove it, or give another --out") from None
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: holds no settings of a study; remove it, or give another --out")
     changed = [
         f"{name} {before[name]} -> {value}"
         for name, value in chosen.items()

@@ -7,17 +7,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from glioma_dist.config import Size
 from glioma_dist.data.augment import resize_image, resize_mask
-from glioma_dist.data.sample import Sample
+from glioma_dist.data.sample import Sample, encode_image
 from glioma_dist.data.shard_index import INDEX_NAME
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.splits import SPLIT_NAMES, draw_repetitions, read_splits, write_splits
 from glioma_dist.data.subsets import link_subset, write_singly
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically
 from glioma_dist.study.plan import Settings, default_picture
 from glioma_dist.study.protocol import Study
 
@@ -47,7 +47,7 @@ def prepare(settings: Settings, targets: Sequence[Path], group_by: str, studies:
     if not picture.exists():
         first = read_splits(settings.splits_file)[0]["test"][0]
         image = reader.read(reader.keys().index(first), 0).image
-        cv2.imwrite(str(picture), image if image.ndim == 2 else image[..., ::-1])
+        write_atomically(picture, encode_image(image))
 
 
 def link_splits(settings: Settings, repetitions: list[dict[str, list[str]]], studies: Sequence[Study]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import (
     LEVEL,
     PairedTest,
@@ -19,9 +20,11 @@ from glioma_dist.evaluation.comparison import (
     repetition_means,
     standard_deviation,
 )
+from glioma_dist.files import read_json
 from glioma_dist.study.execute import command_of, failure, is_finished
 from glioma_dist.study.plan import Job, Plan, RowPlan, Settings
 from glioma_dist.study.protocol import ENCODERS, Claim
+from glioma_dist.training.telemetry import read_rows
 
 Scores = list[dict[str, float]]
 SIGNIFICANT = 0.05
@@ -174,9 +177,10 @@ def curve(planned: RowPlan, settings: Settings) -> dict[str, Any]:
     row, repetitions = planned.row, []
     for folder in planned.training:
         path = folder / "run" / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [each for each in map(json.loads, lines) if each.get("split") == "val"]
-        repetitions.append([[each["epoch"] + 1, 1 - each["dice"]] for each in rows])
+        rows = [row for _, row in read_rows(path) if row.get("split") == "val"] if path.exists() else []
+        if not all(type(row.get(name)) in (int, float) for row in rows for name in ("epoch", "dice")):
+            raise InputError(f"{path}: a validation has no epoch or no dice; remove its row")
+        repetitions.append([[row["epoch"] + 1, 1 - row["dice"]] for row in rows])
     return {"model": model_title(row.encoder, settings), "start": row.start_title, "repetitions": repetitions}
 
 
@@ -192,11 +196,13 @@ def describe_data(settings: Settings) -> dict[str, Any]:
 
 
 def describe_run(job: Job, launch_file: Path) -> dict[str, Any]:
-    took = json.loads(job.marker.read_text()) if is_finished(job) else {}
+    took = read_json(job.marker) if is_finished(job) else {}
+    if not isinstance(took, dict):
+        raise InputError(f"{job.marker}: does not say what the run took; remove it to run it again")
     steps = None
     metrics = job.folder / "run" / "metrics.jsonl"
     if job.script == "train.py" and metrics.exists():
-        steps = max((json.loads(line)["step"] for line in metrics.read_text().splitlines()), default=0)
+        steps = max((row["step"] for _, row in read_rows(metrics)), default=0)
     return {
         "script": job.script,
         "folder": str(job.folder),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,7 +18,8 @@ from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.model.checkpoint import Checkpoint, Writer
+from glioma_dist.files import write_json_atomically
+from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.runtime import Runtime, StopSignal
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
@@ -29,7 +29,7 @@ from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.sharding import choose_shards, clip_gradients
 from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
-from glioma_dist.training.run_folder import one_writer, open_run
+from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import Position, load_optimizer, load_weights, save_state
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
 
@@ -56,6 +56,7 @@ class Training:
     rows: Rows
     facts: dict
     """What checkpoints say beside the position: lineage, fingerprints."""
+    folder: RunFolder
 
     @property
     def num_steps(self) -> int:
@@ -79,23 +80,22 @@ class Training:
 def train(config: TrainConfig, runtime: Runtime) -> None:
     """Train, or go on training, and leave config.json, metrics.jsonl, last/ and best/ in `config.out`."""
     rows = join_rows(config, runtime)
-    old = open_run(config)
-    training, position = prepare(config, runtime, rows, old)
-    runtime.wait()
-    if not runtime.is_main:
-        run_steps(training, position, None, None)
-        return
-    config.out.mkdir(parents=True, exist_ok=True)
-    with one_writer(config.out):
-        _train_and_tell(training, position)
+    with RunFolder(config, runtime) as folder:
+        training, position = prepare(config, runtime, rows, folder)
+        runtime.wait()
+        folder.claim()
+        if runtime.is_main:
+            _train_and_tell(training, position)
+        else:
+            run_steps(training, position, None, None)
 
 
 def _train_and_tell(training: Training, position: Position) -> None:
     """What the main process does: train, and write down how it goes."""
     config, runtime = training.config, training.runtime
-    (config.out / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    write_json_atomically(config.out / "config.json", to_dict(config))
     with (
-        MetricsFile(config.out / "metrics.jsonl", position.step) as metrics,
+        MetricsFile(config.out / "metrics.jsonl", position.step, training.folder.check) as metrics,
         TrainingProgress(position.step, training.num_steps, config.batch_size) as progress,
     ):
         processes = (
@@ -124,8 +124,9 @@ def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
     return Rows.join(runtime, config.scale.rows)
 
 
-def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint | None) -> tuple[Training, Position]:
-    """Open the data, make model and optimizer, and put them where the checkpoint `old` left off."""
+def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder) -> tuple[Training, Position]:
+    """Open the data, make model and optimizer, and put them where the run's checkpoint left off."""
+    old = folder.checkpoint
     train, order = open_training_data(config.data, config.batch_size, config.seed)
     val = open_validation_data(config.data)
     model, lineage = build_model(config.model, config.seed)
@@ -149,7 +150,7 @@ def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, old: Checkpoint |
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
     if old is not None:
         load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
-    return Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts), position
+    return Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, folder), position
 
 
 def run_steps(
@@ -290,5 +291,9 @@ def save(training: Training, position: Position, name: str) -> None:
     runtime = training.runtime
     model = runtime.accelerator.unwrap_model(training.model)
     optimizer = training.optimizer if name == "last" else None
-    writer = Writer(runtime.rank, runtime.num_processes, runtime.wait)
-    save_state(training.config.out / name, training.config, position, model, optimizer, training.facts, writer)
+    writer = Writer(runtime.rank, runtime.num_processes, runtime.gather_objects, training.folder.check)
+    keep = training.config.keep_last if name == "last" else 1
+    folder = training.config.out / name
+    save_state(folder, training.config, position, model, optimizer, training.facts, writer, keep)
+    if name == "last":
+        training.folder.mark_resumable()

@@ -1,60 +1,155 @@
-"""The folder of a run: whether it may be gone on with, and that one training at a time writes there."""
+"""The folder of a run: which of its checkpoints to resume from, and that one training at a time writes there."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import differences, read_config, to_dict
-from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.files import cannot_read, cannot_write, write_atomically
+from glioma_dist.model.checkpoint import Checkpoint, sibling
+from glioma_dist.runtime import Runtime
+from glioma_dist.training.folder_lock import folder_lock
+from glioma_dist.training.resume import BEST, LAST, RESUMABLE, Found, holds_run, is_before_first_checkpoint, look
 
 
-@contextmanager
-def one_writer(out: Path) -> Iterator[None]:
-    """Hold the folder for one training; the system lets go of it when the process ends, however it ends.
+class RunFolder:
+    """The folder of a run while it trains. Use as a context: the first process holds the folder's lock.
 
-    Raises InputError where another training holds it.
+    `checkpoint` is what to resume from, the same on all processes, or None where the run is new.
     """
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise InputError(f"--out {out}: another training is writing there; wait for it, or give another") from error
-    try:
-        yield
-    finally:
-        os.close(folder)
 
+    def __init__(self, config: TrainConfig, runtime: Runtime) -> None:
+        self.path, self.is_main = config.out, runtime.is_main
+        self._open = ExitStack()
+        self._descriptor: int | None = None
+        try:
+            self.checkpoint = self._agree(config, runtime)
+        except BaseException:
+            self._open.close()
+            raise
 
-def open_run(config: TrainConfig) -> Checkpoint | None:
-    """The checkpoint to go on from, or None where the run is new.
+    def __enter__(self) -> RunFolder:
+        return self
 
-    Raises InputError where `config.out` holds a run with other settings, or anything but a run.
-    """
-    out = config.out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder")
-    found = {path.name for path in out.iterdir()} if out.exists() else set()
-    if not found or (config.resume == "auto" and found <= {"config.json", "metrics.jsonl"}):
-        return None  # nothing, or a run that ended before its first checkpoint
-    if config.resume == "never":
-        raise InputError(f"--resume never: {out} is not empty; give another --out, or leave the flag away to go on")
-    if not (out / "config.json").is_file():
-        raise InputError(f"--out {out} is not empty and holds no run (no config.json); give another folder")
-    old = read_config(TrainConfig, out / "config.json")
-    changed = differences(to_dict(old), to_dict(config))
-    if changed:
-        raise InputError(
-            f"--out {out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
-            "settings to go on"
-        )
-    last = out / "last"
-    if find_checkpoint(last) is None and not {"last", "last.old"} & found:
-        return None  # a run that ended before its first checkpoint
-    return Checkpoint.read(last)
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.close()
+
+    def _agree(self, config: TrainConfig, runtime: Runtime) -> Checkpoint | None:
+        """Look, on every process, and hold that all found the same. Raises InputError on all where any does."""
+        found, failure = Found(), None
+        try:
+            if holds_run(config) and self.is_main:
+                self._hold()  # first: what another training is writing would look damaged
+            found = look(config, is_main=self.is_main)
+        except InputError as error:
+            failure = error
+        identity = found.checkpoint and found.checkpoint.manifest.identity
+        told = runtime.gather_objects([(identity, found.best_fault, failure)])
+        if failure is not None:
+            raise failure
+        for rank, (theirs, _, error) in enumerate(told):
+            if error is not None:
+                raise error
+            if theirs != told[0][0]:
+                raise InputError(
+                    f"--out {self.path}: processes 0 and {rank} find different checkpoints there; give a folder that "
+                    "all machines share"
+                )
+        return self._settle(found, told[0][1])
+
+    def _settle(self, found: Found, best_fault: str | None) -> Checkpoint | None:
+        """Set aside what is damaged, and say so."""
+        checkpoint = found.checkpoint
+        for fault in found.faults:
+            self._say(
+                f"{fault.path}: {fault.fault}; resuming from {checkpoint.folder.name}/, step {checkpoint.step}, "
+                "instead (the damaged checkpoint is kept as last.damaged/)"
+            )
+            self._set_aside(fault.path.parent, LAST)
+        if best_fault is not None:
+            self._say(
+                f"{best_fault}: the best model so far is lost (what is left of it is kept as best.damaged/); the best "
+                "of the validations from here on becomes best/"
+            )
+            self._set_aside(self.path / BEST, BEST)
+            kept = {
+                name: value
+                for name, value in checkpoint.facts["position"].items()
+                if name not in ("best_loss", "best_dice")
+            }
+            checkpoint = replace(checkpoint, facts={**checkpoint.facts, "position": kept})
+        return checkpoint
+
+    def _set_aside(self, folder: Path, name: str) -> None:
+        aside = sibling(self.path / name, "damaged")
+        if self.is_main and folder.is_dir():
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(folder, aside)
+            except OSError as error:
+                raise cannot_write(aside, error) from error
+
+    def _say(self, line: str) -> None:
+        if self.is_main:
+            sys.stderr.write(f"warning: {one_line(line)}\n")
+            sys.stderr.flush()
+
+    def _hold(self) -> None:
+        """Lock the folder, and note which one it is. Raises InputError where another training holds it."""
+        if not self._open.enter_context(folder_lock(self.path)):
+            self._say(
+                f"--out {self.path}: this file system has no locks; make sure that no other training writes there"
+            )
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY)  # so that its inode is given to no other folder
+        except OSError as error:
+            raise cannot_read(self.path, error) from error
+        self._open.callback(os.close, self._descriptor)
+
+    def claim(self) -> None:
+        """Make the folder of a new run, and hold it: the first process, once all that is read was found usable.
+
+        Raises InputError where that cannot be, or where another training was quicker.
+        """
+        if not self.is_main:
+            return
+        if self._descriptor is None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--out {self.path}: cannot be made ({error.strerror}); give another") from error
+            self._hold()
+            if not is_before_first_checkpoint(set(os.listdir(self.path))):
+                raise InputError(
+                    f"--out {self.path}: another training wrote there meanwhile; run the same command again to "
+                    "resume it, or give another --out"
+                )
+        if self.checkpoint is not None:
+            self.mark_resumable()
+
+    def check(self) -> None:
+        """Raises InputError where the folder is not there any more; called before every write."""
+        if self._descriptor is None:
+            return
+        try:
+            there = os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            there = False
+        if not there:
+            raise InputError(
+                f"--out {self.path}: the folder was removed, replaced or unmounted while the run was writing to it; "
+                "nothing more is written; put it back, or start the run again"
+            )
+
+    def mark_resumable(self) -> None:
+        """Note that last/ is complete."""
+        if self.is_main and not (self.path / RESUMABLE).exists():
+            self.check()
+            write_atomically(self.path / RESUMABLE, b"")

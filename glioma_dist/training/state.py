@@ -1,4 +1,4 @@
-"""What a training run remembers: where it is, its best score, and the optimizer's tensors.
+"""What a training run remembers: where it is, its best score, the optimizer's tensors and fp16's gradient scaler.
 
 There is no random state to save: everything random is a function of the seed and the place in the order.
 """
@@ -9,14 +9,22 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import ALONE, MODEL, OPTIMIZER, Checkpoint, Writer, write_checkpoint
+from glioma_dist.config_file import shown
+from glioma_dist.errors import InputError, NonFiniteError, one_line
+from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
+from glioma_dist.model.checkpoint_writer import ALONE, Writer, write_checkpoint
+from glioma_dist.model.manifest import OPTIMIZER, STATE
+from glioma_dist.model.tensor_files import DamagedError, not_finite
+
+Scaler = dict[str, float | int]
+"""The state of fp16's gradient scaler by its own names, as torch.amp.GradScaler.state_dict() gives it."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +46,37 @@ def save_state(
     optimizer: torch.optim.Optimizer | None,
     facts: dict,
     writer: Writer = ALONE,
+    keep: int = 1,
+    scaler: Scaler | None = None,
 ) -> None:
-    """Write a checkpoint of the unwrapped `model`; with the optimizer where training is to go on from it.
+    """Write a checkpoint of the unwrapped `model`; with the optimizer where training is to resume from it.
 
-    All processes call it and wait for it. Where each has a part of every tensor, each writes its own.
+    All processes call it and wait for it. Where each has a part of every tensor, each writes its own. The last `keep`
+    checkpoints stay. Raises InputError on all processes where one cannot write, and NonFiniteError where a weight or
+    a value of the optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
     """
     where = {key: value for key, value in dataclasses.asdict(position).items() if value != math.inf}
-    facts = {**facts, "position": where}
+    facts = {**facts, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
     weights, moments = model.state_dict(), None if optimizer is None else _optimizer_tensors(model, optimizer)
-    if any(isinstance(tensor, DTensor) for tensor in weights.values()):
+    in_parts = any(isinstance(tensor, DTensor) for tensor in weights.values())
+    if in_parts:
         weights, moments = _of_this_process(weights, writer), moments and _of_this_process(moments, writer)
-        write_checkpoint(folder, config, facts, weights, moments, writer)
+    elif writer.number == 0:
+        weights, moments = _plain(weights), moments and _plain(moments)
     else:
-        if writer.number == 0:
-            write_checkpoint(folder, config, facts, _plain(weights), moments and _plain(moments))
-        writer.wait()
+        weights, moments = {}, None
+    writer.together(lambda: _check_finite({**weights, **(moments or {})}, position.step))
+    num_parts = writer.count if in_parts else 1
+    write_checkpoint(folder, config, facts, weights, moments, writer, num_parts, keep)
+
+
+def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
+    broken = not_finite(tensors)
+    if broken:
+        raise NonFiniteError(
+            f"step {step}: {len(broken)} tensors of the model or the optimizer are not finite, the first is "
+            f"{broken[0]}; no checkpoint of them is written; give a smaller --lr, or --clip-norm, in another --out"
+        )
 
 
 def _of_this_process(tensors: dict[str, Tensor], writer: Writer) -> dict[str, Tensor]:
@@ -70,10 +94,49 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
 
+def _plain_numbers(scaler: dict[str, Any]) -> Scaler:
+    """`scaler` as numbers that JSON brings back exactly. Raises TypeError for anything else: a fault of the caller."""
+    found = {name: value.item() if isinstance(value, Tensor) else value for name, value in scaler.items()}
+    if not all(map(_is_number, found.values())):
+        raise TypeError(f"a gradient scaler's state has plain numbers, not {scaler}")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
+
+
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> Position:
-    """Put a checkpoint's weights back, in place, before `model` is wrapped; returns where the run was."""
-    model.load_state_dict(checkpoint.tensors(MODEL))
-    return Position(**checkpoint.facts["position"])
+    """Put a checkpoint's weights back, in place, before `model` is wrapped; returns where the run was.
+
+    Raises InputError where they are damaged or do not fit, or where the position is none.
+    """
+    position = read_position(checkpoint)
+    checkpoint.load_into(model, checkpoint.config.model.encoder)
+    return position
+
+
+def read_position(checkpoint: Checkpoint) -> Position:
+    """Where the run was. Raises DamagedError naming the value that cannot be used."""
+    path, values = checkpoint.folder / STATE, checkpoint.facts.get("position")
+    kinds = {"step": int, "best_loss": float, "best_dice": float, "evaluations_since_best": int}
+    if not isinstance(values, dict) or "step" not in values:
+        raise DamagedError(path, f"has no position to resume from ({shown(values)})")
+    for name, value in values.items():
+        if name not in kinds:
+            raise DamagedError(path, f"its position has {shown(name)}, which this version does not know")
+        usable = type(value) is int and 0 <= value <= MAX_STEP if kinds[name] is int else _is_number(value)
+        if not usable:
+            raise DamagedError(path, f"its position's {name} is {shown(value)}")
+    return Position(**{name: kinds[name](value) for name, value in values.items()})
+
+
+def read_scaler(checkpoint: Checkpoint) -> Scaler | None:
+    """The state of fp16's gradient scaler; None where there is none. Raises DamagedError for anything else."""
+    scaler = checkpoint.facts.get("scaler")
+    if scaler is None or (isinstance(scaler, dict) and all(map(_is_number, scaler.values()))):
+        return scaler
+    raise DamagedError(checkpoint.folder / STATE, f"its scaler is {shown(scaler)}, not a set of numbers")
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -87,15 +150,27 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's optimizer state back, in place, once the model is as it is trained: whole, or in parts."""
+    """Put a checkpoint's optimizer state back, in place, once the model is as it is trained: whole, or in parts.
+
+    Raises InputError where it is damaged, or is of another network.
+    """
     parameters = dict(model.named_parameters())
     numbers = {name: number for number, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
+    where = checkpoint.folder / OPTIMIZER
     for key, tensor in checkpoint.tensors(OPTIMIZER).items():
         name, _, what = key.rpartition("/")
         if name not in numbers:
-            raise InputError(f"{checkpoint.folder / OPTIMIZER}: holds {name}, which this model has not")
+            raise InputError(f"{where}: holds {shown(name)}, which this model has not; give another --out")
+        if tensor.ndim and tensor.shape != parameters[name].shape:
+            raise InputError(
+                f"{where}: {one_line(key, 100)} is {tuple(tensor.shape)}, the model's is "
+                f"{tuple(parameters[name].shape)}; give another --out"
+            )
         state.setdefault(numbers[name], {})[what] = _spread_like(parameters[name], tensor)
+    kinds = {frozenset(values) for values in state.values()}
+    if len(kinds) > 1:
+        raise InputError(f"{where}: lacks some of its parameters' values; give another --out")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.files import cannot_write, read_bytes, write_atomically
+from glioma_dist.model.checkpoint import MAX_STEP
+
+MAX_METRICS_BYTES = 2**30
+MAX_ROW_BYTES = 2**16
 SECONDS_BETWEEN_LINES = 10
 STEPS_IN_RATE = 20
 
 
 class MetricsFile:
-    """<out>/metrics.jsonl: one JSON object a line, flushed at once."""
+    """<out>/metrics.jsonl: one JSON object a line, written at once."""
 
-    def __init__(self, path: Path, resume_step: int) -> None:
-        """Rows after `resume_step`, and a last line that was cut short by a kill, are taken out of an old file."""
-        rows = [row for row in _whole_rows(path) if row["step"] <= resume_step] if path.exists() else []
-        new = path.with_name(path.name + ".new")
-        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(new, path)
-        self._file = path.open("a")
+    def __init__(self, path: Path, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
+        """Rows after `resume_step`, and a last line that was cut short by a kill, are taken out of an old file.
+
+        check: called before each write; it raises InputError where the run may not write any more. Raises InputError
+        where the file holds anything but rows, or cannot be written.
+        """
+        self._path, self._check = path, check
+        kept = [line for line, row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
+        check()
+        write_atomically(path, b"".join(kept))
+        try:
+            self._file = path.open("ab", buffering=0)  # what could not be written would stay in a buffer
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as failure:  # some network file systems say only now that the disk is full
+            if error is None:
+                raise cannot_write(self._path, failure) from failure
 
     def write(self, **row: float | int | str) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append a row. Raises InputError where the disk is full or the folder is gone."""
+        self._check()
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
 
 class TrainingProgress:
@@ -84,11 +108,30 @@ class TrainingProgress:
             print(line, flush=True)
 
 
-def _whole_rows(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The rows of a metrics file, each as its line and its values; a last line that was cut short is left out.
+
+    Raises InputError naming the line that is no row: no object, without a step, or too long.
+    """
+    lines = read_bytes(path, MAX_METRICS_BYTES).splitlines(keepends=True)
     rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    for number, line in enumerate(lines, 1):
+        row = _parse_row(line)
+        if row is not None:
+            rows.append((line, row))
+        elif number < len(lines) or line.endswith(b"\n"):
+            raise InputError(
+                f"{path}: line {number} is no row of metrics ({one_line(line[:40].decode(errors='replace'))}); remove "
+                "the line, or move the file away to resume without its rows"
+            )
     return rows
+
+
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+    """A row of a step or of a validation; None for anything else."""
+    try:
+        row = json.loads(line) if len(line) <= MAX_ROW_BYTES and line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) is int and 0 <= step <= MAX_STEP else None

@@ -10,7 +10,8 @@ from test_processes import train_in_double as train_plain_in_double
 
 from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint, part_name
+from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, part_name
 from glioma_dist.training import loop
 
 
@@ -105,7 +106,7 @@ def test_parts_are_merged_into_a_plain_checkpoint(shards, tmp_path):
     folder, merged = tmp_path / "run" / "last", tmp_path / "merged"
     ended = command("tools/merge_checkpoint.py", "--checkpoint", folder, "--out", merged)
     assert ended.exit_code == 0, ended.stderr
-    assert sorted(path.name for path in merged.iterdir()) == [MODEL, OPTIMIZER, "state.json"]
+    assert sorted(path.name for path in merged.iterdir()) == [MANIFEST, MODEL, OPTIMIZER, "state.json"]
     assert (merged / "state.json").read_text() == (folder / "state.json").read_text()
     for name in (MODEL, OPTIMIZER):
         plain = load_file(merged / name)
@@ -121,15 +122,17 @@ def test_a_missing_part_is_named(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "run", max_steps=1, val=None)
     run(train_here, config, num_processes=2)
     (tmp_path / "run" / "last" / part_name(OPTIMIZER, 1, 2)).unlink()
-    with pytest.raises(InputError, match=r"optimizer\.safetensors: missing, or some of its parts"):
+    fault = r"optimizer-00002-of-00002\.safetensors: is missing"
+    with pytest.raises(InputError, match=fault):
         Checkpoint.read(tmp_path / "run" / "last").tensors(OPTIMIZER)
-    with pytest.raises(InputError, match=r"optimizer\.safetensors: missing, or some of its parts"):
+    with pytest.raises(InputError, match=fault):
         train_plain_in_double(replace(config, max_steps=2))
     merging = command("tools/merge_checkpoint.py", "--checkpoint", tmp_path / "run" / "last", "--out", tmp_path / "x")
-    assert merging.exit_code == 2, "the moments must not be left away"
+    assert merging.exit_code == 2, "the moments must not be left out"
+    assert not (tmp_path / "x").exists()
     (tmp_path / "run" / "last" / part_name(MODEL, 0, 2)).unlink()
-    with pytest.raises(InputError, match="no checkpoint there"):
-        train_plain_in_double(replace(config, max_steps=2))  # and not begin anew over the rest
+    with pytest.raises(InputError, match=r"model-00001-of-00002\.safetensors: is missing"):
+        train_plain_in_double(replace(config, max_steps=2))  # and not begin again over the rest
 
 
 def test_parts_of_two_checkpoints_are_not_taken_for_one(shards, tmp_path):
@@ -141,7 +144,7 @@ def test_parts_of_two_checkpoints_are_not_taken_for_one(shards, tmp_path):
     assert Checkpoint.read(folder).tensors(MODEL)
     run(train_here, config, num_processes=2)
     (folder / part_name(MODEL, 1, 2)).write_bytes(second)
-    with pytest.raises(InputError, match=r"model-00002-of-00002\.safetensors: is of step 1, state\.json of step 2"):
+    with pytest.raises(InputError, match=r"model-00002-of-00002\.safetensors: is damaged"):
         Checkpoint.read(folder).tensors(MODEL)
 
 

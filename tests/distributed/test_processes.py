@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY, damage_sample, draw_sample, rows, run, start, tiny_config, train_here
+from safetensors.torch import load_file
 
 from glioma_dist.config import EvaluateConfig, PredictConfig, ScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
-from glioma_dist.model.checkpoint import load_file
 from glioma_dist.training import loop
 
 LOSS_TOLERANCE = 1e-5

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, Ended, command, damage_sample, draw_sample, draw_shards, tiny_config, write_shards
+from helpers import REPOSITORY, Ended, command, damage_sample, draw_sample, draw_shards, seal, tiny_config, write_shards
+from safetensors.torch import load_file, save_file
 
 from glioma_dist.data import shards as shards_module
-from glioma_dist.model.checkpoint import load_file, save_file
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.state import Position, save_state
 
@@ -170,6 +170,7 @@ def test_a_loss_that_is_no_number_is_one_line(shards, checkpoint, tmp_path):
         },
         broken / "model.safetensors",
     )
+    seal(broken)
     ended = command("train.py", *arguments(shards, tmp_path / "run", **{"model.init": broken}))
     check_line(ended, "step 1: the loss is nan", "cell-0", "--lr")
 

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, draw_shards, rows, run, start, tiny_config, train_here
+from helpers import REPOSITORY, draw_shards, rows, run, seal, start, tiny_config, train_here
+from safetensors.torch import load_file, save_file
 
 from glioma_dist.config import Size
 from glioma_dist.config_file import to_dict
 from glioma_dist.errors import InputError
-from glioma_dist.model import checkpoint as checkpoint_module
+from glioma_dist.model import checkpoint_writer
 from glioma_dist.training import loop
+from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.telemetry import MetricsFile
 
 FOLDERS = ("last", "best")
@@ -40,7 +42,9 @@ def check_same_run(one: Path, other: Path) -> None:
     assert sorted(expected) == ["best/model.safetensors", "last/model.safetensors", "last/optimizer.safetensors"]
     found = contents(one)
     assert [name for name in expected if found.get(name) != expected[name]] == []
-    assert sorted(path.name for path in one.iterdir()) == ["best", "config.json", "last", "metrics.jsonl"]
+    names = {".lock", ".resumable", "best", "config.json", "last", "last.1", "metrics.jsonl"}
+    found = {path.name for path in one.iterdir()}
+    assert found - {"status.json", "last.damaged"} in (names, names - {"last.1"})
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +147,7 @@ def killed(config, point: str, folder: str, time: int) -> None:
         "model": time,
         "optimizer": time,
         "state": time,
+        "manifest": time,
         "rename away": time - 1,
         "rename": time,
         "after rename": time,
@@ -153,14 +158,15 @@ def killed(config, point: str, folder: str, time: int) -> None:
         left -= found
         return found and left == 0
 
-    save_file, rename, write_text = checkpoint_module.save_file, os.rename, Path.write_text
+    write_tensors, write_json = checkpoint_writer.write_tensors, checkpoint_writer.write_json_atomically
+    rename = os.rename
 
-    def saving(tensors, path, *more) -> None:
-        path = Path(path)
-        save_file(tensors, path, *more)
+    def saving(path, tensors) -> dict:
+        entry = write_tensors(path, tensors)
         if hit(path.parent.name == f"{folder}.new" and path.stem == point):
             os.truncate(path, path.stat().st_size // 2)
             kill()
+        return entry
 
     def renaming(source, target) -> None:
         if hit(point == "rename away" and Path(source).name == folder):
@@ -171,13 +177,14 @@ def killed(config, point: str, folder: str, time: int) -> None:
         if hit(point == "after rename" and Path(target).name == folder):
             kill()
 
-    def writing(path, text, *more, **named) -> int:
-        if hit(point == "state" and path.parent.name == f"{folder}.new"):
-            write_text(path, text[: len(text) // 2])
+    def writing(path, content) -> None:
+        if hit(path.stem == point and path.parent.name == f"{folder}.new"):
+            path.write_text(json.dumps(content)[:100])
             kill()
-        return write_text(path, text, *more, **named)
+        write_json(path, content)
 
-    checkpoint_module.save_file, os.rename, Path.write_text = saving, renaming, writing
+    checkpoint_writer.write_tensors, checkpoint_writer.write_json_atomically = saving, writing
+    os.rename = renaming
     train_here(config)
 
 
@@ -188,6 +195,7 @@ def killed(config, point: str, folder: str, time: int) -> None:
         ("model", "last", 2),
         ("optimizer", "last", 2),
         ("state", "last", 2),
+        ("manifest", "last", 2),
         ("rename away", "last", 2),
         ("rename", "last", 1),
         ("rename", "last", 2),
@@ -378,9 +386,10 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_any_weight_moves(shar
 def test_weights_that_are_no_numbers_are_refused(shards, tmp_path, runtime):
     loop.train(tiny_config(shards, tmp_path / "first", max_steps=1), runtime)
     model = tmp_path / "first" / "last" / "model.safetensors"
-    tensors = checkpoint_module.load_file(model)
+    tensors = load_file(model)
     tensors["decoder.head.bias"] *= float("nan")
-    checkpoint_module.save_file(tensors, model)
+    save_file(tensors, model)
+    seal(model.parent)
     with pytest.raises(InputError, match=r"1 tensors are not finite, the first is decoder\.head\.bias"):
         loop.train(tiny_config(shards, tmp_path / "run", init=str(model.parent)), runtime)
 
@@ -402,7 +411,7 @@ def test_a_failure_of_any_kind_ends_the_process_though_workers_read(shards, tmp_
 def test_two_trainings_cannot_write_into_one_folder(shards, tmp_path, runtime):
     out = tmp_path / "run"
     out.mkdir()
-    with loop.one_writer(out), pytest.raises(InputError, match="another training is writing there"):
+    with folder_lock(out), pytest.raises(InputError, match="another training is writing there"):
         loop.train(tiny_config(shards, out), runtime)
     loop.train(tiny_config(shards, out, max_steps=1), runtime)
 
@@ -465,7 +474,7 @@ def wait_until(true, seconds: float = 120) -> None:
 
 def unlocked(out: Path) -> bool:
     try:
-        with loop.one_writer(out):
+        with folder_lock(out):
             return True
     except InputError:
         return False

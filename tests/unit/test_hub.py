@@ -37,7 +37,7 @@ def test_a_checkpoint_goes_to_the_hubs_form_and_comes_back(best, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("kept")
     first.save_pretrained(tmp_path / "out")
-    names = {"model.safetensors", "state.json", "config.json", "README.md", "notes.txt"}
+    names = {"manifest.json", "model.safetensors", "state.json", "config.json", "README.md", "notes.txt"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     second = PretrainedUNet.from_pretrained(tmp_path / "out")
     images = torch.randn(1, 3, 40, 70)
@@ -69,7 +69,7 @@ def test_no_path_of_the_machine_goes_along(best, tmp_path):
     assert Checkpoint.read(tmp_path / "out").config.data.train == ("train",)
 
 
-def test_it_is_had_from_the_hub_by_its_two_files(best, tmp_path, monkeypatch):
+def test_it_is_had_from_the_hub_by_its_three_files(best, tmp_path, monkeypatch):
     asked = []
 
     def download(repository, name, **how):
@@ -79,7 +79,7 @@ def test_it_is_had_from_the_hub_by_its_two_files(best, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda *_, **__: str(best / "state.json"))
     found = PretrainedUNet.from_pretrained("somebody/network", revision="v1")
-    assert asked == [("somebody/network", "state.json", "v1"), ("somebody/network", "model.safetensors", "v1")]
+    assert asked == [("somebody/network", name, "v1") for name in ("manifest.json", "state.json", "model.safetensors")]
     assert found.facts["position"]["step"] == 7
 
 
@@ -94,7 +94,7 @@ def test_pushing_sends_the_same_folder(best, monkeypatch):
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     assert PretrainedUNet.from_pretrained(best).push_to_hub("somebody/network") == "done"
     files = sent["somebody/network"]
-    assert files.keys() == {"model.safetensors", "state.json", "config.json", "README.md"}
+    assert files.keys() == {"manifest.json", "model.safetensors", "state.json", "config.json", "README.md"}
     assert json.loads(files["state.json"])["lineage"] == LINEAGE
 
 

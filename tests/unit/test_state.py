@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import tiny_config
+from helpers import seal, tiny_config
 
 from glioma_dist.errors import InputError
-from glioma_dist.model import checkpoint as checkpoint_module
-from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, STATE, Checkpoint, find_checkpoint
+from glioma_dist.model import checkpoint_writer, tensor_files
+from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, kept_folders
+from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, STATE
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.state import Position, load_optimizer, load_weights, save_state
 from glioma_dist.training.telemetry import MetricsFile
@@ -82,14 +83,14 @@ def test_training_on_does_not_change_the_files(saved):
 
 
 def test_a_checkpoint_holds_safetensors_and_json_only(saved):
-    assert sorted(path.name for path in saved.folder.iterdir()) == [MODEL, OPTIMIZER, STATE]
+    assert sorted(path.name for path in saved.folder.iterdir()) == [MANIFEST, MODEL, OPTIMIZER, STATE]
     assert sorted(path.name for path in saved.folder.parent.iterdir()) == ["last"]
 
 
 def test_the_model_alone_has_no_optimizer(saved):
     best = saved.folder.parent / "best"
     save_state(best, saved.config, Position(), saved.made.model, None, {})
-    assert sorted(path.name for path in best.iterdir()) == [MODEL, STATE]
+    assert sorted(path.name for path in best.iterdir()) == [MANIFEST, MODEL, STATE]
 
 
 def test_state_json_is_json_even_before_there_is_a_best(saved):
@@ -165,22 +166,31 @@ def test_a_checkpoint_without_optimizer_cannot_be_gone_on_from(saved):
 )
 def test_a_state_that_is_none_is_one_line(saved, content):
     (saved.folder / STATE).write_text(content)
+    seal(saved.folder)
     with pytest.raises(InputError) as error:
         Checkpoint.read(saved.folder)
     assert str(saved.folder / STATE) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_later_format_is_refused(saved):
-    state = json.loads((saved.folder / STATE).read_text())
-    (saved.folder / STATE).write_text(json.dumps(state | {"format_version": 2}))
-    with pytest.raises(InputError, match=r"format 2, this version reads 1"):
+def test_another_format_is_refused(saved):
+    content = json.loads((saved.folder / MANIFEST).read_text())
+    (saved.folder / MANIFEST).write_text(json.dumps(content | {"format_version": 3}))
+    with pytest.raises(InputError, match=r"format 3, this version reads 2"):
         Checkpoint.read(saved.folder)
 
 
-@pytest.mark.parametrize("missing", [MODEL, STATE])
-def test_half_a_checkpoint_is_none(saved, missing):
+@pytest.mark.parametrize("missing", [MODEL, OPTIMIZER, STATE, MANIFEST])
+def test_a_file_that_is_missing_is_named(saved, missing):
     (saved.folder / missing).unlink()
+    fresh = make(1, saved.config)
+    with pytest.raises(InputError, match=rf"{missing}: is missing"):
+        load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
+
+
+def test_a_folder_of_neither_state_nor_manifest_is_no_checkpoint(saved):
+    (saved.folder / STATE).unlink()
+    (saved.folder / MANIFEST).unlink()
     assert find_checkpoint(saved.folder) is None
     with pytest.raises(InputError, match="no checkpoint there"):
         Checkpoint.read(saved.folder)
@@ -190,64 +200,75 @@ class KilledError(BaseException):
     """In place of SIGKILL: nothing after it runs (what really kills is in tests/end_to_end/test_training.py)."""
 
 
-@pytest.mark.parametrize("kill_at", range(12))
-def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(saved, monkeypatch, kill_at):
-    """Every call to the outside of a second save is a place to be killed at; the old or the new state is found, and the
-    next save works."""
+PLACES = (
+    (tensor_files.os, "fsync"),
+    (checkpoint_writer.os, "rename"),
+    (checkpoint_writer.os, "replace"),
+    (checkpoint_writer, "write_tensors"),
+    (checkpoint_writer.shutil, "rmtree"),
+)
+"""Calls to the outside of a save: places to be killed at."""
+NUM_PLACES = {1: 15, 2: 16, 3: 17}
+"""Of a save that drops the oldest of 1, 2 or 3 checkpoints."""
+
+
+def killed_at(monkeypatch, place: int, save) -> tuple[bool, int]:
+    """Run `save` until it has made `place` calls to the outside; whether it was killed, and how many it made."""
     calls = 0
 
     def killing(function):
         def call(*arguments, **named):
             nonlocal calls
             calls += 1
-            if calls > kill_at:
+            if calls > place:
                 raise KilledError
             return function(*arguments, **named)
 
         return call
 
-    step(saved.made, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "save_file", killing(checkpoint_module.save_file))
-        patch.setattr(checkpoint_module.os, "rename", killing(os.rename))
-        patch.setattr(checkpoint_module.os, "fsync", killing(os.fsync))
-        patch.setattr(checkpoint_module.shutil, "rmtree", killing(checkpoint_module.shutil.rmtree))
+        for module, name in PLACES:
+            patch.setattr(module, name, killing(getattr(module, name)))
         try:
-            save_state(saved.folder, saved.config, Position(3), saved.made.model, saved.made.optimizer, {})
-            killed = False
+            save()
         except KilledError:
-            killed = True
-    assert killed == (kill_at < calls)
-    fresh = make(1, saved.config)
-    position = load_state(Checkpoint.read(saved.folder), fresh.model, fresh.optimizer)
-    assert position.step in (2, 3)
-    if position.step == 3:
-        check_equal(fresh, saved.made)
-    save_state(saved.folder, saved.config, Position(4), fresh.model, fresh.optimizer, {})
-    assert Checkpoint.read(saved.folder).facts["position"]["step"] == 4
-    assert sorted(path.name for path in saved.folder.parent.iterdir()) == ["last"]
+            return True, calls
+    return False, calls
 
 
-def test_the_last_of_these_kills_comes_after_the_end(saved, monkeypatch):
-    """So that the test above is known to go through all calls."""
-    calls = []
+@pytest.mark.parametrize(
+    ("keep", "place"), [(keep, place) for keep, number in NUM_PLACES.items() for place in range(number + 1)]
+)
+def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(shards, tmp_path, monkeypatch, keep, place):
+    """The new state is found, or the one before; all that are kept are whole; and the next save works."""
+    config = tiny_config(shards, tmp_path, decoder_channels=(2, 2, 2, 2, 2))
+    made, folder = make(0, config), tmp_path / "last"
 
-    def counting(function):
-        def counted(*arguments, **named):
-            calls.append(function)
-            return function(*arguments, **named)
+    def save(number: int) -> None:
+        save_state(folder, config, Position(number), made.model, made.optimizer, {}, keep=keep)
 
-        return counted
-
-    for module, name in (
-        (checkpoint_module, "save_file"),
-        (os, "rename"),
-        (os, "fsync"),
-        (checkpoint_module.shutil, "rmtree"),
-    ):
-        monkeypatch.setattr(module, name, counting(getattr(module, name)))
-    save_state(saved.folder, saved.config, Position(3), saved.made.model, saved.made.optimizer, {})
-    assert 10 <= len(calls) <= 12
+    for number in range(1, keep + 1):
+        save(number)
+    step(made, 2)
+    killed, calls = killed_at(monkeypatch, place, lambda: save(keep + 1))
+    assert killed == (place < NUM_PLACES[keep]), calls
+    found = kept_folders(folder)
+    steps = [Checkpoint.read(path).step for path in found]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] in (keep, keep + 1)
+    assert len(steps) >= keep
+    for path in found[:keep]:
+        Checkpoint.read(path).check()
+    assert Checkpoint.read(folder).step == steps[0]
+    fresh = make(1, config)
+    assert load_state(Checkpoint.read(folder), fresh.model, fresh.optimizer).step == steps[0]
+    if steps[0] == keep + 1:
+        check_equal(fresh, made)
+    save(keep + 2)
+    found = kept_folders(folder)
+    assert [path.name for path in found] == ["last", "last.1", "last.2"][:keep]
+    assert [Checkpoint.read(path).step for path in found] == [keep + 2, *steps][:keep]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in found]
 
 
 def test_metrics_rows_after_the_checkpoint_and_a_torn_line_are_taken_out(tmp_path):

@@ -16,7 +16,7 @@ from transformers import SegformerForImageClassification
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model import weights
-from glioma_dist.model.checkpoint import write_checkpoint
+from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.encoder import mit_config
 from glioma_dist.model.timm_encoder import TIMM_MODELS
 from glioma_dist.model.unet import build_model

@@ -1,0 +1,145 @@
+"""Writing checkpoints: under a temporary name, then renamed, with the ones before kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.config_file import to_dict
+from glioma_dist.errors import RunError
+from glioma_dist.files import cannot_write, read_bytes, sync, write_json_atomically
+from glioma_dist.model.checkpoint import kept_folders, sibling
+from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
+from glioma_dist.model.tensor_files import write_tensors
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One of the processes that write a checkpoint together, each its part of the tensors."""
+
+    number: int = 0
+    count: int = 1
+    gather: Callable[[list[Any]], list[Any]] = lambda items: items
+    """The lists of all processes, joined in the order of their numbers; each waits for all."""
+    check: Callable[[], None] = lambda: None
+    """Called before anything is written: raises InputError where the run may not write any more."""
+
+    def together(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work` returned on each process. Raises RunError on all of them where it failed on any."""
+        result, failure = None, None
+        try:
+            result = work()
+        except RunError as error:
+            failure = error
+        told = self.gather([(result, failure)])
+        failures = [failure for _, failure in told if failure is not None]
+        if failures:
+            raise failure or failures[0]
+        return [result for result, _ in told]
+
+
+ALONE = Writer()
+
+
+def write_checkpoint(
+    folder: Path,
+    config: TrainConfig,
+    facts: dict[str, Any],
+    model: dict[str, Tensor] | None,
+    optimizer: dict[str, Tensor] | None = None,
+    writer: Writer = ALONE,
+    num_parts: int = 1,
+    keep: int = 1,
+) -> None:
+    """Write a checkpoint so that a kill or a full disk at any moment leaves this one or the one before, complete.
+
+    All processes call it. Where the tensors are in `num_parts` parts, each process writes its own; else the first
+    writes all, and what the others give is not looked at. The last `keep` checkpoints stay: `folder` itself, and
+    before it folder.1, folder.2 and so on. The folder that holds them has to exist. Raises InputError on every
+    process where any cannot write.
+    """
+    new = sibling(folder, "new")
+
+    def begin() -> None:
+        if writer.number == 0:
+            writer.check()
+            _begin(new)
+
+    def write_files() -> dict[str, dict[str, Any]]:
+        files = {}
+        if writer.number < num_parts:
+            for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+                if tensors is not None:
+                    file = part_name(name, writer.number, num_parts)
+                    files[file] = write_tensors(new / file, tensors)
+        return files
+
+    def finish() -> None:
+        if writer.number == 0:
+            writer.check()
+            _finish(folder, new, config, facts, {name: entry for part in parts for name, entry in part.items()}, keep)
+
+    try:
+        writer.together(begin)
+        parts = writer.together(write_files)
+        writer.together(finish)
+    except RunError:
+        if writer.number == 0:
+            shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _begin(new: Path) -> None:
+    shutil.rmtree(new, ignore_errors=True)  # of a write that was killed
+    try:
+        new.mkdir()  # without its parents: a run folder that was removed must not come back
+    except OSError as error:
+        raise cannot_write(new, error) from error
+
+
+def _finish(
+    folder: Path, new: Path, config: TrainConfig, facts: dict[str, Any], files: dict[str, dict[str, Any]], keep: int
+) -> None:
+    """Write what is no tensor, and put the new folder in the old one's place."""
+    state = {"format_version": FORMAT_VERSION, **facts, "config": to_dict(config)}
+    write_json_atomically(new / STATE, state)
+    files[STATE] = file_entry(new / STATE)
+    write_json_atomically(new / MANIFEST, {"format_version": FORMAT_VERSION, "files": dict(sorted(files.items()))})
+    try:
+        _rotate(folder, new, keep)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _rotate(folder: Path, new: Path, keep: int) -> None:
+    """Rename `new` to `folder`, and each of those before to the next number, up to the first number that is free.
+
+    A kill between two renames leaves a number free: nothing is lost, and the next write fills it.
+    """
+    names, taken = [folder], {path.name for path in kept_folders(folder)}
+    while names[-1].name in taken:
+        names.append(sibling(folder, str(len(names))))
+    for earlier, later in reversed(list(pairwise(names))):
+        os.rename(earlier, later)
+    os.rename(new, folder)
+    sync(folder.parent)
+    for extra in kept_folders(folder)[1:]:
+        if int(extra.suffix[1:]) >= keep:
+            shutil.rmtree(extra, ignore_errors=True)
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """A manifest's entry of a file that holds no tensors."""
+    data = read_bytes(path, 2**30)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,0 +1,64 @@
+"""A lock on a folder: one training at a time writes there, on this machine and on others that share the folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from glioma_dist.errors import InputError
+from glioma_dist.files import cannot_write
+
+LOCK = ".lock"
+HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems answer that have no locks."""
+_held: set[tuple[int, int]] = set()
+"""Device and inode of the folders that this process holds. The system would let it lock a folder twice, and would drop
+both locks as soon as it closes the lock file once."""
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[bool]:
+    """Hold a folder, which has to exist; the system lets go of it when the process ends, however it ends.
+
+    A POSIX record lock: forked processes do not inherit it, so workers that outlive a killed training hold nothing.
+    Gives whether the file system has locks; without them, nothing keeps two trainings apart. Raises InputError where
+    another training holds the folder, or where it cannot be written to.
+    """
+    path = folder / LOCK
+    try:
+        where = os.stat(folder)
+        key = (where.st_dev, where.st_ino)
+        if key in _held:
+            raise _refusal(folder)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        locked = _lock(descriptor, folder)
+        _held.add(key)
+        yield locked
+    finally:
+        _held.discard(key)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    """Whether the file system has locks. Raises InputError where another process holds this one."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD_ELSEWHERE:
+            raise _refusal(folder) from error
+        if error.errno in NO_LOCKS:
+            return False
+        raise cannot_write(folder / LOCK, error) from error
+    return True
+
+
+def _refusal(folder: Path) -> InputError:
+    return InputError(f"--out {folder}: another training is writing there; wait until it ends, or give another --out")
