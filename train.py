@@ -2,19 +2,24 @@
 
 import sys
 
-from glioma_dist.benchmark.encoder_table import asks_for_table, encoder_table
-from glioma_dist.command_line import parse
-from glioma_dist.config import TrainConfig
-from glioma_dist.runtime import Runtime, run_command
-from glioma_dist.training.loop import train
+from glioma_dist.run_command import run_command
 
 
 def main() -> None:
+    # The libraries take seconds to import: within run_command, so that a signal during them ends as any other does.
+    from glioma_dist.benchmark.encoder_table import asks_for_table, encoder_table
+    from glioma_dist.command_line import parse
+    from glioma_dist.config import TrainConfig
+
     if asks_for_table(sys.argv[1:]):
         print(encoder_table())
         return
     config = parse(TrainConfig, sys.argv[1:])
-    train(config, Runtime.start())
+
+    from glioma_dist.runtime import Runtime
+    from glioma_dist.training.loop import train
+
+    train(config, Runtime.start(config.scale.timeout_s))
 
 
 if __name__ == "__main__":

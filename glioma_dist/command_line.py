@@ -2,24 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
 from glioma_dist.config_file import Config, read_config
 from glioma_dist.errors import InputError
+from glioma_dist.paths import check_path, check_paths
+
+Kind = TypeVar("Kind")
 
 
 def parse(kind: type[Config], argv: list[str]) -> Config:
     """Make a config from the command line. `--config FILE` (JSON, as runs write it) is read first; flags override it.
 
-    Raises InputError for values that cannot be used; tyro itself exits with 2 on flags it does not know.
+    Raises InputError for flags that are not known and for values that cannot be used.
     """
+    _refuse_empty(argv)
     rest, file = _take_config_flag(argv)
     default = {} if file is None else {"default": read_config(kind, file)}
-    config = tyro.cli(kind, args=rest, **default)
-    config.validate()
+    return read_arguments(kind, rest, **default)
+
+
+def read_arguments(kind: type[Kind], argv: Sequence[str] | None = None, **default: Kind) -> Kind:
+    """Make a config of the dataclass `kind`, checked, from the command line (by default this process's).
+
+    Every command reads its flags through this function or through `run_function`, so that all refuse the same paths:
+    URLs where none is read, empty values, `~`. Flags without an effect are named on the screen.
+
+    Raises InputError for flags that are not known and for values that cannot be used.
+    """
+    config = _parsed(kind, argv, **default)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    check_paths(get_type_hints(kind, include_extras=True), fields)
+    if hasattr(config, "validate"):
+        config.validate()
+    if hasattr(config, "without_effect") and os.environ.get("RANK", "0") == "0":
+        for note in config.without_effect():
+            print(f"no effect: {note}", flush=True)
     return config
+
+
+def run_function(function: Callable[..., None], argv: Sequence[str] | None = None) -> None:
+    """Call `function` with its arguments from the command line. Raises InputError as `read_arguments`."""
+
+    @functools.wraps(function)
+    def arguments(**values: Any) -> dict[str, Any]:
+        return values
+
+    values = _parsed(arguments, argv)
+    check_paths(get_type_hints(function, include_extras=True), values)
+    function(**values)
+
+
+def _parsed(target: Callable[..., Any], argv: Sequence[str] | None, **default: Any) -> Any:
+    """tyro's result; its message, in a box of several lines, becomes an InputError of one."""
+    argv = sys.argv[1:] if argv is None else argv
+    _refuse_empty(argv)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(target, args=list(argv), **default)
+    except SystemExit as end:
+        box = re.sub(r"\x1b\[[0-9;]*m|╭.*╮", " ", said.getvalue())  # its upper edge holds a title
+        text = re.sub(r"[─│╰╯]+", " ", box)
+        if end.code in (0, None) or not text.strip():
+            sys.stderr.write(said.getvalue())
+            raise
+        what = re.sub(r"Argument helptext:.*|For full helptext.*", "", " ".join(text.split())).strip()
+        raise InputError(f"{what} (--help lists the flags)") from None
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """An empty value is a variable of the shell that is not set; as a path it would be the current folder."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        if not word.strip():
+            raise InputError(f"{before or 'an argument'}: the value is empty; is a variable of the shell not set?")
+        if match := re.fullmatch(r"(--[^=]+)=\s*", word):
+            raise InputError(f"{match[1]}: the value is empty; is a variable of the shell not set?")
 
 
 def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
@@ -36,4 +105,6 @@ def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
         else:
             raise InputError("--config: name a JSON file, as runs/x/config.json")
         position += 1
+    if file is not None:
+        check_path("--config", str(file))
     return rest, file

@@ -16,6 +16,7 @@ from typing import Literal
 
 from glioma_dist.encoder_names import ENCODER_NAMES, known_encoder
 from glioma_dist.errors import InputError
+from glioma_dist.paths import LocalPath, PathOrUrl
 from glioma_dist.size import Size, SizeFlag
 
 ROWS_ENCODERS = (*(name for name in ENCODER_NAMES if name.startswith("mit_")), "resnet50", "vgg19")
@@ -41,6 +42,7 @@ COST_FIELDS = (
     "scale.channels_last",
     "scale.compile",
     "scale.rows",
+    "scale.timeout_s",
 )
 """Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
 The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
@@ -50,12 +52,12 @@ The data sets may move, their contents may not: those are held by the fingerprin
 class DataConfig:
     """What the network is shown."""
 
-    train: tuple[str, ...] = ()
+    train: tuple[PathOrUrl, ...] = ()
     """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://): one, or several that
     are joined."""
     weights: tuple[float, ...] = ()
     """How often each of several --data.train is drawn from, as 0.8 0.2; by default every sample equally often."""
-    val: str | None = None
+    val: PathOrUrl | None = None
     """Folder or URL of shards to validate on; without it there is no validation, and `best` is never written."""
     cache: Path | None = None
     """Folder on this machine that keeps shards of URLs; without it each sample is fetched on its own."""
@@ -137,7 +139,7 @@ class ModelConfig:
     encoder: str = "mit_b3"
     """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), or one of the article's
     convolutional networks. `list` prints them all, with what they cost."""
-    init: str = "random"
+    init: LocalPath = "random"
     """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
     checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or what its save_pretrained writes."""
     weights: Path | None = None
@@ -195,10 +197,14 @@ class ScaleConfig:
     """Have torch.compile translate the encoder's layers; needs a C++ compiler, and minutes at the start."""
     rows: int = 1
     """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
+    timeout_s: float = 600.0
+    """Seconds after which a process or a worker of the run that does not answer counts as lost."""
 
     def validate(self, encoder: str) -> None:
         """encoder: which the knobs are to work with."""
         check_rows(self.rows, encoder)
+        if not 1 <= self.timeout_s < math.inf:
+            raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
         if self.rows > 1 and self.compile:
             raise InputError("--scale.rows and --scale.compile do not go together; leave one away")
 
@@ -260,7 +266,7 @@ class EvaluateConfig:
 
     checkpoint: Path
     """A checkpoint folder, as runs/x/best."""
-    data: str
+    data: PathOrUrl
     """Folder of shards, or the URL of one."""
     input_size: SizeFlag | None = None
     """R1: what an image is scaled to for the network; by default each image's own size."""
@@ -285,7 +291,7 @@ class PredictConfig:
 
     checkpoint: Path
     """A checkpoint folder, as runs/x/best."""
-    images: str
+    images: LocalPath
     """A folder, a file, or a pattern in quotes, as 'plates/**/*.tif'."""
     out: Path
     """Folder for the masks, overlays and summary.csv."""

@@ -82,6 +82,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint) and hint is not Size:
         return from_dict(hint, value, where)
+    if value == "" and hint is Path:
+        raise InputError(f"{where}: is empty, which is no path")  # it would become the current folder
     if isinstance(value, str) and hint in (Size, Path, str) and _is_name(value):
         return _size(value, where) if hint is Size else hint(value)
     if isinstance(value, bool):

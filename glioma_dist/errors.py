@@ -15,6 +15,8 @@ class ExitCode(IntEnum):
     FINISHED = 0
     UNEXPECTED = 1
     """A fault of the program itself: a traceback says where."""
+    PARTIAL = 1
+    """Some images could not be used; all others are done. One `error:` line, no traceback."""
     USER_ERROR = 2
     """Something the user gave cannot be used; the same command would fail again."""
     OUT_OF_MEMORY = 3
@@ -34,12 +36,24 @@ class RunError(Exception):
     """
 
     exit_code = ExitCode.UNEXPECTED
+    is_shared = False
+    """Whether every process of the run ends with this same error, so that the first can speak for all."""
 
 
 class InputError(RunError):
     """Something the user gave cannot be used."""
 
     exit_code = ExitCode.USER_ERROR
+
+
+class DiskFullError(InputError):
+    """A disk, or this user's share of it, is full."""
+
+
+class PartialError(RunError):
+    """Some of what was asked could not be done; everything else is done and written."""
+
+    exit_code = ExitCode.PARTIAL
 
 
 class MemoryFullError(RunError):
@@ -67,6 +81,12 @@ class StopRequested(RunError):  # noqa: N818 (it is a request, not an error)
     """The system or the user asked the run to stop, and it did. The message is a status line."""
 
     exit_code = ExitCode.STOPPED
+
+
+def as_error(exit_code: int, message: str) -> RunError:
+    """The error of this exit code, to be raised on processes that heard of it from another."""
+    kinds = (InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), RunError)(message)
 
 
 def one_line(text: object, limit: int = MAX_LINE) -> str:

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from glioma_dist.errors import InputError
+from glioma_dist.errors import DiskFullError, InputError
 
 MAX_JSON_BYTES = 2**26
 """Of a JSON file that a run or a converter wrote; those of COCO, which are larger, are read elsewhere."""
@@ -48,6 +48,34 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except OSError as error:
         remove_quietly(partial)
         raise cannot_write(path, error) from error
+    except BaseException:  # a signal
+        remove_quietly(partial)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it. Raises InputError where it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder}: is a file, or lies below one; give a folder") from None
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: this user may not write to it; give another folder")
+
+
+def check_new_file(flag: str, path: Path) -> None:
+    """Raises InputError where a file cannot be written to `path`, before hours are spent on what it is to hold."""
+    if not path.name or path.is_dir():
+        raise InputError(f"{flag} {path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{flag} {path}: is a pipe, a socket or a device, not a file; give another name")
+    above = next(each for each in path.absolute().parents if os.path.lexists(each))
+    if not above.is_dir():
+        raise InputError(f"{flag} {path}: {above} is no folder; give another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {path}: this user may not write to {above}; give another folder")
 
 
 def write_json_atomically(path: Path, content: Any, indent: int | None = 2) -> None:
@@ -64,7 +92,7 @@ def partial_name(path: Path) -> Path:
 def cannot_write(path: Path | str, error: OSError) -> InputError:
     """The error to raise where `path` cannot be written: what is wrong, and what to do."""
     if error.errno in _FULL:
-        return InputError(f"{path}: {_FULL[error.errno]}; free space, then run the same command again")
+        return DiskFullError(f"{path}: {_FULL[error.errno]}; free space, then run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"{path}: cannot be written ({error.strerror}); give a folder that this user may write to")
     if error.errno == errno.ENAMETOOLONG:

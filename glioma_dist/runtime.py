@@ -5,31 +5,27 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
+from glioma_dist.launch import check_launch
+from glioma_dist.run_command import as_run_error, run_command  # noqa: F401 (until all import it from its home)
+from glioma_dist.signals import get_signal_at_parents_death
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
-SIGN_OF_A_LOST_WORKER = "DataLoader worker (pid"
-"""In PyTorch's error when a process that reads data was killed."""
-SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
-"""In what gloo says."""
-TIME_TO_ANSWER = timedelta(minutes=15)
-"""After which a process that says nothing is taken for lost."""
-PRCTL_PARENT_DEATH_SIGNAL = 1
-"""From Linux's sys/prctl.h."""
-SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
+SECONDS_TO_ANSWER = 600.0
+"""After which a process or a worker that does not answer counts as lost."""
+WORD_OF_AN_END = "glioma_dist/ended"
+"""Under which a process leaves word in the launch's store of why it ends."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +33,23 @@ class Runtime:
     """One process of a run. Made once, by `Runtime.start`, and handed to whatever needs it."""
 
     accelerator: Accelerator
+    seconds_to_answer: float = SECONDS_TO_ANSWER
+    """How long processes and workers wait for one another."""
+    host_group: dist.ProcessGroup | None = None
+    """All processes, over gloo: what the processes tell each other beside tensors of the device."""
 
     @classmethod
-    def start(cls) -> Runtime:
+    def start(cls, seconds_to_answer: float = SECONDS_TO_ANSWER) -> Runtime:
         """Join the other processes of the launch. Precision and engine are accelerate's own settings.
 
         Raises InputError where the launcher started another number of processes than accelerate believes: each
         would then train a model of its own, as happens with FSDP or MULTI_GPU and `use_cpu: true`.
         """
+        check_launch(os.environ)
         # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
         # validation, where processes may have unequal numbers of images, must not wait for one another.
         engine = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        patience = InitProcessGroupKwargs(timeout=TIME_TO_ANSWER)
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=seconds_to_answer))
         # PyTorch renamed it; accelerate has only the old name.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
@@ -65,7 +66,8 @@ class Runtime:
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         if "ACCELERATE_MIXED_PRECISION" in os.environ:
-            stop_with_launcher()
+            # `accelerate launch` of one process ends on SIGTERM without handing it on.
+            get_signal_at_parents_death(signal.SIGTERM)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
             raise InputError(
@@ -73,7 +75,10 @@ class Runtime:
                 f"{accelerator.num_processes}: take a file of accelerate_configs/, or launch without "
                 "`use_cpu: true` and without MULTI_CPU"
             )
-        return cls(accelerator)
+        group = None
+        if accelerator.num_processes > 1:
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
+        return cls(accelerator, seconds_to_answer, group)
 
     @property
     def rank(self) -> int:
@@ -109,6 +114,46 @@ class Runtime:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
 
+    def agree(self, problem: RunError | None) -> None:
+        """Return where no process has a problem; else raise the same error on all of them.
+
+        All processes call it together, each with what it met. A failure goes before a request to stop.
+        """
+        if self.num_processes == 1:
+            if problem is not None:
+                raise problem
+            return
+        code = torch.tensor([0 if problem is None else int(problem.exit_code)])
+        dist.all_reduce(code, dist.ReduceOp.MAX, self.host_group)
+        if not code.item():
+            return
+        found: list = [None] * self.num_processes
+        told = problem and (int(problem.exit_code), one_line(problem), isinstance(problem, StopRequested))
+        dist.all_gather_object(found, told, self.host_group)
+        exit_code, message, _ = min(filter(None, found), key=lambda each: each[2])
+        shared = as_error(exit_code, message)
+        shared.is_shared = True
+        raise shared from problem
+
+    def explain(self, error: BaseException) -> RunError | None:
+        """What ends this process because of `error`; None where that is a fault of the program.
+
+        Where another process ended first, its own word for it is taken; where this one ends first, it leaves word.
+        """
+        ending = as_run_error(error, self.seconds_to_answer)
+        if self.num_processes == 1 or ending is None or ending.is_shared:
+            return ending
+        # The launch's store outlives a process that ends, unless it was the first.
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            if ending is not error and store.check([WORD_OF_AN_END]):
+                exit_code, _, message = store.get(WORD_OF_AN_END).decode().partition(" ")
+                return as_error(int(exit_code), message)
+            store.set(WORD_OF_AN_END, f"{int(ending.exit_code)} {one_line(ending)}")
+        except (RuntimeError, ValueError):
+            return ending
+        return ending
+
 
 def keep_freed_memory() -> None:
     """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
@@ -120,73 +165,3 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(MALLOPT_MMAP_MAX, 0)
         libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)
-
-
-def stop_with_launcher() -> None:
-    """Have the system send SIGTERM when the launcher that started this process ends, where it can (Linux, prctl(2)).
-
-    `accelerate launch` of one process ends on SIGTERM without handing it on, and the training would go on unseen.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(PRCTL_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
-
-class StopSignal:
-    """Notices SIGTERM, which clouds and schedulers send before they take a machine away, and Ctrl-C, so that the run
-    can be saved.
-
-    Use as a context; `asked` turns true when the signal has come.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._notice) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _notice(self, number: int, _frame: object) -> None:
-        self.asked = True
-        signal.signal(number, self._before[number])  # who asks twice does not want to wait
-
-
-def run_command(function: Callable[[], None]) -> None:
-    """Run an entry point: an InputError becomes one line on stderr and exit code 2, an interrupt exit code 130.
-
-    Most of these errors are seen by every process of a launch at once. The first then speaks for all, and the
-    others give it time to, for the launcher ends them as soon as one has ended. An error that only one of the others
-    sees (a sample of its own that cannot be read) is spoken by that one, after the same few seconds.
-    """
-    try:
-        function()
-    except InputError as error:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
-        sys.stderr.write(f"error: {error}\n")
-        sys.stderr.flush()
-        sys.exit(2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        sys.stderr.write(f"error: {error.filename}: {error.strerror}; check the path, its permissions, and the space\n")
-        sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        sys.stderr.write(f"error: out of memory ({error}); give a smaller --batch-size or --data.size\n")
-        sys.exit(2)
-    except RuntimeError as error:
-        if SIGN_OF_A_LOST_WORKER in str(error):  # raised wherever this process was at that moment
-            what = " ".join(str(error).split())
-            sys.stderr.write(f"error: {what} Is memory full? Give fewer --data.workers; the same command goes on\n")
-            sys.exit(2)
-        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PROCESS):
-            raise
-        sys.stderr.write("error: another process of this run ended; its own line says why; the same command goes on\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        sys.exit(130)

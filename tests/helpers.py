@@ -221,7 +221,7 @@ def train_here(config: TrainConfig) -> tuple[int, int]:
     from glioma_dist.runtime import Runtime
     from glioma_dist.training.loop import train
 
-    here = Runtime.start()
+    here = Runtime.start(config.scale.timeout_s)
     train(config, here)
     return here.rank, here.num_processes
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-import tyro
 from rich.console import Console
 
+from glioma_dist.command_line import run_function
 from glioma_dist.data.cells import draw_cells
 from glioma_dist.data.coco import load_coco
 from glioma_dist.data.convert import convert
 from glioma_dist.data.sources import find_livecell
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 WIDTH, HEIGHT = 704, 520
 # A polygon of LIVECell has 57 numbers on average.
@@ -108,4 +108,4 @@ def bench_convert(num_images: int = 100, large_json: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(bench_convert))
+    run_command(lambda: run_function(bench_convert))

@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import psutil
 import torch
-import tyro
 import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import DataConfig, Size
 from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.loader import image_tensor, prepare_training_sample, training_batches
@@ -34,9 +34,10 @@ from glioma_dist.data.order import Order
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
 from glioma_dist.data.shards import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_atomically, write_json_atomically
+from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.model.unet import normalise
-from glioma_dist.runtime import keep_freed_memory, run_command
+from glioma_dist.run_command import run_command
+from glioma_dist.runtime import keep_freed_memory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "webdataset", "opencv-python-headless", "pillow", "glioma-dist")
@@ -274,6 +275,8 @@ def bench(config: BenchConfig) -> list[dict]:
     # Whole shards for every worker of webdataset's, which has nothing for one without.
     count = SAMPLES_PER_SHARD * max(8, 2 * max(config.workers))
     rows: list[dict] = []
+    if config.out is not None:
+        make_folder(config.out)
     with tempfile.TemporaryDirectory() as folder:
         for given, size in zip((config.livecell, config.native), (LIVECELL, NATIVE), strict=True):
             write_data(Path(folder) / str(size), given, size, count)
@@ -282,15 +285,13 @@ def bench(config: BenchConfig) -> list[dict]:
     text = table(rows, facts)
     print(text)
     if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
         write_json_atomically(config.out / "loader.json", {"facts": facts, "rows": rows})
         write_atomically(config.out / "loader.md", text)
     return rows
 
 
 def main() -> None:
-    config = tyro.cli(BenchConfig)
-    config.validate()
+    config = read_arguments(BenchConfig)
     bench(config)
 
 

@@ -23,16 +23,16 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import tyro
 
 from glioma_dist.benchmark.cell import OURS, PEERS, Cell, measure_or_say_why_not
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ModelConfig, Size, SizeFlag
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_json_atomically
-from glioma_dist.runtime import run_command
+from glioma_dist.files import make_folder, write_json_atomically
+from glioma_dist.run_command import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "segmentation-models-pytorch", "glioma-dist")
@@ -231,10 +231,6 @@ def shards_for(config: BenchConfig) -> Iterator[str | None]:
             yield str(Path(folder) / "train")
 
 
-def write_rows(rows: list[dict], path: Path) -> None:
-    write_json_atomically(path, rows)
-
-
 def bench(config: BenchConfig) -> list[dict]:
     """Measure all cells and write the results, the JSON after every row. Returns the rows."""
     from glioma_dist.report.resolution import write_report
@@ -249,13 +245,13 @@ def bench(config: BenchConfig) -> list[dict]:
     }
     rows: list[dict] = []
     with shards_for(config) as data:
-        config.out.mkdir(parents=True, exist_ok=True)
+        make_folder(config.out)
         cells = make_cells(config, device, data)
         results = (measure_in_some_way(cell, facts, config.timeout_s) for cell in cells)
         try:
             for row in itertools.chain(results, largest_rows(config, cells, facts) if config.find_largest else ()):
                 rows.append(row)
-                write_rows(rows, config.out / "resolution.json")
+                write_json_atomically(config.out / "resolution.json", rows)
         finally:  # whoever interrupts it shall have a report of what is there
             if rows:
                 write_report(rows, config.out)
@@ -267,8 +263,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--cell"]:
         print(json.dumps(measure_or_say_why_not(Cell(**json.loads(sys.argv[2])))))
         return
-    config = tyro.cli(BenchConfig)
-    config.validate()
+    config = read_arguments(BenchConfig)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("this benchmark is one process, on one device: launch it with --num_processes 1")
     if any(row["status"] == "failed" for row in bench(config)):

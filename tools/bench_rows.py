@@ -16,17 +16,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import tyro
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
 from glioma_dist.benchmark.rows import RowsCell, measure_rows
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ModelConfig, Size, SizeFlag, check_rows
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_atomically, write_json_atomically
+from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.model.unet import UNet
-from glioma_dist.runtime import Runtime, run_command
+from glioma_dist.run_command import run_command
+from glioma_dist.runtime import Runtime
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, count_sent
 from glioma_dist.scale.rows import band_edges
 from glioma_dist.training.losses import segmentation_loss
@@ -153,16 +154,15 @@ def main() -> None:
         if runtime.is_main:
             write_json_atomically(Path(sys.argv[3]), row)
         return
-    config = tyro.cli(BenchRowsConfig)
-    config.validate()
+    config = read_arguments(BenchRowsConfig)
     facts = {
         "device": describe_device(find_device()),
         "torch": find_version("torch"),
         "commit": find_commit(REPOSITORY),
         "command": shlex.join(sys.argv),
     }
+    make_folder(config.out)
     steps, traffic = measured(config), foretold(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     content = {"facts": facts, "measured": steps, "counted": traffic}
     write_json_atomically(config.out / "rows.json", content)
     write_atomically(config.out / "rows.md", markdown_text(facts, steps, traffic, config))

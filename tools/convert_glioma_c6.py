@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import tyro
-
+from glioma_dist.command_line import run_function
 from glioma_dist.data.convert import ARTICLE_COUNTS, convert
 from glioma_dist.data.sources import find_glioma_c6
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 
 def convert_glioma_c6(
@@ -30,4 +29,4 @@ def convert_glioma_c6(
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(convert_glioma_c6))
+    run_command(lambda: run_function(convert_glioma_c6))

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import tyro
-
+from glioma_dist.command_line import run_function
 from glioma_dist.data.convert import convert
 from glioma_dist.data.sources import find_livecell
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 
 def convert_livecell(source: Path, out: Path, strict: bool = False) -> None:
@@ -21,4 +20,4 @@ def convert_livecell(source: Path, out: Path, strict: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(convert_livecell))
+    run_command(lambda: run_function(convert_livecell))

@@ -2,16 +2,15 @@
 
 import json
 
-import tyro
-
 from glioma_dist.benchmark.encoder_table import FILE, count_encoder, encoder_table
+from glioma_dist.command_line import run_function
 from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.files import write_atomically
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 
 def main() -> None:
-    """Count all encoders anew, minutes of one core, and write the table that comes with the package."""
+    """Count all encoders again, minutes of one core, and write the table that comes with the package."""
     rows = []
     for name in ENCODER_NAMES:
         rows.append(count_encoder(name))
@@ -21,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main))
+    run_command(lambda: run_function(main))

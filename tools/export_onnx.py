@@ -4,18 +4,18 @@ from importlib import util
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from glioma_dist.command_line import run_function
 from glioma_dist.data.sample import read_image
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, printable
 from glioma_dist.inference.export import export
-from glioma_dist.inference.predict import find_images
-from glioma_dist.runtime import run_command
+from glioma_dist.inference.images import find_images
+from glioma_dist.paths import LocalPath
+from glioma_dist.run_command import run_command
 
 NUM_CHECKED = 3
 
 
-def export_onnx(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: str | None = None) -> None:
+def export_onnx(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: LocalPath | None = None) -> None:
     """Write a checkpoint's network as ONNX. Contrast, normalising and padding are in the graph, sizes are free; it is
     written only if onnxruntime gives PyTorch's logits to 1e-3.
 
@@ -28,11 +28,16 @@ def export_onnx(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: s
     """
     if util.find_spec("onnx") is None or util.find_spec("onnxruntime") is None:
         raise InputError("tools/export_onnx.py needs onnx and onnxruntime: pip install -e '.[export]'")
-    checked = [read_image(path) for path in find_images(images)[:NUM_CHECKED]] if images else []
+    found = find_images(images) if images else None
+    checked = [read_image(path) for path in found.paths[:NUM_CHECKED]] if found else []
+    if found and found.not_read:
+        print(f"{printable(images)}: {found.describe()}")
+    if found and len(found.paths) > NUM_CHECKED:
+        print(f"{printable(images)}: the first {NUM_CHECKED} of {len(found.paths)} images are checked")
     parity = export(checkpoint, out, bits, checked)
     masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
     print(f"{out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(export_onnx))
+    run_command(lambda: run_function(export_onnx))

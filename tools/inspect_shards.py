@@ -7,12 +7,14 @@ from typing import Annotated
 import cv2
 import tyro
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.data.inspection import contact_sheet, index_folder, pick_samples, verify
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import is_url
 from glioma_dist.errors import InputError
 from glioma_dist.files import write_atomically
-from glioma_dist.runtime import run_command
+from glioma_dist.paths import PathOrUrl
+from glioma_dist.run_command import run_command
 
 MOST_LINES = 20
 
@@ -21,7 +23,7 @@ MOST_LINES = 20
 class InspectConfig:
     """List shards, verify their checksums, draw a contact sheet, or index plain WebDataset tars."""
 
-    shards: Annotated[str, tyro.conf.Positional]
+    shards: Annotated[PathOrUrl, tyro.conf.Positional]
     """Folder or URL of shards."""
     verify: bool = False
     """Read every byte and decode every image; what is wrong is named shard by shard."""
@@ -77,7 +79,7 @@ def inspect(config: InspectConfig) -> None:
     list_shards(reader)
     if config.sheet is not None:
         # Imported here, for it brings PyTorch along.
-        from glioma_dist.inference.predict import overlay
+        from glioma_dist.inference.results import overlay
 
         samples = pick_samples(reader, config.num_images)
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +97,7 @@ def inspect(config: InspectConfig) -> None:
 
 
 def main() -> None:
-    config = tyro.cli(InspectConfig)
-    config.validate()
+    config = read_arguments(InspectConfig)
     inspect(config)
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-import tyro
 from numpy import ndarray
 from numpy.random import Generator
 from pycocotools import mask as coco_mask
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_atomically, write_json_atomically
-from glioma_dist.runtime import run_command
+from glioma_dist.files import make_folder, write_atomically, write_json_atomically
+from glioma_dist.run_command import run_command
 
 README_TITLE = "Demo data of glioma-dist: drawn, not photographed"
 README = f"""{README_TITLE}
@@ -288,9 +288,8 @@ def draw_sets(config: DemoConfig) -> None:
 
 def main() -> None:
     """Draw what the command line asks for. README.txt first: it marks a killed run's folder as ours."""
-    config = tyro.cli(DemoConfig)
-    config.validate()
-    config.out.mkdir(parents=True, exist_ok=True)
+    config = read_arguments(DemoConfig)
+    make_folder(config.out)
     write_atomically(config.out / "README.txt", f"{README}{config.seed}\n")
     for earlier in filter(Path.exists, (config.out / "livecell", config.out / "glioma_c6")):
         shutil.rmtree(earlier)

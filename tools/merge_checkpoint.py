@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from glioma_dist.command_line import read_arguments
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, naming_another
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.manifest import MODEL, OPTIMIZER
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class MergeConfig:
 
 
 def main() -> None:
-    config = tyro.cli(MergeConfig)
+    config = read_arguments(MergeConfig)
     if config.out.exists():
         raise InputError(f"--out {config.out} exists; give a new folder")
     with naming_another(config.checkpoint):

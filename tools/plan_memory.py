@@ -8,13 +8,12 @@ from functools import partial
 from importlib import util
 from pathlib import Path
 
-import tyro
-
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import ROWS_ENCODERS, ModelConfig, Size, SizeFlag
 from glioma_dist.encoder_names import PEER_NAMES
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_json_atomically
-from glioma_dist.runtime import run_command
+from glioma_dist.files import check_new_file, make_folder, write_json_atomically
+from glioma_dist.run_command import run_command
 from glioma_dist.scale.counting import StepMemory, count_step_memory
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, largest_batch, largest_size, usable
 from glioma_dist.scale.rows import UNIT_ROWS
@@ -73,8 +72,9 @@ class PlanConfig:
 
 
 def main() -> None:
-    plan = tyro.cli(PlanConfig)
-    plan.validate()
+    plan = read_arguments(PlanConfig)
+    if plan.json:
+        check_new_file("--json", plan.json)
     memory = None if plan.gpu_memory is None else parse_memory(plan.gpu_memory)
     cards = f"{plan.gpus} card{'s' if plan.gpus > 1 else ''}"
     print(f"U-Net {plan.model.encoder}, batch {plan.batch_size} on {cards}: peak GiB of each in a step, counted")
@@ -92,8 +92,8 @@ def main() -> None:
         nothing = "no rung fits; the last two columns say what would (0: not even one small image)"
         print(f"\n{size}: {chosen['command'] if chosen else nothing}")
     if plan.json:
-        plan.json.parent.mkdir(parents=True, exist_ok=True)
         chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
+        make_folder(plan.json.parent)
         write_json_atomically(plan.json, {"rungs": rungs, "choice": chosen})
 
 

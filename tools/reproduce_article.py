@@ -19,12 +19,13 @@ from typing import Literal
 import tyro
 
 from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
+from glioma_dist.command_line import read_arguments
 from glioma_dist.data.shard_index import INDEX_NAME
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.errors import InputError
 from glioma_dist.report.study_page import write_study_report
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 from glioma_dist.study.estimate import hours
 from glioma_dist.study.execute import execute, is_finished, launcher
 from glioma_dist.study.folder import SETTINGS, hold_settings, one_at_a_time, settings_text
@@ -154,8 +155,7 @@ class ReproduceConfig:
 
 
 def main() -> None:
-    config = tyro.cli(ReproduceConfig)
-    config.validate()
+    config = read_arguments(ReproduceConfig)
     plans = make_plans(config)
     jobs = jobs_of(plans)
     costs = {job.config_file: hours(job, config.gpu_tflops * 1e12) for job in jobs} if needs_costs(config) else {}

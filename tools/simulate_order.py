@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-import tyro
 from webdataset.filters import shuffle
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.data.order import SHARDS_IN_WINDOW, Order
 from glioma_dist.errors import InputError
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 
 COST_STEPS = 2000
 
@@ -125,8 +125,7 @@ def simulate(config: SimulationConfig) -> None:
 
 
 def main() -> None:
-    config = tyro.cli(SimulationConfig)
-    config.validate()
+    config = read_arguments(SimulationConfig)
     simulate(config)
 
 

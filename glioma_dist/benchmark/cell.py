@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,16 +23,16 @@ from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.model.unet import UNet, normalise
-from glioma_dist.runtime import keep_freed_memory, stop_with_launcher
+from glioma_dist.run_command import is_out_of_memory
+from glioma_dist.runtime import keep_freed_memory
 from glioma_dist.scale.recompute import recompute
+from glioma_dist.signals import get_signal_at_parents_death
 from glioma_dist.training.losses import segmentation_loss
 
 OURS = "glioma-dist"
 PEERS = {"smp": "segmentation_models.pytorch", "eager": "transformers eager"}
 BATCHES_AHEAD = 2
 """That each worker of a DataLoader has ready, by default."""
-SIGNS_OF_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
-"""In what CUDA, PyTorch's CPU allocator, cuDNN and cuBLAS, and C++ say."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class Cell:
 
 def measure_or_say_why_not(cell: Cell) -> dict:
     """The figures of a cell, or that its memory did not suffice."""
-    stop_with_launcher()
+    get_signal_at_parents_death(signal.SIGTERM)
     with contextlib.suppress(OSError):  # where memory ends, the system shall end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         return {"status": "ok", **measure(cell)}
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         return {"status": "out of memory", "error": (str(error) or "MemoryError").splitlines()[0]}
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -26,10 +28,13 @@ from glioma_dist.data.mixture import Mixture, Shards
 from glioma_dist.data.order import Order, Place
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.whole_samples import KeptSamples, WholeSamples, keep_decoded
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, RunError, UnavailableError
+from glioma_dist.signals import STOP_SIGNALS, get_signal_at_parents_death
 
 BATCHES_AHEAD = 2
 """That each worker makes before they are asked for."""
+SIGNS_OF_A_LOST_WORKER = ("DataLoader worker (pid", "DataLoader timed out")
+"""In PyTorch's errors when a worker process was killed, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,18 @@ class Batch:
 
 
 def training_batches(
-    reader: Shards, order: Order | Mixture, config: DataConfig, first_step: int, rank: int, num_processes: int
+    reader: Shards,
+    order: Order | Mixture,
+    config: DataConfig,
+    first_step: int,
+    rank: int,
+    num_processes: int,
+    seconds_to_answer: float = 0,
 ) -> Iterator[Batch]:
     """Batches number `first_step`, `first_step` + 1, … without end: this process's slots of each.
 
-    Raises InputError where the processes do not divide the batch, and for samples that cannot be used.
+    seconds_to_answer: after which a worker that gives nothing counts as lost; 0: never. Raises InputError where the
+    processes do not divide the batch, and for samples that cannot be used; UnavailableError where a worker is lost.
     """
     if order.batch_size % num_processes:
         raise InputError(
@@ -74,24 +86,25 @@ def training_batches(
     # So many batches PyTorch's loader has under way at most, beside the one that it has just given out.
     ring = Ring(config.workers * BATCHES_AHEAD + 1, share, config.size) if config.workers else None
     dataset = _TrainingSamples(samples, order, config, slots, ring)
-    return _take_out(_load(dataset, _StepsFrom(first_step), config.workers, reader), ring)
+    items = _load(dataset, _StepsFrom(first_step), config.workers, reader, seconds_to_answer)
+    return _take_out(items, ring)
 
 
 def _take_out(items: Iterator[Batch | Handed], ring: Ring | None) -> Iterator[Batch]:
     """Batches, each out of the ring before the loader can have its place written again."""
-    try:
+    with closing(items):
         for item in items:
             if isinstance(item, Handed):
                 item = Batch(*ring.take(item.place, item.channels), item.seeds, item.keys)
             yield item.pin_memory() if torch.cuda.is_available() else item
-    finally:
-        items.close()
 
 
-def evaluation_samples(reader: Shards, rank: int, num_processes: int, workers: int) -> Iterator[Sample]:
-    """Every sample as taken, once over all processes: this process's share."""
+def evaluation_samples(
+    reader: Shards, rank: int, num_processes: int, workers: int, seconds_to_answer: float = 0
+) -> Iterator[Sample]:
+    """Every sample as taken, once over all processes: this process's share. Raises as `training_batches` does."""
     places = [(shard, place) for shard, size in enumerate(reader.shard_sizes) for place in range(size)]
-    return _load(_PlainSamples(reader), places[rank::num_processes], workers, reader)
+    return _load(_PlainSamples(reader), places[rank::num_processes], workers, reader, seconds_to_answer)
 
 
 def prepare_training_sample(sample: Sample, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +133,7 @@ class _Samples(Dataset):
     def __getitem__(self, asked: object) -> object:
         try:
             return self.make(asked)
-        except InputError as error:
+        except RunError as error:
             return error
 
     def note(self, shard: int, place: int) -> None:
@@ -181,7 +194,9 @@ class _StepsFrom(Sampler):
         return zip(count(), count(self.first_step), strict=False)
 
 
-def _load(dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shards) -> Iterator:
+def _load(
+    dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shards, seconds_to_answer: float
+) -> Iterator:
     """What `dataset` holds at the sampler's places, in their order, made by worker processes."""
     dataset.making = torch.zeros(workers, 3, dtype=torch.int64).share_memory_() if workers else None
     loader = DataLoader(
@@ -194,30 +209,54 @@ def _load(dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shar
         prefetch_factor=BATCHES_AHEAD if workers else None,
         # Forked, so that they share the ring, and images that are kept.
         multiprocessing_context="fork" if workers else None,
+        timeout=seconds_to_answer if workers else 0,
     )
+    others = set(multiprocessing.active_children())
     items = iter(loader)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise _explain_death(dataset, reader, error) from error
-        if isinstance(item, InputError):
-            raise item
-        yield item
+    try:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise _explain_loss(dataset, reader, error, seconds_to_answer) from error
+            if isinstance(item, RunError):
+                raise item
+            yield item
+    finally:
+        if workers:
+            _end_workers(items, set(multiprocessing.active_children()) - others)
 
 
-def _explain_death(dataset: _Samples, reader: Shards, error: RuntimeError) -> Exception:
+def _end_workers(items: Iterator, workers: set[multiprocessing.Process]) -> None:
+    """Have worker processes end, and kill those that do not: one that was stopped would hold this process for ever."""
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGCONT)
+    items._shutdown_workers()  # waits some seconds; PyTorch then takes their end for no accident any more
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+def _explain_loss(dataset: _Samples, reader: Shards, error: RuntimeError, seconds_to_answer: float) -> Exception:
     """What to raise for an error of PyTorch's loader: of a worker that is gone, the sample that it was at."""
+    said = " ".join(str(error).split())
+    if not any(sign in said for sign in SIGNS_OF_A_LOST_WORKER):
+        return error
+    again = "run the same command to resume"
     alive = {process.pid for process in multiprocessing.active_children()}
     for process, shard, place in [] if dataset.making is None else dataset.making.tolist():
         if process and process not in alive:
-            return InputError(
-                f"{reader.describe(shard, place)}: the worker process that was at it died "
-                f"({' '.join(str(error).split())[:120]}); is memory full? Give fewer --data.workers, or look at it"
+            where = reader.describe(shard, place)
+            return UnavailableError(
+                f"{where}: the worker process that was at it died ({said[:120]}); is memory full? Give fewer "
+                f"--data.workers, or look at the sample; {again}"
             )
-    return error
+    if "timed out" in said:
+        return UnavailableError(f"a worker process that reads data did not answer for {seconds_to_answer:g} s; {again}")
+    return UnavailableError(f"a worker process that reads data died ({said[:120]}); is memory full? {again}")
 
 
 def _as_it_is(item: object) -> object:
@@ -227,5 +266,8 @@ def _as_it_is(item: object) -> object:
 def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)
     # A scheduler or a terminal may signal the whole process group. The training process saves, and ends its workers
-    # itself; they end of their own accord when it is gone.
+    # itself; when it is killed, the system kills them.
     os.setpgid(0, 0)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    get_signal_at_parents_death(signal.SIGKILL)

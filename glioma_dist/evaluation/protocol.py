@@ -18,7 +18,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
-from glioma_dist.files import write_json_atomically
+from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import load_model, normalise
 from glioma_dist.runtime import Runtime
@@ -34,8 +34,10 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
 
     Every image is scored once, whatever the number of processes. Written to `config.out` where given.
     """
-    network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
+    if config.out:
+        check_new_file("--out", config.out)
     reader = ShardReader(config.data)
+    network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
     contrast = checkpoint.config.data.raise_contrast
     rows = network.rows
     here = [
@@ -55,7 +57,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
         "images": images,
     }
     if config.out and runtime.is_main:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(config.out.parent)
         write_json_atomically(config.out, scores)
     return scores
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from glioma_dist.data.augment import HIGH_PERCENT, LOW_PERCENT, raise_contrast
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_atomically
+from glioma_dist.files import check_new_file, make_folder, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import UNet, load_model, normalise
 
@@ -85,8 +85,7 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
 
     Raises InputError where the graph cannot be made or is not equal.
     """
-    if not out.name or out.is_dir() or any(parent.is_file() for parent in out.parents):
-        raise InputError(f"--out {out}: not a place for a file; name one, as model.onnx")
+    check_new_file("--out", out)
     model, read = load_model(checkpoint)
     contrast = read.config.data.raise_contrast
     if contrast == "clahe":
@@ -97,7 +96,7 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
     graph = to_onnx(ImageToLogits(model, contrast, 2**bits).eval(), bits)
     graph = _with_facts(graph, read)
     parity = check(graph, model, contrast, bits, images)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_atomically(out, graph)
     return parity
 

@@ -83,6 +83,10 @@ class MitEncoder(nn.Module):
             maps.append(features)
         return maps
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's layers, in order."""
+        return [layer for stage in self.segformer.stages for layer in stage.blocks]
+
     def compute_layers(self, stage: SegformerStage, layers: range, scales: Tensor | None, features: Tensor) -> Tensor:
         """Some layers of a stage; with the first goes the patch embedding before it, with the last the norm behind it.
 

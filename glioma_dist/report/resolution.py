@@ -54,9 +54,9 @@ def write_report(rows: list[dict], folder: Path) -> None:
     write_atomically(folder / "resolution.md", markdown_text(rows))
     steps = [row for row in rows if row["kind"] == "step"]
     for name, figure in (("memory.png", draw_memory(steps)), ("speed.png", draw_speed(steps))):
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=150)
-        write_atomically(folder / name, file.getvalue())
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
+        write_atomically(folder / name, picture.getvalue())
 
 
 def csv_text(rows: list[dict]) -> str:

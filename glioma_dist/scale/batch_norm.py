@@ -1,29 +1,52 @@
 """Batch norm whose statistics are taken over all processes, so that many processes equal one.
 
-On GPUs PyTorch's own SyncBatchNorm does it. It refuses CPU tensors, so here is the same for any device.
+On GPUs PyTorch's SyncBatchNorm does it, and timm's where an activation belongs to the norm. Both refuse CPU tensors, so
+here is the same for any device.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from glioma_dist.errors import InputError
 from glioma_dist.scale.statistics import batch_moments, update_running
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace each BatchNorm2d of `model` by one whose statistics are those of the whole global batch.
+    """Give each batch norm of `model`, in place, the statistics of the whole global batch.
 
-    Weights, buffers and their names stay as they are. Call it before the model is wrapped for several processes.
+    Weights, buffers, their names, and the activations of timm's norms stay as they are. Call it before the model is
+    wrapped for several processes. Returns `model`.
+
+    Raises:
+        InputError: a layer depends on the other images of a batch and has no counterpart over processes. Nothing has
+            changed then.
     """
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = ProcessesBatchNorm2d
+    counterparts = GPU_COUNTERPARTS if device.type == "cuda" else CPU_COUNTERPARTS
+    done = set(counterparts.values())
+    found = [(name, module) for name, module in model.named_modules() if depends_on_batch(module)]
+    for name, module in found:
+        if type(module) not in counterparts and type(module) not in done:
+            raise InputError(
+                f"{name} is a {type(module).__name__}, whose statistics are not known to be exact over several "
+                "processes: train with one process, or give another encoder"
+            )
+    for _, module in found:
+        if type(module) in counterparts:
+            module.__class__ = counterparts[type(module)]
+            module.process_group = None  # of SyncBatchNorm: all processes
     return model
+
+
+def depends_on_batch(module: nn.Module) -> bool:
+    """Whether a layer, its children aside, takes or keeps statistics over the images of a batch."""
+    buffers = dict(module.named_buffers(recurse=False))
+    return isinstance(module, _BatchNorm) or any(name.startswith("running_") for name in buffers)
 
 
 class ProcessesBatchNorm2d(nn.BatchNorm2d):
@@ -38,11 +61,34 @@ class ProcessesBatchNorm2d(nn.BatchNorm2d):
         return output
 
 
+class ProcessesBatchNormAct2d(ProcessesBatchNorm2d, BatchNormAct2d):
+    """timm's BatchNormAct2d, batch norm and an activation, over (all processes' B, H, W)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, C, H, W), of any float type."""
+        output = super().forward(features)
+        # In evaluation mode this was BatchNormAct2d's own forward, activation included.
+        return self.act(self.drop(output)) if self.training else output
+
+
+CPU_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: ProcessesBatchNorm2d,
+    BatchNormAct2d: ProcessesBatchNormAct2d,
+}
+GPU_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: nn.SyncBatchNorm,
+    BatchNormAct2d: SyncBatchNormAct,
+}
+"""By exact class: a subclass may compute something else."""
+OVER_PROCESSES = (ProcessesBatchNorm2d, nn.SyncBatchNorm)
+"""Norms with statistics of all processes, subclasses included."""
+
+
 class _NormaliseOverProcesses(torch.autograd.Function):
     """Forward and backward of batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3), sums over processes."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, eps: float):
+    def forward(ctx, features: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
         mean, variance, count = batch_moments(features, over_processes=True)
         output = torch.batch_norm(features, weight, bias, mean, variance, False, 0.0, eps, False)
         scale = torch.rsqrt(variance + eps)
@@ -65,4 +111,11 @@ class _NormaliseOverProcesses(torch.autograd.Function):
         mean_gradient, mean_product = (totals / count).chunk(2)
         # dx = weight * scale * (dy - mean(dy) - x_hat * mean(dy * x_hat))
         inner = exact_gradient - mean_gradient.view(shape) - centred * (mean_product * scale).view(shape)
-        return (inner * (weight * scale).view(shape)).to(features.dtype), sum_product, sum_gradient, None
+        slope = scale if weight is None else weight * scale
+        _, of_weight, of_bias, _ = ctx.needs_input_grad
+        return (
+            (inner * slope.view(shape)).to(features.dtype),
+            sum_product if of_weight else None,
+            sum_gradient if of_bias else None,
+            None,
+        )

@@ -21,7 +21,7 @@ from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.encoder import MitEncoder
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.bands import in_bands
-from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d
+from glioma_dist.scale.batch_norm import OVER_PROCESSES
 from glioma_dist.scale.rows import Rows
 from glioma_dist.scale.statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 
@@ -129,8 +129,7 @@ class BandedBlock(DecoderBlock):
         if isinstance(norm, nn.GroupNorm):
             statistics: Statistics = GroupStatistics(norm, self.rows)
         else:
-            over_processes = isinstance(norm, ProcessesBatchNorm2d | nn.SyncBatchNorm)
-            statistics = BatchStatistics(norm, over_processes)
+            statistics = BatchStatistics(norm, over_processes=isinstance(norm, OVER_PROCESSES))
         return in_bands(
             compute_band,
             [features],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glioma_dist.errors import InputError
-from glioma_dist.runtime import TIME_TO_ANSWER, Runtime
+from glioma_dist.runtime import Runtime
 
 UNIT_ROWS = 32
 """Bands are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
@@ -50,8 +51,9 @@ class Rows:
         num_data_groups = runtime.num_processes // size
         groups = [None] * num_data_groups
         if size > 1:
+            time_to_answer = timedelta(seconds=runtime.seconds_to_answer)
             groups = [
-                dist.new_group(range(first * size, (first + 1) * size), timeout=TIME_TO_ANSWER)
+                dist.new_group(range(first * size, (first + 1) * size), timeout=time_to_answer)
                 for first in range(num_data_groups)
             ]
         return cls(size, rank, data_rank, num_data_groups, groups[data_rank])

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers.models.segformer.modeling_segformer import SegformerLayer
 
-from glioma_dist.model.decoder import DecoderBlock
+from glioma_dist.model.unet import UNet
 from glioma_dist.runtime import Runtime
 
 
-def choose_shards(model: nn.Module, runtime: Runtime) -> None:
-    """Have accelerate wrap the model by SegFormer layer and decoder block, where the launch is FSDP2's.
+def choose_shards(model: UNet, runtime: Runtime) -> None:
+    """Have accelerate shard the model by `sharded_units`, where the launch is FSDP2's. Call it last before `prepare`.
 
-    A file of settings cannot name the classes: recomputation gives some of them others.
+    accelerate finds units by the names of their classes, and takes every module of such a class: a block's inner
+    convolutions too, where another block is a convolution of the same class. So each unit gets a subclass, which
+    changes nothing but the name.
     """
-    if runtime.accelerator.is_fsdp2:
-        classes = {type(unit).__name__ for unit in sharded_units(model)}
-        runtime.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(classes)
+    if not runtime.accelerator.is_fsdp2:
+        return
+    subclasses: dict[type[nn.Module], type[nn.Module]] = {}
+    for unit in sharded_units(model):
+        kind = type(unit)
+        if kind not in subclasses:
+            subclasses[kind] = type(f"{kind.__name__}Unit{len(subclasses)}", (kind,), {})
+        unit.__class__ = subclasses[kind]
+    names = sorted(subclass.__name__ for subclass in subclasses.values())
+    runtime.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
 
 
-def sharded_units(model: nn.Module) -> list[nn.Module]:
-    """The parts of the model whose weights are gathered when they are needed; what is in none stays gathered."""
-    return [part for part in model.modules() if isinstance(part, SegformerLayer | DecoderBlock)]
+def sharded_units(model: UNet) -> list[nn.Module]:
+    """The parts of the model whose weights are gathered when they are needed; what is in none stays gathered.
+
+    The encoder's layers or blocks, or its convolutions where it is a plain chain of them (VGG); the decoder's blocks.
+    """
+    encoder = model.encoder
+    blocks = encoder.blocks() or [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    return [
+        unit
+        for unit in (*blocks, model.decoder.center, *model.decoder.blocks)
+        if next(unit.parameters(), None) is not None
+    ]
 
 
 def clip_gradients(model: nn.Module, runtime: Runtime, greatest: float | None) -> float:

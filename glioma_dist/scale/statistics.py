@@ -30,25 +30,31 @@ class Statistics(Protocol):
 class BatchStatistics:
     """Of a BatchNorm2d: per channel, over the batch, and over all processes where `over_processes`.
 
-    In evaluation mode they are the running ones; in training mode the running ones are updated.
+    In evaluation mode they are the running ones, where the norm keeps any; in training mode these are updated.
     """
 
     def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, over_processes: bool) -> None:
-        self.norm, self.over_processes = norm, over_processes
+        # As PyTorch's SyncBatchNorm: in evaluation mode each process is on its own.
+        self.norm, self.over_processes = norm, over_processes and norm.training
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (C,)."""
-        if not self.norm.training:
+        if self.fixed:
             return self.norm.running_mean, self.norm.running_var
-        mean, variance, count = batch_moments(features, self.over_processes)
-        self.count = count
-        update_running(self.norm, mean, variance, count)
+        mean, variance, self.count = batch_moments(features, self.over_processes)
+        if self.norm.training:
+            update_running(self.norm, mean, variance, self.count)
         return mean, variance
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the statistics are the running ones."""
+        return not self.norm.training and self.norm.running_mean is not None
 
     def add_gradient(
         self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
     ) -> None:
-        if not self.norm.training:
+        if self.fixed:
             return
         both = torch.cat(gradients)
         if self.over_processes and dist.is_initialized():
@@ -100,8 +106,11 @@ def normalise_with(norm: nn.Module, features: Tensor, mean: Tensor, variance: Te
         mean, variance = (each.repeat_interleave(per_group, dim=1)[..., None, None] for each in (mean, variance))
     else:
         mean, variance = mean.view(shape), variance.view(shape)
-    scale = torch.rsqrt(variance + norm.eps) * norm.weight.view(shape)
-    return ((features - mean) * scale + norm.bias.view(shape)).to(features.dtype)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.view(shape)
+    normalised = (features - mean) * scale
+    return (normalised if norm.bias is None else normalised + norm.bias.view(shape)).to(features.dtype)
 
 
 def batch_moments(features: Tensor, over_processes: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,11 +140,15 @@ def join_moments(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tens
 
 @torch.no_grad()
 def update_running(norm: nn.Module, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    """Move a batch norm's running statistics as PyTorch does: by `momentum`, the variance unbiased."""
+    """Move a batch norm's running statistics as PyTorch does: by `momentum`, or to the mean of all batches so far where
+    that is None; the variance unbiased. A norm that keeps none is left alone."""
+    if norm.running_mean is None:
+        return
     norm.num_batches_tracked += 1
+    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     unbiased = variance * (count / (count - 1).clamp(min=1))
-    norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
-    norm.running_var.lerp_(unbiased.to(norm.running_var), norm.momentum)
+    norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+    norm.running_var.lerp_(unbiased.to(norm.running_var), share)
 
 
 def chunks(features: Tensor) -> Iterator[Tensor]:

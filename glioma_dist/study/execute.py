@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from glioma_dist.config_file import differences
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders
-from glioma_dist.runtime import stop_with_launcher
+from glioma_dist.signals import get_signal_at_parents_death
 from glioma_dist.study.plan import Job
 
 Launch = Callable[[str, Path, Path], int]
@@ -42,10 +43,14 @@ def launcher(launch_file: Path, repository: Path) -> Launch:
         command = [*start, str(repository / script), "--config", str(config)]
         with log.open("a") as file:
             return subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=stop_with_launcher
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_this_process
             ).returncode
 
     return launch
+
+
+def _end_with_this_process() -> None:
+    get_signal_at_parents_death(signal.SIGTERM)
 
 
 def command_of(job: Job, launch_file: Path) -> str:

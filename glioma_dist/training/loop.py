@@ -3,109 +3,70 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
-from torch import nn
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config_file import to_dict
-from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_evaluation_sample, training_batches
-from glioma_dist.data.mixture import Mixture, Shards, open_training_data, open_validation_data
-from glioma_dist.data.order import Order
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.errors import InputError
+from glioma_dist.data.loader import Batch, training_batches
+from glioma_dist.data.mixture import open_training_data, open_validation_data
+from glioma_dist.errors import InputError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.files import write_json_atomically
-from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.model.unet import build_model, normalise
-from glioma_dist.runtime import Runtime, StopSignal
+from glioma_dist.run_command import as_run_error
+from glioma_dist.runtime import Runtime
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
-from glioma_dist.scale.planner import Recompute
+from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.rows import Rows, band_edges, check_division
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.sharding import choose_shards, clip_gradients
+from glioma_dist.signals import StopSignal
 from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
+from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.run import Scores, Training, save
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import Position, load_optimizer, load_weights, save_state
-from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
+from glioma_dist.training.state import Position, load_optimizer, load_weights
+from glioma_dist.training.status import mark_finished
+from glioma_dist.training.validation import validate
 
-
-class Scores(NamedTuple):
-    """Means over all images of a batch or a data set, over all processes."""
-
-    loss: float
-    dice: float
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that a run needs, made once by `prepare`."""
-
-    config: TrainConfig
-    runtime: Runtime
-    train: Shards
-    val: ShardReader | None
-    order: Order | Mixture
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    recompute: Recompute
-    rows: Rows
-    facts: dict
-    """What checkpoints say beside the position: lineage, fingerprints."""
-    folder: RunFolder
-
-    @property
-    def num_steps(self) -> int:
-        steps = self.config.epochs * self.order.steps_per_epoch
-        return min(steps, self.config.max_steps or steps)
-
-    def finished(self, position: Position) -> bool:
-        """All steps are taken, or validation has not got better for as often as `patience` allows."""
-        impatient = self.config.patience is not None and position.evaluations_since_best >= self.config.patience
-        return impatient or position.step >= self.num_steps
-
-    def epoch(self, position: Position) -> int:
-        """Number of the epoch, from 0, that the last step belonged to."""
-        return (position.step - 1) // self.order.steps_per_epoch
-
-    @property
-    def eval_every(self) -> int:
-        return self.config.eval_every or self.order.steps_per_epoch
+MAX_SCALE_REDUCTIONS = 40
+"""Times in a row that a step whose gradients overflow fp16 is repeated, with half the loss scale each time."""
 
 
 def train(config: TrainConfig, runtime: Runtime) -> None:
-    """Train, or go on training, and leave config.json, metrics.jsonl, last/ and best/ in `config.out`."""
-    rows = join_rows(config, runtime)
-    with RunFolder(config, runtime) as folder:
-        training, position = prepare(config, runtime, rows, folder)
-        runtime.wait()
-        folder.claim()
-        if runtime.is_main:
-            _train_and_tell(training, position)
-        else:
-            run_steps(training, position, None, None)
+    """Train, or resume training, and leave config.json, metrics.jsonl, status.json, last/ and best/ in `config.out`."""
+    with StopSignal() as stop:
+        rows = join_rows(config, runtime)
+        with RunFolder(config, runtime) as folder:
+            training, position = prepare(config, runtime, rows, folder, stop)
+            runtime.wait()
+            folder.claim()
+            if runtime.is_main:
+                _train_and_tell(training, position)
+            else:
+                TrainingLoop(training, position, None).run()
 
 
 def _train_and_tell(training: Training, position: Position) -> None:
     """What the main process does: train, and write down how it goes."""
     config, runtime = training.config, training.runtime
+    if training.finished(position) and not training.validation_is_due(position):
+        mark_finished(config.out, position.step)
+        print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
+        return
     write_json_atomically(config.out / "config.json", to_dict(config))
-    with (
-        MetricsFile(config.out / "metrics.jsonl", position.step, training.folder.check) as metrics,
-        TrainingProgress(position.step, training.num_steps, config.batch_size) as progress,
-    ):
+    with Reporter(config, position, training.num_steps, training.folder.check) as reporter:
         processes = (
             f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"
         )
-        progress.say(
+        reporter.say(
             f"{len(training.train)} images, batch {config.batch_size} on {processes}, recompute {training.recompute}, "
             f"from step {position.step} to {training.num_steps}, in {config.out}"
         )
-        run_steps(training, position, metrics, progress)
+        TrainingLoop(training, position, reporter).run()
 
 
 def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
@@ -124,7 +85,9 @@ def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
     return Rows.join(runtime, config.scale.rows)
 
 
-def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder) -> tuple[Training, Position]:
+def prepare(
+    config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder, stop: StopSignal
+) -> tuple[Training, Position]:
     """Open the data, make model and optimizer, and put them where the run's checkpoint left off."""
     old = folder.checkpoint
     train, order = open_training_data(config.data, config.batch_size, config.seed)
@@ -148,51 +111,133 @@ def prepare(config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder
         position = load_weights(old, model)
     choose_shards(model, runtime)
     model, optimizer = runtime.accelerator.prepare(model, optimizer)
+    fix_buckets(model)
     if old is not None:
         load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
-    return Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, folder), position
+    training = Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, folder, stop)
+    return training, position
 
 
-def run_steps(
-    training: Training, position: Position, metrics: MetricsFile | None, progress: TrainingProgress | None
-) -> Position:
-    """Step until the end, until validation stops falling, or until the system asks to stop; the main process has
-    `metrics` and `progress`."""
-    config, runtime = training.config, training.runtime
-    rows = training.rows
-    batches = training_batches(
-        training.train, training.order, config.data, position.step, rows.data_rank, rows.num_data_groups
-    )
-    with StopSignal() as stop:
-        while not training.finished(position):
-            batch = next(batches).rows(rows.cut(config.data.size.height)).to(runtime.device)
-            with explain_full_memory(config, runtime, training.recompute):
-                scores, stopping = train_step(training, batch, position.step, stop.asked)
-            position = replace(position, step=position.step + 1)
-            if metrics and progress:
-                progress.step(position.step, *scores)
-                metrics.write(
-                    step=position.step,
-                    epoch=training.epoch(position),
-                    loss=scores.loss,
-                    dice=scores.dice,
-                    images_per_second=progress.images_per_second,
-                )
-            milestone = position.step == training.num_steps or position.step % training.eval_every == 0
-            if milestone and training.val is not None:
-                position = validate(training, position, metrics, progress)
-            if milestone or stopping or (config.save_every and position.step % config.save_every == 0):
-                save(training, position, "last")
-            if stopping:
-                raise InputError(f"stopped by the system at step {position.step}; the same command goes on from there")
-    return position
+class TrainingLoop:
+    """Steps, validations and checkpoints from `position` to the end of the run.
+
+    Whatever ends it early, all that is finished is saved first, where that can be done. reporter: of the main process.
+    """
+
+    def __init__(self, training: Training, position: Position, reporter: Reporter | None) -> None:
+        self.training, self.position, self.reporter = training, position, reporter
+        self._saved = position
+        self._in_step = False
+        rows = training.rows
+        self._batches = training_batches(
+            training.train,
+            training.order,
+            training.config.data,
+            position.step,
+            rows.data_rank,
+            rows.num_data_groups,
+            training.runtime.seconds_to_answer,
+        )
+
+    def run(self) -> Position:
+        """Step until the end, until validation stops falling, or until the system asks to stop."""
+        training = self.training
+        try:
+            with training.stop.deferred():
+                while True:
+                    if training.validation_is_due(self.position):
+                        self.position = validate(training, self.position, self.reporter)
+                    if training.checkpoint_is_due(self.position) and self._saved != self.position:
+                        self._save()
+                    if training.finished(self.position):
+                        return self.position
+                    self._take_step()
+        except Exception as error:
+            with training.stop.deferred():
+                self._end_early(error)
+            raise
+        finally:
+            self._batches.close()
+
+    def _take_step(self) -> None:
+        training, step = self.training, self.position.step
+        batch, problem = self._next_batch()
+        training.runtime.agree(problem)
+        self._in_step = True
+        for _ in range(MAX_SCALE_REDUCTIONS):
+            training.guard.begin()
+            with explain_full_memory(training.config, training.runtime, training.recompute):
+                scores = train_step(training, batch, step)
+            if scores is not None:
+                break
+            training.guard.undo()  # fp16 overflowed: the same step again, with a smaller loss scale
+        else:
+            raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
+        self._in_step = False
+        self.position = replace(self.position, step=step + 1)
+        if self.reporter:
+            self.reporter.step(step + 1, training.epoch(self.position), *scores)
+
+    def _next_batch(self) -> tuple[Batch | None, RunError | None]:
+        """This process's part of the next batch; or what ends the run before it."""
+        training = self.training
+        try:
+            with training.stop.immediate():
+                band = training.rows.cut(training.config.data.size.height)
+                batch = next(self._batches).rows(band).to(training.runtime.device)
+        except Exception as error:
+            problem = as_run_error(error, training.runtime.seconds_to_answer)
+            if problem is None:
+                raise
+            return None, problem
+        return batch, self.reporter.problem if self.reporter else None
+
+    def _save(self, alone: bool = False) -> None:
+        save(self.training, self.position, "last", self.reporter, alone)
+        self._saved = self.position
+
+    def _end_early(self, error: Exception) -> None:
+        """Save what is finished, then raise what ends the run, with what was saved in its words.
+
+        Returns where `error` is a fault of the program, or there is nothing to say about what was saved.
+        """
+        training, runtime = self.training, self.training.runtime
+        ending = runtime.explain(error)
+        if self._in_step:
+            training.guard.undo()
+        together = runtime.num_processes == 1 or (ending is not None and ending.is_shared)
+        alone = not together and runtime.is_main and not runtime.accelerator.is_fsdp2
+        if self._saved != self.position and (together or alone) and not training.guard.weights_move:
+            try:
+                self._save(alone)
+            except Exception as second:
+                why = as_run_error(second) or second
+                if ending is None:
+                    return
+                kind = type(why) if isinstance(ending, StopRequested) and isinstance(why, RunError) else type(ending)
+                raise kind(f"{ending}; a checkpoint of step {self.position.step} could not be saved: {why}") from error
+        if ending is None or (self._saved.step == 0 and ending is error):
+            return
+        raise self._with_checkpoint(ending) from error
+
+    def _with_checkpoint(self, ending: RunError) -> RunError:
+        """The same error, which also says from where the run resumes."""
+        step = self._saved.step
+        if isinstance(ending, StopRequested):
+            told = f", checkpoint saved at step {step}. Run the same command to resume." if step else ""
+        else:
+            told = f" (checkpoint saved at step {step})" if step else ""
+        said = type(ending)(f"{ending}{told}")
+        said.is_shared = ending.is_shared
+        return said
 
 
-def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) -> tuple[Scores, bool]:
+def train_step(training: Training, batch: Batch, step: int) -> Scores | None:
     """One optimizer step on this process's share of a batch: its images, or its rows of them.
 
-    Returns the scores of the whole batch and whether any process was asked to stop. Raises InputError, on every
-    process and before any weight moves, where the loss of any image is not finite.
+    Returns the scores of the whole batch; None where the gradients overflowed fp16, so that no weight moved and the
+    loss scale was reduced. Raises NonFiniteError, on every process and before any weight moves, where the loss of any
+    image is not finite.
     """
     config, runtime, rows = training.config, training.runtime, training.rows
     with runtime.accelerator.autocast():
@@ -203,97 +248,37 @@ def train_step(training: Training, batch: Batch, step: int, stop_asked: bool) ->
 
     with torch.no_grad():
         scores = dice_from(rows.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))
-        stop = losses.new_tensor(float(stop_asked), dtype=torch.float64)
-        sums = torch.stack([losses.double().sum() / rows.size, scores.sum() / rows.size, stop])
-        loss, score, stopping = runtime.sum(sums).tolist()
+        sums = torch.stack([losses.double().sum() / rows.size, scores.sum() / rows.size])
+        loss, score = runtime.sum(sums).tolist()
     # Averaged over the processes by now, and so finite on all or on none. fp16's scaler looks for itself.
     norm = clip_gradients(training.model, runtime, config.clip_norm)
     finite = runtime.accelerator.scaler is not None or math.isfinite(norm)
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
         named = ", ".join(dict.fromkeys(runtime.gather_objects(keys)))
-        raise InputError(
-            f"step {step + 1}: the loss is {loss} (samples {named}); "
-            f"look at these images, or give a smaller --lr than {config.lr}, in another --out"
+        raise _shared(
+            NonFiniteError(
+                f"step {step + 1}: the loss is {loss} (samples {named}); "
+                f"look at these images, or give a smaller --lr than {config.lr}, in another --out"
+            )
         )
     if not finite:
-        raise InputError(
-            f"step {step + 1}: the loss is {loss / config.batch_size} but its gradient is not finite; give a smaller "
-            f"--lr than {config.lr}, in another --out"
+        raise _shared(
+            NonFiniteError(
+                f"step {step + 1}: the loss is {loss / config.batch_size} but its gradient is not finite; give a "
+                f"smaller --lr than {config.lr}, in another --out"
+            )
         )
+    training.guard.weights_move = True
     training.optimizer.step()
+    training.guard.weights_move = False
     training.optimizer.zero_grad()
-    return Scores(loss / config.batch_size, score / config.batch_size), stopping > 0
+    if training.optimizer.step_was_skipped:
+        return None
+    return Scores(loss / config.batch_size, score / config.batch_size)
 
 
-def validate(
-    training: Training, position: Position, metrics: MetricsFile | None, progress: TrainingProgress | None
-) -> Position:
-    """Validate, tell of it, and keep the model as `best` where its loss is the lowest so far."""
-    scores = validation_scores(training)
-    if not math.isfinite(scores.loss):
-        raise InputError(
-            f"step {position.step}: the validation loss is {scores.loss}; look at the validation images, or give a "
-            f"smaller --lr than {training.config.lr}"
-        )
-    better = scores.loss < position.best_loss
-    if better:
-        position = replace(position, best_loss=scores.loss, best_dice=scores.dice, evaluations_since_best=0)
-        save(training, position, "best")
-    else:
-        position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
-    if metrics and progress:
-        metrics.write(
-            step=position.step, epoch=training.epoch(position), split="val", loss=scores.loss, dice=scores.dice
-        )
-        progress.say(
-            f"step {position.step}: validation loss {scores.loss:.4f}, Dice {scores.dice:.4f}"
-            f"{', the best so far' if better else ''}"
-        )
-    return position
-
-
-@torch.no_grad()
-def validation_scores(training: Training) -> Scores:
-    """Mean loss and Dice over the validation images, each once, one at a time.
-
-    Processes that have fewer images than others show the network one more that does not count: where weights are
-    spread over the processes, all must take part in every pass.
-    """
-    config, runtime, rows = training.config, training.runtime, training.rows
-    training.model.eval()
-    total = torch.zeros(3, dtype=torch.float64)
-    own = evaluation_samples(training.val, rows.data_rank, rows.num_data_groups, config.data.workers)
-    num_rounds = math.ceil(len(training.val) / rows.num_data_groups)
-    num_own = len(range(rows.data_rank, len(training.val), rows.num_data_groups))
-    extra = [training.val.read(0, 0)] * (num_rounds - num_own)
-    for number, sample in enumerate(chain(own, extra)):
-        image, mask = prepare_evaluation_sample(sample, config.data)
-        try:
-            band = rows.cut(len(mask))
-        except InputError as error:
-            raise InputError(f"validation sample {sample.key}: {error}") from error
-        parts = (image_tensor(image)[:, band], torch.from_numpy(mask)[band])
-        image, mask = (part.to(runtime.device)[None] for part in parts)
-        with runtime.accelerator.autocast():
-            logits = training.model(normalise(image))
-        loss = segmentation_loss(config.loss, logits, mask, rows.total)
-        score = dice_from(rows.total(pixel_counts(logits.squeeze(1) > 0, mask)))
-        if number < num_own:
-            total += torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]).cpu() / rows.size
-    training.model.train()
-    loss, score, count = runtime.sum(total.to(runtime.device)).tolist()
-    return Scores(loss / count, score / count)
-
-
-def save(training: Training, position: Position, name: str) -> None:
-    """Write <out>/last, from which training can go on, or <out>/best, the model alone; all processes wait for it."""
-    runtime = training.runtime
-    model = runtime.accelerator.unwrap_model(training.model)
-    optimizer = training.optimizer if name == "last" else None
-    writer = Writer(runtime.rank, runtime.num_processes, runtime.gather_objects, training.folder.check)
-    keep = training.config.keep_last if name == "last" else 1
-    folder = training.config.out / name
-    save_state(folder, training.config, position, model, optimizer, training.facts, writer, keep)
-    if name == "last":
-        training.folder.mark_resumable()
+def _shared(error: RunError) -> RunError:
+    """Mark an error that every process of the run raises at this point."""
+    error.is_shared = True
+    return error

@@ -6,16 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import torch
-
 from glioma_dist.config import TrainConfig
-from glioma_dist.errors import InputError
+from glioma_dist.errors import MemoryFullError
+from glioma_dist.run_command import is_out_of_memory
 from glioma_dist.runtime import Runtime
 from glioma_dist.scale.planner import Recompute, Step, advice, device_memory, free_memory, resolve
 from glioma_dist.training.losses import segmentation_loss
-
-SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory")
-"""In what PyTorch's allocator for CPUs says."""
 
 
 def step_of(config: TrainConfig, runtime: Runtime) -> Step:
@@ -43,13 +39,11 @@ def choose_recompute(config: TrainConfig, runtime: Runtime) -> Recompute:
 
 @contextmanager
 def explain_full_memory(config: TrainConfig, runtime: Runtime, tried: Recompute) -> Iterator[None]:
-    """Make an InputError of an error that says the device's memory is full: what was asked, what fits, the flags."""
+    """Make a MemoryFullError of an error that says the device's memory is full: what was asked, and what fits."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not isinstance(error, torch.OutOfMemoryError) and not any(
-            sign in str(error) for sign in SIGNS_OF_A_FULL_MEMORY
-        ):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         memory = device_memory(runtime.device, runtime.num_local_processes)
-        raise InputError(f"out of memory: {advice(step_of(config, runtime), memory, tried)}") from error
+        raise MemoryFullError(f"out of memory: {advice(step_of(config, runtime), memory, tried)}") from error

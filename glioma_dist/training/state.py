@@ -36,6 +36,8 @@ class Position:
     best_loss: float = math.inf
     best_dice: float = 0.0
     evaluations_since_best: int = 0
+    validated_step: int = 0
+    """The last step after which the run was validated."""
 
 
 def save_state(
@@ -119,7 +121,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> Position:
 def read_position(checkpoint: Checkpoint) -> Position:
     """Where the run was. Raises DamagedError naming the value that cannot be used."""
     path, values = checkpoint.folder / STATE, checkpoint.facts.get("position")
-    kinds = {"step": int, "best_loss": float, "best_dice": float, "evaluations_since_best": int}
+    kinds = {"step": int, "best_loss": float, "best_dice": float, "evaluations_since_best": int, "validated_step": int}
     if not isinstance(values, dict) or "step" not in values:
         raise DamagedError(path, f"has no position to resume from ({shown(values)})")
     for name, value in values.items():

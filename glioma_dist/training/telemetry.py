@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from glioma_dist.errors import InputError, one_line
@@ -61,6 +63,12 @@ class MetricsFile:
             raise cannot_write(self._path, error) from error
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would end the process; the run is to save itself first."""
+        raise BrokenPipeError(errno.EPIPE, "standard output was closed")
+
+
 class TrainingProgress:
     """A progress bar on a terminal, plain lines elsewhere: loss, Dice, images a second, time left."""
 
@@ -69,7 +77,7 @@ class TrainingProgress:
         self.times = deque([time.perf_counter()], maxlen=STEPS_IN_RATE + 1)
         self.last_line = -float("inf")
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
-        self.bar = Progress(*columns, refresh_per_second=4)
+        self.bar = Progress(*columns, refresh_per_second=4, console=_Console())
         self.task = self.bar.add_task("", total=num_steps, completed=first_step, figures="")
 
     def __enter__(self) -> TrainingProgress:
@@ -78,7 +86,8 @@ class TrainingProgress:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
+        if self.bar.console.is_terminal:
+            self.bar.stop()
 
     @property
     def images_per_second(self) -> float:

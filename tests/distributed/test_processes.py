@@ -18,10 +18,10 @@ from helpers import REPOSITORY, damage_sample, draw_sample, rows, run, start, ti
 from safetensors.torch import load_file
 
 from glioma_dist.config import EvaluateConfig, PredictConfig, ScaleConfig
-from glioma_dist.errors import InputError
+from glioma_dist.errors import ExitCode, InputError, NonFiniteError, RunError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
-from glioma_dist.training import loop
+from glioma_dist.training import loop, validation
 
 LOSS_TOLERANCE = 1e-5
 
@@ -51,11 +51,11 @@ def train_in_double(config) -> None:
 
     build_model, normalise = loop.build_model, loop.normalise
     loop.build_model = lambda *given: (build_model(*given)[0].double(), [])
-    loop.normalise = lambda images: normalise(images).double()
+    loop.normalise = validation.normalise = lambda images: normalise(images).double()
     try:
         loop.train(config, Runtime.start())
     finally:
-        loop.build_model, loop.normalise = build_model, normalise
+        loop.build_model, loop.normalise, validation.normalise = build_model, normalise, normalise
 
 
 def check_close(ours: list[dict], theirs: list[dict], tolerance: float = LOSS_TOLERANCE) -> None:
@@ -128,14 +128,14 @@ def test_a_run_goes_on_with_another_number_of_processes(shards, tmp_path, runtim
 
 def train_until_asked(config, rank_asked: int) -> None:
     """Train; one rank alone gets SIGTERM before its second step."""
-    from glioma_dist.runtime import run_command
+    from glioma_dist.run_command import run_command
 
     train_step = loop.train_step
 
-    def asking(training, batch, step, stop_asked):
+    def asking(training, batch, step):
         if step == 1 and training.runtime.rank == rank_asked:
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(training, batch, step, stop_asked)
+        return train_step(training, batch, step)
 
     loop.train_step = asking
     run_command(lambda: train_here(config))
@@ -145,8 +145,9 @@ def train_until_asked(config, rank_asked: int) -> None:
 def test_all_processes_stop_together_whichever_is_asked(shards, tmp_path, runtime, rank_asked):
     config = tiny_config(shards, tmp_path / "run", val=None)
     ended = start(train_until_asked, config, rank_asked, num_processes=2).wait()
-    assert [end.exit_code for end in ended] == [2, 2], ended[0].stderr
-    (step,) = {int(re.search(r"stopped by the system at step (\d)", end.stderr)[1]) for end in ended}
+    assert [end.exit_code for end in ended] == [ExitCode.STOPPED] * 2, ended[0].stderr
+    assert ended[1].stderr == "", "the first process speaks for all"
+    step = int(re.fullmatch(r"stopped: received SIGTERM, checkpoint saved at step (\d)\..*\n", ended[0].stderr)[1])
     assert json.loads((config.out / "last" / "state.json").read_text())["position"]["step"] == step
     assert [row["step"] for row in rows(config.out)] == list(range(1, step + 1))
     loop.train(config, runtime)
@@ -170,14 +171,14 @@ def train_into_nan(config) -> str:
         before[:] = [parameter.detach().clone() for parameter in training.model.parameters()]
         try:
             return train_step(training, *more)
-        except InputError:
+        except NonFiniteError:
             assert all(map(torch.equal, before, training.model.parameters())), "a weight moved"
             raise
 
     loop.train_step = remembering
     try:
         train_here(config)
-    except InputError as error:
+    except NonFiniteError as error:
         return str(error)
     return "no error"
 
@@ -206,22 +207,24 @@ def test_processes_that_do_not_divide_the_batch_are_refused_on_all(shards, tmp_p
 
 
 def train_as_a_command(config) -> None:
-    from glioma_dist.runtime import run_command
+    from glioma_dist.run_command import run_command
 
     run_command(lambda: train_here(config))
 
 
-def test_a_damaged_sample_of_one_process_is_named_by_it(shards, tmp_path):
+def test_a_damaged_sample_of_one_process_is_named_once_and_all_work_is_saved(shards, tmp_path):
     """Without a launcher, which would end the other at once; that one must end too, and not wait for ever."""
     shutil.copytree(shards, tmp_path / "data")
     config = tiny_config(tmp_path / "data", tmp_path / "run", val=None)
     _, keys = train_and_tell(replace(config, out=tmp_path / "other", max_steps=2))
     damage_sample(tmp_path / "data" / "train", keys[1][3])
     ended = start(train_as_a_command, config, num_processes=2).wait()
-    assert ended[1].exit_code == 2
-    assert f"{keys[1][3]}.png" in ended[1].stderr
-    assert ended[0].exit_code != 0
+    assert [end.exit_code for end in ended] == [2, 2]
+    assert f"{keys[1][3]}.png" in ended[0].stderr
+    assert ended[0].stderr.endswith("(checkpoint saved at step 1)\n")
+    assert ended[1].stderr == "", "the first process speaks for all"
     assert [row["step"] for row in rows(config.out)] == [1]
+    assert json.loads((config.out / "last" / "state.json").read_text())["position"]["step"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +256,7 @@ def predict_here(config) -> str:
 
     try:
         return str(len(predict(config, Runtime.start())))
-    except InputError as error:
+    except RunError as error:
         return str(error)
 
 

@@ -1,5 +1,6 @@
 """Whole runs with images split by rows: training, going on, dying, evaluation, prediction; and wrong launches."""
 
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from helpers import draw_sample, rows, run, start, tiny_config
 from test_processes import check_close, train_in_double
 
 from glioma_dist.config import EvaluateConfig, InferenceScaleConfig, PredictConfig, ScaleConfig, Size
-from glioma_dist.errors import InputError
+from glioma_dist.errors import ExitCode, InputError, RunError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
 from glioma_dist.training import loop
@@ -23,9 +24,10 @@ UNEVEN = Size(72, 78)
 
 
 def train_as_a_command(config) -> None:
-    from glioma_dist.runtime import Runtime, run_command
+    from glioma_dist.run_command import run_command
+    from glioma_dist.runtime import Runtime
 
-    run_command(lambda: loop.train(config, Runtime.start()))
+    run_command(lambda: loop.train(config, Runtime.start(config.scale.timeout_s)))
 
 
 @pytest.mark.parametrize(("num_rows", "num_processes"), [(2, 2), (2, 4)])
@@ -53,11 +55,11 @@ def train_until_killed(config, rank_killed: int) -> None:
     """One rank ends as if its machine were gone, in the middle of its third step's backward pass."""
     step = loop.train_step
 
-    def dying(training, batch, number, stop_asked):
+    def dying(training, batch, number):
         if number == 2 and training.runtime.rank == rank_killed:
             for parameter in training.model.parameters():
                 parameter.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
-        return step(training, batch, number, stop_asked)
+        return step(training, batch, number)
 
     loop.train_step = dying
     train_as_a_command(config)
@@ -71,8 +73,8 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(shards, tmp_pa
     assert time.monotonic() - started < 60 + SECONDS_TO_STOP
     assert ended[rank_killed].exit_code == -signal.SIGKILL
     survivor = ended[1 - rank_killed]
-    assert survivor.exit_code == 2, survivor.stderr
-    assert re.search(r"^error: another process of this run ended.*goes on$", survivor.stderr, re.MULTILINE)
+    assert survivor.exit_code == ExitCode.UNAVAILABLE, survivor.stderr
+    assert re.search(r"^error: another process of this run ended.*to resume", survivor.stderr, re.MULTILINE)
     assert [row["step"] for row in rows(config.out)] == [1, 2]
     run(train_as_a_command, config, num_processes=2)
     assert [row["step"] for row in rows(config.out)] == [1, 2, 3, 4, 5, 6]
@@ -80,28 +82,26 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(shards, tmp_pa
 
 def fall_silent(config) -> None:
     """One process stops answering, as when its machine loses its network."""
-    from datetime import timedelta
-
-    from glioma_dist import runtime
-
-    runtime.TIME_TO_ANSWER = timedelta(seconds=4)
     step = loop.train_step
 
-    def sleeping(training, batch, number, stop_asked):
+    def sleeping(training, batch, number):
         if number == 1 and training.runtime.rank == 1:
             time.sleep(3600)
-        return step(training, batch, number, stop_asked)
+        return step(training, batch, number)
 
     loop.train_step = sleeping
     train_as_a_command(config)
 
 
 def test_a_process_that_falls_silent_is_taken_for_lost(shards, tmp_path):
-    started = start(fall_silent, tiny_config(shards, tmp_path / "run", val=None), num_processes=2, timeout=90)
+    config = tiny_config(shards, tmp_path / "run", val=None, scale=ScaleConfig(timeout_s=4))
+    started = start(fall_silent, config, num_processes=2, timeout=90)
     started.processes[0].join(80)
-    assert started.processes[0].exitcode == 2
+    assert started.processes[0].exitcode == ExitCode.UNAVAILABLE
     started.processes[1].kill()
-    assert "error: another process of this run ended" in started.wait()[0].stderr
+    assert "error: another process of this run did not answer for 4 s" in started.wait()[0].stderr
+    assert json.loads((config.out / "status.json").read_text())["code"] == ExitCode.UNAVAILABLE
+    assert json.loads((config.out / "last" / "state.json").read_text())["position"]["step"] == 1
 
 
 def refusal(config) -> str:
@@ -147,7 +147,7 @@ def predict_here(config) -> str:
 
     try:
         return str(len(predict(config, Runtime.start())))
-    except InputError as error:
+    except RunError as error:
         return str(error)
 
 
@@ -160,7 +160,7 @@ def test_prediction_in_rows_equals_one_process_to_the_pixel(trained, tmp_path, r
     predict(PredictConfig(trained, str(folder), tmp_path / "one"), runtime)
     config = PredictConfig(trained, str(folder), tmp_path / "rows", scale=InferenceScaleConfig(rows=2))
     messages = run(predict_here, config, num_processes=4)
-    assert all("1 of 4 images left out" in message and "3.png: an image of 32 rows" in message for message in messages)
+    assert all("1 of 4 images failed" in message and "3.png: an image of 32 rows" in message for message in messages)
     masks = sorted(path.name for path in (tmp_path / "rows").glob("*.mask.png"))
     assert masks == [f"{number}.mask.png" for number in range(3)]
     for name in masks:

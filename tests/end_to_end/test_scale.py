@@ -7,10 +7,10 @@ import torch
 from helpers import rows, tiny_config
 
 from glioma_dist.config import ScaleConfig, Size
-from glioma_dist.errors import InputError
+from glioma_dist.errors import MemoryFullError
 from glioma_dist.scale import bands
 from glioma_dist.scale.planner import count
-from glioma_dist.training import loop, memory
+from glioma_dist.training import loop, memory, validation
 
 SCALES = {
     "encoder": ScaleConfig(recompute="encoder"),
@@ -25,7 +25,8 @@ def plain(shards, tmp_path, runtime, monkeypatch):
     """A run in fp64, as all others of the test then are: in fp32 Adam makes steps of a sum's last bits."""
     build_model, normalise = loop.build_model, loop.normalise
     monkeypatch.setattr(loop, "build_model", lambda *given: (build_model(*given)[0].double(), []))
-    monkeypatch.setattr(loop, "normalise", lambda images: normalise(images).double())
+    for module in (loop, validation):
+        monkeypatch.setattr(module, "normalise", lambda images: normalise(images).double())
     config = tiny_config(shards, tmp_path / "plain")
     loop.train(config, runtime)
     return config
@@ -69,7 +70,7 @@ def test_a_full_memory_is_explained(shards, tmp_path, runtime, monkeypatch, erro
 
     monkeypatch.setattr(loop, "segmentation_loss", failing)
     config = tiny_config(shards, tmp_path / "run", size=Size(96, 64))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(MemoryFullError) as caught:
         loop.train(config, runtime)
     message = str(caught.value)
     assert "out of memory: 4 images of 96x64 on this device: " in message

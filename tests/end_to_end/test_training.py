@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from glioma_dist.config import Size
 from glioma_dist.config_file import to_dict
-from glioma_dist.errors import InputError
+from glioma_dist.errors import ExitCode, InputError, NonFiniteError
 from glioma_dist.model import checkpoint_writer
-from glioma_dist.training import loop
+from glioma_dist.training import loop, validation
 from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.telemetry import MetricsFile
 
@@ -42,9 +42,12 @@ def check_same_run(one: Path, other: Path) -> None:
     assert sorted(expected) == ["best/model.safetensors", "last/model.safetensors", "last/optimizer.safetensors"]
     found = contents(one)
     assert [name for name in expected if found.get(name) != expected[name]] == []
-    names = {".lock", ".resumable", "best", "config.json", "last", "last.1", "metrics.jsonl"}
+    names = {".lock", ".resumable", "best", "config.json", "last", "last.1", "metrics.jsonl", "status.json"}
     found = {path.name for path in one.iterdir()}
-    assert found - {"status.json", "last.damaged"} in (names, names - {"last.1"})
+    assert found - {"last.damaged"} in (names, names - {"last.1"})
+    status = json.loads((one / "status.json").read_text())
+    last = rows(one)[-1]["step"]
+    assert [status[name] for name in ("state", "code", "step", "checkpoint_step")] == ["finished", 0, last, last]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ def test_a_run_may_go_on_in_the_middle_of_an_epoch_and_elsewhere(whole, shards, 
     """Stopped after a step that is no validation; then the run and the data are moved."""
     first = tmp_path / "first"
     (ended,) = start(interrupted, tiny_config(shards, first, workers=1), 4, os.getpid).wait()
-    assert ended.exit_code == 2, ended.stderr
+    assert ended.exit_code == ExitCode.STOPPED, ended.stderr
     shutil.copytree(shards, tmp_path / "data")
     shutil.copytree(first, tmp_path / "second")
     loop.train(tiny_config(tmp_path / "data", tmp_path / "second"), runtime)
@@ -108,7 +111,7 @@ def test_a_run_may_go_on_in_the_middle_of_an_epoch_and_elsewhere(whole, shards, 
 
 def interrupted(config, at_step: int, whom) -> None:
     """Train; after the row of `at_step` is written SIGTERM comes to the process `whom()`, or to its group."""
-    from glioma_dist.runtime import run_command
+    from glioma_dist.run_command import run_command
 
     write = MetricsFile.write
 
@@ -129,8 +132,9 @@ def test_asked_to_stop_by_the_system_a_run_saves_says_so_and_goes_on(whole, shar
     """Launchers and SLURM send SIGTERM to the whole group, the workers that read included."""
     config = tiny_config(shards, tmp_path / "run", workers=1)
     (ended,) = start(interrupted, config, 1, whom).wait()
-    assert ended.exit_code == 2, ended.stderr[-2000:]
-    assert re.fullmatch(r"error: stopped by the system at step [12]; .*goes on.*\n", ended.stderr)
+    assert ended.exit_code == ExitCode.STOPPED, ended.stderr[-2000:]
+    said = r"stopped: received SIGTERM, checkpoint saved at step ([12])\. Run the same command to resume\.\n"
+    assert re.fullmatch(said, ended.stderr), ended.stderr
     saved = json.loads((tmp_path / "run" / "last" / "state.json").read_text())
     assert saved["position"]["step"] in (1, 2)
     loop.train(config, runtime)
@@ -251,7 +255,7 @@ def test_epochs_and_steps_end_a_run_whichever_comes_first(shards, tmp_path, runt
 def losses(monkeypatch):
     """A list from which validations take their losses."""
     values = []
-    monkeypatch.setattr(loop, "validation_scores", lambda _training: loop.Scores(values.pop(0), 0.5))
+    monkeypatch.setattr(validation, "validation_scores", lambda _training: loop.Scores(values.pop(0), 0.5))
     return values
 
 
@@ -261,8 +265,12 @@ def test_patience_ends_a_run_after_so_many_validations_that_were_no_better(shard
     assert losses == [0.1]
     assert [row["step"] for row in rows(tmp_path / "run") if "split" not in row] == [1, 2, 3, 4, 5, 6]
     position = {name: json.loads((tmp_path / "run" / name / "state.json").read_text())["position"] for name in FOLDERS}
-    assert position["best"] == {"step": 4, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 0}
-    assert position["last"] == {"step": 6, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 2}
+    assert position["best"] == {
+        **{"step": 4, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 0, "validated_step": 4}
+    }
+    assert position["last"] == {
+        **{"step": 6, "best_loss": 0.7, "best_dice": 0.5, "evaluations_since_best": 2, "validated_step": 6}
+    }
 
 
 def test_patience_is_remembered_over_a_stop(shards, tmp_path, runtime, losses):
@@ -349,7 +357,7 @@ def test_another_length_of_run_or_place_of_data_is_no_other_run(finished, shards
 
 
 def check_refused_step(config, runtime, *parts: str) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(NonFiniteError) as error:
         loop.train(config, runtime)
     message = str(error.value)
     assert "\n" not in message

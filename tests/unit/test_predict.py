@@ -1,6 +1,10 @@
 """Masks for images of every kind: sizes, names, the covered share, damaged files, overlays."""
 
 import csv
+import errno
+import os
+import unicodedata
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -8,13 +12,16 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import draw_sample, tiny_config
+from helpers import command, draw_sample, tiny_config
 from torch.nn import functional
 
 from glioma_dist.config import PredictConfig, Size
 from glioma_dist.data.augment import raise_contrast
-from glioma_dist.errors import InputError
-from glioma_dist.inference.predict import find_images, output_names, overlay, predict
+from glioma_dist.data.sample import encode_image
+from glioma_dist.errors import DiskFullError, InputError, PartialError
+from glioma_dist.inference.images import find_images, output_names
+from glioma_dist.inference.predict import predict
+from glioma_dist.inference.results import Failure, describe_failures, overlay
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.training.state import Position, save_state
 
@@ -58,6 +65,11 @@ def expected_mask(model: torch.nn.Module, image: np.ndarray, size: tuple[int, in
 
 def read_summary(out) -> list[dict]:
     with open(out / "summary.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_failed(out) -> list[dict]:
+    with open(out / "failed.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -158,7 +170,7 @@ def test_folders_files_and_patterns_find_images(tmp_path):
         (tmp_path / name).touch()
 
     def found(pattern: str) -> list[str]:
-        return [str(path.relative_to(tmp_path)) for path in find_images(str(tmp_path / pattern))]
+        return [str(path.relative_to(tmp_path)) for path in find_images(str(tmp_path / pattern)).paths]
 
     assert found("") == ["a.PNG", "b.tif", "c.tiff"]
     assert found("b.tif") == ["b.tif"]
@@ -179,18 +191,23 @@ def test_a_damaged_file_does_not_stop_the_others(whole, tmp_path, runtime):
     (folder / "0-short.png").write_bytes(data[: len(data) // 2])
     (folder / "1-empty.tif").touch()
     (folder / "2-text.png").write_text("no image at all")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(PartialError) as error:
         predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
     assert "\n" not in str(error.value)
-    for part in ("3 of 6 images", "0-short.png", "1-empty.tif", "2-text.png"):
+    assert error.value.exit_code == 1
+    for part in ("3 of 6 images failed (3 not read)", "failed.csv", "0-short.png", "1-empty.tif"):
         assert part in str(error.value)
+    assert [row["image"] for row in read_failed(tmp_path / "out")] == [
+        str(folder / name) for name in ("0-short.png", "1-empty.tif", "2-text.png")
+    ]
+    (tmp_path / "out" / "failed.csv").unlink()
     table = read_summary(tmp_path / "out")
     check_results(tmp_path / "out", table, whole.model, images)
 
 
 def test_a_folder_of_damaged_files_only_is_one_line_too(whole, tmp_path, runtime):
     (tmp_path / "a.png").touch()
-    with pytest.raises(InputError, match=r"1 of 1 images left out.*a\.png"):
+    with pytest.raises(InputError, match=r"1 of 1 images failed \(1 not read\), none is done.*a\.png"):
         predict(PredictConfig(whole.folder, str(tmp_path), tmp_path / "out"), runtime)
     assert read_summary(tmp_path / "out") == []
 
@@ -216,5 +233,216 @@ def test_an_overlay_leaves_the_ground_and_outlines_cells(channels):
 def test_what_predict_wrote_is_not_masked_again(tmp_path):
     for name in ("a.png", "a.mask.png", "a.overlay.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((4, 4), np.uint8))
-    assert [path.name for path in find_images(str(tmp_path))] == ["a.png"]
-    assert [path.name for path in find_images(str(tmp_path / "*.png"))] == ["a.png"]
+    for pattern in (tmp_path, tmp_path / "*.png"):
+        found = find_images(str(pattern))
+        assert [path.name for path in found.paths] == ["a.png"]
+        assert found.describe() == "2 results of predict.py not read"
+
+
+def put_image(folder: Path, name: str | bytes, number: int = 0) -> np.ndarray:
+    """Write a drawn PNG or TIFF under any name that the system allows; returns its pixels."""
+    pixels = draw_sample(number).image
+    path = os.path.join(os.fsencode(folder), os.fsencode(name))
+    if path.endswith(b".png"):
+        data = encode_image(pixels)
+    else:
+        tifffile.imwrite(folder / "drawn", pixels)
+        data = (folder / "drawn").read_bytes()
+        (folder / "drawn").unlink()
+    with open(path, "wb") as file:
+        file.write(data)
+    return pixels
+
+
+def files_of(folder: Path) -> dict[bytes, bytes]:
+    """The name of each file, as bytes, and what it holds."""
+    return {os.fsencode(path.name): path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_name_that_is_not_utf_8_gets_its_mask_like_its_neighbours(whole, tmp_path):
+    """As a command: OpenCV ends the process with a segmentation fault on such a name."""
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate((b"a.tif", b"k\xf6ln.tif", b"z.tif")):
+        put_image(tmp_path / "in", name, number)
+    ended = command("predict.py", "--checkpoint", whole.folder, "--images", tmp_path / "in", "--out", tmp_path / "out")
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert "k\\xf6ln.tif" in ended.stdout
+    names = {b"a", b"k\xf6ln", b"z"}
+    assert files_of(tmp_path / "out").keys() == {b"summary.csv"} | {
+        name + ending for name in names for ending in (b".mask.png", b".overlay.png")
+    }
+    table = (tmp_path / "out" / "summary.csv").read_bytes().decode("utf-8")
+    assert [Path(row["image"]).name for row in csv.DictReader(table.splitlines())] == [
+        "a.tif",
+        "k\\xf6ln.tif",
+        "z.tif",
+    ]
+    mask = cv2.imdecode(np.frombuffer(files_of(tmp_path / "out")[b"k\xf6ln.mask.png"], np.uint8), -1)
+    np.testing.assert_array_equal(mask, expected_mask(whole.model, draw_sample(1).image) * 255)
+
+
+def test_a_name_too_long_for_its_results_is_named_and_the_others_are_done(whole, tmp_path, runtime):
+    (tmp_path / "in").mkdir()
+    long = "x" * 246 + ".tif"
+    for name in ("a.tif", long, "z.tif"):
+        put_image(tmp_path / "in", name)
+    with pytest.raises(PartialError, match=r"1 of 3 images failed \(1 not written\), the others are done") as error:
+        predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
+    assert "xxx.tif" in str(error.value)
+    assert "the name is too long" in str(error.value)
+    assert len(str(error.value)) <= 500
+    endings = ("mask.png", "overlay.png")
+    expected = ["failed.csv", "summary.csv", *(f"{name}.{ending}" for name in "az" for ending in endings)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
+    (failure,) = read_failed(tmp_path / "out")
+    assert (Path(failure["image"]).name, failure["step"]) == (long, "written")
+    (tmp_path / "in" / long).unlink()
+    predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
+    assert not (tmp_path / "out" / "failed.csv").exists()
+
+
+def test_odd_names_all_get_results_of_their_own(whole, tmp_path, runtime):
+    (tmp_path / "in").mkdir()
+    names = [
+        "-a.png",
+        "--out.png",
+        "a\nb.png",
+        'a"b,c.png',
+        "a:b.png",
+        "😀.png",
+        "=1+1.png",
+        " .png",
+        "[a].png",
+        "%s.png",
+    ]
+    names += ["B.png", "b.png", *(unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))]
+    names += [os.fsdecode(b"\xf6.png"), os.fsdecode(b"\xff.png"), "a\u2028b.png"]
+    for name in names:
+        put_image(tmp_path / "in", name)
+    rows = predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
+    assert len(rows) == len(names)
+    found = [os.fsdecode(name) for name in files_of(tmp_path / "out")]
+    assert len(found) == 2 * len(names) + 1
+    # What a file system that ignores case, or composes accents, makes of them is different, too.
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in found}) == len(found)
+    table = (tmp_path / "out" / "summary.csv").read_bytes().decode("utf-8")
+    assert len(table.splitlines()) == len(names) + 1
+    assert len({row["image"] for row in csv.DictReader(table.splitlines())}) == len(names)
+
+
+def test_results_beside_the_images_are_neither_read_nor_replace_a_users_file(whole, tmp_path, runtime, capsys):
+    put_image(tmp_path, "a.png")
+    put_image(tmp_path, "b.png", 1)
+    before = files_of(tmp_path)
+    config = PredictConfig(whole.folder, str(tmp_path), tmp_path)
+    assert len(predict(config, runtime)) == 2
+    once = files_of(tmp_path)
+    assert len(predict(config, runtime)) == 2
+    assert "5 results of predict.py not read" in capsys.readouterr().out
+    assert files_of(tmp_path) == once
+    assert {name: once[name] for name in before} == before
+    for name in ("a.mask.png", "b.overlay.png", "summary.csv"):
+        (tmp_path / name).write_bytes(before[b"a.png"])
+        with pytest.raises(InputError, match=rf"did not write, the first is {name}; give another folder"):
+            predict(config, runtime)
+        assert (tmp_path / name).read_bytes() == before[b"a.png"]
+        (tmp_path / name).write_bytes(once[name.encode()])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_a_full_disk_stops_at_once_and_leaves_whole_files(whole, tmp_path, runtime, monkeypatch, number):
+    """number: of the writes that succeed: overlay and mask of each image, and the table."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        put_image(tmp_path / "in", name)
+    synced, sync = [], os.fsync
+
+    def fill(descriptor: int) -> None:
+        if len(synced) >= 2 * number:  # each write syncs the file, then the folder
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced.append(descriptor)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(DiskFullError, match="the disk is full; free space") as error:
+        predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
+    assert error.value.exit_code == 2
+    files = files_of(tmp_path / "out")
+    assert len(files) == number - number % 2  # an overlay without its mask is removed
+    for data in files.values():
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), -1) is not None
+
+
+def test_a_folder_that_vanishes_stops_at_once(whole, tmp_path, runtime, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        put_image(tmp_path / "in", name)
+    out = tmp_path / "out"
+
+    def vanish(*_, **__) -> None:
+        for path in out.iterdir():
+            path.unlink()
+        out.rmdir()
+
+    monkeypatch.setattr("builtins.print", vanish)
+    with pytest.raises(InputError, match="its folder is gone"):
+        predict(PredictConfig(whole.folder, str(tmp_path / "in"), out), runtime)
+    assert not out.exists()
+
+
+def test_whatever_is_not_read_is_counted_and_named(tmp_path):
+    put_image(tmp_path, "a.tif")
+    for name in ("b.jpg", "c.JPG", "d.czi", "notes", ".DS_Store", "._a.tif", "a.mask.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "deeper").mkdir()
+    put_image(tmp_path / "deeper", "e.tif")
+    os.mkfifo(tmp_path / "pipe.tif")
+    (tmp_path / "lost.tif").symlink_to(tmp_path / "nowhere")
+    found = find_images(str(tmp_path))
+    assert [path.name for path in found.paths] == ["a.tif"]
+    assert sorted(found.describe().split("; ")) == sorted(
+        [
+            "3 files not read (2 .jpg, 1 .czi)",
+            "1 file without a suffix not read",
+            "2 hidden files not read",
+            "1 result of predict.py not read",
+            "1 folder inside not searched",
+            "1 pipe, socket or device not read",
+            "1 link that leads nowhere",
+        ]
+    )
+    assert find_images(str(tmp_path / "*.[jt]*")).describe() == (
+        "2 files not read (1 .jpg, 1 .JPG)".replace("1 .jpg, 1 .JPG", ".jpg").replace("2 files", "1 file")
+        + "; 1 link that leads nowhere; 1 pipe, socket or device not read"
+    )
+    assert find_images(str(tmp_path / "**/*.tif")).describe().count("folder") == 0
+    with pytest.raises(InputError, match=r"no \.tif, \.tiff, \.png there \(1 file not read \(\.czi\)\)"):
+        find_images(str(tmp_path / "d.czi"))
+
+
+def test_a_jpeg_beside_tiffs_is_named_on_the_screen(whole, tmp_path):
+    put_image(tmp_path, "a.tif")
+    (tmp_path / "b.jpg").touch()
+    ended = command("predict.py", "--checkpoint", whole.folder, "--images", tmp_path, "--out", tmp_path / "out")
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert f"{tmp_path}: 1 file not read (.jpg)" in ended.stdout.splitlines()
+
+
+def test_signs_of_a_pattern_in_the_name_of_a_file_are_no_pattern(tmp_path):
+    put_image(tmp_path, "[a]*.png")
+    assert [path.name for path in find_images(str(tmp_path / "[a]*.png")).paths] == ["[a]*.png"]
+    (tmp_path / "[b]").mkdir()
+    put_image(tmp_path / "[b]", "c.png")
+    assert [path.name for path in find_images(str(tmp_path / "[b]")).paths] == ["c.png"]
+
+
+def test_the_line_of_many_failures_is_short_and_counts_all():
+    failures = [Failure(f"/data/{'n' * 40}{number}.tif", "read", "cut short " * 9) for number in range(1000)]
+    line = describe_failures(failures, 2000, Path("out/failed.csv"))
+    assert len(line) <= 500
+    assert line.startswith("1000 of 2000 images failed (1000 not read), the others are done; out/failed.csv lists them")
+    named = line.count("cut short " * 9)
+    assert line.endswith(f"and {1000 - named} more")
+    line = describe_failures([Failure("n" * 900, "read", "x"), *failures], 2000, Path("out/failed.csv"))
+    assert len(line) <= 500
+    assert "nnn" in line

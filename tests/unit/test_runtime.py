@@ -1,15 +1,28 @@
 """Who a process is: launches that are none are refused, sums and lists over processes, errors as lines, signals."""
 
 import os
+import re
 import signal
 import sys
+import time
 
 import pytest
 import torch
 from helpers import Ended, run, start
 
-from glioma_dist.errors import InputError
-from glioma_dist.runtime import Runtime, StopSignal, run_command
+from glioma_dist.errors import (
+    ExitCode,
+    InputError,
+    MemoryFullError,
+    NonFiniteError,
+    StopRequested,
+    UnavailableError,
+    as_error,
+    one_line,
+)
+from glioma_dist.run_command import run_command
+from glioma_dist.runtime import Runtime
+from glioma_dist.signals import SECONDS_BETWEEN_TWO_REQUESTS, STOP_SIGNALS, StopSignal
 
 
 def join(numbers: list[list[float]]) -> tuple:
@@ -63,14 +76,14 @@ def test_an_input_error_is_one_line_and_exit_code_2():
 def test_a_worker_that_was_killed_is_one_line():
     """PyTorch raises this in whatever line the training process is at."""
     ended = run_failing(RuntimeError, "DataLoader worker (pid 12) is killed by signal: Killed. ")
-    assert ended.exit_code == 2
+    assert ended.exit_code == ExitCode.UNAVAILABLE
     assert ended.stderr.startswith("error: DataLoader worker (pid 12) is killed by signal: Killed. Is memory full?")
     assert ended.stderr.count("\n") == 1
 
 
-def test_an_interrupt_is_exit_code_130():
+def test_an_interrupt_is_a_requested_stop():
     ended = run_failing(KeyboardInterrupt, "")
-    assert (ended.exit_code, ended.stderr) == (130, "stopped\n")
+    assert (ended.exit_code, ended.stderr) == (ExitCode.STOPPED, "stopped: received SIGINT\n")
 
 
 def test_a_bug_keeps_its_traceback():
@@ -83,7 +96,7 @@ def test_a_bug_keeps_its_traceback():
 def test_the_first_process_speaks_first(monkeypatch, capsys):
     """The others wait a while, for the launcher ends all as soon as one has ended."""
     slept = []
-    monkeypatch.setattr("glioma_dist.runtime.time.sleep", slept.append)
+    monkeypatch.setattr("glioma_dist.run_command.time.sleep", slept.append)
     for rank, expected in (("0", []), ("1", [5]), ("7", [5])):
         slept.clear()
         monkeypatch.setenv("RANK", rank)
@@ -93,13 +106,69 @@ def test_the_first_process_speaks_first(monkeypatch, capsys):
         assert capsys.readouterr().err == "error: seen by all\n"
 
 
-def test_the_systems_wish_to_stop_is_noticed_and_the_handler_put_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
-        assert not stop.asked
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_request_to_stop_interrupts_or_is_noted_and_the_handler_is_put_back(number):
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with StopSignal() as stop, stop.deferred():
+            assert stop.request is None
+            signal.raise_signal(number)
+            assert str(stop.request) == f"received {signal.Signals(number).name}"
+            with pytest.raises(StopRequested), stop.immediate():
+                pytest.fail("a noted request interrupts at once")
+        with StopSignal() as stop:
+            with pytest.raises(StopRequested):
+                signal.raise_signal(number)
+            with stop.deferred():
+                signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    """As nohup does with SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.request is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_only_a_second_ctrl_c_of_a_user_goes_further():
+    """A launcher hands the first one on at once."""
+    with StopSignal() as stop, stop.deferred():
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(SECONDS_BETWEEN_TWO_REQUESTS)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("kind", [InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested])
+def test_every_error_has_its_own_exit_code_and_one_line(kind):
+    ended = run_failing(kind, "file\nwith a line break, and long: " + "x" * 10**5)
+    word = "stopped" if kind is StopRequested else "error"
+    assert ended.exit_code == kind.exit_code
+    assert re.fullmatch(rf"{word}: .*\n", ended.stderr)
+    assert len(ended.stderr) < 520
+    assert isinstance(as_error(kind.exit_code, "told by another"), kind)
+
+
+def test_exit_codes_are_different():
+    kinds = [InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested]
+    assert len({kind.exit_code for kind in kinds} | {0, 1}) == len(kinds) + 2
+
+
+@pytest.mark.parametrize("name", ["k\udcf6ln.tif", "a\nb", "\x1b[31mred", "x" * 10**6, "\ud800", "名前"])
+def test_any_name_becomes_one_printable_line(name):
+    line = one_line(f"{name}: cannot be read")
+    assert len(line) <= 500
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert line.encode("utf-8").endswith(b": cannot be read")
 
 
 def test_importing_the_package_does_no_work():

@@ -17,6 +17,7 @@ ALLOWED = {
     "glioma_dist/files.py: write_atomically": "the function that all others call",
     "glioma_dist/model/tensor_files.py: write_tensors": "in a checkpoint's folder, which is renamed as a whole",
     "glioma_dist/training/telemetry.py: MetricsFile.__init__": "rows are appended; a torn last one is taken out",
+    "glioma_dist/run_command.py: drop_closed_output": "the null device",
     "glioma_dist/training/folder_lock.py: folder_lock": "a lock file, which has no content",
     "glioma_dist/study/folder.py: one_at_a_time": "a lock file, which has no content",
     "glioma_dist/study/execute.py: launcher.launch": "a log that the entry points append to",

@@ -1,0 +1,148 @@
+"""Which files of what a user names are images to predict, what is not read, and what the results are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from glioma_dist.data.sample import IMAGE_SUFFIXES
+from glioma_dist.errors import InputError, printable
+from glioma_dist.files import cannot_read
+
+MASK, OVERLAY = ".mask.png", ".overlay.png"
+SUMMARY, FAILED = "summary.csv", "failed.csv"
+NUM_SUFFIXES = 5
+"""Named in a line; the rest is counted."""
+
+
+KINDS = {
+    "plain": ("file without a suffix not read", "files without a suffix not read"),
+    "result": ("result of predict.py not read", "results of predict.py not read"),
+    "folder": ("folder inside not searched", "folders inside not searched"),
+    "closed": ("folder that this user may not read", "folders that this user may not read"),
+    "hidden": ("hidden file not read", "hidden files not read"),
+    "link": ("link that leads nowhere", "links that lead nowhere"),
+    "special": ("pipe, socket or device not read", "pipes, sockets or devices not read"),
+}
+"""What a path can be that is no image, beside a file of another suffix: one, and several."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images of a folder, a file or a pattern, sorted; and how many files of which kind are not read."""
+
+    paths: list[Path]
+    not_read: Counter[str]
+
+    def describe(self) -> str:
+        """What is not read, as "2 files not read (1 .jpg, 1 .czi); 1 folder not searched"; empty where all is."""
+        suffixes = Counter({name: count for name, count in self.not_read.items() if name.startswith(".")})
+        parts = []
+        if suffixes:
+            named = ", ".join(
+                suffix if len(suffixes) == 1 else f"{count} {suffix}"
+                for suffix, count in sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:NUM_SUFFIXES]
+            )
+            more = len(suffixes) - NUM_SUFFIXES
+            parts.append(
+                f"{_counted(suffixes.total(), 'file')} not read ({named}{f' and {more} more kinds' if more > 0 else ''})"
+            )
+        parts += [_counted(count, *KINDS[kind]) for kind, count in self.not_read.items() if kind in KINDS]
+        return "; ".join(parts)
+
+
+def find_images(pattern: str) -> Found:
+    """The TIFFs and PNGs of a folder, a single file, or a glob pattern.
+
+    Masks and overlays, which `predict` writes, are no images. Raises InputError where there are none.
+    """
+    not_read: Counter[str] = Counter()
+    named = _named_by(pattern, not_read)
+    paths = []
+    for path in sorted(named):
+        kind = _why_not(path)
+        if kind == "hidden" and str(path) == pattern:
+            kind = ""  # named by the user as it is
+        if kind == "":
+            paths.append(path)
+        elif kind != "folder" or "**" not in pattern:  # which does search the folders that it matches
+            not_read[kind] += 1
+    found = Found(paths, not_read)
+    if not paths:
+        there = found.describe()
+        raise InputError(
+            f"--images {pattern}: no {', '.join(IMAGE_SUFFIXES)} there{f' ({there})' if there else ''}; give a folder, "
+            "a file, or a pattern in quotes"
+        )
+    return found
+
+
+def _named_by(pattern: str, not_read: Counter[str]) -> list[Path]:
+    """The entries of a folder, or what a pattern matches. Folders that cannot be searched are counted."""
+    path = Path(pattern)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return list(path.iterdir())
+        return [path]  # whatever signs of a pattern its name has
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError) and not glob.has_magic(pattern):
+            raise cannot_read(f"--images {pattern}", error) from None
+    if "**" in pattern:
+        # glob passes over folders that it may not read, without a word.
+        root = Path(pattern.partition("**")[0] or ".")
+        closed: list[OSError] = []
+        for _ in os.walk(root if root.is_dir() else root.parent, onerror=closed.append):
+            pass
+        not_read.update({"closed": len(closed)} if closed else {})
+    return [Path(each) for each in glob.glob(pattern, recursive=True)]
+
+
+def _why_not(path: Path) -> str:
+    """Why a path is not read: a key of `KINDS`, or the suffix of what is no image; empty for an image."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "link" if path.is_symlink() else "closed"
+    name = path.name.lower()
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if name.startswith("."):
+        return "hidden"
+    if not stat.S_ISREG(mode):
+        return "special"
+    if name.endswith((MASK, OVERLAY)) or name in (SUMMARY, FAILED):
+        return "result"
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ""
+    return printable(path.suffix.lower())[:20] or "plain"
+
+
+def _counted(number: int, one: str, several: str | None = None) -> str:
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """A name for each image's results: its stem, with the folder's name and the suffix where stems repeat.
+
+    Names that some file systems take for one (capitals, composed and decomposed accents) count as repeated.
+    """
+    candidates = [
+        (path.stem, path.name, f"{path.parent.name}_{path.name}", f"{number:05d}_{path.name}")
+        for number, path in enumerate(paths)
+    ]
+    times = Counter(name for names in candidates for name in set(map(_folded, names)))
+    return [
+        next((name for name in names if times[_folded(name)] == 1), f"image_{number:05d}_{len(paths)}")
+        for number, names in enumerate(candidates)
+    ]
+
+
+def _folded(name: str) -> str:
+    """What file systems that ignore case and composition make of a name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,0 +1,159 @@
+"""Files of a prediction: masks, overlays, and the tables of what is done and what is not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import stat
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from glioma_dist.errors import MAX_LINE, InputError, one_line, printable
+from glioma_dist.files import make_folder, remove_quietly, write_atomically
+from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
+
+OUTLINE_COLOUR = (255, 200, 0)
+COLUMNS = ("image", "width", "height", "covered_share", "mask", "overlay")
+FAILED_COLUMNS = ("image", "step", "reason")
+AUTHOR = b"Software\0glioma-dist predict.py"
+"""Of each PNG's tEXt chunk (PNG specification, section 11.3.3.2): it tells results from a user's own files."""
+HEADER_END = 33
+"""Bytes of a PNG's signature and its header."""
+LONGEST_NAME = 80
+"""Characters of a file's name in a line; the table has all of them."""
+STEPS = ("read", "predicted", "written")
+
+
+@dataclass(frozen=True, order=True)
+class Failure:
+    """An image without a result: its path, the step that failed (of `STEPS`), and why."""
+
+    image: str
+    step: str
+    reason: str
+
+    @classmethod
+    def of(cls, path: Path, step: str, error: InputError) -> Failure:
+        reason = str(error).removeprefix(f"{path}: ")
+        for ending in (MASK, OVERLAY):  # the path of a result says no more than the image's
+            reason = reason.rpartition(f"{ending}: ")[2]
+        return cls(printable(path), step, printable(reason))
+
+
+def check_folder(folder: Path, names: Sequence[str]) -> None:
+    """Make the folder of the results. Raises InputError where it cannot be written to, or where a result would replace
+    a file that is none: a mask drawn by hand, say, that has the same name."""
+    make_folder(folder)
+    files = [f"{name}{ending}" for name in names for ending in (MASK, OVERLAY)] + [SUMMARY, FAILED]
+    foreign = [name for name in files if not _may_replace(folder / name)]
+    if foreign:
+        raise InputError(
+            f"--out {folder}: holds {len(foreign)} files that predict.py would replace and did not write, the first is "
+            f"{foreign[0]}; give another folder"
+        )
+
+
+def _may_replace(path: Path) -> bool:
+    """Whether there is no such file, or one that predict.py wrote."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return True  # also names that are too long: that image fails when it is written, and is named
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(HEADER_END + 12 + len(AUTHOR))
+    except OSError:
+        return False
+    if path.suffix == ".csv":
+        return start.startswith((",".join(COLUMNS[:3]).encode(), ",".join(FAILED_COLUMNS).encode()))
+    return AUTHOR in start
+
+
+def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: np.ndarray) -> dict:
+    """Write mask and overlay, both or none; returns the row for summary.csv.
+
+    image: uint8, (H, W) or (H, W, 3). mask: uint8, (H, W), of 0 and 1. Raises InputError where one cannot be written.
+    """
+    files = {"mask": f"{name}{MASK}", "overlay": f"{name}{OVERLAY}"}
+    write_atomically(folder / files["overlay"], _png(overlay(image, mask)[..., ::-1]))  # first: its name is longer
+    try:
+        write_atomically(folder / files["mask"], _png(mask * 255))
+    except InputError:
+        remove_quietly(folder / files["overlay"])
+        raise
+    return {
+        "image": printable(path),
+        "width": mask.shape[1],
+        "height": mask.shape[0],
+        "covered_share": round(float(mask.mean()), 6),
+        **{kind: printable(file) for kind, file in files.items()},
+    }
+
+
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image with its cells tinted and outlined. image: uint8 (H, W) or (H, W, 3); mask: (H, W) of 0 and 1.
+    Returns uint8 (H, W, 3) RGB."""
+    picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
+    tint = (0.85 * picture + 0.15 * np.array(OUTLINE_COLOUR)).astype(np.uint8)
+    picture = np.where(mask[..., None] > 0, tint, picture)
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    thickness = max(1, round(max(mask.shape) / 1000))
+    return cv2.drawContours(np.ascontiguousarray(picture), contours, -1, OUTLINE_COLOUR, thickness)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """PNG bytes that say who wrote them. pixels: uint8, (H, W) grey or (H, W, 3) BGR. Encoded in memory: OpenCV
+    crashes on file names that are not UTF-8."""
+    encoded, data = cv2.imencode(".png", pixels)
+    if not encoded:
+        raise ValueError(f"OpenCV could not write a PNG of {pixels.dtype} {pixels.shape}")
+    chunk = b"tEXt" + AUTHOR
+    mark = struct.pack(">I", len(AUTHOR)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"".join([data[:HEADER_END].tobytes(), mark, data[HEADER_END:].tobytes()])
+
+
+def write_summary(path: Path, rows: Sequence[dict]) -> None:
+    """The table, one row an image."""
+    write_atomically(path, _csv(COLUMNS, rows))
+
+
+def write_failed(path: Path, failures: Sequence[Failure]) -> None:
+    """The images without a result; no file where there are none."""
+    if failures:
+        write_atomically(path, _csv(FAILED_COLUMNS, [vars(failure) for failure in failures]))
+    else:
+        remove_quietly(path)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[dict]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def describe_failures(failures: Sequence[Failure], num_images: int, table: Path) -> str:
+    """One line of at most `MAX_LINE` characters: how many failed at which step, and the first ones with the reason."""
+    times = Counter(failure.step for failure in failures)
+    steps = ", ".join(f"{times[step]} not {step}" for step in STEPS if times[step])
+    others = "the others are done" if len(failures) < num_images else "none is done"
+    line = f"{len(failures)} of {num_images} images failed ({steps}), {others}; {printable(table)} lists them: "
+    for number, failure in enumerate(failures):
+        more = f"and {len(failures) - number} more"
+        part = f"{one_line(Path(failure.image).name, LONGEST_NAME)}: {failure.reason}"
+        room = MAX_LINE - len(line) - len(f"; {more}")
+        if len(part) > room:
+            # At least one is named, however long its reason is.
+            return line + (more if number else part[: max(0, room)])
+        line += part + ("; " if number + 1 < len(failures) else "")
+    return line

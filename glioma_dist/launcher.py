@@ -1,0 +1,33 @@
+"""What a process tells the launcher that started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically
+
+REPORT_VARIABLE = "TORCHELASTIC_ERROR_FILE"
+"""PyTorch's launcher sets it for each process: a file in a folder of its own that it removes at the end."""
+
+
+def tell_launcher(line: str) -> None:
+    """Have the launcher of several processes end its report with `line`.
+
+    `accelerate launch` of several processes and `torchrun` print a traceback of their own and a report after a process
+    has failed. The report ends with what that process left in this file, and says "To enable traceback see: https…"
+    where it left nothing. A launcher of one process reads no such file: there `accelerate launch --quiet` prints
+    nothing after the process's own line.
+    """
+    file = os.environ.get(REPORT_VARIABLE)
+    if not file:
+        return
+    # The form that torch.distributed.elastic.multiprocessing.errors.ErrorHandler writes.
+    facts = {"py_callstack": line, "timestamp": str(int(time.time()))}
+    try:
+        write_atomically(Path(file), json.dumps({"message": {"message": line, "extraInfo": facts}}))
+    except InputError:
+        return  # the line is on the screen already

@@ -1,0 +1,119 @@
+"""Paths on a command line: which fields of a config hold one, and which values no path of this machine can have."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from glioma_dist.errors import InputError
+
+URL_SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
+"""Of URLs that shards are read from."""
+MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
+"""Linux's limits, of a path and of each name in it."""
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """Says that a text is a path, and whether it may be a URL, too."""
+
+    takes_urls: bool
+
+
+LocalPath = Annotated[str, _Marker(takes_urls=False)]
+"""Text that names a file or folder of this machine, or several by a pattern. Path fields need no mark."""
+PathOrUrl = Annotated[str, _Marker(takes_urls=True)]
+"""Text that names a folder of this machine or a URL."""
+
+
+def check_paths(hints: dict[str, Any], values: dict[str, Any], prefix: str = "--") -> None:
+    """Raises InputError for the first path among `values` that cannot be one, naming its flag.
+
+    hints: the type of each value by its name, with what `Annotated` adds. Configs inside configs are looked at, too.
+    """
+    for flag, text, takes_urls in _paths_of(hints, values, prefix):
+        check_path(flag, text, takes_urls)
+
+
+def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
+    """Raises InputError for a path that would be taken for something else than the user means."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:/)|.*(?=://)|pipe(?=:)", text)
+    if scheme and takes_urls and scheme[0] in URL_SCHEMES and text.startswith(f"{scheme[0]}://"):
+        return  # what else a URL must be is known where it is read
+    if scheme and takes_urls:
+        schemes = ", ".join(f"{each}://" for each in URL_SCHEMES)
+        raise InputError(
+            f"{flag} {_without_secrets(text)}: is no URL that is read; give a path of this machine, or a URL that begins "
+            f"with one of {schemes}"
+        )
+    if scheme:
+        raise InputError(
+            f"{flag} {_without_secrets(text)}: {scheme[0]}: is not supported by this flag; give a path of this machine"
+        )
+    if not text.strip():
+        raise InputError(f"{flag}: its value is empty; give a path")
+    if "\0" in text:
+        raise InputError(f"{flag} {text}: has a zero byte, which no path can have")
+    if os.path.expanduser(text) != text:
+        raise InputError(f"{flag} {text}: the shell did not expand ~; give {os.path.expanduser(text)}")
+    raw = os.fsencode(text)
+    if len(raw) >= MAX_PATH_BYTES or max(map(len, raw.split(b"/"))) > MAX_NAME_BYTES:
+        raise InputError(f"{flag} {text}: is too long for a path; a name has at most {MAX_NAME_BYTES} bytes")
+
+
+def path_flags(kind: Any, prefix: str = "--") -> dict[str, bool]:
+    """Flag -> whether it takes URLs, of each path that a config (its class) or a function takes."""
+    flags = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            flags |= path_flags(hint, f"{prefix}{_dashed(name)}.")
+        elif (marker := _marker(hint)) is not None:
+            flags[_flag(name, hint, prefix)] = marker.takes_urls
+    return flags
+
+
+def _paths_of(hints: dict[str, Any], values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, bool]]:
+    for name, value in values.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(value):
+            inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            inner_hints = get_type_hints(type(value), include_extras=True)
+            yield from _paths_of(inner_hints, inner, f"{prefix}{_dashed(name)}.")
+            continue
+        marker = _marker(hint)
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Path) or (marker is not None and isinstance(each, str)):
+                takes_urls = marker is not None and marker.takes_urls
+                yield _flag(name, hint, prefix), str(each), takes_urls
+
+
+def _marker(hint: Any) -> _Marker | None:
+    """The mark of a path in a type, also of one that may be None or of several."""
+    if get_origin(hint) is Annotated:
+        found = next((each for each in hint.__metadata__ if isinstance(each, _Marker)), None)
+        return found or _marker(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType, tuple):
+        return next(filter(None, map(_marker, get_args(hint))), None)
+    return _Marker(takes_urls=False) if hint is Path else None
+
+
+def _flag(name: str, hint: Any, prefix: str) -> str:
+    is_positional = get_origin(hint) is Annotated and tyro.conf.Positional[str].__metadata__[0] in hint.__metadata__
+    return name.upper() if is_positional else f"{prefix}{_dashed(name)}"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without a password and a signature: messages end up in logs."""
+    return re.sub(r"(:/+)[^/@]*@", r"\1…@", url.partition("?")[0])

@@ -1,0 +1,44 @@
+"""fp16's loss scale: what has to be saved of it, and whether a step was skipped because of it."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from glioma_dist.errors import InputError
+
+LEAST_SCALE = 2.0**-10
+"""Below which not the scale but the loss or its gradient is at fault."""
+
+
+def scaler_state(accelerator: Accelerator) -> dict[str, float] | None:
+    """State of the loss scale, numbers that JSON keeps exactly; None where there is none (fp32, bf16)."""
+    return None if accelerator.scaler is None else dict(accelerator.scaler.state_dict())
+
+
+def load_scaler_state(accelerator: Accelerator, state: dict[str, float] | None) -> None:
+    """Put back what `scaler_state` gave. Without a state, or without fp16, nothing is done.
+
+    Raises InputError where `state` is not what `scaler_state` gives.
+    """
+    if accelerator.scaler is None or not state:
+        return
+    wanted = accelerator.scaler.state_dict()
+    valid = isinstance(state, dict) and state.keys() == wanted.keys()
+    valid = valid and all(type(value) in (int, float) for value in state.values()) and 0 < state["scale"] < float("inf")
+    if not valid:
+        raise InputError(
+            f"the checkpoint's fp16 loss scale holds {state!r:.200}; numbers for {', '.join(wanted)} belong there"
+        )
+    accelerator.scaler.load_state_dict(state)
+
+
+def step_was_skipped(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the last `optimizer.step()` moved no weight, because a gradient was not finite at this loss scale, which
+    has been halved since. optimizer: as `accelerator.prepare` returned it. The same on all processes."""
+    return accelerator.scaler is not None and bool(optimizer.step_was_skipped)
+
+
+def scale_is_exhausted(accelerator: Accelerator) -> bool:
+    """Whether steps have been skipped so often that the loss scale is not the cause."""
+    return accelerator.scaler is not None and accelerator.scaler.get_scale() < LEAST_SCALE

@@ -1,0 +1,78 @@
+"""What the first process tells about a run: metrics.jsonl and status.json for programs, lines for people."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.errors import RunError, StopRequested
+from glioma_dist.run_command import as_run_error, drop_closed_output
+from glioma_dist.training.state import Position
+from glioma_dist.training.status import StatusFile
+from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
+
+
+class Reporter:
+    """Tells about one run; a context manager, whose end is written to status.json.
+
+    Where telling fails (a full disk, a closed pipe), the error stays in `problem`, for the run to save and to end
+    together with the other processes. check: called before each write; it raises InputError where the run may not
+    write any more.
+    """
+
+    def __init__(self, config: TrainConfig, position: Position, num_steps: int, check: Callable[[], None]) -> None:
+        self.problem: RunError | None = None
+        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check)
+        self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
+        self._status = StatusFile(config.out, position.step, position.step or None, check)
+
+    def __enter__(self) -> Reporter:
+        self._metrics.__enter__()
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._metrics, self._noting_problems():
+            self._progress.__exit__(kind, error, trace)
+        # A disk that is full has been told of already.
+        with contextlib.suppress(RunError):
+            self._status.ended(error)
+
+    def say(self, line: str) -> None:
+        """A line for people, which stays."""
+        with self._noting_problems():
+            self._progress.say(line)
+
+    def step(self, step: int, epoch: int, loss: float, dice: float) -> None:
+        """A step is finished."""
+        with self._noting_problems():
+            self._status.step = step
+            self._progress.step(step, loss, dice)
+            speed = self._progress.images_per_second
+            self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, images_per_second=speed)
+
+    def validated(self, step: int, epoch: int, loss: float, dice: float, better: bool) -> None:
+        """A validation is finished."""
+        with self._noting_problems():
+            self._metrics.write(step=step, epoch=epoch, split="val", loss=loss, dice=dice)
+            best = ", the best so far" if better else ""
+            self._progress.say(f"step {step}: validation loss {loss:.4f}, Dice {dice:.4f}{best}")
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is complete, from which the run can resume."""
+        with self._noting_problems():
+            self._status.saved(step)
+
+    @contextlib.contextmanager
+    def _noting_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except (RunError, OSError) as error:
+            problem = as_run_error(error)
+            if problem is None:
+                raise
+            self.problem = self.problem or problem
+            if isinstance(problem, StopRequested):
+                drop_closed_output()

@@ -1,0 +1,66 @@
+"""status.json: how a run stands, for schedulers and people that do not see its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from glioma_dist.errors import ExitCode, RunError, StopRequested, one_line
+from glioma_dist.files import write_json_atomically
+
+STATUS = "status.json"
+
+
+def mark_finished(out: Path, step: int) -> None:
+    """Have status.json say that the run is finished, as where a kill came after the last checkpoint and before that."""
+    path = out / STATUS
+    if not path.is_file() or '"state": "finished"' not in path.read_text(errors="replace"):
+        StatusFile(out, step, step).ended(None)
+
+
+class StatusFile:
+    """Writes <out>/status.json. Launchers turn a process's exit code into their own, this file does not.
+
+    state: running, finished, stopped (resume it) or failed. code: the exit code, null while it runs. reason: the line
+    that was printed. step: the last finished step; while it runs, as of the last checkpoint. checkpoint_step: the step
+    from which the run resumes, or null. updated: UTC.
+
+    check: called before each write, as in `Reporter`.
+    """
+
+    def __init__(
+        self, out: Path, step: int, checkpoint_step: int | None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._path, self._check = out / STATUS, check
+        self.step, self.checkpoint_step = step, checkpoint_step
+        self._write("running", None, None)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of this step is complete."""
+        self.step = self.checkpoint_step = step
+        self._write("running", None, None)
+
+    def ended(self, ending: BaseException | None) -> None:
+        """The run is over; `ending` is what ended it early."""
+        if ending is None:
+            self._write("finished", ExitCode.FINISHED, None)
+        else:
+            code = ending.exit_code if isinstance(ending, RunError) else ExitCode.UNEXPECTED
+            state = "stopped" if isinstance(ending, StopRequested) else "failed"
+            self._write(state, code, one_line(str(ending) or type(ending).__name__))
+
+    def _write(
+        self, state: Literal["running", "finished", "stopped", "failed"], code: int | None, reason: str | None
+    ) -> None:
+        told = {
+            "state": state,
+            "code": None if code is None else int(code),
+            "reason": reason,
+            "step": self.step,
+            "checkpoint_step": self.checkpoint_step,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._check()
+        write_json_atomically(self._path, told)

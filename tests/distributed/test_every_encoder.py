@@ -1,0 +1,145 @@
+"""Every encoder: two processes with unequal shares of a batch equal one plain process, in fp64, to 1e-9.
+
+Outputs, gradients and buffers, with DDP at every level of recomputation and with FSDP2. Both processes compute all
+encoders, because starting them is what takes long; each compares with the plain network that it computes itself.
+"""
+
+import copy
+import gc
+import time
+
+import pytest
+import torch
+from engines import fsdp2
+from helpers import TINY_CHANNELS, run
+from torch import Tensor, nn
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.encoder_names import ENCODER_NAMES
+
+SHARES = (1, 2)
+"""Images of each process."""
+SIDE = 64
+TOLERANCE = 1e-9
+LEVELS = ("none", "encoder", "all")
+VARIANTS = (*(f"DDP, recompute {level}" for level in LEVELS), "FSDP2, recompute none", "FSDP2, recompute all")
+FAR = 1e-3
+"""Below which a tensor's largest number is taken for this, where differences are measured by it."""
+
+
+def make_batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Images (3, 3, SIDE, SIDE) of different brightness and contrast, masks, seeds."""
+    generator = torch.Generator().manual_seed(1)
+    size = sum(SHARES)
+    images = torch.randn(size, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    images = images * torch.tensor([0.5, 1.0, 2.0]).view(-1, 1, 1, 1) + torch.tensor([1.0, -1.0, 0.0]).view(-1, 1, 1, 1)
+    masks = (torch.rand(size, SIDE, SIDE, generator=generator) > 0.7).to(torch.uint8)
+    return images, masks, torch.arange(size) + 3
+
+
+def take_step(model: nn.Module, own: slice, num_processes: int) -> Tensor:
+    """Forward and backward as `loop.train_step` does them. Returns the logits of the images `own`."""
+    from glioma_dist.training.losses import segmentation_loss
+
+    images, masks, seeds = make_batch()
+    logits = model(images[own], seeds[own])
+    losses = segmentation_loss("dice+bce", logits, masks[own])
+    (losses.sum() * (num_processes / sum(SHARES))).backward()
+    return logits.detach()
+
+
+def found_in(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+    """Logits, gradients and buffers, whole; clears the gradients."""
+    from torch.distributed.tensor import DTensor
+
+    found = {"logits": logits}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        found[f"gradient of {name}"] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    found |= {f"buffer {name}": buffer.clone() for name, buffer in model.named_buffers()}
+    model.zero_grad()
+    return found
+
+
+def largest_difference(found: dict[str, Tensor], plain: dict[str, Tensor], own: slice) -> tuple[float, str]:
+    """In shares of each tensor's largest number, and where."""
+    assert found.keys() == plain.keys()
+    differences = {}
+    for name, tensor in plain.items():
+        expected = tensor[own] if name == "logits" else tensor
+        scale = expected.abs().max().clamp(min=FAR) if expected.is_floating_point() else 1
+        differences[name] = float((found[name] - expected).abs().max() / scale)
+    worst = max(differences, key=differences.get)
+    return differences[worst], worst
+
+
+def compare(names: tuple[str, ...]) -> dict[str, dict[str, tuple[float, str]]]:
+    """Encoder -> variant -> `largest_difference`."""
+    from glioma_dist.runtime import Runtime
+
+    here = Runtime.start()
+    gc.freeze()
+    found = {}
+    for name in names:
+        began = time.process_time()
+        found[name] = compare_encoder(name, here)
+        found[name]["seconds"] = time.process_time() - began
+    return found
+
+
+def compare_encoder(name: str, here) -> dict[str, tuple[float, str]]:
+    from glioma_dist.model.unet import UNet
+    from glioma_dist.scale.batch_norm import synchronise_batch_norm
+    from glioma_dist.scale.recompute import recompute
+
+    torch.manual_seed(0)
+    model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS)).double()
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    plain = found_in(model, take_step(model, slice(None), 1))
+    model.load_state_dict(buffers, strict=False)
+    own = slice(sum(SHARES[: here.rank]), sum(SHARES[: here.rank + 1]))
+    synchronise_batch_norm(model, here.device)
+    differences = {}
+    for level in LEVELS:
+        recompute(model, level)
+        if level != "encoder":
+            sharded = copy.deepcopy(model)
+            parallel = shard(sharded, here)
+            differences[f"FSDP2, recompute {level}"] = largest_difference(
+                found_in(parallel, take_step(parallel, own, 2)), plain, own
+            )
+            del parallel, sharded
+        parallel = here.accelerator.prepare_model(model)
+        logits = take_step(parallel, own, 2)
+        differences[f"DDP, recompute {level}"] = largest_difference(found_in(model, logits), plain, own)
+        model.load_state_dict(buffers, strict=False)
+        del parallel
+        here.accelerator._models.clear()
+        gc.collect()  # or its hooks on the parameters would stay
+    return differences
+
+
+def shard(model: nn.Module, here) -> nn.Module:
+    """FSDP2 as training sets it up."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    from glioma_dist.scale.sharding import choose_shards
+
+    with fsdp2(here):
+        choose_shards(model, here)
+        return fsdp2_prepare_model(here.accelerator, model)
+
+
+@pytest.fixture(scope="module")
+def differences():
+    """Of both processes: encoder -> variant -> (largest difference, where)."""
+    return run(compare, ENCODER_NAMES, num_processes=2, timeout=900)
+
+
+@pytest.mark.parametrize("name", ENCODER_NAMES)
+def test_two_processes_with_unequal_shares_equal_one(differences, name):
+    for rank in differences:
+        assert set(rank[name]) - {"seconds"} == set(VARIANTS)
+        for variant in VARIANTS:
+            difference, where = rank[name][variant]
+            assert difference <= TOLERANCE, f"{variant}: {where} differs by {difference:.1e}"
