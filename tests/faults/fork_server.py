@@ -43,6 +43,7 @@ PRELOADED = (
 )
 MAX_REQUEST_BYTES = 2**18
 POLL_SECONDS = 0.02
+LEFT_TO_THE_TESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -108,6 +109,8 @@ def do(job: Job) -> None:
     """Become what the job asks for, and do it."""
     # A session of its own: a signal to the group reaches the run and its workers, and not the tests.
     os.setsid()
+    for number in LEFT_TO_THE_TESTS:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, descriptor in enumerate(job.descriptors[:2], 1):
         os.dup2(descriptor, number)
@@ -163,8 +166,9 @@ def _mount_own_shared_memory(num_bytes: int) -> None:
 
 def main() -> None:
     asked = socket.socket(fileno=int(sys.argv[1]))
-    # Ctrl-C of a terminal goes to the tests, which end this server by closing the socket.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They come to the tests' whole group. The tests end, and so close the socket, which ends this server and its runs.
+    for number in LEFT_TO_THE_TESTS:
+        signal.signal(number, signal.SIG_IGN)
     for name in PRELOADED:
         importlib.import_module(name)
     asked.send(b'{"ready": true}')

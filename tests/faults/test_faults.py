@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from contract import FINISHED, Fault, check_end, check_run_folder, check_same
@@ -18,10 +21,12 @@ def _param(fault: Fault) -> object:
 
 
 @pytest.fixture
-def stage(shared: Shared, tmp_path) -> Stage:
-    stage = Stage(shared, tmp_path / "stage")
-    with stage.closing:
-        yield stage
+def stage(shared: Shared) -> Iterator[Stage]:
+    # A short path: TMPDIR is below it, and sockets there have names of 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
+        stage = Stage(shared, Path(folder))
+        with stage.closing:
+            yield stage
 
 
 @pytest.mark.skipif(not can_be_held(), reason="the kernel cannot hold a process's system calls for another")
