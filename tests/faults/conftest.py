@@ -11,6 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+pytest.register_assert_rewrite("contract", "stage", "inflict", "inputs", "disk", "streams", "forks")
+
 from forks import Ended, Forks
 from stage import Shared
 

@@ -143,7 +143,11 @@ class Forks:
             run.kill_session()
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        self.process.wait(SECONDS_TO_DIE)
+        try:
+            self.process.wait(SECONDS_TO_DIE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def start(
         self,
@@ -172,7 +176,9 @@ class Forks:
         request = {
             "number": number,
             "target": target,
-            "arguments": [argument if isinstance(argument, dict | list | int) else str(argument) for argument in arguments],
+            "arguments": [
+                argument if isinstance(argument, dict | list | int) else str(argument) for argument in arguments
+            ],
             "environment": environment or {},
             **job,
         }

@@ -151,8 +151,20 @@ def _processes() -> list[Fault]:
     lost = {"codes": (UNAVAILABLE,)}
     return [
         *(to_rank(rank, number) for rank in (0, 1) for number in (SIGKILL, SIGSTOP)),
-        Fault("SIGKILL to a worker", "Processes", hurt(partial(in_worker, SIGKILL), data__workers=2), says="worker", **lost),
-        Fault("SIGSEGV in a worker", "Processes", hurt(partial(in_worker, SIGSEGV), data__workers=2), says="worker", **lost),
+        Fault(
+            "SIGKILL to a worker",
+            "Processes",
+            hurt(partial(in_worker, SIGKILL), data__workers=2),
+            says="worker",
+            **lost,
+        ),
+        Fault(
+            "SIGSEGV in a worker",
+            "Processes",
+            hurt(partial(in_worker, SIGSEGV), data__workers=2),
+            says="worker",
+            **lost,
+        ),
         Fault(
             "SIGSTOP to a worker",
             "Processes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import socket
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,7 +111,12 @@ class Stage:
         return {"HOME": home, "TMPDIR": temporary, "XDG_CACHE_HOME": home, "HF_HOME": home}
 
     def train(
-        self, moments: list[Moment] | None = None, ranks: int = 1, data: Any = None, job: dict | None = None, **flags: Any
+        self,
+        moments: list[Moment] | None = None,
+        ranks: int = 1,
+        data: Any = None,
+        job: dict | None = None,
+        **flags: Any,
     ) -> Launch:
         """Start the training. data: a folder or URL that holds train and val. flags: replace or add to FLAGS.
 
@@ -138,10 +144,18 @@ class Stage:
         return digests(self.shared.data) == self._data_before
 
     def strangers(self) -> list[str]:
-        """What lies beside --out, and in the folders that nothing is to be written to."""
+        """What lies beside --out, and in the folders that nothing is to be written to.
+
+        A worker that is killed leaves the empty folder of its socket, which Python's multiprocessing made in TMPDIR.
+        """
         known = {"run", *UNUSED, *self.made}
         found = [path.name for path in self.folder.iterdir() if path.name not in known]
-        return found + [str(path.relative_to(self.folder)) for name in UNUSED for path in (self.folder / name).rglob("*")]
+        return found + [
+            str(path.relative_to(self.folder))
+            for name in UNUSED
+            for path in (self.folder / name).rglob("*")
+            if not re.match(r"temporary/pymp-[^/]+(/listener-\w+)?$", str(path.relative_to(self.folder)))
+        ]
 
 
 class Launch:
