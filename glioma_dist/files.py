@@ -12,7 +12,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from glioma_dist.errors import DiskFullError, InputError
 
@@ -114,21 +114,36 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     or a device would be read without end.
     """
     try:
-        # A pipe that nobody writes to would not even open.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            check_plain(path, found)
-            if found.st_size > max_bytes:
-                raise InputError(f"{path}: has {found.st_size} bytes, more than the {max_bytes} that are read")
-            data = file.read(max_bytes + 1)
-    except ValueError as error:  # a name with a zero byte
-        raise InputError(f"{path}: cannot be the name of a file ({error})") from None
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise InputError(f"{path}: has {size} bytes, more than the {max_bytes} that are read")
+            # What is asked for is also what Python sets aside: not the bound, but the size that the file has.
+            data = file.read(size + 1)
+            while len(data) <= max_bytes and (more := file.read(2**16)):
+                data += more
     except OSError as error:
         raise cannot_read(path, error) from None
     if len(data) > max_bytes:
         raise InputError(f"{path}: grew beyond the {max_bytes} bytes that are read")
     return data
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file for reading. Raises InputError where it cannot be read, or is none: a pipe or a device."""
+    try:
+        # A pipe that nobody writes to would not even open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            check_plain(path, os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"{path}: cannot be the name of a file ({error})") from None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    return open(descriptor, "rb")
 
 
 def check_plain(path: Path | str, found: os.stat_result) -> None:

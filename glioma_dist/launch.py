@@ -62,8 +62,8 @@ SLOW_BF16_CPU = (
     "mixed_precision: 'no'"
 )
 SLOW_BF16_GPU = (
-    "bf16 on a GPU of compute capability {0}.{1}, which has no bf16 units (8.0 and newer have), is no faster than fp32, "
-    "an eighth of fp16's speed by the V100's data sheet (15.7 and 125 TFLOP/s); set mixed_precision: fp16"
+    "bf16 on a GPU of compute capability {0}.{1}, which has no bf16 units (8.0 and newer have), is no faster than "
+    "fp32, an eighth of fp16's speed by the V100's data sheet (15.7 and 125 TFLOP/s); set mixed_precision: fp16"
 )
 
 
@@ -193,8 +193,8 @@ def check_device(environment: Mapping[str, str], machine: Machine) -> list[str]:
         if asked:
             raise InputError(
                 f"{asked} asks for a GPU, and PyTorch can use none: {machine.reason or 'it sees none'}. Update the "
-                "NVIDIA driver, or train on the CPU: accelerate_configs/cpu.yaml, or with torchrun and without a launcher "
-                f"{USE_CPU}=true"
+                "NVIDIA driver, or train on the CPU: accelerate_configs/cpu.yaml, or with torchrun and without a "
+                f"launcher {USE_CPU}=true"
             )
         on_cpu = True
     if flag(environment, USE_FSDP) and on_cpu:

@@ -44,6 +44,8 @@ PRELOADED = [
     "glioma_dist.inference.predict",
 ]
 TINY_CHANNELS = (16, 16, 8, 8, 8)
+FIRST_SCALE = 2.0**24
+"""A loss scale so large that the first steps overflow fp16."""
 
 
 def draw_sample(number: int, width: int = 96, height: int = 80, channels: int = 1, dtype: type = np.uint8) -> Sample:
@@ -224,6 +226,19 @@ def train_here(config: TrainConfig) -> tuple[int, int]:
     here = Runtime.start(config.scale.timeout_s)
     train(config, here)
     return here.rank, here.num_processes
+
+
+def start_fp16() -> Any:
+    """A runtime that computes in fp16 with a loss scale that grows every second step."""
+    import torch
+
+    from glioma_dist.runtime import Runtime
+
+    here = Runtime.start()
+    here.accelerator.state._mixed_precision = "fp16"
+    here.accelerator.native_amp = True
+    here.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE, growth_interval=2)
+    return here
 
 
 def load_tool(name: str) -> Iterator[ModuleType]:

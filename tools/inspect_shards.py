@@ -8,10 +8,10 @@ import cv2
 import tyro
 
 from glioma_dist.command_line import read_arguments
-from glioma_dist.data.inspection import contact_sheet, index_folder, pick_samples, verify
+from glioma_dist.data.inspection import contact_sheet, find_unused, index_folder, pick_samples, tell_unused, verify
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import is_url
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import write_atomically
 from glioma_dist.paths import PathOrUrl
 from glioma_dist.run_command import run_command
@@ -62,12 +62,17 @@ def list_shards(reader: ShardReader) -> None:
     """Print what the index says, and the shards, the first MOST_LINES of them."""
     index, shards = reader.index, reader.index["shards"]
     num_bytes = sum(shard["bytes"] for shard in shards)
-    print(f"{reader.source}: {index['dataset']}, split {index['split']}, licence {index['licence']}")
+    head = f"{reader.source}: {index['dataset']}, split {index['split']}, licence {index['licence']}"
+    print(one_line(head, 2000))
     print(f"{len(reader)} samples in {len(shards)} shards, {num_bytes / 1e6:.1f} MB")
     for shard in shards[:MOST_LINES]:
         print(f"  {shard['name']}  {shard['num_samples']} samples  {shard['bytes']} bytes  {shard['sha256'][:12]}")
     if len(shards) > MOST_LINES:
         print(f"  and {len(shards) - MOST_LINES} more")
+    unused = index.get("unused_members")
+    line = tell_unused(unused["names"], unused["count"]) if unused else None
+    if line:
+        print(line)
 
 
 def inspect(config: InspectConfig) -> None:
@@ -94,6 +99,10 @@ def inspect(config: InspectConfig) -> None:
         if faults:
             raise InputError(f"{len(faults)} of {len(reader.shard_sizes)} shards are not whole; the first: {faults[0]}")
         print("every checksum is right")
+        if not is_url(config.shards) and "unused_members" not in reader.index:
+            line = tell_unused(find_unused(reader))
+            if line:
+                print(line)
 
 
 def main() -> None:

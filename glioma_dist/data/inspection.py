@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,62 +13,105 @@ import numpy as np
 from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.cache import CHUNK_BYTES
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shard_index import FORMAT_VERSION, INDEX_NAME, SHARD_NAME_PATTERN, members_name, write_json
+from glioma_dist.data.shard_checks import SHARD_NAME_PATTERN
+from glioma_dist.data.shard_index import FORMAT_VERSION, INDEX_NAME, members_name, write_json
 from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.tar_members import OUR_MEMBERS, member_table
-from glioma_dist.errors import InputError
+from glioma_dist.data.tar_members import OUR_MEMBERS, scan_tar, unused_members
+from glioma_dist.errors import InputError, one_line, printable
+from glioma_dist.files import open_plain
 
+MOST_NAMES = 20
+"""Of unused members, that an index keeps."""
 CELL_PX, LINE_PX = 360, 20
 """Of a contact sheet: width and height that an image is fitted into, and the height of the line below it."""
 
 
 def index_folder(
     folder: Path, dataset: str, split: str, licence: str, members: Mapping[str, str] = OUR_MEMBERS
-) -> None:
+) -> list[str]:
     """Write index.json and the tables of members for a folder of plain WebDataset tars; index.json last.
 
-    members: what the tars' members end with, by what each is here (see `member_table`). Raises InputError where there
-    is an index already, no tar, or one that cannot be used.
+    Returns the members that no sample took, as `tar: name`. members: what the tars' members end with, by what each is
+    here (see `scan_tar`). Raises InputError where there is an index already, no tar, or one that cannot be used.
     """
     if (folder / INDEX_NAME).exists():
-        raise InputError(f"{folder}: holds an {INDEX_NAME} already; remove it first if it is to be made anew")
+        raise InputError(f"{folder}: holds an {INDEX_NAME} already; remove it first to have it made again")
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise InputError(f"{folder}: holds no .tar; name the folder of the shards, and uncompress .tar.gz")
     shards: list[dict] = []
+    unused: list[str] = []
     seen: dict[str, Path] = {}
     for path in paths:
         if not SHARD_NAME_PATTERN.fullmatch(path.name):
-            raise InputError(f"{path}: a shard's name is up to 64 letters, digits, _ and -, then .tar; rename it")
-        members_of_shard = member_table(path, members)
-        if not members_of_shard:
-            raise InputError(f"{path}: holds no sample with {' and '.join(members.values())}; name the endings it has")
-        for member in members_of_shard:
+            what = "a shard's name is up to 64 letters, digits, _ and -, then .tar; rename it"
+            raise InputError(one_line(f"{path}: {what}"))
+        contents = scan_tar(path, members)
+        if not contents.table:
+            names = f"; it has {_some(contents.unused, 3)}" if contents.unused else ""
+            what = f"holds no sample with {' and '.join(members.values())}; name the endings it has{names}"
+            raise InputError(one_line(f"{path}: {what}"))
+        for member in contents.table:
             if member["key"] in seen:
-                raise InputError(f"{path}: sample {member['key']} is in {seen[member['key']].name}, too; mend the tars")
+                other = seen[member["key"]].name
+                raise InputError(f"{path}: sample {member['key']} is in {other}, too; rename one, or remove it")
             seen[member["key"]] = path
-        table = path.with_name(members_name(path.name))
-        write_json(table, members_of_shard)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append(
-            {
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": digest,
-                "num_samples": len(members_of_shard),
-                "members_sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
-            }
-        )
+        unused += [f"{path.name}: {name}" for name in contents.unused]
+        shards.append(_write_table(path, contents.table))
     head = {"format_version": FORMAT_VERSION, "dataset": dataset, "split": split, "licence": licence}
-    partial = folder / f".{INDEX_NAME}.partial"
-    write_json(partial, {**head, "num_samples": sum(s["num_samples"] for s in shards), "shards": shards}, indent=1)
-    partial.rename(folder / INDEX_NAME)
+    if unused:
+        head["unused_members"] = {
+            "count": len(unused),
+            "names": [printable(name)[:200] for name in unused[:MOST_NAMES]],
+        }
+    index = {**head, "num_samples": sum(shard["num_samples"] for shard in shards), "shards": shards}
+    write_json(folder / INDEX_NAME, index, indent=1)
+    return unused
+
+
+def _write_table(path: Path, table: list[dict]) -> dict:
+    """Write the table of members beside a tar. Returns the tar's entry in the index."""
+    table_path = path.with_name(members_name(path.name))
+    write_json(table_path, table)
+    with open_plain(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        num_bytes = os.fstat(file.fileno()).st_size
+    return {
+        "name": path.name,
+        "bytes": num_bytes,
+        "sha256": digest,
+        "num_samples": len(table),
+        "members_sha256": hashlib.sha256(table_path.read_bytes()).hexdigest(),
+    }
+
+
+def tell_unused(names: Sequence[str], count: int | None = None) -> str | None:
+    """One line about members that no sample took, `count` in all; None where there is none."""
+    count = len(names) if count is None else count
+    if not count:
+        return None
+    are = "1 member belongs" if count == 1 else f"{count} members belong"
+    return one_line(f"{are} to no sample and {'is' if count == 1 else 'are'} not read: {_some(names, count)}")
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    shown = [one_line(name, 80) for name in names[:3]]
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
+
+
+def find_unused(reader: ShardReader) -> list[str]:
+    """The members of a local folder's tars that no sample takes, as `tar: name`. Raises InputError."""
+    unused = []
+    for number, shard in enumerate(reader.index["shards"]):
+        path = reader.source.folder / shard["name"]
+        unused += [f"{path.name}: {name}" for name in unused_members(path, reader.member_ranges(number))]
+    return unused
 
 
 def verify(reader: ShardReader) -> Iterator[tuple[str, str | None]]:
-    """For each shard its name and what is wrong with it first: its SHA-256, its table's, or one of its samples; None
-    where all is well. Every byte is read, every image decoded."""
+    """For each shard its name and what is wrong with it first: its SHA-256, its table's, one of its samples, or a key
+    that an earlier shard has; None where all is well. Every byte is read, every image decoded."""
+    seen: dict[str, str] = {}
     for number, shard in enumerate(reader.index["shards"]):
         try:
             digest = hashlib.sha256()
@@ -76,11 +120,14 @@ def verify(reader: ShardReader) -> Iterator[tuple[str, str | None]]:
                 digest.update(reader.source.read_range(shard["name"], start, end))
             # The samples first: what is wrong with one says more than what is wrong with the whole.
             for place in range(shard["num_samples"]):
-                reader.read(number, place)
+                key = reader.read(number, place).key
+                if seen.setdefault(key, shard["name"]) != shard["name"]:
+                    where = reader.source.where(shard["name"])
+                    raise InputError(f"{where}: sample {key} is in {seen[key]}, too; rename one, or remove it")
             if digest.hexdigest() != shard["sha256"]:
                 raise InputError(
-                    f"{reader.source.where(shard['name'])}: its SHA-256 is {digest.hexdigest()}, index.json says "
-                    f"{shard['sha256']}; convert again"
+                    f"{reader.source.where(shard['name'])}: its SHA-256 is {digest.hexdigest()}, {INDEX_NAME} says "
+                    f"{shard['sha256']}; {reader.source.remedy}"
                 )
         except InputError as error:
             yield shard["name"], str(error)

@@ -5,28 +5,41 @@ Whatever these files say is later joined to a path or used as a length, so all o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Sequence
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from glioma_dist import files
+from glioma_dist.data.shard_checks import (
+    EXTENSIONS,
+    MAX_TEXT_LENGTH,
+    NO_FACTS,
+    fault_of_member,
+    fault_of_shard,
+    fault_of_table,
+    is_text,
+    is_unused,
+    sample_span,
+    short,
+)
+from glioma_dist.data.shard_checks import KEY_PATTERN as KEY_PATTERN  # a part of the format
+from glioma_dist.data.shard_checks import MAX_KEY_LENGTH as MAX_KEY_LENGTH
 from glioma_dist.data.storage import LocalFolder, RemoteFolder
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line, printable
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
-EXTENSIONS = ("png", "mask.png", "json")
-MAX_SHARD_BYTES, MAX_SAMPLE_BYTES = 2**40, 2**30
-# USTAR holds names of 100 bytes; `.mask.png` takes 9 of them.
-MAX_KEY_LENGTH = 90
-NO_FACTS = [-1, -1]
-KEY_PATTERN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}")
-SHARD_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}\.tar")
+MAX_INDEX_BYTES, MAX_INDEX_ITEMS = 2**26, 2**21
+"""Of index.json: some 280,000 shards. A few bytes of JSON can become an object of 64, so these are counted, too."""
+MAX_TABLE_BYTES, MAX_TABLE_ITEMS = 2**26, 32
+"""Of a table of members: in all, and of the second so many for each sample."""
+TABLE_BYTES_PER_SAMPLE = 1024
 HOW_TO_CONVERT = "convert first, for example: python tools/convert_livecell.py --source DIR --out shards/livecell"
 
 
@@ -36,12 +49,8 @@ def members_name(shard_name: str) -> str:
 
 
 def write_json(path: Path, content: object, indent: int | None = None) -> None:
-    """Write and sync a JSON file."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=indent)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Write and sync a JSON file; all of it or nothing."""
+    files.write_json_atomically(path, content, indent)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,10 @@ class MemberTable:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def all_ranges(self) -> list[tuple[int, int]]:
+        """[offset, size] of every member."""
+        return [tuple(pair) for pairs in self._ranges.tolist() for pair in pairs if pair != NO_FACTS]
+
     def __getitem__(self, place: int) -> Member:
         # Facts that are missing lie, empty, where the image does.
         pairs = [
@@ -84,115 +97,132 @@ class MemberTable:
         return Member(self.keys[place], tuple(map(tuple, pairs)), digest.hex() if digest else None)
 
 
-def sample_span(ranges: Iterable[Sequence[int]]) -> tuple[int, int]:
-    """First byte and end of a sample's members, each [offset, size]: they lie side by side."""
-    return min(offset for offset, _ in ranges), max(offset + size for offset, size in ranges)
-
-
 def read_index(source: LocalFolder | RemoteFolder) -> dict:
     """index.json of a folder of shards. Raises InputError where it is missing or says what cannot be."""
     if isinstance(source, LocalFolder):
         _check_folder(source.folder)
     path = source.where(INDEX_NAME)
-    index = _as_json(source.read_all(INDEX_NAME, _is_json), path)
-    if not isinstance(index, dict) or index.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path}: is not of format version {FORMAT_VERSION}; convert again")
-    texts, shards = [index.get(name) for name in ("dataset", "split", "licence")], index.get("shards")
-    if not all(isinstance(text, str) for text in texts) or not isinstance(shards, list):
-        raise InputError(f"{path}: lacks dataset, split, licence or shards; convert again")
-    for shard in shards:
-        if not isinstance(shard, dict) or not _is_sane_shard(shard):
-            raise InputError(f"{path}: describes a shard that cannot be ({str(shard)[:120]}); convert again")
-    if index.get("num_samples") != sum(shard["num_samples"] for shard in shards):
-        raise InputError(f"{path}: num_samples is not the sum over its shards; convert again")
+    index = _as_json(source.read_all(INDEX_NAME, MAX_INDEX_BYTES, _is_json), source, INDEX_NAME, MAX_INDEX_ITEMS)
+
+    def refuse(what: str) -> InputError:
+        return InputError(one_line(f"{path}: {what}; {source.remedy}"))
+
+    if not isinstance(index, dict):
+        raise refuse(f"is {short(index)}, not an index of shards")
+    version = index.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise refuse(f"its format_version is {short(version)}, and {FORMAT_VERSION} is read here")
+    for name in ("dataset", "split", "licence"):
+        if not is_text(index.get(name)):
+            raise refuse(f"its {name} is {short(index.get(name))}, not a text of 1 to {MAX_TEXT_LENGTH} characters")
+    shards = index.get("shards")
+    if not isinstance(shards, list):
+        raise refuse(f"its shards are {short(shards)}, not a list")
+    for number, shard in enumerate(shards):
+        fault = fault_of_shard(shard)
+        if fault:
+            raise refuse(f"describes a shard that cannot be: number {number}: {fault}")
+    if not is_unused(index.get("unused_members")):
+        raise refuse("its unused_members are not a count and names")
+    total, told = sum(shard["num_samples"] for shard in shards), index.get("num_samples")
+    if type(told) is not int or told != total:
+        raise refuse(f"its num_samples is {short(told)}, and its shards have {total} together")
     if len({shard["name"] for shard in shards}) != len(shards):
-        raise InputError(f"{path}: names a shard twice; convert again")
+        raise refuse("names a shard twice")
     return index
 
 
 def read_members(source: LocalFolder | RemoteFolder, shard: dict) -> MemberTable:
     """A shard's table of members, checked against `shard`, its entry in the index. Raises InputError."""
-    name = members_name(shard["name"])
-    path = source.where(name)
+    name, num_samples = members_name(shard["name"]), shard["num_samples"]
 
     def is_whole(data: bytes) -> bool:
         return shard.get("members_sha256") in (None, hashlib.sha256(data).hexdigest())
 
-    data = source.read_all(name, is_whole)
-    table = _as_json(data, path)
-    if not isinstance(table, list) or len(table) != shard["num_samples"]:
-        raise InputError(f"{path}: does not list {shard['num_samples']} samples; convert again")
-    for member in table:
-        if not isinstance(member, dict) or not _is_sane_member(member, shard["bytes"]):
-            raise InputError(f"{path}: describes a sample that cannot be ({str(member)[:120]}); convert again")
+    def refuse(what: str) -> InputError:
+        return InputError(one_line(f"{source.where(name)}: {what}; {source.remedy}"))
+
+    most = min(MAX_TABLE_BYTES, TABLE_BYTES_PER_SAMPLE * (num_samples + 4))
+    data = source.read_all(name, most, is_whole)
+    table = _as_json(data, source, name, MAX_TABLE_ITEMS * (num_samples + 4))
+    if not isinstance(table, list) or len(table) != num_samples:
+        raise refuse(f"does not list {num_samples} samples")
+    for place, member in enumerate(table):
+        fault = fault_of_member(member, shard["bytes"])
+        if fault:
+            raise refuse(f"describes a sample that cannot be: number {place}: {fault}")
+    fault = fault_of_table(table)
+    if fault:
+        raise refuse(f"describes samples that cannot be: {fault}")
     if not is_whole(data):
-        raise InputError(f"{path}: is not the file that {INDEX_NAME} has the SHA-256 of; convert again")
+        raise refuse(f"is not the file that {INDEX_NAME} has the SHA-256 of")
     return MemberTable(table)
 
 
+def read_facts(data: bytes, where: str) -> dict:
+    """The facts of a sample from its JSON; numbers that JSON does not have (NaN, Infinity) become None.
+
+    Raises InputError where it is no JSON object.
+    """
+    try:
+        facts = json.loads(data, parse_constant=lambda _: None, parse_float=_finite) if data else {}
+    except (ValueError, RecursionError) as error:
+        what = "is nested too deeply" if isinstance(error, RecursionError) else f"is no JSON ({error})"
+        raise InputError(one_line(f"{where}: {what}; correct it, or omit it")) from None
+    if not isinstance(facts, dict):
+        raise InputError(one_line(f"{where}: is no JSON object; correct it, or omit it"))
+    return facts
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if np.isfinite(value) else None
+
+
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; {HOW_TO_CONVERT}")
-    if (folder / INDEX_NAME).is_file():
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise InputError(f"{folder}: is a file, not a folder of shards; {HOW_TO_CONVERT}")
+        os.lstat(folder / INDEX_NAME)
         return
+    except ValueError as error:
+        raise InputError(f"{printable(folder)}: cannot be a folder's name ({error})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise files.cannot_read(error.filename or folder, error) from None
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder; {HOW_TO_CONVERT}")
     splits = sorted(index.parent.name for index in folder.glob(f"*/{INDEX_NAME}"))
     hint = f"name one of its splits: {', '.join(splits)}" if splits else HOW_TO_CONVERT
     if not splits and any(folder.glob("*.tar")):
         hint = f"convert again, or for somebody else's tars: python tools/inspect_shards.py {folder} --index"
-    raise InputError(f"{folder}: holds no {INDEX_NAME}, so it is no folder of shards; {hint}")
+    raise InputError(one_line(f"{folder}: holds no {INDEX_NAME}, so it is no folder of shards; {hint}"))
 
 
 def _is_json(data: bytes) -> bool:
     try:
-        json.loads(data.decode("utf-8"))
+        _parse(data, MAX_INDEX_ITEMS)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def _as_json(data: bytes, path: str) -> object:
+def _as_json(data: bytes, source: LocalFolder | RemoteFolder, name: str, max_items: int) -> object:
     try:
-        return json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: is no JSON; convert again") from None
+        return _parse(data, max_items)
+    except RecursionError:
+        what = "nested too deeply"
+    except ValueError as error:
+        what = error
+    raise InputError(one_line(f"{source.where(name)}: is no JSON that can be read ({what}); {source.remedy}"))
 
 
-def _is_count(value: object, most: int) -> bool:
-    return type(value) is int and 0 <= value <= most
+def _parse(data: bytes, max_items: int) -> object:
+    # Before anything is made of it: a mebibyte of `[],[],` becomes thirty of objects.
+    if sum(map(data.count, (b",", b"[", b"{"))) > max_items:
+        raise ValueError(f"more than {max_items} values, more than can be")
+    return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
 
 
-def _is_sane_shard(shard: dict) -> bool:
-    return (
-        SHARD_NAME_PATTERN.fullmatch(str(shard.get("name"))) is not None
-        and _is_digest(shard.get("sha256"))
-        and ("members_sha256" not in shard or _is_digest(shard["members_sha256"]))
-        and _is_count(shard.get("bytes"), MAX_SHARD_BYTES)
-        and _is_count(shard.get("num_samples"), shard["bytes"])
-    )
-
-
-def _is_sane_member(member: dict, num_bytes: int) -> bool:
-    """Whether the key is of the right form, each [offset, size] lies within a file of `num_bytes`, and all of them
-    near each other. Facts and SHA-256 may be missing."""
-    pairs = [member.get(extension) for extension in EXTENSIONS if extension != "json" or extension in member]
-    return (
-        KEY_PATTERN.fullmatch(str(member.get("key"))) is not None
-        and ("sha256" not in member or _is_digest(member["sha256"]))
-        and all(
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(_is_count(number, num_bytes) for number in pair)
-            and sum(pair) <= num_bytes
-            for pair in pairs
-        )
-        and _spans_at_most(MAX_SAMPLE_BYTES, pairs)
-    )
-
-
-def _spans_at_most(num_bytes: int, pairs: list[list[int]]) -> bool:
-    start, end = sample_span(pairs)
-    return end - start <= num_bytes
-
-
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -25,15 +25,18 @@ from glioma_dist.data.shard_index import (
     FORMAT_VERSION,
     INDEX_NAME,
     KEY_PATTERN,
+    Member,
     MemberTable,
     members_name,
+    read_facts,
     read_index,
     read_members,
     write_json,
 )
-from glioma_dist.data.storage import Accept, LocalFolder, Patience, RemoteFolder, open_folder
+from glioma_dist.data.storage import LocalFolder, Patience, RemoteFolder, open_folder
 from glioma_dist.data.tar_members import member_table
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.files import cannot_read, check_plain, sync
 
 SAMPLES_PER_SHARD = 64
 SHARD_FACTS = ("name", "bytes", "sha256", "num_samples")
@@ -109,7 +112,7 @@ class ShardWriter:
         """
         if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self._keys:
             raise InputError(f"sample {sample.key!r}: the key is not letters, digits, _ and - only, or comes twice")
-        _check_same_size(sample, str(self.folder))
+        _check_same_size(sample, str(self.folder), "give a mask of the image's size")
         if self._tar is None:
             self._start_shard()
         self._keys.add(sample.key)
@@ -161,11 +164,11 @@ class ShardWriter:
             {**self._head, "num_samples": len(self._keys), "shards": self._shards},
             indent=1,
         )
-        _sync_folder(self._partial)
+        sync(self._partial)
         if self.folder.exists():
             self.folder.rename(self._replaced)
         self._partial.rename(self.folder)
-        _sync_folder(self.folder.parent)
+        sync(self.folder.parent)
         shutil.rmtree(self._replaced, ignore_errors=True)
 
 
@@ -193,7 +196,7 @@ class ShardReader:
             for shard in self.index["shards"]:
                 self._check_length(self.source.folder / shard["name"], shard["bytes"])
         if not sum(self.shard_sizes):
-            raise InputError(f"{folder}: its index.json names no sample; convert again")
+            raise InputError(f"{folder}: its {INDEX_NAME} names no sample; {self.source.remedy}")
         told = {name: self.index[name] for name in ("format_version", "dataset", "split")}
         told["shards"] = [{name: shard[name] for name in SHARD_FACTS} for shard in self.index["shards"]]
         self.fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -217,38 +220,63 @@ class ShardReader:
         Raises InputError where the bytes are not there or not those that were written, a PNG is damaged, or mask
         and image differ in size.
         """
-        member = self._table(shard)[place]
-        path = self.source.where(self.index["shards"][shard]["name"])
-        start, end = member.span
-        data = self._read_range(self.index["shards"][shard], start, end, member.is_whole)
-        parts = [data[offset - start : offset - start + size] for offset, size in member.ranges]
-        image_data, mask_data, facts_data = parts
-        key = member.key
-        try:
-            facts = json.loads(facts_data) if facts_data else {}
-        except (ValueError, RecursionError):
-            raise InputError(f"{path}: {key}.json is damaged; convert again") from None
-        if not isinstance(facts, dict):
-            raise InputError(f"{path}: {key}.json is no JSON object; mend it, or leave it out")
+        entry, member = self.index["shards"][shard], self._table(shard)[place]
+        if self._cache is None:
+            start, end = member.span
+            return self._decode(entry, member, self.source.read_range(entry["name"], start, end, member.is_whole))
+        return self._read_cached(entry, member)
+
+    def _read_cached(self, entry: dict, member: Member) -> Sample:
+        """Bytes of the cache are wrong where its disk is: then they are fetched again, and only what comes wrong from
+        the source is its fault."""
+        (start, end), fault = member.span, None
+        for _ in range(2):
+            data = self._cache.read_range(self.source, entry, start, end)
+            if data is None:
+                break
+            if not member.is_whole(data):
+                self._cache.drop(self.source, entry)
+                continue
+            try:
+                return self._decode(entry, member, data)
+            except InputError as error:
+                if member.sha256 is not None:
+                    raise
+                # Nothing but the images' own checksums tells that the bytes are wrong.
+                fault = error
+                self._cache.drop(self.source, entry)
+        if fault is not None and data is not None:
+            raise fault
+        data = self.source.read_range(entry["name"], start, end, member.is_whole, may_skip=True)
+        return self._decode(entry, member, data)
+
+    def _decode(self, entry: dict, member: Member, data: bytes) -> Sample:
+        """A sample from the bytes of its span. Raises InputError where they are not those of a sample."""
+        path, key, start = self.source.where(entry["name"]), member.key, member.span[0]
+        image_data, mask_data, facts_data = (
+            data[offset - start : offset - start + size] for offset, size in member.ranges
+        )
+        facts = read_facts(facts_data, f"{path}: {key}.json")
         image = decode_image(image_data, f"{path}: {key}.png")
         sample = Sample(key, image, decode_mask(mask_data, f"{path}: {key}.mask.png"), facts)
-        _check_same_size(sample, path)
-        # Last, for those above tell which part it is.
+        _check_same_size(sample, path, self.source.remedy)
+        # Last, because those above tell which part it is.
         if not member.is_whole(data):
-            raise InputError(f"{path}: sample {key} is damaged (its SHA-256 is another); convert again")
+            raise InputError(f"{path}: sample {key} is damaged (its SHA-256 is another); {self.source.remedy}")
         return sample
 
-    def _read_range(self, shard: dict, start: int, end: int, accept: Accept) -> bytes:
-        if self._cache is not None:
-            data = self._cache.read_range(self.source, shard, start, end)
-            if data is not None:
-                return data
-        return self.source.read_range(shard["name"], start, end, accept)
-
     def _check_length(self, path: Path, num_bytes: int) -> None:
-        found = path.stat().st_size if path.is_file() else 0
-        if found != num_bytes:
-            raise InputError(f"{path}: {found} bytes found, {num_bytes} expected; convert again")
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise InputError(one_line(f"{cannot_read(path, error)}; {self.source.remedy}")) from None
+        check_plain(path, found)
+        if found.st_size != num_bytes:
+            raise InputError(f"{path}: {found.st_size} bytes found, {num_bytes} expected; {self.source.remedy}")
+
+    def member_ranges(self, shard: int) -> list[tuple[int, int]]:
+        """[offset, size] of every member that the samples of a shard take."""
+        return self._table(shard).all_ranges()
 
     def _table(self, shard: int) -> MemberTable:
         if shard in self._tables:
@@ -260,18 +288,10 @@ class ShardReader:
         return table
 
 
-def _check_same_size(sample: Sample, where: str) -> None:
+def _check_same_size(sample: Sample, where: str, remedy: str) -> None:
     if sample.image.shape[:2] != sample.mask.shape:
         (height, width), (mask_height, mask_width) = sample.image.shape[:2], sample.mask.shape
         raise InputError(
             f"{where}: sample {sample.key}: the image is {width}x{height}, its mask "
-            f"{mask_width}x{mask_height}; convert again"
+            f"{mask_width}x{mask_height}; {remedy}"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,18 +22,18 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import cannot_write, read_bytes
 
 DTYPES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""The format's names of the types that a network or an optimizer may hold."""
+"""The format's names of the types that a network or an optimizer may hold, in the order of their tensors in a file."""
 ALIGNMENT = 8
 """Bytes that the header's length is a multiple of, as the format asks."""
 
@@ -56,14 +56,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     the disk is full, or the file cannot be written for another reason.
     """
     header, described, offset = {}, {}, 0
-    # The widest types first: so every tensor begins at a multiple of its own width.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    # As the library does it: the widest types first, so that every tensor begins at a multiple of its own width.
+    kinds = list(DTYPES)
+    ordered = sorted(tensors.items(), key=lambda item: (kinds.index(item[1].dtype), item[0]))
     for name, tensor in ordered:
         end = offset + tensor.numel() * tensor.element_size()
         described[name] = describe(tensor)
         header[name] = described[name] | {"data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     digest, num_bytes = hashlib.sha256(), 0
     start = [len(text).to_bytes(8, "little"), text]

@@ -19,6 +19,7 @@ from glioma_dist.run_command import as_run_error
 from glioma_dist.runtime import Runtime
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
+from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
 from glioma_dist.scale.rows import Rows, band_edges, check_division
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.sharding import choose_shards, clip_gradients
@@ -28,12 +29,9 @@ from glioma_dist.training.memory import choose_recompute, explain_full_memory
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run import Scores, Training, save
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import Position, load_optimizer, load_weights
+from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler
 from glioma_dist.training.status import mark_finished
 from glioma_dist.training.validation import validate
-
-MAX_SCALE_REDUCTIONS = 40
-"""Times in a row that a step whose gradients overflow fp16 is repeated, with half the loss scale each time."""
 
 
 def train(config: TrainConfig, runtime: Runtime) -> None:
@@ -114,6 +112,7 @@ def prepare(
     fix_buckets(model)
     if old is not None:
         load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
+        load_scaler_state(runtime.accelerator, read_scaler(old))
     training = Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, folder, stop)
     return training, position
 
@@ -164,15 +163,10 @@ class TrainingLoop:
         batch, problem = self._next_batch()
         training.runtime.agree(problem)
         self._in_step = True
-        for _ in range(MAX_SCALE_REDUCTIONS):
-            training.guard.begin()
-            with explain_full_memory(training.config, training.runtime, training.recompute):
-                scores = train_step(training, batch, step)
-            if scores is not None:
-                break
-            training.guard.undo()  # fp16 overflowed: the same step again, with a smaller loss scale
-        else:
-            raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
+        training.guard.begin()
+        with explain_full_memory(training.config, training.runtime, training.recompute):
+            while (scores := train_step(training, batch, step)) is None:
+                training.guard.undo()
         self._in_step = False
         self.position = replace(self.position, step=step + 1)
         if self.reporter:
@@ -235,9 +229,9 @@ class TrainingLoop:
 def train_step(training: Training, batch: Batch, step: int) -> Scores | None:
     """One optimizer step on this process's share of a batch: its images, or its rows of them.
 
-    Returns the scores of the whole batch; None where the gradients overflowed fp16, so that no weight moved and the
-    loss scale was reduced. Raises NonFiniteError, on every process and before any weight moves, where the loss of any
-    image is not finite.
+    Returns the scores of the whole batch; None where the gradients overflowed fp16, so that no weight moved: the loss
+    scale is half of what it was, and the step is to be taken again. Raises NonFiniteError, on every process and before
+    any weight moves, where the loss of any image is not finite.
     """
     config, runtime, rows = training.config, training.runtime, training.rows
     with runtime.accelerator.autocast():
@@ -273,7 +267,9 @@ def train_step(training: Training, batch: Batch, step: int) -> Scores | None:
     training.optimizer.step()
     training.guard.weights_move = False
     training.optimizer.zero_grad()
-    if training.optimizer.step_was_skipped:
+    if step_was_skipped(runtime.accelerator, training.optimizer):
+        if scale_is_exhausted(runtime.accelerator):
+            raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
         return None
     return Scores(loss / config.batch_size, score / config.batch_size)
 

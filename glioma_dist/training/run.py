@@ -14,6 +14,7 @@ from glioma_dist.data.order import Order
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.runtime import Runtime
+from glioma_dist.scale.loss_scale import scaler_state
 from glioma_dist.scale.planner import Recompute
 from glioma_dist.scale.rows import Rows
 from glioma_dist.signals import StopSignal
@@ -118,7 +119,8 @@ def save(training: Training, position: Position, name: str, reporter: Reporter |
     else:
         writer = Writer(runtime.rank, runtime.num_processes, runtime.gather_objects, training.folder.check)
     keep = training.config.keep_last if name == "last" else 1
-    save_state(folder, training.config, position, model, optimizer, training.facts, writer, keep)
+    scaler = scaler_state(runtime.accelerator) if name == "last" else None
+    save_state(folder, training.config, position, model, optimizer, training.facts, writer, keep, scaler)
     if name == "last":
         training.folder.mark_resumable()
         if reporter:

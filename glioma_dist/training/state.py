@@ -164,10 +164,10 @@ def load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.op
         name, _, what = key.rpartition("/")
         if name not in numbers:
             raise InputError(f"{where}: holds {shown(name)}, which this model has not; give another --out")
-        if tensor.ndim and tensor.shape != parameters[name].shape:
+        if (tensor.ndim and tensor.shape != parameters[name].shape) or not tensor.is_floating_point():
             raise InputError(
-                f"{where}: {one_line(key, 100)} is {tuple(tensor.shape)}, the model's is "
-                f"{tuple(parameters[name].shape)}; give another --out"
+                f"{where}: {one_line(key, 100)} is {tensor.dtype} {tuple(tensor.shape)}, which does not fit the "
+                f"model's {tuple(parameters[name].shape)}; give another --out"
             )
         state.setdefault(numbers[name], {})[what] = _spread_like(parameters[name], tensor)
     kinds = {frozenset(values) for values in state.values()}

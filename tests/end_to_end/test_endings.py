@@ -1,15 +1,15 @@
 """How a run ends early: all that is finished is saved, what a failing step had changed is put back, and the same
 command ends with the bits of a run that nothing disturbed."""
 
-import contextlib
 import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import start, tiny_config, train_here
+from helpers import FIRST_SCALE, rows, run, start, start_fp16, tiny_config, train_here
 from test_training import check_same_run
 
 from glioma_dist.errors import ExitCode, MemoryFullError, NonFiniteError, RunError, StopRequested, UnavailableError
@@ -101,27 +101,40 @@ def test_weights_that_have_begun_to_move_are_not_saved(shards, tmp_path, runtime
     assert not (config.out / "last").exists()
 
 
-def test_a_step_that_overflows_fp16_is_repeated(whole, shards, tmp_path, runtime, monkeypatch):
-    """The gradient scaler skips the optimizer and halves its scale; such a step does not count."""
-    step, calls = loop.train_step, []
+def train_in_fp16(config, first_scale: float = FIRST_SCALE) -> list[int]:
+    """Train in real fp16, which PyTorch computes on CPUs too. Returns the number of each step that was tried."""
+    here = start_fp16()
+    here.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=first_scale, growth_interval=2)
+    tried, step = [], loop.train_step
 
-    def skipping(training, batch, number):
-        calls.append(number)
-        if len(calls) not in (2, 3):
-            return step(training, batch, number)
-        with contextlib.suppress(KeyError):
-            training.model(loop.normalise(batch.images), batch.seeds)  # moves running statistics, as the step does
-        return None
+    def noting(training, batch, number):
+        tried.append(number)
+        return step(training, batch, number)
 
-    monkeypatch.setattr(loop, "train_step", skipping)
-    config = tiny_config(shards, tmp_path / "run")
-    loop.train(config, runtime)
-    assert calls == [0, 1, 1, 1, 2, 3, 4, 5]
-    check_same_run(config.out, whole)
+    loop.train_step = noting
+    loop.train(config, here)
+    return tried
 
 
-def test_a_step_that_always_overflows_ends_the_run(shards, tmp_path, runtime, monkeypatch):
-    monkeypatch.setattr(loop, "train_step", lambda *_: None)
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit(shards, tmp_path, num_processes):
+    config = tiny_config(shards, tmp_path / "whole", save_every=1)
+    tried = run(train_in_fp16, config, num_processes=num_processes)
+    assert tried == [tried[0]] * num_processes
+    assert sorted(set(tried[0])) == list(range(6))
+    assert tried[0].count(0) > 1, "the first loss scale overflows"
+    resumed = replace(config, out=tmp_path / "resumed")
+    run(train_in_fp16, replace(resumed, max_steps=3), num_processes=num_processes)
+    run(train_in_fp16, resumed, num_processes=num_processes)
+    assert rows(resumed.out) == rows(config.out)
+    for name in ("model", "optimizer"):
+        ours, theirs = (config.out / "last" / f"{name}.safetensors" for config in (resumed, config))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_step_that_overflows_at_any_loss_scale_ends_the_run(shards, tmp_path, runtime, monkeypatch):
+    monkeypatch.setattr(loop, "step_was_skipped", lambda *_: True)
+    monkeypatch.setattr(loop, "scale_is_exhausted", lambda *_: True)
     with pytest.raises(NonFiniteError, match="step 1: its gradient overflows fp16 at any loss scale"):
         loop.train(tiny_config(shards, tmp_path / "run"), runtime)
 

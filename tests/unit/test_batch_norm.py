@@ -5,30 +5,54 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import run
+from encoder_helpers import narrow_transformers
+from helpers import TINY_CHANNELS, run
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
-from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d, synchronise_batch_norm
+from glioma_dist.config import ModelConfig
+from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.errors import InputError
+from glioma_dist.model.unet import UNet
+from glioma_dist.scale.batch_norm import (
+    GPU_COUNTERPARTS,
+    ProcessesBatchNorm2d,
+    ProcessesBatchNormAct2d,
+    depends_on_batch,
+    synchronise_batch_norm,
+)
+from glioma_dist.scale.statistics import BatchStatistics, normalise_with
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Two batch norms, so that the second's gradient passes through the first."""
+    """Batch norms with every setting that changes what they do; each one's gradient passes through those before it."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1),
         nn.BatchNorm2d(5),
         nn.ReLU(),
+        nn.BatchNorm2d(5, affine=False),
+        BatchNormAct2d(5, act_layer=nn.SiLU),
+        BatchNormAct2d(5, momentum=None, eps=1e-3),
+        nn.BatchNorm2d(5, track_running_stats=False),
         nn.Conv2d(5, 4, 1),
         nn.BatchNorm2d(4, momentum=0.3, eps=1e-3),
     ).to(dtype)
-    for norm in (model[1], model[4]):
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-        nn.init.uniform_(norm.running_var, 0.5, 2)
-        nn.init.normal_(norm.running_mean)
+    randomise(model)
     return model
+
+
+def randomise(model: nn.Module) -> None:
+    """Weights and running statistics of batch norms as training could leave them."""
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        if norm.weight is not None:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+        if norm.running_mean is not None:
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+            nn.init.normal_(norm.running_mean)
 
 
 def batches(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -116,7 +140,8 @@ def test_bf16_features_keep_statistics_in_fp32():
 def test_in_evaluation_it_is_pytorchs_own_and_names_stay():
     plain = make_model()
     ours = synchronise_batch_norm(copy.deepcopy(plain), CPU)
-    assert [type(module) for module in ours.modules()].count(ProcessesBatchNorm2d) == 2
+    kinds = [type(module) for module in ours.modules()]
+    assert (kinds.count(ProcessesBatchNorm2d), kinds.count(ProcessesBatchNormAct2d)) == (4, 2)
     assert list(ours.state_dict()) == list(plain.state_dict())
     images = batches()[0]
     assert torch.equal(ours.eval()(images), plain.eval()(images))
@@ -127,3 +152,82 @@ def test_in_evaluation_it_is_pytorchs_own_and_names_stay():
 def test_group_norm_is_left_alone():
     model = synchronise_batch_norm(nn.Sequential(nn.GroupNorm(1, 4), nn.BatchNorm2d(4)), CPU)
     assert [type(module) for module in model] == [nn.GroupNorm, ProcessesBatchNorm2d]
+
+
+@pytest.mark.parametrize("name", ENCODER_NAMES)
+def test_what_gpus_compute_keeps_every_activation(monkeypatch, name):
+    """The conversion for GPUs, looked at without one: in evaluation mode, where nothing is exchanged, on the CPU."""
+    narrow_transformers(monkeypatch)
+    torch.manual_seed(0)
+    model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
+    randomise(model)
+    names, num_norms = list(model.state_dict()), sum(map(depends_on_batch, model.modules()))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        assert synchronise_batch_norm(model, GPU) is model
+        assert torch.equal(model(images), expected)
+    assert list(model.state_dict()) == names
+    synchronised = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert len(synchronised) == num_norms > 0
+    assert {type(module) for module in synchronised} <= set(GPU_COUNTERPARTS.values())
+
+
+def test_pytorch_s_own_conversion_would_lose_activations():
+    """Why there is one of ours: the counter-check of the test above."""
+    model = make_model().eval()
+    expected = model(batches()[0])
+    assert not torch.allclose(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))(batches()[0]), expected)
+    ours = synchronise_batch_norm(copy.deepcopy(model), GPU)
+    assert [type(module) for module in ours].count(SyncBatchNormAct) == 2
+    assert torch.equal(ours(batches()[0]), expected)
+
+
+class OwnBatchNorm(nn.BatchNorm2d):
+    """A subclass may compute something else."""
+
+
+class OwnNorm(nn.Module):
+    """Keeps statistics, and is of no known family."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(4))
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+@pytest.mark.parametrize(
+    "norm",
+    [OwnBatchNorm(4), OwnNorm(), nn.BatchNorm1d(4), nn.BatchNorm3d(4), nn.InstanceNorm2d(4, track_running_stats=True)],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_a_norm_that_nobody_knows_is_refused_by_name(norm, device):
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(norm))
+    with pytest.raises(InputError, match=rf"1\.0 is a {type(norm).__name__}.* one process"):
+        synchronise_batch_norm(model, device)
+    assert type(model[0]) is nn.BatchNorm2d, "and nothing is half changed"
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_norms_of_one_image_each_need_nothing_and_twice_is_once(device):
+    model = nn.Sequential(nn.GroupNorm(1, 4), nn.LayerNorm(4), nn.InstanceNorm2d(4), nn.BatchNorm2d(4))
+    kinds = [type(module) for module in synchronise_batch_norm(model, device)]
+    assert kinds[:3] == [nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d]
+    assert [type(module) for module in synchronise_batch_norm(model, device)] == kinds
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str
+)
+def test_a_norm_in_bands_is_pytorch_s_own(settings, training):
+    """`BatchStatistics` and `normalise_with`, with which recomputation goes through a norm."""
+    plain = nn.BatchNorm2d(3, **settings).double().train(training)
+    randomise(plain)
+    ours = copy.deepcopy(plain)
+    for images in batches():
+        statistics = BatchStatistics(ours, over_processes=True)
+        found = normalise_with(ours, images, *statistics.forward(images))
+        torch.testing.assert_close(found, plain(images), rtol=1e-9, atol=1e-9)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-9, atol=1e-9)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from faulty_server import files_of, serve
-from helpers import draw_shards, run, start
+from helpers import damage_sample, draw_shards, run, start
 
 from glioma_dist.data.cache import ShardCache
 from glioma_dist.data.shards import ShardReader
@@ -114,12 +115,56 @@ def test_a_file_of_the_cache_that_is_cut_short_is_fetched_anew(server, shards, t
     assert read_all(f"{server.url}/train", tmp_path / "cache", 10**8) == expected(shards)
 
 
-def test_a_file_of_the_cache_that_is_damaged_is_no_sample(server, tmp_path):
-    read_all(f"{server.url}/train", tmp_path / "cache", 10**8)
-    for path in (tmp_path / "cache").glob("*.tar"):
-        path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(InputError, match=r"00000.tar.*cell-000"):
-        read_all(f"{server.url}/train", tmp_path / "cache", 10**8)
+def without_checksums(folder):
+    """As older folders are: no SHA-256 of tables and samples."""
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        del shard["members_sha256"]
+        table_path = folder / shard["name"].replace(".tar", ".members.json")
+        table = json.loads(table_path.read_text())
+        for member in table:
+            del member["sha256"]
+        table_path.write_text(json.dumps(table))
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("kind", ["zeros", "flipped"])
+def test_a_file_of_the_cache_that_is_damaged_is_fetched_again(shards, tmp_path, kind, has_checksums):
+    shutil.copytree(shards / "train", tmp_path / "train")
+    if not has_checksums:
+        without_checksums(tmp_path / "train")
+    with serve(files_of(tmp_path)) as server:
+        assert read_all(f"{server.url}/train", tmp_path / "cache", 10**8) == expected(shards)
+        first = len(fetched(server))
+        for path in (tmp_path / "cache").glob("*.tar"):
+            data = path.read_bytes()
+            path.write_bytes(
+                bytes(len(data)) if kind == "zeros" else data[:5000] + bytes([data[5000] ^ 4]) + data[5001:]
+            )
+        assert read_all(f"{server.url}/train", tmp_path / "cache", 10**8) == expected(shards)
+        assert len(fetched(server)) == 2 * first
+        assert read_all(f"{server.url}/train", tmp_path / "cache", 10**8) == expected(shards)
+        assert len(fetched(server)) == 2 * first
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_sample_that_is_wrong_at_the_source_is_its_fault(shards, tmp_path, has_checksums):
+    """The shard's SHA-256 is right, and its bytes are those of no sample."""
+    folder = shutil.copytree(shards / "train", tmp_path / "train")
+    damage_sample(folder, "cell-001")
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["sha256"] = hashlib.sha256((folder / "00000.tar").read_bytes()).hexdigest()
+    (folder / "index.json").write_text(json.dumps(index))
+    if not has_checksums:
+        without_checksums(folder)
+    with serve(files_of(tmp_path)) as server:
+        reader = ShardReader(f"{server.url}/train", ShardCache(tmp_path / "cache", 10**8), QUICK)
+        with pytest.raises(InputError, match=rf"{server.url}/train/00000.tar") as error:
+            reader.read(0, 1)
+        assert len(str(error.value)) <= 500
+        assert len(fetched(server)) <= 2 + QUICK.attempts
+        np.testing.assert_array_equal(reader.read(0, 0).image, ShardReader(shards / "train").read(0, 0).image)
 
 
 def test_a_shard_larger_than_the_cache_is_one_line(server, tmp_path):

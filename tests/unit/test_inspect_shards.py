@@ -152,7 +152,7 @@ def test_a_key_in_two_tars_and_facts_that_are_none_are_refused(tool, tmp_path):
     image, mask = encode_image(draw_sample(0).image), encode_mask(draw_sample(0).mask)
     members = [("x.png", image), ("x.mask.png", mask), ("x.json", b"[1]")]
     write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(InputError, match=r"x\.json is no JSON object"):
+    with pytest.raises(InputError, match=r"x\.json: is no JSON object"):
         inspect(tool, tmp_path, index=True, verify=True)
     (tmp_path / "index.json").unlink()
     write_tar(tmp_path / "b.tar", members)

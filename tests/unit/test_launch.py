@@ -1,6 +1,7 @@
 """What a launch asks for works or is refused in one line; accelerate's variables are all known."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -116,6 +117,7 @@ REFUSED = {
     **{name: (FSDP | {name: "Block"}, GPUS, f"{name}=Block: .*remove") for name in launch.REFUSED_FSDP_VALUES},
     "a value without end": ({"ACCELERATE_MIXED_PRECISION": "x" * 100_000}, CPU, "MIXED_PRECISION=xxx"),
 }
+OWN_SETTINGS = sorted(Path(launch.__file__).parents[1].glob("accelerate_configs/*.yaml"))
 HARMLESS = {
     "ACCELERATE_ALLOW_CP_STANDALONE": "context parallelism's, which is refused",
     "ACCELERATE_BYPASS_DEVICE_MAP": "of models split by accelerate's device maps, which are not used",
@@ -175,18 +177,69 @@ def test_every_variable_that_accelerate_reads_is_known():
     assert {name for name in unknown if not name.startswith(HARMLESS_PREFIXES)} == set()
 
 
-@pytest.mark.parametrize("config", sorted(Path(launch.__file__).parents[1].glob("accelerate_configs/*.yaml")), ids=str)
-def test_the_repository_s_own_settings_are_all_taken(config):
-    import yaml
+def environment_of(config: Path, *flags: str) -> dict[str, str]:
+    """What accelerate's own launcher would give train.py, the variables of the shell left out."""
+    from accelerate.commands import launch as launcher
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-    settings = yaml.safe_load(config.read_text())
-    environment = dict(SEVERAL if settings["num_processes"] > 1 else SIMPLE)
-    environment["ACCELERATE_MIXED_PRECISION"] = settings["mixed_precision"]
-    environment["ACCELERATE_USE_CPU"] = str(settings["use_cpu"])
-    if settings["distributed_type"] == "FSDP":
-        environment["ACCELERATE_USE_FSDP"] = "true"
-        environment |= {name.upper(): str(value).lower() for name, value in settings["fsdp_config"].items()}
-    check_launch(environment, CPU if config.name.startswith("cpu") else Machine(num_gpus=8, capability=(9, 0)))
+    given = launcher.launch_command_parser().parse_args(["--config_file", str(config), *flags, "train.py"])
+    given, _, _ = launcher._validate_launch_command(given)
+    if given.multi_gpu or given.use_fsdp or given.use_megatron_lm:
+        environment = SEVERAL | prepare_multi_gpu_env(given)
+        environment["LOCAL_WORLD_SIZE"] = str(given.num_processes // given.num_machines)
+    else:
+        _, environment = prepare_simple_launcher_cmd_env(given)
+    ours = ("ACCELERATE_", "FSDP_", "PARALLELISM_", "MEGATRON_", "MASTER_", "RANK", "LOCAL_", "WORLD_", "CUDA_")
+    return {name: value for name, value in environment.items() if name.startswith(ours)}
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    """A shell without variables of a launch."""
+    for name in list(os.environ):
+        if name.startswith(("ACCELERATE_", "FSDP_", "MASTER_", "RANK", "LOCAL_", "WORLD_", "CUDA_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("config", OWN_SETTINGS, ids=lambda config: config.name)
+def test_the_repository_s_own_settings_are_all_taken(shell, config):
+    machine = CPU if config.name.startswith("cpu") else Machine(num_gpus=8, capability=(9, 0))
+    check_launch(environment_of(config), machine)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_what_accelerate_config_default_writes_is_taken(shell, tmp_path, monkeypatch, precision):
+    """On a machine with one GPU, and with none."""
+    import torch
+    from accelerate.commands.config.default import write_basic_config
+
+    if precision == "no":
+        check_launch(environment_of(write_basic_config(precision, str(tmp_path / "cpu.yaml"))), CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = write_basic_config(precision, str(tmp_path / "gpu.yaml"))
+    check_launch(environment_of(config), Machine(num_gpus=1, capability=(9, 0)))
+
+
+YAML_REFUSED = {
+    "distributed_type: 'NO'\nnum_processes: 1\ndynamo_config:\n  dynamo_backend: INDUCTOR": "DYNAMO_BACKEND=INDUCTOR",
+    "distributed_type: 'NO'\nnum_processes: 1\nmixed_precision: fp16\nuse_cpu: true": "fp16 needs a GPU",
+    "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true": "accelerate started one",
+    "distributed_type: MEGATRON_LM\nnum_processes: 2\nmain_process_port: 0\nmegatron_lm_config: {}": "Megatron-LM",
+    "distributed_type: FSDP\nnum_processes: 2\nmain_process_port: 0\nfsdp_config:\n  fsdp_version: 1": "version: 2",
+    # What the questions of `accelerate config` lead to.
+    "distributed_type: FSDP\nnum_processes: 2\nmain_process_port: 0\nfsdp_config:\n  fsdp_version: 2\n"
+    "  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  fsdp_cpu_ram_efficient_loading: true\n"
+    "  fsdp_reshard_after_forward: true": "fsdp_cpu_ram_efficient_loading: false",
+}
+
+
+@pytest.mark.parametrize("text", YAML_REFUSED)
+def test_files_of_settings_that_do_not_work_are_refused(shell, tmp_path, text):
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"compute_environment: LOCAL_MACHINE\nnum_machines: 1\n{text}\n")
+    with pytest.raises(InputError, match=YAML_REFUSED[text]):
+        check_launch(environment_of(config), GPUS)
 
 
 def test_bf16_that_is_slow_is_said_once(capsys):
@@ -242,5 +295,5 @@ def test_a_gpu_that_cannot_compute_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="mixed_precision: bf16 asks for a GPU, and PyTorch can use none: .+"):
+    with pytest.raises(InputError, match=r"bf16 asks for a GPU, and PyTorch can use none: \w+"):
         check_launch(BF16, None)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_CHANNELS, tiny_config
+from helpers import TINY_CHANNELS, seal, tiny_config
 from torch import nn
 from torch.nn import functional
 from transformers import SegformerConfig, SegformerForImageClassification, SegformerModel
@@ -422,5 +422,6 @@ def test_a_state_that_names_an_unknown_encoder_is_one_line(checkpoint):
     state = json.loads(file.read_text())
     state["config"]["model"]["encoder"] = "mit_b9"
     file.write_text(json.dumps(state))
+    seal(checkpoint[0])
     with pytest.raises(InputError, match="mit_b9"):
         load_model(checkpoint[0])

@@ -33,7 +33,7 @@ ALLOWED = {
     "glioma_dist/data/cache.py: _held": "the lock of a shard that is being fetched",
     "glioma_dist/inference/predict.py: write_result": "masks and overlays",
     "glioma_dist/inference/predict.py: write_summary": "the summary",
-    "glioma_dist/scale/planner.py: _write_answers": "under a name of its own, because several processes write it, and renamed",
+    "glioma_dist/scale/planner.py: _write_answers": "under a name of each process's own, and renamed",
     "glioma_dist/report/resolution.py: write_report": "a figure into memory",
     "glioma_dist/report/study_plots.py: draw_plot": "a figure into memory",
     "tools/make_demo_data.py: draw_split": "a TIFF into memory",
