@@ -26,11 +26,11 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, runtime: Runtime) -> None:
-        self.path, self.is_main = config.out, runtime.is_main
+        self.path, self.is_main, self._gather = config.out, runtime.is_main, runtime.gather_objects
         self._open = ExitStack()
         self._descriptor: int | None = None
         try:
-            self.checkpoint = self._agree(config, runtime)
+            self.checkpoint = self._agree(config)
         except BaseException:
             self._open.close()
             raise
@@ -41,7 +41,7 @@ class RunFolder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open.close()
 
-    def _agree(self, config: TrainConfig, runtime: Runtime) -> Checkpoint | None:
+    def _agree(self, config: TrainConfig) -> Checkpoint | None:
         """Look, on every process, and hold that all found the same. Raises InputError on all where any does."""
         found, failure = Found(), None
         try:
@@ -51,7 +51,7 @@ class RunFolder:
         except InputError as error:
             failure = error
         identity = found.checkpoint and found.checkpoint.manifest.identity
-        told = runtime.gather_objects([(identity, found.best_fault, failure)])
+        told = self._gather([(identity, found.best_fault, failure)])
         if failure is not None:
             raise failure
         for rank, (theirs, _, error) in enumerate(told):
@@ -114,12 +114,21 @@ class RunFolder:
         self._open.callback(os.close, self._descriptor)
 
     def claim(self) -> None:
-        """Make the folder of a new run, and hold it: the first process, once all that is read was found usable.
+        """Make the folder of a new run, and hold it, once all that is read was found usable.
 
-        Raises InputError where that cannot be, or where another training was quicker.
+        Raises InputError, on every process, where that cannot be, or where another training was quicker.
         """
-        if not self.is_main:
-            return
+        failure = None
+        try:
+            if self.is_main:
+                self._claim()
+        except InputError as error:
+            failure = error
+        failure = self._gather([failure])[0]
+        if failure is not None:
+            raise failure
+
+    def _claim(self) -> None:
         if self._descriptor is None:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

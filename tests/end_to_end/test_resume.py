@@ -20,7 +20,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.runtime import run_command
-from glioma_dist.training import loop, run_folder
+from glioma_dist.training import loop
 from glioma_dist.training.telemetry import MetricsFile
 
 
@@ -51,8 +51,17 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("steps", [3, 4, 5])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("model.safetensors", 3),
+        ("model.safetensors", 4),
+        ("model.safetensors", 5),
+        ("optimizer.safetensors", 4),
+        ("state.json", 5),
+        ("manifest.json", 3),
+    ],
+)
 def test_the_run_falls_back_and_ends_the_same(whole, shards, tmp_path, runtime, capfd, name, steps):
     config = tiny_config(shards, tmp_path / "run", save_every=2)
     loop.train(replace(config, max_steps=steps), runtime)
@@ -103,8 +112,10 @@ def without_its_folder(config, how: str, step: int) -> None:
     run_command(lambda: train_here(config))
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 6])
-@pytest.mark.parametrize("how", ["removed", "replaced", "moved", "unmounted"])
+@pytest.mark.parametrize(
+    ("how", "step"),
+    [("removed", 1), ("removed", 2), ("removed", 3), ("removed", 6), ("replaced", 2), ("moved", 3), ("unmounted", 2)],
+)
 def test_a_folder_that_is_gone_stops_the_run_and_is_not_made_again(shards, tmp_path, how, step):
     """After a step whose next write is a row, one that is saved, one that is validated, and the last one."""
     config = tiny_config(shards, tmp_path / "run", save_every=2, workers=1 if step == 1 else 0)
@@ -124,46 +135,34 @@ def mounted(folder: Path, num_bytes: int) -> bool:
     return os.getuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-SITES = ("config", "metrics", "row", "model", "optimizer", "state", "manifest", "marker")
+SITES = ("config", "metrics", "row", "model", "optimizer", "state", "manifest")
 
 
 def with_a_full_disk(config, site: str) -> None:
-    """Train; no byte can be written any more from the moment that the second write of `site` comes, or the first of
-    what is written once."""
+    """Train; the second write of `site`, or the first of what is written once, finds no space. What is said goes into
+    files, too: for it there is."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    left = 1 if site in ("config", "metrics", "marker") else 2
+    left = 1 if site in ("config", "metrics") else 2
 
-    def hit(found: bool) -> None:
-        nonlocal left
-        left -= found
-        if found and left == 0:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-
-    write_tensors, write_state = checkpoint_writer.write_tensors, checkpoint_writer.write_json_atomically
-    write_config, write_marker = loop.write_json_atomically, run_folder.write_atomically
-    open_metrics, write_row = MetricsFile.__init__, MetricsFile.write
-
-    def noticing(function, name):
+    def full(function, name: str | None = None):
         def call(first, *more, **named):
-            path = first if isinstance(first, Path) else Path("row" if function is write_row else "metrics")
-            hit(site in (name, path.stem))
-            return function(first, *more, **named)
+            nonlocal left
+            left -= site == (name or first.stem)
+            if left or site != (name or first.stem):
+                return function(first, *more, **named)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            try:
+                return function(first, *more, **named)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
         return call
 
-    checkpoint_writer.write_tensors = noticing(write_tensors, "")
-    checkpoint_writer.write_json_atomically = noticing(write_state, "")
-    loop.write_json_atomically = noticing(write_config, "config")
-    run_folder.write_atomically = noticing(write_marker, "marker")
-    MetricsFile.__init__, MetricsFile.write = noticing(open_metrics, ""), noticing(write_row, "")
-
-    def train() -> None:
-        try:
-            train_here(config)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)  # what it says goes into a file, too
-
-    run_command(train)
+    checkpoint_writer.write_tensors = full(checkpoint_writer.write_tensors)
+    checkpoint_writer.write_json_atomically = full(checkpoint_writer.write_json_atomically)
+    loop.write_json_atomically = full(loop.write_json_atomically)
+    MetricsFile.__init__, MetricsFile.write = full(MetricsFile.__init__, "metrics"), full(MetricsFile.write, "row")
+    run_command(lambda: train_here(config))
 
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
@@ -171,9 +170,9 @@ def with_a_full_disk(config, site: str) -> None:
 def test_a_disk_that_takes_no_more_is_one_line_at_every_write(whole, shards, tmp_path, runtime, site, resumed):
     config = tiny_config(shards, tmp_path / "run", save_every=1)
     if resumed:
-        loop.train(replace(config, max_steps=2), runtime)
-        if site == "marker":
-            (config.out / ".resumable").unlink()
+        loop.train(replace(config, max_steps=3), runtime)
+    elif site == "metrics":
+        pytest.skip("nothing is written into the metrics of a new run before its first row")
     before = [Checkpoint.read(folder).step for folder in kept_folders(config.out / "last")]
     (ended,) = start(with_a_full_disk, config, site).wait()
     assert ended.exit_code == 2, ended.stderr
@@ -190,7 +189,7 @@ def test_a_disk_that_takes_no_more_is_one_line_at_every_write(whole, shards, tmp
     check_same_run(config.out, whole)
 
 
-SIZES = [2**12, 2**14, 2**16, 2**19, 2**20, 3 * 2**19, 2**21, 5 * 2**19, 3 * 2**20]
+SIZES = [2**12, 2**16, 2**19, 2**20, 2**21, 3 * 2**20]
 """Bytes of a disk, from less than config.json to nearly the whole run."""
 
 

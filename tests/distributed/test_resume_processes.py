@@ -1,0 +1,89 @@
+"""Several processes agree on the checkpoint that they resume from, and end together where one of them cannot."""
+
+import os
+import resource
+import shutil
+from dataclasses import replace
+
+import pytest
+from helpers import rows, run, start, tiny_config, train_here
+
+from glioma_dist.model import checkpoint_writer
+from glioma_dist.model.checkpoint import Checkpoint, kept_folders
+from glioma_dist.runtime import run_command
+
+
+def train_own(config) -> None:
+    """Train in a folder of each process's own, as on machines that share none."""
+    rank = os.environ.get("RANK", "0")
+    run_command(lambda: train_here(replace(config, out=config.out.with_name(f"{config.out.name}-{rank}"))))
+
+
+def contents(out) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "last").glob("*.safetensors")}
+
+
+def test_two_processes_fall_back_together_and_end_the_same(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", save_every=1)
+    run(train_here, replace(config, out=tmp_path / "whole"), num_processes=2)
+    run(train_here, replace(config, max_steps=4), num_processes=2)
+    path = config.out / "last" / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    ended = start(train_here, config, num_processes=2).wait()
+    assert [end.exit_code for end in ended] == [0, 0], [end.stderr[-2000:] for end in ended]
+    assert [end.stderr.count("resuming from last.1/, step 3, instead") for end in ended] == [1, 0]
+    assert contents(config.out) == contents(tmp_path / "whole")
+    steps = [row for row in rows(config.out) if "split" not in row]
+    assert steps == [row for row in rows(tmp_path / "whole") if "split" not in row]
+
+
+def test_processes_that_find_different_checkpoints_do_not_train(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", save_every=1)
+    run(train_here, replace(config, max_steps=2), num_processes=2)
+    shutil.copytree(config.out, tmp_path / "run-0")
+    ended = start(train_own, config, num_processes=2).wait()
+    assert [end.exit_code for end in ended] == [2, 2], [end.stderr[-2000:] for end in ended]
+    assert all("processes 0 and 1 find different checkpoints" in end.stderr for end in ended)
+    assert Checkpoint.read(tmp_path / "run-0" / "last").step == 2
+    assert not (tmp_path / "run-1").exists()
+
+
+def without_space(config, rank: int) -> None:
+    """Train; the second checkpoint's tensors find no space on one of the processes."""
+    write, calls = checkpoint_writer.write_tensors, 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def writing(path, tensors):
+        nonlocal calls
+        calls += 1
+        full = calls == 3 and int(os.environ["RANK"]) == rank
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]) if full else limits)
+        try:
+            return write(path, tensors)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    checkpoint_writer.write_tensors = writing
+
+    def train() -> None:
+        if rank:  # a part on every process
+            from test_fsdp import train_here as train_in_parts
+
+            train_in_parts(config)
+        else:
+            train_here(config)
+
+    run_command(train)
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=["DDP", "FSDP2, second process"])
+def test_a_process_without_space_ends_all_and_the_checkpoint_before_stays(shards, tmp_path, rank):
+    config = tiny_config(shards, tmp_path / "run", save_every=1, val=None)
+    ended = start(without_space, config, rank, num_processes=2).wait()
+    assert [end.exit_code for end in ended] == [2, 2], [end.stderr[-2000:] for end in ended]
+    assert "cannot be written (File too large)" in ended[rank].stderr
+    assert [Checkpoint.read(folder).step for folder in kept_folders(config.out / "last")] == [1]
+    Checkpoint.read(config.out / "last").check()
+    assert not (config.out / "last.new").exists()
