@@ -8,7 +8,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import cv2

@@ -8,7 +8,6 @@ from functools import partial
 from signal import SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSEGV, SIGSTOP, SIGTERM, SIGUSR1, Signals
 
 from contract import FINISHED, STOPPED, UNAVAILABLE, Fault
-from faulty_server import first
 from file_calls import Moment
 from forks import Ended, wait_until
 from inflict import SECONDS_TO_END, hurt, hurt_ranks, signal_rank, start_server
