@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+if TYPE_CHECKING:
+    from contract import Fault
+    from forks import Ended, Forks
+    from stage import Shared
 
-pytest.register_assert_rewrite("contract", "stage", "inflict", "inputs", "disk", "streams", "forks")
-
-from forks import Ended, Forks
-from stage import Shared
+# Before they are imported, so that what fails in them says why.
+pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "stage", "streams")
 
 RESULTS: dict[str, dict] = {}
 """By the id of the test."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults-table", help="JSON file to write each fault's result to")
-
-
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory) -> Forks:
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    from forks import Forks
+
     with Forks(tmp_path_factory.mktemp("streams")) as forks:
         yield forks
 
 
 @pytest.fixture(scope="session")
-def shared(forks: Forks, tmp_path_factory) -> Shared:
+def shared(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     from helpers import draw_shards
+    from stage import Shared
 
     data = tmp_path_factory.mktemp("data")
     draw_shards(data / "train", range(10))
@@ -44,7 +45,7 @@ def shared(forks: Forks, tmp_path_factory) -> Shared:
 def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Keeps how a fault's processes ended for the table."""
 
-    def keep(fault: object, ended: Sequence[Ended]) -> None:
+    def keep(fault: Fault, ended: Sequence[Ended]) -> None:
         lines = [line for end in ended for line in end.stderr.splitlines()]
         RESULTS[request.node.nodeid] = {
             "name": fault.name,
@@ -63,10 +64,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> objec
     report = yield
     if report.when == "call" and item.nodeid in RESULTS:
         RESULTS[item.nodeid]["passed"] = report.passed
+        # After each, so that nothing is lost where the tests are ended.
+        if path := os.environ.get("FAULTS_TABLE"):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(json.dumps(list(RESULTS.values()), indent=1) + "\n")
     return report
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--faults-table", None)
-    if path:
-        Path(path).write_text(json.dumps(list(RESULTS.values()), indent=1) + "\n")

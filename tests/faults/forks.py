@@ -116,7 +116,13 @@ class Forks:
 
     def __enter__(self) -> Forks:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        paths = [str(REPOSITORY), str(TESTS), str(TESTS / "faults"), str(TESTS / "fuzz"), os.environ.get("PYTHONPATH", "")]
+        paths = [
+            str(REPOSITORY),
+            str(TESTS),
+            str(TESTS / "faults"),
+            str(TESTS / "fuzz"),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

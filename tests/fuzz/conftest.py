@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "faults"), str(Path(__file__).parent)]
-
 from forks import Forks
 
 
 @pytest.fixture(scope="session")
-def fuzz_forks(tmp_path_factory) -> Forks:
+def fuzz_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     with Forks(tmp_path_factory.mktemp("batches")) as forks:
         yield forks

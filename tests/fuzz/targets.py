@@ -340,40 +340,18 @@ def write_coco(folder: Path) -> None:
     for number, name in enumerate(names):
         (images / name).write_bytes(cv2.imencode(".png", _picture(number))[1].tobytes())
     square = [4, 4, 14, 4, 14, 14, 4, 14]
-    annotations = [
-        {
-            "id": 1,
-            "image_id": 0,
-            "category_id": 1,
-            "segmentation": [square],
-            "iscrowd": 0,
-            "area": 100,
-            "bbox": [4, 4, 10, 10],
-        },
-        {
-            "id": 2,
-            "image_id": 1,
-            "category_id": 1,
-            "segmentation": {"counts": [50, 20, 698], "size": [24, 32]},
-            "iscrowd": 1,
-        },
-        {
-            "id": 3,
-            "image_id": 1,
-            "category_id": 2,
-            "segmentation": {"counts": "R1d02N2N", "size": [24, 32]},
-            "iscrowd": 1,
-        },
-        {"id": 4, "image_id": 0, "category_id": 1, "segmentation": [], "iscrowd": 0},
-    ]
+    runs = {"counts": [50, 20, 698], "size": [24, 32]}
+    text = {"counts": "R1d02N2N", "size": [24, 32]}
+    labels = [(0, 1, [square], 0), (1, 1, runs, 1), (1, 2, text, 1), (0, 1, [], 0)]
     content = {
         "info": {"year": 2024},
         "licenses": [{"id": 1, "name": "CC0"}],
-        "images": [
-            {"id": n, "file_name": name, "width": 32, "height": 24, "license": 1} for n, name in enumerate(names)
+        "images": [{"id": n, "file_name": name, "width": 32, "height": 24} for n, name in enumerate(names)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": category, "segmentation": segmentation, "iscrowd": crowd}
+            for n, (image, category, segmentation, crowd) in enumerate(labels)
         ],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "cell", "supercategory": ""}, {"id": 2, "name": "soma", "supercategory": "x"}],
+        "categories": [{"id": 1, "name": "cell", "supercategory": ""}, {"id": 2, "name": "soma"}],
     }
     (folder / "source" / "annotations").mkdir()
     (folder / "source" / "annotations" / "instances_default.json").write_text(json.dumps(content))
