@@ -1,16 +1,19 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
 # make test    the tests; make lint: style; make bench: the converters' speed
+# make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
 # make gpu     on a machine with a GPU: its tests, and the resolution benchmark against the peers
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := runs/demo
+INPUTS ?= 10000
+SEED ?= 0
 LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/$(shell \
 	if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
 	elif [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ]; then echo cpu_2_processes; else echo cpu; fi).yaml
 
-.PHONY: setup demo test test-slow lint bench gpu clean
+.PHONY: setup demo test test-slow faults fuzz lint bench gpu clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -37,6 +40,15 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+faults: setup
+	FAULTS_TABLE=runs/faults.json $(BIN)/python -m pytest tests/faults
+	$(BIN)/python tests/faults/write_tables.py --faults runs/faults.json
+
+fuzz: setup
+	rm -f runs/fuzz.json
+	FUZZ_INPUTS=$(INPUTS) FUZZ_SEED=$(SEED) FUZZ_KEEP=runs/fuzz FUZZ_TABLE=runs/fuzz.json $(BIN)/python -m pytest tests/fuzz
+	$(BIN)/python tests/faults/write_tables.py --fuzz runs/fuzz.json
 
 lint: setup
 	$(BIN)/ruff check .

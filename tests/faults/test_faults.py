@@ -1,0 +1,59 @@
+"""What a run survives: every fault of the tables by name, and the same command afterwards."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from contract import FINISHED, Fault, check_end, check_run_folder, check_same
+from file_calls import can_be_held
+from stage import Shared, Stage
+from tables import ALL_FAULTS
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def _param(fault: Fault) -> object:
+    return pytest.param(fault, id=fault.name, marks=[] if fault.ci else [pytest.mark.slow])
+
+
+@pytest.fixture
+def stage(shared: Shared) -> Iterator[Stage]:
+    # A short path: TMPDIR is below it, and sockets there have names of 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
+        stage = Stage(shared, Path(folder))
+        with stage.closing:
+            yield stage
+
+
+@pytest.mark.skipif(not can_be_held(), reason="the kernel cannot hold a process's system calls for another")
+@pytest.mark.parametrize("fault", [_param(fault) for fault in ALL_FAULTS])
+def test_a_fault_ends_as_promised_and_the_same_command_resumes(fault: Fault, stage: Stage, record) -> None:
+    if fault.needs_root and os.geteuid() != 0:
+        pytest.skip("mounts a file system: needs root")
+    ended = fault.inflict(stage)
+    record(fault, ended)
+    check_end(fault, stage, ended)
+    if not fault.trains:
+        return
+    check_run_folder(fault, stage, ended)
+    if fault.repair is not None:
+        fault.repair(stage)
+    if not fault.resumes:
+        return
+    if ended[0].code != FINISHED:
+        again = stage.resume()
+        assert [end.code for end in again] == [FINISHED] * len(again), [end.stderr[-2000:] for end in again]
+        assert all("Traceback" not in end.stderr and "error:" not in end.stderr for end in again)
+    check_same(stage.out, getattr(stage.shared, fault.reference))
+    assert stage.strangers() == []
+
+
+def test_the_names_of_faults_are_unique_and_every_kind_has_one_in_ci() -> None:
+    names = [fault.name for fault in ALL_FAULTS]
+    assert len(set(names)) == len(names)
+    kinds = {fault.kind for fault in ALL_FAULTS}
+    assert {fault.kind for fault in ALL_FAULTS if fault.ci} == kinds
