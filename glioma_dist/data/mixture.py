@@ -59,6 +59,11 @@ class JoinedShards:
 Shards = ShardReader | JoinedShards
 
 
+def parts_of(shards: Shards) -> tuple[ShardReader, ...]:
+    """The readers that `shards` is made of."""
+    return shards.parts if isinstance(shards, JoinedShards) else (shards,)
+
+
 class Mixture:
     """The order of all batches of a run that draws from several sources by weight: as pure as `Order`.
 

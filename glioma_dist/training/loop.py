@@ -9,8 +9,11 @@ import torch
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config_file import to_dict
+from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import Batch, training_batches
-from glioma_dist.data.mixture import open_training_data, open_validation_data
+from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
+from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.unlisted import describe_unlisted
 from glioma_dist.errors import InputError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.files import write_json_atomically
@@ -83,6 +86,15 @@ def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
     return Rows.join(runtime, config.scale.rows)
 
 
+def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
+    """What a user should know of the data. Raises InputError where there is nothing to learn from."""
+    parts, others = parts_of(train), [] if val is None else [val]
+    notes = [check_cells(parts, "--data.train", is_needed=True)]
+    notes += [check_cells([reader], "--data.val", is_needed=False) for reader in others]
+    notes += [describe_unlisted(reader) for reader in (*parts, *others)]
+    return [note for note in notes if note is not None]
+
+
 def prepare(
     config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder, stop: StopSignal
 ) -> tuple[Training, Position]:
@@ -90,6 +102,10 @@ def prepare(
     old = folder.checkpoint
     train, order = open_training_data(config.data, config.batch_size, config.seed)
     val = open_validation_data(config.data)
+    notes = notes_on_data(train, val)
+    if runtime.is_main:
+        for note in notes:
+            print(f"note: {note}", flush=True)
     model, lineage = build_model(config.model, config.seed)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
     facts = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -55,6 +56,12 @@ class MetricsFile:
     def write(self, **row: float | int | str) -> None:
         """Append a row. Raises InputError where the disk is full or the folder is gone."""
         self._check()
+        try:
+            there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise InputError(f"{self._path}: was removed or replaced while the run was writing to it")
         line = (json.dumps(row) + "\n").encode()
         try:
             while line:

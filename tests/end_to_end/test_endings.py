@@ -7,12 +7,21 @@ import os
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from helpers import FIRST_SCALE, rows, run, start, start_fp16, tiny_config, train_here
+from helpers import FIRST_SCALE, draw_sample, rows, run, start, start_fp16, tiny_config, train_here, write_shards
 from test_training import check_same_run
 
-from glioma_dist.errors import ExitCode, MemoryFullError, NonFiniteError, RunError, StopRequested, UnavailableError
+from glioma_dist.errors import (
+    ExitCode,
+    InputError,
+    MemoryFullError,
+    NonFiniteError,
+    RunError,
+    StopRequested,
+    UnavailableError,
+)
 from glioma_dist.run_command import run_command
 from glioma_dist.training import loop, validation
 from glioma_dist.training.telemetry import MetricsFile
@@ -164,3 +173,25 @@ def test_a_closed_output_ends_the_run_with_its_work_saved(whole, shards, tmp_pat
     )
     loop.train(config, runtime)
     check_same_run(config.out, whole)
+
+
+def test_training_images_without_a_cell_are_refused(tmp_path, runtime):
+    """A network would learn to see nothing, and score well."""
+    samples = [replace(draw_sample(number), mask=np.zeros((80, 96), np.uint8)) for number in range(4)]
+    write_shards(tmp_path / "train", samples)
+    write_shards(tmp_path / "val", samples)
+    with pytest.raises(InputError, match=r"--data\.train .*: no mask of 4 samples has a cell"):
+        loop.train(tiny_config(tmp_path, tmp_path / "run"), runtime)
+
+
+def test_a_metrics_file_that_was_removed_stops_the_run_with_its_work_saved(shards, tmp_path, runtime, monkeypatch):
+    config, step = tiny_config(shards, tmp_path / "run", save_every=1), loop.train_step
+
+    def removing(training, batch, number):
+        if number == 2:
+            (config.out / "metrics.jsonl").unlink()
+        return step(training, batch, number)
+
+    monkeypatch.setattr(loop, "train_step", removing)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: was removed or replaced.*checkpoint saved at step 3"):
+        loop.train(config, runtime)
