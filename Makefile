@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 INPUTS ?= 10000
 SEED ?= 0
-LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/$(shell \
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(shell \
 	if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
 	elif [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ]; then echo cpu_2_processes; else echo cpu; fi).yaml
 
