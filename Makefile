@@ -36,7 +36,7 @@ demo: setup
 	@ls $(DEMO)/masks/*.overlay.png
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n logical --dist loadfile --durations=20 -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
