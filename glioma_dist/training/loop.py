@@ -32,7 +32,7 @@ from glioma_dist.training.memory import choose_recompute, explain_full_memory
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run import Scores, Training, save
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler
+from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler, read_unwritten_rows
 from glioma_dist.training.status import mark_finished
 from glioma_dist.training.validation import validate
 
@@ -59,7 +59,9 @@ def _train_and_tell(training: Training, position: Position) -> None:
         print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
         return
     write_json_atomically(config.out / "config.json", to_dict(config))
-    with Reporter(config, position, training.num_steps, training.folder.check) as reporter:
+    old = training.folder.checkpoint
+    added = read_unwritten_rows(old) if old else []
+    with Reporter(config, position, training.num_steps, training.folder.check, added) as reporter:
         processes = (
             f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import RunError, StopRequested
@@ -18,13 +19,20 @@ class Reporter:
     """Tells about one run; a context manager, whose end is written to status.json.
 
     Where telling fails (a full disk, a closed pipe), the error stays in `problem`, for the run to save and to end
-    together with the other processes. check: called before each write; it raises InputError where the run may not
+    together with the other processes. added: rows that the run before could not write. check: called before each write; it raises InputError where the run may not
     write any more.
     """
 
-    def __init__(self, config: TrainConfig, position: Position, num_steps: int, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        position: Position,
+        num_steps: int,
+        check: Callable[[], None],
+        added: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self.problem: RunError | None = None
-        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check)
+        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check, added)
         self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
         self._status = StatusFile(config.out, position.step, position.step or None, check)
 
@@ -39,6 +47,11 @@ class Reporter:
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
             self._status.ended(error)
+
+    @property
+    def unwritten_rows(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl that could not be written."""
+        return self._metrics.unwritten
 
     def say(self, line: str) -> None:
         """A line for people, which stays."""

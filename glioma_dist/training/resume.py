@@ -16,7 +16,7 @@ from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, is_whole, 
 from glioma_dist.model.manifest import MANIFEST, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.training.folder_lock import LOCK
-from glioma_dist.training.state import read_position, read_scaler
+from glioma_dist.training.state import read_position, read_scaler, read_unwritten_rows
 from glioma_dist.training.telemetry import read_rows
 
 CONFIG, METRICS, STATUS, LAST, BEST = "config.json", "metrics.jsonl", "status.json", "last", "best"
@@ -105,6 +105,7 @@ def _read_resumable(folder: Path) -> Checkpoint:
     checkpoint = Checkpoint.read(folder)
     read_position(checkpoint)
     read_scaler(checkpoint)
+    read_unwritten_rows(checkpoint)
     if not isinstance(checkpoint.facts.get("fingerprints"), dict):
         raise DamagedError(folder / STATE, "says nothing of the data that the run was trained on")
     if not checkpoint.has(OPTIMIZER):

@@ -120,7 +120,10 @@ def save(training: Training, position: Position, name: str, reporter: Reporter |
         writer = Writer(runtime.rank, runtime.num_processes, runtime.gather_objects, training.folder.check)
     keep = training.config.keep_last if name == "last" else 1
     scaler = scaler_state(runtime.accelerator) if name == "last" else None
-    save_state(folder, training.config, position, model, optimizer, training.facts, writer, keep, scaler)
+    facts = training.facts
+    if reporter and name == "last" and reporter.unwritten_rows:
+        facts = facts | {"unwritten_rows": reporter.unwritten_rows}  # the checkpoint can lie on a disk that has space
+    save_state(folder, training.config, position, model, optimizer, facts, writer, keep, scaler)
     if name == "last":
         training.folder.mark_resumable()
         if reporter:

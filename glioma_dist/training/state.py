@@ -22,6 +22,7 @@ from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
 from glioma_dist.model.checkpoint_writer import ALONE, Writer, write_checkpoint
 from glioma_dist.model.manifest import OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError, not_finite
+from glioma_dist.training.telemetry import is_row
 
 Scaler = dict[str, float | int]
 """The state of fp16's gradient scaler by its own names, as torch.amp.GradScaler.state_dict() gives it."""
@@ -139,6 +140,14 @@ def read_scaler(checkpoint: Checkpoint) -> Scaler | None:
     if scaler is None or (isinstance(scaler, dict) and all(map(_is_number, scaler.values()))):
         return scaler
     raise DamagedError(checkpoint.folder / STATE, f"its scaler is {shown(scaler)}, not a set of numbers")
+
+
+def read_unwritten_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Rows of metrics that the run could not write before it saved this. Raises DamagedError for anything else."""
+    rows = checkpoint.facts.get("unwritten_rows", [])
+    if not isinstance(rows, list) or not all(map(is_row, rows)):
+        raise DamagedError(checkpoint.folder / STATE, f"its unwritten_rows are {shown(rows)}")
+    return rows
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

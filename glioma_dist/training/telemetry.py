@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,16 +28,26 @@ STEPS_IN_RATE = 20
 class MetricsFile:
     """<out>/metrics.jsonl: one JSON object a line, written at once."""
 
-    def __init__(self, path: Path, resume_step: int, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        resume_step: int,
+        check: Callable[[], None] = lambda: None,
+        added: Sequence[dict[str, Any]] = (),
+    ) -> None:
         """Rows after `resume_step`, and a last line that was cut short by a kill, are taken out of an old file.
 
-        check: called before each write; it raises InputError where the run may not write any more. Raises InputError
+        added: rows that the run before could not write. check: called before each write; it raises InputError where the run may not write any more. Raises InputError
         where the file holds anything but rows, or cannot be written.
         """
         self._path, self._check = path, check
-        kept = [line for line, row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
+        rows = [row for _, row in read_rows(path)] if path.exists() else []
+        rows += [row for row in added if row not in rows]
         check()
-        write_atomically(path, b"".join(kept))
+        write_atomically(path, b"".join(_as_line(row) for row in rows if row["step"] <= resume_step))
+        self.unwritten: list[dict[str, Any]] = []
+        """Rows that could not be written so far; each write begins with them."""
+        self._rest = b""
         try:
             self._file = path.open("ab", buffering=0)  # what could not be written would stay in a buffer
         except OSError as error:
@@ -54,7 +64,9 @@ class MetricsFile:
                 raise cannot_write(self._path, failure) from failure
 
     def write(self, **row: float | int | str) -> None:
-        """Append a row. Raises InputError where the disk is full or the folder is gone."""
+        """Append a row, after those that could not be written before. Raises InputError where the disk is full, or the
+        file or its folder is gone."""
+        self.unwritten.append(row)
         self._check()
         try:
             there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
@@ -62,10 +74,12 @@ class MetricsFile:
             there = False
         if not there:
             raise InputError(f"{self._path}: was removed or replaced while the run was writing to it")
-        line = (json.dumps(row) + "\n").encode()
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            while self.unwritten:
+                self._rest = self._rest or _as_line(self.unwritten[0])
+                while self._rest:
+                    self._rest = self._rest[self._file.write(self._rest) :]
+                del self.unwritten[0]
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
@@ -141,6 +155,15 @@ def read_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
                 "the line, or move the file away to resume without its rows"
             )
     return rows
+
+
+def _as_line(row: dict[str, Any]) -> bytes:
+    return (json.dumps(row) + "\n").encode()
+
+
+def is_row(row: object) -> bool:
+    """Whether a JSON value is a row of a metrics file."""
+    return isinstance(row, dict) and _parse_row(_as_line(row)) is not None
 
 
 def _parse_row(line: bytes) -> dict[str, Any] | None:

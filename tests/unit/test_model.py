@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from test_weights import put_into_cache
 from helpers import TINY_CHANNELS, seal, tiny_config
 from torch import nn
 from torch.nn import functional
@@ -330,13 +331,17 @@ def test_imagenet_weights_without_a_network_are_one_clear_line():
         build_model(ModelConfig(encoder="mit_b0", init="imagenet"), 0)
     message = str(error.value)
     assert "\n" not in message
-    for part in ("--model.init imagenet", "nvidia/mit-b0", "hf download nvidia/mit-b0", "HF_HOME"):
+    for part in ("--model.init imagenet", "nvidia/mit-b0", "hf download nvidia/mit-b0", "--model.weights FILE"):
         assert part in message
 
 
 def test_imagenet_weights_of_an_encoder_that_has_none_are_refused():
     with pytest.raises(InputError, match=r"no ImageNet weights of mit_tiny.*mit_b0"):
         build_model(ModelConfig(encoder="mit_tiny", init="imagenet"), 0)
+
+
+NAME = "nobody/mit-tiny"
+"""Of a repository on the hub, which only the local cache has."""
 
 
 def save_classifier(folder, **shapes) -> SegformerForImageClassification:
@@ -350,8 +355,9 @@ def save_classifier(folder, **shapes) -> SegformerForImageClassification:
 
 
 def test_imagenet_weights_reach_the_encoder_and_nothing_else(tmp_path, monkeypatch):
-    classifier = save_classifier(tmp_path)
-    monkeypatch.setitem(HUB_NAMES, "mit_tiny", str(tmp_path))
+    classifier = save_classifier(tmp_path / "saved")
+    put_into_cache(NAME, (tmp_path / "saved" / "model.safetensors").read_bytes(), monkeypatch, tmp_path / "hub")
+    monkeypatch.setitem(HUB_NAMES, "mit_tiny", NAME)
     model, lineage = build_model(ModelConfig("mit_tiny", "imagenet", decoder_channels=TINY_CHANNELS), 0)
     plain = build_model(TINY, 0)[0].state_dict()
     for name, tensor in model.state_dict().items():
@@ -364,8 +370,9 @@ def test_imagenet_weights_reach_the_encoder_and_nothing_else(tmp_path, monkeypat
 
 
 def test_imagenet_weights_of_other_shapes_are_refused(tmp_path, monkeypatch):
-    save_classifier(tmp_path, depths=(1, 1, 1, 1), hidden_sizes=(8, 16, 24, 40))
-    monkeypatch.setitem(HUB_NAMES, "mit_tiny", str(tmp_path))
+    save_classifier(tmp_path / "saved", depths=(1, 1, 1, 1), hidden_sizes=(8, 16, 24, 40))
+    put_into_cache(NAME, (tmp_path / "saved" / "model.safetensors").read_bytes(), monkeypatch, tmp_path / "hub")
+    monkeypatch.setitem(HUB_NAMES, "mit_tiny", NAME)
     with pytest.raises(InputError, match="does not fit mit_tiny") as error:
         build_model(ModelConfig("mit_tiny", "imagenet", decoder_channels=TINY_CHANNELS), 0)
     assert "\n" not in str(error.value)

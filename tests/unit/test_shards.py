@@ -139,7 +139,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole_and_the_next_one_finish
     assert ended.returncode == -signal.SIGKILL
     assert (tmp_path / ".train.partial" / "00001.tar").is_file()
     assert not list(tmp_path.rglob("index.json"))
-    with pytest.raises(InputError, match="no such folder; convert first"):
+    with pytest.raises(InputError, match="no such folder; make shards first"):
         ShardReader(folder)
     assert len(ShardReader(write(folder, draw_samples(3)))) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
@@ -173,9 +173,9 @@ def test_a_mask_of_another_size_is_not_written(tmp_path):
 
 
 def test_a_missing_folder_and_a_folder_without_index_say_convert(tmp_path):
-    with pytest.raises(InputError, match=r"no such folder; convert first.*python tools/convert"):
+    with pytest.raises(InputError, match=r"no such folder; make shards first: tools/convert"):
         ShardReader(tmp_path / "none")
-    with pytest.raises(InputError, match=r"no index.json.*convert first"):
+    with pytest.raises(InputError, match=r"no index.json.*make shards first"):
         ShardReader(tmp_path)
     write(tmp_path / "val", draw_samples(1))
     with pytest.raises(InputError, match="name one of its splits: val"):
