@@ -207,7 +207,7 @@ class ScaleConfig:
         if not 1 <= self.timeout_s < math.inf:
             raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
         if self.rows > 1 and self.compile:
-            raise InputError("--scale.rows and --scale.compile do not go together; leave one away")
+            raise InputError("--scale.rows and --scale.compile do not go together; omit one")
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class TrainConfig:
     save_every: int | None = None
     """Also write the checkpoint `last` every so many steps; it is always written at a validation and at the end."""
     keep_last: int = 2
-    """Keep the last so many checkpoints; a run resumes from the newest of `last`, `last.1`, … that is whole."""
+    """Keep the last so many checkpoints; a run resumes from the newest of `last`, `last.1`, … that is undamaged."""
     out: Path = Path("runs/run")
     """Where the run is written: config.json, metrics.jsonl, last/, last.1/, best/."""
     resume: Literal["auto", "never"] = "auto"

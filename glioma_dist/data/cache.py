@@ -1,4 +1,4 @@
-"""Shards from URLs kept whole on a local disk, for all processes of a machine together.
+"""Complete shards from URLs, kept on a local disk for all processes of a machine together.
 
 A shard is written under a temporary name, which its writer holds locked; when its SHA-256 is right it is renamed to
 its final one, which is made of the full URL and of that SHA-256. The least recently used are dropped to make room.
@@ -129,12 +129,12 @@ class ShardCache:
                     return data
                 _download(file, source, shard)
                 os.fsync(file)
-                # Read here, because another process may drop it as soon as it bears its name.
+                # Read here, because another process may drop it as soon as it has its final name.
                 data = os.pread(file, end - start, start)
                 self._rename(partial, path, seconds)
                 return data
             finally:
-                if is_at(file, partial):  # else it has its final name, and another's may bear this one
+                if is_at(file, partial):  # else it has its final name, and another process's file may have this one
                     partial.unlink(missing_ok=True)
 
     def _rename(self, partial: Path, path: Path, seconds: float) -> None:
@@ -214,7 +214,7 @@ def _download(file: int, source: RemoteFolder, shard: dict) -> None:
 
 
 def _download_at_once(file: int, source: RemoteFolder, shard: dict) -> hashlib._Hash:
-    """Write a whole shard into `file` in one request, for servers without ranges. Returns its SHA-256."""
+    """Write a complete shard into `file` in one request, for servers without ranges. Returns its SHA-256."""
     at, faults = 0, []
 
     def take(piece: bytes) -> None:

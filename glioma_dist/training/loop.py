@@ -14,7 +14,7 @@ from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.unlisted import describe_unlisted
-from glioma_dist.errors import InputError, NonFiniteError, RunError, StopRequested
+from glioma_dist.errors import InputError, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.files import write_json_atomically
 from glioma_dist.model.unet import build_model, normalise
@@ -236,7 +236,9 @@ class TrainingLoop:
         if isinstance(ending, StopRequested):
             told = f", checkpoint saved at step {step}. Run the same command to resume." if step else ""
         else:
-            told = f" (checkpoint saved at step {step})" if step else ""
+            # Sizes are settings of science: a run is not resumed with others.
+            sizes = "; other sizes need another --out" if isinstance(ending, MemoryFullError) else ""
+            told = f" (checkpoint saved at step {step}{sizes})" if step else ""
         said = type(ending)(f"{ending}{told}")
         said.is_shared = ending.is_shared
         return said

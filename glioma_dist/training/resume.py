@@ -67,7 +67,7 @@ def is_before_first_checkpoint(names: set[str]) -> bool:
 
 
 def look(config: TrainConfig, is_main: bool = True) -> Found:
-    """The newest whole checkpoint of the run in `config.out`, and what is wrong with those that are newer.
+    """The newest undamaged checkpoint of the run in `config.out`, and what is wrong with those that are newer.
 
     Everything in it is read and checked; the first process checks best/ too. Raises InputError where the run has
     other settings, where all checkpoints are damaged, and where they are gone.
@@ -90,7 +90,7 @@ def look(config: TrainConfig, is_main: bool = True) -> Found:
         start = f"start from its weights with --model.init {config.out / BEST} and another --out"
         others = "; ".join(f"{fault.path.parent.name}/{fault.path.name} {fault.fault}" for fault in faults[1:2])
         raise InputError(
-            f"{faults[0].path}: {faults[0].fault}; no other checkpoint of this run is whole"
+            f"{faults[0].path}: {faults[0].fault}; this run has no undamaged checkpoint"
             f"{f' ({others})' if others else ''}; restore one from a copy, or "
             f"{start if is_whole(config.out / BEST) else 'give another --out'}"
         )

@@ -108,7 +108,7 @@ class Training:
 def save(training: Training, position: Position, name: str, reporter: Reporter | None, alone: bool = False) -> None:
     """Write <out>/last, from which training can resume, or <out>/best, the model alone; all processes wait for it.
 
-    alone: this process writes whole tensors and waits for nobody, because others are lost.
+    alone: this process writes full tensors and waits for no other, because some are lost.
     """
     runtime = training.runtime
     model = runtime.accelerator.unwrap_model(training.model)

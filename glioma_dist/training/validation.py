@@ -29,7 +29,7 @@ def validate(training: Training, position: Position, reporter: Reporter | None) 
     if not math.isfinite(scores.loss):
         error = NonFiniteError(
             f"step {position.step}: the validation loss is {scores.loss}; look at the validation images, or give a "
-            f"smaller --lr than {training.config.lr}"
+            f"smaller --lr than {training.config.lr}, in another --out"
         )
         error.is_shared = True
         raise error

@@ -116,7 +116,7 @@ def test_where_all_are_damaged_one_line_says_so(run, runtime):
         damage(run.out / name)
     message = refused(run, runtime)
     assert str(run.out / "last" / MODEL) in message
-    assert "no other checkpoint of this run is whole" in message
+    assert "this run has no undamaged checkpoint" in message
     assert f"--model.init {run.out / 'best'}" in message
     damage(run.out / "best")
     message = refused(run, runtime)
