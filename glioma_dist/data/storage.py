@@ -152,8 +152,8 @@ class RemoteFolder:
             return self.request_range(name, start, end, accept, may_skip)
         except NoRangesError:
             raise InputError(
-                f"{self.where(name)}: the server answers with the whole file where a range of bytes is asked for, so "
-                "each sample would cost a whole shard; train with --data.cache DIR, or use another server"
+                f"{self.where(name)}: the server answers with the complete file where a range of bytes is asked for, "
+                "so each sample would cost a shard; train with --data.cache DIR, or copy the folder to this machine"
             ) from None
 
     def request_range(

@@ -53,7 +53,8 @@ def holds_run(config: TrainConfig) -> bool:
     except OSError as error:
         raise cannot_read(out, error) from error
     if config.resume == "never" and names - {LOCK}:
-        raise InputError(f"--resume never: {out} is not empty; give another --out, or omit the flag to resume")
+        also = ", or omit the flag to resume" if CONFIG in names else ""
+        raise InputError(f"--resume never: {out} is not empty; give another --out{also}")
     if is_before_first_checkpoint(names):
         return bool(names)
     if CONFIG not in names and not any(find_checkpoint(out / name) for name in (LAST, BEST)):

@@ -184,7 +184,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(run, runtime)
     shutil.rmtree(run.out / "best")
     (run.out / "metrics.jsonl").write_text(rows + '{"ste')
     assert opened(run, runtime) is None
-    with pytest.raises(InputError, match="--resume never"):
+    with pytest.raises(InputError, match=r"--resume never.*give another --out, or omit the flag to resume$"):
         opened(replace(run, resume="never"), runtime)
 
 

@@ -124,7 +124,7 @@ def test_a_server_without_ranges_serves_each_shard_once_into_a_cache(
     asked = [path for path, _ in server.requests if path.endswith(".tar")]
     assert sorted(set(asked)) == sorted(f"/train/0000{number}.tar" for number in range(4))
     assert len(asked) == (4 if chunk_bytes > 5000 else 8)  # one to find out, one for all of it
-    with pytest.raises(InputError, match=r"00000.tar: the server answers with the whole file .* --data.cache"):
+    with pytest.raises(InputError, match=r"00000.tar: the server answers with the complete file .* --data.cache"):
         ShardReader(f"{server.url}/train", patience=TWO).read(0, 0)
 
 
