@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS_TO_SPEAK = 0.1
-"""Before which a process that has just taken over an old file is not thought to be silent."""
+"""In which a process that has just taken over an old file need not have written to it."""
 MAX_WAITS = 10
 """How many times as long as one try a process waits for another that is still writing."""
 

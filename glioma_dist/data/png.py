@@ -48,7 +48,7 @@ class _Chunks(NamedTuple):
 def decode_png_file(
     file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Pixels, notes and orientation of a PNG that somebody made; see `image_file.decode_file`."""
+    """Pixels, notes and orientation of a PNG; see `image_file.decode_file`. Raises InputError."""
     if num_bytes > MAX_PNG_BYTES:
         raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
     file.seek(0)

@@ -22,7 +22,7 @@ THREAD = "download"
 
 
 class NotReachedError(Exception):
-    """A server did not answer, or said no."""
+    """A server did not answer, or refused."""
 
 
 def from_hub(name: str, files: tuple[str, ...]) -> Path:

@@ -98,7 +98,7 @@ def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
 def prepare(
     config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder, stop: StopSignal
 ) -> tuple[Training, Position]:
-    """Open the data, make model and optimizer, and put them where the run's checkpoint left off."""
+    """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
     train, order = open_training_data(config.data, config.batch_size, config.seed)
     val = open_validation_data(config.data)
@@ -207,7 +207,7 @@ class TrainingLoop:
         self._saved = self.position
 
     def _end_early(self, error: Exception) -> None:
-        """Save what is finished, then raise what ends the run, with what was saved in its words.
+        """Save what is finished, then raise what ends the run; its message says what was saved.
 
         Returns where `error` is a fault of the program, or there is nothing to say about what was saved.
         """

@@ -31,7 +31,7 @@ class Scores(NamedTuple):
 
 
 class StepGuard:
-    """Lets a step that failed be as if it had never begun: its running statistics are put back.
+    """Undoes what a failed step has changed: puts running statistics back.
 
     model: whose buffers are kept, in place, on its own device.
     """

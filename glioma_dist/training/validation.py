@@ -24,7 +24,10 @@ from glioma_dist.training.state import Position
 
 
 def validate(training: Training, position: Position, reporter: Reporter | None) -> Position:
-    """Validate, tell of it, and keep the model as `best` where its loss is the lowest so far."""
+    """Validate, report it, and keep the model as `best` where its loss is the lowest so far.
+
+    Raises NonFiniteError where the loss is not finite.
+    """
     scores = validation_scores(training)
     if not math.isfinite(scores.loss):
         error = NonFiniteError(
