@@ -1,5 +1,7 @@
 """The folder of a run: which checkpoint is resumed from, what is refused, and who may write there."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -255,6 +257,15 @@ def test_the_lock_is_this_process_s_once(tmp_path):
             raise AssertionError("locked twice")
         assert not lock_elsewhere(tmp_path), "the second try must not drop the lock of the first"
     assert lock_elsewhere(tmp_path)
+
+
+def test_where_there_are_no_locks_a_warning_says_so_and_the_run_resumes(run, runtime, monkeypatch, capsys):
+    def refuse(*_given) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert opened(run, runtime).step == 6
+    assert f"warning: --out {run.out}: this file system has no locks" in capsys.readouterr().err
 
 
 LOCKING = """
