@@ -128,7 +128,7 @@ def _of_the_system(error: OSError) -> RunError | None:
 
 
 def _of_a_process(text: str, seconds: float | None) -> RunError | None:
-    again = "run the same command to resume"
+    again = "run the same command again"
     if any(sign in text for sign in SIGNS_OF_A_LOST_WORKER):
         return UnavailableError(f"{text[:200]} Is memory full? Use fewer workers; {again}")
     if any(sign in text for sign in SIGNS_OF_A_SILENT_PROCESS):

@@ -58,7 +58,7 @@ class Runtime:
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             if not accelerator.is_fsdp2:
                 raise InputError(
-                    "this launch asks for FSDP, which accelerate would leave away here: it takes GPUs, and "
+                    "this launch asks for FSDP, which accelerate would leave out here: it takes GPUs, and "
                     "`fsdp_version: 2` (accelerate_configs/fsdp2.yaml); on a CPU launch cpu_2_processes.yaml"
                 )
             # Weights stay in fp32 and autocast narrows what is computed, as with DDP, so that both give the same.

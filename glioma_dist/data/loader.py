@@ -245,7 +245,7 @@ def _explain_loss(dataset: _Samples, reader: Shards, error: RuntimeError, second
     said = " ".join(str(error).split())
     if not any(sign in said for sign in SIGNS_OF_A_LOST_WORKER):
         return error
-    again = "run the same command to resume"
+    again = "run the same command again"
     alive = {process.pid for process in multiprocessing.active_children()}
     for process, shard, place in [] if dataset.making is None else dataset.making.tolist():
         if process and process not in alive:
