@@ -202,12 +202,12 @@ class ScaleConfig:
     """Seconds after which a process or a worker of the run that does not answer counts as lost."""
 
     def validate(self, encoder: str) -> None:
-        """encoder: which the knobs are to work with."""
+        """Check the settings for `encoder`. Raises InputError."""
         check_rows(self.rows, encoder)
         if not 1 <= self.timeout_s < math.inf:
             raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
         if self.rows > 1 and self.compile:
-            raise InputError("--scale.rows and --scale.compile do not go together; leave one away")
+            raise InputError("--scale.rows and --scale.compile do not go together; omit one")
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class TrainConfig:
     save_every: int | None = None
     """Also write the checkpoint `last` every so many steps; it is always written at a validation and at the end."""
     keep_last: int = 2
-    """Keep the last so many checkpoints; a run resumes from the newest of `last`, `last.1`, … that is whole."""
+    """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
     out: Path = Path("runs/run")
     """Where the run is written: config.json, metrics.jsonl, last/, last.1/, best/."""
     resume: Literal["auto", "never"] = "auto"

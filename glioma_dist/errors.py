@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 3
     """The settings do not fit the device's memory."""
     NON_FINITE_LOSS = 4
-    """The loss or a gradient is no number."""
+    """The loss or a gradient is not finite (NaN or infinite)."""
     UNAVAILABLE = 69
     """A process, a worker or a store did not answer: try again (EX_UNAVAILABLE of sysexits.h)."""
     STOPPED = 75
@@ -63,7 +63,7 @@ class MemoryFullError(RunError):
 
 
 class NonFiniteError(RunError):
-    """The loss or a gradient is no number."""
+    """The loss or a gradient is not finite (NaN or infinite)."""
 
     exit_code = ExitCode.NON_FINITE_LOSS
 
@@ -71,7 +71,7 @@ class NonFiniteError(RunError):
 class UnavailableError(InputError):
     """A process, a worker or a store did not answer, or answered wrongly, as often as it was asked.
 
-    An InputError, so that whatever passes over an unusable input passes over this one too.
+    An InputError, so that code which skips an unusable input skips this one too.
     """
 
     exit_code = ExitCode.UNAVAILABLE

@@ -1,7 +1,8 @@
-"""Files: written whole or not at all, and read with a bound.
+"""Files: written completely or not at all, and read with a bound.
 
 A file is written under a temporary name in its own folder, synced, and renamed. So a file that exists is complete,
-whatever happened while it was written. Every file that a command writes goes through this module.
+whatever happened while it was written. Commands write their files through this module; folders of shards and
+checkpoints are renamed into place as one.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ REFUSED_VALUES = {
 REFUSED_FSDP_FLAGS = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "it loses batch norm's statistics: set fsdp_cpu_ram_efficient_loading: false",
     "FSDP_OFFLOAD_PARAMS": "weights on the CPU are not supported: set fsdp_offload_params: false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "set fsdp_activation_checkpointing: false, and give --scale.recompute all",
+    "FSDP_ACTIVATION_CHECKPOINTING": "set fsdp_activation_checkpointing: false, and train with --scale.recompute all",
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "set fsdp_activation_checkpointing_offload: false",
     "FSDP_FORWARD_PREFETCH": "FSDP2 has no forward prefetch: set fsdp_forward_prefetch: false",
 }
@@ -126,13 +126,13 @@ def check_settings(environment: Mapping[str, str]) -> None:
     steps = environment.get(ACCUMULATION, "1")
     if steps.strip() != "1":
         raise InputError(
-            f"{_said(environment, ACCUMULATION)}: gradient accumulation is not supported, each step takes the whole "
-            "--batch-size: unset it, and save memory with --scale.recompute all"
+            f"{_said(environment, ACCUMULATION)}: gradient accumulation is not supported, each step takes all of "
+            "--batch-size: unset it, and train with --scale.recompute all to save memory"
         )
     if environment.get(DYNAMO, "no").lower() != "no":
         raise InputError(
             f"{_said(environment, DYNAMO)}: accelerate would compile the whole network: set dynamo_backend: 'NO', and "
-            "give --scale.compile"
+            "train with --scale.compile"
         )
     precision = environment.get(PRECISION, "no")
     if precision not in ("no", "bf16", "fp16"):

@@ -99,7 +99,7 @@ def as_run_error(error: BaseException, seconds: float | None = None) -> RunError
         return _of_the_system(error)
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
-        return MemoryFullError(f"out of memory ({text[:200]}); give a smaller --batch-size or --data.size")
+        return MemoryFullError(f"out of memory ({text[:200]}); use smaller images or batches, or more memory")
     if isinstance(error, RuntimeError):
         return _of_a_process(text, seconds)
     return None
@@ -128,9 +128,9 @@ def _of_the_system(error: OSError) -> RunError | None:
 
 
 def _of_a_process(text: str, seconds: float | None) -> RunError | None:
-    again = "run the same command to resume"
+    again = "run the same command again"
     if any(sign in text for sign in SIGNS_OF_A_LOST_WORKER):
-        return UnavailableError(f"{text[:200]} Is memory full? Give fewer --data.workers; {again}")
+        return UnavailableError(f"{text[:200]} Is memory full? Use fewer workers; {again}")
     if any(sign in text for sign in SIGNS_OF_A_SILENT_PROCESS):
         how_long = f" for {seconds:g} s" if seconds else ""
         return UnavailableError(f"another process of this run did not answer{how_long}; {again}")

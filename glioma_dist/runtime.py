@@ -25,7 +25,7 @@ MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 SECONDS_TO_ANSWER = 600.0
 """After which a process or a worker that does not answer counts as lost."""
 WORD_OF_AN_END = "glioma_dist/ended"
-"""Under which a process leaves word in the launch's store of why it ends."""
+"""Key in the launch's store under which a process records why it ends."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Runtime:
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             if not accelerator.is_fsdp2:
                 raise InputError(
-                    "this launch asks for FSDP, which accelerate would leave away here: it takes GPUs, and "
+                    "this launch asks for FSDP, which accelerate would leave out here: it takes GPUs, and "
                     "`fsdp_version: 2` (accelerate_configs/fsdp2.yaml); on a CPU launch cpu_2_processes.yaml"
                 )
             # Weights stay in fp32 and autocast narrows what is computed, as with DDP, so that both give the same.
@@ -138,7 +138,7 @@ class Runtime:
     def explain(self, error: BaseException) -> RunError | None:
         """What ends this process because of `error`; None where that is a fault of the program.
 
-        Where another process ended first, its own word for it is taken; where this one ends first, it leaves word.
+        Where another process ended first, its reason is taken; where this one ends first, it records its own.
         """
         ending = as_run_error(error, self.seconds_to_answer)
         if self.num_processes == 1 or ending is None or ending.is_shared:

@@ -24,8 +24,8 @@ def convert_glioma_c6(
         split_seed: Draw train, val and test at random with this seed; otherwise an export is one split, all.
         split_counts: How many samples train, val and test get where they are drawn.
         strict: Stop at the first defect instead of leaving out the images that it spoils.
-        categories: Names of the categories whose labels are cells; otherwise all but those that are none by their
-            names, such as background and soma.
+        categories: Names of the categories whose labels are cells; by default all, except those whose names say
+            otherwise, such as background and soma.
     """
     dataset = out.resolve().name
     convert(find_glioma_c6(source), out, dataset, strict, split_seed, split_counts, categories=categories)

@@ -15,8 +15,8 @@ def convert_livecell(source: Path, out: Path, strict: bool = False, categories: 
         source: The folder with livecell_coco_{train,val,test}.json, whichever are there, and the images.
         out: Where the folders of the splits and audit.json are written, for example shards/livecell.
         strict: Stop at the first defect instead of leaving out the images that it spoils.
-        categories: Names of the categories whose labels are cells; otherwise all but those that are none by their
-            names, such as background and soma.
+        categories: Names of the categories whose labels are cells; by default all, except those whose names say
+            otherwise, such as background and soma.
     """
     convert(find_livecell(source), out, dataset="livecell", strict=strict, categories=categories)
 

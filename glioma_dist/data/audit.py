@@ -13,7 +13,7 @@ from glioma_dist.errors import InputError, printable
 from glioma_dist.files import write_atomically
 
 MAX_NAMES = 12
-"""That one line of the screen lists; audit.json has all."""
+"""Names that one line on the screen lists; audit.json has all."""
 
 IMAGE_WITHOUT_LABELS = "image-without-labels"
 LABELS_WITHOUT_IMAGE = "labels-without-image"

@@ -22,7 +22,7 @@ class AnswerError(Exception):
 
 
 class NoRangesError(Exception):
-    """The server sends the whole file whatever range of it is asked for."""
+    """The server sends the complete file whatever range of it is asked for."""
 
 
 @dataclass(frozen=True)

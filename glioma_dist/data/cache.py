@@ -1,10 +1,10 @@
-"""Shards from URLs kept whole on a local disk, for all processes of a machine together.
+"""Complete shards from URLs, kept on a local disk for all processes of a machine together.
 
 A shard is written under a temporary name, which its writer holds locked; when its SHA-256 is right it is renamed to
 its final one, which is made of the full URL and of that SHA-256. The least recently used are dropped to make room.
 A process that is killed leaves at most a temporary file that nobody holds, and the next one clears it away.
 
-The cache never ends a run that could go without it: where another process holds a shard and does not answer, or the
+The cache never ends a run that can read from the URL: where another process holds a shard and does not answer, or the
 disk is full, bytes are read from the URL.
 """
 
@@ -29,7 +29,7 @@ CHUNK_BYTES = 2**23
 """Of a shard, asked for at a time: each has its own tries and its own end in time."""
 SHARD, PARTIAL, LOCK = ".tar", ".partial", ".lock"
 SECONDS_WITHOUT = 60.0
-"""After a write failed, until the next shard is tried to be kept."""
+"""From a failed write until the cache tries to keep a shard again."""
 CANNOT_BE = (errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -42,13 +42,13 @@ class ShardCache:
     folder: Path
     max_bytes: int
     _state: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
-    """Of this process: what it was warned of, and until when it does without."""
+    """Of this process: warnings that it has printed, and until when it reads without the cache."""
 
     def read_range(self, source: RemoteFolder, shard: dict, start: int, end: int) -> bytes | None:
         """Bytes `start` up to `end` of a shard, `shard` being its entry in the index; fetches it if need be.
 
         None where it cannot be kept here now: other processes' shards leave no room, the process that fetches it does
-        not answer, or the disk fails; of the last two one line on stderr tells. Raises InputError where the shard
+        not answer, or the disk fails; the last two print one line on stderr. Raises InputError where the shard
         cannot be had, is not what the index says, or is larger than the cache, and where the folder cannot be used.
         """
         path = self._path(source, shard)
@@ -129,12 +129,12 @@ class ShardCache:
                     return data
                 _download(file, source, shard)
                 os.fsync(file)
-                # Read here, because another process may drop it as soon as it bears its name.
+                # Read here, because another process may drop it as soon as it has its final name.
                 data = os.pread(file, end - start, start)
                 self._rename(partial, path, seconds)
                 return data
             finally:
-                if is_at(file, partial):  # else it has its final name, and another's may bear this one
+                if is_at(file, partial):  # else it has its final name, and another process's file may have this one
                     partial.unlink(missing_ok=True)
 
     def _rename(self, partial: Path, path: Path, seconds: float) -> None:
@@ -214,7 +214,7 @@ def _download(file: int, source: RemoteFolder, shard: dict) -> None:
 
 
 def _download_at_once(file: int, source: RemoteFolder, shard: dict) -> hashlib._Hash:
-    """Write a whole shard into `file` in one request, for servers without ranges. Returns its SHA-256."""
+    """Write a complete shard into `file` in one request, for servers without ranges. Returns its SHA-256."""
     at, faults = 0, []
 
     def take(piece: bytes) -> None:

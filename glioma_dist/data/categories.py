@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# What is labelled but no whole cell: it lies inside one that has an outline of its own.
+# Labels of a part of a cell, which lies inside a cell that has an outline of its own.
 CELL_PART = "cell_part"
 SOMA = "soma"
 NO_CELLS = frozenset(

@@ -46,8 +46,8 @@ def convert(
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
     With `split_seed`, a data set without splits of its own is drawn into train, val and test, each of as
-    many samples as `split_counts` says. categories: the names of those whose labels are cells; None: all but those that
-    are none by their names (see `categories.py`). Raises InputError where that cannot be, where nothing can be
+    many samples as `split_counts` says. categories: the names of those whose labels are cells; None: all, except those
+    whose names say otherwise (see `categories.py`). Raises InputError where that cannot be, where nothing can be
     converted, or, with `strict`, at the first defect.
     """
     out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS_TO_SPEAK = 0.1
-"""Before which a process that has just taken over an old file is not thought to be silent."""
+"""In which a process that has just taken over an old file need not have written to it."""
 MAX_WAITS = 10
 """How many times as long as one try a process waits for another that is still writing."""
 
@@ -52,7 +52,7 @@ def held(path: Path, seconds: float, holder: str) -> Iterator[int]:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether an open file is the one that bears a name."""
+    """Whether an open file is the one that has this name."""
     try:
         return os.stat(path).st_ino == os.fstat(file).st_ino
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def clear_away(partial: Path) -> bool:
         return error.errno == errno.ENOENT
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_at(file, partial):  # or it was renamed, and another's bears the name
+        if is_at(file, partial):  # or it was renamed, and another process's file has the name
             partial.unlink(missing_ok=True)
     except BlockingIOError:
         return False

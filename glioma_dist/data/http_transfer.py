@@ -82,7 +82,7 @@ async def _without_credentials(stack: AsyncExitStack, session: Any, options: dic
 async def _check_redirect(first: Any, target: Any) -> None:
     """Refuse a redirect that leads away from the web, or from the web into this machine or its network.
 
-    Raises AnswerError. Whoever names a server elsewhere does not mean what is there.
+    Raises AnswerError. A server outside must not make this process read from servers inside its network.
     """
     if target.scheme not in ("http", "https") or (first.scheme, target.scheme) == ("https", "http"):
         what = f"redirects from {first.scheme}:// to {target.scheme[:20]}://, which is not followed"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from glioma_dist.errors import InputError
 
+COPY_AGAIN = "copy the file again from the original"
+"""Advice for a file that is damaged or cut short."""
 MAX_PIXELS = 2**28
 """16,384 x 16,384: fifty times the largest image of the article."""
 MAX_DECODED_BYTES = 2**30
@@ -38,6 +40,5 @@ def check_ratio(num_bytes: int, num_compressed: int, where: str | Path) -> None:
     """Raises InputError where pixels of `num_bytes` are said to come from far too few compressed ones."""
     if num_bytes > MAX_UNCHECKED_BYTES and num_bytes > MAX_RATIO * num_compressed:
         raise InputError(
-            f"{where}: claims {num_bytes >> 20} MiB of pixels in {num_compressed} bytes, which is no image; "
-            "copy the file again from where it is whole"
+            f"{where}: claims {num_bytes >> 20} MiB of pixels in {num_compressed} bytes; it is damaged; {COPY_AGAIN}"
         )

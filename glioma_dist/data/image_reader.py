@@ -1,5 +1,5 @@
-"""Read images that others made, in a process of its own: a decoder that crashes, hangs or fills the memory there ends
-one image with one line, and the next one is read."""
+"""Read images in a process of its own: a decoder that crashes, hangs or fills the memory there costs one image and one
+line, and the next image is read."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class ImageReader:
         return DecodedImage(pixels, tuple(answer["notes"]), answer["orientation"])
 
     def _end(self, seconds: float = 0.0) -> str:
-        """End the process, after time to end by itself, and say how it ended."""
+        """End the process, which first gets time to end by itself, and say how it ended."""
         process, connection = self._process, self._connection
         self._process = self._connection = self._asked = None
         if connection is not None:

@@ -110,7 +110,7 @@ def find_unused(reader: ShardReader) -> list[str]:
 
 def verify(reader: ShardReader) -> Iterator[tuple[str, str | None]]:
     """For each shard its name and what is wrong with it first: its SHA-256, its table's, one of its samples, or a key
-    that an earlier shard has; None where all is well. Every byte is read, every image decoded."""
+    that an earlier shard has; None where nothing is. Every byte is read, every image decoded."""
     seen: dict[str, str] = {}
     for number, shard in enumerate(reader.index["shards"]):
         try:

@@ -245,14 +245,14 @@ def _explain_loss(dataset: _Samples, reader: Shards, error: RuntimeError, second
     said = " ".join(str(error).split())
     if not any(sign in said for sign in SIGNS_OF_A_LOST_WORKER):
         return error
-    again = "run the same command to resume"
+    again = "run the same command again"
     alive = {process.pid for process in multiprocessing.active_children()}
     for process, shard, place in [] if dataset.making is None else dataset.making.tolist():
         if process and process not in alive:
             where = reader.describe(shard, place)
             return UnavailableError(
-                f"{where}: the worker process that was at it died ({said[:120]}); is memory full? Give fewer "
-                f"--data.workers, or look at the sample; {again}"
+                f"{where}: the worker process that was at it died ({said[:120]}); is memory full? Use fewer "
+                f"workers, or look at the sample; {again}"
             )
     if "timed out" in said:
         return UnavailableError(f"a worker process that reads data did not answer for {seconds_to_answer:g} s; {again}")

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
-from glioma_dist.data.image_limits import MAX_DECODED_BYTES, check_ratio, check_size
+from glioma_dist.data.image_limits import COPY_AGAIN, MAX_DECODED_BYTES, check_ratio, check_size
 from glioma_dist.data.orientation import AS_STORED, exif_orientation, xmp_orientation
 from glioma_dist.errors import InputError
 
@@ -24,7 +24,6 @@ NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 MAX_PNG_BYTES = MAX_DECODED_BYTES
 MAX_TEXT_BYTES = 2**20
 """Of a compressed text that may hold an orientation, unpacked."""
-AGAIN = "copy the file again from where it is whole"
 
 
 class _Header(NamedTuple):
@@ -49,7 +48,7 @@ class _Chunks(NamedTuple):
 def decode_png_file(
     file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Pixels, notes and orientation of a PNG that somebody made; see `image_file.decode_file`."""
+    """Pixels, notes and orientation of a PNG; see `image_file.decode_file`. Raises InputError."""
     if num_bytes > MAX_PNG_BYTES:
         raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
     file.seek(0)
@@ -105,12 +104,12 @@ def _decode(data: bytes, chunks: _Chunks, flags: int, where: str) -> np.ndarray:
     header = chunks.header
     expected = np.uint16 if header.depth == 16 else np.uint8
     if pixels is None or pixels.shape[:2] != (header.height, header.width) or pixels.dtype != expected:
-        raise InputError(f"{where}: the PNG's pixels cannot be decoded: it is damaged; {AGAIN}")
+        raise InputError(f"{where}: the PNG's pixels cannot be decoded: it is damaged; {COPY_AGAIN}")
     return pixels
 
 
 def _walk(data: bytes, where: str) -> _Chunks:
-    """Walk the chunks of a PNG: whole, every checksum right, a sane size, one picture.
+    """Walk the chunks of a PNG: complete, every checksum right, a sane size, one picture.
 
     Some versions of OpenCV return a half-grey image for a file cut short, so its decoder is not asked.
     """
@@ -119,13 +118,13 @@ def _walk(data: bytes, where: str) -> _Chunks:
     view, start, header, kind, others = memoryview(data), len(PNG_SIGNATURE), None, b"", []
     while kind != b"IEND":
         if start + 12 > len(data):
-            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {AGAIN}")
+            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + 12 + length
         if end > len(data):
-            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {AGAIN}")
+            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            raise InputError(f"{where}: the PNG is damaged (checksum of byte {start} on); {AGAIN}")
+            raise InputError(f"{where}: the PNG is damaged (checksum of byte {start} on); {COPY_AGAIN}")
         if header is None:
             header = _read_header(data, start, kind, length, where)
         elif kind not in NEEDED:
@@ -140,7 +139,7 @@ def _walk(data: bytes, where: str) -> _Chunks:
 
 def _read_header(data: bytes, start: int, kind: bytes, length: int, where: str) -> _Header:
     if kind != b"IHDR" or length != 13:
-        raise InputError(f"{where}: the PNG does not begin with its header: it is damaged; {AGAIN}")
+        raise InputError(f"{where}: the PNG does not begin with its header: it is damaged; {COPY_AGAIN}")
     header = _Header(*struct.unpack_from(">IIBB", data, start + 8))
     channels = CHANNELS.get(header.colour_type, 4)
     check_size(header.width, header.height, where, channels, 2 if header.depth == 16 else 1)

@@ -86,7 +86,7 @@ class LocalFolder:
         return str(self.folder / name)
 
     def read_all(self, name: str, max_bytes: int, accept: Accept | None = None) -> bytes:
-        """A whole file of at most `max_bytes`. `accept` is not asked: what a local file says is looked at by its
+        """All of a file of at most `max_bytes`. `accept` is not asked: what a local file says is looked at by its
         reader. Raises InputError."""
         return files.read_bytes(self.folder / name, max_bytes)
 
@@ -128,7 +128,7 @@ class RemoteFolder:
         return f"{self.url}/{name}"
 
     def read_all(self, name: str, max_bytes: int, accept: Accept | None = None) -> bytes:
-        """A whole file of at most `max_bytes`. Raises InputError where it cannot be had, or `accept` never takes it;
+        """All of a file of at most `max_bytes`. Raises InputError where it cannot be had, or `accept` never takes it;
         UnavailableError where it may be another time."""
         url, seconds = self.where(name), self.patience.seconds
         pieces: list[bytes] = []
@@ -152,8 +152,8 @@ class RemoteFolder:
             return self.request_range(name, start, end, accept, may_skip)
         except NoRangesError:
             raise InputError(
-                f"{self.where(name)}: the server answers with the whole file where a range of bytes is asked for, so "
-                "each sample would cost a whole shard; train with --data.cache DIR, or use another server"
+                f"{self.where(name)}: the server answers with the complete file where a range of bytes is asked for, "
+                "so each sample would cost a shard; train with --data.cache DIR, or copy the folder to this machine"
             ) from None
 
     def request_range(
@@ -249,7 +249,7 @@ def _words(error: Exception, seconds: float) -> str:
     words = one_line(error, 200)
     if isinstance(error, AnswerError):
         return words
-    return f"{type(error).__name__}: {words or f'no whole answer within {seconds:g} s'}"
+    return f"{type(error).__name__}: {words or f'no complete answer within {seconds:g} s'}"
 
 
 def _is_content(error: Exception) -> bool:

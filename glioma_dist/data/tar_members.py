@@ -67,7 +67,7 @@ def scan_tar(path: Path, members: Mapping[str, str] = OUR_MEMBERS) -> TarContent
     """Find the samples of a tar, and the members that belong to none.
 
     A sample's name ends where the longest of the known endings begins, whatever the case of its letters. A name that
-    has dots of its own (`w_0.5um.png`) is a sample's where image and mask bear it; WebDataset itself ends each name at
+    has dots of its own (`w_0.5um.png`) is a sample's where image and mask have it; WebDataset itself ends each name at
     its first dot.
 
     members: what the tar's members end with, by the extension that each stands for here. `json` may be missing.

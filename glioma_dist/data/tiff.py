@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 
 from glioma_dist.data import tiff_directories as tag
-from glioma_dist.data.image_limits import check_ratio, check_size
+from glioma_dist.data.image_limits import COPY_AGAIN, check_ratio, check_size
 from glioma_dist.data.lzw import is_valid_lzw
 from glioma_dist.data.orientation import AS_STORED, valid_orientation, xmp_orientation
 from glioma_dist.data.tiff_colours import check_colours, to_image
@@ -101,10 +101,7 @@ def _check_lzw(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None:
     for offset, count in zip(found.dataoffsets, found.databytecounts, strict=True):
         file.seek(offset)
         if count and not is_valid_lzw(file.read(count)):
-            raise InputError(
-                f"{where}: damaged TIFF: the compressed pixels at byte {offset} are no LZW; copy the file again from "
-                "where it is whole"
-            )
+            raise InputError(f"{where}: damaged TIFF: the compressed pixels at byte {offset} are no LZW; {COPY_AGAIN}")
 
 
 def _check_tiles(page: Directory, where: str) -> None:
@@ -131,8 +128,7 @@ def _byte_counts(
     expected = math.prod(found.chunked)
     if len(offsets) != expected or len(counts) < expected:
         raise InputError(
-            f"{where}: the TIFF is cut short: {len(offsets)} of {expected} strips or tiles are listed; copy the file "
-            "again from where it is whole"
+            f"{where}: the TIFF is cut short: {len(offsets)} of {expected} strips or tiles are listed; {COPY_AGAIN}"
         )
     is_plain = found.compression == NO_COMPRESSION
     num_sparse = 0
@@ -150,12 +146,10 @@ def _byte_counts(
         if counts[number] < max(needed, 1) or offset + counts[number] > num_bytes:
             raise InputError(
                 f"{where}: the TIFF is cut short at {num_bytes} bytes: strip or tile {number} should have "
-                f"{max(needed, counts[number])} bytes at byte {offset}; copy the file again from where it is whole"
+                f"{max(needed, counts[number])} bytes at byte {offset}; {COPY_AGAIN}"
             )
     if num_sparse == expected:
-        raise InputError(
-            f"{where}: none of the TIFF's pixels are in the file; copy the file again from where it is whole"
-        )
+        raise InputError(f"{where}: none of the TIFF's pixels are in the file; {COPY_AGAIN}")
     notes = [f"{num_sparse} of {expected} strips or tiles are not in the file, and read as empty"] if num_sparse else []
     return tuple(counts), notes
 

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
+from glioma_dist.data.image_limits import COPY_AGAIN
 from glioma_dist.errors import InputError
 
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
@@ -18,7 +19,6 @@ PLANAR, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNT
 SUB_DIRECTORIES, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, XMP = 330, 332, 338, 339, 700
 IMAGE_DEPTH, TILE_DEPTH, UIC1, UIC2, LSM_INFO = 32997, 32998, 33628, 33629, 34412
 
-AGAIN = "copy the file again from where it is whole"
 MAX_DIRECTORIES = 4096
 MAX_TAGS = 4096
 MAX_TAG_BYTES = 2**25
@@ -133,7 +133,7 @@ def _follow(
     found = []
     while offset:
         if offset in seen:
-            raise InputError(f"{where}: damaged TIFF: its chain of pages leads back to byte {offset}; {AGAIN}")
+            raise InputError(f"{where}: damaged TIFF: its chain of pages leads back to byte {offset}; {COPY_AGAIN}")
         if len(seen) >= MAX_DIRECTORIES:
             raise InputError(
                 f"{where}: a stack of more than {MAX_DIRECTORIES} pages, not one image; save each page as its own file"
@@ -152,14 +152,14 @@ def _read_one(file: BinaryIO, num_bytes: int, offset: int, layout: _Layout, wher
     head = file.read(count_bytes)
     if len(head) < count_bytes:
         raise InputError(
-            f"{where}: the TIFF is cut short at {num_bytes} bytes: a page should begin at byte {offset}; {AGAIN}"
+            f"{where}: the TIFF is cut short at {num_bytes} bytes: a page should begin at byte {offset}; {COPY_AGAIN}"
         )
     (num_tags,) = struct.unpack(layout.count, head)
     if num_tags > MAX_TAGS:
         raise InputError(f"{where}: damaged TIFF: {num_tags} tags at byte {offset}, more than {MAX_TAGS}")
     data = file.read(num_tags * entry_bytes)
     if len(data) < num_tags * entry_bytes:
-        raise InputError(f"{where}: the TIFF is cut short at {num_bytes} bytes, within a page's list of tags; {AGAIN}")
+        raise InputError(f"{where}: the TIFF is cut short at {num_bytes} bytes, within a page's tags; {COPY_AGAIN}")
     directory = Directory(file, layout.order)
     for number in range(num_tags):
         tag, kind, count = struct.unpack_from(layout.entry, data, number * entry_bytes)

@@ -1,7 +1,7 @@
 """One try to read a URL: bounded in bytes and in time, whatever the server does.
 
 Bodies are read piece by piece, and the connection is closed where more comes than was asked for. HTTP goes through
-fsspec's own session, S3 through s3fs's client. The libraries of the other schemes hand over whole answers only, so
+fsspec's own session, S3 through s3fs's client. The libraries of the other schemes return complete answers only, so
 there the size that the store declares is looked at first.
 """
 
@@ -30,8 +30,8 @@ def read_span(files: Any, url: str, span: Span, seconds: float) -> bytes:
 def stream_span(files: Any, url: str, span: Span, seconds: float, take: Take) -> None:
     """Read a URL in one try, handing the pieces of `span` to `take`, on another thread, while they come.
 
-    files: fsspec's file system of the URL's scheme. seconds: for every PACE_BYTES, begun or whole. Raises AnswerError,
-    NoRangesError, and what the scheme's library raises; TimeoutError where it takes longer.
+    files: fsspec's file system of the URL's scheme. seconds: for each PACE_BYTES, or a part of them. Raises
+    AnswerError, NoRangesError, and what the scheme's library raises; TimeoutError where it takes longer.
     """
     lock, ended = threading.Lock(), []
 

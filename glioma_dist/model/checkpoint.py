@@ -68,7 +68,7 @@ class Checkpoint:
         return self.facts.get("lineage", [])
 
     def has(self, name: str) -> bool:
-        """Whether it holds `name`, MODEL or OPTIMIZER, whole or in parts."""
+        """Whether it holds `name`, MODEL or OPTIMIZER, in one file or in parts."""
         return bool(self.manifest.parts(name))
 
     def check(self) -> None:
@@ -79,7 +79,7 @@ class Checkpoint:
         self._kept.update({name: self._read(name) for name in (MODEL, OPTIMIZER) if self.has(name)})
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The whole tensors of MODEL or OPTIMIZER. Raises DamagedError where a file is missing or damaged."""
+        """Full tensors of MODEL or OPTIMIZER, on the CPU. Raises DamagedError where a file is missing or damaged."""
         return self._kept.pop(name) if name in self._kept else self._read(name)
 
     def _read(self, name: str) -> dict[str, Tensor]:
@@ -143,14 +143,14 @@ def sibling(folder: Path, suffix: str) -> Path:
 
 @contextmanager
 def naming_another(folder: Path) -> Iterator[None]:
-    """Where the checkpoint in `folder` turns out to be damaged, the error names a whole one of the same run."""
+    """Where the checkpoint in `folder` turns out to be damaged, the error names an undamaged one of the same run."""
     try:
         yield
     except DamagedError as error:
         run = folder.absolute().parent
         for other in (*kept_folders(run / "last"), run / "best"):
             if other != error.path.parent.absolute() and is_whole(other):
-                advice = f"restore it from a copy, or give {other}, which is whole"
+                advice = f"restore it from a copy, or give {other}, which is undamaged"
                 raise DamagedError(error.path, error.fault, advice) from error
         raise
 

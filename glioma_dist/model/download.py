@@ -22,7 +22,7 @@ THREAD = "download"
 
 
 class NotReachedError(Exception):
-    """A server did not answer, or said no."""
+    """A server did not answer, or refused."""
 
 
 def from_hub(name: str, files: tuple[str, ...]) -> Path:
@@ -63,7 +63,7 @@ def from_url(url: str) -> dict[str, Any]:
 def _within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> Any:
     """What `fetch` returns or raises; NotReachedError where nothing in `folder` grows for `SECONDS_WITHOUT_A_BYTE`.
 
-    A thread that is given up does not keep the process from ending. what: told on the screen, for it can take long.
+    A thread that is given up does not keep the process from ending. what: told on the screen, because it can take long.
     """
     if what and os.environ.get("RANK", "0") == "0":
         print(f"downloading {what}", flush=True)
@@ -102,7 +102,7 @@ def _quiet_hub() -> Iterator[None]:
     try:
         yield
     finally:
-        # A thread that was given up would go on to write.
+        # A thread that was given up would continue to write.
         if not any(thread.name == THREAD for thread in threading.enumerate()):
             logging.set_verbosity(verbosity)
             if not were_off:

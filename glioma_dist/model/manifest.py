@@ -30,7 +30,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     """File name -> bytes, sha256 and, of a file of tensors, tensors: name -> dtype and shape."""
     identity: str
-    """SHA-256 of the manifest itself, and so of the whole checkpoint."""
+    """SHA-256 of the manifest itself, and so of all files of the checkpoint."""
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -39,7 +39,7 @@ class Manifest:
         if not path.is_file():
             raise DamagedError(
                 path,
-                "is missing, so nothing says whether this checkpoint is whole",
+                "is missing, so nothing says whether this checkpoint is complete",
                 "restore it from a copy; a checkpoint without one, of an older version, cannot be used",
             )
         try:

@@ -192,7 +192,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
         return read_weights(file)
     except InputError as error:
         raise InputError(
-            f"--model.init imagenet: {error}; remove that file, or give a whole one with --model.weights FILE"
+            f"--model.init imagenet: {error}; remove that file, or give an undamaged one with --model.weights FILE"
         ) from error
 
 

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def fix_buckets(model: nn.Module) -> None:
-    """Have DDP pack gradients for good: by the order of registration, last first, which is nearly that of a backward
-    pass. Of a model that DDP has not wrapped nothing is changed. Costs one exchange of zeros; all processes call it.
+    """Fix DDP's buckets: by the order of registration, last first, which is nearly that of a backward pass.
+
+    A model that DDP has not wrapped is not changed. Costs one exchange of zeros; all processes call it.
     """
     if not isinstance(model, DistributedDataParallel):
         return

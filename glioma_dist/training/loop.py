@@ -14,7 +14,7 @@ from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.unlisted import describe_unlisted
-from glioma_dist.errors import InputError, NonFiniteError, RunError, StopRequested
+from glioma_dist.errors import InputError, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.files import write_json_atomically
 from glioma_dist.model.unet import build_model, normalise
@@ -100,7 +100,7 @@ def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
 def prepare(
     config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder, stop: StopSignal
 ) -> tuple[Training, Position]:
-    """Open the data, make model and optimizer, and put them where the run's checkpoint left off."""
+    """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
     train, order = open_training_data(config.data, config.batch_size, config.seed)
     val = open_validation_data(config.data)
@@ -209,7 +209,7 @@ class TrainingLoop:
         self._saved = self.position
 
     def _end_early(self, error: Exception) -> None:
-        """Save what is finished, then raise what ends the run, with what was saved in its words.
+        """Save what is finished, then raise what ends the run; its message says what was saved.
 
         Returns where `error` is a fault of the program, or there is nothing to say about what was saved.
         """
@@ -238,7 +238,9 @@ class TrainingLoop:
         if isinstance(ending, StopRequested):
             told = f", checkpoint saved at step {step}. Run the same command to resume." if step else ""
         else:
-            told = f" (checkpoint saved at step {step})" if step else ""
+            # Sizes are settings of science: a run is not resumed with others.
+            sizes = "; other sizes need another --out" if isinstance(ending, MemoryFullError) else ""
+            told = f" (checkpoint saved at step {step}{sizes})" if step else ""
         said = type(ending)(f"{ending}{told}")
         said.is_shared = ending.is_shared
         return said

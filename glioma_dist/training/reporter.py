@@ -19,8 +19,10 @@ class Reporter:
     """Tells about one run; a context manager, whose end is written to status.json.
 
     Where telling fails (a full disk, a closed pipe), the error stays in `problem`, for the run to save and to end
-    together with the other processes. added: rows that the run before could not write. check: called before each write; it raises InputError where the run may not
-    write any more.
+    together with the other processes.
+
+    added: rows that the run before could not write. check: called before each write; it raises InputError where the
+    run may not write any more.
     """
 
     def __init__(

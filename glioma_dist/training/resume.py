@@ -53,7 +53,8 @@ def holds_run(config: TrainConfig) -> bool:
     except OSError as error:
         raise cannot_read(out, error) from error
     if config.resume == "never" and names - {LOCK}:
-        raise InputError(f"--resume never: {out} is not empty; give another --out, or omit the flag to resume")
+        also = ", or omit the flag to resume" if CONFIG in names else ""
+        raise InputError(f"--resume never: {out} is not empty; give another --out{also}")
     if is_before_first_checkpoint(names):
         return bool(names)
     if CONFIG not in names and not any(find_checkpoint(out / name) for name in (LAST, BEST)):
@@ -67,7 +68,7 @@ def is_before_first_checkpoint(names: set[str]) -> bool:
 
 
 def look(config: TrainConfig, is_main: bool = True) -> Found:
-    """The newest whole checkpoint of the run in `config.out`, and what is wrong with those that are newer.
+    """The newest undamaged checkpoint of the run in `config.out`, and what is wrong with those that are newer.
 
     Everything in it is read and checked; the first process checks best/ too. Raises InputError where the run has
     other settings, where all checkpoints are damaged, and where they are gone.
@@ -90,7 +91,7 @@ def look(config: TrainConfig, is_main: bool = True) -> Found:
         start = f"start from its weights with --model.init {config.out / BEST} and another --out"
         others = "; ".join(f"{fault.path.parent.name}/{fault.path.name} {fault.fault}" for fault in faults[1:2])
         raise InputError(
-            f"{faults[0].path}: {faults[0].fault}; no other checkpoint of this run is whole"
+            f"{faults[0].path}: {faults[0].fault}; this run has no undamaged checkpoint"
             f"{f' ({others})' if others else ''}; restore one from a copy, or "
             f"{start if is_whole(config.out / BEST) else 'give another --out'}"
         )

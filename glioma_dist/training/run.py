@@ -31,7 +31,7 @@ class Scores(NamedTuple):
 
 
 class StepGuard:
-    """Lets a step that failed be as if it had never begun: its running statistics are put back.
+    """Undoes what a failed step has changed: puts running statistics back.
 
     model: whose buffers are kept, in place, on its own device.
     """
@@ -108,7 +108,7 @@ class Training:
 def save(training: Training, position: Position, name: str, reporter: Reporter | None, alone: bool = False) -> None:
     """Write <out>/last, from which training can resume, or <out>/best, the model alone; all processes wait for it.
 
-    alone: this process writes whole tensors and waits for nobody, because others are lost.
+    alone: this process writes full tensors and waits for no other, because some are lost.
     """
     runtime = training.runtime
     model = runtime.accelerator.unwrap_model(training.model)

@@ -161,7 +161,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's optimizer state back, in place, once the model is as it is trained: whole, or in parts.
+    """Put a checkpoint's optimizer state back, in place, once the model is as it is trained: full or sharded.
 
     Raises InputError where it is damaged, or is of another network.
     """

@@ -14,7 +14,7 @@ STATUS = "status.json"
 
 
 def mark_finished(out: Path, step: int) -> None:
-    """Have status.json say that the run is finished, as where a kill came after the last checkpoint and before that."""
+    """Have status.json say that the run is finished, because a kill can come between the last checkpoint and that."""
     path = out / STATUS
     if not path.is_file() or '"state": "finished"' not in path.read_text(errors="replace"):
         StatusFile(out, step, step).ended(None)

@@ -28,17 +28,17 @@ STEPS_IN_RATE = 20
 class MetricsFile:
     """<out>/metrics.jsonl: one JSON object a line, written at once."""
 
-    def __init__(
+def __init__(
         self,
         path: Path,
         resume_step: int,
         check: Callable[[], None] = lambda: None,
         added: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Rows after `resume_step`, and a last line that was cut short by a kill, are taken out of an old file.
+        """Rows after `resume_step`, and a last line that a kill cut short, are removed from an old file.
 
-        added: rows that the run before could not write. check: called before each write; it raises InputError where the run may not write any more. Raises InputError
-        where the file holds anything but rows, or cannot be written.
+        added: rows that the run before could not write. check: called before each write; it raises InputError where
+        the run may not write any more. Raises InputError where the file holds anything but rows, or cannot be written.
         """
         self._path, self._check = path, check
         rows = [row for _, row in read_rows(path)] if path.exists() else []

@@ -24,12 +24,15 @@ from glioma_dist.training.state import Position
 
 
 def validate(training: Training, position: Position, reporter: Reporter | None) -> Position:
-    """Validate, tell of it, and keep the model as `best` where its loss is the lowest so far."""
+    """Validate, report it, and keep the model as `best` where its loss is the lowest so far.
+
+    Raises NonFiniteError where the loss is not finite.
+    """
     scores = validation_scores(training)
     if not math.isfinite(scores.loss):
         error = NonFiniteError(
             f"step {position.step}: the validation loss is {scores.loss}; look at the validation images, or give a "
-            f"smaller --lr than {training.config.lr}"
+            f"smaller --lr than {training.config.lr}, in another --out"
         )
         error.is_shared = True
         raise error

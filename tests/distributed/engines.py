@@ -1,9 +1,12 @@
-"""Has accelerate take FSDP2 on CPUs, which it reads the settings of for GPUs only."""
+"""Has accelerate take FSDP2 on CPUs, which it reads the settings of for GPUs only; and the model of a training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 from glioma_dist.runtime import Runtime
+from glioma_dist.training import loop
 
 
 @contextmanager
@@ -25,3 +28,17 @@ def fsdp2(runtime: Runtime) -> Iterator[None]:
     finally:
         for state, kind in zip(states, before, strict=True):
             state["distributed_type"] = kind
+
+
+def keep_trained_models() -> list[nn.Module]:
+    """The list to which trainings of this process add their models, wrapped as they train. Not undone: call it in a
+    process of a test's own."""
+    kept, prepare = [], loop.prepare
+
+    def keeping(*arguments):
+        result = prepare(*arguments)
+        kept.append(result[0].model)
+        return result
+
+    loop.prepare = keeping
+    return kept

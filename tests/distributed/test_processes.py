@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from engines import keep_trained_models
 from helpers import REPOSITORY, damage_sample, draw_sample, rows, run, start, tiny_config, train_here
 from safetensors.torch import load_file
 
@@ -118,7 +119,7 @@ def train_with_local_batch_norm(config) -> None:
     train_here(config)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(shards, tmp_path):
+def test_a_run_resumes_with_another_number_of_processes(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "whole")
     train_in_double(config)
     moving = replace(config, out=tmp_path / "moving")
@@ -158,7 +159,7 @@ def test_all_processes_stop_together_whichever_is_asked(shards, tmp_path, runtim
 
 
 def train_into_nan(config) -> str:
-    """Train with a loss that is no number for the second image of rank 1, in the second step; returns the error."""
+    """Train with a loss that is not finite for the second image of rank 1, in the second step; returns the error."""
     losses, calls = loop.segmentation_loss, []
 
     def breaking(*arguments):
@@ -324,14 +325,7 @@ def test_the_processes_buffers_are_equal(shards, tmp_path):
 
 
 def train_for_buffers(config) -> dict[str, np.ndarray]:
-    kept, prepare = [], loop.prepare
-
-    def keeping(*arguments):
-        result = prepare(*arguments)
-        kept.append(result[0].model)
-        return result
-
-    loop.prepare = keeping
+    kept = keep_trained_models()
     train_here(config)
     return {name: tensor.numpy() for name, tensor in kept[0].state_dict().items()}
 

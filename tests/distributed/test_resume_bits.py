@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import fsdp2
+from engines import fsdp2, keep_trained_models
 from helpers import rows, run, tiny_config
 
 from glioma_dist.model.checkpoint import MODEL, OPTIMIZER, Checkpoint
@@ -19,14 +19,7 @@ def train_here(config, engine: str) -> int:
     """Train in small buckets, or under FSDP2. Returns the number of buckets that gradients were sent in at the end."""
     from glioma_dist.runtime import Runtime
 
-    kept, prepare = [], loop.prepare
-
-    def keeping(*arguments):
-        result = prepare(*arguments)
-        kept.append(result[0].model)
-        return result
-
-    loop.prepare = keeping
+    kept = keep_trained_models()
     here = Runtime.start()
     with fsdp2(here) if engine == "FSDP2" else nullcontext():
         if engine == "DDP":

@@ -45,7 +45,7 @@ def test_training_in_rows_equals_one_process(shards, tmp_path, num_rows, num_pro
         check_close(ours, theirs, tolerance)
 
 
-def test_a_run_goes_on_with_another_number_of_rows(shards, tmp_path):
+def test_a_run_resumes_with_another_number_of_rows(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "whole", fit="crop", size=UNEVEN)
     train_in_double(config)
     moving = replace(config, out=tmp_path / "moving")
@@ -78,7 +78,7 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(shards, tmp_pa
     assert ended[rank_killed].exit_code == -signal.SIGKILL
     survivor = ended[1 - rank_killed]
     assert survivor.exit_code == ExitCode.UNAVAILABLE, survivor.stderr
-    assert re.search(r"^error: another process of this run ended.*to resume", survivor.stderr, re.MULTILINE)
+    assert re.search(r"^error: another process of this run ended.*run the same", survivor.stderr, re.MULTILINE)
     assert [row["step"] for row in rows(config.out)] == [1, 2]
     run(train_as_a_command, config, num_processes=2)
     assert [row["step"] for row in rows(config.out)] == [1, 2, 3, 4, 5, 6]

@@ -64,7 +64,7 @@ CASES = {
     "a stop during validation": (validation, "segmentation_loss", 2, StopRequested("SIGTERM"), 3, StopRequested),
     "a worker dies during validation": (validation, "segmentation_loss", 2, LOST_WORKER, 3, UnavailableError),
     "memory is full during the last validation": (validation, "segmentation_loss", 5, FULL, 6, MemoryFullError),
-    "a gradient is no number": (loop, "clip_gradients", 3, None, 2, NonFiniteError),
+    "a gradient is not finite": (loop, "clip_gradients", 3, None, 2, NonFiniteError),
     "a fault of the program": (loop, "segmentation_loss", 3, ZeroDivisionError("a bug"), 2, ZeroDivisionError),
 }
 
@@ -90,6 +90,7 @@ def test_a_run_that_ended_early_is_saved_and_resumes_bit_for_bit(whole, shards, 
     if issubclass(kind, RunError):
         assert f"checkpoint saved at step {saved}" in str(ended.value)
         assert status["reason"] == str(ended.value)
+        assert ("need another --out" in str(ended.value)) == (kind is MemoryFullError)
         assert status["code"] == kind.exit_code
     else:
         assert status["code"] == 1

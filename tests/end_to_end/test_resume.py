@@ -1,5 +1,5 @@
-"""Runs whose files, folder or disk fail: one line, nothing that is whole is lost, and the result afterwards is the same
-as without the fault, bit for bit."""
+"""Runs whose files, folder or disk fail: one line, nothing that is complete is lost, and the result afterwards is
+the same as without the fault, bit for bit."""
 
 import json
 import os

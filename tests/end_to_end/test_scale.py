@@ -45,7 +45,7 @@ def test_a_run_gives_the_losses_of_the_plain_one(plain, tmp_path, runtime, monke
     check_close(rows(config.out), rows(plain.out))
 
 
-def test_a_run_goes_on_with_other_knobs(plain, tmp_path, runtime):
+def test_a_run_resumes_with_other_cost_settings(plain, tmp_path, runtime):
     config = replace(plain, out=tmp_path / "moving")
     loop.train(replace(config, max_steps=3, scale=SCALES["all, channels_last"]), runtime)
     loop.train(replace(config, scale=SCALES["encoder"]), runtime)

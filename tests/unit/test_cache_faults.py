@@ -119,6 +119,23 @@ def test_a_disk_that_fails_ends_no_run(server, shards, tmp_path, monkeypatch, ca
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+def test_a_disk_that_works_again_is_used_after_a_minute(server, shards, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    source = f"{server.url}/train"
+    reader = ShardReader(source, ShardCache(tmp_path / "cache", 10**8))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        reader.read(0, 0)
+    reader.read(0, 0)
+    assert not list((tmp_path / "cache").glob("*.tar"))
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 61)
+    reader.read(0, 0)
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+
+
 def test_shards_give_way_where_the_disk_is_smaller_than_the_cache_may_be(server, shards, tmp_path, monkeypatch, capsys):
     room, allocate = 2 * max(shard_bytes(shards)), os.posix_fallocate
 

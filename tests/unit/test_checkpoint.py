@@ -148,7 +148,7 @@ def test_every_load_checks(runs, run, load, damage):
     message = one_line_of(error)
     assert str(run / "best" / MODEL) in message
     if load != "resume weights":
-        assert f"give {run / 'last'}, which is whole" in message
+        assert f"give {run / 'last'}, which is undamaged" in message
 
 
 def test_a_whole_checkpoint_is_named_only_where_there_is_one(run):
@@ -156,10 +156,10 @@ def test_a_whole_checkpoint_is_named_only_where_there_is_one(run):
     zero(run / "last" / OPTIMIZER, run)
     with pytest.raises(InputError) as error:
         load_model(run / "best")
-    assert "which is whole" not in one_line_of(error)
+    assert "which is undamaged" not in one_line_of(error)
     shutil.copytree(run / "last", run / "last.1")
     seal(run / "last.1")
-    with pytest.raises(InputError, match=r"last\.1, which is whole"):
+    with pytest.raises(InputError, match=r"last\.1, which is undamaged"):
         load_model(run / "best")
 
 

@@ -85,6 +85,15 @@ def test_every_room_has_a_floor():
     assert {path.stem if path.parent == REPOSITORY else path.parent.name for path in ON_TOP} <= set(floors)
 
 
+def test_the_page_names_every_module_and_none_that_is_gone():
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"\b([a-z][a-z0-9_]*\.py)\b", page))
+    modules = {path.name for path in SOURCES} - {"__init__.py"}
+    assert modules - named == set()
+    everywhere = {path.name for folder in (PACKAGE, "tests") for path in (REPOSITORY / folder).rglob("*.py")}
+    assert named - everywhere - {path.name for path in ON_TOP} == set()
+
+
 def test_modules_import_from_lower_floors_only(graph):
     floors = read_floors()
     assert sum(map(len, graph.values())) > 20  # the graph is not empty by mistake

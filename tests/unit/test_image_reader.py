@@ -214,7 +214,13 @@ def bombs() -> dict[str, object]:
         zeros = chunk(b"IDAT", zlib.compress(bytes(2**20)))
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + zeros + chunk(b"IEND", b""))
 
+    def long(path: Path, num_bytes: int) -> None:
+        tiff(path, np.uint8, 1) if path.suffix == ".tif" else great_png(path, 8, 0, 2**10)
+        os.truncate(path, num_bytes)
+
     return {
+        "long.tif": lambda path: long(path, 2**32 + 1),
+        "long.png": lambda path: long(path, 2**30 + 1),
         "floats.tif": lambda path: tiff(path, np.float64, 1, **side),
         "channels.tif": lambda path: tiff(path, np.uint8, 40, **side),
         "colours.tif": lambda path: tiff(path, np.uint16, 4, **side),

@@ -78,7 +78,7 @@ REFUSED = {
         "ACCUMULATION_STEPS=4: gradient accumulation",
     ),
     "accumulation of auto": ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, CPU, "gradient accumulation"),
-    "dynamo": (SIMPLE | {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, CPU, "give --scale.compile"),
+    "dynamo": (SIMPLE | {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, CPU, "train with --scale.compile"),
     "DeepSpeed": (SEVERAL | {"ACCELERATE_USE_DEEPSPEED": "true"}, GPUS, "DeepSpeed is not supported"),
     "DeepSpeed, another word": (SEVERAL | {"ACCELERATE_USE_DEEPSPEED": "1"}, GPUS, "DeepSpeed is not supported"),
     "Megatron": (SEVERAL | {"ACCELERATE_USE_MEGATRON_LM": "true"}, GPUS, "Megatron-LM is not supported"),

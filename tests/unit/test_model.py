@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_weights import put_into_cache
 from helpers import TINY_CHANNELS, seal, tiny_config
+from test_weights import put_into_cache
 from torch import nn
 from torch.nn import functional
 from transformers import SegformerConfig, SegformerForImageClassification, SegformerModel

@@ -1,5 +1,7 @@
 """The folder of a run: which checkpoint is resumed from, what is refused, and who may write there."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -116,7 +118,7 @@ def test_where_all_are_damaged_one_line_says_so(run, runtime):
         damage(run.out / name)
     message = refused(run, runtime)
     assert str(run.out / "last" / MODEL) in message
-    assert "no other checkpoint of this run is whole" in message
+    assert "this run has no undamaged checkpoint" in message
     assert f"--model.init {run.out / 'best'}" in message
     damage(run.out / "best")
     message = refused(run, runtime)
@@ -184,7 +186,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(run, runtime)
     shutil.rmtree(run.out / "best")
     (run.out / "metrics.jsonl").write_text(rows + '{"ste')
     assert opened(run, runtime) is None
-    with pytest.raises(InputError, match="--resume never"):
+    with pytest.raises(InputError, match=r"--resume never.*give another --out, or omit the flag to resume$"):
         opened(replace(run, resume="never"), runtime)
 
 
@@ -255,6 +257,15 @@ def test_the_lock_is_this_process_s_once(tmp_path):
             raise AssertionError("locked twice")
         assert not lock_elsewhere(tmp_path), "the second try must not drop the lock of the first"
     assert lock_elsewhere(tmp_path)
+
+
+def test_where_there_are_no_locks_a_warning_says_so_and_the_run_resumes(run, runtime, monkeypatch, capsys):
+    def refuse(*_given) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert opened(run, runtime).step == 6
+    assert f"warning: --out {run.out}: this file system has no locks" in capsys.readouterr().err
 
 
 LOCKING = """

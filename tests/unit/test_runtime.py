@@ -1,5 +1,6 @@
 """Who a process is: launches that are none are refused, sums and lists over processes, errors as lines, signals."""
 
+import errno
 import os
 import re
 import signal
@@ -20,7 +21,13 @@ from glioma_dist.errors import (
     as_error,
     one_line,
 )
-from glioma_dist.run_command import run_command
+from glioma_dist.run_command import (
+    SIGNS_OF_A_LOST_PROCESS,
+    SIGNS_OF_A_LOST_WORKER,
+    SIGNS_OF_A_SILENT_PROCESS,
+    as_run_error,
+    run_command,
+)
 from glioma_dist.runtime import Runtime
 from glioma_dist.signals import SECONDS_BETWEEN_TWO_REQUESTS, STOP_SIGNALS, StopSignal
 
@@ -155,6 +162,23 @@ def test_every_error_has_its_own_exit_code_and_one_line(kind):
     assert re.fullmatch(rf"{word}: .*\n", ended.stderr)
     assert len(ended.stderr) < 520
     assert isinstance(as_error(kind.exit_code, "told by another"), kind)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        OSError(errno.ENOSPC, "No space left on device"),
+        *(
+            RuntimeError(sign)
+            for sign in (*SIGNS_OF_A_LOST_WORKER, *SIGNS_OF_A_LOST_PROCESS, *SIGNS_OF_A_SILENT_PROCESS)
+        ),
+    ],
+)
+def test_advice_that_every_command_gives_names_no_flag(error):
+    """Every command ends through `as_run_error`, and no flag but --help is one of all of them."""
+    assert "--" not in str(as_run_error(error, 5.0))
 
 
 def test_exit_codes_are_different():

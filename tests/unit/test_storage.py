@@ -191,5 +191,5 @@ def test_a_library_without_timeouts_of_its_own_is_given_up_too(monkeypatch, seco
     if seconds > 1:
         assert folder.read_all("index.json", 10**6) == b"at last"
     else:
-        with pytest.raises(InputError, match=r"after 2 tries \(the last: TimeoutError: no whole answer within 0.2 s"):
+        with pytest.raises(InputError, match=r"2 tries \(the last: TimeoutError: no complete answer within 0.2 s"):
             folder.read_all("index.json", 10**6)

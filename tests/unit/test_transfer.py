@@ -19,8 +19,9 @@ from glioma_dist.errors import ExitCode, InputError
 aiohttp = pytest.importorskip("aiohttp", reason="needs the extra cloud")
 import yarl  # noqa: E402 (comes with aiohttp)
 
-from glioma_dist.data.bodies import AnswerError  # noqa: E402
+from glioma_dist.data.bodies import AnswerError, Span  # noqa: E402
 from glioma_dist.data.http_transfer import _check_redirect, _seconds  # noqa: E402
+from glioma_dist.data.transfer import read_span  # noqa: E402
 
 TWO = Patience(attempts=2, seconds=0.4, wait_seconds=0.01)
 MEBIBYTE = 2**20
@@ -110,6 +111,26 @@ def test_memory_is_bounded_whatever_comes(server, fault, what, mebibytes):
     assert seconds < 40
 
 
+def test_a_store_that_returns_complete_answers_is_asked_for_the_size_first():
+    """fsspec's file systems that are not asynchronous, as the memory's, have no answer piece by piece."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Store(MemoryFileSystem):
+        store, num_reads = {}, 0
+
+        def cat_file(self, *given, **named):
+            self.num_reads += 1
+            return super().cat_file(*given, **named)
+
+    files = Store()
+    files.pipe_file("/index.json", bytes(2000))
+    with pytest.raises(AnswerError, match="has 2000 bytes, at most 1000 are read"):
+        read_span(files, "/index.json", Span(None, 1000), 5)
+    assert files.num_reads == 0
+    assert len(read_span(files, "/index.json", Span(None, 2000), 5)) == 2000
+    assert len(read_span(files, "/index.json", Span(10, 20), 5)) == 10
+
+
 @pytest.mark.parametrize("chunk_bytes", [2**23, 5000], ids=["in one piece", "in pieces"])
 def test_a_server_without_ranges_serves_each_shard_once_into_a_cache(
     server, shards, tmp_path, monkeypatch, chunk_bytes
@@ -124,7 +145,7 @@ def test_a_server_without_ranges_serves_each_shard_once_into_a_cache(
     asked = [path for path, _ in server.requests if path.endswith(".tar")]
     assert sorted(set(asked)) == sorted(f"/train/0000{number}.tar" for number in range(4))
     assert len(asked) == (4 if chunk_bytes > 5000 else 8)  # one to find out, one for all of it
-    with pytest.raises(InputError, match=r"00000.tar: the server answers with the whole file .* --data.cache"):
+    with pytest.raises(InputError, match=r"00000.tar: the server answers with the complete file .* --data.cache"):
         ShardReader(f"{server.url}/train", patience=TWO).read(0, 0)
 
 
