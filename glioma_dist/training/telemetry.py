@@ -28,7 +28,7 @@ STEPS_IN_RATE = 20
 class MetricsFile:
     """<out>/metrics.jsonl: one JSON object a line, written at once."""
 
-def __init__(
+    def __init__(
         self,
         path: Path,
         resume_step: int,
