@@ -46,7 +46,9 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Keeps how a fault's processes ended for the table."""
 
     def keep(fault: Fault, ended: Sequence[Ended]) -> None:
-        lines = [line for end in ended for line in end.stderr.splitlines()]
+        from contract import said
+
+        lines = [line for end in ended for line in said(end)]
         RESULTS[request.node.nodeid] = {
             "name": fault.name,
             "kind": fault.kind,
