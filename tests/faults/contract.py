@@ -15,7 +15,8 @@ MAX_LINE = 500
 FINISHED, UNEXPECTED, USER_ERROR, UNAVAILABLE, STOPPED = 0, 1, 2, 69, 75
 STATES = {FINISHED: "finished", STOPPED: "stopped"}
 NOISE = re.compile(
-    r"warning: |\[(rank\d+\]:\[)?[WE]\d{4} .*|Exception raised from |frame #\d+: |ERROR: Unexpected segmentation fault|$"
+    r"warning: |\[(rank\d+\]:\[)?[WE]\d{4} |Exception raised from |frame #\d+: |<omitting python frames>"
+    r"|ERROR: Unexpected segmentation fault|$"
 )
 """Lines beside the one that counts: warnings, and what PyTorch's C++ libraries say of a lost process or worker."""
 ERROR, STOP = "error: ", "stopped: "
@@ -82,7 +83,8 @@ def check_end(fault: Fault, stage: Stage, ended: Sequence[Ended]) -> None:
 
 def said(end: Ended) -> list[str]:
     """The lines on stderr that are the program's own."""
-    return [line for line in end.stderr.splitlines() if not NOISE.match(line)]
+    lines = (line.strip("\0") for line in end.stderr.splitlines())  # PyTorch's handler of SIGSEGV ends its line so
+    return [line for line in lines if not NOISE.match(line)]
 
 
 def _check_lines(fault: Fault, ended: Sequence[Ended], told: str) -> None:

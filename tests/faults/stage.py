@@ -154,7 +154,7 @@ class Stage:
             str(path.relative_to(self.folder))
             for name in UNUSED
             for path in (self.folder / name).rglob("*")
-            if not re.match(r"temporary/pymp-[^/]+(/listener-\w+)?$", str(path.relative_to(self.folder)))
+            if not re.match(r"temporary/(pymp-[^/]+(/listener-\w+)?|[a-z0-9_]{8})$", str(path.relative_to(self.folder)))
         ]
 
 

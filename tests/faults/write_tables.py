@@ -16,6 +16,8 @@ ENDS = {0: "finished", 1: "partly done", 2: "refused", 69: "unavailable", 75: "s
 
 def faults_table(results: list[dict]) -> str:
     """A line of counts, and a table row for each fault."""
+    sweeps = [result for result in results if "tried" in result]
+    results = [result for result in results if "tried" not in result]
     passed, kinds = sum(result["passed"] for result in results), sorted({result["kind"] for result in results})
     lines = [
         f"{passed} of {len(results)} faults pass: `make faults`, commit {commit()}, {os.cpu_count()} CPU cores.",
@@ -30,6 +32,8 @@ def faults_table(results: list[dict]) -> str:
             lines.append(
                 f"| {kind} | {result['name']} | {codes} | {result['seconds']:.1f} | {result['peak_mib']} | {word} |"
             )
+    for result in sweeps:
+        lines += ["", f"{result['name']}: {result['tried'] - result['wrong']} of {result['tried']} pass."]
     return "\n".join(lines)
 
 
