@@ -131,7 +131,7 @@ def _streams() -> list[Fault]:
             "index.json without end",
             "Streaming",
             hurt_from_url(always("endless", "index.json")),
-            **{**wrongt, "says": "index.json"},
+            **{**wrong, "says": "index.json"},
             telling=False,
         ),
         Fault("no range support", "Streaming", hurt_from_url(always("no-range", ".tar")), **wrong),
@@ -139,7 +139,7 @@ def _streams() -> list[Fault]:
         Fault("half a body once", "Streaming", hurt_from_url(first("short", ".tar")), **fine),
         Fault("dropped connection once", "Streaming", hurt_from_url(first("drop", ".tar")), **fine),
         Fault("content that changed", "Streaming", hurt_from_url(always("changed", ".tar")), **wrong),
-        Fault("redirect in a circle", "Streaming", hurt_from_url(always("redirect-loop", ".tar")), **lost),
+        Fault("redirect in a circle", "Streaming", hurt_from_url(always("redirect-loop", ".tar")), **wrong),
         Fault(
             "forbidden in mid-run",
             "Streaming",
