@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stage import Shared
 
 # Before they are imported, so that what fails in them says why.
-pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "stage", "streams")
+pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "stage", "streams", "sweeps")
 
 RESULTS: dict[str, dict] = {}
 """By the id of the test."""
@@ -46,7 +46,9 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Keeps how a fault's processes ended for the table."""
 
     def keep(fault: Fault, ended: Sequence[Ended]) -> None:
-        lines = [line for end in ended for line in end.stderr.splitlines()]
+        from contract import said
+
+        lines = [line for end in ended for line in said(end)]
         RESULTS[request.node.nodeid] = {
             "name": fault.name,
             "kind": fault.kind,
@@ -55,6 +57,16 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
             "seconds": round(max(end.seconds for end in ended), 1),
             "peak_mib": round(max(end.peak_mib for end in ended)),
         }
+
+    return keep
+
+
+@pytest.fixture
+def record_sweep(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Keeps a sweep's counts for the table."""
+
+    def keep(name: str, count: int, num_wrong: int) -> None:
+        RESULTS[request.node.nodeid] = {"name": name, "kind": "Sweep", "tried": count, "wrong": num_wrong}
 
     return keep
 

@@ -14,7 +14,11 @@ from stage import Stage, last_step, rows, saved_step, status, tensors
 MAX_LINE = 500
 FINISHED, UNEXPECTED, USER_ERROR, UNAVAILABLE, STOPPED = 0, 1, 2, 69, 75
 STATES = {FINISHED: "finished", STOPPED: "stopped"}
-WARNING = re.compile(r"warning: ")
+NOISE = re.compile(
+    r"warning: |\[(rank\d+\]:\[)?[WE]\d{4} |Exception raised from |frame #\d+: |<omitting python frames>"
+    r"|ERROR: Unexpected segmentation fault|$"
+)
+"""Lines beside the one that counts: warnings, and what PyTorch's C++ libraries say of a lost process or worker."""
 ERROR, STOP = "error: ", "stopped: "
 
 
@@ -77,16 +81,20 @@ def check_end(fault: Fault, stage: Stage, ended: Sequence[Ended]) -> None:
         fault.check(stage)
 
 
+def said(end: Ended) -> list[str]:
+    """The lines on stderr that are the program's own."""
+    lines = (line.strip("\0") for line in end.stderr.splitlines())  # PyTorch's handler of SIGSEGV ends its line so
+    return [line for line in lines if not NOISE.match(line)]
+
+
 def _check_lines(fault: Fault, ended: Sequence[Ended], told: str) -> None:
-    lines = [line for end in ended for line in end.stderr.splitlines() if not WARNING.match(line)]
+    lines = [line for end in ended for line in said(end)]
     if fault.says is None:
         assert "Traceback" not in told, told
         assert lines == [] or not fault.quiet, f"nothing should be said: {told}"
         return
     for end in ended:
-        assert len([line for line in end.stderr.splitlines() if not WARNING.match(line)]) <= 1, (
-            f"more than a line: {told}"
-        )
+        assert len(said(end)) <= 1, f"more than a line: {told}"
     assert lines, f"nothing was said: {told}"
     mark = STOP if STOPPED in {end.code for end in ended} else ERROR
     for line in lines:

@@ -120,6 +120,14 @@ def small_shared_memory(stage: Stage) -> Sequence[Ended]:
     return stage.train(job={"shared_memory_bytes": 2**16}, **{"data.workers": 2}).wait(SECONDS_TO_END)
 
 
+def long_temporary_folder(stage: Stage) -> Sequence[Ended]:
+    """Sockets below TMPDIR cannot have names of more than 107 bytes."""
+    folder = stage.make("long") / ("a" * 120)
+    folder.mkdir(parents=True)
+    job = {"environment": {"TMPDIR": str(folder)}}
+    return stage.train(job=job, **{"data.workers": 2}).wait(SECONDS_TO_END)
+
+
 def _full_disks() -> list[Fault]:
     sites = {
         "the run's folder": ("mkdir", "*/run", 1),
@@ -213,11 +221,12 @@ def _disks() -> list[Fault]:
             "small /dev/shm",
             "Disk",
             small_shared_memory,
-            ((2, 3),),
+            (USER_ERROR,),
             "shm|shared memory",
             telling=False,
             needs_root=True,
         ),
+        Fault("TMPDIR with a long name", "Disk", long_temporary_folder),
     ]
 
 

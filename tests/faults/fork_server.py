@@ -115,6 +115,9 @@ def do(job: Job) -> None:
     for number, descriptor in enumerate(job.descriptors[:2], 1):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    # The server's streams remember whether what they were opened for can be sought in.
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.update(job.environment)
     tempfile.tempdir = None  # it may have been asked for by a library, before TMPDIR was set
     if job.shared_memory_bytes is not None:

@@ -154,7 +154,7 @@ class Stage:
             str(path.relative_to(self.folder))
             for name in UNUSED
             for path in (self.folder / name).rglob("*")
-            if not re.match(r"temporary/pymp-[^/]+(/listener-\w+)?$", str(path.relative_to(self.folder)))
+            if not re.match(r"temporary/(pymp-[^/]+(/listener-\w+)?|[a-z0-9_]{8})$", str(path.relative_to(self.folder)))
         ]
 
 
@@ -171,9 +171,9 @@ class Launch:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.runs = []
+        self.runs, added = [], job.pop("environment", {})
         for rank in range(self.ranks):
-            environment = {**self.stage.environment(), **job.pop("environment", {})}
+            environment = {**self.stage.environment(), **added}
             if self.ranks > 1:
                 environment |= {
                     "RANK": str(rank),

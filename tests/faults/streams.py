@@ -42,6 +42,12 @@ def set_retry_after(server: FaultyServer) -> None:
     server.retry_after = "1"
 
 
+def without_ranges_but_cached(stage: Stage) -> Sequence[Ended]:
+    """Each shard is fetched as a whole, once."""
+    flags = {"data__cache": stage.make("cache"), "data__cache_size": "1MB"}
+    return hurt_from_url(always("no-range", ".tar"), **flags)(stage)
+
+
 def shared_cache(stage: Stage) -> Sequence[Ended]:
     """Three trainings at once, and room for one of the shards."""
     server, cache = start_server(stage), stage.make("cache")
@@ -104,6 +110,7 @@ def _names(stage: Stage) -> None:
 
 def _streams() -> list[Fault]:
     lost = {"codes": (UNAVAILABLE,), "says": "train/0000", "seconds": 150, "mebibytes": BOMB_MIB}
+    wrong = {**lost, "codes": (USER_ERROR,)}  # the same command would get the same answer
     fine = {"seconds": 90}
     return [
         Fault("store out for 2 s", "Streaming", outages(partial(outage, 2.0, after=GOOD_REQUESTS)), **fine),
@@ -116,22 +123,23 @@ def _streams() -> list[Fault]:
             hurt_from_url(first("too-many", ".tar"), set_retry_after),
             **fine,
         ),
-        Fault("body without end", "Streaming", hurt_from_url(always("endless", ".tar")), **lost),
-        Fault("chunks without end", "Streaming", hurt_from_url(always("endless-chunked", ".tar")), **lost),
+        Fault("body without end", "Streaming", hurt_from_url(always("endless", ".tar")), **wrong),
+        Fault("chunks without end", "Streaming", hurt_from_url(always("endless-chunked", ".tar")), **wrong),
         Fault("headers without end", "Streaming", hurt_from_url(always("endless-headers", ".tar")), **lost),
-        Fault("gzip bomb", "Streaming", hurt_from_url(always("gzip-bomb", ".tar")), **lost),
+        Fault("gzip bomb", "Streaming", hurt_from_url(always("gzip-bomb", ".tar")), **wrong),
         Fault(
             "index.json without end",
             "Streaming",
             hurt_from_url(always("endless", "index.json")),
-            **{**lost, "says": "index.json"},
+            **{**wrong, "says": "index.json"},
             telling=False,
         ),
-        Fault("no range support", "Streaming", hurt_from_url(always("no-range", ".tar")), **lost),
+        Fault("no range support", "Streaming", hurt_from_url(always("no-range", ".tar")), **wrong),
+        Fault("no range support, with a cache", "Streaming", without_ranges_but_cached, (FINISHED,), **fine),
         Fault("half a body once", "Streaming", hurt_from_url(first("short", ".tar")), **fine),
         Fault("dropped connection once", "Streaming", hurt_from_url(first("drop", ".tar")), **fine),
-        Fault("content that changed", "Streaming", hurt_from_url(always("changed", ".tar")), **lost),
-        Fault("redirect in a circle", "Streaming", hurt_from_url(always("redirect-loop", ".tar")), **lost),
+        Fault("content that changed", "Streaming", hurt_from_url(always("changed", ".tar")), **wrong),
+        Fault("redirect in a circle", "Streaming", hurt_from_url(always("redirect-loop", ".tar")), **wrong),
         Fault(
             "forbidden in mid-run",
             "Streaming",

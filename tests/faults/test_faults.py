@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from contract import FINISHED, Fault, check_end, check_run_folder, check_same
 from file_calls import can_be_held
 from stage import Shared, Stage
+from sweeps import SWEEPS, sweep, temporary_stage
 from tables import ALL_FAULTS
 
 pytestmark = pytest.mark.timeout(600)
@@ -22,14 +21,14 @@ def _param(fault: Fault) -> object:
 
 @pytest.fixture
 def stage(shared: Shared) -> Iterator[Stage]:
-    # A short path: TMPDIR is below it, and sockets there have names of 107 bytes at most.
-    with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
-        stage = Stage(shared, Path(folder))
-        with stage.closing:
-            yield stage
+    with temporary_stage(shared) as stage:
+        yield stage
 
 
-@pytest.mark.skipif(not can_be_held(), reason="the kernel cannot hold a process's system calls for another")
+HELD = pytest.mark.skipif(not can_be_held(), reason="the kernel cannot hold a process's system calls for another")
+
+
+@HELD
 @pytest.mark.parametrize("fault", [_param(fault) for fault in ALL_FAULTS])
 def test_a_fault_ends_as_promised_and_the_same_command_resumes(fault: Fault, stage: Stage, record) -> None:
     if fault.needs_root and os.geteuid() != 0:
@@ -50,6 +49,16 @@ def test_a_fault_ends_as_promised_and_the_same_command_resumes(fault: Fault, sta
         assert all("Traceback" not in end.stderr and "error:" not in end.stderr for end in again)
     check_same(stage.out, getattr(stage.shared, fault.reference))
     assert stage.strangers() == []
+
+
+@HELD
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_fault_at_every_file_operation_leaves_a_run_that_resumes(name: str, shared: Shared, record_sweep) -> None:
+    count, wrong = sweep(shared, *SWEEPS[name])
+    record_sweep(name, count, len(wrong))
+    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
 
 
 def test_the_names_of_faults_are_unique_and_every_kind_has_one_in_ci() -> None:
