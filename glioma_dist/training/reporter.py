@@ -24,9 +24,13 @@ class Reporter:
 
     def __init__(self, config: TrainConfig, position: Position, num_steps: int, check: Callable[[], None]) -> None:
         self.problem: RunError | None = None
-        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check)
-        self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
         self._status = StatusFile(config.out, position.step, position.step or None, check)
+        try:
+            self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check)
+        except RunError as error:
+            self._status.ended(error)
+            raise
+        self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
 
     def __enter__(self) -> Reporter:
         self._metrics.__enter__()
@@ -35,6 +39,8 @@ class Reporter:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._metrics, self._noting_problems():
+            self._metrics.catch_up()
+        with self._noting_problems():
             self._progress.__exit__(kind, error, trace)
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
@@ -50,6 +56,7 @@ class Reporter:
         with self._noting_problems():
             self._status.step = step
             self._progress.step(step, loss, dice)
+        with self._noting_problems():  # also where nobody reads the output any more
             speed = self._progress.images_per_second
             self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, images_per_second=speed)
 
@@ -61,7 +68,9 @@ class Reporter:
             self._progress.say(f"step {step}: validation loss {loss:.4f}, Dice {dice:.4f}{best}")
 
     def saved(self, step: int) -> None:
-        """A checkpoint is complete, from which the run can resume."""
+        """A checkpoint is complete, from which the run can resume. It has made room where older ones were removed."""
+        with self._noting_problems():
+            self._metrics.catch_up()
         with self._noting_problems():
             self._status.saved(step)
 

@@ -35,6 +35,7 @@ class MetricsFile:
         where the file holds anything but rows, or cannot be written.
         """
         self._path, self._check = path, check
+        self._left = b""
         kept = [line for line, row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
         check()
         write_atomically(path, b"".join(kept))
@@ -54,7 +55,14 @@ class MetricsFile:
                 raise cannot_write(self._path, failure) from failure
 
     def write(self, **row: float | int | str) -> None:
-        """Append a row. Raises InputError where the disk is full or the folder is gone."""
+        """Append a row. Raises InputError where the disk is full or the folder is gone; `catch_up` then tries again."""
+        self._left += (json.dumps(row) + "\n").encode()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what could not be written before. Raises as `write`."""
+        if not self._left:
+            return
         self._check()
         try:
             there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
@@ -62,10 +70,9 @@ class MetricsFile:
             there = False
         if not there:
             raise InputError(f"{self._path}: was removed or replaced while the run was writing to it")
-        line = (json.dumps(row) + "\n").encode()
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            while self._left:
+                self._left = self._left[self._file.write(self._left) :]
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
