@@ -45,11 +45,13 @@ def stoppable() -> Iterator[None]:
     left = threading.Event()
 
     def listen() -> None:
-        while number := ours.recv(1):
-            if number[0] in STOP_SIGNALS and not left.wait(SECONDS_FOR_PYTHON_TO_NOTICE):
-                end_at_once(StopRequested(f"received {signal.Signals(number[0]).name}"))
+        with ours:
+            while number := ours.recv(1):
+                if number[0] in STOP_SIGNALS and not left.wait(SECONDS_FOR_PYTHON_TO_NOTICE):
+                    end_at_once(StopRequested(f"received {signal.Signals(number[0]).name}"))
 
-    threading.Thread(target=listen, daemon=True).start()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
         yield
@@ -57,6 +59,7 @@ def stoppable() -> Iterator[None]:
         signal.set_wakeup_fd(before)
         left.set()
         theirs.close()
+        listener.join()
 
 
 @contextmanager
@@ -95,12 +98,12 @@ def check_place(environment: Mapping[str, str]) -> None:
         return
     world = _count(environment, "WORLD_SIZE", 1)
     for name, count in (("RANK", world), ("LOCAL_RANK", _count(environment, "LOCAL_WORLD_SIZE", 1, world))):
-        if _count(environment, name, 0) >= count:
+        if _count(environment, name, 0, 0) >= count:
             raise InputError(
                 f"{name}={environment[name]}: {count} processes are counted from 0 to {count - 1}; "
                 "start with accelerate launch or torchrun, which set it"
             )
-    if world > 1:
+    if world > 1 and "RANK" in environment and "LOCAL_RANK" in environment:
         if not environment.get("MASTER_ADDR"):
             raise InputError("MASTER_ADDR is not set: start with accelerate launch or torchrun, which set it")
         if not 0 < _count(environment, "MASTER_PORT", 0) < 2**16:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from glioma_dist.config_file import to_dict
 from glioma_dist.errors import RunError
@@ -11,7 +11,7 @@ from glioma_dist.run_command import as_run_error
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run import Training
 from glioma_dist.training.state import Position
-from glioma_dist.training.status import mark_finished
+from glioma_dist.training.status import StatusFile, mark_finished
 
 
 def open_reporter(training: Training, position: Position) -> AbstractContextManager[Reporter | None]:
@@ -33,7 +33,14 @@ def open_reporter(training: Training, position: Position) -> AbstractContextMana
             problem = as_run_error(error)
             if problem is None:
                 raise
-    runtime.agree(problem)
+            with suppress(RunError):  # what cannot be written may be this file
+                StatusFile(config.out, position.step, position.step or None, training.folder.check).ended(problem)
+    try:
+        runtime.agree(problem)
+    except RuntimeError as error:  # a process is lost
+        ending = runtime.explain(error) or error
+        with reporter or nullcontext():
+            raise ending from error
     if reporter is None:
         return nullcontext()
     processes = f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"

@@ -24,13 +24,9 @@ class Reporter:
 
     def __init__(self, config: TrainConfig, position: Position, num_steps: int, check: Callable[[], None]) -> None:
         self.problem: RunError | None = None
-        self._status = StatusFile(config.out, position.step, position.step or None, check)
-        try:
-            self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check)
-        except RunError as error:
-            self._status.ended(error)
-            raise
+        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check)
         self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
+        self._status = StatusFile(config.out, position.step, position.step or None, check)
 
     def __enter__(self) -> Reporter:
         self._metrics.__enter__()

@@ -92,9 +92,14 @@ def fail_with(kind: type) -> None:
     raise kind("as it was")
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize(("kind", "code"), [(None, 0), (StopRequested, 75), (InputError, 2)])
+@pytest.mark.parametrize(
+    ("kind", "code", "number", "rank"),
+    [
+        *((kind, code, signal.SIGTERM, "0") for kind, code in ((None, 0), (StopRequested, 75), (InputError, 2))),
+        *((StopRequested, 75, number, "0") for number in STOP_SIGNALS),
+        (InputError, 2, signal.SIGTERM, "1"),
+    ],
+)
 def test_a_request_that_comes_when_all_is_done_changes_no_exit_code(kind, code, number, rank):
     """Launchers hand a signal on that the whole group got already."""
     (ended,) = start(end_while_asked_again, kind, int(number), environment={"RANK": rank}).wait()
