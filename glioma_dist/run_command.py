@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from glioma_dist.errors import (
 )
 from glioma_dist.files import cannot_read, cannot_write
 from glioma_dist.launcher import tell_launcher
-from glioma_dist.signals import StopSignal
+from glioma_dist.signals import STOP_SIGNALS, StopSignal
 
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
 SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
@@ -45,10 +46,13 @@ def run_command(function: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # One line for an error, not a stack of C++ besides. It has to be set before torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with StopSignal():
             function()
             sys.stdout.flush()
+        _hear_no_more_requests(0)
     except KeyboardInterrupt:
         _end(StopRequested("received SIGINT"))
     except Exception as error:
@@ -59,7 +63,21 @@ def run_command(function: Callable[[], None]) -> None:
 
 
 def _end(ending: RunError) -> None:
-    is_first = int(os.environ.get("RANK", "0")) == 0
+    _hear_no_more_requests(ending.exit_code)
+    _tell_of(ending)
+    drop_closed_output()
+    sys.exit(ending.exit_code)
+
+
+def end_at_once(ending: RunError) -> None:
+    """End this process as `ending` ends a command, from any thread, whatever the others are doing."""
+    _tell_of(ending)
+    os._exit(ending.exit_code)
+
+
+def _tell_of(ending: RunError) -> None:
+    """Print the one line, or let the first process do it."""
+    is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
     if is_first or not ending.is_shared:
@@ -67,8 +85,15 @@ def _end(ending: RunError) -> None:
         line = f"{word}: {one_line(ending)}"
         _tell(f"{line}\n")
         tell_launcher(line)
-    drop_closed_output()
-    sys.exit(ending.exit_code)
+
+
+def _hear_no_more_requests(exit_code: int) -> None:
+    """The work is done, and a request to stop must not change the exit code any more: schedulers and launchers send the
+    same one twice. The first process ends by itself at once, the others wait for it, and do so no longer."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    handler = signal.SIG_IGN if is_first else lambda *_: os._exit(exit_code)
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
 
 
 def _tell(line: str) -> None:

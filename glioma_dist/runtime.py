@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
+from glioma_dist.joining import SECONDS_OF_GRACE, bounded, check_place, joining
 from glioma_dist.launch import check_launch
 from glioma_dist.run_command import as_run_error, run_command  # noqa: F401 (until all import it from its home)
 from glioma_dist.signals import get_signal_at_parents_death
@@ -45,6 +46,7 @@ class Runtime:
         Raises InputError where the launcher started another number of processes than accelerate believes: each
         would then train a model of its own, as happens with FSDP or MULTI_GPU and `use_cpu: true`.
         """
+        check_place(os.environ)
         check_launch(os.environ)
         # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
         # validation, where processes may have unequal numbers of images, must not wait for one another.
@@ -54,7 +56,8 @@ class Runtime:
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine, patience])
+        with joining(os.environ, seconds_to_answer):
+            accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine, patience])
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             if not accelerator.is_fsdp2:
                 raise InputError(
@@ -77,7 +80,8 @@ class Runtime:
             )
         group = None
         if accelerator.num_processes > 1:
-            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
+            with joining(os.environ, seconds_to_answer):
+                group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
         return cls(accelerator, seconds_to_answer, group)
 
     @property
@@ -146,10 +150,12 @@ class Runtime:
         # The launch's store outlives a process that ends, unless it was the first.
         try:
             store = dist.distributed_c10d._get_default_store()
-            if ending is not error and store.check([WORD_OF_AN_END]):
-                exit_code, _, message = store.get(WORD_OF_AN_END).decode().partition(" ")
-                return as_error(int(exit_code), message)
-            store.set(WORD_OF_AN_END, f"{int(ending.exit_code)} {one_line(ending)}")
+            # Of a first process that was stopped, it never answers.
+            with bounded(SECONDS_OF_GRACE, ending):
+                if ending is not error and store.check([WORD_OF_AN_END]):
+                    exit_code, _, message = store.get(WORD_OF_AN_END).decode().partition(" ")
+                    return as_error(int(exit_code), message)
+                store.set(WORD_OF_AN_END, f"{int(ending.exit_code)} {one_line(ending)}")
         except (RuntimeError, ValueError):
             return ending
         return ending

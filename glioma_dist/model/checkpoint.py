@@ -9,6 +9,7 @@ Whatever is read is checked against manifest.json first: size, SHA-256, and the 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,11 +129,14 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def kept_folders(folder: Path) -> list[Path]:
-    """The checkpoints that were written as `folder` and are there, the newest first: last, last.1, last.2, …"""
+    """The checkpoints that were written as `folder` and are there, the newest first: last, last.1, last.2, …
+
+    What only has such a name, as a file or a link to nothing, is one of them: a damaged one.
+    """
     pattern = re.compile(rf"{re.escape(folder.name)}\.\d{{1,9}}")
     numbered = [path for path in folder.parent.glob("*") if pattern.fullmatch(path.name)]
     ordered = [folder, *sorted(numbered, key=lambda path: int(path.suffix[1:]))]
-    return [path for path in ordered if path.is_dir()]
+    return [path for path in ordered if os.path.lexists(path)]
 
 
 def sibling(folder: Path, suffix: str) -> Path:

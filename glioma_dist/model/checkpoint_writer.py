@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +15,7 @@ from torch import Tensor
 from glioma_dist.config import TrainConfig
 from glioma_dist.config_file import to_dict
 from glioma_dist.errors import RunError
-from glioma_dist.files import cannot_write, read_bytes, sync, write_json_atomically
+from glioma_dist.files import cannot_write, read_bytes, remove_tree, sync, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders, sibling
 from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
 from glioma_dist.model.tensor_files import write_tensors
@@ -96,12 +95,12 @@ def write_checkpoint(
         writer.together(finish)
     except RunError:
         if writer.number == 0:
-            shutil.rmtree(new, ignore_errors=True)
+            remove_tree(new)
         raise
 
 
 def _begin(new: Path) -> None:
-    shutil.rmtree(new, ignore_errors=True)  # of a write that was killed
+    remove_tree(new)  # of a write that was killed
     try:
         new.mkdir()  # without its parents: a run folder that was removed must not come back
     except OSError as error:
@@ -136,7 +135,7 @@ def _rotate(folder: Path, new: Path, keep: int) -> None:
     sync(folder.parent)
     for extra in kept_folders(folder)[1:]:
         if int(extra.suffix[1:]) >= keep:
-            shutil.rmtree(extra, ignore_errors=True)
+            remove_tree(extra)
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import to_dict
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
@@ -16,7 +15,6 @@ from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.unlisted import describe_unlisted
 from glioma_dist.errors import InputError, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.files import write_json_atomically
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.run_command import as_run_error
 from glioma_dist.runtime import Runtime
@@ -29,11 +27,11 @@ from glioma_dist.scale.sharding import choose_shards, clip_gradients
 from glioma_dist.signals import StopSignal
 from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
+from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run import Scores, Training, save
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler, read_unwritten_rows
-from glioma_dist.training.status import mark_finished
+from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler
 from glioma_dist.training.validation import validate
 
 
@@ -45,31 +43,9 @@ def train(config: TrainConfig, runtime: Runtime) -> None:
             training, position = prepare(config, runtime, rows, folder, stop)
             runtime.wait()
             folder.claim()
-            if runtime.is_main:
-                _train_and_tell(training, position)
-            else:
-                TrainingLoop(training, position, None).run()
-
-
-def _train_and_tell(training: Training, position: Position) -> None:
-    """What the main process does: train, and write down how it goes."""
-    config, runtime = training.config, training.runtime
-    if training.finished(position) and not training.validation_is_due(position):
-        mark_finished(config.out, position.step)
-        print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
-        return
-    write_json_atomically(config.out / "config.json", to_dict(config))
-    old = training.folder.checkpoint
-    added = read_unwritten_rows(old) if old else []
-    with Reporter(config, position, training.num_steps, training.folder.check, added) as reporter:
-        processes = (
-            f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"
-        )
-        reporter.say(
-            f"{len(training.train)} images, batch {config.batch_size} on {processes}, recompute {training.recompute}, "
-            f"from step {position.step} to {training.num_steps}, in {config.out}"
-        )
-        TrainingLoop(training, position, reporter).run()
+            # A signal waits until the loop asks for it, or until status.json says how the run has ended.
+            with stop.deferred(), open_reporter(training, position) as reporter:
+                TrainingLoop(training, position, reporter).run()
 
 
 def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
@@ -167,6 +143,7 @@ class TrainingLoop:
                     if training.checkpoint_is_due(self.position) and self._saved != self.position:
                         self._save()
                     if training.finished(self.position):
+                        self._end_well()
                         return self.position
                     self._take_step()
         except Exception as error:
@@ -175,6 +152,11 @@ class TrainingLoop:
             raise
         finally:
             self._batches.close()
+
+    def _end_well(self) -> None:
+        """Raises on all processes what kept the first from telling of the last steps, such as a full disk."""
+        problem = self.reporter.problem if self.reporter else None
+        self.training.runtime.agree(None if isinstance(problem, StopRequested) else problem)
 
     def _take_step(self) -> None:
         training, step = self.training, self.position.step

@@ -45,6 +45,8 @@ class Reporter:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._metrics, self._noting_problems():
+            self._metrics.catch_up()
+        with self._noting_problems():
             self._progress.__exit__(kind, error, trace)
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
@@ -65,6 +67,7 @@ class Reporter:
         with self._noting_problems():
             self._status.step = step
             self._progress.step(step, loss, dice)
+        with self._noting_problems():  # also where nobody reads the output any more
             speed = self._progress.images_per_second
             self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, images_per_second=speed)
 
@@ -76,7 +79,9 @@ class Reporter:
             self._progress.say(f"step {step}: validation loss {loss:.4f}, Dice {dice:.4f}{best}")
 
     def saved(self, step: int) -> None:
-        """A checkpoint is complete, from which the run can resume."""
+        """A checkpoint is complete, from which the run can resume. It has made room where older ones were removed."""
+        with self._noting_problems():
+            self._metrics.catch_up()
         with self._noting_problems():
             self._status.saved(step)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import cannot_read, cannot_write, write_atomically
+from glioma_dist.errors import InputError, RunError, one_line
+from glioma_dist.files import cannot_read, cannot_write, remove_tree, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint, sibling
+from glioma_dist.run_command import as_run_error
 from glioma_dist.runtime import Runtime
 from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.resume import BEST, LAST, RESUMABLE, Found, holds_run, is_before_first_checkpoint, look
@@ -48,15 +48,14 @@ class RunFolder:
             if holds_run(config) and self.is_main:
                 self._hold()  # first: what another training is writing would look damaged
             found = look(config, is_main=self.is_main)
-        except InputError as error:
-            failure = error
+        except (RunError, OSError) as error:
+            failure = as_run_error(error)
+            if failure is None:
+                raise
         identity = found.checkpoint and found.checkpoint.manifest.identity
         told = self._gather([(identity, found.best_fault, failure)])
-        if failure is not None:
-            raise failure
-        for rank, (theirs, _, error) in enumerate(told):
-            if error is not None:
-                raise error
+        _raise_shared(next((error for _, _, error in told if error is not None), None), failure)
+        for rank, (theirs, _, _) in enumerate(told):
             if theirs != told[0][0]:
                 raise InputError(
                     f"--out {self.path}: processes 0 and {rank} find different checkpoints there; give a folder that "
@@ -89,9 +88,9 @@ class RunFolder:
 
     def _set_aside(self, folder: Path, name: str) -> None:
         aside = sibling(self.path / name, "damaged")
-        if self.is_main and folder.is_dir():
+        if self.is_main and os.path.lexists(folder):
             try:
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_tree(aside)
                 os.rename(folder, aside)
             except OSError as error:
                 raise cannot_write(aside, error) from error
@@ -122,11 +121,11 @@ class RunFolder:
         try:
             if self.is_main:
                 self._claim()
-        except InputError as error:
-            failure = error
-        failure = self._gather([failure])[0]
-        if failure is not None:
-            raise failure
+        except (RunError, OSError) as error:
+            failure = as_run_error(error)
+            if failure is None:
+                raise
+        _raise_shared(self._gather([failure])[0], failure)
 
     def _claim(self) -> None:
         if self._descriptor is None:
@@ -162,3 +161,11 @@ class RunFolder:
         if self.is_main and not (self.path / RESUMABLE).exists():
             self.check()
             write_atomically(self.path / RESUMABLE, b"")
+
+
+def _raise_shared(error: RunError | None, own: RunError | None) -> None:
+    """Raise what all processes raise here, so that the first can speak for all; its own where it has one."""
+    if error is not None:
+        error = own if own is not None else error
+        error.is_shared = True
+        raise error

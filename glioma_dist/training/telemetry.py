@@ -65,8 +65,14 @@ class MetricsFile:
 
     def write(self, **row: float | int | str) -> None:
         """Append a row, after those that could not be written before. Raises InputError where the disk is full, or the
-        file or its folder is gone."""
+        file or its folder is gone; `catch_up` then tries again."""
         self.unwritten.append(row)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what could not be written before. Raises as `write`."""
+        if not self.unwritten:
+            return
         self._check()
         try:
             there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))

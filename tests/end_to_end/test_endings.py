@@ -4,6 +4,7 @@ command ends with the bits of a run that nothing disturbed."""
 import json
 import math
 import os
+import resource
 import signal
 from dataclasses import replace
 
@@ -22,8 +23,11 @@ from glioma_dist.errors import (
     StopRequested,
     UnavailableError,
 )
+from glioma_dist.files import remove_tree
+from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.run_command import run_command
 from glioma_dist.training import loop, validation
+from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile
 
 
@@ -196,3 +200,62 @@ def test_a_metrics_file_that_was_removed_stops_the_run_with_its_work_saved(shard
     monkeypatch.setattr(loop, "train_step", removing)
     with pytest.raises(InputError, match=r"metrics\.jsonl: was removed or replaced.*checkpoint saved at step 3"):
         loop.train(config, runtime)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_row_that_found_no_space_is_written_later(whole, shards, tmp_path, runtime, monkeypatch, number):
+    """At every row, the last one of all included: the run tells of it, and no row is lost."""
+    config, write, calls = tiny_config(shards, tmp_path / "run"), MetricsFile.write, []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_to_a_full_disk(self, **row) -> None:
+        calls.append(1)
+        if len(calls) != number:
+            return write(self, **row)
+        # Half of the row fits.
+        size = (config.out / "metrics.jsonl").stat().st_size + 30
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            return write(self, **row)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(MetricsFile, "write", write_to_a_full_disk)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be written .*checkpoint saved at step"):
+        loop.train(config, runtime)
+    assert json.loads((config.out / "status.json").read_text())["state"] == "failed"
+    loop.train(config, runtime)
+    check_same_run(config.out, whole)
+
+
+def test_a_request_to_stop_while_the_end_is_written_finds_a_finished_run(whole, shards, tmp_path, runtime, monkeypatch):
+    config, ended = tiny_config(shards, tmp_path / "run"), StatusFile.ended
+
+    def ended_while_asked_to_stop(self, ending) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        ended(self, ending)
+
+    monkeypatch.setattr(StatusFile, "ended", ended_while_asked_to_stop)
+    loop.train(config, runtime)
+    assert json.loads((config.out / "status.json").read_text())["state"] == "finished"
+    check_same_run(config.out, whole)
+
+
+@pytest.mark.parametrize("name", ["last", "last.1", "last.new", "last.damaged", "best", "best.new", "best.damaged"])
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a folder elsewhere"])
+def test_what_only_has_the_name_of_a_checkpoint_stops_no_run(whole, shards, tmp_path, runtime, name, kind):
+    config = tiny_config(shards, tmp_path / "run", save_every=1)
+    loop.train(replace(config, max_steps=4), runtime)
+    path, elsewhere = config.out / name, tmp_path / "elsewhere"
+    if kind == "link to a folder elsewhere":
+        path.rename(elsewhere) if path.exists() else elsewhere.mkdir()
+        path.symlink_to(elsewhere)
+    else:
+        remove_tree(path)
+        path.write_text("x") if kind == "file" else path.symlink_to(tmp_path / "nothing")
+    loop.train(config, runtime)
+    assert Checkpoint.read(config.out / "last").step == 6
+    assert sorted(path.name for path in config.out.glob("last.?")) == ["last.1"]
+    for file in ("model", "optimizer"):
+        ours, theirs = (out / "last" / f"{file}.safetensors" for out in (config.out, whole))
+        assert ours.read_bytes() == theirs.read_bytes()

@@ -20,7 +20,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.runtime import run_command
-from glioma_dist.training import loop
+from glioma_dist.training import loop, opening
 from glioma_dist.training.telemetry import MetricsFile
 
 
@@ -160,7 +160,7 @@ def with_a_full_disk(config, site: str) -> None:
 
     checkpoint_writer.write_tensors = full(checkpoint_writer.write_tensors)
     checkpoint_writer.write_json_atomically = full(checkpoint_writer.write_json_atomically)
-    loop.write_json_atomically = full(loop.write_json_atomically)
+    opening.write_json_atomically = full(opening.write_json_atomically)
     MetricsFile.__init__, MetricsFile.write = full(MetricsFile.__init__, "metrics"), full(MetricsFile.write, "row")
     run_command(lambda: train_here(config))
 

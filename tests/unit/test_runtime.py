@@ -1,5 +1,6 @@
 """Who a process is: launches that are none are refused, sums and lists over processes, errors as lines, signals."""
 
+import atexit
 import errno
 import os
 import re
@@ -88,6 +89,31 @@ def test_a_worker_that_was_killed_is_one_line():
     assert ended.stderr.count("\n") == 1
 
 
+def end_while_asked_again(kind: type | None, number: int) -> None:
+    """Ask to stop once more when the command is over, and Python is still at its end."""
+    atexit.register(signal.raise_signal, number)
+    run_command(lambda: None if kind is None else fail_with(kind))
+
+
+def fail_with(kind: type) -> None:
+    raise kind("as it was")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "number", "rank"),
+    [
+        *((kind, code, signal.SIGTERM, "0") for kind, code in ((None, 0), (StopRequested, 75), (InputError, 2))),
+        *((StopRequested, 75, number, "0") for number in STOP_SIGNALS),
+        (InputError, 2, signal.SIGTERM, "1"),
+    ],
+)
+def test_a_request_that_comes_when_all_is_done_changes_no_exit_code(kind, code, number, rank):
+    """Launchers hand a signal on that the whole group got already."""
+    (ended,) = start(end_while_asked_again, kind, int(number), environment={"RANK": rank}).wait()
+    assert ended.exit_code == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_an_interrupt_is_a_requested_stop():
     ended = run_failing(KeyboardInterrupt, "")
     assert (ended.exit_code, ended.stderr) == (ExitCode.STOPPED, "stopped: received SIGINT\n")
@@ -100,7 +126,16 @@ def test_a_bug_keeps_its_traceback():
     assert "ValueError: a bug" in ended.stderr
 
 
-def test_the_first_process_speaks_first(monkeypatch, capsys):
+@pytest.fixture
+def handlers():
+    """A command that ends leaves handlers of its own."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_process_speaks_first(monkeypatch, capsys, handlers):
     """The others wait a while, for the launcher ends all as soon as one has ended."""
     slept = []
     monkeypatch.setattr("glioma_dist.run_command.time.sleep", slept.append)
@@ -146,12 +181,16 @@ def test_a_signal_that_was_ignored_stays_ignored():
 
 def test_only_a_second_ctrl_c_of_a_user_goes_further():
     """A launcher hands the first one on at once."""
-    with StopSignal() as stop, stop.deferred():
-        for _ in range(3):
-            signal.raise_signal(signal.SIGINT)
-        time.sleep(SECONDS_BETWEEN_TWO_REQUESTS)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs with it ignored
+    try:
+        with StopSignal() as stop, stop.deferred():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(SECONDS_BETWEEN_TWO_REQUESTS)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("kind", [InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested])

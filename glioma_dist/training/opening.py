@@ -1,0 +1,53 @@
+"""The moment at which a run, prepared and read, begins to write into its folder."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext, suppress
+
+from glioma_dist.config_file import to_dict
+from glioma_dist.errors import RunError
+from glioma_dist.files import write_json_atomically
+from glioma_dist.run_command import as_run_error
+from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.run import Training
+from glioma_dist.training.state import Position, read_unwritten_rows
+from glioma_dist.training.status import StatusFile, mark_finished
+
+
+def open_reporter(training: Training, position: Position) -> AbstractContextManager[Reporter | None]:
+    """What the main process tells with; None on the others, and where the run was over before.
+
+    Raises RunError on all processes where the main one cannot write.
+    """
+    config, runtime = training.config, training.runtime
+    reporter, problem = None, None
+    if runtime.is_main:
+        try:
+            if training.finished(position) and not training.validation_is_due(position):
+                mark_finished(config.out, position.step)
+                print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
+            else:
+                write_json_atomically(config.out / "config.json", to_dict(config))
+                old = training.folder.checkpoint
+                added = read_unwritten_rows(old) if old else []
+                reporter = Reporter(config, position, training.num_steps, training.folder.check, added)
+        except (RunError, OSError) as error:
+            problem = as_run_error(error)
+            if problem is None:
+                raise
+            with suppress(RunError):  # what cannot be written may be this file
+                StatusFile(config.out, position.step, position.step or None, training.folder.check).ended(problem)
+    try:
+        runtime.agree(problem)
+    except RuntimeError as error:  # a process is lost
+        ending = runtime.explain(error) or error
+        with reporter or nullcontext():
+            raise ending from error
+    if reporter is None:
+        return nullcontext()
+    processes = f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"
+    reporter.say(
+        f"{len(training.train)} images, batch {config.batch_size} on {processes}, recompute {training.recompute}, "
+        f"from step {position.step} to {training.num_steps}, in {config.out}"
+    )
+    return reporter
