@@ -83,6 +83,15 @@ class StopRequested(RunError):  # noqa: N818 (it is a request, not an error)
     exit_code = ExitCode.STOPPED
 
 
+class Interrupted(BaseException):
+    """Raised by a signal, wherever the program is at that moment. No Exception, because libraries catch those and try
+    again."""
+
+    def __init__(self, request: StopRequested) -> None:
+        super().__init__(str(request))
+        self.request = request
+
+
 def as_error(exit_code: int, message: str) -> RunError:
     """The error of this exit code, to be raised on processes that heard of it from another."""
     kinds = (InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from glioma_dist.errors import (
     InputError,
+    Interrupted,
     MemoryFullError,
     RunError,
     StopRequested,
@@ -55,7 +56,7 @@ def run_command(function: Callable[[], None]) -> None:
         _hear_no_more_requests(0)
     except KeyboardInterrupt:
         _end(StopRequested("received SIGINT"))
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         ending = as_run_error(error)
         if ending is None:
             raise
@@ -120,6 +121,8 @@ def as_run_error(error: BaseException, seconds: float | None = None) -> RunError
     """
     if isinstance(error, RunError):
         return error
+    if isinstance(error, Interrupted):
+        return error.request
     if isinstance(error, OSError):
         return _of_the_system(error)
     text = " ".join(str(error).split())

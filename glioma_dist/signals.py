@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from glioma_dist.errors import StopRequested
+from glioma_dist.errors import Interrupted, StopRequested
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Clouds and schedulers send SIGTERM before they take a machine away, SLURM also SIGUSR1; Ctrl-C sends SIGINT, and a
@@ -30,7 +30,7 @@ def get_signal_at_parents_death(number: int) -> None:
 class StopSignal:
     """Notices a request to stop, so that the work can be saved. Use it as a context, in the main thread.
 
-    A signal raises StopRequested where the program is at that moment. Within `deferred` it is only noted, in
+    A signal raises Interrupted where the program is at that moment. Within `deferred` it is only noted, in
     `received`, and within `immediate` inside of that it raises again. A second Ctrl-C goes to whoever handled the
     signal before. A signal that was ignored before, as nohup does with SIGHUP, stays ignored.
     """
@@ -69,7 +69,7 @@ class StopSignal:
         """Within it, a signal interrupts, and one that was noted before does so at once."""
         with self._switched(False):
             if self.request:
-                raise self.request
+                raise Interrupted(self.request)
             yield
 
     @contextmanager
@@ -88,4 +88,4 @@ class StopSignal:
             return
         self.received, self._at = signal.Signals(number).name, time.monotonic()
         if not self._deferred:
-            raise self.request
+            raise Interrupted(self.request)

@@ -21,7 +21,7 @@ class Handed:
 
     place: int
     channels: int
-    seeds: Tensor
+    seeds: tuple[int, ...]
     keys: tuple[str, ...]
 
 

@@ -95,7 +95,7 @@ def _take_out(items: Iterator[Batch | Handed], ring: Ring | None) -> Iterator[Ba
     with closing(items):
         for item in items:
             if isinstance(item, Handed):
-                item = Batch(*ring.take(item.place, item.channels), item.seeds, item.keys)
+                item = Batch(*ring.take(item.place, item.channels), torch.tensor(item.seeds), item.keys)
             yield item.pin_memory() if torch.cuda.is_available() else item
 
 
@@ -168,10 +168,10 @@ class _TrainingSamples(_Samples):
             masks.append(torch.from_numpy(mask))
             keys.append(sample.key)
         channels = max(len(image) for image in images)
-        seeds = torch.tensor([place.seed for place in places])
+        seeds = tuple(place.seed for place in places)
         images = [image.expand(channels, -1, -1) for image in images]
         if self.ring is None:
-            return Batch(torch.stack(images), torch.stack(masks), seeds, tuple(keys))
+            return Batch(torch.stack(images), torch.stack(masks), torch.tensor(seeds), tuple(keys))
         place = number % self.ring.num_places
         self.ring.put(place, images, masks)
         return Handed(place, channels, seeds, tuple(keys))
@@ -234,7 +234,8 @@ def _end_workers(items: Iterator, workers: set[multiprocessing.Process]) -> None
     for worker in workers:
         with suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGCONT)
-    items._shutdown_workers()  # waits some seconds; PyTorch then takes their end for no accident any more
+    with suppress(RuntimeError):  # of a worker that was killed, while its end is waited for
+        items._shutdown_workers()  # waits some seconds; PyTorch then takes their end for no accident any more
     for worker in workers:
         worker.kill()
         worker.join()

@@ -13,7 +13,7 @@ from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.unlisted import describe_unlisted
-from glioma_dist.errors import InputError, MemoryFullError, NonFiniteError, RunError, StopRequested
+from glioma_dist.errors import InputError, Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.run_command import as_run_error
@@ -179,7 +179,7 @@ class TrainingLoop:
             with training.stop.immediate():
                 band = training.rows.cut(training.config.data.size.height)
                 batch = next(self._batches).rows(band).to(training.runtime.device)
-        except Exception as error:
+        except (Exception, Interrupted) as error:
             problem = as_run_error(error, training.runtime.seconds_to_answer)
             if problem is None:
                 raise

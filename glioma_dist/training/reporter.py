@@ -50,7 +50,7 @@ class Reporter:
             self._progress.__exit__(kind, error, trace)
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
-            self._status.ended(error)
+            self._status.ended(None if error is None else as_run_error(error) or error)
 
     @property
     def unwritten_rows(self) -> list[dict[str, Any]]:

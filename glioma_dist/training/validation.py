@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glioma_dist.data.loader import evaluation_samples, image_tensor, prepare_evaluation_sample
 from glioma_dist.data.sample import Sample
-from glioma_dist.errors import InputError, NonFiniteError, RunError
+from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.model.unet import normalise
 from glioma_dist.run_command import as_run_error
@@ -89,7 +89,7 @@ def _next_pair(
                 training.rows.cut(len(mask))
             except InputError as error:
                 raise InputError(f"validation sample {sample.key}: {error}") from error
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         problem = as_run_error(error, training.runtime.seconds_to_answer)
         if problem is None:
             raise

@@ -15,6 +15,7 @@ from helpers import Ended, run, start
 from glioma_dist.errors import (
     ExitCode,
     InputError,
+    Interrupted,
     MemoryFullError,
     NonFiniteError,
     StopRequested,
@@ -156,10 +157,10 @@ def test_a_request_to_stop_interrupts_or_is_noted_and_the_handler_is_put_back(nu
             assert stop.request is None
             signal.raise_signal(number)
             assert str(stop.request) == f"received {signal.Signals(number).name}"
-            with pytest.raises(StopRequested), stop.immediate():
+            with pytest.raises(Interrupted), stop.immediate():
                 pytest.fail("a noted request interrupts at once")
         with StopSignal() as stop:
-            with pytest.raises(StopRequested):
+            with pytest.raises(Interrupted):
                 signal.raise_signal(number)
             with stop.deferred():
                 signal.raise_signal(number)
