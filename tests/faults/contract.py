@@ -130,5 +130,5 @@ def check_same(one: Path, other: Path) -> None:
 
 
 def names(out: Path) -> list[str]:
-    """Names in a run's folder; the checkpoints that are kept beside the newest bear their step."""
-    return sorted({re.sub(r"\d+", "N", path.name) for path in out.iterdir()})
+    """Names in a run's folder. Checkpoints beside the newest are numbered; a damaged one is kept as last.damaged."""
+    return sorted({re.sub(r"\d+", "N", path.name) for path in out.iterdir() if path.name != "last.damaged"})
