@@ -89,7 +89,7 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
             if found.axes not in ("YX", "YXS", "SYX"):
                 raise InputError(f"{where}: axes {found.axes} are not those of one image; save it as grey or RGB")
             found.databytecounts, notes = _byte_counts(found, num_bytes, page, where)
-            _check_streams(found, file, where)
+            _check_streams(found, page, file, where)
             pixels = found.asarray(maxworkers=1)
             pixels = np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels
     width, length = page.size
@@ -99,7 +99,7 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
     return pixels, notes
 
 
-def _check_streams(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None:
+def _check_streams(found: tifffile.TiffPage, page: Directory, file: BinaryIO, where: str) -> None:
     """Refuse streams whose decoders do not tell that they are damaged: some crash, others make pixels of whatever
     their memory holds, or of nothing."""
     if found.compression not in (LZW, *JPEG, *JPEG_XR):
@@ -113,7 +113,7 @@ def _check_streams(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None
             data = data.translate(MIRRORED_BYTES) if found.fillorder == LOWEST_BIT_FIRST else data
             fault = None if is_valid_lzw(data) else "are no LZW"
         elif found.compression in JPEG:
-            fault = fault_of_jpeg(data, *_chunk_size(found, number))
+            fault = fault_of_jpeg(data, *_chunk_size(page, number))
         else:
             fault = fault_of_jpeg_xr(data)
         if fault:
@@ -123,15 +123,17 @@ def _check_streams(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None
             )
 
 
-def _chunk_size(found: tifffile.TiffPage, number: int) -> tuple[int, range, int]:
+def _chunk_size(page: Directory, number: int) -> tuple[int, range, int]:
     """Width, possible heights and channels of a strip or tile: the last strip may be as long as the others."""
-    samples = found.samplesperpixel if found.planarconfig == CHUNKY else 1
-    if found.is_tiled:
-        return found.tilewidth, range(found.tilelength, found.tilelength + 1), samples
-    full = min(found.rowsperstrip, found.imagelength)
-    strips = math.ceil(found.imagelength / full)
-    rows = min(full, found.imagelength - (number % strips) * full)
-    return found.imagewidth, range(rows, full + 1), samples
+    # Not tifffile's numbers: where a tag is damaged they can be tuples of thousands.
+    width, length = page.size
+    samples = page.number(tag.SAMPLES, 1) if page.number(tag.PLANAR, CHUNKY) == CHUNKY else 1
+    if tag.TILE_WIDTH in page:
+        height = page.number(tag.TILE_LENGTH, 0)
+        return page.number(tag.TILE_WIDTH, 0), range(height, height + 1), samples
+    full = max(1, min(page.number(tag.ROWS_PER_STRIP, length), length))
+    rows = min(full, length - (number % math.ceil(length / full)) * full)
+    return width, range(rows, full + 1), samples
 
 
 def _check_tiles(page: Directory, where: str) -> None:
