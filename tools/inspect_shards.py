@@ -12,6 +12,7 @@ from glioma_dist.command_line import read_arguments
 from glioma_dist.data.inspection import contact_sheet, find_unused, index_folder, pick_samples, tell_unused, verify
 from glioma_dist.data.shards import ShardReader
 from glioma_dist.data.storage import is_url, was_url
+from glioma_dist.data.unlisted import describe_unlisted
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_write, write_atomically
 from glioma_dist.idle_flags import idle_flags
@@ -80,9 +81,9 @@ def list_shards(reader: ShardReader) -> None:
     if len(shards) > MOST_LINES:
         print(f"  and {len(shards) - MOST_LINES} more")
     unused = index.get("unused_members")
-    line = tell_unused(unused["names"], unused["count"]) if unused else None
-    if line:
-        print(line)
+    for line in (tell_unused(unused["names"], unused["count"]) if unused else None, describe_unlisted(reader)):
+        if line:
+            print(line)
 
 
 def draw_sheet(path: Path, pixels: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from glioma_dist.errors import InputError, printable
+from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import write_atomically
 
 MAX_NAMES = 12
@@ -80,7 +80,7 @@ class Audit:
     def note_files_not_read(self, files: Iterable[str]) -> None:
         """Note files of the source that no step took, by their paths within it."""
         for name in sorted(files):
-            suffix = PurePosixPath(name).suffix.lower() or "(no suffix)"
+            suffix = PurePosixPath(name).suffix.lower()[:20] or "(no suffix)"
             entry = self.files_not_read.setdefault(suffix, {"files": 0, "for_example": name})
             entry["files"] += 1
 
@@ -112,8 +112,9 @@ class Audit:
         for kind, counts in self.summary().items():
             if counts["found"]:
                 first = next(defect for defect in self.defects if defect["kind"] == kind)
+                example = f"{first['where']}: {first['detail']}"
                 numbers = f"{counts['found']:>6} found, {counts['left_out']:>6} left out"
-                lines.append(f"  {kind:<21}{numbers}, for example {first['where']}: {first['detail']}")
+                lines.append(f"  {kind:<21}{numbers}, for example {one_line(example, 400)}")
         lines.insert(0, f"audit: {'every defect is in' if lines else 'no defects,'} {path}")
         lines = [*self._label_lines(), *self._file_lines(), *lines]
         # Not as markup: file names may hold brackets.
@@ -124,7 +125,10 @@ class Audit:
         for split, labels in self.labels.items():
             for taken, title in ((True, "taken as cells"), (False, "left out")):
                 found = [entry for entry in labels["categories"] if entry["taken"] == taken]
-                names = [f"{entry['name']} ({_count(entry['labels'], 'label')}{entry['why']})" for entry in found]
+                names = [
+                    f"{one_line(entry['name'], 80)} ({_count(entry['labels'], 'label')}{entry['why']})"
+                    for entry in found
+                ]
                 if names or taken:
                     more = f" and {len(names) - MAX_NAMES} more categories" if len(names) > MAX_NAMES else ""
                     lines.append(f"{split}: {title}: {', '.join(names[:MAX_NAMES]) or 'nothing'}{more}")
@@ -137,7 +141,10 @@ class Audit:
 
     def _file_lines(self) -> list[str]:
         found = self.files_not_read.items()
-        names = [f"{entry['files']} {suffix} (for example {entry['for_example']})" for suffix, entry in sorted(found)]
+        names = [
+            f"{entry['files']} {suffix} (for example {one_line(entry['for_example'], 80)})"
+            for suffix, entry in sorted(found)
+        ]
         more = f" and {len(names) - MAX_NAMES} other suffixes" if len(names) > MAX_NAMES else ""
         return [f"files not read: {', '.join(names[:MAX_NAMES])}{more}"] if names else []
 

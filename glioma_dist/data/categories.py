@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from glioma_dist.errors import InputError, one_line
+
 # Labels of a part of a cell, which lies inside a cell that has an outline of its own.
 CELL_PART = "cell_part"
 SOMA = "soma"
@@ -39,13 +41,24 @@ def plain_name(name: object) -> str:
 
 def read_categories(records: list, chosen: Sequence[str] | None) -> dict[str, Category]:
     """Id -> category, of a COCO file's records. chosen: the names that are cells; None: all but those that by their
-    names are none."""
+    names are none.
+
+    Raises InputError where one id is that of cells and of something else.
+    """
     wanted = None if chosen is None else {plain_name(name) for name in chosen}
     found: dict[str, Category] = {}
     for record in records:
         if isinstance(record, dict):
             name = str(record.get("name", "")).strip() or "(no name)"
-            found.setdefault(identity(record.get("id")), _judge(name, record.get("supercategory"), wanted))
+            number = identity(record.get("id"))
+            category = _judge(name, record.get("supercategory"), wanted)
+            first = found.setdefault(number, category)
+            if first.taken != category.taken:
+                names = f"{one_line(first.name, 80)} and {one_line(name, 80)}"
+                raise InputError(
+                    f"the category id {one_line(number, 40)} is that of {names}, one of cells and one not; give each "
+                    "an id of its own"
+                )
     return found
 
 

@@ -66,7 +66,10 @@ def load_coco(path: str | Path, chosen: Sequence[str] | None = None) -> CocoFile
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise InputError(f"{path}: no COCO file: it lacks a list `images` or a list `annotations`")
     images, by_id, shared_ids = _read_images(content["images"])
-    categories = read_categories(_values(content.get("categories")), chosen)
+    try:
+        categories = read_categories(_values(content.get("categories")), chosen)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     coco = CocoFile(path, list(images.values()), Counter(), shared_ids, _licences(content))
     labels: Counter = Counter()
     for annotation in _values(content["annotations"]):
@@ -139,7 +142,7 @@ def union_mask(segmentations: list[Segmentation], height: int, width: int) -> np
 
 def _compact(entry: dict) -> dict | _Annotation:
     """Called for each JSON object once it is parsed: makes annotations small and leaves the others alone."""
-    if "image_id" not in entry:
+    if "image_id" not in entry or ("file_name" in entry and "segmentation" not in entry):
         return entry
     segmentation = as_segmentation(entry.get("segmentation"))
     return _Annotation(

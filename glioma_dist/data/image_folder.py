@@ -85,6 +85,8 @@ class ImageFolder:
             return f"{other}: is there, but only TIFF and PNG are read; save it as PNG, and name that in the JSON"
         if self._by_name.get(spelling(name)):
             return f"no such file in the folder that the JSON names, but {self._by_name[spelling(name)][0]}"
+        if os.path.isdir(self.root / file_name):
+            return f"{self.root / file_name}: is a folder, not a file"
         return f"no such file in {self.root}"
 
     def lookalikes(self) -> list[list[Path]]:
@@ -97,7 +99,11 @@ class ImageFolder:
     def _refuse_outside(self, path: Path, name: str) -> None:
         try:
             inside = path.resolve().is_relative_to(self._source)
-        except (OSError, ValueError, RuntimeError):
+        except RuntimeError:
+            raise InputError(
+                f"{name[:120]!r} is a link that leads back to itself; remove it, or copy the file there"
+            ) from None
+        except (OSError, ValueError):
             raise InputError(f"{name[:120]!r} cannot be the name of a file; correct the JSON") from None
         if not inside:
             raise InputError(f"{name!r} leads outside the source folder {self._source} (by a link); copy it there")

@@ -36,7 +36,7 @@ def index_folder(
     """
     if (folder / INDEX_NAME).exists():
         raise InputError(f"{folder}: holds an {INDEX_NAME} already; remove it first to have it made again")
-    paths = sorted(folder.glob("*.tar"))
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not paths:
         raise InputError(f"{folder}: holds no .tar; name the folder of the shards, and uncompress .tar.gz")
     shards: list[dict] = []

@@ -39,10 +39,12 @@ class _Header(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """A PNG taken apart: its header, and (kind, start, end) of the data of each chunk that pixels do not need."""
+    """A PNG taken apart: its header, (kind, start, end) of the data of each chunk that pixels do not need, and where
+    it ends."""
 
     header: _Header
     others: list[tuple[bytes, int, int]]
+    end: int
 
 
 def decode_png_file(
@@ -56,7 +58,8 @@ def decode_png_file(
     data = file.read()
     chunks = _walk(data, where)
     reserve(num_bytes + chunks.header.num_bytes)
-    return decode_image(data, where), (), _orientation(data, chunks)
+    notes = ("is followed by another PNG in the same file, which is not read",)
+    return decode_image(data, where), notes * (PNG_SIGNATURE in data[chunks.end :]), _orientation(data, chunks)
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -134,7 +137,7 @@ def _walk(data: bytes, where: str) -> _Chunks:
         start = end
     if header.depth >= 8:  # of fewer bits a pixel, one byte may hold thousands
         check_ratio(header.num_bytes, len(data), where)
-    return _Chunks(header, others)
+    return _Chunks(header, others, start)
 
 
 def _read_header(data: bytes, start: int, kind: bytes, length: int, where: str) -> _Header:

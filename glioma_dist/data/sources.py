@@ -12,12 +12,13 @@ from glioma_dist.data.coco import CocoFile
 from glioma_dist.data.image_file import IMAGE_SUFFIXES
 from glioma_dist.data.image_folder import ImageFolder, walk_files
 from glioma_dist.data.splits import WHOLE
-from glioma_dist.errors import InputError, printable
+from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, read_bytes
 
 LIVECELL_LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
 LIVECELL_CITATION = "Edlund et al. 2021, Nature Methods 18, doi 10.1038/s41592-021-01249-6"
 MAX_LICENCE_BYTES = 2**20
+MAX_LICENCE_CHARACTERS = 1000
 UNKNOWN_LICENCE = "unknown; see the data's publisher"
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
@@ -103,11 +104,11 @@ def licence_of(source: Source, coco: CocoFile) -> str:
     if source.licence:
         return source.licence
     if coco.licences:
-        return ", ".join(coco.licences)
+        return one_line(", ".join(coco.licences), MAX_LICENCE_CHARACTERS) or UNKNOWN_LICENCE
     for path in licence_files(source.folder):
         text = read_bytes(path, MAX_LICENCE_BYTES).decode("utf-8", "replace")
         first = next((line.strip() for line in text.split("\n") if line.strip()), "")
-        return f"{first[:120]} ({printable(path.name)} of the source)"
+        return f"{one_line(first, 120)} ({printable(path.name)} of the source)"
     return UNKNOWN_LICENCE
 
 

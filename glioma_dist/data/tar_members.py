@@ -162,7 +162,8 @@ def _complete(member: dict, members: Mapping[str, str], file: int, path: Path) -
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size in bytes of each member of a tar but its folders; offset -1 for what is no plain file."""
+    """Name, offset and size in bytes of each member of a tar but its folders; offset -1 for what is no plain file, and
+    for bytes behind the tar's end."""
     last = -1
     try:
         with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
@@ -177,11 +178,23 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
                     raise tarfile.ReadError("sparse files are not read")
                 if not info.isdir():
                     yield (info.name, info.offset_data, info.size) if info.isreg() else (info.name, -1, 0)
-            if tar.offset > os.fstat(file.fileno()).st_size:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if tar.offset > num_bytes:
                 raise tarfile.ReadError("the last file is cut short")
+            if _has_more(file, tar.offset):
+                yield f"(bytes behind the tar's end, {tar.offset} to {num_bytes}: another tar?)", -1, 0
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         what = f"cannot be read as a tar ({error}); uncompress it if it is compressed, or get it again"
         raise InputError(one_line(f"{path}: {what}")) from None
+
+
+def _has_more(file: BinaryIO, start: int) -> bool:
+    """Whether anything but zeros, which end a tar, follows from byte `start` on."""
+    while data := os.pread(file.fileno(), PIECE_BYTES, start):
+        if data.count(0) < len(data):
+            return True
+        start += len(data)
+    return False
 
 
 class _Bounded:

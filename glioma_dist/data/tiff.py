@@ -13,6 +13,7 @@ import tifffile
 
 from glioma_dist.data import tiff_directories as tag
 from glioma_dist.data.image_limits import COPY_AGAIN, check_ratio, check_size
+from glioma_dist.data.jpeg import fault_of_jpeg, fault_of_jpeg_xr
 from glioma_dist.data.lzw import is_valid_lzw
 from glioma_dist.data.orientation import AS_STORED, valid_orientation, xmp_orientation
 from glioma_dist.data.tiff_colours import check_colours, to_image
@@ -20,7 +21,10 @@ from glioma_dist.data.tiff_directories import Directory, read_directories
 from glioma_dist.data.tiff_stacks import single_page
 from glioma_dist.errors import InputError
 
-NO_COMPRESSION, LZW = 1, 5
+NO_COMPRESSION, LZW, JPEG, JPEG_XR = 1, 5, (7, 33007), (22610, 34934)
+MIRRORED_BYTES = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+LOWEST_BIT_FIRST = 2
+"""The value of the tag FillOrder whose streams have the bits of each byte in the other order."""
 CHUNKY, PLANAR = 1, 2
 MAX_WORDS = 160
 """Of what a library says is wrong."""
@@ -85,8 +89,7 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
             if found.axes not in ("YX", "YXS", "SYX"):
                 raise InputError(f"{where}: axes {found.axes} are not those of one image; save it as grey or RGB")
             found.databytecounts, notes = _byte_counts(found, num_bytes, page, where)
-            if found.compression == LZW:
-                _check_lzw(found, file, where)
+            _check_streams(found, page, file, where)
             pixels = found.asarray(maxworkers=1)
             pixels = np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels
     width, length = page.size
@@ -96,12 +99,38 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
     return pixels, notes
 
 
-def _check_lzw(found: tifffile.TiffPage, file: BinaryIO, where: str) -> None:
-    """Decoders crash on a damaged stream, or make pixels of whatever their memory holds."""
-    for offset, count in zip(found.dataoffsets, found.databytecounts, strict=True):
+def _check_streams(found: tifffile.TiffPage, page: Directory, file: BinaryIO, where: str) -> None:
+    """Refuse streams whose decoders do not tell that they are damaged: some crash, others make pixels of whatever
+    their memory holds, or of nothing."""
+    if found.compression not in (LZW, *JPEG, *JPEG_XR):
+        return
+    for number, (offset, count) in enumerate(zip(found.dataoffsets, found.databytecounts, strict=True)):
+        if not count:
+            continue
         file.seek(offset)
-        if count and not is_valid_lzw(file.read(count)):
-            raise InputError(f"{where}: damaged TIFF: the compressed pixels at byte {offset} are no LZW; {COPY_AGAIN}")
+        data = file.read(count)
+        if found.compression == LZW:
+            data = data.translate(MIRRORED_BYTES) if found.fillorder == LOWEST_BIT_FIRST else data
+            fault = None if is_valid_lzw(data) else "are no LZW"
+        elif found.compression in JPEG:
+            fault = fault_of_jpeg(data, *_chunk_size(page, number))
+        else:
+            fault = fault_of_jpeg_xr(data)
+        if fault:
+            raise InputError(f"{where}: damaged TIFF: the compressed pixels at byte {offset} {fault}; {COPY_AGAIN}")
+
+
+def _chunk_size(page: Directory, number: int) -> tuple[int, range, int]:
+    """Width, possible heights and channels of a strip or tile: the last strip may be as long as the others."""
+    # Not tifffile's numbers: where a tag is damaged they can be tuples of thousands.
+    width, length = page.size
+    samples = page.number(tag.SAMPLES, 1) if page.number(tag.PLANAR, CHUNKY) == CHUNKY else 1
+    if tag.TILE_WIDTH in page:
+        height = page.number(tag.TILE_LENGTH, 0)
+        return page.number(tag.TILE_WIDTH, 0), range(height, height + 1), samples
+    full = max(1, min(page.number(tag.ROWS_PER_STRIP, length), length))
+    rows = min(full, length - (number % math.ceil(length / full)) * full)
+    return width, range(rows, full + 1), samples
 
 
 def _check_tiles(page: Directory, where: str) -> None:
@@ -146,7 +175,7 @@ def _byte_counts(
         if counts[number] < max(needed, 1) or offset + counts[number] > num_bytes:
             raise InputError(
                 f"{where}: the TIFF is cut short at {num_bytes} bytes: strip or tile {number} should have "
-                f"{max(needed, counts[number])} bytes at byte {offset}; {COPY_AGAIN}"
+                f"{max(needed, counts[number], 1)} bytes at byte {offset}; {COPY_AGAIN}"
             )
     if num_sparse == expected:
         raise InputError(f"{where}: none of the TIFF's pixels are in the file; {COPY_AGAIN}")

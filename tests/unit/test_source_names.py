@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unicodedata
 
 import numpy as np
@@ -112,7 +113,8 @@ def test_files_that_no_step_read_are_counted_by_suffix(tmp_path):
     assert "files not read: " in screen
     assert "2 .jpg (for example images/default/a.jpg)" in screen
     # What an earlier conversion wrote there is no file of the source.
-    assert convert_quietly(find_glioma_c6(root), root / "shards") == screen
+    again = convert_quietly(find_glioma_c6(root), root / "shards")
+    assert re.sub(r"\d+/s", "", again) == re.sub(r"\d+/s", "", screen)
 
 
 def test_every_source_counts_them(tmp_path):
