@@ -201,7 +201,7 @@ def test_a_metrics_file_that_was_removed_stops_the_run_with_its_work_saved(shard
         loop.train(config, runtime)
 
 
-@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("number", [1, 4, 5, 8])
 def test_a_row_that_found_no_space_is_written_later(whole, shards, tmp_path, runtime, monkeypatch, number):
     """At every row, the last one of all included: the run tells of it, and no row is lost."""
     config, write, calls = tiny_config(shards, tmp_path / "run"), MetricsFile.write, []
@@ -240,8 +240,14 @@ def test_a_request_to_stop_while_the_end_is_written_finds_a_finished_run(whole, 
     check_same_run(config.out, whole)
 
 
-@pytest.mark.parametrize("name", ["last", "last.1", "last.new", "last.damaged", "best", "best.new", "best.damaged"])
-@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a folder elsewhere"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "file") for name in ("last", "last.1", "last.new", "last.damaged", "best", "best.new")),
+        *((name, "link to nothing") for name in ("last", "last.1", "best")),
+        *((name, "link to a folder elsewhere") for name in ("last", "best")),
+    ],
+)
 def test_what_only_has_the_name_of_a_checkpoint_stops_no_run(whole, shards, tmp_path, runtime, name, kind):
     config = tiny_config(shards, tmp_path / "run", save_every=1)
     loop.train(replace(config, max_steps=4), runtime)
