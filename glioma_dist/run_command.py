@@ -53,7 +53,7 @@ def run_command(function: Callable[[], None]) -> None:
         with StopSignal():
             function()
             sys.stdout.flush()
-        _hear_no_more_requests(0)
+        _hear_no_more_requests()
     except KeyboardInterrupt:
         _end(StopRequested("received SIGINT"))
     except (Exception, Interrupted) as error:
@@ -64,8 +64,11 @@ def run_command(function: Callable[[], None]) -> None:
 
 
 def _end(ending: RunError) -> None:
-    _hear_no_more_requests(ending.exit_code)
+    # While it waits for the first process to speak, a launcher may end it.
+    is_first = os.environ.get("RANK", "0") == "0"
+    _hear_no_more_requests(signal.SIG_IGN if is_first else lambda *_: os._exit(ending.exit_code))
     _tell_of(ending)
+    _hear_no_more_requests()  # Python forgets all other handlers at its end
     drop_closed_output()
     sys.exit(ending.exit_code)
 
@@ -88,11 +91,9 @@ def _tell_of(ending: RunError) -> None:
         tell_launcher(line)
 
 
-def _hear_no_more_requests(exit_code: int) -> None:
+def _hear_no_more_requests(handler: signal.Handlers | Callable = signal.SIG_IGN) -> None:
     """The work is done, and a request to stop must not change the exit code any more: schedulers and launchers send the
-    same one twice. The first process ends by itself at once, the others wait for it, and do so no longer."""
-    is_first = os.environ.get("RANK", "0") == "0"
-    handler = signal.SIG_IGN if is_first else lambda *_: os._exit(exit_code)
+    same one twice."""
     for number in STOP_SIGNALS:
         signal.signal(number, handler)
 

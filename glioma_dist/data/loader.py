@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augment import augment, fit_evaluation, fit_training, raise_contrast
 from glioma_dist.data.hand_over import Handed, Ring
+from glioma_dist.data.lost_workers import noticing_lost_workers, take_over_notices
 from glioma_dist.data.mixture import Mixture, Shards
 from glioma_dist.data.order import Order, Place
 from glioma_dist.data.sample import Sample
@@ -213,10 +214,12 @@ def _load(
     )
     others = set(multiprocessing.active_children())
     items = iter(loader)
+    notice = take_over_notices() if workers else None
     try:
         while True:
             try:
-                item = next(items)
+                with noticing_lost_workers(notice):
+                    item = next(items)
             except StopIteration:
                 return
             except RuntimeError as error:

@@ -3,9 +3,11 @@ command ends with the bits of a run that nothing disturbed."""
 
 import json
 import math
+import multiprocessing
 import os
 import resource
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -202,7 +204,7 @@ def test_a_metrics_file_that_was_removed_stops_the_run_with_its_work_saved(shard
         loop.train(config, runtime)
 
 
-@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("number", [1, 4, 5, 8])
 def test_a_row_that_found_no_space_is_written_later(whole, shards, tmp_path, runtime, monkeypatch, number):
     """At every row, the last one of all included: the run tells of it, and no row is lost."""
     config, write, calls = tiny_config(shards, tmp_path / "run"), MetricsFile.write, []
@@ -241,8 +243,14 @@ def test_a_request_to_stop_while_the_end_is_written_finds_a_finished_run(whole, 
     check_same_run(config.out, whole)
 
 
-@pytest.mark.parametrize("name", ["last", "last.1", "last.new", "last.damaged", "best", "best.new", "best.damaged"])
-@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a folder elsewhere"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "file") for name in ("last", "last.1", "last.new", "last.damaged", "best", "best.new")),
+        *((name, "link to nothing") for name in ("last", "last.1", "best")),
+        *((name, "link to a folder elsewhere") for name in ("last", "best")),
+    ],
+)
 def test_what_only_has_the_name_of_a_checkpoint_stops_no_run(whole, shards, tmp_path, runtime, name, kind):
     config = tiny_config(shards, tmp_path / "run", save_every=1)
     loop.train(replace(config, max_steps=4), runtime)
@@ -259,3 +267,33 @@ def test_what_only_has_the_name_of_a_checkpoint_stops_no_run(whole, shards, tmp_
     for file in ("model", "optimizer"):
         ours, theirs = (out / "last" / f"{file}.safetensors" for out in (config.out, whole))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_a_worker_that_dies_while_the_run_writes_is_noticed_later(whole, shards, tmp_path, number):
+    """Never in the middle of a row or a checkpoint. At the last row of all, nobody needs the worker any more."""
+    config = tiny_config(shards, tmp_path / "run", workers=2)
+    (ended,) = start(train_and_lose_workers, config, number).wait()
+    assert ended.exit_code == (0 if number == 8 else ExitCode.UNAVAILABLE), ended.stderr
+    assert "Traceback" not in ended.stderr
+    if number != 8:
+        assert "worker" in ended.stderr
+        assert "checkpoint saved at step 2" in ended.stderr
+        run(train_here, config)
+    assert rows(config.out) == rows(whole)
+
+
+def train_and_lose_workers(config, number: int) -> None:
+    """At the `number`-th row, when it was written, its workers are killed."""
+    write, calls = MetricsFile.write, []
+
+    def killing(self, **row) -> None:
+        write(self, **row)
+        calls.append(1)
+        if len(calls) == number:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            time.sleep(0.3)
+
+    MetricsFile.write = killing
+    run_command(lambda: train_here(config))
