@@ -69,7 +69,7 @@ class NonFiniteError(RunError):
 
 
 class UnavailableError(InputError):
-    """A process, a worker or a store did not answer, or answered wrongly, as often as it was asked.
+    """A process, a worker or a store did not answer, as often as it was asked: the same command can end well later.
 
     An InputError, so that code which skips an unusable input skips this one too.
     """

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
 from glioma_dist.joining import SECONDS_OF_GRACE, bounded, check_place, joining
 from glioma_dist.launch import check_launch
-from glioma_dist.run_command import as_run_error, run_command  # noqa: F401 (until all import it from its home)
+from glioma_dist.run_command import as_run_error
 from glioma_dist.signals import get_signal_at_parents_death
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4

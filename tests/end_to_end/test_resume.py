@@ -19,7 +19,7 @@ from glioma_dist.config_file import read_config
 from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
-from glioma_dist.runtime import run_command
+from glioma_dist.run_command import run_command
 from glioma_dist.training import loop, opening
 from glioma_dist.training.telemetry import MetricsFile
 
