@@ -199,6 +199,7 @@ def _load(
     dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shards, seconds_to_answer: float
 ) -> Iterator:
     """What `dataset` holds at the sampler's places, in their order, made by worker processes."""
+    _check_room_for(workers)
     dataset.making = torch.zeros(workers, 3, dtype=torch.int64).share_memory_() if workers else None
     loader = DataLoader(
         dataset,
@@ -230,6 +231,19 @@ def _load(
     finally:
         if workers:
             _end_workers(items, set(multiprocessing.active_children()) - others)
+
+
+def _check_room_for(workers: int) -> None:
+    """Raises InputError where /dev/shm, of which containers have little, is full. PyTorch's loader would leave a
+    traceback of its own behind."""
+    context = multiprocessing.get_context("fork")
+    try:
+        _ = [context.Queue() for _ in range(2 * workers)]  # about what a loader makes
+    except OSError as error:
+        raise InputError(
+            f"no room for {workers} workers in /dev/shm ({error.strerror}): make it larger (docker run --shm-size=1g), "
+            "or give --data.workers 0"
+        ) from error
 
 
 def _end_workers(items: Iterator, workers: set[multiprocessing.Process]) -> None:
