@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import cannot_read, check_plain
 
 NUM_LISTED = 12
@@ -133,4 +133,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return one_line((str(error).splitlines() or [type(error).__name__])[0], 200)
