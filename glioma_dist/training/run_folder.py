@@ -132,7 +132,7 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"--out {self.path}: cannot be made ({error.strerror}); give another") from error
+                raise cannot_write(f"--out {self.path}", error) from error
             self._hold()
             if not is_before_first_checkpoint(set(os.listdir(self.path))):
                 raise InputError(
