@@ -205,7 +205,7 @@ PLACES = (
     (checkpoint_writer.os, "rename"),
     (checkpoint_writer.os, "replace"),
     (checkpoint_writer, "write_tensors"),
-    (checkpoint_writer.shutil, "rmtree"),
+    (checkpoint_writer, "remove_tree"),
 )
 """Calls to the outside of a save: places to be killed at."""
 NUM_PLACES = {1: 15, 2: 16, 3: 17}
