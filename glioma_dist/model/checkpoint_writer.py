@@ -44,7 +44,9 @@ class Writer:
         told = self.gather([(result, failure)])
         failures = [failure for _, failure in told if failure is not None]
         if failures:
-            raise failure or failures[0]
+            error = failure or failures[0]
+            error.is_shared = True
+            raise error
         return [result for result, _ in told]
 
 

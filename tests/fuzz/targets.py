@@ -105,8 +105,8 @@ def change_sample(rng: random.Random, good: Path, bad: Path) -> None:
     offset, size = member[rng.choice(("png", "mask.png", "json"))]
     with open(bad / "00000.tar", "r+b") as file:
         data = os.pread(file.fileno(), size, offset)
-        changed = change_bytes(rng, data)[:size].ljust(size, b"\0")
-        os.pwrite(file.fileno(), _with_png_checksums(changed) if rng.random() < 0.5 else changed, offset)
+        changed = (change_png if data.startswith(b"\x89PNG") else change_bytes)(rng, data)
+        os.pwrite(file.fileno(), changed[:size].ljust(size, b"\0"), offset)
     for entry in table:
         entry.pop("sha256", None)
     (bad / "00000.members.json").write_text(json.dumps(table))
@@ -189,11 +189,46 @@ def write_pngs(folder: Path) -> None:
 
 def change_image(rng: random.Random, good: Path, bad: Path) -> None:
     path = rng.choice(sorted(good.iterdir()))
-    data = change_bytes(rng, path.read_bytes())
-    if path.suffix == ".png" and rng.random() < 0.7:
-        data = _with_png_checksums(data)
+    data = path.read_bytes()
     bad.mkdir()
-    (bad / path.name).write_bytes(data)
+    (bad / path.name).write_bytes(change_png(rng, data) if path.suffix == ".png" else change_bytes(rng, data))
+
+
+def change_png(rng: random.Random, data: bytes) -> bytes:
+    """A changed PNG: its chunks, with lengths and checksums that are right (half of all); or any of its bytes."""
+    kind = rng.random()
+    if kind < 0.5:
+        return _change_png_chunks(rng, data)
+    data = change_bytes(rng, data)
+    return _with_png_checksums(data) if kind < 0.8 else data
+
+
+def _change_png_chunks(rng: random.Random, data: bytes) -> bytes:
+    """Some chunks changed, removed, doubled or moved. Pixels are changed before they are compressed, so that they
+    reach the decoder's filters."""
+    chunks, start = [], 8
+    while start < len(data):
+        (length,) = struct.unpack_from(">I", data, start)
+        chunks.append((data[start + 4 : start + 8], data[start + 8 : start + 8 + length]))
+        start += 12 + length
+    for _ in range(rng.randint(1, 2)):
+        place = rng.randrange(len(chunks))
+        name, content = chunks[place]
+        action = rng.random()
+        if action < 0.7 and name == b"IDAT" and sum(other == b"IDAT" for other, _ in chunks) == 1:
+            chunks[place] = (name, zlib.compress(change_bytes(rng, zlib.decompress(content)), 1))
+        elif action < 0.7:
+            chunks[place] = (name, change_bytes(rng, content))
+        elif action < 0.8:
+            chunks.insert(rng.randrange(len(chunks)), chunks[place])
+        elif action < 0.9 and len(chunks) > 1:
+            del chunks[place]
+        else:
+            chunks[place] = (rng.choice((b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"acTL", b"sBIT", b"zzZz")), content)
+    out = [data[:8]]
+    for name, content in chunks:
+        out.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)))
+    return b"".join(out)
 
 
 def _with_png_checksums(data: bytes) -> bytes:
