@@ -29,6 +29,7 @@ from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.resume import OtherRunError
 from glioma_dist.training.run import Scores, Training, save
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler
@@ -96,7 +97,7 @@ def prepare(
     position = Position()
     if old is not None:
         if old.facts["fingerprints"] != fingerprints:
-            raise InputError(
+            raise OtherRunError(
                 f"--out {config.out} was trained on other data than {' '.join(config.data.train)} and "
                 f"{config.data.val}; give the same data, or another --out"
             )

@@ -21,6 +21,7 @@ def open_reporter(training: Training, position: Position) -> AbstractContextMana
     """
     config, runtime = training.config, training.runtime
     reporter, problem = None, None
+    training.folder.has_begun = True
     if runtime.is_main:
         try:
             if training.finished(position) and not training.validation_is_due(position):

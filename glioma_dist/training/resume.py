@@ -17,13 +17,17 @@ from glioma_dist.model.manifest import MANIFEST, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.training.folder_lock import LOCK
 from glioma_dist.training.state import read_position, read_scaler, read_unwritten_rows
+from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
 from glioma_dist.training.telemetry import read_rows
 
-CONFIG, METRICS, STATUS, LAST, BEST = "config.json", "metrics.jsonl", "status.json", "last", "best"
+CONFIG, METRICS, LAST, BEST = "config.json", "metrics.jsonl", "last", "best"
 RESUMABLE = ".resumable"
 """An empty file: last/ was complete here once. Tells a run that lost it from one that ended before its first."""
 BEFORE_FIRST_CHECKPOINT = {CONFIG, METRICS, STATUS, LOCK, "last.new", "best.new"}
-MAX_STATUS_BYTES = 2**20
+
+
+class OtherRunError(InputError):
+    """The folder is another run's: of other settings, or of other data."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def look(config: TrainConfig, is_main: bool = True) -> Found:
             continue
         changed = differences(to_dict(checkpoint.config), to_dict(config))
         if changed:
-            raise InputError(
+            raise OtherRunError(
                 f"--out {config.out} belongs to another run ({'; '.join(changed)}); give another --out, or the same "
                 "settings to resume"
             )

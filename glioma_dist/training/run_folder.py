@@ -16,29 +16,48 @@ from glioma_dist.model.checkpoint import Checkpoint, sibling
 from glioma_dist.run_command import as_run_error
 from glioma_dist.runtime import Runtime
 from glioma_dist.training.folder_lock import folder_lock
-from glioma_dist.training.resume import BEST, LAST, RESUMABLE, Found, holds_run, is_before_first_checkpoint, look
+from glioma_dist.training.resume import (
+    BEST,
+    LAST,
+    RESUMABLE,
+    Found,
+    OtherRunError,
+    holds_run,
+    is_before_first_checkpoint,
+    look,
+)
+from glioma_dist.training.status import mark_not_resumed
 
 
 class RunFolder:
     """The folder of a run while it trains. Use as a context: the first process holds the folder's lock.
 
-    `checkpoint` is what to resume from, the same on all processes, or None where the run is new.
+    `checkpoint` is what to resume from, the same on all processes, or None where the run is new. `has_begun`: whoever
+    begins to report sets it; from then on that one writes status.json.
     """
 
     def __init__(self, config: TrainConfig, runtime: Runtime) -> None:
         self.path, self.is_main, self._gather = config.out, runtime.is_main, runtime.gather_objects
         self._open = ExitStack()
         self._descriptor: int | None = None
+        self.has_begun = False
         try:
             self.checkpoint = self._agree(config)
-        except BaseException:
-            self._open.close()
+        except BaseException as error:
+            self._close(error)
             raise
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        """Let go of the folder. What ends the run before it has begun is written to the status of an earlier start."""
+        held = self.is_main and self._descriptor is not None
+        if error is not None and held and not self.has_begun and not isinstance(error, OtherRunError):
+            mark_not_resumed(self.path, as_run_error(error) or error)
         self._open.close()
 
     def _agree(self, config: TrainConfig) -> Checkpoint | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from glioma_dist.errors import ExitCode, RunError, StopRequested, one_line
-from glioma_dist.files import write_json_atomically
+from glioma_dist.errors import ExitCode, InputError, RunError, StopRequested, one_line
+from glioma_dist.files import read_json, write_json_atomically
 
 STATUS = "status.json"
+MAX_STATUS_BYTES = 2**20
+State = Literal["running", "finished", "stopped", "failed"]
 
 
 def mark_finished(out: Path, step: int) -> None:
@@ -18,6 +21,18 @@ def mark_finished(out: Path, step: int) -> None:
     path = out / STATUS
     if not path.is_file() or '"state": "finished"' not in path.read_text(errors="replace"):
         StatusFile(out, step, step).ended(None)
+
+
+def mark_not_resumed(out: Path, ending: BaseException) -> None:
+    """Have the status.json of a run that had stopped, failed or been killed say why it could not be resumed now.
+
+    A folder without one stays without, and a run that is finished stays finished.
+    """
+    path = out / STATUS
+    with contextlib.suppress(InputError):  # damaged, or the disk is full
+        before = read_json(path, MAX_STATUS_BYTES)
+        if isinstance(before, dict) and before.get("state") in ("running", "stopped", "failed"):
+            _write(path, *_how_it_ended(ending), before.get("step"), before.get("checkpoint_step"))
 
 
 class StatusFile:
@@ -47,20 +62,29 @@ class StatusFile:
         if ending is None:
             self._write("finished", ExitCode.FINISHED, None)
         else:
-            code = ending.exit_code if isinstance(ending, RunError) else ExitCode.UNEXPECTED
-            state = "stopped" if isinstance(ending, StopRequested) else "failed"
-            self._write(state, code, one_line(str(ending) or type(ending).__name__))
+            self._write(*_how_it_ended(ending))
 
-    def _write(
-        self, state: Literal["running", "finished", "stopped", "failed"], code: int | None, reason: str | None
-    ) -> None:
-        told = {
-            "state": state,
-            "code": None if code is None else int(code),
-            "reason": reason,
-            "step": self.step,
-            "checkpoint_step": self.checkpoint_step,
-            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+    def _write(self, state: State, code: int | None, reason: str | None) -> None:
         self._check()
-        write_json_atomically(self._path, told)
+        _write(self._path, state, code, reason, self.step, self.checkpoint_step)
+
+
+def _how_it_ended(ending: BaseException) -> tuple[State, int, str]:
+    """State, code and reason."""
+    code = ending.exit_code if isinstance(ending, RunError) else ExitCode.UNEXPECTED
+    state = "stopped" if isinstance(ending, StopRequested) else "failed"
+    return state, code, one_line(str(ending) or type(ending).__name__)
+
+
+def _write(
+    path: Path, state: State, code: int | None, reason: str | None, step: int | None, checkpoint_step: int | None
+) -> None:
+    told = {
+        "state": state,
+        "code": None if code is None else int(code),
+        "reason": reason,
+        "step": step,
+        "checkpoint_step": checkpoint_step,
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json_atomically(path, told)

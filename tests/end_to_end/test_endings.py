@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -297,3 +298,20 @@ def train_and_lose_workers(config, number: int) -> None:
 
     MetricsFile.write = killing
     run_command(lambda: train_here(config))
+
+
+def test_data_that_is_gone_at_a_restart_is_in_the_status(shards, tmp_path, runtime):
+    """A scheduler that saw `stopped` would run the same command again and again."""
+    data = tmp_path / "data"
+    shutil.copytree(shards / "train", data)
+    config = tiny_config(shards, tmp_path / "run", val=None, save_every=1)
+    config = replace(config, data=replace(config.data, train=(str(data),)))
+    path = config.out / "status.json"
+    loop.train(replace(config, max_steps=1), runtime)
+    path.write_text(path.read_text().replace("finished", "stopped"))
+    remove_tree(data)
+    with pytest.raises(InputError) as error:
+        loop.train(replace(config, max_steps=2), runtime)
+    status = json.loads(path.read_text())
+    assert (status["state"], status["code"], status["step"]) == ("failed", 2, 1)
+    assert status["reason"] == str(error.value)

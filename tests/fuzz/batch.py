@@ -37,8 +37,8 @@ def run_batch(target: str, seed: int, first: int, end: int, folder: str, seconds
         for number in range(first, end):
             rng = random.Random(f"{seed} {target} {number}")
             shutil.rmtree(bad, ignore_errors=True)
-            TARGETS[target].change(rng, good, bad)
             (place / "current").write_text(str(number))
+            TARGETS[target].change(rng, good, bad)
             before = _reset_peak()
             signal.alarm(seconds)
             start = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ TEXTS = (
     "1e999",
 )
 MAX_CHANGES = 4
+_NESTED = re.compile(rb'"nested (\d+)"')
 
 
 def change_bytes(rng: random.Random, data: bytes) -> bytes:
@@ -58,7 +60,7 @@ def change_json(rng: random.Random, content: Any) -> Any:
 
 def dump(content: Any) -> bytes:
     """JSON of what `change_json` gives, lone surrogates and all."""
-    return json.dumps(content).encode()
+    return _NESTED.sub(lambda found: b"[" * int(found[1]) + b"]" * int(found[1]), json.dumps(content).encode())
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -84,18 +86,11 @@ def _value(rng: random.Random, old: Any = None) -> Any:
         lambda: [old] * rng.choice((1, 2, 1000)),
         lambda: {"a": old},
         lambda: str(old),
-        lambda: _nested(rng.choice((50, 900))),
+        lambda: f"nested {rng.choice((50, 900, 10**5))}",  # deeper than Python can write; see dump
         lambda: old + 1 if isinstance(old, int | float) else old,
         lambda: -old if isinstance(old, int | float) else old,
     )
     return rng.choice(makers)()
-
-
-def _nested(depth: int) -> list:
-    value: list = []
-    for _ in range(depth):
-        value = [value]
-    return value
 
 
 def _flip(rng: random.Random, data: bytearray) -> bytes:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers import REPOSITORY, seal, tiny_config
 
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, Interrupted, StopRequested, UnavailableError
 from glioma_dist.model.checkpoint import Checkpoint, is_whole
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, STATE
 from glioma_dist.model.unet import build_model
@@ -271,7 +271,7 @@ def test_where_there_are_no_locks_a_warning_says_so_and_the_run_resumes(run, run
 LOCKING = """
 import sys
 from pathlib import Path
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, Interrupted, StopRequested, UnavailableError
 from glioma_dist.training.folder_lock import folder_lock
 try:
     with folder_lock(Path(sys.argv[1])):
@@ -346,3 +346,67 @@ def test_a_file_system_that_cannot_be_written_to_is_one_line(run, runtime):
     (run.out / LOCK).mkdir()
     with pytest.raises(InputError, match=r"\.lock: cannot be written"):
         opened(run, runtime)
+
+
+def write_status(out: Path, state: str) -> dict:
+    told = {"state": state, "code": None, "reason": None, "step": 6, "checkpoint_step": 6, "updated": "then"}
+    (out / "status.json").write_text(json.dumps(told))
+    return told
+
+
+def fail_to_begin(config, runtime, ending: BaseException) -> dict:
+    """What status.json says after a start that `ending` ends before the run begins."""
+    with pytest.raises(type(ending)), RunFolder(config, runtime):
+        raise ending
+    return json.loads((config.out / "status.json").read_text())
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+@pytest.mark.parametrize(
+    ("ending", "state_after", "code"),
+    [
+        (InputError("--data.train: not found"), "failed", 2),
+        (UnavailableError("a store does not answer"), "failed", 69),
+        (StopRequested("received SIGTERM"), "stopped", 75),
+        (Interrupted(StopRequested("received SIGHUP")), "stopped", 75),
+        (ZeroDivisionError("a bug"), "failed", 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_a_start_that_does_not_reach_its_first_step_is_in_the_status(run, runtime, state, ending, state_after, code):
+    before = write_status(run.out, state)
+    after = fail_to_begin(run, runtime, ending)
+    reason = str(getattr(ending, "request", ending))
+    assert after == before | {"state": state_after, "code": code, "reason": reason, "updated": after["updated"]}
+    assert after["updated"] != "then"
+
+
+def test_checkpoints_that_are_all_damaged_are_in_the_status(run, runtime):
+    write_status(run.out, "stopped")
+    for name in ("last", "last.1", "last.2"):
+        damage(run.out / name)
+    message = refused(run, runtime)
+    after = json.loads((run.out / "status.json").read_text())
+    assert (after["state"], after["code"], after["reason"]) == ("failed", 2, message)
+
+
+def test_the_status_of_a_finished_run_another_run_or_one_that_has_begun_stays(run, runtime):
+    before = write_status(run.out, "finished")
+    assert fail_to_begin(run, runtime, InputError("no data")) == before
+    before = write_status(run.out, "stopped")
+    refused(replace(run, lr=0.5), runtime)
+    assert json.loads((run.out / "status.json").read_text()) == before
+    folder = RunFolder(run, runtime)
+    folder.has_begun = True
+    folder.__exit__(InputError, InputError("a full disk"), None)
+    assert json.loads((run.out / "status.json").read_text()) == before
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"state": 7}'])
+def test_a_status_that_is_missing_or_damaged_does_not_hide_the_error(run, runtime, content):
+    path = run.out / "status.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match="no data"), RunFolder(run, runtime):
+        raise InputError("no data")
+    assert (path.read_text() if path.exists() else None) == content
