@@ -2,18 +2,18 @@
 
 import sys
 
-from glioma_dist.run_command import run_command
+from glioma_dist.distributed.run_command import run_command
 
 
 def main() -> None:
     # Within run_command, so that a signal while the libraries are imported ends as any other does.
-    from glioma_dist.command_line import parse
+    from glioma_dist.cli.arguments import parse
     from glioma_dist.config import PredictConfig
 
     config = parse(PredictConfig, sys.argv[1:])
 
+    from glioma_dist.distributed.context import Runtime
     from glioma_dist.inference.predict import predict
-    from glioma_dist.runtime import Runtime
 
     runtime = Runtime.start()
     rows = predict(config, runtime)

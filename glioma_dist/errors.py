@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 
 
 class RunError(Exception):
-    """Ends a command with one line and an exit code, without a traceback (see `glioma_dist.runtime.run_command`).
+    """Ends a command with one line and an exit code, without a traceback (see `glioma_dist.distributed.run_command`).
 
     The message names the file, the sample, the value and what to do, in at most 500 characters.
     """

@@ -25,9 +25,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from glioma_dist.config import DataConfig, ModelConfig, Size, TrainConfig
+from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardReader, ShardWriter
+from glioma_dist.data.shards.reader import ShardReader, ShardWriter
+from glioma_dist.size import Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRELOADED = [
@@ -220,7 +221,7 @@ def command(script: str, *arguments: object, **how: Any) -> Ended:
 
 def train_here(config: TrainConfig) -> tuple[int, int]:
     """Train in this process of a launch. Returns its rank and the number of processes."""
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
     from glioma_dist.training.loop import train
 
     here = Runtime.start(config.scale.timeout_s)
@@ -232,7 +233,7 @@ def start_fp16() -> Any:
     """A runtime that computes in fp16 with a loss scale that grows every second step."""
     import torch
 
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     here = Runtime.start()
     here.accelerator.state._mixed_precision = "fp16"

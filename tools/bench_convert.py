@@ -11,12 +11,12 @@ import numpy as np
 import tifffile
 from rich.console import Console
 
-from glioma_dist.command_line import run_function
-from glioma_dist.data.cells import draw_cells
-from glioma_dist.data.coco import load_coco
-from glioma_dist.data.convert import convert
-from glioma_dist.data.sources import find_livecell
-from glioma_dist.run_command import run_command
+from glioma_dist.cli.arguments import run_function
+from glioma_dist.data.convert.cells import draw_cells
+from glioma_dist.data.convert.coco import load_coco
+from glioma_dist.data.convert.conversion import convert
+from glioma_dist.data.convert.sources import find_livecell
+from glioma_dist.distributed.run_command import run_command
 
 WIDTH, HEIGHT = 704, 520
 # A polygon of LIVECell has 57 numbers on average.

@@ -25,19 +25,20 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
-from glioma_dist.command_line import read_arguments
-from glioma_dist.config import DataConfig, Size
-from glioma_dist.data.augment import raise_contrast
+from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.config import DataConfig
 from glioma_dist.data.loader import image_tensor, prepare_training_sample, training_batches
-from glioma_dist.data.order import Order
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
-from glioma_dist.data.shards import ShardReader, ShardWriter
+from glioma_dist.data.sampler import Order
+from glioma_dist.data.shards.reader import ShardReader, ShardWriter
+from glioma_dist.data.transforms import raise_contrast
+from glioma_dist.distributed.context import keep_freed_memory
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.model.unet import normalise
-from glioma_dist.run_command import run_command
-from glioma_dist.runtime import keep_freed_memory
+from glioma_dist.size import Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "webdataset", "opencv-python-headless", "pillow", "glioma-dist")

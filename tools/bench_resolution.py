@@ -25,15 +25,16 @@ import cv2
 import numpy as np
 
 from glioma_dist.benchmark.cell import OURS, PEERS, Cell, measure_or_say_why_not
-from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
-from glioma_dist.command_line import read_arguments
-from glioma_dist.config import ModelConfig, Size, SizeFlag
+from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.config import ModelConfig
+from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardReader, ShardWriter
+from glioma_dist.data.shards.reader import ShardReader, ShardWriter
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_json_atomically
-from glioma_dist.idle_flags import idle_flags
-from glioma_dist.run_command import run_command
+from glioma_dist.size import Size, SizeFlag
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "segmentation-models-pytorch", "glioma-dist")

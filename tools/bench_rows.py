@@ -19,19 +19,20 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
-from glioma_dist.benchmark.rows import RowsCell, measure_rows
-from glioma_dist.command_line import read_arguments
-from glioma_dist.config import ModelConfig, Size, SizeFlag, check_rows
+from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.spatial_parallel import RowsCell, measure_rows
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.config import ModelConfig, check_rows
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.launcher import check_launch_file
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder, make_folder, write_atomically, write_json_atomically
-from glioma_dist.launcher import check_launch_file
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.run_command import run_command
-from glioma_dist.runtime import Runtime
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, count_sent
-from glioma_dist.scale.rows import band_edges
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.spatial_group import band_edges
+from glioma_dist.size import Size, SizeFlag
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NATIVE = Size(2592, 1952)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from glioma_dist.command_line import run_function
-from glioma_dist.data.convert import convert
-from glioma_dist.data.sources import find_livecell
-from glioma_dist.run_command import run_command
+from glioma_dist.cli.arguments import run_function
+from glioma_dist.data.convert.conversion import convert
+from glioma_dist.data.convert.sources import find_livecell
+from glioma_dist.distributed.run_command import run_command
 
 
 def convert_livecell(source: Path, out: Path, strict: bool = False, categories: tuple[str, ...] | None = None) -> None:

@@ -3,10 +3,10 @@
 import json
 
 from glioma_dist.benchmark.encoder_table import FILE, count_encoder, encoder_table
-from glioma_dist.command_line import run_function
-from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.cli.arguments import run_function
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_atomically
-from glioma_dist.run_command import run_command
+from glioma_dist.registry import ENCODER_NAMES
 
 
 def main() -> None:

@@ -4,13 +4,13 @@ from importlib import util
 from pathlib import Path
 from typing import Literal
 
-from glioma_dist.command_line import run_function
+from glioma_dist.cli.arguments import run_function
+from glioma_dist.config.paths import LocalPath
 from glioma_dist.data.sample import read_image
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError, printable
 from glioma_dist.inference.export import export
 from glioma_dist.inference.images import find_images
-from glioma_dist.paths import LocalPath
-from glioma_dist.run_command import run_command
 
 NUM_CHECKED = 3
 

@@ -8,16 +8,23 @@ import cv2
 import numpy as np
 import tyro
 
-from glioma_dist.command_line import read_arguments
-from glioma_dist.data.inspection import contact_sheet, find_unused, index_folder, pick_samples, tell_unused, verify
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.storage import is_url, was_url
-from glioma_dist.data.unlisted import describe_unlisted
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.config.idle_flags import idle_flags
+from glioma_dist.config.paths import PathOrUrl
+from glioma_dist.data.shards.inspection import (
+    contact_sheet,
+    find_unused,
+    index_folder,
+    pick_samples,
+    tell_unused,
+    verify,
+)
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.storage import is_url, was_url
+from glioma_dist.data.shards.unlisted import describe_unlisted
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_write, write_atomically
-from glioma_dist.idle_flags import idle_flags
-from glioma_dist.paths import PathOrUrl
-from glioma_dist.run_command import run_command
 
 MOST_LINES = 20
 

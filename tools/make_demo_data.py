@@ -18,10 +18,10 @@ from numpy import ndarray
 from numpy.random import Generator
 from pycocotools import mask as coco_mask
 
-from glioma_dist.command_line import read_arguments
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
-from glioma_dist.run_command import run_command
 
 README_TITLE = "Demo data of glioma-dist: drawn, not photographed"
 README = f"""{README_TITLE}

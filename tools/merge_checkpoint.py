@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from glioma_dist.command_line import read_arguments
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, naming_another
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.manifest import MODEL, OPTIMIZER
-from glioma_dist.run_command import run_command
 
 
 @dataclass(frozen=True)

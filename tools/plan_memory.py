@@ -8,16 +8,17 @@ from functools import partial
 from importlib import util
 from pathlib import Path
 
-from glioma_dist.command_line import read_arguments
-from glioma_dist.config import ROWS_ENCODERS, ModelConfig, Size, SizeFlag
-from glioma_dist.encoder_names import PEER_NAMES
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.config import ROWS_ENCODERS, ModelConfig
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
-from glioma_dist.run_command import run_command
-from glioma_dist.scale.counting import StepMemory, count_step_memory
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.registry import PEER_NAMES
+from glioma_dist.scale.memory_estimator import StepMemory, count_step_memory
 from glioma_dist.scale.planner import GIB, Recompute, Step, count, largest_batch, largest_size, usable
-from glioma_dist.scale.rows import UNIT_ROWS
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.spatial_group import UNIT_ROWS
+from glioma_dist.size import Size, SizeFlag
 
 LADDER: tuple[tuple[str, bool, Recompute], ...] = (
     ("fp32", False, "none"),

@@ -18,24 +18,24 @@ from typing import Literal
 
 import tyro
 
-from glioma_dist.benchmark.facts import describe_device, find_commit, find_device, find_version
-from glioma_dist.command_line import read_arguments
-from glioma_dist.data.shard_index import INDEX_NAME
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.config.idle_flags import idle_flags
+from glioma_dist.data.shards.index import INDEX_NAME
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.distributed.launcher import check_launch_file
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
-from glioma_dist.idle_flags import idle_flags
-from glioma_dist.launcher import check_launch_file
+from glioma_dist.registry import ENCODER_NAMES
 from glioma_dist.report.study_page import write_study_report
-from glioma_dist.run_command import run_command
-from glioma_dist.study.estimate import hours
-from glioma_dist.study.execute import execute, is_finished, launcher
-from glioma_dist.study.folder import SETTINGS, hold_settings, one_at_a_time, settings_text
-from glioma_dist.study.material import OWN_GROUP, prepare, read_groups
-from glioma_dist.study.plan import Job, Plan, Settings, make_plan, share
-from glioma_dist.study.presets import PRESETS
-from glioma_dist.study.protocol import find_studies
-from glioma_dist.study.results import collect
+from glioma_dist.reproduction.estimate import hours
+from glioma_dist.reproduction.execute import execute, is_finished, launcher
+from glioma_dist.reproduction.folder import SETTINGS, hold_settings, one_at_a_time, settings_text
+from glioma_dist.reproduction.material import OWN_GROUP, prepare, read_groups
+from glioma_dist.reproduction.plan import Job, Plan, Settings, make_plan, share
+from glioma_dist.reproduction.presets import PRESETS
+from glioma_dist.reproduction.protocol import find_studies
+from glioma_dist.reproduction.results import collect
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "timm", "glioma-dist")

@@ -9,10 +9,10 @@ from random import Random
 import numpy as np
 from webdataset.filters import shuffle
 
-from glioma_dist.command_line import read_arguments
-from glioma_dist.data.order import SHARDS_IN_WINDOW, Order
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.data.sampler import SHARDS_IN_WINDOW, Order
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
-from glioma_dist.run_command import run_command
 
 COST_STEPS = 2000
 

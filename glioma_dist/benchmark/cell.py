@@ -18,16 +18,17 @@ from typing import Literal
 
 import torch
 
-from glioma_dist.config import DataConfig, ModelConfig, Size
+from glioma_dist.config import DataConfig, ModelConfig
 from glioma_dist.data.loader import Batch, training_batches
-from glioma_dist.data.order import Order
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.sampler import Order
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.distributed.context import keep_freed_memory
+from glioma_dist.distributed.run_command import is_out_of_memory
+from glioma_dist.distributed.signals import get_signal_at_parents_death
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
-from glioma_dist.run_command import is_out_of_memory
-from glioma_dist.runtime import keep_freed_memory
-from glioma_dist.scale.recompute import recompute
-from glioma_dist.signals import get_signal_at_parents_death
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.activation_checkpointing import recompute
+from glioma_dist.size import Size
 
 OURS = "glioma-dist"
 PEERS = {"smp": "segmentation_models.pytorch", "eager": "transformers eager"}

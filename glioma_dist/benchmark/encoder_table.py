@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from glioma_dist.config import ModelConfig, Size
+from glioma_dist.config import ModelConfig
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.counting import count_step_memory
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.memory_estimator import count_step_memory
+from glioma_dist.size import Size
 
 FILE = Path(__file__).with_name("encoders.json")
 SIZES = {"704p": Size(704, 512), "1472p": Size(1472, 1120)}

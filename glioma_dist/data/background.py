@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
 MOST_SAMPLES = 64

@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.augment import augment, fit_evaluation, fit_training, raise_contrast
-from glioma_dist.data.hand_over import Handed, Ring
 from glioma_dist.data.lost_workers import noticing_lost_workers, take_over_notices
 from glioma_dist.data.mixture import Mixture, Shards
-from glioma_dist.data.order import Order, Place
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.whole_samples import KeptSamples, WholeSamples, keep_decoded
+from glioma_dist.data.sample_cache import KeptSamples, WholeSamples, keep_decoded
+from glioma_dist.data.sampler import Order, Place
+from glioma_dist.data.shared_memory_ring import Handed, Ring
+from glioma_dist.data.transforms import augment, fit_evaluation, fit_training, raise_contrast
+from glioma_dist.distributed.signals import STOP_SIGNALS, get_signal_at_parents_death
 from glioma_dist.errors import InputError, RunError, UnavailableError
-from glioma_dist.signals import STOP_SIGNALS, get_signal_at_parents_death
 
 BATCHES_AHEAD = 2
 """That each worker makes before they are asked for."""

@@ -12,11 +12,11 @@ from itertools import accumulate, chain
 import numpy as np
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.cache import ShardCache
-from glioma_dist.data.order import Order, Place
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.storage import was_url
+from glioma_dist.data.sampler import Order, Place
+from glioma_dist.data.shards.cache import ShardCache
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.storage import was_url
 from glioma_dist.errors import InputError
 
 LONGEST_BLOCK = 1000

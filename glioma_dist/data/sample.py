@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from glioma_dist.data.image_file import IMAGE_SUFFIXES
-from glioma_dist.data.image_reader import read_image
-from glioma_dist.data.png import decode_image, decode_mask
+from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
+from glioma_dist.data.images.png import decode_image, decode_mask
+from glioma_dist.data.images.reader import read_image
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -11,21 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glioma_dist.config import EvaluateConfig, Size, check_rows
-from glioma_dist.data.augment import raise_contrast, resize_image, resize_mask
+from glioma_dist.config import EvaluateConfig, check_rows
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import evaluation_samples, image_tensor
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.unlisted import describe_unlisted
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.unlisted import describe_unlisted
+from glioma_dist.data.transforms import raise_contrast, resize_image, resize_mask
+from glioma_dist.distributed.context import Runtime
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import load_model, normalise
-from glioma_dist.runtime import Runtime
-from glioma_dist.scale.row_layers import split_rows
-from glioma_dist.scale.rows import Rows
+from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.spatial_layers import split_rows
+from glioma_dist.size import Size
 
 THRESHOLD = 0.5
 """On the probability, after scaling. The article does not name its own."""

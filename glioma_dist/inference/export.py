@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glioma_dist.data.augment import HIGH_PERCENT, LOW_PERCENT, raise_contrast
 from glioma_dist.data.loader import image_tensor
+from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, raise_contrast
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, make_folder, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint

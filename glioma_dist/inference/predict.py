@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glioma_dist.config import DataConfig, PredictConfig, Size
-from glioma_dist.data.augment import raise_contrast
-from glioma_dist.data.image_reader import ImageReader
+from glioma_dist.config import DataConfig, PredictConfig
+from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.transforms import raise_contrast
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, printable
 from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
 from glioma_dist.files import make_folder
@@ -22,8 +24,7 @@ from glioma_dist.inference.results import (
     write_result,
     write_summary,
 )
-from glioma_dist.run_command import is_out_of_memory
-from glioma_dist.runtime import Runtime
+from glioma_dist.size import Size
 
 
 def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import from_dict, shown
+from glioma_dist.config.file import from_dict, shown
 from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.files import parse_json
 from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import to_dict
+from glioma_dist.config.file import to_dict
 from glioma_dist.errors import RunError
 from glioma_dist.files import cannot_write, read_bytes, remove_tree, sync, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders, sibling

@@ -12,9 +12,9 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoder import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
-from glioma_dist.model.timm_encoder import TimmEncoder
-from glioma_dist.model.weights import initialise, is_peer, load_imagenet, load_peer
+from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
+from glioma_dist.model.encoders.timm_models import TimmEncoder
+from glioma_dist.model.pretrained.weights import initialise, is_peer, load_imagenet, load_peer
 
 ENCODERS_WITH_CENTER = ("vgg19",)
 

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glioma_dist.data.augment import raise_contrast
 from glioma_dist.data.sample import read_image
+from glioma_dist.data.transforms import raise_contrast
 
 COLOURS = ("#767676", "#c8501e", "#1f6fb5", "#2e8b57", "#7a4d9f")
 """Of starting weights, in the order in which they come."""

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glioma_dist.errors import InputError
-from glioma_dist.scale.statistics import batch_moments, update_running
+from glioma_dist.scale.tiled_statistics import batch_moments, update_running
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -20,14 +20,15 @@ import transformers
 from torch import Tensor
 
 import glioma_dist
-from glioma_dist.config import ModelConfig, Size
+from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.counting import StepMemory, count_step_memory
-from glioma_dist.scale.recompute import recompute
-from glioma_dist.scale.row_layers import split_rows
-from glioma_dist.scale.rows import ImaginaryRows
-from glioma_dist.scale.sharding import sharded_units
+from glioma_dist.scale.activation_checkpointing import recompute
+from glioma_dist.scale.fsdp import sharded_units
+from glioma_dist.scale.memory_estimator import StepMemory, count_step_memory
+from glioma_dist.scale.spatial_group import ImaginaryRows
+from glioma_dist.scale.spatial_layers import split_rows
+from glioma_dist.size import Size
 
 Recompute = Literal["none", "encoder", "all"]
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from glioma_dist.config import ScaleConfig
-from glioma_dist.model.encoder import MitEncoder
+from glioma_dist.model.encoders.mit import MitEncoder
 from glioma_dist.model.unet import UNet
+from glioma_dist.scale.activation_checkpointing import NUM_BANDED_STAGES, recompute
 from glioma_dist.scale.planner import Recompute
-from glioma_dist.scale.recompute import NUM_BANDED_STAGES, recompute
-from glioma_dist.scale.row_layers import split_rows
-from glioma_dist.scale.rows import Rows
+from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.spatial_layers import split_rows
 
 
 def scale_model(model: UNet, scale: ScaleConfig, kind: Recompute, rows: Rows) -> None:

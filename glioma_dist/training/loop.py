@@ -11,28 +11,28 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.unlisted import describe_unlisted
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.unlisted import describe_unlisted
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.run_command import as_run_error
+from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import InputError, Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import build_model, normalise
-from glioma_dist.run_command import as_run_error
-from glioma_dist.runtime import Runtime
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
+from glioma_dist.scale.fsdp import choose_shards, clip_gradients
 from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
-from glioma_dist.scale.rows import Rows, band_edges, check_division
 from glioma_dist.scale.scale_model import scale_model
-from glioma_dist.scale.sharding import choose_shards, clip_gradients
-from glioma_dist.signals import StopSignal
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.spatial_group import Rows, band_edges, check_division
 from glioma_dist.training.memory import choose_recompute, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.resume import OtherRunError
-from glioma_dist.training.run import Scores, Training, save
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler
+from glioma_dist.training.trainer import Scores, Training, save
 from glioma_dist.training.validation import validate
 
 

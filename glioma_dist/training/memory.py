@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from functools import partial
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.errors import MemoryFullError
-from glioma_dist.run_command import is_out_of_memory
-from glioma_dist.runtime import Runtime
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.planner import Recompute, Step, advice, device_memory, free_memory, resolve
-from glioma_dist.training.losses import segmentation_loss
 
 
 def step_of(config: TrainConfig, runtime: Runtime) -> Step:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext, suppress
 
-from glioma_dist.config_file import to_dict
+from glioma_dist.config.file import to_dict
+from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import RunError
 from glioma_dist.files import write_json_atomically
-from glioma_dist.run_command import as_run_error
 from glioma_dist.training.reporter import Reporter
-from glioma_dist.training.run import Training
 from glioma_dist.training.state import Position, read_unwritten_rows
 from glioma_dist.training.status import StatusFile, mark_finished
+from glioma_dist.training.trainer import Training
 
 
 def open_reporter(training: Training, position: Position) -> AbstractContextManager[Reporter | None]:

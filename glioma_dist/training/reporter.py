@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.distributed.run_command import as_run_error, drop_closed_output
 from glioma_dist.errors import RunError, StopRequested
-from glioma_dist.run_command import as_run_error, drop_closed_output
 from glioma_dist.training.state import Position
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress

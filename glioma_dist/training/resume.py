@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import differences, to_dict
+from glioma_dist.config.file import differences, to_dict
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read, read_json
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, is_whole, kept_folders

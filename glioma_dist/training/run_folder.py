@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, RunError, one_line
 from glioma_dist.files import cannot_read, cannot_write, remove_tree, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint, sibling
-from glioma_dist.run_command import as_run_error
-from glioma_dist.runtime import Runtime
 from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.resume import (
     BEST,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import shown
+from glioma_dist.config.file import shown
 from glioma_dist.errors import InputError, NonFiniteError, one_line
 from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
 from glioma_dist.model.checkpoint_writer import ALONE, Writer, write_checkpoint

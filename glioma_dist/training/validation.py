@@ -13,14 +13,14 @@ from torch import Tensor
 
 from glioma_dist.data.loader import evaluation_samples, image_tensor, prepare_evaluation_sample
 from glioma_dist.data.sample import Sample
+from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import normalise
-from glioma_dist.run_command import as_run_error
-from glioma_dist.training.losses import segmentation_loss
 from glioma_dist.training.reporter import Reporter
-from glioma_dist.training.run import Scores, Training, save
 from glioma_dist.training.state import Position
+from glioma_dist.training.trainer import Scores, Training, save
 
 
 def validate(training: Training, position: Position, reporter: Reporter | None) -> Position:

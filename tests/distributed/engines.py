@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from glioma_dist.runtime import Runtime
+from glioma_dist.distributed.context import Runtime
 from glioma_dist.training import loop
 
 

@@ -17,7 +17,7 @@ from helpers import TINY_CHANNELS, run
 from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.registry import ENCODER_NAMES
 
 SHARES = (1, 2)
 """Images of each process."""
@@ -42,7 +42,7 @@ def make_batch() -> tuple[Tensor, Tensor, Tensor]:
 
 def take_step(model: nn.Module, own: slice, num_processes: int) -> Tensor:
     """Forward and backward as `loop.train_step` does them. Returns the logits of the images `own`."""
-    from glioma_dist.training.losses import segmentation_loss
+    from glioma_dist.losses import segmentation_loss
 
     images, masks, seeds = make_batch()
     logits = model(images[own], seeds[own])
@@ -78,7 +78,7 @@ def largest_difference(found: dict[str, Tensor], plain: dict[str, Tensor], own: 
 
 def compare(names: tuple[str, ...], narrow: bool) -> dict[str, dict[str, tuple[float, str]]]:
     """Encoder -> variant -> `largest_difference`."""
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     here = Runtime.start()
     gc.freeze()
@@ -91,8 +91,8 @@ def compare(names: tuple[str, ...], narrow: bool) -> dict[str, dict[str, tuple[f
 def compare_encoder(name: str, here) -> dict:
     """Variant -> `largest_difference`; and "sharded": `look_at_shards`."""
     from glioma_dist.model.unet import UNet
+    from glioma_dist.scale.activation_checkpointing import recompute
     from glioma_dist.scale.batch_norm import synchronise_batch_norm
-    from glioma_dist.scale.recompute import recompute
 
     torch.manual_seed(0)
     model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS)).double()
@@ -124,7 +124,7 @@ def shard(model: nn.Module, here) -> None:
     """FSDP2 as training sets it up, in place."""
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-    from glioma_dist.scale.sharding import choose_shards
+    from glioma_dist.scale.fsdp import choose_shards
 
     with fsdp2(here):
         choose_shards(model, here)
@@ -136,7 +136,7 @@ def look_at_shards(model: nn.Module) -> tuple[bool, bool]:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-    from glioma_dist.scale.sharding import sharded_units
+    from glioma_dist.scale.fsdp import sharded_units
 
     units = sharded_units(model)
     gathered = {name for name, module in model.named_modules() if isinstance(module, FSDPModule)}
@@ -180,7 +180,7 @@ def test_fsdp2_shards_every_weight_and_gathers_it_block_by_block(name):
 @pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_little_of_an_encoder_stays_gathered(name):
     from glioma_dist.model.unet import UNet
-    from glioma_dist.scale.sharding import sharded_units
+    from glioma_dist.scale.fsdp import sharded_units
 
     model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
     within = [parameter for unit in sharded_units(model) for parameter in unit.parameters()]

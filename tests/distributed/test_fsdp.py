@@ -23,7 +23,7 @@ def train_here(config) -> list[str]:
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
     from torch.distributed.tensor import DTensor
 
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     runtime = Runtime.start()
     AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 from helpers import run, start, tiny_config, train_here
 
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.joining import SECONDS_OF_GRACE, check_place
+from glioma_dist.distributed.run_command import SECONDS_FOR_FIRST_PROCESS_TO_SPEAK, run_command
 from glioma_dist.errors import ExitCode, InputError
-from glioma_dist.joining import SECONDS_OF_GRACE, check_place
-from glioma_dist.run_command import SECONDS_FOR_FIRST_PROCESS_TO_SPEAK, run_command
-from glioma_dist.runtime import Runtime
 
 TIMEOUT = 2
 BOUND = TIMEOUT + SECONDS_OF_GRACE + SECONDS_FOR_FIRST_PROCESS_TO_SPEAK + 30

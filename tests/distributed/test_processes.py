@@ -31,7 +31,7 @@ fp64 every step of a short run."""
 
 def train_and_tell(config) -> tuple[int, list[tuple[str, ...]]]:
     """Train; returns the number of processes, and the keys of each batch's share here."""
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     seen, train_step = [], loop.train_step
 
@@ -132,7 +132,7 @@ def test_a_run_resumes_with_another_number_of_processes(shards, tmp_path):
 
 def train_until_asked(config, rank_asked: int) -> None:
     """Train; one rank alone gets SIGTERM before its second step."""
-    from glioma_dist.run_command import run_command
+    from glioma_dist.distributed.run_command import run_command
 
     train_step = loop.train_step
 
@@ -211,7 +211,7 @@ def test_processes_that_do_not_divide_the_batch_are_refused_on_all(shards, tmp_p
 
 
 def train_as_a_command(config) -> None:
-    from glioma_dist.run_command import run_command
+    from glioma_dist.distributed.run_command import run_command
 
     run_command(lambda: train_here(config))
 
@@ -239,7 +239,7 @@ def trained(shards, tmp_path_factory, runtime):
 
 
 def evaluate_here(config) -> dict:
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     return evaluate(config, Runtime.start())
 
@@ -256,7 +256,7 @@ def test_evaluation_on_several_processes_equals_one(trained, shards, tmp_path, r
 
 
 def predict_here(config) -> str:
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     try:
         return str(len(predict(config, Runtime.start())))

@@ -17,7 +17,7 @@ SMALL_BUCKET_MB = 0.05
 
 def train_here(config, engine: str) -> int:
     """Train in small buckets, or under FSDP2. Returns the number of buckets that gradients were sent in at the end."""
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     kept = keep_trained_models()
     here = Runtime.start()

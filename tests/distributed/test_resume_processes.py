@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from helpers import rows, run, start, tiny_config, train_here
 
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
-from glioma_dist.run_command import run_command
 
 
 def train_own(config) -> None:

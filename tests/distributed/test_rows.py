@@ -9,12 +9,12 @@ from helpers import TINY_CHANNELS, run
 from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import build_model
+from glioma_dist.scale.activation_checkpointing import recompute
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
-from glioma_dist.scale.recompute import recompute
-from glioma_dist.scale.row_layers import split_rows
-from glioma_dist.scale.rows import Rows
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.spatial_layers import split_rows
 
 BATCH_SIZE = 2
 NARROW_ENCODERS = ("vgg19", "resnet50")
@@ -67,7 +67,7 @@ def take_steps(case: Case) -> dict[str, Tensor]:
 def _take_steps(case: Case) -> dict[str, Tensor]:
     """Logits, losses and gradients of three steps, weights and buffers after them; in one process, or as one of
     several, which must all come to the same weights."""
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     here = Runtime.start()
     rows = Rows.join(here, case.rows if here.num_processes > 1 else 1)
@@ -153,7 +153,7 @@ def test_a_band_without_its_neighbours_is_another_network():
 
 
 def take_steps_without_halos(case: Case) -> dict[str, Tensor]:
-    from glioma_dist.scale import row_layers
+    from glioma_dist.scale import spatial_layers as row_layers
 
     row_layers.ROW_LAYERS.pop(nn.Conv2d)
     row_layers.PER_PIXEL = (*row_layers.PER_PIXEL, nn.Conv2d)

@@ -12,10 +12,11 @@ import pytest
 from helpers import draw_sample, rows, run, start, tiny_config
 from test_processes import FIRST_STEP_FP32, FP64, check_close, train_and_tell, train_in_double
 
-from glioma_dist.config import EvaluateConfig, InferenceScaleConfig, PredictConfig, ScaleConfig, Size
+from glioma_dist.config import EvaluateConfig, InferenceScaleConfig, PredictConfig, ScaleConfig
 from glioma_dist.errors import ExitCode, InputError, RunError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
+from glioma_dist.size import Size
 from glioma_dist.training import loop
 
 SECONDS_TO_STOP = 30
@@ -24,8 +25,8 @@ UNEVEN = Size(72, 78)
 
 
 def train_as_a_command(config) -> None:
-    from glioma_dist.run_command import run_command
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.run_command import run_command
 
     run_command(lambda: loop.train(config, Runtime.start(config.scale.timeout_s)))
 
@@ -109,7 +110,7 @@ def test_a_process_that_falls_silent_is_taken_for_lost(shards, tmp_path):
 
 
 def refusal(config) -> str:
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     try:
         loop.train(config, Runtime.start())
@@ -147,7 +148,7 @@ def trained(shards, tmp_path_factory, runtime):
 
 
 def predict_here(config) -> str:
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     try:
         return str(len(predict(config, Runtime.start())))
@@ -172,7 +173,7 @@ def test_prediction_in_rows_equals_one_process_to_the_pixel(trained, tmp_path, r
 
 
 def evaluate_here(config) -> dict:
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     return evaluate(config, Runtime.start())
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import REPOSITORY, Ended, command, damage_sample, draw_sample, draw_shards, seal, tiny_config, write_shards
 from safetensors.torch import load_file, save_file
 
-from glioma_dist.data import shards as shards_module
+from glioma_dist.data.shards import reader as shards_module
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.state import Position, save_state
 

@@ -15,7 +15,7 @@ from helpers import REPOSITORY, Ended, command, load_tool
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.benchmark import cell
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.shards.reader import ShardReader
 
 TINY = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 1, "--warm-up", 1)
 IMPOSSIBLE_BATCH = 10**11

@@ -17,6 +17,7 @@ import torch
 from helpers import FIRST_SCALE, draw_sample, rows, run, start, start_fp16, tiny_config, train_here, write_shards
 from test_training import check_same_run
 
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import (
     ExitCode,
     InputError,
@@ -28,7 +29,6 @@ from glioma_dist.errors import (
 )
 from glioma_dist.files import remove_tree
 from glioma_dist.model.checkpoint import Checkpoint
-from glioma_dist.run_command import run_command
 from glioma_dist.training import loop, validation
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile

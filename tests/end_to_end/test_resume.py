@@ -15,11 +15,11 @@ import pytest
 from helpers import rows, start, tiny_config, train_here
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import read_config
+from glioma_dist.config.file import read_config
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
-from glioma_dist.run_command import run_command
 from glioma_dist.training import loop, opening
 from glioma_dist.training.telemetry import MetricsFile
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from helpers import rows, tiny_config
 
-from glioma_dist.config import ScaleConfig, Size
+from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import MemoryFullError
-from glioma_dist.scale import bands
+from glioma_dist.scale import tiles as bands
 from glioma_dist.scale.planner import count
+from glioma_dist.size import Size
 from glioma_dist.training import loop, memory, validation
 
 SCALES = {

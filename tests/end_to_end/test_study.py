@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY, command, draw_shards
 
-from glioma_dist.config import Size
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.splits import read_splits
 from glioma_dist.errors import InputError
 from glioma_dist.report.study_page import write_study_report
-from glioma_dist.study.execute import execute, is_finished, launcher
-from glioma_dist.study.material import prepare, read_groups
-from glioma_dist.study.plan import Settings, make_plan
-from glioma_dist.study.presets import Preset, Schedule
-from glioma_dist.study.protocol import AT_704, LIVECELL_704, RESIZE_704, Claim, Comparison, Row, Study
-from glioma_dist.study.results import collect
+from glioma_dist.reproduction.execute import execute, is_finished, launcher
+from glioma_dist.reproduction.material import prepare, read_groups
+from glioma_dist.reproduction.plan import Settings, make_plan
+from glioma_dist.reproduction.presets import Preset, Schedule
+from glioma_dist.reproduction.protocol import AT_704, LIVECELL_704, RESIZE_704, Claim, Comparison, Row, Study
+from glioma_dist.reproduction.results import collect
+from glioma_dist.size import Size
 
 TINY = Preset(
     "tiny",

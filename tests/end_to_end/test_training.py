@@ -16,10 +16,10 @@ import torch
 from helpers import REPOSITORY, draw_shards, rows, run, seal, start, tiny_config, train_here
 from safetensors.torch import load_file, save_file
 
-from glioma_dist.config import Size
-from glioma_dist.config_file import to_dict
+from glioma_dist.config.file import to_dict
 from glioma_dist.errors import ExitCode, InputError, NonFiniteError
 from glioma_dist.model import checkpoint_writer
+from glioma_dist.size import Size
 from glioma_dist.training import loop, validation
 from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.telemetry import MetricsFile
@@ -111,7 +111,7 @@ def test_a_run_may_go_on_in_the_middle_of_an_epoch_and_elsewhere(whole, shards, 
 
 def interrupted(config, at_step: int, whom) -> None:
     """Train; after the row of `at_step` is written SIGTERM comes to the process `whom()`, or to its group."""
-    from glioma_dist.run_command import run_command
+    from glioma_dist.distributed.run_command import run_command
 
     write = MetricsFile.write
 

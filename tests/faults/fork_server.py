@@ -39,7 +39,7 @@ PRELOADED = (
     "glioma_dist.training.loop",
     "glioma_dist.evaluation.protocol",
     "glioma_dist.inference.predict",
-    "glioma_dist.data.convert",
+    "glioma_dist.data.convert.conversion",
 )
 MAX_REQUEST_BYTES = 2**18
 POLL_SECONDS = 0.02

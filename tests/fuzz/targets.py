@@ -72,7 +72,7 @@ def change_tar(rng: random.Random, good: Path, bad: Path) -> None:
 
 
 def read_tar(folder: Path) -> None:
-    from glioma_dist.data.inspection import index_folder
+    from glioma_dist.data.shards.inspection import index_folder
 
     index_folder(folder, "d", "s", "l")
     _read_samples(folder)
@@ -122,7 +122,7 @@ def read_shards(folder: Path) -> None:
 
 def _read_samples(folder: Path) -> None:
     """Every sample; one that is refused does not keep the others from being read."""
-    from glioma_dist.data.shards import ShardReader
+    from glioma_dist.data.shards.reader import ShardReader
     from glioma_dist.errors import RunError
 
     reader = ShardReader(folder)
@@ -247,7 +247,7 @@ def _with_png_checksums(data: bytes) -> bytes:
 def read_image(folder: Path) -> None:
     """As predict.py and conversions read it."""
     global _reader
-    from glioma_dist.data.image_reader import ImageReader
+    from glioma_dist.data.images.reader import ImageReader
 
     _reader = _reader or ImageReader(seconds=READ_SECONDS)
     (path,) = folder.iterdir()
@@ -317,7 +317,7 @@ def change_weights(rng: random.Random, good: Path, bad: Path) -> None:
 
 
 def read_weights(folder: Path) -> None:
-    from glioma_dist.model.weight_files import read_weights
+    from glioma_dist.model.pretrained.weight_files import read_weights
 
     read_weights(folder / "weights.safetensors")
 
@@ -342,7 +342,7 @@ def read_run(folder: Path) -> None:
     from dataclasses import replace
 
     from glioma_dist.config import TrainConfig
-    from glioma_dist.config_file import read_config
+    from glioma_dist.config.file import read_config
     from glioma_dist.errors import RunError
     from glioma_dist.training.resume import holds_run, look
     from glioma_dist.training.telemetry import MetricsFile
@@ -400,8 +400,8 @@ def change_coco(rng: random.Random, good: Path, bad: Path) -> None:
 def convert_coco(folder: Path) -> None:
     from rich.console import Console
 
-    from glioma_dist.data.convert import convert
-    from glioma_dist.data.sources import find_glioma_c6
+    from glioma_dist.data.convert.conversion import convert
+    from glioma_dist.data.convert.sources import find_glioma_c6
 
     quiet = Console(file=io.StringIO())
     convert(find_glioma_c6(folder / "source"), folder / "out", "d", console=quiet)

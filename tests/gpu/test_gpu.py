@@ -10,11 +10,12 @@ import pytest
 import torch
 from helpers import REPOSITORY, rows
 
-from glioma_dist.config import ModelConfig, Size
+from glioma_dist.config import ModelConfig
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model, normalise
+from glioma_dist.scale.activation_checkpointing import recompute
 from glioma_dist.scale.planner import Step, count
-from glioma_dist.scale.recompute import recompute
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.size import Size
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 

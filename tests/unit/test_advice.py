@@ -12,8 +12,8 @@ from helpers import command, draw_sample, draw_shards, tiny_config, write_shards
 
 from glioma_dist.data.advice import how_to_make_shards
 from glioma_dist.data.background import MOST_SAMPLES, check_cells
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.unlisted import describe_unlisted
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.state import Position, save_state

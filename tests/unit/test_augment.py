@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from glioma_dist.config import DataConfig, Size
-from glioma_dist.data.augment import (
+from glioma_dist.config import DataConfig
+from glioma_dist.data.transforms import (
     augment,
     fit_evaluation,
     fit_training,
@@ -16,6 +16,7 @@ from glioma_dist.data.augment import (
     resize_mask,
 )
 from glioma_dist.errors import InputError
+from glioma_dist.size import Size
 
 
 def noise(seed: int, height: int, width: int, channels: int = 1, dtype: type = np.uint8) -> np.ndarray:

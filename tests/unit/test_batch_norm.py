@@ -11,9 +11,9 @@ from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.encoder_names import ENCODER_NAMES
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
+from glioma_dist.registry import ENCODER_NAMES
 from glioma_dist.scale.batch_norm import (
     GPU_COUNTERPARTS,
     ProcessesBatchNorm2d,
@@ -21,7 +21,7 @@ from glioma_dist.scale.batch_norm import (
     depends_on_batch,
     synchronise_batch_norm,
 )
-from glioma_dist.scale.statistics import BatchStatistics, normalise_with
+from glioma_dist.scale.tiled_statistics import BatchStatistics, normalise_with
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -84,7 +84,7 @@ def steps(model: nn.Module, rows: slice, dtype: torch.dtype = torch.float64) -> 
 
 def rank_steps(shares: list[int], dtype: torch.dtype = torch.float64) -> dict[str, np.ndarray]:
     """`steps` of one rank, whose part of a batch is `shares[rank]` images."""
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.distributed.context import Runtime
 
     here = Runtime.start()
     assert here.num_processes == len(shares)

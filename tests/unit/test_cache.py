@@ -13,9 +13,9 @@ import pytest
 from faulty_server import files_of, serve
 from helpers import damage_sample, draw_shards, run, start
 
-from glioma_dist.data.cache import ShardCache
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.storage import Patience
+from glioma_dist.data.shards.cache import ShardCache
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.storage import Patience
 from glioma_dist.errors import InputError
 
 pytest.importorskip("aiohttp", reason="needs the extra cloud")

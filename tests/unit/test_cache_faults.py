@@ -15,10 +15,10 @@ from faulty_server import files_of, serve
 from helpers import draw_shards, run, start
 from test_cache import QUICK, expected, fetched, read_all, shard_bytes
 
-from glioma_dist.data.cache import ShardCache
-from glioma_dist.data.file_locks import HeldError, held
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.storage import Patience
+from glioma_dist.data.shards.cache import ShardCache
+from glioma_dist.data.shards.file_locks import HeldError, held
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.storage import Patience
 
 pytest.importorskip("aiohttp", reason="needs the extra cloud")
 

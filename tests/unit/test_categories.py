@@ -9,9 +9,9 @@ from data_helpers import CELL, HEIGHT, WIDTH, annotation, draw_image, image_reco
 from helpers import load_tool
 from test_convert import convert_quietly, defects, export, read_all
 
-from glioma_dist.data.cells import as_segmentation, draw_cells
-from glioma_dist.data.coco import load_coco
-from glioma_dist.data.sources import find_glioma_c6
+from glioma_dist.data.convert.cells import as_segmentation, draw_cells
+from glioma_dist.data.convert.coco import load_coco
+from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.errors import InputError
 
 EVERYWHERE = [[0, 0, WIDTH, 0, WIDTH, HEIGHT, 0, HEIGHT]]

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from helpers import draw_sample
 
-from glioma_dist.config import DataConfig, Size
-from glioma_dist.data.augment import augment
-from glioma_dist.data.chains import CHANGES, MOST, SIGNED, apply_change, draw_chain
+from glioma_dist.config import DataConfig
+from glioma_dist.data.augmentations import CHANGES, MOST, SIGNED, apply_change, draw_chain
 from glioma_dist.data.loader import prepare_training_sample
+from glioma_dist.data.transforms import augment
 from glioma_dist.errors import InputError
+from glioma_dist.size import Size
 
 HEIGHT, WIDTH = 50, 60
 PLACES = ("shift-x", "shift-y", "shear-x", "shear-y", "rotate")

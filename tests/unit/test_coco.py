@@ -16,8 +16,8 @@ from data_helpers import (
 )
 from pycocotools import mask as coco_mask
 
-from glioma_dist.data.cells import Rle, as_segmentation, draw_cells
-from glioma_dist.data.coco import load_coco, union_mask
+from glioma_dist.data.convert.cells import Rle, as_segmentation, draw_cells
+from glioma_dist.data.convert.coco import load_coco, union_mask
 from glioma_dist.errors import InputError
 
 NAN = float("nan")

@@ -8,10 +8,10 @@ import pytest
 from helpers import draw_sample
 from rich.console import Console
 
-from glioma_dist.data.convert import convert
+from glioma_dist.data.convert.conversion import convert
+from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.data.sample import encode_image
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.sources import find_glioma_c6
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
 SQUARE = [5, 5, 15, 5, 15, 15, 5, 15]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from glioma_dist.config import Size
 from glioma_dist.data.sample import Sample
 from glioma_dist.evaluation.comparison import (
     bootstrap_interval,
@@ -21,6 +20,7 @@ from glioma_dist.evaluation.comparison import (
     standard_deviation,
 )
 from glioma_dist.evaluation.protocol import Network, dice_at_sizes
+from glioma_dist.size import Size
 
 CPU = torch.device("cpu")
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from glioma_dist.command_line import parse
+from glioma_dist.cli.arguments import parse
 from glioma_dist.config import (
     COST_FIELDS,
-    ENCODER_NAMES,
     DataConfig,
     EvaluateConfig,
     ModelConfig,
     PredictConfig,
-    Size,
     TrainConfig,
 )
-from glioma_dist.config_file import differences, from_dict, to_dict
+from glioma_dist.config.file import differences, from_dict, to_dict
 from glioma_dist.errors import InputError
-from glioma_dist.model.encoder import MIT_SHAPES
-from glioma_dist.model.timm_encoder import TIMM_MODELS
+from glioma_dist.model.encoders.mit import MIT_SHAPES
+from glioma_dist.model.encoders.timm_models import TIMM_MODELS
+from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.size import Size
 
 ARTICLES_NAMES = (
     *("DenseNet169", "DPN92", "EfficientNet-b5", "InceptionV4", "MiT-B3", "MobileNetV2", "ResNet50", "ResNeXt50 32x4d"),

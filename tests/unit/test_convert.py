@@ -26,13 +26,13 @@ from data_helpers import (
 )
 from rich.console import Console
 
-from glioma_dist.data.cells import as_segmentation, draw_cells
-from glioma_dist.data.convert import convert
-from glioma_dist.data.jobs import make_keys
+from glioma_dist.data.convert.cells import as_segmentation, draw_cells
+from glioma_dist.data.convert.conversion import convert
+from glioma_dist.data.convert.jobs import make_keys
+from glioma_dist.data.convert.sources import find_glioma_c6, find_livecell
 from glioma_dist.data.sample import read_image
-from glioma_dist.data.shard_index import KEY_PATTERN
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.sources import find_glioma_c6, find_livecell
+from glioma_dist.data.shards.index import KEY_PATTERN
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -349,7 +349,7 @@ def test_a_killed_conversion_is_finished_by_the_next(tmp_path):
     program = textwrap.dedent(f"""
         import os, signal
         from glioma_dist.data import convert as module
-        from glioma_dist.data.sources import find_livecell
+        from glioma_dist.data.convert.sources import find_livecell
         prepare, times = module.prepare, []
         def prepare_and_die(*arguments):
             times.append(arguments)

@@ -5,10 +5,11 @@ from functools import partial
 import pytest
 from torch import nn
 
-from glioma_dist.config import ModelConfig, Size
+from glioma_dist.config import ModelConfig
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.counting import count_step_memory
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.memory_estimator import count_step_memory
+from glioma_dist.size import Size
 
 LOSS = partial(segmentation_loss, "dice")
 FLOAT = 4

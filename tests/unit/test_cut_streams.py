@@ -12,7 +12,7 @@ import tifffile
 from helpers import draw_sample
 from PIL import Image
 
-from glioma_dist.data.image_file import decode_file
+from glioma_dist.data.images.decoding import decode_file
 from glioma_dist.data.sample import encode_image
 from glioma_dist.errors import InputError
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers import draw_shards, load_tool
 
-from glioma_dist.config import DataConfig, Size
+from glioma_dist.config import DataConfig
 from glioma_dist.errors import InputError
+from glioma_dist.size import Size
 
 
 @pytest.fixture(scope="module")

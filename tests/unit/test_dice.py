@@ -9,13 +9,14 @@ import torch
 from faulty_server import files_of, serve
 from helpers import draw_sample, draw_shards, tiny_config
 
-from glioma_dist.config import EvaluateConfig, Size
+from glioma_dist.config import EvaluateConfig
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardWriter
+from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.evaluation.protocol import Network, dice_at_sizes, evaluate
 from glioma_dist.model.unet import build_model
+from glioma_dist.size import Size
 from glioma_dist.training.state import Position, save_state
 
 CPU = torch.device("cpu")

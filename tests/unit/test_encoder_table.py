@@ -9,9 +9,10 @@ from helpers import REPOSITORY, command
 from torch import nn
 
 from glioma_dist.benchmark import encoder_table
-from glioma_dist.config import ModelConfig, Size
-from glioma_dist.encoder_names import ENCODER_NAMES
+from glioma_dist.config import ModelConfig
 from glioma_dist.model.unet import UNet
+from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.size import Size
 
 ROWS = {row["encoder"]: row for row in json.loads(encoder_table.FILE.read_text())}
 

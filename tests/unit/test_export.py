@@ -9,13 +9,14 @@ import torch
 from encoder_helpers import narrow
 from helpers import TINY_CHANNELS, draw_sample, load_tool, tiny_config
 
-from glioma_dist.config import ModelConfig, Size
-from glioma_dist.data.augment import raise_contrast
+from glioma_dist.config import ModelConfig
+from glioma_dist.data.transforms import raise_contrast
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network, cell_probability
 from glioma_dist.inference import export as module
 from glioma_dist.inference.export import ImageToLogits, as_input, export
 from glioma_dist.model.unet import build_model, load_model
+from glioma_dist.size import Size
 from glioma_dist.training.state import Position, save_state
 
 pytest.importorskip("onnx", reason="ONNX is not installed: pip install -e '.[export]'")

@@ -58,7 +58,7 @@ def offence(importer: str, imported: str, floors: dict[str, int]) -> str | None:
     if here == there or (here, there) in MAY_USE_BESIDE or floors[there] < floors[here]:
         return None
     if floors[here] == floors[there] == 0:
-        return None  # the ground floor has no rooms; that it has no cycles is looked at below
+        return None  # single files; that they import each other in no circle is looked at below
     return f"{importer} (floor {floors[here]}) imports {imported} (floor {floors[there]})"
 
 

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from glioma_dist.data.image_reader import ImageReader
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 
 CODECS = ("lzw", "zlib", "packbits", "jpeg", "zstd", "lzma", "jpeg2000", "webp", "jpegxl", "lerc", "png", None)

@@ -17,10 +17,10 @@ from helpers import draw_shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glioma_dist.data.inspection import index_folder
 from glioma_dist.data.sample import encode_mask
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.tar_members import member_table
+from glioma_dist.data.shards.inspection import index_folder
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.tar_members import member_table
 from glioma_dist.errors import InputError
 
 FUZZ = settings(

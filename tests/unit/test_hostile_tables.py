@@ -14,8 +14,8 @@ import pytest
 from helpers import draw_shards
 from test_hostile_shards import MEBIBYTE, bounded, read_everything
 
-from glioma_dist.data.inspection import index_folder
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.shards.inspection import index_folder
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
 

@@ -13,8 +13,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from glioma_dist.data.image_reader import ImageReader
-from glioma_dist.data.orientation import upright
+from glioma_dist.data.images.orientation import upright
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 
 GREY = np.random.default_rng(1).integers(0, 256, (40, 60), dtype=np.uint8)

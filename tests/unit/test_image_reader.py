@@ -14,9 +14,9 @@ import pytest
 import tifffile
 from test_image_kinds import chunk, png
 
-from glioma_dist.data import image_reader
-from glioma_dist.data.image_reader import ImageReader
-from glioma_dist.data.lzw import is_valid_lzw
+from glioma_dist.data.images import reader as image_reader
+from glioma_dist.data.images.lzw import is_valid_lzw
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import decode_image, decode_mask, encode_image, encode_mask
 from glioma_dist.errors import InputError, UnavailableError
 

@@ -14,9 +14,9 @@ import webdataset
 from faulty_server import files_of, serve
 from helpers import damage_sample, draw_sample, load_tool
 
-from glioma_dist.data.inspection import index_folder
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.shards.inspection import index_folder
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from glioma_dist import launch
+from glioma_dist.distributed import launch
+from glioma_dist.distributed.launch import Machine, check_launch, cpu_has_bf16
 from glioma_dist.errors import InputError
-from glioma_dist.launch import Machine, check_launch, cpu_has_bf16
 
 CPU, GPUS = Machine(), Machine(num_gpus=2, capability=(9, 0), nvidia=True)
 OLD_DRIVER = Machine(nvidia=True, reason="The NVIDIA driver on your system is too old (found version 12020).")

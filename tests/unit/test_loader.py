@@ -13,12 +13,12 @@ import pytest
 import torch
 from helpers import damage_sample, draw_sample, draw_shards, tiny_config, write_shards
 
-from glioma_dist.config import Size
-from glioma_dist.data.augment import augment, raise_contrast
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_training_sample, training_batches
-from glioma_dist.data.order import Order
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.sampler import Order
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.transforms import augment, raise_contrast
 from glioma_dist.errors import InputError
+from glioma_dist.size import Size
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, 
 
 def take_steps(file: Path | None, first: int, last: int, with_scale: bool = True) -> dict:
     """Steps `first` to `last`, from what was saved in `file`. Returns what can be saved, and what was said of skips."""
+    from glioma_dist.losses import segmentation_loss
     from glioma_dist.model.unet import UNet
     from glioma_dist.scale.batch_norm import synchronise_batch_norm
-    from glioma_dist.training.losses import segmentation_loss
 
     torch.set_num_threads(1)
     here = start_fp16()

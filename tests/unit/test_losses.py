@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.losses import segmentation_loss
 
 
 def draw(num_images: int = 5, height: int = 13, width: int = 17) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from glioma_dist.data.loader import training_batches
 from glioma_dist.data.mixture import JoinedShards, Mixture, block_counts, open_training_data, open_validation_data
-from glioma_dist.data.order import Order
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.sampler import Order
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
 SIZES = [[7, 5, 0, 9], [4, 4], [11]]

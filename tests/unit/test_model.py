@@ -16,9 +16,9 @@ from transformers import SegformerConfig, SegformerForImageClassification, Segfo
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock, make_norm
-from glioma_dist.model.encoder import MIT_SHAPES, MitEncoder, mit_config
+from glioma_dist.model.encoders.mit import MIT_SHAPES, MitEncoder, mit_config
+from glioma_dist.model.pretrained.weights import HUB_NAMES, initialise
 from glioma_dist.model.unet import IMAGENET_MEAN, IMAGENET_STD, UNet, build_model, load_model, normalise
-from glioma_dist.model.weights import HUB_NAMES, initialise
 from glioma_dist.training.state import Position, save_state
 
 TINY = ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS)

@@ -7,9 +7,9 @@ import pytest
 from faulty_server import FAULTS, always, serve, server_at
 from helpers import draw_shards
 
-from glioma_dist.data.cache import ShardCache
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.storage import Patience
+from glioma_dist.data.shards.cache import ShardCache
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.storage import Patience
 from glioma_dist.errors import ExitCode, InputError
 
 pytest.importorskip("s3fs", reason="needs the extra cloud")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glioma_dist.data.order import LARGEST_DRAWN, SHARDS_IN_WINDOW, Order, Place, Window
+from glioma_dist.data.sampler import LARGEST_DRAWN, SHARDS_IN_WINDOW, Order, Place, Window
 from glioma_dist.errors import InputError
 
 SIZES = {

@@ -12,12 +12,13 @@ from typing import Any, get_type_hints
 import pytest
 from helpers import REPOSITORY
 
-from glioma_dist import command_line, config
+from glioma_dist import config
+from glioma_dist.cli import arguments as command_line
 from glioma_dist.config import EvaluateConfig, PredictConfig, TrainConfig
-from glioma_dist.config_file import read_config, to_dict
-from glioma_dist.data.storage import SCHEMES
+from glioma_dist.config.file import read_config, to_dict
+from glioma_dist.config.paths import URL_SCHEMES, check_path, path_flags
+from glioma_dist.data.shards.storage import SCHEMES
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.paths import URL_SCHEMES, check_path, path_flags
 
 SCRIPTS = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
 READERS = ("parse", "read_arguments", "run_function")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.encoder_names import PEER_NAMES
 from glioma_dist.errors import InputError
-from glioma_dist.model.peer_names import rename_network
+from glioma_dist.model.pretrained.state_dict_adapter import rename_network
 from glioma_dist.model.unet import UNet, build_model
+from glioma_dist.registry import PEER_NAMES
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="the peer is not installed: pip install -e '.[bench]'")
 

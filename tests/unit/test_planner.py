@@ -10,13 +10,14 @@ import pytest
 import torch
 from helpers import TINY_CHANNELS, run
 
-from glioma_dist.config import ModelConfig, Size
+from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale import planner
+from glioma_dist.scale.activation_checkpointing import recompute
 from glioma_dist.scale.planner import GIB, RECOMPUTE, Step, count
-from glioma_dist.scale.recompute import recompute
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.size import Size
 
 TINY = Step(
     ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS),

@@ -15,14 +15,15 @@ import torch
 from helpers import command, draw_sample, tiny_config
 from torch.nn import functional
 
-from glioma_dist.config import PredictConfig, Size
-from glioma_dist.data.augment import raise_contrast
+from glioma_dist.config import PredictConfig
 from glioma_dist.data.sample import encode_image
+from glioma_dist.data.transforms import raise_contrast
 from glioma_dist.errors import DiskFullError, InputError, PartialError
 from glioma_dist.inference.images import find_images, output_names
 from glioma_dist.inference.predict import predict
 from glioma_dist.inference.results import Failure, describe_failures, overlay
 from glioma_dist.model.unet import build_model, normalise
+from glioma_dist.size import Size
 from glioma_dist.training.state import Position, save_state
 
 

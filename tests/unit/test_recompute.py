@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.scale import bands, statistics
-from glioma_dist.scale.recompute import ATTENTION_KERNELS, recompute
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale import tiled_statistics as statistics
+from glioma_dist.scale import tiles as bands
+from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, recompute
 
 KINDS = ("encoder", "all")
 

@@ -16,7 +16,7 @@ import torch
 from helpers import tiny_config
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config_file import read_config, to_dict
+from glioma_dist.config.file import read_config, to_dict
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.checkpoint_writer import file_entry

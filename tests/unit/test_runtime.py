@@ -12,6 +12,15 @@ import pytest
 import torch
 from helpers import Ended, run, start
 
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.run_command import (
+    SIGNS_OF_A_LOST_PROCESS,
+    SIGNS_OF_A_LOST_WORKER,
+    SIGNS_OF_A_SILENT_PROCESS,
+    as_run_error,
+    run_command,
+)
+from glioma_dist.distributed.signals import SECONDS_BETWEEN_TWO_REQUESTS, STOP_SIGNALS, StopSignal
 from glioma_dist.errors import (
     ExitCode,
     InputError,
@@ -23,15 +32,6 @@ from glioma_dist.errors import (
     as_error,
     one_line,
 )
-from glioma_dist.run_command import (
-    SIGNS_OF_A_LOST_PROCESS,
-    SIGNS_OF_A_LOST_WORKER,
-    SIGNS_OF_A_SILENT_PROCESS,
-    as_run_error,
-    run_command,
-)
-from glioma_dist.runtime import Runtime
-from glioma_dist.signals import SECONDS_BETWEEN_TWO_REQUESTS, STOP_SIGNALS, StopSignal
 
 
 def join(numbers: list[list[float]]) -> tuple:
@@ -139,7 +139,7 @@ def handlers():
 def test_the_first_process_speaks_first(monkeypatch, capsys, handlers):
     """The others wait a while, for the launcher ends all as soon as one has ended."""
     slept = []
-    monkeypatch.setattr("glioma_dist.run_command.time.sleep", slept.append)
+    monkeypatch.setattr("glioma_dist.distributed.run_command.time.sleep", slept.append)
     for rank, expected in (("0", []), ("1", [5]), ("7", [5])):
         slept.clear()
         monkeypatch.setenv("RANK", rank)

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from glioma_dist.data.image_reader import ImageReader
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import decode_image, decode_mask, encode_image, encode_mask, read_image
 from glioma_dist.errors import InputError
 

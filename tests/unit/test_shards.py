@@ -18,7 +18,7 @@ import pytest
 import webdataset
 
 from glioma_dist.data.sample import Sample, encode_mask
-from glioma_dist.data.shards import ShardReader, ShardWriter
+from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
 
 
@@ -127,7 +127,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole_and_the_next_one_finish
         import os, signal
         import numpy as np
         from glioma_dist.data.sample import Sample
-        from glioma_dist.data.shards import ShardWriter
+        from glioma_dist.data.shards.reader import ShardWriter
         with ShardWriter({str(folder)!r}, "drawn", "train", "CC0", samples_per_shard=2) as writer:
             for number in range(5):
                 writer.write(Sample(f"k{{number}}", np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)))

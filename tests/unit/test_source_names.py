@@ -13,8 +13,8 @@ from helpers import command
 from PIL import Image
 from test_convert import clean_export, convert_quietly, defects, read_all
 
-from glioma_dist.data.image_reader import ImageReader
-from glioma_dist.data.sources import find_glioma_c6, find_livecell
+from glioma_dist.data.convert.sources import find_glioma_c6, find_livecell
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError, one_line
 
 NAME = "k\u00f6ln.tif"

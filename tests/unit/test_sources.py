@@ -3,8 +3,8 @@
 import pytest
 from data_helpers import annotation, draw_image, image_record, square, write_coco, write_livecell, write_tiff
 
-from glioma_dist.data.coco import load_coco
-from glioma_dist.data.sources import (
+from glioma_dist.data.convert.coco import load_coco
+from glioma_dist.data.convert.sources import (
     LIVECELL_LICENCE,
     UNKNOWN_LICENCE,
     describe,

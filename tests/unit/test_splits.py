@@ -7,9 +7,9 @@ import pytest
 from helpers import draw_sample, draw_shards, write_shards
 
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.subsets import link_subset, write_singly
 from glioma_dist.data.splits import draw_repetitions, draw_splits, read_splits, write_splits
-from glioma_dist.data.subsets import link_subset, write_singly
 from glioma_dist.errors import InputError
 
 KEYS = [f"field{number:02d}" for number in range(30)]

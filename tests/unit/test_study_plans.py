@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from helpers import command, draw_sample, draw_shards, load_tool
 
-from glioma_dist.config import EvaluateConfig, ModelConfig, PredictConfig, Size, TrainConfig
-from glioma_dist.config_file import from_dict
-from glioma_dist.data.augment import resize_mask
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.config import EvaluateConfig, ModelConfig, PredictConfig, TrainConfig
+from glioma_dist.config.file import from_dict
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.splits import read_splits
+from glioma_dist.data.transforms import resize_mask
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import holm, paired_test
 from glioma_dist.report.study_page import html_page, markdown_page
 from glioma_dist.report.study_plots import draw_plot
-from glioma_dist.study.estimate import forward_operations, hours
-from glioma_dist.study.execute import execute, failure, is_finished
-from glioma_dist.study.folder import hold_settings, settings_text
-from glioma_dist.study.material import at_native_size, group_of, prepare
-from glioma_dist.study.plan import RowPlan, Settings, make_plan, share
-from glioma_dist.study.presets import PRESETS, Preset, Schedule
-from glioma_dist.study.protocol import (
+from glioma_dist.reproduction.estimate import forward_operations, hours
+from glioma_dist.reproduction.execute import execute, failure, is_finished
+from glioma_dist.reproduction.folder import hold_settings, settings_text
+from glioma_dist.reproduction.material import at_native_size, group_of, prepare
+from glioma_dist.reproduction.plan import RowPlan, Settings, make_plan, share
+from glioma_dist.reproduction.presets import PRESETS, Preset, Schedule
+from glioma_dist.reproduction.protocol import (
     AT_704,
     LIVECELL_704,
     RESIZE_704,
@@ -40,7 +40,8 @@ from glioma_dist.study.protocol import (
     table4,
     table5,
 )
-from glioma_dist.study.results import add_comparisons, compare, judge
+from glioma_dist.reproduction.results import add_comparisons, compare, judge
+from glioma_dist.size import Size
 
 FULL = Settings(PRESETS["full"], Path("livecell"), Path("studies/x"))
 NUM_LIVECELL = (3253, 570)

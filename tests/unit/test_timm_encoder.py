@@ -10,14 +10,15 @@ from helpers import TINY_CHANNELS
 from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig, ScaleConfig
-from glioma_dist.model.encoder import IMAGENET_MEAN, IMAGENET_STD
-from glioma_dist.model.timm_encoder import TIMM_MODELS, TimmEncoder
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD
+from glioma_dist.model.encoders.timm_models import TIMM_MODELS, TimmEncoder
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.scale import bands, statistics
-from glioma_dist.scale.recompute import recompute
-from glioma_dist.scale.rows import Rows
+from glioma_dist.scale import tiled_statistics as statistics
+from glioma_dist.scale import tiles as bands
+from glioma_dist.scale.activation_checkpointing import recompute
 from glioma_dist.scale.scale_model import scale_model
-from glioma_dist.training.losses import segmentation_loss
+from glioma_dist.scale.spatial_group import Rows
 
 NARROWED = ("vgg19", *(name for name in NARROW if "resnext" not in name))
 OTHER_TAPS = ("densenet169", "dpn92", "efficientnet_b5", "inceptionv4", "mobilenet_v2", "xception")

@@ -11,17 +11,17 @@ import pytest
 from faulty_server import FAULTS, always, files_of, first, outage, serve
 from helpers import draw_shards, run
 
-from glioma_dist.data.cache import ShardCache
-from glioma_dist.data.shards import ShardReader
-from glioma_dist.data.storage import MAX_RETRY_AFTER, Patience, RemoteFolder
+from glioma_dist.data.shards.cache import ShardCache
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.storage import MAX_RETRY_AFTER, Patience, RemoteFolder
 from glioma_dist.errors import ExitCode, InputError
 
 aiohttp = pytest.importorskip("aiohttp", reason="needs the extra cloud")
 import yarl  # noqa: E402 (comes with aiohttp)
 
-from glioma_dist.data.bodies import AnswerError, Span  # noqa: E402
-from glioma_dist.data.http_transfer import _check_redirect, _seconds  # noqa: E402
-from glioma_dist.data.transfer import read_span  # noqa: E402
+from glioma_dist.data.shards.bodies import AnswerError, Span  # noqa: E402
+from glioma_dist.data.shards.http_transfer import _check_redirect, _seconds  # noqa: E402
+from glioma_dist.data.shards.transfer import read_span  # noqa: E402
 
 TWO = Patience(attempts=2, seconds=0.4, wait_seconds=0.01)
 MEBIBYTE = 2**20
@@ -135,7 +135,7 @@ def test_a_store_that_returns_complete_answers_is_asked_for_the_size_first():
 def test_a_server_without_ranges_serves_each_shard_once_into_a_cache(
     server, shards, tmp_path, monkeypatch, chunk_bytes
 ):
-    monkeypatch.setattr("glioma_dist.data.cache.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("glioma_dist.data.shards.cache.CHUNK_BYTES", chunk_bytes)
     server.faults = always("no-range")
     local = ShardReader(shards / "train")
     reader = ShardReader(f"{server.url}/train", ShardCache(tmp_path / "cache", 10**8), TWO)

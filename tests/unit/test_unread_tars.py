@@ -5,7 +5,7 @@ import shutil
 import pytest
 from helpers import draw_shards, load_tool
 
-from glioma_dist.data.shards import ShardReader
+from glioma_dist.data.shards.reader import ShardReader
 
 
 @pytest.fixture(scope="module")

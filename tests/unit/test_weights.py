@@ -21,12 +21,12 @@ from transformers import SegformerForImageClassification
 
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
-from glioma_dist.model import download, weights
 from glioma_dist.model.checkpoint_writer import write_checkpoint
-from glioma_dist.model.encoder import mit_config
-from glioma_dist.model.timm_encoder import TIMM_MODELS
+from glioma_dist.model.encoders.mit import mit_config
+from glioma_dist.model.encoders.timm_models import TIMM_MODELS
+from glioma_dist.model.pretrained import download, weights
+from glioma_dist.model.pretrained.weight_files import read_weights
 from glioma_dist.model.unet import build_model
-from glioma_dist.model.weight_files import read_weights
 
 
 class Program:

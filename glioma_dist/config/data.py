@@ -1,0 +1,100 @@
+"""What the network is shown, and how: settings that decide numbers, and where the data is."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from glioma_dist.config.paths import PathOrUrl
+from glioma_dist.errors import InputError
+from glioma_dist.size import Size, SizeFlag
+
+ARTICLE_SMALL = Size(704, 512)
+"""The article's smallest, 704p: images of LIVECell as they are, cut to multiples of 32."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the network is shown."""
+
+    train: tuple[PathOrUrl, ...] = ()
+    """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://): one, or several that
+    are joined."""
+    weights: tuple[float, ...] = ()
+    """How often each of several --data.train is drawn from, as 0.8 0.2; by default every sample equally often."""
+    val: PathOrUrl | None = None
+    """Folder or URL of shards to validate on; without it there is no validation, and `best` is never written."""
+    cache: Path | None = None
+    """Folder on this machine that keeps shards of URLs; without it each sample is fetched on its own."""
+    cache_size: str = "50GB"
+    """How much the cache holds at most; the shards used longest ago are dropped."""
+    keep_decoded: bool = False
+    """Keep all training images decoded in memory: for small sets and many epochs."""
+    size: SizeFlag = ARTICLE_SMALL
+    """What a training image is brought to."""
+    fit: Literal["resize", "crop", "random-resized-crop"] = "resize"
+    """resize: the whole image is scaled to the size. crop: a random window of the size, scale unchanged.
+    random-resized-crop: a random window, its side a fraction of the image's side, scaled to the size."""
+    crop_side: tuple[float, float] = (0.27, 0.87)
+    """Least and greatest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
+    The article's wide range is 57 +- 30 %, its narrow one 0.52 0.62."""
+    augment: tuple[Literal["flips", "sharpen", "contrast", "rand-augment", "trivial-augment"], ...] = ()
+    """Random changes: mirror flips of both axes, sharpening, contrast; or a chain of --data.chain-length changes drawn
+    at random (data/chains.py), all of --data.chain-strength (rand-augment) or each of a random one (trivial-augment).
+    """
+    chain_length: int = 2
+    """Changes in a chain."""
+    chain_strength: float = 0.3
+    """Of each change of rand-augment, from 0 to 1."""
+    raise_contrast: Literal["percentile", "clahe", "none"] = "percentile"
+    """What is done to every image before the network, in training and in testing alike."""
+    workers: int = 2
+    """Processes that read and augment, for each training process; 0 does it in the training process itself."""
+
+    def __post_init__(self) -> None:
+        # One folder may be given as it is, as text or as a path.
+        if isinstance(self.train, str | Path):
+            object.__setattr__(self, "train", (self.train,))
+        object.__setattr__(self, "train", tuple(map(str, self.train)))
+        object.__setattr__(self, "val", None if self.val is None else str(self.val))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Raises InputError where `cache_size` is no number of bytes."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B", self.cache_size.strip())
+        num_bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ") if match else 0.0
+        if num_bytes < 1:
+            raise InputError(f"--data.cache-size {self.cache_size}: give a number of bytes, as 50GB or 500MB")
+        return int(num_bytes)
+
+    def validate(self) -> None:
+        if not all(self.train):
+            raise InputError("--data.train: one of its folders has an empty name")
+        if not self.train:
+            raise InputError("no training data: give a folder of shards with --data.train (tools/ makes them)")
+        self._validate_weights()
+        _ = self.cache_bytes  # raises where it is none
+        least, greatest = self.crop_side
+        if not 0 < least <= greatest <= 1:
+            raise InputError(
+                f"--data.crop-side {least} {greatest}: give 0 < least <= greatest <= 1 (fractions of the image's side)"
+            )
+        if self.workers < 0:
+            raise InputError(f"--data.workers {self.workers}: give 0 or more")
+        if len(set(self.augment)) != len(self.augment):
+            raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
+        if self.chain_length < 1 or not 0 <= self.chain_strength <= 1:
+            told = f"--data.chain-length {self.chain_length} --data.chain-strength {self.chain_strength}"
+            raise InputError(f"{told}: give 1 or more changes, of a strength from 0 to 1")
+
+    def _validate_weights(self) -> None:
+        told = f"--data.weights {' '.join(map(str, self.weights))}"
+        if self.weights and len(self.weights) != len(self.train):
+            raise InputError(f"{told}: give one for each of the {len(self.train)} --data.train, or none")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise InputError(f"{told}: each must be greater than 0")
+        if len(set(self.train)) != len(self.train):
+            raise InputError(f"--data.train {' '.join(self.train)}: name each once; --data.weights says how often")

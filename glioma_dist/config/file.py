@@ -1,0 +1,125 @@
+"""Configs as JSON: runs write theirs into config.json and into every checkpoint, and read them back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from glioma_dist.config import COST_FIELDS, EvaluateConfig, PredictConfig, TrainConfig
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.files import read_json
+from glioma_dist.size import Size
+
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
+
+
+def read_config(kind: type[Config], path: Path) -> Config:
+    """A config from a JSON file, as runs write it. Raises InputError naming the file and what is wrong with it."""
+    try:
+        values = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; give a config as runs write it, runs/x/config.json") from error
+    return from_dict(kind, values, str(path))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON values; sizes and paths as text, tuples as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Size | Path):
+            return str(value)
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(config)
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+    """The inverse of `to_dict`. Raises InputError naming `where` for unknown names and unusable values."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected an object of settings, found {type(values).__name__}")
+    known = {f.name for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
+            raise InputError(f"{where}: unknown setting {shown(name)}; did you mean {near}?")
+    hints = get_type_hints(kind)
+    try:
+        return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    except TypeError as error:
+        raise InputError(f"{where}: cannot be used ({one_line(error, 200)})") from error
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the settings that differ and are no matter of cost."""
+    found: list[str] = []
+    for name in sorted({*old, *new}):
+        dotted = prefix + name
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            found += differences(old[name], new[name], dotted + ".")
+        elif old.get(name) != new.get(name) and dotted not in COST_FIELDS:
+            found.append(f"{dotted} {old.get(name)} -> {new.get(name)}")
+    return found
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """One JSON value into what a field of a config holds. Raises InputError where it is of another kind."""
+    arms = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return None if value is None else _convert(next(arm for arm in arms if arm is not NoneType), value, where)
+    if get_origin(hint) is tuple and arms == (str, ...) and isinstance(value, str | None):
+        value = [] if value is None else [value]  # data.train, when it was one folder
+    if get_origin(hint) is tuple and isinstance(value, list):
+        kinds = [arms[0]] * len(value) if arms[-1] is Ellipsis else arms
+        if len(kinds) == len(value):
+            return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if get_origin(hint) is Literal and value in arms:
+        return value
+    if dataclasses.is_dataclass(hint) and hint is not Size:
+        return from_dict(hint, value, where)
+    if value == "" and hint is Path:
+        raise InputError(f"{where}: is empty, which is no path")  # it would become the current folder
+    if isinstance(value, str) and hint in (Size, Path, str) and _is_name(value):
+        return _size(value, where) if hint is Size else hint(value)
+    if isinstance(value, bool):
+        if hint is bool:
+            return value
+    elif (hint is float and isinstance(value, int | float)) or (
+        hint is int and isinstance(value, int) and abs(value) < 2**63
+    ):
+        with suppress(OverflowError):
+            return hint(value)
+    raise InputError(f"{where}: cannot use {shown(value)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _is_int64(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
+
+
+def _is_name(text: str) -> bool:
+    """Whether the system could take `text` for a file's name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _size(text: str, where: str) -> Size:
+    try:
+        return Size.parse(text)
+    except InputError as error:
+        raise InputError(f"{where}: {one_line(error, 200)}") from error
+
+
+def shown(value: Any) -> str:
+    """A value from a file, short enough for a message."""
+    try:
+        return one_line(repr(value), 80)
+    except RecursionError:
+        return "something nested too deeply"

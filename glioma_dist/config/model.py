@@ -1,0 +1,47 @@
+"""Which U-Net, and with which starting weights."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from glioma_dist.config.paths import LocalPath
+from glioma_dist.errors import InputError
+from glioma_dist.registry import ENCODER_NAMES, known_encoder
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The U-Net."""
+
+    encoder: str = "mit_b3"
+    """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), or one of the article's
+    convolutional networks. `list` prints them all, with what they cost."""
+    init: LocalPath = "random"
+    """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
+    checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or what its save_pretrained writes."""
+    weights: Path | None = None
+    """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to take instead of the hub's."""
+    norm: Literal["batch", "group"] = "batch"
+    """The decoder's normalisation. Batch norm takes its statistics over all processes."""
+    decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
+    """Channels of the decoder's blocks, from the coarsest to full size."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", known_encoder(self.encoder))
+
+    def validate(self) -> None:
+        if self.encoder not in ENCODER_NAMES:
+            near = difflib.get_close_matches(self.encoder, ENCODER_NAMES, n=1, cutoff=0.0)[0]
+            raise InputError(
+                f"--model.encoder {self.encoder}: unknown; did you mean {near}? (known: {', '.join(ENCODER_NAMES)})"
+            )
+        if min(self.decoder_channels) < 1:
+            raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
+        if self.weights is not None and self.init != "imagenet":
+            raise InputError(
+                f"--model.weights {self.weights}: is for --model.init imagenet, not for {self.init}; "
+                "a checkpoint of a whole network is given by --model.init FILE"
+            )

@@ -1,0 +1,93 @@
+"""A whole training run, and which of its settings may differ when it is resumed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from glioma_dist.config.data import DataConfig
+from glioma_dist.config.idle_flags import idle_flags_of_training
+from glioma_dist.config.model import ModelConfig
+from glioma_dist.config.scale import ScaleConfig
+from glioma_dist.errors import InputError
+
+COST_FIELDS = (
+    "data.train",
+    "data.val",
+    "data.workers",
+    "data.cache",
+    "data.cache_size",
+    "data.keep_decoded",
+    "epochs",
+    "max_steps",
+    "patience",
+    "eval_every",
+    "save_every",
+    "keep_last",
+    "out",
+    "resume",
+    "scale.recompute",
+    "scale.channels_last",
+    "scale.compile",
+    "scale.rows",
+    "scale.timeout_s",
+)
+"""Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
+The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a U-Net on shards: accelerate launch train.py --data.train DIR --out runs/x"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    loss: Literal["dice", "bce", "dice+bce"] = "dice"
+    """Soft Dice, binary cross-entropy, or their sum; each taken per image."""
+    batch_size: int = 4
+    """Images in a step, over all processes together."""
+    lr: float = 1e-4
+    """Adam's learning rate, fixed."""
+    clip_norm: float | None = None
+    """Scale the gradients down so that the norm of all together is at most this; by default they are left alone."""
+    seed: int = 0
+    """Decides the starting weights, the order of the samples, augmentation and stochastic depth."""
+    epochs: int = 60
+    max_steps: int | None = None
+    """Stop after so many steps, whatever --epochs says."""
+    eval_every: int | None = None
+    """Validate every so many steps; by default after each epoch."""
+    patience: int | None = None
+    """Stop when the validation loss has not fallen for so many validations in a row; by default never."""
+    save_every: int | None = None
+    """Also write the checkpoint `last` every so many steps; it is always written at a validation and at the end."""
+    keep_last: int = 2
+    """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
+    out: Path = Path("runs/run")
+    """Where the run is written: config.json, metrics.jsonl, last/, last.1/, best/."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: resume the run that --out holds. never: start a new one, in an empty folder only."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        return idle_flags_of_training(self)
+
+    def validate(self) -> None:
+        self.data.validate()
+        self.model.validate()
+        self.scale.validate(self.model.encoder)
+        for name in ("batch_size", "epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+        if not 0 < self.lr < 1e3:
+            raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, as in 1e-4")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, as in 1.0")
+        if self.patience is not None and self.data.val is None:
+            raise InputError("--patience needs validation: give a folder of shards with --data.val")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")

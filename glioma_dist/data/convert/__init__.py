@@ -1,0 +1,1 @@
+"""From published data sets and annotation exports to shards."""

@@ -1,0 +1,232 @@
+"""From a data set as found to shards, one folder a split, with an audit of every defect met."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from glioma_dist.data.convert.audit import (
+    DOUBLED_NAME,
+    IMAGE_WITHOUT_LABELS,
+    MAX_NAMES,
+    Audit,
+)
+from glioma_dist.data.convert.categories import plain_name
+from glioma_dist.data.convert.image_folder import walk_files
+from glioma_dist.data.convert.jobs import find_jobs
+from glioma_dist.data.convert.prepare import Job, prepare
+from glioma_dist.data.convert.sources import Source, SourceSplit, describe, licence_files
+from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards.index import INDEX_NAME
+from glioma_dist.data.shards.reader import ShardWriter
+from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, draw_splits
+from glioma_dist.errors import InputError, printable
+from glioma_dist.files import cannot_write
+
+AUDIT_NAME = "audit.json"
+# The article's division of its 30 images.
+ARTICLE_COUNTS = (15, 5, 10)
+
+
+def convert(
+    source: Source,
+    out: str | Path,
+    dataset: str,
+    strict: bool = False,
+    split_seed: int | None = None,
+    split_counts: tuple[int, int, int] = ARTICLE_COUNTS,
+    console: Console | None = None,
+    categories: Sequence[str] | None = None,
+) -> None:
+    """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
+
+    With `split_seed`, a data set without splits of its own is drawn into train, val and test, each of as
+    many samples as `split_counts` says. categories: the names of those whose labels are cells; None: all, except those
+    whose names say otherwise (see `categories.py`). Raises InputError where that cannot be, where nothing can be
+    converted, or, with `strict`, at the first defect.
+    """
+    out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
+    if split_seed is not None and source.has_own_splits:
+        names = ", ".join(split.name for split in source.splits)
+        raise InputError(f"{source.folder}: has splits of its own ({names}); leave out --split-seed")
+    if split_seed is None and split_counts != ARTICLE_COUNTS:
+        raise InputError("--split-counts needs --split-seed: without it nothing is drawn")
+    _refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
+    written: dict[str, int] = {}
+    used: dict[Path, str] = {}
+    _audit_lookalikes(source, audit)
+    # All splits get their names at the end, together: half of one draw beside half of another would leak.
+    try:
+        with contextlib.ExitStack() as writers, ImageReader() as reader:
+            for split in source.splits:
+                jobs = find_jobs(source, split, used, audit, dataset, categories)
+                # What is examined to draw splits has its defects noted then, once.
+                part_audit = audit if split_seed is None else Audit()
+                divided = _divide(split, jobs, split_seed, split_counts, audit, console, reader)
+                for name, part in divided.items():
+                    head = {
+                        "split": name,
+                        "licence": part[0].licence if part else "",
+                        "citation": source.citation,
+                    }
+                    writer = ShardWriter(out / name, dataset, **head)
+                    written[name] = _write_split(writer, writers, part, part_audit, console, reader)
+                # The next split's JSON may be as large again.
+                del jobs, divided, part
+            _refuse_unknown_choice(source, audit, categories)
+            _audit_unlisted(source, used, audit)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(error.filename or out, error) from None
+    audit.note_files_not_read(_files_not_read(source, out))
+    audit.write(out / AUDIT_NAME)
+    audit.show(console, out / AUDIT_NAME)
+    for name, count in written.items():
+        where = printable(out / name) if count else "not written: no sample of it could be converted"
+        console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
+    if not any(written.values()):
+        raise InputError(
+            f"{source.folder}: no sample could be converted; {_why_none(audit)}{out / AUDIT_NAME} says more"
+        )
+
+
+def _why_none(audit: Audit) -> str:
+    """Where all labels are of categories that were left out: these."""
+    entries = [entry for labels in audit.labels.values() for entry in labels["categories"] if entry["labels"]]
+    if not entries or any(entry["taken"] for entry in entries):
+        return ""
+    names = ", ".join(sorted({entry["name"] for entry in entries})[:MAX_NAMES])
+    return f"none of its labels is taken as a cell, and --categories can choose them: {names}; "
+
+
+def _refuse_unknown_choice(source: Source, audit: Audit, categories: Sequence[str] | None) -> None:
+    """Raise InputError for a name chosen that is in no JSON of the source."""
+    found = [entry["name"] for labels in audit.labels.values() for entry in labels["categories"]]
+    known = {plain_name(name) for name in found}
+    missing = [name for name in categories or () if plain_name(name) not in known]
+    if missing:
+        raise InputError(
+            f"--categories {' '.join(missing)}: not in {source.folder}; its categories are "
+            f"{', '.join(sorted(set(found))[:MAX_NAMES]) or 'none'}"
+        )
+
+
+def _divide(
+    split: SourceSplit,
+    jobs: list[Job],
+    seed: int | None,
+    counts: tuple[int, int, int],
+    audit: Audit,
+    console: Console,
+    reader: ImageReader,
+) -> dict[str, list[Job]]:
+    """The jobs of each split to write: all in one, or drawn among those that can be converted."""
+    if seed is None:
+        return {split.name: jobs}
+    prepared = _prepare_each(_with_progress(jobs, "examining", console), audit, reader)
+    usable = {job.key: job for job, sample in prepared if sample is not None}
+    groups = {key: describe(job.image.file_name)[0] for key, job in usable.items()}
+    drawn = draw_splits(usable, dict(zip(SPLIT_NAMES, counts, strict=True)), seed, groups)
+    num_drawn = sum(map(len, drawn.values()))
+    if num_drawn < len(usable):
+        console.print(f"{len(usable) - num_drawn} samples are in no split; --split-counts can ask for them")
+    return {name: [job for key, job in usable.items() if key in keys] for name, keys in drawn.items()}
+
+
+def _refuse_other_division(out: Path, names: Sequence[str]) -> None:
+    """Raise InputError where `out` holds the same images divided in another way: whole, or drawn into splits."""
+    found = {path.parent.name for path in out.glob(f"*/{INDEX_NAME}")}
+    others = sorted(found - set(names))
+    if others and WHOLE in {*names, *found}:
+        raise InputError(
+            f"{out}: holds {', '.join(others)} of another conversion, which may have the same images as "
+            f"{', '.join(names)}; remove it, or give another --out"
+        )
+
+
+def _write_split(
+    writer: ShardWriter,
+    writers: contextlib.ExitStack,
+    jobs: list[Job],
+    audit: Audit,
+    console: Console,
+    reader: ImageReader,
+) -> int:
+    """Convert and write one split's images, to be renamed when `writers` closes; nothing where none can be converted.
+    Returns their number."""
+    prepared = _prepare_each(_with_progress(jobs, printable(writer.folder.name), console), audit, reader)
+    samples = (sample for _, sample in prepared if sample is not None)
+    first = next(samples, None)
+    if first is None:
+        return 0
+    writers.enter_context(writer)
+    num_samples = 0
+    for sample in itertools.chain([first], samples):
+        writer.write(sample)
+        num_samples += 1
+    return num_samples
+
+
+def _prepare_each(jobs: Iterable[Job], audit: Audit, reader: ImageReader) -> Iterator[tuple[Job, Sample | None]]:
+    """Each job with its sample; None, with the reason in the audit, where a defect spoils it."""
+    # Each image is decoded while the one before is drawn and written, so the jobs run ahead of the images by one.
+    ahead, behind = itertools.tee(jobs)
+    images = reader.read_each(job.path for job in ahead if job.image.cells)
+    for job in behind:
+        if job.image.cells:
+            yield job, prepare(job, next(images), audit)
+            continue
+        detail = "listed, but without a cell: an empty field cannot be told from one not labelled"
+        audit.add(IMAGE_WITHOUT_LABELS, job.where, detail, left_out=True)
+        yield job, None
+
+
+def _audit_unlisted(source: Source, used: dict[Path, str], audit: Audit) -> None:
+    """Note the image files that no JSON names."""
+    files = {path for split in source.splits for path in split.images.files}
+    for path in sorted(files - used.keys()):
+        where = path.relative_to(source.folder).as_posix()
+        audit.add(IMAGE_WITHOUT_LABELS, where, "named in none of the JSONs; not converted", left_out=True)
+
+
+def _audit_lookalikes(source: Source, audit: Audit) -> None:
+    """Note files that a user cannot tell apart by their names."""
+    noted = set()
+    for folder in (split.images for split in source.splits):
+        for first, *others in folder.lookalikes():
+            if first not in noted:
+                noted.add(first)
+                names = ", ".join(ascii(path.name) for path in others)
+                where = first.relative_to(source.folder).as_posix()
+                audit.add(DOUBLED_NAME, where, f"looks like {names}; rename all but one", left_out=False)
+
+
+def _files_not_read(source: Source, out: Path) -> list[str]:
+    """Files of the source, as paths within it, that no step took, but for what is written to `out` within it."""
+    taken = {path for split in source.splits for path in (split.annotations, *split.images.files)}
+    taken |= set(licence_files(source.folder))
+    written = out.resolve()
+    found = (path for path in walk_files(source.folder) if path not in taken)
+    return [
+        path.relative_to(source.folder).as_posix()
+        for path in found
+        if not path.parent.resolve().is_relative_to(written)
+    ]
+
+
+def _with_progress(jobs: list[Job], label: str, console: Console) -> Iterator[Job]:
+    """Hand on the jobs, with a bar on a terminal and about ten plain lines elsewhere."""
+    if console.is_terminal:
+        yield from track(jobs, description=label, console=console)
+        return
+    start, step = time.monotonic(), max(50, len(jobs) // 10)
+    for number, job in enumerate(jobs, 1):
+        yield job
+        if number % step == 0 or number == len(jobs):
+            rate = number / max(time.monotonic() - start, 1e-9)
+            console.print(f"{label}: {number}/{len(jobs)} images, {rate:.0f}/s", highlight=False)

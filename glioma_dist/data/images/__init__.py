@@ -1,0 +1,1 @@
+"""Reading TIFF and PNG files that may be damaged."""

@@ -1,0 +1,228 @@
+"""PNG bytes to pixels. Size and checksums are looked at before a decoder sees the bytes, and it sees only the chunks
+that pixels are made of: no colour profile, no compressed text, no orientation, no animation."""
+
+from __future__ import annotations
+
+import binascii
+import struct
+import zlib
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+
+from glioma_dist.data.images.limits import COPY_AGAIN, MAX_DECODED_BYTES, check_ratio, check_size
+from glioma_dist.data.images.orientation import AS_STORED, exif_orientation, xmp_orientation
+from glioma_dist.errors import InputError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# PNG's colour types (PNG specification, section 11.2.1), and how many channels OpenCV makes of each.
+PNG_GREY, PNG_RGB, PNG_PALETTE, PNG_GREY_ALPHA, PNG_RGB_ALPHA = 0, 2, 3, 4, 6
+CHANNELS = {PNG_GREY: 1, PNG_RGB: 3, PNG_PALETTE: 3, PNG_GREY_ALPHA: 4, PNG_RGB_ALPHA: 4}
+NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+MAX_PNG_BYTES = MAX_DECODED_BYTES
+MAX_TEXT_BYTES = 2**20
+"""Of a compressed text that may hold an orientation, unpacked."""
+
+
+class _Header(NamedTuple):
+    width: int
+    height: int
+    depth: int
+    colour_type: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pixels as OpenCV decodes them."""
+        return self.width * self.height * CHANNELS.get(self.colour_type, 4) * (2 if self.depth == 16 else 1)
+
+
+class _Chunks(NamedTuple):
+    """A PNG taken apart: its header, (kind, start, end) of the data of each chunk that pixels do not need, and where
+    it ends."""
+
+    header: _Header
+    others: list[tuple[bytes, int, int]]
+    end: int
+
+
+def decode_png_file(
+    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
+) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Pixels, notes and orientation of a PNG; see `image_file.decode_file`. Raises InputError."""
+    if num_bytes > MAX_PNG_BYTES:
+        raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
+    file.seek(0)
+    reserve(num_bytes)
+    data = file.read()
+    chunks = _walk(data, where)
+    reserve(num_bytes + chunks.header.num_bytes)
+    notes = ("is followed by another PNG in the same file, which is not read",)
+    return decode_image(data, where), notes * (PNG_SIGNATURE in data[chunks.end :]), _orientation(data, chunks)
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped.
+
+    `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
+    """
+    chunks = _walk(data, where)
+    # Asked for RGB, OpenCV is quicker than with its own order turned round afterwards. It turns RGB images, and no
+    # others, by an orientation that the file may give.
+    flags = cv2.IMREAD_UNCHANGED
+    if chunks.header.colour_type == PNG_RGB:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = _decode(data, chunks, flags, where)
+    if pixels.ndim == 2 or chunks.header.colour_type == PNG_RGB:
+        return pixels
+    if chunks.header.colour_type in (PNG_GREY, PNG_GREY_ALPHA):
+        return np.ascontiguousarray(pixels[..., 0])
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def decode_mask(data: bytes, where: str) -> np.ndarray:
+    """Decode a mask's PNG bytes into uint8 (H, W) of 0 and 1 (1 where a pixel is not black).
+
+    `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
+    """
+    chunks = _walk(data, where)
+    mask = _unpack_bits(data, chunks)
+    if mask is not None:
+        return mask
+    # As it is: turned into 8 bits of grey, labels of 16 bits and faint colours would be black.
+    pixels = _decode(data, chunks, cv2.IMREAD_UNCHANGED, where)
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3].any(axis=-1)  # the fourth is alpha
+    return (pixels > 0).astype(np.uint8)
+
+
+def _decode(data: bytes, chunks: _Chunks, flags: int, where: str) -> np.ndarray:
+    if chunks.others:
+        data = _only_needed(data)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    header = chunks.header
+    expected = np.uint16 if header.depth == 16 else np.uint8
+    if pixels is None or pixels.shape[:2] != (header.height, header.width) or pixels.dtype != expected:
+        raise InputError(f"{where}: the PNG's pixels cannot be decoded: it is damaged; {COPY_AGAIN}")
+    return pixels
+
+
+def _walk(data: bytes, where: str) -> _Chunks:
+    """Walk the chunks of a PNG: complete, every checksum right, a sane size, one picture.
+
+    Some versions of OpenCV return a half-grey image for a file cut short, so its decoder is not asked.
+    """
+    if not data.startswith(PNG_SIGNATURE):
+        raise InputError(f"{where}: not a PNG file (its first bytes are {data[:8]!r})")
+    view, start, header, kind, others = memoryview(data), len(PNG_SIGNATURE), None, b"", []
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
+        if end > len(data):
+            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            raise InputError(f"{where}: the PNG is damaged (checksum of byte {start} on); {COPY_AGAIN}")
+        if header is None:
+            header = _read_header(data, start, kind, length, where)
+        elif kind not in NEEDED:
+            others.append((kind, start + 8, end - 4))
+            if kind == b"acTL" and length >= 4:
+                _refuse_animation(int.from_bytes(view[start + 8 : start + 12], "big"), where)
+        start = end
+    if header.depth >= 8:  # of fewer bits a pixel, one byte may hold thousands
+        check_ratio(header.num_bytes, len(data), where)
+    return _Chunks(header, others, start)
+
+
+def _read_header(data: bytes, start: int, kind: bytes, length: int, where: str) -> _Header:
+    if kind != b"IHDR" or length != 13:
+        raise InputError(f"{where}: the PNG does not begin with its header: it is damaged; {COPY_AGAIN}")
+    header = _Header(*struct.unpack_from(">IIBB", data, start + 8))
+    channels = CHANNELS.get(header.colour_type, 4)
+    check_size(header.width, header.height, where, channels, 2 if header.depth == 16 else 1)
+    return header
+
+
+def _refuse_animation(num_frames: int, where: str) -> None:
+    if num_frames > 1:
+        raise InputError(
+            f"{where}: a stack of {num_frames} pages (an animated PNG), not one image; save each page as its own file"
+        )
+
+
+def _only_needed(data: bytes) -> bytes:
+    """The PNG with the chunks that pixels are made of. Transparency is one of the others: alpha is dropped."""
+    parts, start, kind = [data[: len(PNG_SIGNATURE)]], len(PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, start)
+        if kind in NEEDED:
+            parts.append(data[start : start + 12 + length])
+        start += 12 + length
+    return b"".join(parts)
+
+
+def _unpack_bits(data: bytes, chunks: _Chunks) -> np.ndarray | None:
+    """The mask in a PNG of one bit a pixel, grey, without filters, as `encode_mask` writes them: a quarter of the time
+    that a PNG library takes. `data` is checked already. None for any other PNG, also where pixels are missing."""
+    width, height, *kind = struct.unpack_from(">IIBBBBB", data, len(PNG_SIGNATURE) + 8)
+    if kind != [1, PNG_GREY, 0, 0, 0] or any(name == b"tRNS" for name, *_ in chunks.others):
+        return None
+    packed, start, name = [], len(PNG_SIGNATURE), b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, start)
+        if name == b"IDAT":
+            packed.append(data[start + 8 : start + 8 + length])
+        start += 12 + length
+    row_bytes = 1 + (width + 7) // 8
+    try:
+        # No more than the header says, whatever is packed.
+        lines = zlib.decompressobj().decompress(b"".join(packed), height * row_bytes)
+    except zlib.error:
+        return None
+    if len(lines) != height * row_bytes:
+        return None
+    rows = np.frombuffer(lines, np.uint8).reshape(height, row_bytes)
+    return None if rows[:, 0].any() else np.unpackbits(rows[:, 1:], axis=1, count=width)
+
+
+def _orientation(data: bytes, chunks: _Chunks) -> int:
+    """What the file says of how it is to be turned, in any of the places where programs write it; 1: not at all."""
+    for kind, start, end in chunks.others:
+        found = AS_STORED
+        if kind == b"eXIf":
+            found = exif_orientation(data[start:end])
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            found = _orientation_in_text(kind, data[start:end])
+        if found != AS_STORED:
+            return found
+    return AS_STORED
+
+
+def _orientation_in_text(kind: bytes, chunk: bytes) -> int:
+    """In XMP, or in EXIF as hexadecimal text, as ImageMagick writes it."""
+    keyword, _, rest = chunk.partition(b"\0")
+    if keyword != b"XML:com.adobe.xmp" and keyword not in (b"Raw profile type exif", b"Raw profile type APP1"):
+        return AS_STORED
+    packed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
+    if kind == b"zTXt":
+        rest = rest[1:]
+    elif kind == b"iTXt":  # flag and method of compression, language, keyword in that language
+        rest = rest[2:].split(b"\0", 2)[-1]
+    if packed:
+        try:
+            rest = zlib.decompressobj().decompress(rest, MAX_TEXT_BYTES)
+        except zlib.error:
+            return AS_STORED
+    if keyword == b"XML:com.adobe.xmp":
+        return xmp_orientation(rest)
+    try:
+        # A newline, the profile's name, its length, then lines of hexadecimal digits.
+        return exif_orientation(binascii.unhexlify(b"".join(rest.split()[2:])))
+    except (binascii.Error, ValueError):
+        return AS_STORED

@@ -1,0 +1,194 @@
+"""A TIFF of one page to pixels. What its directories say is looked at first: how many pictures, how large, which kind
+of numbers, and whether all of its pixels are in the file."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+import tifffile
+
+from glioma_dist.data.images import tiff_directories as tag
+from glioma_dist.data.images.jpeg import fault_of_jpeg, fault_of_jpeg_xr
+from glioma_dist.data.images.limits import COPY_AGAIN, check_ratio, check_size
+from glioma_dist.data.images.lzw import is_valid_lzw
+from glioma_dist.data.images.orientation import AS_STORED, valid_orientation, xmp_orientation
+from glioma_dist.data.images.tiff_colours import check_colours, to_image
+from glioma_dist.data.images.tiff_directories import Directory, read_directories
+from glioma_dist.data.images.tiff_stacks import single_page
+from glioma_dist.errors import InputError
+
+NO_COMPRESSION, LZW, JPEG, JPEG_XR = 1, 5, (7, 33007), (22610, 34934)
+MIRRORED_BYTES = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+LOWEST_BIT_FIRST = 2
+"""The value of the tag FillOrder whose streams have the bits of each byte in the other order."""
+CHUNKY, PLANAR = 1, 2
+MAX_WORDS = 160
+"""Of what a library says is wrong."""
+
+
+def decode_tiff_file(
+    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
+) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Pixels, notes and orientation of a TIFF; see `image_file.decode_file`. num_bytes: the file's length.
+
+    Raises InputError.
+    """
+    directories = read_directories(file, num_bytes, where)
+    place = single_page(directories, where)
+    page = directories.pages[place]
+    notes = check_colours(page, where)
+    width, length = page.size
+    bits = max(page.numbers(tag.BITS) or (1,))
+    decoded = check_size(width, length, where, page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
+    if bits >= 8:  # of fewer bits a pixel, one byte may hold thousands
+        check_ratio(decoded, num_bytes, where)
+    _check_tiles(page, where)
+    reserve(decoded)
+    file.seek(0)
+    try:
+        pixels, more = _decode(file, num_bytes, page, place, where)
+    except InputError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged TIFF surfaces as whatever the parser or any of a dozen codecs happened to trip over.
+        raise _cannot_decode(page, where, error) from None
+    pixels, colour_notes = to_image(pixels, page, where)
+    return pixels, (*notes, *more, *colour_notes), orientation_of(page)
+
+
+def orientation_of(page: Directory) -> int:
+    """EXIF's 1 to 8, from the TIFF's own tag, or else from its XMP."""
+    found = valid_orientation(page.number(tag.ORIENTATION, AS_STORED))
+    return found if found != AS_STORED else xmp_orientation(page.data(tag.XMP))
+
+
+def _cannot_decode(page: Directory, where: str, error: Exception) -> InputError:
+    words = (str(error) or type(error).__name__).splitlines()[0][:MAX_WORDS]
+    compression = page.number(tag.COMPRESSION, NO_COMPRESSION)
+    return InputError(
+        f"{where}: the TIFF's pixels cannot be decoded ({words}; compression {compression}): it is damaged, or of a "
+        "rare kind; if another program opens it, save it from there as a TIFF without compression"
+    )
+
+
+def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: str) -> tuple[np.ndarray, list[str]]:
+    """Pixels with tifffile's axes (H, W), (H, W, S) or (S, H, W), and notes."""
+    # tifffile logs and warns about odd metadata that does not touch the pixels.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with tifffile.TiffFile(file, _multifile=False) as tiff:
+            found = tiff.pages[place]
+            if found.dtype is None:
+                raise InputError(f"{where}: pixels of {found.bitspersample} bits are not read; save it as 8 or 16 bit")
+            if found.axes not in ("YX", "YXS", "SYX"):
+                raise InputError(f"{where}: axes {found.axes} are not those of one image; save it as grey or RGB")
+            found.databytecounts, notes = _byte_counts(found, num_bytes, page, where)
+            _check_streams(found, page, file, where)
+            pixels = found.asarray(maxworkers=1)
+            pixels = np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels
+    width, length = page.size
+    samples = page.number(tag.SAMPLES, 1)
+    if pixels.shape not in ((length, width), (length, width, samples)) or pixels.dtype.itemsize > 2:
+        raise InputError(f"{where}: damaged TIFF: its tags and its pixels do not agree; copy the file again")
+    return pixels, notes
+
+
+def _check_streams(found: tifffile.TiffPage, page: Directory, file: BinaryIO, where: str) -> None:
+    """Refuse streams whose decoders do not tell that they are damaged: some crash, others make pixels of whatever
+    their memory holds, or of nothing."""
+    if found.compression not in (LZW, *JPEG, *JPEG_XR):
+        return
+    for number, (offset, count) in enumerate(zip(found.dataoffsets, found.databytecounts, strict=True)):
+        if not count:
+            continue
+        file.seek(offset)
+        data = file.read(count)
+        if found.compression == LZW:
+            data = data.translate(MIRRORED_BYTES) if found.fillorder == LOWEST_BIT_FIRST else data
+            fault = None if is_valid_lzw(data) else "are no LZW"
+        elif found.compression in JPEG:
+            fault = fault_of_jpeg(data, *_chunk_size(page, number))
+        else:
+            fault = fault_of_jpeg_xr(data)
+        if fault:
+            raise InputError(f"{where}: damaged TIFF: the compressed pixels at byte {offset} {fault}; {COPY_AGAIN}")
+
+
+def _chunk_size(page: Directory, number: int) -> tuple[int, range, int]:
+    """Width, possible heights and channels of a strip or tile: the last strip may be as long as the others."""
+    # Not tifffile's numbers: where a tag is damaged they can be tuples of thousands.
+    width, length = page.size
+    samples = page.number(tag.SAMPLES, 1) if page.number(tag.PLANAR, CHUNKY) == CHUNKY else 1
+    if tag.TILE_WIDTH in page:
+        height = page.number(tag.TILE_LENGTH, 0)
+        return page.number(tag.TILE_WIDTH, 0), range(height, height + 1), samples
+    full = max(1, min(page.number(tag.ROWS_PER_STRIP, length), length))
+    rows = min(full, length - (number % math.ceil(length / full)) * full)
+    return width, range(rows, full + 1), samples
+
+
+def _check_tiles(page: Directory, where: str) -> None:
+    """One tile is decoded at a time; it may be larger than the image."""
+    if tag.TILE_WIDTH in page:
+        width, length = page.number(tag.TILE_WIDTH, 0), page.number(tag.TILE_LENGTH, 0)
+        bits = max(page.numbers(tag.BITS) or (1,))
+        check_size(width, length, f"{where}: a tile", page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
+        if page.number(tag.TILE_DEPTH, 1) > 1:
+            raise InputError(f"{where}: tiles of several planes: a stack of pages; save each page as its own file")
+
+
+def _byte_counts(
+    found: tifffile.TiffPage, num_bytes: int, page: Directory, where: str
+) -> tuple[tuple[int, ...], list[str]]:
+    """How many bytes of the file each strip or tile takes, corrected where the file gives none; and notes.
+
+    Old programs write 0, or nothing, where the length follows from the image. Raises InputError where pixels are
+    missing: what is cut short would be black.
+    """
+    offsets, counts = list(found.dataoffsets), list(found.databytecounts)
+    if tag.STRIP_COUNTS not in page and tag.TILE_COUNTS not in page:
+        counts = [0] * len(offsets)
+    expected = math.prod(found.chunked)
+    if len(offsets) != expected or len(counts) < expected:
+        raise InputError(
+            f"{where}: the TIFF is cut short: {len(offsets)} of {expected} strips or tiles are listed; {COPY_AGAIN}"
+        )
+    is_plain = found.compression == NO_COMPRESSION
+    num_sparse = 0
+    for number, offset in enumerate(offsets):
+        if offset == 0 and counts[number] == 0:
+            num_sparse += 1
+            continue
+        needed = _plain_bytes(found, number) if is_plain else 0
+        if is_plain and (counts[number] == 0 or (expected == 1 and counts[number] != needed)):
+            counts[number] = needed
+        if is_plain and counts[number] > needed:
+            counts[number] = needed  # the last strip is often listed as long as the others
+        if not is_plain and counts[number] == 0 and expected == 1:
+            counts[number] = max(0, num_bytes - offset)
+        if counts[number] < max(needed, 1) or offset + counts[number] > num_bytes:
+            raise InputError(
+                f"{where}: the TIFF is cut short at {num_bytes} bytes: strip or tile {number} should have "
+                f"{max(needed, counts[number], 1)} bytes at byte {offset}; {COPY_AGAIN}"
+            )
+    if num_sparse == expected:
+        raise InputError(f"{where}: none of the TIFF's pixels are in the file; {COPY_AGAIN}")
+    notes = [f"{num_sparse} of {expected} strips or tiles are not in the file, and read as empty"] if num_sparse else []
+    return tuple(counts), notes
+
+
+def _plain_bytes(found: tifffile.TiffPage, number: int) -> int:
+    """How many bytes a strip or tile takes without compression; rows begin at whole bytes."""
+    bits = found.bitspersample if isinstance(found.bitspersample, int) else sum(found.bitspersample)
+    samples = found.samplesperpixel if found.planarconfig == CHUNKY and isinstance(found.bitspersample, int) else 1
+    if found.is_tiled:
+        return found.tilelength * ((found.tilewidth * samples * bits + 7) // 8)
+    strips = math.ceil(found.imagelength / found.rowsperstrip)
+    rows = min(found.rowsperstrip, found.imagelength - (number % strips) * found.rowsperstrip)
+    return rows * ((found.imagewidth * samples * bits + 7) // 8)

@@ -1,0 +1,1 @@
+"""Folders of WebDataset shards: written, indexed, read from disks and object stores."""

@@ -1,0 +1,71 @@
+"""Folders of shards that share their files: each holds some of a data set's samples, and no byte twice.
+
+A data set is written once with one sample a shard; a subset is an index.json beside hard links to those shards. It is
+read like any other folder of shards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards.index import INDEX_NAME, members_name, write_json
+from glioma_dist.data.shards.reader import ShardReader, ShardWriter
+from glioma_dist.errors import InputError
+
+
+def write_singly(folders: Iterable[Path], out: Path, change: Callable[[Sample], Sample]) -> dict[str, dict]:
+    """Write the samples of `folders`, each in a shard of its own, as `change` makes them.
+
+    Returns the facts of each sample by its key. Raises InputError where a key comes twice.
+    """
+    readers = [ShardReader(folder) for folder in folders]
+    facts: dict[str, dict] = {}
+    names, licences = (
+        ", ".join(dict.fromkeys(str(reader.index[name]) for reader in readers)) for name in ("dataset", "licence")
+    )
+    with ShardWriter(out, names, "all", licences, samples_per_shard=1) as writer:
+        for reader in readers:
+            for shard, size in enumerate(reader.shard_sizes):
+                for place in range(size):
+                    sample = change(reader.read(shard, place))
+                    writer.write(sample)
+                    facts[sample.key] = sample.facts
+    return facts
+
+
+def link_subset(samples: Path, keys: Iterable[str], out: Path) -> None:
+    """Make `out` a folder of the samples `keys` of `samples`, which `write_singly` wrote. One that is there stays.
+
+    Raises InputError for a key that `samples` has not, and where its shards hold several samples.
+    """
+    if (out / INDEX_NAME).is_file():
+        return
+    reader = ShardReader(samples)
+    index, present = reader.index, reader.keys()
+    if len(present) != len(index["shards"]):
+        raise InputError(f"{samples}: has shards of several samples; remove the folder, and it is written again")
+    keys, shards = sorted(keys), dict(zip(present, index["shards"], strict=True))
+    missing = [key for key in keys if key not in shards]
+    if missing:
+        raise InputError(f"{samples}: has no sample {missing[0]}; remove the study's splits to draw them again")
+    chosen = [shards[key] for key in keys]
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for shard in chosen:
+        for name in (shard["name"], members_name(shard["name"])):
+            link(samples / name, partial / name)
+    write_json(partial / INDEX_NAME, index | {"split": out.name, "num_samples": len(chosen), "shards": chosen}, 1)
+    os.rename(partial, out)
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,167 @@
+"""From an image as taken to what the network is shown: contrast, size, random changes.
+
+All work is on numpy arrays in the image's own channels; what comes out is uint8. Everything random is drawn from the
+generator or the seed that is given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from glioma_dist.config import DataConfig
+from glioma_dist.data.augmentations import CHAIN_NAMES, apply_change, draw_chain
+from glioma_dist.errors import InputError
+from glioma_dist.size import Size
+
+LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
+MOST_COUNTED = 2**24
+CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
+
+
+def raise_contrast(image: np.ndarray, how: Literal["percentile", "clahe", "none"]) -> np.ndarray:
+    """Raise an image's contrast. image: (H, W) or (H, W, 3), uint8 or uint16; returns the same shape, uint8.
+
+    percentile: the 0.5th percentile of all values goes to 0, the 99.5th to 255, linearly, by a look-up table.
+    clahe: contrast-limited adaptive histogram equalisation (Zuiderveld 1994), each channel on its own.
+    none: 8 bits stay as they are; 16 bits lose their lower 8.
+    """
+    if how == "clahe":
+        clahe = cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_TILES)
+        planes = [
+            _to_8_bit(clahe.apply(np.ascontiguousarray(plane))) for plane in np.atleast_3d(image).transpose(2, 0, 1)
+        ]
+        return planes[0] if image.ndim == 2 else np.stack(planes, axis=-1)
+    if how == "none":
+        return _to_8_bit(image)
+    num_values = np.iinfo(image.dtype).max + 1
+    share = np.cumsum(_count_values(image, num_values)) / image.size
+    low, high = np.searchsorted(share, (LOW_PERCENT / 100, HIGH_PERCENT / 100))
+    table = ((np.arange(num_values) - low) * (255 / max(high - low, 1))).round().clip(0, 255).astype(np.uint8)
+    return cv2.LUT(image, table) if image.dtype == np.uint8 else table[image]
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Scale an image (H, W) or (H, W, C): bilinear, averaging over areas where it shrinks on both sides."""
+    height, width = image.shape[:2]
+    if (width, height) == (size.width, size.height):
+        return image
+    shrinks = size.width <= width and size.height <= height
+    return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
+    """Scale a mask (H, W) of 0 and 1 as the article scales references: bilinear, every value above 0 becomes 1."""
+    if mask.shape == (size.height, size.width):
+        return mask
+    scaled = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_LINEAR)
+    return (scaled > 0).astype(np.uint8)
+
+
+def fit_training(
+    image: np.ndarray, mask: np.ndarray, config: DataConfig, generator: np.random.Generator, key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring image and mask to `config.size` by `config.fit`; windows are drawn uniformly from `generator`.
+
+    Raises InputError where a crop is larger than the image; `key` names the sample in it.
+    """
+    if config.fit == "resize":
+        return resize_image(image, config.size), resize_mask(mask, config.size)
+    height, width = mask.shape
+    if config.fit == "crop":
+        window = config.size
+        if window.width > width or window.height > height:
+            raise InputError(
+                f"sample {key} is {width}x{height}, smaller than the crop {window}: give a --data.size "
+                f"within it, or --data.fit resize"
+            )
+    else:
+        side = generator.uniform(*config.crop_side)
+        window = Size(max(1, round(side * width)), max(1, round(side * height)))
+    left = int(generator.integers(width - window.width + 1))
+    top = int(generator.integers(height - window.height + 1))
+    return _cut(image, mask, left, top, window, config.size)
+
+
+def fit_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """What validation shows for a model that trains with this config; nothing is random.
+
+    resize: the same as in training. crop: the whole image at its own size, as such models are tested.
+    random-resized-crop: the middle window with the middle of the sides, scaled to the size.
+    """
+    if config.fit == "resize":
+        return resize_image(image, config.size), resize_mask(mask, config.size)
+    if config.fit == "crop":
+        return image, mask
+    height, width = mask.shape
+    side = sum(config.crop_side) / 2
+    window = Size(max(1, round(side * width)), max(1, round(side * height)))
+    return _cut(image, mask, (width - window.width) // 2, (height - window.height) // 2, window, config.size)
+
+
+def augment(
+    image: np.ndarray,
+    mask: np.ndarray,
+    names: tuple[str, ...],
+    seed: int,
+    chain_length: int = DataConfig.chain_length,
+    chain_strength: float = DataConfig.chain_strength,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply the random changes `names` (see `DataConfig.augment`) to a uint8 image and its mask, drawn from `seed`:
+    first the single ones, then the chains."""
+    single = tuple(name for name in names if name not in CHAIN_NAMES)
+    if single:
+        compose = _changes(single)
+        # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
+        seeds = np.random.SeedSequence(seed).generate_state(len(compose.transforms))
+        for transform, transform_seed in zip(compose.transforms, seeds.tolist(), strict=True):
+            transform.set_random_seed(transform_seed)
+        changed = compose(image=image, mask=mask)
+        image, mask = np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
+    for number, name in enumerate(CHAIN_NAMES):
+        if name in names:
+            generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
+            for change, amount in draw_chain(name, chain_length, chain_strength, generator):
+                image, mask = apply_change(image, mask, change, amount)
+    return image, mask
+
+
+@lru_cache(maxsize=1)
+def _changes(names: tuple[str, ...]) -> Callable:
+    # Slow to import, and on import it asks the network for its newest version unless told not to.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    known = {
+        "flips": [albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5)],
+        "sharpen": [albumentations.Sharpen(p=0.5)],
+        "contrast": [albumentations.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.2, p=0.5)],
+    }
+    return albumentations.Compose([change for name in names for change in known[name]])
+
+
+def _cut(
+    image: np.ndarray, mask: np.ndarray, left: int, top: int, window: Size, size: Size
+) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
+    return resize_image(image[rows, columns], size), resize_mask(mask[rows, columns], size)
+
+
+def _count_values(image: np.ndarray, num_values: int) -> np.ndarray:
+    """How often each value comes, (num_values,) int64."""
+    values = image.reshape(-1)
+    if image.dtype != np.uint8:
+        return np.bincount(values, minlength=num_values)
+    # OpenCV is quicker, but counts in fp32, which is exact up to 2^24.
+    parts = (values[start : start + MOST_COUNTED] for start in range(0, values.size, MOST_COUNTED))
+    counts = (cv2.calcHist([part], [0], None, [num_values], [0, num_values]) for part in parts)
+    return sum(part.ravel().astype(np.int64) for part in counts)
+
+
+def _to_8_bit(image: np.ndarray) -> np.ndarray:
+    return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image

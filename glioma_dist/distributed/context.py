@@ -1,0 +1,173 @@
+"""Who this process is among the processes of a run, and the few things that processes tell each other."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+
+from glioma_dist.distributed.joining import SECONDS_OF_GRACE, bounded, check_place, joining
+from glioma_dist.distributed.launch import check_launch
+from glioma_dist.distributed.run_command import as_run_error
+from glioma_dist.distributed.signals import get_signal_at_parents_death
+from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
+
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
+"""Numbers of mallopt's parameters, from glibc's malloc.h."""
+SECONDS_TO_ANSWER = 600.0
+"""After which a process or a worker that does not answer counts as lost."""
+WORD_OF_AN_END = "glioma_dist/ended"
+"""Key in the launch's store under which a process records why it ends."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run. Made once, by `Runtime.start`, and handed to whatever needs it."""
+
+    accelerator: Accelerator
+    seconds_to_answer: float = SECONDS_TO_ANSWER
+    """How long processes and workers wait for one another."""
+    host_group: dist.ProcessGroup | None = None
+    """All processes, over gloo: what the processes tell each other beside tensors of the device."""
+
+    @classmethod
+    def start(cls, seconds_to_answer: float = SECONDS_TO_ANSWER) -> Runtime:
+        """Join the other processes of the launch. Precision and engine are accelerate's own settings.
+
+        Raises InputError where the launcher started another number of processes than accelerate believes: each
+        would then train a model of its own, as happens with FSDP or MULTI_GPU and `use_cpu: true`.
+        """
+        check_place(os.environ)
+        check_launch(os.environ)
+        # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
+        # validation, where processes may have unequal numbers of images, must not wait for one another.
+        engine = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=seconds_to_answer))
+        # PyTorch renamed it; accelerate has only the old name.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        with joining(os.environ, seconds_to_answer):
+            accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine, patience])
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            if not accelerator.is_fsdp2:
+                raise InputError(
+                    "this launch asks for FSDP, which accelerate would leave out here: it takes GPUs, and "
+                    "`fsdp_version: 2` (accelerate_configs/fsdp2.yaml); on a CPU launch cpu_2_processes.yaml"
+                )
+            # Weights stay in fp32 and autocast narrows what is computed, as with DDP, so that both give the same.
+            accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:
+            # `accelerate launch` of one process ends on SIGTERM without handing it on.
+            get_signal_at_parents_death(signal.SIGTERM)
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != accelerator.num_processes:
+            raise InputError(
+                f"the launcher started {launched} processes but accelerate sees "
+                f"{accelerator.num_processes}: take a file of accelerate_configs/, or launch without "
+                "`use_cpu: true` and without MULTI_CPU"
+            )
+        group = None
+        if accelerator.num_processes > 1:
+            with joining(os.environ, seconds_to_answer):
+                group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
+        return cls(accelerator, seconds_to_answer, group)
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def num_processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def num_local_processes(self) -> int:
+        """Of this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values` (any shape, float) over all processes, in fp64, on the CPU."""
+        total = self.accelerator.reduce(values.detach().double(), reduction="sum")
+        return total.cpu()
+
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        """The lists of all processes, joined in the order of their ranks."""
+        return gather_object(items) if self.num_processes > 1 else items
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def agree(self, problem: RunError | None) -> None:
+        """Return where no process has a problem; else raise the same error on all of them.
+
+        All processes call it together, each with what it met. A failure goes before a request to stop.
+        """
+        if self.num_processes == 1:
+            if problem is not None:
+                raise problem
+            return
+        code = torch.tensor([0 if problem is None else int(problem.exit_code)])
+        dist.all_reduce(code, dist.ReduceOp.MAX, self.host_group)
+        if not code.item():
+            return
+        found: list = [None] * self.num_processes
+        told = problem and (int(problem.exit_code), one_line(problem), isinstance(problem, StopRequested))
+        dist.all_gather_object(found, told, self.host_group)
+        exit_code, message, _ = min(filter(None, found), key=lambda each: each[2])
+        shared = as_error(exit_code, message)
+        shared.is_shared = True
+        raise shared from problem
+
+    def explain(self, error: BaseException) -> RunError | None:
+        """What ends this process because of `error`; None where that is a fault of the program.
+
+        Where another process ended first, its reason is taken; where this one ends first, it records its own.
+        """
+        ending = as_run_error(error, self.seconds_to_answer)
+        if self.num_processes == 1 or ending is None or ending.is_shared:
+            return ending
+        # The launch's store outlives a process that ends, unless it was the first.
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            # Of a first process that was stopped, it never answers.
+            with bounded(SECONDS_OF_GRACE, ending):
+                if ending is not error and store.check([WORD_OF_AN_END]):
+                    exit_code, _, message = store.get(WORD_OF_AN_END).decode().partition(" ")
+                    return as_error(int(exit_code), message)
+                store.set(WORD_OF_AN_END, f"{int(ending.exit_code)} {one_line(ending)}")
+        except (RuntimeError, ValueError):
+            return ending
+        return ending
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
+
+    By default it gives each back to the system and asks for it anew, page by page: a quarter of a step's time on a
+    CPU (docs/log.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(MALLOPT_MMAP_MAX, 0)
+        libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)

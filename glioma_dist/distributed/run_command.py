@@ -1,0 +1,168 @@
+"""What each entry point is wrapped in: every end of a command is one line and an exit code that a scheduler can use."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from glioma_dist.distributed.launcher import tell_launcher
+from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
+from glioma_dist.errors import (
+    InputError,
+    Interrupted,
+    MemoryFullError,
+    RunError,
+    StopRequested,
+    UnavailableError,
+    one_line,
+)
+from glioma_dist.files import cannot_read, cannot_write
+
+SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
+SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+"""In what PyTorch's allocators say."""
+SIGNS_OF_A_LOST_WORKER = ("DataLoader worker (pid",)
+"""In PyTorch's error when a process that reads data was killed."""
+SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+"""In what gloo says of a process that has ended."""
+SIGNS_OF_A_SILENT_PROCESS = ("Timed out waiting", "wait timeout", "Socket Timeout", "operation timeout")
+"""In what gloo and the store say of a process that does not answer."""
+CLOSED_OUTPUT = (errno.EPIPE, errno.EIO, errno.EBADF)
+"""What writing to a closed pipe or terminal fails with."""
+
+
+def run_command(function: Callable[[], None]) -> None:
+    """Run an entry point. Errors that a user is meant to read become one `error:` line on stderr, a requested stop one
+    `stopped:` line; the exit code is the error's (`errors.ExitCode`).
+
+    Most errors are seen by every process of a launch at once. The first process then speaks for all, and the others
+    wait a few seconds, because the launcher ends all as soon as one has ended. An error that only one of the others
+    sees is told by that one, after the same few seconds.
+    """
+    # Names of files can hold bytes that are not UTF-8.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # One line for an error, not a stack of C++ besides. It has to be set before torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        with StopSignal():
+            function()
+            sys.stdout.flush()
+        _hear_no_more_requests()
+    except KeyboardInterrupt:
+        _end(StopRequested("received SIGINT"))
+    except (Exception, Interrupted) as error:
+        ending = as_run_error(error)
+        if ending is None:
+            raise
+        _end(ending)
+
+
+def _end(ending: RunError) -> None:
+    # While it waits for the first process to speak, a launcher may end it.
+    is_first = os.environ.get("RANK", "0") == "0"
+    _hear_no_more_requests(signal.SIG_IGN if is_first else lambda *_: os._exit(ending.exit_code))
+    _tell_of(ending)
+    _hear_no_more_requests()  # Python forgets all other handlers at its end
+    drop_closed_output()
+    sys.exit(ending.exit_code)
+
+
+def end_at_once(ending: RunError) -> None:
+    """End this process as `ending` ends a command, from any thread, whatever the others are doing."""
+    _tell_of(ending)
+    os._exit(ending.exit_code)
+
+
+def _tell_of(ending: RunError) -> None:
+    """Print the one line, or let the first process do it."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    if not is_first:
+        time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
+    if is_first or not ending.is_shared:
+        word = "stopped" if isinstance(ending, StopRequested) else "error"
+        line = f"{word}: {one_line(ending)}"
+        _tell(f"{line}\n")
+        tell_launcher(line)
+
+
+def _hear_no_more_requests(handler: signal.Handlers | Callable = signal.SIG_IGN) -> None:
+    """The work is done, and a request to stop must not change the exit code any more: schedulers and launchers send the
+    same one twice."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
+
+
+def _tell(line: str) -> None:
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except OSError:
+        return  # nobody listens any more; the exit code says it
+
+
+def drop_closed_output() -> None:
+    """Let what is still to be printed go nowhere where nobody listens any more: Python would complain, and change the
+    exit code, if it could not flush its output at the end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def as_run_error(error: BaseException, seconds: float | None = None) -> RunError | None:
+    """What ends a command because of `error`, in words for its user; None where `error` is a fault of the program.
+
+    seconds: how long processes wait for one another, where they do.
+    """
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, Interrupted):
+        return error.request
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return MemoryFullError(f"out of memory ({text[:200]}); use smaller images or batches, or more memory")
+    if isinstance(error, RuntimeError):
+        return _of_a_process(text, seconds)
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's or the machine's memory is full."""
+    # By name, because importing torch takes seconds.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, MemoryError) or (
+        "RuntimeError" in names
+        and ("OutOfMemoryError" in names or any(sign in str(error) for sign in SIGNS_OF_A_FULL_MEMORY))
+    )
+
+
+def _of_the_system(error: OSError) -> RunError | None:
+    if error.filename is None and error.errno in CLOSED_OUTPUT:
+        return StopRequested("standard output was closed")
+    if error.filename is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return cannot_write(error.filename, error)
+    if error.filename is not None:
+        return cannot_read(error.filename, error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"{error.strerror}; free space, then run the same command again")
+    return None
+
+
+def _of_a_process(text: str, seconds: float | None) -> RunError | None:
+    again = "run the same command again"
+    if any(sign in text for sign in SIGNS_OF_A_LOST_WORKER):
+        return UnavailableError(f"{text[:200]} Is memory full? Use fewer workers; {again}")
+    if any(sign in text for sign in SIGNS_OF_A_SILENT_PROCESS):
+        how_long = f" for {seconds:g} s" if seconds else ""
+        return UnavailableError(f"another process of this run did not answer{how_long}; {again}")
+    if any(sign in text for sign in SIGNS_OF_A_LOST_PROCESS):
+        return UnavailableError(f"another process of this run ended; its own line says why; {again}")
+    return None

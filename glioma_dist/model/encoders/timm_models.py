@@ -1,0 +1,213 @@
+"""The article's convolutional encoders: timm's models, cut into parts, with maps at strides 2, 4, 8, 16 and 32.
+
+The contract is `encoder.py`'s. None of them drops anything at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from timm.models.regnet import RegStage
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD, compute
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """Where an encoder of ours is found in timm."""
+
+    name: str
+    taps: tuple[str, ...] = ()
+    """Modules after which maps are taken, finest first; by default those that timm names."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """For `timm.create_model`."""
+    pad: bool = False
+    """Whether 3x3 convolutions and poolings are to be padded, so that each stride divides the image exactly."""
+    centred: tuple[str, ...] = ()
+    """Convolutions with TensorFlow's padding that are to be padded alike on all sides."""
+    linear: tuple[str, ...] = ()
+    """Norms whose activation is left away."""
+    rectified: bool = False
+    """Whether the maps, not what the network itself goes on with, pass a ReLU."""
+
+
+_UNUSED_CLASSIFIER = {"mlp_ratio": 2**-12}
+
+TIMM_MODELS: dict[str, TimmModel] = {
+    "densenet169": TimmModel(
+        "densenet169",
+        taps=(
+            "features.norm0",
+            "features.transition1.norm",
+            "features.transition2.norm",
+            "features.transition3.norm",
+            "features.norm5",
+        ),
+        linear=("features.norm5",),
+    ),
+    "dpn92": TimmModel(
+        "dpn92",
+        taps=(
+            "features.conv1_1",
+            "features.conv2_3",
+            "features.conv3_4",
+            "features.conv4_20",
+            "features.conv5_bn_ac",
+        ),
+        options={"fc_act_layer": "relu"},
+        rectified=True,
+    ),
+    "efficientnet_b5": TimmModel(
+        "tf_efficientnet_b5",
+        taps=("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+        # At the 456 pixels that it was trained with, these two see maps of odd sides, and TensorFlow centres them.
+        centred=("blocks.3.0.conv_dw", "blocks.5.0.conv_dw"),
+    ),
+    "inceptionv4": TimmModel(
+        "inception_v4", taps=("features.2", "features.4", "features.8", "features.14", "features.21"), pad=True
+    ),
+    "mobilenet_v2": TimmModel("mobilenetv2_100", taps=("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2")),
+    "resnet50": TimmModel("resnet50"),
+    "resnext50_32x4d": TimmModel("resnext50_32x4d"),
+    "se_resnet50": TimmModel("legacy_seresnet50"),
+    "se_resnext50_32x4d": TimmModel("legacy_seresnext50_32x4d"),
+    "gernet_l": TimmModel("gernet_l"),
+    "regnetx_064": TimmModel("regnetx_064"),
+    "res2net50_26w_4s": TimmModel("res2net50_26w_4s"),
+    "resnest50d": TimmModel("resnest50d"),
+    "vgg19": TimmModel("vgg19", options=_UNUSED_CLASSIFIER),
+    "xception": TimmModel("legacy_xception", taps=("act2", "block1", "block2", "block11", "bn4"), pad=True),
+    # TensorFlow's momentum, 0.01, takes hundreds of steps until running statistics fit new weights.
+    "efficientnet_lite0": TimmModel("tf_efficientnet_lite0", options={"bn_momentum": 0.1}),
+}
+"""Our names and timm's. Where segmentation_models.pytorch, of which the article's networks are, has other maps or
+paddings than timm, they are taken over here; with equal weights all of them give what that library's give."""
+
+
+class TimmEncoder(nn.Module):
+    """A timm model without its classifier: five maps at strides 2 to 32.
+
+    `body` holds the model's modules under timm's own names. A part is an `nn.Sequential` of neighbouring ones, made
+    anew for each forward pass, so that modules may be replaced.
+    `left_out` names what timm's model has behind the last map; `published` is what timm says of its weights.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        source = TIMM_MODELS[name]
+        model = timm.create_model(source.name, pretrained=False, **source.options)
+        taps = source.taps or tuple(info["module"] for info in model.feature_info if info["reduction"] > 1)
+        if source.pad:
+            _pad(model)
+        for each in map(model.get_submodule, source.centred):
+            each.__class__, each.padding = nn.Conv2d, tuple(side // 2 for side in each.kernel_size)
+        for each in map(model.get_submodule, source.linear):
+            each.act = nn.Identity()
+        self._rectified = source.rectified
+        last = taps[-1].split(".")[0]
+        names = [child for child, _ in model.named_children()]
+        self.left_out = tuple(names[names.index(last) + 1 :])
+        self.published: PretrainedCfg = timm.get_pretrained_cfg(source.name)
+        self.body = nn.ModuleDict({child: getattr(model, child) for child in names if child not in self.left_out})
+        steps = [step for child, module in self.body.items() for step in _steps(child, module)]
+        self._tapped = frozenset(next(step for step in reversed(steps) if _within(step, tap)) for tap in taps)
+        self._parts = _cut(self.body, steps, self._tapped)
+        self.colours = _colours(self.published)
+        self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
+        self.memory_format = torch.contiguous_format
+        self.strides, self.channels = self._measure()
+
+    def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
+        """images: (B, 3, H, W) float, H and W multiples of 32. seeds: not needed, nothing is drawn.
+
+        Returns maps (B, channels[i], H / strides[i], W / strides[i]).
+        """
+        if self.colours:
+            scale, shift = (images.new_tensor(values).view(1, 3, 1, 1) for values in self.colours)
+            images = images * scale + shift
+        features, maps = images.contiguous(memory_format=self.memory_format), []
+        for names in self._parts:
+            part = nn.Sequential(*(self.body.get_submodule(name) for name in names))
+            features = self.run_part(part, features)
+            if names[-1] in self._tapped:
+                maps.append(functional.relu(features) if self._rectified else features)
+        return maps
+
+    def blocks(self) -> list[nn.Module]:
+        """The modules of more than one layer that the network is a chain of."""
+        modules = (self.body.get_submodule(name) for names in self._parts for name in names)
+        return [module for module in modules if _is_block(module)]
+
+    @torch.no_grad()
+    def _measure(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Strides and channels, from the maps of a small image."""
+        side = 32
+        maps = self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
+        self.train()
+        return tuple(side // each.shape[-1] for each in maps), tuple(each.shape[1] for each in maps)
+
+
+def _steps(name: str, module: nn.Module) -> Iterator[str]:
+    """Names of the modules that `module` runs one after the other."""
+    if type(module).forward is nn.Sequential.forward or isinstance(module, RegStage):
+        for child, inner in module.named_children():
+            yield from _steps(f"{name}.{child}", inner)
+    else:
+        yield name
+
+
+def _cut(body: nn.ModuleDict, steps: list[str], tapped: frozenset[str]) -> list[list[str]]:
+    """Parts: a block, or layers of the first map's kind (convolution, norm, activation) up to a pooling.
+
+    None begins with what changes its input in place, for that input is what recomputation keeps.
+    """
+    parts: list[list[str]] = [[]]
+    for step in steps:
+        module = body.get_submodule(step)
+        before = [body.get_submodule(name) for name in parts[-1]]
+        pooling = isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
+        full = _is_block(module) and any(_convolves(each) for each in before)
+        after_block = _convolves(module) and any(_is_block(each) for each in before)
+        if before and (parts[-1][-1] in tapped or pooling or full or after_block):
+            parts.append([])
+        parts[-1].append(step)
+    return parts
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(each, nn.Conv2d) for each in module.modules())
+
+
+def _is_block(module: nn.Module) -> bool:
+    return _convolves(module) and not isinstance(module, nn.Conv2d)
+
+
+def _within(step: str, module: str) -> bool:
+    return step == module or step.startswith(module + ".")
+
+
+def _pad(model: nn.Module) -> None:
+    """Pad 3x3 windows by one on each side; without it a map of 704 pixels' stride 2 has 351 and not 352."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.padding = (1, 1)
+        elif isinstance(module, nn.MaxPool2d) and module.kernel_size == 3:
+            module.padding = 1
+
+
+def _colours(published: PretrainedCfg) -> tuple[list[float], list[float]] | None:
+    """Scale and shift a channel, from ImageNet's mean 0 and deviation 1 to what timm's weights were trained with; None
+    where these are the same."""
+    mean, std = published.mean, published.std
+    if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return None
+    scale = [ours / theirs for ours, theirs in zip(IMAGENET_STD, std, strict=True)]
+    shift = [(ours - theirs) / s for ours, theirs, s in zip(IMAGENET_MEAN, mean, std, strict=True)]
+    return scale, shift

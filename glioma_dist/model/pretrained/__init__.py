@@ -1,0 +1,1 @@
+"""Weights from elsewhere: found, read, and brought to the names used here."""

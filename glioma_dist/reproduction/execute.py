@@ -1,0 +1,163 @@
+"""Runs of the entry points, one after the other: those that are finished are left alone, and one that was stopped goes
+on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from glioma_dist.config.file import differences
+from glioma_dist.distributed.signals import get_signal_at_parents_death
+from glioma_dist.errors import InputError
+from glioma_dist.files import read_json, write_json_atomically
+from glioma_dist.model.checkpoint import kept_folders
+from glioma_dist.reproduction.plan import Job
+
+Launch = Callable[[str, Path, Path], int]
+"""Runs an entry point (its file's name, its config, a file for what it says) and returns its exit code."""
+LAUNCH_VARIABLES = re.compile(r"(ACCELERATE|FSDP|TORCHELASTIC|GROUP|ROLE|MASTER)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
+KEPT_OF_ENVIRONMENT = ("ACCELERATE_USE_CPU",)
+FAILED = ".failed.json"
+
+
+def launcher(launch_file: Path, repository: Path) -> Launch:
+    """By `accelerate launch`, with one of accelerate_configs/. Its processes end when this one does."""
+
+    def launch(script: str, config: Path, log: Path) -> int:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in KEPT_OF_ENVIRONMENT or not LAUNCH_VARIABLES.fullmatch(name)
+        }
+        start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
+        command = [*start, str(repository / script), "--config", str(config)]
+        with log.open("a") as file:
+            return subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_this_process
+            ).returncode
+
+    return launch
+
+
+def _end_with_this_process() -> None:
+    get_signal_at_parents_death(signal.SIGTERM)
+
+
+def command_of(job: Job, launch_file: Path) -> str:
+    """What repeats a run by hand, in the folder that the study was started in."""
+    words = ["accelerate", "launch", "--config_file", str(launch_file), job.script, "--config", str(job.config_file)]
+    return shlex.join(words)
+
+
+def execute(
+    jobs: Sequence[Job], launch: Launch, facts: dict[str, Any], say: Callable[[str], None] = print
+) -> list[Job]:
+    """Run what is not finished. A run that fails stops none but those that need it. Returns those that did not end
+    well, which say why in `failure`.
+
+    facts: of this machine, kept with each run.
+    """
+    failed: list[Job] = []
+    trainings = {job.folder: job for job in jobs if job.script == "train.py"}
+    for number, job in enumerate(jobs, 1):
+        if is_finished(job):
+            continue
+        missing = [folder for folder in job.needs if folder in trainings and not is_finished(trainings[folder])]
+        if missing:
+            note_failure(job, f"{missing[0]} did not end well")
+            failed.append(job)
+            continue
+        say(f"run {number} of {len(jobs)}: {job.script} {job.config_file}")
+        seconds = run_one(job, launch, facts)
+        if seconds is None:
+            failed.append(job)
+            say(f"  did not end well: {failure(job)}")
+        else:
+            say(f"  {seconds:.0f} s")
+    return failed
+
+
+def run_one(job: Job, launch: Launch, facts: dict[str, Any]) -> float | None:
+    """Run a job and write down what it took: seconds of all its starts together; None where it failed."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_config(job)
+    failed_file(job).unlink(missing_ok=True)
+    said_before = job.log.stat().st_size if job.log.exists() else 0
+    times, start = job.folder / f"{job.stem}.seconds.json", time.monotonic()
+    before = _read_seconds(times) if times.exists() else 0.0
+    try:
+        code = launch(job.script, job.config_file, job.log)
+    finally:
+        seconds = before + time.monotonic() - start
+        write_json_atomically(times, seconds)
+    if code == 0:
+        # The marker first: a training that has lost last/ and is not marked as finished would be refused.
+        write_json_atomically(job.marker, {"seconds": round(seconds, 1), **facts})
+        if job.script == "train.py":
+            for folder in kept_folders(job.folder / "run" / "last"):  # nobody resumes from them any more
+                shutil.rmtree(folder, ignore_errors=True)
+        return seconds
+    with job.log.open("rb") as file:
+        file.seek(said_before)
+        lines = file.read().decode(errors="replace").splitlines()
+    # The launcher prints a report of its own below the entry point's line.
+    reason = next((line for line in reversed(lines) if line.startswith("error:")), f"exit code {code}, see {job.log}")
+    note_failure(job, reason.removeprefix("error: "))
+    return None
+
+
+def write_config(job: Job) -> None:
+    """A training that was begun goes on with what costs only, such as the number of workers, as it is asked for now.
+
+    Raises InputError where it was begun with settings that decide numbers and are others now.
+    """
+    if job.script == "train.py" and job.config_file.exists():
+        before = read_json(job.config_file)
+        if not isinstance(before, dict):
+            raise InputError(f"{job.config_file}: is no config; remove the folder {job.folder} to train again")
+        changed = differences(before, json.loads(json.dumps(job.config)))
+        if changed:
+            raise InputError(
+                f"{job.config_file}: was made with other settings than are asked for now ({'; '.join(changed)}); give "
+                "the same, or another --out"
+            )
+    write_json_atomically(job.config_file, job.config)
+
+
+def is_finished(job: Job) -> bool:
+    return job.marker.is_file()
+
+
+def failed_file(job: Job) -> Path:
+    return job.folder / f"{job.stem}{FAILED}"
+
+
+def note_failure(job: Job, reason: str) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(failed_file(job), {"reason": reason})
+
+
+def failure(job: Job) -> str | None:
+    """Why a run did not end well the last time; None where it is finished or was never started."""
+    if is_finished(job) or not failed_file(job).exists():
+        return None
+    content = read_json(failed_file(job))
+    return str(content.get("reason")) if isinstance(content, dict) else f"{failed_file(job)} is damaged"
+
+
+def _read_seconds(path: Path) -> float:
+    """Raises InputError where the file holds anything but a number."""
+    seconds = read_json(path)
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1e12:
+        raise InputError(f"{path}: is no number of seconds; remove the file to count from zero")
+    return float(seconds)

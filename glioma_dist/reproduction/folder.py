@@ -1,0 +1,73 @@
+"""The folder of a study: one start at a time prepares it, and its settings hold for every later start."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from glioma_dist.errors import InputError
+from glioma_dist.files import make_folder, read_json, remove_quietly, write_json_atomically
+from glioma_dist.reproduction.plan import Settings
+
+SETTINGS = "study.json"
+"""In the study's folder: what decided its numbers."""
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of several studies that start in one folder each waits for the one before."""
+    was_there = folder.exists()
+    make_folder(folder)
+    with open(folder / LOCK, "w") as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        except BaseException:
+            if not was_there and [each.name for each in folder.iterdir()] == [LOCK]:  # nothing was begun
+                remove_quietly(folder / LOCK)
+                folder.rmdir()
+            raise
+
+
+def settings_text(settings: Settings) -> dict[str, Any]:
+    """What decides a study's numbers, to be held against that of an earlier start in the same folder."""
+    chosen = asdict(settings)
+    for name in ("out", "source", "recompute", "workers"):
+        chosen.pop(name)
+    return json.loads(json.dumps(chosen))
+
+
+def hold_settings(folder: Path, chosen: dict[str, Any]) -> bool:
+    """Write down what decides a study's numbers; whether it was not there yet.
+
+    Raises InputError where the folder holds a study of other settings or of other images.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        write_json_atomically(path, chosen)
+        return True
+    try:
+        before = read_json(path)
+    except InputError as error:
+        fault = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: is damaged ({fault}); remove it, or give another --out") from None
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: is damaged (no object of settings); remove it, or give another --out")
+    changed = [
+        f"{name} {before[name]} -> {value}"
+        for name, value in chosen.items()
+        if before.get(name) is not None and value is not None and before[name] != value
+    ]
+    if changed:
+        raise InputError(
+            f"--out {folder}: holds a study with other settings ({'; '.join(changed)}); give the same, or another --out"
+        )
+    return False

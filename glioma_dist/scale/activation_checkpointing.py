@@ -1,0 +1,172 @@
+"""Recomputation: what a step keeps for its backward pass, and what it computes a second time instead.
+
+Outputs, gradients and buffers are those of the plain model: nothing in the model draws from a global generator
+(stochastic depth is drawn from the images' seeds), and running statistics are moved by the first computation only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers.models.segformer.modeling_segformer import SegformerMixMLP
+
+from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
+from glioma_dist.model.encoders.mit import MitEncoder
+from glioma_dist.model.unet import UNet
+from glioma_dist.scale.batch_norm import OVER_PROCESSES
+from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
+from glioma_dist.scale.tiles import in_bands
+
+NUM_BANDED_STAGES = 2
+"""Encoder stages whose Mix-FFN goes in bands: its inner maps are four times as wide as a stage, and the first
+stages' are the encoder's largest."""
+
+_ATEN = torch.ops.aten
+ATTENTION_KERNELS = (
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
+
+
+def recompute(model: UNet, kind: Literal["none", "encoder", "all"]) -> None:
+    """Have `model` recompute in its backward pass; its weights, their names and its results stay as they are.
+
+    encoder: of each part of the encoder (one layer, or two in a deep stage) keeps the input and what attention gave.
+    all: computes attention again too, goes through the first stages' Mix-FFN in bands of rows, keeps the input of each
+    decoder block only, and goes through the last block and the head in bands.
+    Of a convolutional encoder both keep the inputs of its parts.
+    """
+    if kind == "none":
+        return
+    attends = isinstance(model.encoder, MitEncoder)
+    model.encoder.run_part = compute_again_but_attention if kind == "encoder" and attends else compute_part_again
+    if kind == "all" and attends:
+        for stage in model.encoder.segformer.stages[:NUM_BANDED_STAGES]:
+            for layer in stage.blocks:
+                layer.mlp.__class__ = BandedMixFFN
+    if kind == "all":
+        model.decoder.__class__ = RecomputedDecoder
+        for block in model.decoder.blocks:
+            block.__class__ = BandedBlock
+
+
+def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
+    """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs."""
+    contexts = partial(_first_and_again, norms) if norms is not None else _first_and_again
+    return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """`part(features)`, a part of an encoder, of which only the input is kept."""
+    return compute_again(part, features, norms=part if isinstance(part, nn.Module) else None)
+
+
+def compute_again_but_attention(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """`part(features)`, of which the input and the outputs of attention are kept."""
+    contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
+    return checkpoint(part, features, use_reentrant=False, context_fn=contexts)
+
+
+def _keep_attention(_context: object, operation: object, *_: object, **__: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in ATTENTION_KERNELS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class BandedMixFFN(SegformerMixMLP):
+    """Mix-FFN (SegFormer, section 3.1) in bands of rows."""
+
+    rows = Rows()
+
+    def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
+        """hidden_states: (B, height * width, C). Returns the same shape."""
+        tokens_of_band = super().forward
+
+        def compute_band(part: Tensor) -> Tensor:
+            tokens = tokens_of_band(part.flatten(2).transpose(1, 2), *part.shape[2:])
+            return tokens.transpose(1, 2).unflatten(2, part.shape[2:])
+
+        as_map = hidden_states.transpose(1, 2).unflatten(2, (height, width))
+        output = in_bands(compute_band, [as_map], list(self.parameters()), self.fc1.out_features, rows=self.rows)
+        return output.flatten(2).transpose(1, 2)
+
+
+class BandedBlock(DecoderBlock):
+    """A decoder block of which the outputs of its two convolutions exist as a whole; whatever stands between them
+    exists a band of rows at a time."""
+
+    rows = Rows()
+
+    def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
+        """As DecoderBlock's; with `head` what it makes of the block's output."""
+        maps = [features] if skip is None else [features, skip]
+        parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
+        features = in_bands(self._upsample_and_convolve, maps, parameters, inner_channels, ratio=2, rows=self.rows)
+        features = self._normalise_and_convolve(self.norm1, self.conv2, features)
+        if head is not None:
+            return self._normalise_and_convolve(self.norm2, head, features)
+        return functional.relu(self.norm2(features), inplace=True)
+
+    def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
+        features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.conv1(torch.cat([features, *skips], dim=1))
+
+    def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
+        """convolution(relu(norm(features))) in bands."""
+
+        def compute_band(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+            return convolution(functional.relu(normalise_with(norm, part, mean, variance), inplace=True))
+
+        if isinstance(norm, nn.GroupNorm):
+            statistics: Statistics = GroupStatistics(norm, self.rows)
+        else:
+            statistics = BatchStatistics(norm, over_processes=isinstance(norm, OVER_PROCESSES))
+        return in_bands(
+            compute_band,
+            [features],
+            [*norm.parameters(), *convolution.parameters()],
+            convolution.in_channels,
+            statistics=statistics,
+            rows=self.rows,
+        )
+
+
+class RecomputedDecoder(BilinearDecoder):
+    """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
+    convolutions."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
+        features, skips = maps[-1], self.skips(maps)
+        if isinstance(self.center, CenterBlock):
+            features = compute_part_again(self.center, features)
+        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
+            features = compute_again(block, features, skip, norms=block)
+        return self.blocks[-1](features, skips[-1], self.head)
+
+
+def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), nullcontext() if norms is None else _buffers_left_alone(norms)
+
+
+@contextmanager
+def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
+    """Within it, changes to the module's buffers go to copies, which are then thrown away."""
+    kept = [(part, dict(part._buffers)) for part in module.modules() if part._buffers]
+    for part, buffers in kept:
+        for name, buffer in buffers.items():
+            part._buffers[name] = None if buffer is None else buffer.clone()
+    try:
+        yield
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)

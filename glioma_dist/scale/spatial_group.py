@@ -1,0 +1,254 @@
+"""One image over several processes: each keeps a band of its rows.
+
+The processes of a run form data groups of `size` neighbouring ranks, the rows group. All of a rows group get the same
+image. This room says which rows are whose and carries tensors between the bands; `row_layers.py` has the layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.errors import InputError
+
+UNIT_ROWS = 32
+"""Bands are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
+
+
+class Rows:
+    """This process's place in its rows group. `Rows()` is a process that has whole images."""
+
+    def __init__(
+        self,
+        size: int = 1,
+        rank: int = 0,
+        data_rank: int = 0,
+        num_data_groups: int = 1,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.size, self.rank = size, rank
+        self.data_rank, self.num_data_groups = data_rank, num_data_groups
+        self.group = group
+        self.units, self.heights = [1] * size, [UNIT_ROWS] * size
+        """Of each band of the image that is worked on: units of `UNIT_ROWS` rows, and rows."""
+
+    @classmethod
+    def join(cls, runtime: Runtime, size: int) -> Rows:
+        """Form the rows groups of a launch; all processes must call it.
+
+        Raises InputError where `size` does not divide the processes.
+        """
+        check_division(size, runtime.num_processes)
+        data_rank, rank = divmod(runtime.rank, size)
+        num_data_groups = runtime.num_processes // size
+        groups = [None] * num_data_groups
+        if size > 1:
+            time_to_answer = timedelta(seconds=runtime.seconds_to_answer)
+            groups = [
+                dist.new_group(range(first * size, (first + 1) * size), timeout=time_to_answer)
+                for first in range(num_data_groups)
+            ]
+        return cls(size, rank, data_rank, num_data_groups, groups[data_rank])
+
+    def cut(self, height: int) -> slice:
+        """This process's rows of an image `height` rows high. Layers take the image to have this height until the next
+        call, in the backward pass, too.
+
+        Raises InputError where the image has fewer units than there are processes.
+        """
+        edges = band_edges(height, self.size)
+        self.units = [math.ceil((stop - start) / UNIT_ROWS) for start, stop in pairwise(edges)]
+        self.heights = [stop - start for start, stop in pairwise(edges)]
+        return slice(edges[self.rank], edges[self.rank + 1])
+
+    @property
+    def has_previous(self) -> bool:
+        """Whether another process has the rows above."""
+        return self.rank > 0
+
+    @property
+    def has_next(self) -> bool:
+        """Whether another process has the rows below."""
+        return self.rank < self.size - 1
+
+    def exchange(self, to_previous: Tensor, to_next: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Begin to send rows to both neighbours, and to receive theirs.
+
+        to_previous, to_next: (B, C, any number of rows, W), the same shapes on all processes. Returns a function that
+        waits: it returns what the previous process sent to its next, and the next to its previous; zeros where there
+        is no neighbour.
+        """
+        from_previous, from_next = (
+            torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in (to_next, to_previous)
+        )
+        requests = self._start(
+            [(-1, to_previous.contiguous(), from_previous)] * self.has_previous
+            + [(1, to_next.contiguous(), from_next)] * self.has_next
+        )
+
+        def wait() -> tuple[Tensor, Tensor]:
+            for request in requests:
+                request.wait()
+            return from_previous, from_next
+
+        return wait
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the rows group of what each took from its band. The gradient of each addend is the sum's own, for a
+        loss that all processes compute from it is one loss."""
+        return values if self.size == 1 else _Total.apply(values, self)
+
+    def gather_tokens(self, tokens: Tensor) -> Tensor:
+        """tokens: (B, heads, tokens of this band, C), a fixed number a unit. Returns those of the whole image, in its
+        order; gradients go back to where the tokens came from, summed over the group."""
+        per_unit = tokens.shape[2] // self.units[self.rank]
+        return _Gather.apply(tokens, [units * per_unit for units in self.units], self)
+
+    def gather_band(self, band: Tensor) -> Tensor:
+        """band: (B, C, rows of this band, W). Returns (B, C, H, W) on all processes; without gradient."""
+        return band if self.size == 1 else self.gather(band, self.heights)
+
+    def gather(self, part: Tensor, lengths: list[int]) -> Tensor:
+        """Join parts along dimension 2, of `lengths` on each process."""
+        longest = part.new_zeros(*part.shape[:2], max(lengths), *part.shape[3:])
+        longest[:, :, : part.shape[2]] = part
+        parts = self._all_gather(longest)
+        return torch.cat([each[:, :, :length] for each, length in zip(parts, lengths, strict=True)], dim=2)
+
+    def sum_of_own(self, whole: Tensor, lengths: list[int]) -> Tensor:
+        """This process's part, along dimension 2, of the sum over the rows group of `whole`; without gradient."""
+        parts = whole.new_zeros(self.size, *whole.shape[:2], max(lengths), *whole.shape[3:])
+        for part, values in zip(parts, whole.split(lengths, dim=2), strict=True):
+            part[:, :, : values.shape[2]] = values
+        return self._reduce_scatter(parts)[:, :, : lengths[self.rank]]
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sum over the rows group, in place; without gradient."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def _all_gather(self, part: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part, group=self.group)
+        return parts
+
+    def _reduce_scatter(self, parts: Tensor) -> Tensor:
+        total = torch.empty_like(parts[0])
+        dist.reduce_scatter(total, list(parts), group=self.group)
+        return total
+
+    def _start(self, transfers: list[tuple[int, Tensor, Tensor]]) -> list[dist.Work]:
+        """Begin transfers: (which neighbour, what is sent, what is received)."""
+        here = self.data_rank * self.size + self.rank
+        operations = []
+        for where, sent, received in transfers:
+            if sent.numel():
+                operations.append(dist.P2POp(dist.isend, sent, here + where, self.group))
+            if received.numel():
+                operations.append(dist.P2POp(dist.irecv, received, here + where, self.group))
+        return dist.batch_isend_irecv(operations) if operations else []
+
+
+class ImaginaryRows(Rows):
+    """A process of a rows group of which there are no others: for counting what it holds, and what it would send.
+
+    It stands where most is to do: in a largest band, and, where there are three or more, as if between two others.
+    """
+
+    def __init__(self, size: int, height: int) -> None:
+        heights = [stop - start for start, stop in pairwise(band_edges(height, size))]
+        super().__init__(size, heights.index(max(heights)))
+        self.halo_bytes = self.gathered_bytes = 0
+        """Sent to neighbours; and sent so that all have tokens, or a sum, of all (by rings, as NCCL does it)."""
+
+    @property
+    def has_previous(self) -> bool:
+        return self.rank > 0 or self.size > 2
+
+    @property
+    def has_next(self) -> bool:
+        return self.rank < self.size - 1 or self.size > 2
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        self.gathered_bytes += 2 * (self.size - 1) * values.nbytes // self.size
+        return values
+
+    def _all_gather(self, part: Tensor) -> list[Tensor]:
+        self.gathered_bytes += (self.size - 1) * part.nbytes
+        return [torch.empty_like(part) for _ in range(self.size)]
+
+    def _reduce_scatter(self, parts: Tensor) -> Tensor:
+        self.gathered_bytes += (self.size - 1) * parts[0].nbytes
+        return torch.empty_like(parts[0])
+
+    def _start(self, transfers: list[tuple[int, Tensor, Tensor]]) -> list[dist.Work]:
+        self.halo_bytes += sum(sent.nbytes for _, sent, _ in transfers)
+        return []
+
+
+def check_division(size: int, num_processes: int) -> None:
+    """Raises InputError where bands of `size` processes do not divide a launch."""
+    if num_processes % size:
+        raise InputError(
+            f"--scale.rows {size} does not divide the {num_processes} process{'es' if num_processes > 1 else ''} of "
+            f"this launch: launch a multiple of {size} (accelerate launch --num_processes {size} …)"
+        )
+
+
+def band_edges(height: int, size: int) -> list[int]:
+    """Row numbers at which `size` bands of an image begin and end, as even as whole units allow: `size` + 1 numbers."""
+    units = math.ceil(height / UNIT_ROWS)
+    if units < size:
+        raise InputError(
+            f"an image of {height} rows makes at most {units} bands of {UNIT_ROWS}, and --scale.rows {size} asks for "
+            f"more: give --scale.rows {units}, or larger images"
+        )
+    return [min(height, units * number // size * UNIT_ROWS) for number in range(size + 1)]
+
+
+def rows_between(above: Tensor, features: Tensor, below: Tensor, start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` of `features` (B, C, H, W), with `above` before row 0 and `below` after the last."""
+    parts, first = [], -above.shape[2]
+    for part in (above, features, below):
+        part_start, part_stop = max(0, start - first), min(part.shape[2], stop - first)
+        if part_start < part_stop:
+            parts.append(part[:, :, part_start:part_stop])
+        first += part.shape[2]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def add_to_borders(total: Tensor, from_previous: Tensor, from_next: Tensor) -> None:
+    """Add to the first and last rows of `total` (B, C, H, W), in place, the gradients that both neighbours sent."""
+    total[:, :, : from_previous.shape[2]] += from_previous
+    total[:, :, total.shape[2] - from_next.shape[2] :] += from_next
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, rows: Rows) -> Tensor:
+        return rows.all_reduce(values.clone())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, part: Tensor, lengths: list[int], rows: Rows) -> Tensor:
+        ctx.lengths, ctx.rows = lengths, rows
+        return rows.gather(part, lengths)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.rows.sum_of_own(gradient, ctx.lengths), None, None

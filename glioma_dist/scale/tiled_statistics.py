@@ -1,0 +1,167 @@
+"""Mean and variance for norms: over an image too large to be widened at once, and over the processes of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from glioma_dist.scale.spatial_group import Rows
+
+CHUNK_NUMBERS = 2**22
+"""Numbers of a map that are widened to fp32 at once."""
+
+
+class Statistics(Protocol):
+    """Mean and variance that a norm takes of a map, and what their gradients add to the map's."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features: (B, C, H, W). Returns mean and variance, fp32 at least, of a shape that `normalise_with` takes."""
+
+    def add_gradient(
+        self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Add to `total` (B, C, H, W), in place, what gradients of mean and variance give."""
+
+
+class BatchStatistics:
+    """Of a BatchNorm2d: per channel, over the batch, and over all processes where `over_processes`.
+
+    In evaluation mode they are the running ones, where the norm keeps any; in training mode these are updated.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, over_processes: bool) -> None:
+        # As PyTorch's SyncBatchNorm: in evaluation mode each process is on its own.
+        self.norm, self.over_processes = norm, over_processes and norm.training
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and variance (C,)."""
+        if self.fixed:
+            return self.norm.running_mean, self.norm.running_var
+        mean, variance, self.count = batch_moments(features, self.over_processes)
+        if self.norm.training:
+            update_running(self.norm, mean, variance, self.count)
+        return mean, variance
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the statistics are the running ones."""
+        return not self.norm.training and self.norm.running_mean is not None
+
+    def add_gradient(
+        self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
+    ) -> None:
+        if self.fixed:
+            return
+        both = torch.cat(gradients)
+        if self.over_processes and dist.is_initialized():
+            dist.all_reduce(both)
+        mean_gradient, variance_gradient = (each.view(1, -1, 1, 1) for each in (both / self.count).chunk(2))
+        mean = found[0].view(1, -1, 1, 1)
+        # d mean / d x = 1 / n; d variance / d x = 2 (x - mean) / n
+        for part, values in zip(chunks(total), chunks(features), strict=True):
+            part += mean_gradient + 2 * variance_gradient * (values.to(both.dtype) - mean)
+
+
+class GroupStatistics:
+    """Of a GroupNorm: per image and group of channels, over all bands of the image."""
+
+    def __init__(self, norm: nn.GroupNorm, rows: Rows) -> None:
+        self.num_groups, self.rows = norm.num_groups, rows
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and variance (B, groups)."""
+        parts = []
+        for values in chunks(features):
+            wide = values.to(_wide(values)).unflatten(1, (self.num_groups, -1))
+            variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
+            parts.append(torch.stack([mean, variance, torch.full_like(mean, wide[0, 0].numel())]))
+        moments = torch.stack(parts).flatten(2)
+        if self.rows.size > 1:
+            here = torch.stack(join_moments(*moments.unbind(1)))
+            moments = self.rows.gather(here[None, None], [3] * self.rows.size).unflatten(2, (-1, 3))[0, 0]
+        mean, variance, count = (each.view(mean.shape) for each in join_moments(*moments.unbind(1)))
+        self.count = count
+        return mean, variance
+
+    def add_gradient(
+        self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
+    ) -> None:
+        shape = (*found[0].shape, 1, 1, 1)
+        both = self.rows.all_reduce(torch.stack(gradients))
+        mean, mean_gradient, variance_gradient, count = (each.view(shape) for each in (found[0], *both, self.count))
+        for part, values in zip(chunks(total), chunks(features), strict=True):
+            wide = values.to(mean.dtype).unflatten(1, (self.num_groups, -1))
+            part += ((mean_gradient + 2 * variance_gradient * (wide - mean)) / count).flatten(1, 2)
+
+
+def normalise_with(norm: nn.Module, features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """What `norm` makes of `features` (B, C, H, W) with the statistics given, in the type of `features`."""
+    shape = (1, -1, 1, 1)
+    if isinstance(norm, nn.GroupNorm):
+        per_group = features.shape[1] // norm.num_groups
+        mean, variance = (each.repeat_interleave(per_group, dim=1)[..., None, None] for each in (mean, variance))
+    else:
+        mean, variance = mean.view(shape), variance.view(shape)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.view(shape)
+    normalised = (features - mean) * scale
+    return (normalised if norm.bias is None else normalised + norm.bias.view(shape)).to(features.dtype)
+
+
+def batch_moments(features: Tensor, over_processes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), variance (C,) and number of pixels (), over (B, H, W) and over the processes; fp32 at least."""
+    parts = []
+    for values in chunks(features):
+        wide = values.to(_wide(values))
+        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
+        parts.append(torch.cat([mean, variance, mean.new_tensor([wide.numel() // wide.shape[1]])]))
+    moments = torch.stack(parts)
+    if over_processes and dist.is_initialized():
+        here = torch.cat([each.flatten() for each in join_moments(*_split(moments))])
+        theirs = [torch.empty_like(here) for _ in range(dist.get_world_size())]
+        dist.all_gather(theirs, here)
+        moments = torch.stack(theirs)
+    return join_moments(*_split(moments))
+
+
+def join_moments(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and variances (parts, …) of `counts` (parts,) numbers each, joined to those of all: Chan, Golub and
+    LeVeque 1979, which does not lose the digits that E[x^2] - E[x]^2 does. counts: (parts,), or as means."""
+    count = counts.sum(0)
+    shares = (counts / count).view(len(means), -1, *(1,) * (means.ndim - 2))
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean) ** 2)).sum(0), count
+
+
+@torch.no_grad()
+def update_running(norm: nn.Module, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    """Move a batch norm's running statistics as PyTorch does: by `momentum`, or to the mean of all batches so far where
+    that is None; the variance unbiased. A norm that keeps none is left alone."""
+    if norm.running_mean is None:
+        return
+    norm.num_batches_tracked += 1
+    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    unbiased = variance * (count / (count - 1).clamp(min=1))
+    norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+    norm.running_var.lerp_(unbiased.to(norm.running_var), share)
+
+
+def chunks(features: Tensor) -> Iterator[Tensor]:
+    """Views of some rows each, of (B, C, H, W), together all of it."""
+    rows = max(1, CHUNK_NUMBERS // (features.numel() // features.shape[2]))
+    yield from features.split(rows, dim=2)
+
+
+def _split(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(parts, 2 C + 1) to means (parts, C), variances (parts, C), counts (parts,)."""
+    means, variances = moments[:, :-1].chunk(2, dim=1)
+    return means, variances, moments[:, -1]
+
+
+def _wide(features: Tensor) -> torch.dtype:
+    return torch.promote_types(features.dtype, torch.float32)

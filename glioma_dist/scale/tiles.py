@@ -1,0 +1,201 @@
+"""A convolution's work in bands of rows, computed again in the backward pass, band by band.
+
+What stands between two kept maps (upsampling, joining, normalising, activation) is never held for more than one band:
+at the decoder's full size these are the largest tensors of a training step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from glioma_dist.scale.spatial_group import Rows, add_to_borders, rows_between
+from glioma_dist.scale.tiled_statistics import Statistics
+
+BAND_NUMBERS = 2**22
+"""Numbers in the largest map inside a band, at most (a row at least): small beside those of an image of several
+million pixels, and enough to keep a GPU busy."""
+NUM_SETTINGS = 6
+"""Arguments of `_InBands` before the tensors."""
+
+
+class Band(NamedTuple):
+    """Rows of one band, in rows of the first map, and how many halo rows stand above it."""
+
+    start: int
+    stop: int
+    halo_start: int
+    halo_stop: int
+
+    def rows(self, ratio: int) -> slice:
+        """Its rows without halo in a map with `ratio` rows for each row of the first."""
+        return slice(self.start * ratio, self.stop * ratio)
+
+    def crop(self, output: Tensor, ratio: int) -> Tensor:
+        """The band's own rows of what was computed with halo."""
+        above = (self.start - self.halo_start) * ratio
+        return output[:, :, above : above + (self.stop - self.start) * ratio]
+
+
+def in_bands(
+    function: Callable[..., Tensor],
+    maps: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    inner_channels: int,
+    ratio: int = 1,
+    statistics: Statistics | None = None,
+    rows: Rows | None = None,
+) -> Tensor:
+    """`function(*maps, mean, variance)`, or `function(*maps)` without `statistics`, a band of rows at a time.
+
+    function: a row of its output depends on the same and the neighbouring rows of the first map only, on the border of
+        the image as `function` itself treats the border of what it is given.
+    maps: (B, C, H, W) and further maps of `ratio` rows for each of the first's.
+    parameters: all tensors with gradients that `function` uses beside its arguments.
+    inner_channels: of the widest map inside `function`, by which the bands are cut.
+    ratio: rows of the output, and of the further maps, for each row of the first map.
+    statistics: computes mean and variance of the first map, all rows of it.
+    rows: the processes that have the image's other rows, where `function` needs neighbouring rows of them.
+
+    Returns (B, C', ratio * H, ratio * W). For the backward pass only `maps` are kept; gradients are the plain ones up
+    to the order of sums.
+    """
+    trained = [each for each in parameters if each.requires_grad]
+    rows = rows or Rows()
+    bands = cut(maps[0], ratio, inner_channels, rows)
+    return _InBands.apply(function, bands, ratio, statistics, rows, len(maps), *maps, *trained)
+
+
+class _InBands(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        function: Callable[..., Tensor],
+        bands: list[Band],
+        ratio: int,
+        statistics: Statistics | None,
+        rows: Rows,
+        num_maps: int,
+        *tensors: Tensor,
+    ):
+        ctx.autocast = _autocast_state(tensors[0].device.type)
+        maps = tensors[:num_maps]
+        halos = [_halo(each, ratio if number else 1, rows) for number, each in enumerate(maps)]
+        found = statistics.forward(maps[0]) if statistics else ()
+        output = None
+        for band in bands:
+            part = band.crop(function(*_slices(maps, halos, band, ratio), *found), ratio)
+            if output is None:
+                shape = (*part.shape[:2], maps[0].shape[2] * ratio, part.shape[3])
+                output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_layout(part))
+            output[:, :, band.rows(ratio)] = part
+        ctx.function, ctx.bands, ctx.ratio, ctx.statistics, ctx.num_maps = function, bands, ratio, statistics, num_maps
+        ctx.rows = rows
+        ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        saved, num_maps, num_found = iter(ctx.saved_tensors), ctx.num_maps, 2 if ctx.statistics else 0
+        maps = list(islice(saved, num_maps))
+        parameters = list(islice(saved, len(ctx.needs_input_grad) - NUM_SETTINGS - num_maps))
+        found = list(islice(saved, num_found))
+        halos = list(zip(saved, saved, strict=True))
+        map_gradients = [
+            _Gradient(each, halo) if needed else None
+            for each, halo, needed in zip(maps, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
+        ]
+        totals: list[Tensor | None] = [None] * (num_found + len(parameters))
+        for band in ctx.bands:
+            slices = [
+                part.detach().requires_grad_(total is not None)
+                for part, total in zip(_slices(maps, halos, band, ctx.ratio), map_gradients, strict=True)
+            ]
+            loose = [each.detach().requires_grad_() for each in found]
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                output = band.crop(ctx.function(*slices, *loose), ctx.ratio)
+            sources = [part for part in slices if part.requires_grad]
+            gradients = torch.autograd.grad(
+                output, [*sources, *loose, *parameters], gradient[:, :, band.rows(ctx.ratio)], allow_unused=True
+            )
+            inner = iter(gradients[: len(sources)])
+            for number, total in enumerate(map_gradients):
+                if total is not None:
+                    total.add(next(inner), band.halo_start * (ctx.ratio if number else 1))
+            for number, part in enumerate(gradients[len(sources) :]):
+                if part is not None:
+                    totals[number] = part if totals[number] is None else totals[number].add_(part)
+        if ctx.statistics and map_gradients[0] is not None:
+            ctx.statistics.add_gradient(map_gradients[0].inside, maps[0], found, totals[:num_found])
+        whole = [None if each is None else each.exchanged(ctx.rows) for each in map_gradients]
+        return *[None] * NUM_SETTINGS, *whole, *totals[num_found:]
+
+
+class _Gradient:
+    """Gradient of a map and of its halo, as it is summed up band by band."""
+
+    def __init__(self, features: Tensor, halo: tuple[Tensor, Tensor]) -> None:
+        self.inside = torch.zeros_like(features)
+        self.halo = [torch.zeros_like(each) for each in halo]
+
+    def add(self, part: Tensor, start: int) -> None:
+        """Add to the rows from `start` on; before row 0 and after the last is the halo."""
+        first = -self.halo[0].shape[2]
+        for total in (self.halo[0], self.inside, self.halo[1]):
+            from_row, to_row = max(start, first), min(start + part.shape[2], first + total.shape[2])
+            if from_row < to_row:
+                total[:, :, from_row - first : to_row - first] += part[:, :, from_row - start : to_row - start]
+            first += total.shape[2]
+
+    def exchanged(self, rows: Rows) -> Tensor:
+        """The map's gradient with what the other bands add to it."""
+        if rows.size > 1:
+            add_to_borders(self.inside, *rows.exchange(*self.halo)())
+        return self.inside
+
+
+def cut(first: Tensor, ratio: int, inner_channels: int, rows: Rows) -> list[Band]:
+    """Even bands of a map's rows, with one row of halo on each side that is not the image's border; row -1 and the row
+    after the last are other processes'."""
+    height, width = first.shape[2:]
+    numbers = len(first) * inner_channels * height * width * ratio**2
+    num_bands = min(height, math.ceil(numbers / BAND_NUMBERS))
+    edges = [height * number // num_bands for number in range(num_bands + 1)]
+    first_row, last_row = -rows.has_previous, height + rows.has_next
+    return [Band(start, stop, max(first_row, start - 1), min(last_row, stop + 1)) for start, stop in pairwise(edges)]
+
+
+def _halo(features: Tensor, num_rows: int, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The neighbouring processes' rows above and below a map."""
+    if rows.size == 1:
+        return features[:, :, :0], features[:, :, :0]
+    return rows.exchange(features[:, :, :num_rows], features[:, :, -num_rows:])()
+
+
+def _slices(maps: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], band: Band, ratio: int) -> list[Tensor]:
+    each_ratio = [ratio if number else 1 for number in range(len(maps))]
+    return [
+        rows_between(halo[0], each, halo[1], band.halo_start * factor, band.halo_stop * factor)
+        for each, halo, factor in zip(maps, halos, each_ratio, strict=True)
+    ]
+
+
+def _layout(part: Tensor) -> torch.memory_format:
+    return torch.channels_last if part.stride(1) == 1 and part.shape[1] > 1 else torch.contiguous_format
+
+
+def _autocast_state(device_type: str) -> dict[str, Any]:
+    """Arguments of `torch.autocast` as it stands; without its cache of weights, which would outlive a band."""
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+        "cache_enabled": False,
+    }

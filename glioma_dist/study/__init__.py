@@ -1,1 +1,0 @@
-"""The article's experiments: as data, as runs of the entry points, as results."""

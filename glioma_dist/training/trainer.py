@@ -1,0 +1,130 @@
+"""All that a run needs, in one place, and how it saves itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.data.mixture import Mixture, Shards
+from glioma_dist.data.sampler import Order
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.signals import StopSignal
+from glioma_dist.model.checkpoint_writer import Writer
+from glioma_dist.scale.loss_scale import scaler_state
+from glioma_dist.scale.planner import Recompute
+from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.run_folder import RunFolder
+from glioma_dist.training.state import Position, save_state
+
+
+class Scores(NamedTuple):
+    """Means over all images of a batch or a data set, over all processes."""
+
+    loss: float
+    dice: float
+
+
+class StepGuard:
+    """Undoes what a failed step has changed: puts running statistics back.
+
+    model: whose buffers are kept, in place, on its own device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = list(model.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        self.weights_move = False
+        """True from the moment at which the optimizer begins to change weights until it has changed all."""
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Call it before a step."""
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back what the step has changed so far. Weights that have begun to move cannot be put back."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._kept)
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a run needs, made once by `prepare`."""
+
+    config: TrainConfig
+    runtime: Runtime
+    train: Shards
+    val: ShardReader | None
+    order: Order | Mixture
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    recompute: Recompute
+    rows: Rows
+    facts: dict
+    """What checkpoints say beside the position: lineage, fingerprints."""
+    folder: RunFolder
+    stop: StopSignal
+    guard: StepGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guard", StepGuard(self.model))
+
+    @property
+    def num_steps(self) -> int:
+        steps = self.config.epochs * self.order.steps_per_epoch
+        return min(steps, self.config.max_steps or steps)
+
+    def finished(self, position: Position) -> bool:
+        """All steps are taken, or validation has not got better for as often as `patience` allows."""
+        impatient = self.config.patience is not None and position.evaluations_since_best >= self.config.patience
+        return impatient or position.step >= self.num_steps
+
+    def epoch(self, position: Position) -> int:
+        """Number of the epoch, from 0, that the last step belonged to."""
+        return (position.step - 1) // self.order.steps_per_epoch
+
+    def is_milestone(self, position: Position) -> bool:
+        """Whether the run is validated after this step."""
+        every = self.config.eval_every or self.order.steps_per_epoch
+        return position.step > 0 and (position.step == self.num_steps or position.step % every == 0)
+
+    def validation_is_due(self, position: Position) -> bool:
+        """A run that stopped between a step and its validation has this still to do."""
+        return self.val is not None and self.is_milestone(position) and position.validated_step != position.step
+
+    def checkpoint_is_due(self, position: Position) -> bool:
+        every = self.config.save_every
+        return self.is_milestone(position) or bool(every and position.step and position.step % every == 0)
+
+
+def save(training: Training, position: Position, name: str, reporter: Reporter | None, alone: bool = False) -> None:
+    """Write <out>/last, from which training can resume, or <out>/best, the model alone; all processes wait for it.
+
+    alone: this process writes full tensors and waits for no other, because some are lost.
+    """
+    runtime = training.runtime
+    model = runtime.accelerator.unwrap_model(training.model)
+    optimizer = training.optimizer if name == "last" else None
+    folder = training.config.out / name
+    if alone:
+        writer = Writer(check=training.folder.check)
+    else:
+        writer = Writer(runtime.rank, runtime.num_processes, runtime.gather_objects, training.folder.check)
+    keep = training.config.keep_last if name == "last" else 1
+    scaler = scaler_state(runtime.accelerator) if name == "last" else None
+    facts = training.facts
+    if reporter and name == "last" and reporter.unwritten_rows:
+        facts = facts | {"unwritten_rows": reporter.unwritten_rows}  # the checkpoint can lie on a disk that has space
+    save_state(folder, training.config, position, model, optimizer, facts, writer, keep, scaler)
+    if name == "last":
+        training.folder.mark_resumable()
+        if reporter:
+            reporter.saved(position.step)
