@@ -2,7 +2,7 @@
 # make demo    the main job, end to end, on drawn images
 # make test    the tests; make lint: style; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
-# make gpu     on a machine with a GPU: its tests, and the resolution benchmark against the peers
+# make gpu     on a machine with a GPU: its tests, and the resolution benchmark beside its baselines
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -27,7 +27,7 @@ demo: setup
 	$(BIN)/python tools/convert_livecell.py --source $(DEMO)/source/livecell --out $(DEMO)/shards/livecell
 	$(BIN)/python tools/convert_glioma_c6.py --source $(DEMO)/source/glioma_c6 --out $(DEMO)/shards/glioma_c6
 	$(LAUNCH) train.py --data.train $(DEMO)/shards/glioma_c6/train --data.val $(DEMO)/shards/glioma_c6/val \
-	  --data.size 256x256 --data.fit crop --data.augment flips --data.workers 1 --model.encoder mit_b0 \
+	  --data.size 256x256 --data.transform random-crop --data.augment flips --data.workers 1 --model.encoder mit_b0 \
 	  --batch-size 4 --lr 1e-3 --epochs 1000 --max-steps 64 --eval-every 32 --out $(DEMO)/run
 	$(LAUNCH) evaluate.py --checkpoint $(DEMO)/run/best --data $(DEMO)/shards/glioma_c6/test --out $(DEMO)/scores.json
 	$(BIN)/python predict.py --checkpoint $(DEMO)/run/best \
@@ -60,7 +60,7 @@ bench: setup
 gpu: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m pytest -m gpu
-	$(LAUNCH) tools/bench_resolution.py --sizes 704x512 1472x1120 2592x1952 --peers smp eager --channels-last \
+	$(LAUNCH) tools/bench_resolution.py --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last \
 	  --find-largest --out docs/benchmarks/gpu
 
 clean:

@@ -12,12 +12,12 @@ def main() -> None:
 
     config = parse(EvaluateConfig, sys.argv[1:])
 
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.evaluation.protocol import evaluate
 
-    runtime = Runtime.start()
-    scores = evaluate(config, runtime)
-    if runtime.is_main:
+    context = DistributedContext.start()
+    scores = evaluate(config, context)
+    if context.is_main:
         for image in scores["images"]:
             print(f"{image['dice']:.4f}  {image['key']}")
         print(

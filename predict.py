@@ -12,12 +12,12 @@ def main() -> None:
 
     config = parse(PredictConfig, sys.argv[1:])
 
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.inference.predict import predict
 
-    runtime = Runtime.start()
-    rows = predict(config, runtime)
-    if runtime.is_main:
+    context = DistributedContext.start()
+    rows = predict(config, context)
+    if context.is_main:
         print(f"{len(rows)} masks, overlays and summary.csv in {config.out}")
 
 

@@ -16,10 +16,10 @@ def main() -> None:
         return
     config = parse(TrainConfig, sys.argv[1:])
 
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.training.loop import train
 
-    train(config, Runtime.start(config.scale.timeout_s))
+    train(config, DistributedContext.start(config.scale.timeout_s))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def segmentation_loss(
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Tensor:
     """Loss of each image. logits: (B, 1, H, W); masks: (B, H, W) of 0 and 1. Returns (B,) fp32,
-    or fp64 where the logits are. total: makes of sums over a part of each image those over the whole (`Rows.total`).
+    or fp64 where the logits are. total: makes of sums over a part of each image those over the whole
+    (`SpatialGroup.total`).
 
     dice: 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1), p = sigmoid(logit) (V-Net, Milletari et al. 2016, arXiv
     1606.04797, section 3, with plain sums below). bce: the mean of the binary cross-entropy over the pixels.

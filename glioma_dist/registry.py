@@ -59,7 +59,7 @@ ENCODER_ALIASES = {
 for spaces and hyphens."""
 
 
-PEER_NAMES = {
+SMP_NAMES = {
     "efficientnet_b5": "efficientnet-b5",
     "gernet_l": "tu-gernet_l",
     "regnetx_064": "tu-regnetx_064",

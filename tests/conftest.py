@@ -38,6 +38,6 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="session")
 def runtime():
     """The one process that the tests run in, as the package sees it."""
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    return Runtime.start()
+    return DistributedContext.start()

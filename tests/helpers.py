@@ -113,7 +113,7 @@ def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
         train=shards / "train",
         val=shards / "val",
         size=Size(64, 64),
-        fit="random-resized-crop",
+        transform="random-resized-crop",
         augment=("flips", "sharpen", "contrast"),
         workers=0,
     )
@@ -221,10 +221,10 @@ def command(script: str, *arguments: object, **how: Any) -> Ended:
 
 def train_here(config: TrainConfig) -> tuple[int, int]:
     """Train in this process of a launch. Returns its rank and the number of processes."""
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.training.loop import train
 
-    here = Runtime.start(config.scale.timeout_s)
+    here = DistributedContext.start(config.scale.timeout_s)
     train(config, here)
     return here.rank, here.num_processes
 
@@ -233,9 +233,9 @@ def start_fp16() -> Any:
     """A runtime that computes in fp16 with a loss scale that grows every second step."""
     import torch
 
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    here = Runtime.start()
+    here = DistributedContext.start()
     here.accelerator.state._mixed_precision = "fp16"
     here.accelerator.native_amp = True
     here.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE, growth_interval=2)

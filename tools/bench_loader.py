@@ -30,9 +30,9 @@ from glioma_dist.cli.arguments import read_arguments
 from glioma_dist.config import DataConfig
 from glioma_dist.data.loader import image_tensor, prepare_training_sample, training_batches
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
-from glioma_dist.data.sampler import Order
+from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
-from glioma_dist.data.transforms import raise_contrast
+from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.context import keep_freed_memory
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
@@ -49,10 +49,10 @@ WARM_UP = 4
 LIVECELL, NATIVE = Size(704, 520), Size(2592, 1944)
 CASES = {
     "LIVECell 704x520 into 1472x1120": DataConfig(
-        size=Size(1472, 1120), fit="random-resized-crop", augment=("flips",), workers=0
+        size=Size(1472, 1120), transform="random-resized-crop", augment=("flips",), workers=0
     ),
     "native 2592x1944, crops of 1472x1120": DataConfig(
-        size=Size(1472, 1120), fit="crop", augment=("flips",), workers=0
+        size=Size(1472, 1120), transform="random-crop", augment=("flips",), workers=0
     ),
 }
 Pipeline = Literal["glioma-dist", "glioma-dist, kept decoded", "webdataset", "PNG folder"]
@@ -114,7 +114,7 @@ def write_data(folder: Path, given: Path | None, size: Size, count: int) -> None
 
 def prepare(image: np.ndarray, mask: np.ndarray, config: DataConfig, seed: int) -> tuple[Tensor, Tensor]:
     """What the peers' workers make of a sample: the same changes as ours, then normalised fp32 (3, H, W)."""
-    sample = Sample("peer", raise_contrast(image, config.raise_contrast), mask)
+    sample = Sample("peer", normalize_intensity(image, config.intensity_normalization), mask)
     image, mask = prepare_training_sample(sample, config, seed)
     return normalise(image_tensor(image)[None])[0], torch.from_numpy(mask)
 
@@ -122,7 +122,7 @@ def prepare(image: np.ndarray, mask: np.ndarray, config: DataConfig, seed: int) 
 def ours(folder: Path, config: DataConfig, batch_size: int) -> Batches:
     """Our loader, and the normalising that the training loop does with its batches."""
     reader = ShardReader(folder / "shards")
-    order = Order(reader.shard_sizes, batch_size, seed=0)
+    order = DeterministicSampler(reader.shard_sizes, batch_size, seed=0)
     for batch in training_batches(reader, order, config, 0, 0, 1):
         yield normalise(batch.images), batch.masks
 
@@ -176,7 +176,7 @@ def png_folders(folder: Path, config: DataConfig, batch_size: int) -> Batches:
 
 MAKERS: dict[Pipeline, Callable[[Path, DataConfig, int], Batches]] = {
     "glioma-dist": ours,
-    "glioma-dist, kept decoded": lambda folder, config, size: ours(folder, replace(config, keep_decoded=True), size),
+    "glioma-dist, kept decoded": lambda folder, config, size: ours(folder, replace(config, cache_in_memory=True), size),
     "webdataset": webdatasets,
     "PNG folder": png_folders,
 }
@@ -241,12 +241,12 @@ def measure_case(case: str, folder: Path, bench: BenchConfig) -> list[dict]:
     ]
 
 
-def table(rows: list[dict], facts: dict) -> str:
+def table(rows: list[dict], metadata: dict) -> str:
     """Markdown: images a second, and how many times webdataset's of as many workers that is."""
     peers = {(row["case"], row["workers"]): row for row in rows if row["pipeline"] == "webdataset"}
     lines = [
-        f"{facts['device']}, {facts['cores']} cores, load {facts['load']:.1f} before; {facts['versions']}; "
-        f"commit {facts['commit']}; `{facts['command']}`",
+        f"{metadata['device']}, {metadata['cores']} cores, load {metadata['load']:.1f} before; {metadata['versions']}; "
+        f"commit {metadata['commit']}; `{metadata['command']}`",
         "",
         "| images | pipeline | workers | images/s | of webdataset's | processor ms an image | MiB grown |",
         "|---|---|---|---|---|---|---|",
@@ -264,7 +264,7 @@ def bench(config: BenchConfig) -> list[dict]:
     """Measure, print the table, and write it. Returns its rows."""
     keep_freed_memory()  # as every training does
     torch.set_num_threads(1)  # the cores are for the workers
-    facts = {
+    metadata = {
         "device": describe_device(find_device()),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -283,10 +283,10 @@ def bench(config: BenchConfig) -> list[dict]:
             write_data(Path(folder) / str(size), given, size, count)
         for case, size in zip(CASES, (LIVECELL, NATIVE), strict=True):
             rows += measure_case(case, Path(folder) / str(size), config)
-    text = table(rows, facts)
+    text = table(rows, metadata)
     print(text)
     if config.out is not None:
-        write_json_atomically(config.out / "loader.json", {"facts": facts, "rows": rows})
+        write_json_atomically(config.out / "loader.json", {"metadata": metadata, "rows": rows})
         write_atomically(config.out / "loader.md", text)
     return rows
 

@@ -1,6 +1,6 @@
 """What a training step takes at which image size, measured: `python tools/bench_resolution.py --help`.
 
-Every cell (network, rung, layout, precision, size) is measured in a process started for it alone: nothing that one
+Every cell (network, level, layout, precision, size) is measured in a process started for it alone: nothing that one
 leaves behind stands in another's way, and a cell that runs out of memory is a result, not the end of the benchmark.
 """
 
@@ -24,7 +24,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from glioma_dist.benchmark.cell import OURS, PEERS, Cell, measure_or_say_why_not
+from glioma_dist.benchmark.cell import BASELINES, OURS, Cell, measure_or_say_why_not
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
 from glioma_dist.cli.arguments import read_arguments
 from glioma_dist.config import ModelConfig
@@ -53,11 +53,11 @@ class BenchConfig:
     sizes: tuple[SizeFlag, ...]
     """Sizes of an image, as 704x512 1472x1120 2592x1952."""
     encoder: str = "mit_b3"
-    rungs: tuple[Literal["none", "encoder", "all"], ...] = ("none", "encoder", "all")
-    """What is computed a second time in the backward pass, as train.py's --scale.recompute."""
+    levels: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
+    """What is computed a second time in the backward pass, as train.py's --scale.activation-checkpointing."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ()
     """By default bf16 on a GPU, fp32 on a CPU."""
-    peers: tuple[Literal["smp", "eager"], ...] = ()
+    baselines: tuple[Literal["smp", "eager"], ...] = ()
     """Measured beside ours. smp: segmentation_models.pytorch (pip install 'glioma-dist[bench]'). eager: our U-Net with
     transformers' attention as it is written, without a fused kernel."""
     batch_size: int = 1
@@ -66,10 +66,10 @@ class BenchConfig:
     warm_up: int = 2
     """Steps before those."""
     channels_last: bool = False
-    """Measure our rungs in this layout too."""
+    """Measure our levels in this layout too."""
     data: Literal["drawn", "none"] | Path = "drawn"
     """Images a second are measured on a batch at hand, and again with data loading: from this folder of shards, or
-    from images drawn at the microscope's size. none leaves that away."""
+    from images drawn at the microscope's size. none omits that."""
     workers: int = 2
     """Processes that load data."""
     find_largest: bool = False
@@ -83,12 +83,12 @@ class BenchConfig:
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
-        facts = (
+        metadata = (
             ("max_megapixels", self.find_largest, "without --find-largest"),
             ("workers", self.data != "none", "with --data none"),
-            ("channels_last", bool(self.rungs), "without --rungs"),
+            ("channels_last", bool(self.levels), "without --levels"),
         )
-        return idle_flags(self, facts)
+        return idle_flags(self, metadata)
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()
@@ -99,35 +99,37 @@ class BenchConfig:
             raise InputError(f"--warm-up {self.warm_up} --workers {self.workers}: give 0 or more")
         if not self.sizes:
             raise InputError("--sizes: give one or more, as 704x512 1472x1120")
-        if not self.rungs and not self.peers:
-            raise InputError("--rungs: give one or more, or --peers")
-        if "smp" in self.peers:
+        if not self.levels and not self.baselines:
+            raise InputError("--levels: give one or more, or --baselines")
+        if "smp" in self.baselines:
             self._validate_smp()
         if (self.out / "resolution.json").exists():
             raise InputError(f"--out {self.out} holds a benchmark already; give another folder")
 
     def _validate_smp(self) -> None:
         if util.find_spec("segmentation_models_pytorch") is None:
-            raise InputError("--peers smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
+            raise InputError(
+                "--baselines smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'"
+            )
         if self.encoder == "mit_tiny":
-            raise InputError("--peers smp: it has no mit_tiny; give --encoder mit_b0 or larger")
+            raise InputError("--baselines smp: it has no mit_tiny; give --encoder mit_b0 or larger")
         odd = [str(size) for size in self.sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]
         if odd:
-            raise InputError(f"--sizes {' '.join(odd)}: --peers smp takes multiples of {SIDE_STEP} only")
+            raise InputError(f"--sizes {' '.join(odd)}: --baselines smp takes multiples of {SIDE_STEP} only")
 
 
 def make_cells(config: BenchConfig, device: str, data: str | None) -> list[Cell]:
     """All cells, the sizes in the order given. device: cuda or cpu. data: folder of shards."""
     layouts = ("contiguous", "channels_last") if config.channels_last else ("contiguous",)
     networks = [
-        *((OURS, rung, layout) for layout in layouts for rung in config.rungs),
-        *((PEERS[peer], "none", "contiguous") for peer in config.peers),
+        *((OURS, level, layout) for layout in layouts for level in config.levels),
+        *((BASELINES[baseline], "none", "contiguous") for baseline in config.baselines),
     ]
     precisions = config.precisions or ("bf16" if device == "cuda" else "fp32",)
     shared = {name: getattr(config, name) for name in ("encoder", "batch_size", "repeats", "warm_up", "workers")}
     return [
-        Cell(network, rung, layout, precision, str(size), **shared, device=device, data=data)
-        for size, precision, (network, rung, layout) in itertools.product(config.sizes, precisions, networks)
+        Cell(network, level, layout, precision, str(size), **shared, device=device, data=data)
+        for size, precision, (network, level, layout) in itertools.product(config.sizes, precisions, networks)
     ]
 
 
@@ -153,28 +155,36 @@ def run_child(command: list[str], timeout_s: float) -> dict:
     return {"status": "failed", "error": f"exit code {code}: {said.splitlines()[-1] if said else 'no word'}"}
 
 
-def measure_in_some_way(cell: Cell, facts: dict, timeout_s: float) -> dict:
-    """A row of the result; on a CPU whose memory did not suffice, measured anew with gaps given back to the system."""
-    row = measure_apart(cell, facts, timeout_s)
+def measure_in_some_way(cell: Cell, metadata: dict, timeout_s: float) -> dict:
+    """A row of the result; on a CPU whose memory did not suffice, measured again with gaps given back to the system."""
+    row = measure_apart(cell, metadata, timeout_s)
     if cell.device == "cpu" and row["status"] == "out of memory":
-        return measure_apart(replace(cell, keeps_freed_memory=False), facts, timeout_s)
+        return measure_apart(replace(cell, keeps_freed_memory=False), metadata, timeout_s)
     return row
 
 
-def measure_apart(cell: Cell, facts: dict, timeout_s: float, kind: str = "step") -> dict:
+def measure_apart(cell: Cell, metadata: dict, timeout_s: float, kind: str = "step") -> dict:
     """A row of the result: a cell, measured in its own process."""
     nothing = {"peak_gib": None, "peak_reserved_gib": None, "seconds": [], "median_seconds": None, "error": None}
     nothing |= {"images_per_second": None, "images_per_second_with_data": None}
     figures = run_child([sys.executable, __file__, "--cell", json.dumps(asdict(cell))], timeout_s)
-    row = {"kind": kind, "status": None, **asdict(cell), "megapixels": cell.megapixels, **nothing, **figures, **facts}
+    row = {
+        "kind": kind,
+        "status": None,
+        **asdict(cell),
+        "megapixels": cell.megapixels,
+        **nothing,
+        **figures,
+        **metadata,
+    }
     told = f"{row['peak_gib'] or 0:.2f} GiB, {row['median_seconds']:.3f} s" if row["status"] == "ok" else row["error"]
-    place = f"{cell.size} x{cell.batch_size} {cell.precision} {cell.network} {cell.rung} {cell.layout}"
+    place = f"{cell.size} x{cell.batch_size} {cell.precision} {cell.network} {cell.level} {cell.layout}"
     print(f"{place}: {row['status']}, {told}", flush=True)
     return row
 
 
-def largest_rows(config: BenchConfig, cells: list[Cell], facts: dict) -> Iterator[dict]:
-    """Two rows for each network, rung, layout and precision: its largest size at batch 1, and its largest batch."""
+def largest_rows(config: BenchConfig, cells: list[Cell], metadata: dict) -> Iterator[dict]:
+    """Two rows for each network, level, layout and precision: its largest size at batch 1, and its largest batch."""
     by_pixels = sorted(cells, key=lambda cell: cell.megapixels)
     smallest, largest = by_pixels[0].megapixels, by_pixels[-1]
     for cell in (each for each in cells if each.size == largest.size):
@@ -183,10 +193,10 @@ def largest_rows(config: BenchConfig, cells: list[Cell], facts: dict) -> Iterato
 
         def at_pixels(pixels: int, trial: Cell = trial) -> dict:
             sized = replace(trial, size=str(size_of(pixels)), batch_size=1)
-            return measure_apart(sized, facts, config.timeout_s, "largest")
+            return measure_apart(sized, metadata, config.timeout_s, "largest")
 
         def at_batch(count: int, trial: Cell = trial) -> dict:
-            return measure_apart(replace(trial, batch_size=count), facts, config.timeout_s, "largest")
+            return measure_apart(replace(trial, batch_size=count), metadata, config.timeout_s, "largest")
 
         yield {**search(at_pixels, round(smallest * 1e6), round(config.max_megapixels * 1e6)), "sought": "size"}
         yield {**search(at_batch, 1, int(config.max_megapixels / largest.megapixels)), "sought": "batch"}
@@ -247,7 +257,7 @@ def bench(config: BenchConfig) -> list[dict]:
     from glioma_dist.report.resolution import write_report
 
     device = find_device()
-    facts = {
+    metadata = {
         "device": describe_device(device),
         "versions": {library: find_version(library) for library in LIBRARIES},
         "commit": find_commit(REPOSITORY),
@@ -258,9 +268,9 @@ def bench(config: BenchConfig) -> list[dict]:
     with shards_for(config) as data:
         make_folder(config.out)
         cells = make_cells(config, device, data)
-        results = (measure_in_some_way(cell, facts, config.timeout_s) for cell in cells)
+        results = (measure_in_some_way(cell, metadata, config.timeout_s) for cell in cells)
         try:
-            for row in itertools.chain(results, largest_rows(config, cells, facts) if config.find_largest else ()):
+            for row in itertools.chain(results, largest_rows(config, cells, metadata) if config.find_largest else ()):
                 rows.append(row)
                 write_json_atomically(config.out / "resolution.json", rows)
         finally:  # whoever interrupts it shall have a report of what is there

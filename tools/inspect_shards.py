@@ -57,8 +57,8 @@ class InspectConfig:
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
         names = ("image", "mask", "dataset", "split", "licence")
-        facts = [(name, self.index, "without --index") for name in names]
-        return idle_flags(self, [*facts, ("num_images", self.sheet is not None, "without --sheet")])
+        metadata = [(name, self.index, "without --index") for name in names]
+        return idle_flags(self, [*metadata, ("num_images", self.sheet is not None, "without --sheet")])
 
     def validate(self) -> None:
         if self.index and is_url(self.shards):

@@ -30,7 +30,7 @@ def main() -> None:
         weights = checkpoint.tensors(MODEL)
         moments = checkpoint.tensors(OPTIMIZER) if checkpoint.has(OPTIMIZER) else None
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(config.out, checkpoint.config, checkpoint.facts, weights, moments)
+    write_checkpoint(config.out, checkpoint.config, checkpoint.metadata, weights, moments)
     print(f"{len(weights)} tensors in {config.out / MODEL}")
 
 

@@ -1,4 +1,4 @@
-"""What a training step needs, and what fits on a card, without one: `python tools/plan_memory.py --help`."""
+"""What a training step needs, and what fits on a GPU, without one: `python tools/plan_memory.py --help`."""
 
 import math
 import re
@@ -9,24 +9,24 @@ from importlib import util
 from pathlib import Path
 
 from glioma_dist.cli.arguments import read_arguments
-from glioma_dist.config import ROWS_ENCODERS, ModelConfig
+from glioma_dist.config import SPATIAL_PARALLEL_ENCODERS, ModelConfig
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.registry import PEER_NAMES
-from glioma_dist.scale.memory_estimator import StepMemory, count_step_memory
-from glioma_dist.scale.planner import GIB, Recompute, Step, count, largest_batch, largest_size, usable
+from glioma_dist.registry import SMP_NAMES
+from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
+from glioma_dist.scale.planner import GIB, Level, Step, count, largest_batch, largest_size, usable
 from glioma_dist.scale.spatial_group import UNIT_ROWS
 from glioma_dist.size import Size, SizeFlag
 
-LADDER: tuple[tuple[str, bool, Recompute], ...] = (
+COMPARED: tuple[tuple[str, bool, Level], ...] = (
     ("fp32", False, "none"),
     ("bf16", True, "none"),
-    ("bf16, recompute encoder", True, "encoder"),
-    ("bf16, recompute all", True, "all"),
+    ("bf16, selective", True, "selective"),
+    ("bf16, full", True, "full"),
 )
-"""Name, bf16, recomputation."""
+"""Name, bf16, level of activation checkpointing."""
 NAME_WIDTH = 36
 MAX_GPU_GIB = 2**20
 COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
@@ -35,21 +35,23 @@ COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Peak memory of a training step, Adam included, rung by rung of the memory ladder; and what fits on a card."""
+    """Peak memory of a training step, Adam included, for each level of activation checkpointing; and what fits on a
+    GPU."""
 
     size: tuple[SizeFlag, ...]
     """Sizes of an image, as 704x512 2592x1952."""
     model: ModelConfig = field(default_factory=ModelConfig)
     batch_size: int = 1
-    """Images in a step, over all cards."""
+    """Images in a step, over all GPUs."""
     gpu_memory: str | None = None
-    """Of one card, as 24GiB or 24GB: adds what fits, the largest batch and size, and the command to run."""
+    """Of one GPU, as 24GiB or 24GB: adds what fits, the largest batch and size, and the command to run."""
     gpus: int = 1
-    """Cards that share the work: the batch (DDP), each image by its rows (--scale.rows), the weights (FSDP2)."""
-    peer: bool = False
-    """Count segmentation_models.pytorch's same network beside ours (pip install 'glioma-dist[bench]')."""
+    """Cards that share the work: the batch (DDP), each image by its rows (--scale.spatial-parallel), the weights
+    (FSDP2)."""
+    smp: bool = False
+    """Also estimate the same network of segmentation_models.pytorch (pip install 'glioma-dist[bench]')."""
     json: Path | None = None
-    """File for the same as JSON: {"rungs": [{"name", "size", "peak_gib", …}], "choice": …}."""
+    """File for the same as JSON: {"levels": [{"name", "size", "peak_gib", …}], "choice": …}."""
 
     def without_effect(self) -> list[str]:
         """Flags that do not matter here, each with the reason."""
@@ -60,17 +62,17 @@ class PlanConfig:
         self.model.validate()
         if not self.size:
             raise InputError("--size: give one or more, as 704x512 1472x1120")
-        if self.peer and util.find_spec("segmentation_models_pytorch") is None:
-            raise InputError("--peer: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
-        if self.peer and self.model.encoder == "mit_tiny":
-            raise InputError("--peer: it has no mit_tiny; give --model.encoder mit_b0 or larger")
-        if self.peer and self.batch_size % max(1, self.gpus):
-            raise InputError("--peer: it cannot split an image; give a --batch-size that is a multiple of --gpus")
+        if self.smp and util.find_spec("segmentation_models_pytorch") is None:
+            raise InputError("--smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
+        if self.smp and self.model.encoder == "mit_tiny":
+            raise InputError("--smp: it has no mit_tiny; give --model.encoder mit_b0 or larger")
+        if self.smp and self.batch_size % max(1, self.gpus):
+            raise InputError("--smp: it cannot split an image; give a --batch-size that is a multiple of --gpus")
         if self.batch_size < 1 or self.gpus < 1:
             raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
-        if not all(numbers_of_rows(self, size) for size in self.size):
+        if not all(spatial_parallel_sizes(self, size) for size in self.size):
             raise InputError(
-                f"--batch-size {self.batch_size} cannot be shared by {self.gpus} cards, nor can the images by their "
+                f"--batch-size {self.batch_size} cannot be shared by {self.gpus} GPUs, nor can the images by their "
                 f"rows: give a --batch-size that is a multiple of {self.gpus}, or other --gpus"
             )
         if self.json is not None and self.json.is_dir():
@@ -82,70 +84,77 @@ def main() -> None:
     if plan.json:
         check_new_file("--json", plan.json)
     memory = None if plan.gpu_memory is None else parse_memory(plan.gpu_memory)
-    cards = f"{plan.gpus} card{'s' if plan.gpus > 1 else ''}"
-    print(f"U-Net {plan.model.encoder}, batch {plan.batch_size} on {cards}: peak GiB of each in a step, counted")
-    rungs: list[dict] = []
+    gpus = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
+    print(
+        f"U-Net {plan.model.encoder}, batch {plan.batch_size} on {gpus}: estimated peak memory of a step on each, GiB"
+    )
+    levels: list[dict] = []
     for size in plan.size:
         print(
             f"\n{size!s:<{NAME_WIDTH}}"
             + "".join(f"{name:>{max(8, len(name) + 2)}}" for name in COLUMNS[: 6 if memory is None else None])
         )
-        for rung in rungs_of(plan, size, memory):
-            print(line(rung), flush=True)
-            rungs.append(rung)
-    choices = {str(size): choice(plan, size, rungs) for size in plan.size} if memory is not None else {}
+        for level in levels_of(plan, size, memory):
+            print(line(level), flush=True)
+            levels.append(level)
+    choices = {str(size): choice(plan, size, levels) for size in plan.size} if memory is not None else {}
     for size, chosen in choices.items():
-        nothing = "no rung fits; the last two columns say what would (0: not even one small image)"
+        nothing = "no level fits; the last two columns say what would (0: not even one small image)"
         print(f"\n{size}: {chosen['command'] if chosen else nothing}")
     if plan.json:
         chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
         make_folder(plan.json.parent)
-        write_json_atomically(plan.json, {"rungs": rungs, "choice": chosen})
+        write_json_atomically(plan.json, {"levels": levels, "choice": chosen})
 
 
 def parse_memory(text: str) -> float:
-    """Bytes of "24GiB", or of "24GB" as cards are sold, which is the same. Raises InputError for anything else."""
+    """Bytes of "24GiB", or of "24GB" as GPUs are sold, which is the same. Raises InputError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
     if not match or not 0 < float(match[1]) < MAX_GPU_GIB:
         raise InputError(f"--gpu-memory {text}: give gibibytes, as 24GiB")
     return float(match[1]) * GIB
 
 
-def numbers_of_rows(plan: PlanConfig, size: Size) -> list[int]:
-    """Into how many bands the cards may split an image: so that the groups of cards divide the batch."""
-    most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in ROWS_ENCODERS else 1
-    divisors = [rows for rows in range(1, min(plan.gpus, most) + 1) if plan.gpus % rows == 0]
-    return [rows for rows in divisors if plan.batch_size % (plan.gpus // rows) == 0]
+def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:
+    """Over how many GPUs each image may be split: so that the groups of GPUs divide the batch."""
+    most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in SPATIAL_PARALLEL_ENCODERS else 1
+    divisors = [number for number in range(1, min(plan.gpus, most) + 1) if plan.gpus % number == 0]
+    return [number for number in divisors if plan.batch_size % (plan.gpus // number) == 0]
 
 
-def rungs_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
-    """The ladder's rungs at one size, one after the other as they are counted; with several cards the ladder for each
-    number of bands, and FSDP2 on its last rung."""
+def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
+    """The levels at one size, one after the other as they are estimated; with several GPUs all levels for each number
+    of GPUs an image, and FSDP2 with the last level."""
     loss = partial(segmentation_loss, "dice")
-    for rows in numbers_of_rows(plan, size):
-        ladder = [(*rung, False) for rung in LADDER]
+    for number in spatial_parallel_sizes(plan, size):
+        compared = [(*each, False) for each in COMPARED]
         if plan.gpus > 1:
-            ladder.append((f"{LADDER[-1][0]}, FSDP2", *LADDER[-1][1:], True))
-        for name, bf16, kind, shards in ladder:
-            images = plan.batch_size * rows // plan.gpus
-            step = Step(plan.model, size, images, bf16, plan.gpus, rows, shards, loss=loss)
-            rung = described(f"{name}, rows {rows}" if rows > 1 else name, size, count(step, kind))
-            rung |= {"bf16": bf16, "recompute": kind, "rows": rows, "fsdp2": shards}
+            compared.append((f"{COMPARED[-1][0]}, FSDP2", *COMPARED[-1][1:], True))
+        for name, bf16, level, shards in compared:
+            images = plan.batch_size * number // plan.gpus
+            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, loss=loss)
+            row = described(f"{name}, {number} GPUs an image" if number > 1 else name, size, count(step, level))
+            row |= {
+                "bf16": bf16,
+                "activation_checkpointing": level,
+                "spatial_parallel": number,
+                "fsdp2": shards,
+            }
             if memory is not None:
                 free = usable(memory)
-                rung["fits"] = rung["peak_gib"] * GIB <= free
-                rung["largest_batch"] = largest_batch(replace(step, batch_size=1), kind, free) * plan.gpus // rows
-                rung["largest_size"] = str(largest_size(step, kind, free))
-            yield rung
-    for name, bf16 in (("peer, fp32", False), ("peer, bf16", True)) if plan.peer else ():
-        model = build_peer(plan.model.encoder)
-        yield described(name, size, count_step_memory(model(), loss, size, plan.batch_size // plan.gpus, bf16))
+                row["fits"] = row["peak_gib"] * GIB <= free
+                row["largest_batch"] = largest_batch(replace(step, batch_size=1), level, free) * plan.gpus // number
+                row["largest_size"] = str(largest_size(step, level, free))
+            yield row
+    for name, bf16 in (("smp, fp32", False), ("smp, bf16", True)) if plan.smp else ():
+        model = build_smp(plan.model.encoder)
+        yield described(name, size, estimate_step_memory(model(), loss, size, plan.batch_size // plan.gpus, bf16))
 
 
-def build_peer(encoder: str) -> Callable:
+def build_smp(encoder: str) -> Callable:
     import segmentation_models_pytorch
 
-    name = PEER_NAMES.get(encoder, encoder)
+    name = SMP_NAMES.get(encoder, encoder)
     return lambda: segmentation_models_pytorch.Unet(name, encoder_weights=None, decoder_interpolation="bilinear")
 
 
@@ -161,22 +170,22 @@ def described(name: str, size: Size, memory: StepMemory) -> dict:
     return {"name": name, "size": str(size)} | {part: value / GIB for part, value in parts.items()}
 
 
-def line(rung: dict) -> str:
-    text = f"{rung['name']:<{NAME_WIDTH}}" + "".join(
-        f"{value:8.2f}" for name, value in rung.items() if name.endswith("_gib")
+def line(level: dict) -> str:
+    text = f"{level['name']:<{NAME_WIDTH}}" + "".join(
+        f"{value:8.2f}" for name, value in level.items() if name.endswith("_gib")
     )
-    if "fits" in rung:
-        text += f"{'yes' if rung['fits'] else 'no':>8}{rung['largest_batch']:8}{rung['largest_size']:>14}"
+    if "fits" in level:
+        text += f"{'yes' if level['fits'] else 'no':>8}{level['largest_batch']:8}{level['largest_size']:>14}"
     return text
 
 
-def choice(plan: PlanConfig, size: Size, rungs: list[dict]) -> dict | None:
-    """The quickest rung in bf16 that fits, and the command for it."""
-    rung = next((each for each in rungs if each["size"] == str(size) and each.get("fits") and each.get("bf16")), None)
-    if rung is None:
+def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
+    """The quickest level in bf16 that fits, and the command for it."""
+    level = next((each for each in levels if each["size"] == str(size) and each.get("fits") and each.get("bf16")), None)
+    if level is None:
         return None
     launch = "accelerate launch --config_file accelerate_configs/"
-    several = "fsdp2.yaml" if rung["fsdp2"] else "multi_gpu.yaml"
+    several = "fsdp2.yaml" if level["fsdp2"] else "multi_gpu.yaml"
     launch += "gpu.yaml" if plan.gpus == 1 else f"{several} --num_processes {plan.gpus}"
     channels = " ".join(map(str, plan.model.decoder_channels))
     flags = f"--data.size {size} --model.encoder {plan.model.encoder} --batch-size {plan.batch_size}"
@@ -184,10 +193,11 @@ def choice(plan: PlanConfig, size: Size, rungs: list[dict]) -> dict | None:
         flags += f" --model.norm {plan.model.norm}"
     if plan.model.decoder_channels != ModelConfig.decoder_channels:
         flags += f" --model.decoder-channels {channels}"
-    if rung["rows"] > 1:
-        flags += f" --scale.rows {rung['rows']}"
-    command = f"{launch} train.py {flags} --scale.recompute {rung['recompute']} --data.train … --out …"
-    return {"name": rung["name"], "command": command}
+    if level["spatial_parallel"] > 1:
+        flags += f" --scale.spatial-parallel {level['spatial_parallel']}"
+    flags += f" --scale.activation-checkpointing {level['activation_checkpointing']}"
+    command = f"{launch} train.py {flags} --data.train … --out …"
+    return {"name": level["name"], "command": command}
 
 
 if __name__ == "__main__":

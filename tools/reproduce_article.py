@@ -86,8 +86,8 @@ class ReproduceConfig:
     """For figure 6: an image; by default one that the first repetition tests."""
     launch: Path | None = None
     """A file of accelerate_configs/; by default gpu.yaml where there is a GPU, else cpu.yaml."""
-    recompute: Literal["none", "encoder", "all", "auto"] = "auto"
-    """As train.py's --scale.recompute; it changes no number."""
+    activation_checkpointing: Literal["none", "selective", "full", "auto"] = "auto"
+    """As train.py's --scale.activation-checkpointing; it changes no number."""
     workers: int = 2
     """As train.py's --data.workers."""
     gpu_tflops: float = 20.0
@@ -95,12 +95,12 @@ class ReproduceConfig:
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
-        facts = (
+        metadata = (
             ("picture", self.study in ("figure6", "all"), f"with {self.study}: it is for figure6"),
             ("gpu_tflops", self.dry_run, "without --dry-run"),
             ("launch", not self.dry_run and not self.report_only, "where nothing is run"),
         )
-        return idle_flags(self, facts)
+        return idle_flags(self, metadata)
 
     def validate(self) -> None:
         number, count = self.machine
@@ -157,7 +157,7 @@ class ReproduceConfig:
         preset = PRESETS[self.preset]
         if self.repetitions is not None:
             preset = replace(preset, num_repetitions=self.repetitions)
-        names = ("source", "out", "source_splits", "seed", "counts", "imagenet", "recompute", "workers")
+        names = ("source", "out", "source_splits", "seed", "counts", "imagenet", "activation_checkpointing", "workers")
         return Settings(preset, **{name: getattr(self, name) for name in names})
 
     @property
@@ -242,15 +242,15 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
                     (settings.out / SETTINGS).unlink()
                 raise
     device = describe_device(find_device())
-    facts = {"device": device, "commit": find_commit(REPOSITORY)}
-    failed = [] if config.report_only else execute(jobs, launcher(launch_file, REPOSITORY), facts, tell)
-    facts |= {
+    metadata = {"device": device, "commit": find_commit(REPOSITORY)}
+    failed = [] if config.report_only else execute(jobs, launcher(launch_file, REPOSITORY), metadata, tell)
+    metadata |= {
         "command": shlex.join(["python", "tools/reproduce_article.py", *sys.argv[1:]]),
         "versions": {name: find_version(name) for name in LIBRARIES},
     }
     groups = read_groups(settings)
     for plan in plans:
-        files = write_study_report(collect(plan, settings, launch_file, groups, facts), config.out)
+        files = write_study_report(collect(plan, settings, launch_file, groups, metadata), config.out)
         tell(f"{plan.study.title}: {', '.join(map(str, files))}")
     return not failed
 

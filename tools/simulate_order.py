@@ -10,7 +10,7 @@ import numpy as np
 from webdataset.filters import shuffle
 
 from glioma_dist.cli.arguments import read_arguments
-from glioma_dist.data.sampler import SHARDS_IN_WINDOW, Order
+from glioma_dist.data.sampler import SHARDS_IN_WINDOW, DeterministicSampler
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 
@@ -46,7 +46,7 @@ def measure_cost(config: SimulationConfig, slots: int) -> tuple[float, float, fl
     one batch anywhere, as when a run is resumed. The process has the first `slots` slots of the batch."""
     tracemalloc.start()
     start = time.perf_counter()
-    order = Order([config.huge_samples] * config.huge_shards, config.batch_size, seed=0)
+    order = DeterministicSampler([config.huge_samples] * config.huge_shards, config.batch_size, seed=0)
     order.batch(0, range(slots))
     made = time.perf_counter() - start
     for step in range(COST_STEPS):
@@ -66,7 +66,7 @@ def measure_cost(config: SimulationConfig, slots: int) -> tuple[float, float, fl
 
 def draw_ours(config: SimulationConfig) -> np.ndarray:
     """The shard of every sample of an epoch: (steps, batch_size). It is the same for any number of processes."""
-    order = Order([config.samples] * config.shards, config.batch_size, seed=0)
+    order = DeterministicSampler([config.samples] * config.shards, config.batch_size, seed=0)
     return np.array([[place.shard for place in order.batch(step)] for step in range(order.steps_per_epoch)])
 
 

@@ -14,7 +14,7 @@ from glioma_dist.cli.arguments import read_arguments
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.sources import find_glioma_c6
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
@@ -55,7 +55,7 @@ def main() -> None:
     study = read_arguments(StudyConfig)
     weights = study.weights or packaged_weights()
     torch.set_num_threads(study.threads)
-    runtime = Runtime.start()
+    context = DistributedContext.start()
     rows = []
     for split in study.splits:
         shards = study.out / f"shards_{split}"
@@ -63,7 +63,7 @@ def main() -> None:
             convert(find_glioma_c6(study.source), shards, shards.name, split_seed=split)
         for seed in study.seeds:
             for init in ("random", "imagenet"):
-                rows.append(one_run(study, runtime, shards, split, seed, init, weights))
+                rows.append(one_run(study, context, shards, split, seed, init, weights))
                 write_table(study.out / "table.csv", rows)
     print(table(rows))
 
@@ -77,11 +77,13 @@ def packaged_weights() -> Path:
 
 
 def one_run(
-    study: StudyConfig, runtime: Runtime, shards: Path, split: int, seed: int, init: str, weights: Path
+    study: StudyConfig, context: DistributedContext, shards: Path, split: int, seed: int, init: str, weights: Path
 ) -> dict:
     """Train and score once. Returns the table's row."""
     config = TrainConfig(
-        data=DataConfig(train=shards / "train", size=study.size, fit="crop", augment=("flips",), workers=0),
+        data=DataConfig(
+            train=shards / "train", size=study.size, transform="random-crop", augment=("flips",), workers=0
+        ),
         model=ModelConfig(encoder=study.encoder, init=init, weights=weights if init == "imagenet" else None),
         batch_size=study.batch_size,
         lr=study.lr,
@@ -92,8 +94,8 @@ def one_run(
         out=study.out / f"run_{split}_{seed}_{init}",
     )
     config.validate()
-    train(config, runtime)
-    scores = evaluate(EvaluateConfig(config.out / "last", str(shards / "test"), workers=0), runtime)
+    train(config, context)
+    scores = evaluate(EvaluateConfig(config.out / "last", str(shards / "test"), workers=0), context)
     least = min(image["dice"] for image in scores["images"])
     row = (split, seed, init, study.steps, round(scores["dice_mean"], 4), round(least, 4))
     print(f"split {split}, seed {seed}, {init}: {scores['dice_mean']:.4f}", flush=True)

@@ -20,18 +20,18 @@ import torch
 
 from glioma_dist.config import DataConfig, ModelConfig
 from glioma_dist.data.loader import Batch, training_batches
-from glioma_dist.data.sampler import Order
+from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.context import keep_freed_memory
 from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
-from glioma_dist.scale.activation_checkpointing import recompute
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.size import Size
 
 OURS = "glioma-dist"
-PEERS = {"smp": "segmentation_models.pytorch", "eager": "transformers eager"}
+BASELINES = {"smp": "segmentation_models.pytorch", "eager": "transformers eager"}
 BATCHES_AHEAD = 2
 """That each worker of a DataLoader has ready, by default."""
 
@@ -41,7 +41,7 @@ class Cell:
     """What one process measures."""
 
     network: str
-    rung: str
+    level: str
     layout: str
     precision: str
     size: str
@@ -93,7 +93,7 @@ def measure(cell: Cell) -> dict:
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cell.precision == "bf16"):
             images = normalise(batch.images)
-            logits = model(images) if cell.network == PEERS["smp"] else model(images, batch.seeds)
+            logits = model(images) if cell.network == BASELINES["smp"] else model(images, batch.seeds)
         segmentation_loss("dice", logits, batch.masks).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -124,7 +124,7 @@ def draw_batch(cell: Cell) -> Batch:
 
 def network_builder(cell: Cell) -> Callable[[], torch.nn.Module]:
     """Imports the network's library; what is returned builds the network, on the CPU."""
-    if cell.network == PEERS["smp"]:
+    if cell.network == BASELINES["smp"]:
         import segmentation_models_pytorch
 
         return lambda: segmentation_models_pytorch.Unet(
@@ -133,8 +133,8 @@ def network_builder(cell: Cell) -> Callable[[], torch.nn.Module]:
 
     def build() -> UNet:
         model = UNet(ModelConfig(encoder=cell.encoder))
-        recompute(model, cell.rung)
-        if cell.network == PEERS["eager"]:
+        checkpoint_activations(model, cell.level)
+        if cell.network == BASELINES["eager"]:
             model.encoder.segformer.config._attn_implementation = "eager"
         if cell.layout == "channels_last":
             model.encoder.memory_format = torch.channels_last
@@ -164,11 +164,11 @@ def rate_with_data(cell: Cell, take_step: Callable[[Batch], None], device: torch
     reader = ShardReader(cell.data)
     data = DataConfig(
         size=Size.parse(cell.size),
-        fit="random-resized-crop",
+        transform="random-resized-crop",
         augment=("flips", "sharpen", "contrast"),
         workers=cell.workers,
     )
-    batches = training_batches(reader, Order(reader.shard_sizes, cell.batch_size, seed=0), data, 0, 0, 1)
+    batches = training_batches(reader, DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0), data, 0, 0, 1)
     time_steps(take_step, batches, cell.warm_up + cell.workers * BATCHES_AHEAD, device)
     return cell.batch_size * cell.repeats / sum(time_steps(take_step, batches, cell.repeats, device))
 

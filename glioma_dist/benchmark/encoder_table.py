@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glioma_dist.config import ModelConfig
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.memory_estimator import count_step_memory
+from glioma_dist.scale.memory_estimator import estimate_step_memory
 from glioma_dist.size import Size
 
 FILE = Path(__file__).with_name("encoders.json")
@@ -73,4 +73,4 @@ def encoder_table() -> str:
 def _peak(config: ModelConfig, size: Size, images: int) -> int:
     with torch.random.fork_rng(devices=[]):
         model = UNet(config)
-    return count_step_memory(model, partial(segmentation_loss, "dice"), size, images).peak
+    return estimate_step_memory(model, partial(segmentation_loss, "dice"), size, images).peak

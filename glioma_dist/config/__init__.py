@@ -8,13 +8,18 @@ are listed in `COST_FIELDS`, and a run may be resumed with others.
 from glioma_dist.config.data import ARTICLE_SMALL, DataConfig
 from glioma_dist.config.inference import EvaluateConfig, PredictConfig
 from glioma_dist.config.model import ModelConfig
-from glioma_dist.config.scale import ROWS_ENCODERS, InferenceScaleConfig, ScaleConfig, check_rows
+from glioma_dist.config.scale import (
+    SPATIAL_PARALLEL_ENCODERS,
+    InferenceScaleConfig,
+    ScaleConfig,
+    check_spatial_parallel,
+)
 from glioma_dist.config.train import COST_FIELDS, TrainConfig
 
 __all__ = [
     "ARTICLE_SMALL",
     "COST_FIELDS",
-    "ROWS_ENCODERS",
+    "SPATIAL_PARALLEL_ENCODERS",
     "DataConfig",
     "EvaluateConfig",
     "InferenceScaleConfig",
@@ -22,5 +27,5 @@ __all__ = [
     "PredictConfig",
     "ScaleConfig",
     "TrainConfig",
-    "check_rows",
+    "check_spatial_parallel",
 ]

@@ -31,7 +31,7 @@ class DataConfig:
     """Folder on this machine that keeps shards of URLs; without it each sample is fetched on its own."""
     cache_size: str = "50GB"
     """How much the cache holds at most; the shards used longest ago are dropped."""
-    keep_decoded: bool = False
+    cache_in_memory: bool = False
     """Keep all training images decoded in memory: for small sets and many epochs."""
     size: SizeFlag = ARTICLE_SMALL
     """What a training image is brought to."""
@@ -42,14 +42,14 @@ class DataConfig:
     """Least and greatest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
     The article's wide range is 57 +- 30 %, its narrow one 0.52 0.62."""
     augment: tuple[Literal["flips", "sharpen", "contrast", "rand-augment", "trivial-augment"], ...] = ()
-    """Random changes: mirror flips of both axes, sharpening, contrast; or a chain of --data.chain-length changes drawn
-    at random (data/chains.py), all of --data.chain-strength (rand-augment) or each of a random one (trivial-augment).
+    """Random changes: mirror flips of both axes, sharpening, contrast; or a chain of --data.num-ops changes drawn
+    at random (data/chains.py), all of --data.magnitude (rand-augment) or each of a random one (trivial-augment).
     """
-    chain_length: int = 2
+    num_ops: int = 2
     """Changes in a chain."""
-    chain_strength: float = 0.3
+    magnitude: float = 0.3
     """Of each change of rand-augment, from 0 to 1."""
-    raise_contrast: Literal["percentile", "clahe", "none"] = "percentile"
+    intensity_normalization: Literal["percentile", "clahe", "none"] = "percentile"
     """What is done to every image before the network, in training and in testing alike."""
     workers: int = 2
     """Processes that read and augment, for each training process; 0 does it in the training process itself."""
@@ -86,8 +86,8 @@ class DataConfig:
             raise InputError(f"--data.workers {self.workers}: give 0 or more")
         if len(set(self.augment)) != len(self.augment):
             raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
-        if self.chain_length < 1 or not 0 <= self.chain_strength <= 1:
-            told = f"--data.chain-length {self.chain_length} --data.chain-strength {self.chain_strength}"
+        if self.num_ops < 1 or not 0 <= self.magnitude <= 1:
+            told = f"--data.num-ops {self.num_ops} --data.magnitude {self.magnitude}"
             raise InputError(f"{told}: give 1 or more changes, of a strength from 0 to 1")
 
     def _validate_weights(self) -> None:

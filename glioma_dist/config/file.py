@@ -18,6 +18,10 @@ from glioma_dist.size import Size
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
 
 
+OLD_NAMES = ("chain_length", "chain_strength", "fit", "keep_decoded", "raise_contrast", "recompute", "rows")
+"""Settings of versions before the first release; they have other names now, and some other values."""
+
+
 def read_config(kind: type[Config], path: Path) -> Config:
     """A config from a JSON file, as runs write it. Raises InputError naming the file and what is wrong with it."""
     try:
@@ -47,6 +51,11 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     for name in values:
         if name not in known:
+            if name in OLD_NAMES:
+                raise InputError(
+                    f"{where}: the setting {name} is of an older version of glioma-dist; train with the flags that "
+                    "train.py --help lists"
+                )
             near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
             raise InputError(f"{where}: unknown setting {shown(name)}; did you mean {near}?")
     hints = get_type_hints(kind)

@@ -7,12 +7,12 @@ from dataclasses import fields
 from typing import Any
 
 
-def idle_flags(config: object, facts: Sequence[tuple[str, bool, str]], prefix: str = "--") -> list[str]:
-    """Of facts (a field, whether it has an effect, why it has none), those of fields that were given, as texts."""
+def idle_flags(config: object, metadata: Sequence[tuple[str, bool, str]], prefix: str = "--") -> list[str]:
+    """Of metadata (a field, whether it has an effect, why it has none), those of fields that were given, as texts."""
     defaults = {each.name: each.default for each in fields(config)}
     return [
         f"{prefix}{name.replace('_', '-')} {reason}"
-        for name, has_effect, reason in facts
+        for name, has_effect, reason in metadata
         if not has_effect and getattr(config, name) != defaults[name]
     ]
 
@@ -22,13 +22,13 @@ def idle_flags_of_training(config: Any) -> list[str]:
     data = config.data
     chains = {"rand-augment", "trivial-augment"}.intersection(data.augment)
     has_url = any("://" in each for each in (*data.train, data.val or ""))
-    facts = (
-        ("crop_side", data.fit == "random-resized-crop", f"with --data.fit {data.fit}"),
-        ("chain_length", bool(chains), "without a chain in --data.augment"),
-        ("chain_strength", "rand-augment" in chains, "without rand-augment in --data.augment"),
+    metadata = (
+        ("crop_side", data.transform == "random-resized-crop", f"with --data.transform {data.transform}"),
+        ("num_ops", bool(chains), "without a chain in --data.augment"),
+        ("magnitude", "rand-augment" in chains, "without rand-augment in --data.augment"),
         ("cache_size", data.cache is not None, "without --data.cache"),
         ("cache", has_url, "without a URL to read from"),
         ("weights", len(data.train) > 1, "with one --data.train"),
     )
     own = [("eval_every", data.val is not None, "without --data.val")]
-    return idle_flags(data, facts, "--data.") + idle_flags(config, own)
+    return idle_flags(data, metadata, "--data.") + idle_flags(config, own)

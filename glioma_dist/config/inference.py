@@ -48,7 +48,7 @@ class PredictConfig:
     """Folder for the masks, overlays and summary.csv."""
     input_size: SizeFlag | None = None
     """What an image is scaled to for the network. By default: the training size if the checkpoint was trained with
-    --data.fit resize, else each image's own size. The mask always has the image's own size."""
+    --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """Probability from which a pixel belongs to a cell."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)

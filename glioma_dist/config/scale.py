@@ -9,47 +9,52 @@ from typing import Literal
 from glioma_dist.errors import InputError
 from glioma_dist.registry import ENCODER_NAMES
 
-ROWS_ENCODERS = (*(name for name in ENCODER_NAMES if name.startswith("mit_")), "resnet50", "vgg19")
-"""Those whose images may be split over processes; tests/distributed/test_rows.py proves each family."""
+SPATIAL_PARALLEL_ENCODERS = (*(name for name in ENCODER_NAMES if name.startswith("mit_")), "resnet50", "vgg19")
+"""Those whose images may be split over processes; tests/distributed/test_spatial_parallel.py proves each family."""
 
 
-def check_rows(rows: int, encoder: str) -> None:
-    """Raises InputError where an image cannot be split over `rows` processes."""
-    if rows < 1:
-        raise InputError(f"--scale.rows {rows}: give 1 or more")
-    if rows > 1 and encoder not in ROWS_ENCODERS:
-        raise InputError(f"--scale.rows {rows}: not proved exact with {encoder}; it is with {', '.join(ROWS_ENCODERS)}")
+def check_spatial_parallel(num_processes: int, encoder: str) -> None:
+    """Raises InputError where an image cannot be split over `num_processes` processes."""
+    if num_processes < 1:
+        raise InputError(f"--scale.spatial-parallel {num_processes}: give 1 or more")
+    if num_processes > 1 and encoder not in SPATIAL_PARALLEL_ENCODERS:
+        proved = ", ".join(SPATIAL_PARALLEL_ENCODERS)
+        raise InputError(
+            f"--scale.spatial-parallel {num_processes}: not proved exact with {encoder}; it is with {proved}"
+        )
 
 
 @dataclass(frozen=True)
 class InferenceScaleConfig:
     """What an image costs; it changes no number."""
 
-    rows: int = 1
-    """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
+    spatial_parallel: int = 1
+    """Number of processes that share each image, one strip of its rows each; it must divide the number of processes of
+    the launch."""
 
 
 @dataclass(frozen=True)
 class ScaleConfig:
     """What a step costs; none of it changes a number."""
 
-    recompute: Literal["none", "encoder", "all", "auto"] = "none"
-    """What is computed a second time in the backward pass instead of being kept. encoder: its layers, but for
-    attention. all: attention too, and the decoder's blocks, the largest maps in bands of rows. auto: the least that
-    fits this device's memory, as tools/plan_memory.py counts it."""
+    activation_checkpointing: Literal["none", "selective", "full", "auto"] = "none"
+    """Which activations are computed again in the backward pass instead of being kept. selective: the encoder's layers,
+    except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
+    cheapest level that fits this device's memory, as tools/plan_memory.py estimates it."""
     channels_last: bool = False
     """Keep maps with the channels innermost, as tensor cores like them."""
     compile: bool = False
     """Have torch.compile translate the encoder's layers; needs a C++ compiler, and minutes at the start."""
-    rows: int = 1
-    """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
+    spatial_parallel: int = 1
+    """Number of processes that share each image, one strip of its rows each; it must divide the number of processes of
+    the launch."""
     timeout_s: float = 600.0
     """Seconds after which a process or a worker of the run that does not answer counts as lost."""
 
     def validate(self, encoder: str) -> None:
         """Check the settings for `encoder`. Raises InputError."""
-        check_rows(self.rows, encoder)
+        check_spatial_parallel(self.spatial_parallel, encoder)
         if not 1 <= self.timeout_s < math.inf:
             raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
-        if self.rows > 1 and self.compile:
-            raise InputError("--scale.rows and --scale.compile do not go together; omit one")
+        if self.spatial_parallel > 1 and self.compile:
+            raise InputError("--scale.spatial-parallel and --scale.compile do not go together; omit one")

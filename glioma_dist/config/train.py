@@ -19,7 +19,7 @@ COST_FIELDS = (
     "data.workers",
     "data.cache",
     "data.cache_size",
-    "data.keep_decoded",
+    "data.cache_in_memory",
     "epochs",
     "max_steps",
     "patience",
@@ -28,10 +28,10 @@ COST_FIELDS = (
     "keep_last",
     "out",
     "resume",
-    "scale.recompute",
+    "scale.activation_checkpointing",
     "scale.channels_last",
     "scale.compile",
-    "scale.rows",
+    "scale.spatial_parallel",
     "scale.timeout_s",
 )
 """Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.

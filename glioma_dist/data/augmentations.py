@@ -37,9 +37,7 @@ SIGNED = ("shift-x", "shift-y", "shear-x", "shear-y", "rotate", "brightness", "c
 CHANGES = ("nothing", "mirror-x", "mirror-y", *MOST)
 
 
-def draw_chain(
-    name: ChainName, length: int, strength: float, generator: np.random.Generator
-) -> list[tuple[str, float]]:
+def draw_ops(name: ChainName, length: int, strength: float, generator: np.random.Generator) -> list[tuple[str, float]]:
     """Changes and their amounts, one after the other.
 
     Each change is drawn uniformly from `CHANGES`, with replacement. rand-augment: all at the same `strength`, from 0 to

@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.lost_workers import noticing_lost_workers, take_over_notices
-from glioma_dist.data.mixture import Mixture, Shards
+from glioma_dist.data.mixture import MixtureSampler, Shards
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.sample_cache import KeptSamples, WholeSamples, keep_decoded
-from glioma_dist.data.sampler import Order, Place
-from glioma_dist.data.shared_memory_ring import Handed, Ring
-from glioma_dist.data.transforms import augment, fit_evaluation, fit_training, raise_contrast
+from glioma_dist.data.sample_cache import CachedSamples, NormalizedSamples, cache_samples
+from glioma_dist.data.sampler import DeterministicSampler, SampleRef
+from glioma_dist.data.shared_memory_ring import BatchHandle, SharedMemoryRing
+from glioma_dist.data.transforms import augment, normalize_intensity, transform_evaluation, transform_training
 from glioma_dist.distributed.signals import STOP_SIGNALS, get_signal_at_parents_death
 from glioma_dist.errors import InputError, RunError, UnavailableError
 
@@ -54,9 +54,9 @@ class Batch:
         move = {"device": device, "non_blocking": True}
         return Batch(self.images.to(**move), self.masks.to(**move), self.seeds, self.keys)
 
-    def rows(self, band: slice) -> Batch:
-        """Only a band of the images' rows."""
-        return Batch(self.images[:, :, band], self.masks[:, band], self.seeds, self.keys)
+    def strip(self, rows: slice) -> Batch:
+        """Only some rows of the images."""
+        return Batch(self.images[:, :, rows], self.masks[:, rows], self.seeds, self.keys)
 
     def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.masks.pin_memory(), self.seeds, self.keys)
@@ -64,7 +64,7 @@ class Batch:
 
 def training_batches(
     reader: Shards,
-    order: Order | Mixture,
+    order: DeterministicSampler | MixtureSampler,
     config: DataConfig,
     first_step: int,
     rank: int,
@@ -83,19 +83,19 @@ def training_batches(
         )
     share = order.batch_size // num_processes
     slots = range(rank * share, (rank + 1) * share)
-    samples = keep_decoded(reader, config) if config.keep_decoded else WholeSamples(reader, config)
+    samples = cache_samples(reader, config) if config.cache_in_memory else NormalizedSamples(reader, config)
     # So many batches PyTorch's loader has under way at most, beside the one that it has just given out.
-    ring = Ring(config.workers * BATCHES_AHEAD + 1, share, config.size) if config.workers else None
+    ring = SharedMemoryRing(config.workers * BATCHES_AHEAD + 1, share, config.size) if config.workers else None
     dataset = _TrainingSamples(samples, order, config, slots, ring)
     items = _load(dataset, _StepsFrom(first_step), config.workers, reader, seconds_to_answer)
     return _take_out(items, ring)
 
 
-def _take_out(items: Iterator[Batch | Handed], ring: Ring | None) -> Iterator[Batch]:
+def _take_out(items: Iterator[Batch | BatchHandle], ring: SharedMemoryRing | None) -> Iterator[Batch]:
     """Batches, each out of the ring before the loader can have its place written again."""
     with closing(items):
         for item in items:
-            if isinstance(item, Handed):
+            if isinstance(item, BatchHandle):
                 item = Batch(*ring.take(item.place, item.channels), torch.tensor(item.seeds), item.keys)
             yield item.pin_memory() if torch.cuda.is_available() else item
 
@@ -110,14 +110,14 @@ def evaluation_samples(
 
 def prepare_training_sample(sample: Sample, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
-    `sample` is as `WholeSamples` gives it."""
-    image, mask = fit_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key)
-    return augment(image, mask, config.augment, seed, config.chain_length, config.chain_strength)
+    `sample` is as `NormalizedSamples` gives it."""
+    image, mask = transform_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key)
+    return augment(image, mask, config.augment, seed, config.num_ops, config.magnitude)
 
 
 def prepare_evaluation_sample(sample: Sample, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """One sample as validation shows it to the network (see `fit_evaluation`)."""
-    return fit_evaluation(raise_contrast(sample.image, config.raise_contrast), sample.mask, config)
+    """One sample as validation shows it to the network (see `transform_evaluation`)."""
+    return transform_evaluation(normalize_intensity(sample.image, config.intensity_normalization), sample.mask, config)
 
 
 def image_tensor(image: np.ndarray) -> Tensor:
@@ -146,20 +146,20 @@ class _Samples(Dataset):
 class _TrainingSamples(_Samples):
     def __init__(
         self,
-        samples: WholeSamples | KeptSamples,
-        order: Order | Mixture,
+        samples: NormalizedSamples | CachedSamples,
+        order: DeterministicSampler | MixtureSampler,
         config: DataConfig,
         slots: range,
-        ring: Ring | None,
+        ring: SharedMemoryRing | None,
     ) -> None:
         self.samples, self.order, self.config, self.slots, self.ring = samples, order, config, slots, ring
 
-    def make(self, asked: tuple[int, int]) -> Batch | Handed:
+    def make(self, asked: tuple[int, int]) -> Batch | BatchHandle:
         """Batch number asked[1]; asked[0] says the how manyth it is that this loader makes."""
         number, step = asked
         return self._batch(number, self.order.batch(step, self.slots))
 
-    def _batch(self, number: int, places: list[Place]) -> Batch | Handed:
+    def _batch(self, number: int, places: list[SampleRef]) -> Batch | BatchHandle:
         images, masks, keys = [], [], []
         for place in places:
             self.note(place.shard, place.sample)
@@ -175,7 +175,7 @@ class _TrainingSamples(_Samples):
             return Batch(torch.stack(images), torch.stack(masks), torch.tensor(seeds), tuple(keys))
         place = number % self.ring.num_places
         self.ring.put(place, images, masks)
-        return Handed(place, channels, seeds, tuple(keys))
+        return BatchHandle(place, channels, seeds, tuple(keys))
 
 
 class _PlainSamples(_Samples):

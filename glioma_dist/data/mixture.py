@@ -13,7 +13,7 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.sampler import Order, Place
+from glioma_dist.data.sampler import DeterministicSampler, SampleRef
 from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.storage import was_url
@@ -64,12 +64,12 @@ def parts_of(shards: Shards) -> tuple[ShardReader, ...]:
     return shards.parts if isinstance(shards, JoinedShards) else (shards,)
 
 
-class Mixture:
-    """The order of all batches of a run that draws from several sources by weight: as pure as `Order`.
+class MixtureSampler:
+    """The order of all batches of a run that draws from several sources by weight: as pure as `DeterministicSampler`.
 
     Each slot takes its samples in blocks of steps; in every block each source has its exact share, the steps in a
-    random order. A slot's samples of one source are those that this source's own `Order` has for the slot, so each
-    source is gone through evenly, again and again, every sample of it equally often but for its rest.
+    random order. A slot's samples of one source are those that this source's own `DeterministicSampler` has for the
+    slot, so each source is gone through evenly, again and again, every sample of it equally often but for its rest.
 
     sizes: for each source the sizes of its shards. An epoch has as many steps as one over all of them together.
     Raises InputError where a source does not fill one batch, or has less than a thousandth of all draws.
@@ -82,17 +82,19 @@ class Mixture:
         self._counts = block_counts(weights)
         self._seed = seed
         self._orders = [
-            Order(part, batch_size, int(self._generator(_SOURCE, number).integers(2**63)), f"--data.train {number + 1}")
+            DeterministicSampler(
+                part, batch_size, int(self._generator(_SOURCE, number).integers(2**63)), f"--data.train {number + 1}"
+            )
             for number, part in enumerate(sizes)
         ]
         self._first_shards = [0, *accumulate(map(len, sizes))]
         self._block = lru_cache(maxsize=2 * batch_size + 2)(self._draw_block)
 
-    def batch(self, step: int, slots: range | None = None) -> list[Place]:
-        """See `Order.batch`; the shards are numbered through, as `JoinedShards` has them."""
+    def batch(self, step: int, slots: range | None = None) -> list[SampleRef]:
+        """See `DeterministicSampler.batch`; the shards are numbered through, as `JoinedShards` has them."""
         return [self._place(step, slot) for slot in (slots or range(self.batch_size))]
 
-    def _place(self, step: int, slot: int) -> Place:
+    def _place(self, step: int, slot: int) -> SampleRef:
         number, within = divmod(step, sum(self._counts))
         sources, earlier = self._block(slot, number)
         source = int(sources[within])
@@ -113,7 +115,7 @@ class Mixture:
         return np.random.default_rng([self._seed, *purpose])
 
     def __reduce__(self) -> tuple:
-        return Mixture, self._arguments
+        return MixtureSampler, self._arguments
 
 
 def block_counts(weights: Sequence[float]) -> list[int]:
@@ -134,13 +136,15 @@ def block_counts(weights: Sequence[float]) -> list[int]:
     return counts.tolist()
 
 
-def open_training_data(config: DataConfig, batch_size: int, seed: int) -> tuple[Shards, Order | Mixture]:
+def open_training_data(
+    config: DataConfig, batch_size: int, seed: int
+) -> tuple[Shards, DeterministicSampler | MixtureSampler]:
     """What `config` names to train on, and the order of its samples. Raises InputError where either cannot be."""
     parts = [ShardReader(name, _cache(config)) for name in config.train]
     reader = parts[0] if len(parts) == 1 else JoinedShards(parts)
     if len(parts) > 1 and config.weights:
-        return reader, Mixture([part.shard_sizes for part in parts], config.weights, batch_size, seed)
-    return reader, Order(reader.shard_sizes, batch_size, seed)
+        return reader, MixtureSampler([part.shard_sizes for part in parts], config.weights, batch_size, seed)
+    return reader, DeterministicSampler(reader.shard_sizes, batch_size, seed)
 
 
 def open_validation_data(config: DataConfig) -> ShardReader | None:

@@ -32,13 +32,13 @@ class Sample:
     key: names the sample inside its split; letters, digits, `_` and `-` only.
     image: uint8 or uint16, (H, W) grey or (H, W, 3) RGB.
     mask: uint8, (H, W), 1 where there is a cell.
-    facts: what `<key>.json` holds (data set, file name, width, height, group, time, num_cells, licence).
+    metadata: what `<key>.json` holds (data set, file name, width, height, group, time, num_cells, licence).
     """
 
     key: str
     image: np.ndarray
     mask: np.ndarray
-    facts: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
 
 
 def one_channel(image: np.ndarray) -> np.ndarray:

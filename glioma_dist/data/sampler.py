@@ -29,7 +29,7 @@ _SHARDS, _WINDOW, _SAMPLE = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleRef:
     """One sample's place in the order."""
 
     shard: int
@@ -40,7 +40,7 @@ class Place:
     """For all that is random about this sample at this place: augmentation, stochastic depth. 63 bits."""
 
 
-class Order:
+class DeterministicSampler:
     """The order of all batches of a run.
 
     A batch takes `batch_size` samples; the rest of an epoch that fills no batch is left out, other samples each
@@ -64,19 +64,19 @@ class Order:
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
         self._window = lru_cache(maxsize=2 * batch_size + 2)(self._draw_window)
 
-    def batch(self, step: int, slots: range | None = None) -> list[Place]:
+    def batch(self, step: int, slots: range | None = None) -> list[SampleRef]:
         """The samples of batch number `step`, counted from 0 over all epochs; of `slots` only, if given."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return [self._place(epoch, step_in_epoch, slot) for slot in (slots or range(self.batch_size))]
 
-    def _place(self, epoch: int, step_in_epoch: int, slot: int) -> Place:
+    def _place(self, epoch: int, step_in_epoch: int, slot: int) -> SampleRef:
         position = slot * self.steps_per_epoch + step_in_epoch
         _, window_ends = self._epoch(epoch)
         window = int(np.searchsorted(window_ends, position, side="right"))
         within = position - (int(window_ends[window - 1]) if window else 0)
         shard, sample = self._window(epoch, window).locate(within)
         seed = self._generator(_SAMPLE, epoch, step_in_epoch, slot).integers(2**63)
-        return Place(shard, sample, int(seed))
+        return SampleRef(shard, sample, int(seed))
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards' order, and the position in the sequence at which each window ends."""
@@ -93,7 +93,7 @@ class Order:
         return np.random.default_rng([self.seed, *purpose])
 
     def __reduce__(self) -> tuple:
-        return Order, (self.shard_sizes, self.batch_size, self.seed)
+        return DeterministicSampler, (self.shard_sizes, self.batch_size, self.seed)
 
 
 class Window:

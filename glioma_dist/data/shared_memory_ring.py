@@ -16,7 +16,7 @@ from glioma_dist.size import Size
 
 
 @dataclass(frozen=True)
-class Handed:
+class BatchHandle:
     """What crosses in the ordinary way: where in the ring a batch lies, and the rest of it."""
 
     place: int
@@ -25,7 +25,7 @@ class Handed:
     keys: tuple[str, ...]
 
 
-class Ring:
+class SharedMemoryRing:
     """Room for `num_places` batches of `count` images of `size`, shared by all processes forked after it was made.
 
     A place may be written again when the batch before was taken out. Memory that is never written takes none.

@@ -90,10 +90,10 @@ def draw_repetitions(
     return [draw_splits(keys, counts, seed + number, groups) for number in range(num_repetitions)]
 
 
-def write_splits(path: Path, repetitions: list[dict[str, list[str]]], facts: Mapping[str, object]) -> None:
-    """A JSON file: {"format_version", **facts, "repetitions": [{"train": [key, …], "val": …, "test": …}, …]}."""
+def write_splits(path: Path, repetitions: list[dict[str, list[str]]], metadata: Mapping[str, object]) -> None:
+    """A JSON file: {"format_version", **metadata, "repetitions": [{"train": [key, …], "val": …, "test": …}, …]}."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(path, {"format_version": FORMAT_VERSION, **facts, "repetitions": repetitions}, indent=1)
+    write_json_atomically(path, {"format_version": FORMAT_VERSION, **metadata, "repetitions": repetitions}, indent=1)
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:

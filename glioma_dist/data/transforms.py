@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.augmentations import CHAIN_NAMES, apply_change, draw_chain
+from glioma_dist.data.augmentations import CHAIN_NAMES, apply_change, draw_ops
 from glioma_dist.errors import InputError
 from glioma_dist.size import Size
 
@@ -24,7 +24,7 @@ MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 
 
-def raise_contrast(image: np.ndarray, how: Literal["percentile", "clahe", "none"]) -> np.ndarray:
+def normalize_intensity(image: np.ndarray, how: Literal["percentile", "clahe", "none"]) -> np.ndarray:
     """Raise an image's contrast. image: (H, W) or (H, W, 3), uint8 or uint16; returns the same shape, uint8.
 
     percentile: the 0.5th percentile of all values goes to 0, the 99.5th to 255, linearly, by a look-up table.
@@ -63,22 +63,22 @@ def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     return (scaled > 0).astype(np.uint8)
 
 
-def fit_training(
+def transform_training(
     image: np.ndarray, mask: np.ndarray, config: DataConfig, generator: np.random.Generator, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bring image and mask to `config.size` by `config.fit`; windows are drawn uniformly from `generator`.
+    """Bring image and mask to `config.size` by `config.transform`; windows are drawn uniformly from `generator`.
 
     Raises InputError where a crop is larger than the image; `key` names the sample in it.
     """
-    if config.fit == "resize":
+    if config.transform == "resize":
         return resize_image(image, config.size), resize_mask(mask, config.size)
     height, width = mask.shape
-    if config.fit == "crop":
+    if config.transform == "random-crop":
         window = config.size
         if window.width > width or window.height > height:
             raise InputError(
                 f"sample {key} is {width}x{height}, smaller than the crop {window}: give a --data.size "
-                f"within it, or --data.fit resize"
+                f"within it, or --data.transform resize"
             )
     else:
         side = generator.uniform(*config.crop_side)
@@ -88,15 +88,15 @@ def fit_training(
     return _cut(image, mask, left, top, window, config.size)
 
 
-def fit_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """What validation shows for a model that trains with this config; nothing is random.
 
     resize: the same as in training. crop: the whole image at its own size, as such models are tested.
     random-resized-crop: the middle window with the middle of the sides, scaled to the size.
     """
-    if config.fit == "resize":
+    if config.transform == "resize":
         return resize_image(image, config.size), resize_mask(mask, config.size)
-    if config.fit == "crop":
+    if config.transform == "random-crop":
         return image, mask
     height, width = mask.shape
     side = sum(config.crop_side) / 2
@@ -109,8 +109,8 @@ def augment(
     mask: np.ndarray,
     names: tuple[str, ...],
     seed: int,
-    chain_length: int = DataConfig.chain_length,
-    chain_strength: float = DataConfig.chain_strength,
+    num_ops: int = DataConfig.num_ops,
+    magnitude: float = DataConfig.magnitude,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the random changes `names` (see `DataConfig.augment`) to a uint8 image and its mask, drawn from `seed`:
     first the single ones, then the chains."""
@@ -126,7 +126,7 @@ def augment(
     for number, name in enumerate(CHAIN_NAMES):
         if name in names:
             generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
-            for change, amount in draw_chain(name, chain_length, chain_strength, generator):
+            for change, amount in draw_ops(name, num_ops, magnitude, generator):
                 image, mask = apply_change(image, mask, change, amount)
     return image, mask
 

@@ -30,8 +30,8 @@ WORD_OF_AN_END = "glioma_dist/ended"
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """One process of a run. Made once, by `Runtime.start`, and handed to whatever needs it."""
+class DistributedContext:
+    """One process of a run. Made once, by `DistributedContext.start`, and handed to whatever needs it."""
 
     accelerator: Accelerator
     seconds_to_answer: float = SECONDS_TO_ANSWER
@@ -40,7 +40,7 @@ class Runtime:
     """All processes, over gloo: what the processes tell each other beside tensors of the device."""
 
     @classmethod
-    def start(cls, seconds_to_answer: float = SECONDS_TO_ANSWER) -> Runtime:
+    def start(cls, seconds_to_answer: float = SECONDS_TO_ANSWER) -> DistributedContext:
         """Join the other processes of the launch. Precision and engine are accelerate's own settings.
 
         Raises InputError where the launcher started another number of processes than accelerate believes: each

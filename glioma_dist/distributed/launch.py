@@ -25,7 +25,7 @@ REFUSED_FLAGS = {
     "ACCELERATE_USE_MEGATRON_LM": f"Megatron-LM is not supported: {OTHER_ENGINE}",
     "ACCELERATE_USE_PARALLELISM_CONFIG": (
         "accelerate's parallelism_config (tensor, context or sequence parallelism) is not supported: remove it, and "
-        "split each image with --scale.rows"
+        "split each image with --scale.spatial-parallel"
     ),
     "ACCELERATE_USE_SAGEMAKER": f"SageMaker launches are not supported: {OTHER_ENGINE} on the machine itself",
     "ACCELERATE_DOWNCAST_BF16": "downcast_bf16 is for TPUs, which are not supported: set downcast_bf16: 'no'",
@@ -42,7 +42,9 @@ REFUSED_VALUES = {
 REFUSED_FSDP_FLAGS = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "it loses batch norm's statistics: set fsdp_cpu_ram_efficient_loading: false",
     "FSDP_OFFLOAD_PARAMS": "weights on the CPU are not supported: set fsdp_offload_params: false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "set fsdp_activation_checkpointing: false, and train with --scale.recompute all",
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "set fsdp_activation_checkpointing: false, and train with --scale.activation-checkpointing full"
+    ),
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "set fsdp_activation_checkpointing_offload: false",
     "FSDP_FORWARD_PREFETCH": "FSDP2 has no forward prefetch: set fsdp_forward_prefetch: false",
 }
@@ -127,7 +129,7 @@ def check_settings(environment: Mapping[str, str]) -> None:
     if steps.strip() != "1":
         raise InputError(
             f"{_said(environment, ACCUMULATION)}: gradient accumulation is not supported, each step takes all of "
-            "--batch-size: unset it, and train with --scale.recompute all to save memory"
+            "--batch-size: unset it, and train with --scale.activation-checkpointing full to save memory"
         )
     if environment.get(DYNAMO, "no").lower() != "no":
         raise InputError(

@@ -40,8 +40,8 @@ def tell_launcher(line: str) -> None:
     if not file:
         return
     # The form that torch.distributed.elastic.multiprocessing.errors.ErrorHandler writes.
-    facts = {"py_callstack": line, "timestamp": str(int(time.time()))}
+    metadata = {"py_callstack": line, "timestamp": str(int(time.time()))}
     try:
-        write_atomically(Path(file), json.dumps({"message": {"message": line, "extraInfo": facts}}))
+        write_atomically(Path(file), json.dumps({"message": {"message": line, "extraInfo": metadata}}))
     except InputError:
         return  # the line is on the screen already

@@ -11,28 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glioma_dist.config import EvaluateConfig, check_rows
+from glioma_dist.config import EvaluateConfig, check_spatial_parallel
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import evaluation_samples, image_tensor
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
-from glioma_dist.data.transforms import raise_contrast, resize_image, resize_mask
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.data.transforms import normalize_intensity, resize_image, resize_mask
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import load_model, normalise
-from glioma_dist.scale.spatial_group import Rows
-from glioma_dist.scale.spatial_layers import split_rows
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.size import Size
 
 THRESHOLD = 0.5
 """On the probability, after scaling. The article does not name its own."""
 
 
-def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
+def evaluate(config: EvaluateConfig, context: DistributedContext) -> dict:
     """Scores of a checkpoint on shards: {"dice_mean", "images": [{"key", "dice"}], …}, images by key.
 
     Every image is scored once, whatever the number of processes. Written to `config.out` where given.
@@ -40,18 +40,18 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
     if config.out:
         check_new_file("--out", config.out)
     reader = ShardReader(config.data)
-    if runtime.is_main:
+    if context.is_main:
         for note in (describe_unlisted(reader), check_cells([reader], "--data", is_needed=False)):
             if note:
                 print(note, flush=True)
-    network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
-    contrast = checkpoint.config.data.raise_contrast
-    rows = network.rows
+    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
+    contrast = checkpoint.config.data.intensity_normalization
+    group = network.spatial_group
     here = [
         {"key": sample.key, "dice": dice_at_sizes(network, sample, contrast, config.input_size, config.metric_size)}
-        for sample in evaluation_samples(reader, rows.data_rank, rows.num_data_groups, config.workers)
+        for sample in evaluation_samples(reader, group.dp_rank, group.dp_size, config.workers)
     ]
-    found = runtime.gather_objects(here if rows.rank == 0 else [])
+    found = context.gather_objects(here if group.rank == 0 else [])
     images = sorted(found, key=lambda image: image["key"])
     scores = {
         "dice_mean": statistics.fmean(image["dice"] for image in images),
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime) -> dict:
         "data": {name: reader.index[name] for name in ("dataset", "split", "licence")},
         "images": images,
     }
-    if config.out and runtime.is_main:
+    if config.out and context.is_main:
         make_folder(config.out.parent)
         write_json_atomically(config.out, scores)
     return scores
@@ -75,20 +75,20 @@ class Network:
 
     model: nn.Module
     device: torch.device
-    rows: Rows = field(default_factory=Rows)
+    group: SpatialGroup = field(default_factory=SpatialGroup)
 
 
-def load_network(folder: Path, num_rows: int, runtime: Runtime) -> tuple[Network, Checkpoint]:
+def load_network(folder: Path, num_rows: int, context: DistributedContext) -> tuple[Network, Checkpoint]:
     """The U-Net that a checkpoint folder holds, ready for `cell_probability`, and all else that the folder says.
 
     num_rows: processes that share each image. Raises InputError where the launch or the encoder does not allow it.
     """
     model, checkpoint = load_model(folder)
-    check_rows(num_rows, checkpoint.config.model.encoder)
-    rows = Rows.join(runtime, num_rows)
-    split_rows(model, rows)
-    model = runtime.accelerator.prepare_model(model.to(runtime.device), evaluation_mode=True)
-    return Network(model, runtime.device, rows), checkpoint
+    check_spatial_parallel(num_rows, checkpoint.config.model.encoder)
+    group = SpatialGroup.join(context, num_rows)
+    split_spatially(model, group)
+    model = context.accelerator.prepare_model(model.to(context.device), evaluation_mode=True)
+    return Network(model, context.device, group), checkpoint
 
 
 def dice_at_sizes(
@@ -100,7 +100,7 @@ def dice_at_sizes(
     height, width = sample.mask.shape
     metric_size = metric_size or Size(width, height)
     try:
-        shares = cell_probability(network, raise_contrast(sample.image, contrast), input_size, metric_size)
+        shares = cell_probability(network, normalize_intensity(sample.image, contrast), input_size, metric_size)
     except InputError as error:
         raise InputError(f"sample {sample.key}: {error}") from error
     reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(network.device)
@@ -115,9 +115,9 @@ def cell_probability(network: Network, image: np.ndarray, input_size: Size | Non
     in as it is where None.
     """
     scaled = resize_image(image, input_size) if input_size else image
-    band = network.rows.cut(len(scaled))
-    logits = network.model(normalise(image_tensor(scaled)[None, :, band].to(network.device)))
-    shares = network.rows.gather_band(logits).float().sigmoid()
+    strip = network.spatial_group.cut(len(scaled))
+    logits = network.model(normalise(image_tensor(scaled)[None, :, strip].to(network.device)))
+    shares = network.spatial_group.gather_strip(logits).float().sigmoid()
     size = (output_size.height, output_size.width)
     if shares.shape[-2:] != size:
         shares = functional.interpolate(shares, size=size, mode="bilinear", align_corners=False)

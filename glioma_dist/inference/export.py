@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.data.loader import image_tensor
-from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, raise_contrast
+from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, normalize_intensity
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, make_folder, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ class ImageToLogits(nn.Module):
         return self.model.decoder(self.model.encoder(images))[..., :height, :width]
 
     def _stretched(self, values: Tensor) -> Tensor:
-        """`data.augment.raise_contrast`'s percentile stretch, number for number."""
+        """`data.augment.normalize_intensity`'s percentile stretch, number for number."""
         flat = values.flatten()
         counts = torch.zeros(self.num_values, dtype=torch.int64).scatter_add(0, flat, torch.ones_like(flat))
         # Vectors of one number each: with scalars the exporter falls back to fp32.
@@ -87,14 +87,14 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
     """
     check_new_file("--out", out)
     model, read = load_model(checkpoint)
-    contrast = read.config.data.raise_contrast
+    contrast = read.config.data.intensity_normalization
     if contrast == "clahe":
         raise InputError(
-            f"{checkpoint}: was trained with --data.raise-contrast clahe, which no ONNX operator computes; "
+            f"{checkpoint}: was trained with --data.intensity-normalization clahe, which no ONNX operator computes; "
             "use predict.py"
         )
     graph = to_onnx(ImageToLogits(model, contrast, 2**bits).eval(), bits)
-    graph = _with_facts(graph, read)
+    graph = _with_metadata(graph, read)
     parity = check(graph, model, contrast, bits, images)
     make_folder(out.parent)
     write_atomically(out, graph)
@@ -139,7 +139,7 @@ def check(graph: bytes, model: UNet, contrast: Contrast, bits: int, images: Sequ
                 f"--bits {8 * image.itemsize}"
             )
         with torch.no_grad():
-            expected = model(normalise(image_tensor(raise_contrast(image, contrast))[None])).numpy()
+            expected = model(normalise(image_tensor(normalize_intensity(image, contrast))[None])).numpy()
         found = session.run([LOGITS], {IMAGE: as_input(image)})[0]
         largest = max(largest, float(np.abs(found - expected).max()))
         other = int(((found > 0) != (expected > 0)).sum()) if number >= len(drawn) else 0
@@ -159,19 +159,19 @@ def as_input(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes.transpose(2, 0, 1)[None]).astype(kind)
 
 
-def _with_facts(graph: bytes, checkpoint: Checkpoint) -> bytes:
+def _with_metadata(graph: bytes, checkpoint: Checkpoint) -> bytes:
     """With what a user of the graph must know as its metadata, checked by onnx."""
     import onnx
 
     model = onnx.load_from_string(graph)
     data = checkpoint.config.data
-    facts = {
+    metadata = {
         "encoder": checkpoint.config.model.encoder,
         "training_size": str(data.size),
-        "training_fit": data.fit,
-        "raise_contrast": data.raise_contrast,
+        "training_fit": data.transform,
+        "intensity_normalization": data.intensity_normalization,
         "lineage": json.dumps(checkpoint.lineage),
     }
-    onnx.helper.set_model_props(model, facts)
+    onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()

@@ -9,8 +9,8 @@ import torch
 
 from glioma_dist.config import DataConfig, PredictConfig
 from glioma_dist.data.images.reader import ImageReader
-from glioma_dist.data.transforms import raise_contrast
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.data.transforms import normalize_intensity
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, printable
 from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
@@ -27,7 +27,7 @@ from glioma_dist.inference.results import (
 from glioma_dist.size import Size
 
 
-def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
+def predict(config: PredictConfig, context: DistributedContext) -> list[dict]:
     """Write `<name>.mask.png` (0 and 255, the image's own size), `<name>.overlay.png` and summary.csv to `config.out`.
 
     Returns the table's rows. An image that cannot be read, or a result that cannot be written, does not stop the
@@ -38,17 +38,17 @@ def predict(config: PredictConfig, runtime: Runtime) -> list[dict]:
     paths = found.paths
     names = output_names(paths)
     check_folder(config.out, names)
-    if runtime.is_main and found.not_read:
+    if context.is_main and found.not_read:
         print(f"{printable(config.images)}: {found.describe()}", flush=True)
-    network, checkpoint = load_network(config.checkpoint, config.scale.rows, runtime)
-    group = network.rows
+    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
+    group = network.spatial_group
     make_folder(config.out)
-    mine = list(zip(paths, names, strict=True))[group.data_rank :: group.num_data_groups]
+    mine = list(zip(paths, names, strict=True))[group.dp_rank :: group.dp_size]
     with ImageReader() as reader:
         rows, failures = _predict_all(mine, network, checkpoint.config.data, config, reader)
-    rows = sorted(runtime.gather_objects(rows), key=lambda row: row["image"])
-    failures = sorted(runtime.gather_objects(failures if group.rank == 0 else []))
-    if runtime.is_main:
+    rows = sorted(context.gather_objects(rows), key=lambda row: row["image"])
+    failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
+    if context.is_main:
         write_summary(config.out / SUMMARY, rows)
         write_failed(config.out / FAILED, failures)
     if failures:
@@ -66,16 +66,16 @@ def _predict_all(
 
     data: what the network was trained with. Returns rows of the table, and what failed.
     """
-    input_size = config.input_size or (data.size if data.fit == "resize" else None)
+    input_size = config.input_size or (data.size if data.transform == "resize" else None)
     rows, failures = [], []
     for path, name in images:
         step = "read"
         try:
-            image = _read_together(reader, path, network, data.raise_contrast)
+            image = _read_together(reader, path, network, data.intensity_normalization)
             step = "predicted"
             mask = _mask_of(image, network, input_size, config.threshold)
             step = "written"
-            row = write_result(config.out, name, path, image, mask) if network.rows.rank == 0 else None
+            row = write_result(config.out, name, path, image, mask) if network.spatial_group.rank == 0 else None
         except InputError as error:
             if isinstance(error, DiskFullError) or not config.out.is_dir():
                 raise
@@ -83,7 +83,7 @@ def _predict_all(
             continue
         if row is not None:
             rows.append(row)
-            print(f"{printable(path)}: {100 * row['covered_share']:.1f} % covered", flush=True)
+            print(f"{printable(path)}: {100 * row['confluence']:.1f} % covered", flush=True)
     return rows, failures
 
 
@@ -93,13 +93,13 @@ def _read_together(reader: ImageReader, path: Path, network: Network, contrast: 
     image, error = None, None
     try:
         decoded = reader.read(path)
-        for remark in decoded.remarks() if network.rows.rank == 0 else ():
+        for remark in decoded.remarks() if network.spatial_group.rank == 0 else ():
             print(f"{printable(path)}: {remark}", flush=True)
-        image = raise_contrast(decoded.pixels, contrast)
+        image = normalize_intensity(decoded.pixels, contrast)
     except InputError as found:
         error = found
-    if network.rows.size > 1:
-        num_failed = network.rows.all_reduce(torch.tensor([float(error is not None)], device=network.device))
+    if network.spatial_group.size > 1:
+        num_failed = network.spatial_group.all_reduce(torch.tensor([float(error is not None)], device=network.device))
         if error is None and num_failed.item():
             error = InputError(f"{path}: another process of this launch cannot read it; its line says why")
     if error is not None:
@@ -120,7 +120,7 @@ def _mask_of(image: np.ndarray, network: Network, input_size: Size | None, thres
         if not is_out_of_memory(error):
             raise
         what = f"{width}x{height} pixels do not fit the memory; give a smaller --input-size, or cut it into fields"
-        if network.rows.size > 1:
+        if network.spatial_group.size > 1:
             raise MemoryFullError(f"an image of {what}") from error
     # Outside the handler, whose error would hold on to the tensors.
     if network.device.type == "cuda":

@@ -20,7 +20,7 @@ from glioma_dist.files import check_new_folder, remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
 
 OUTLINE_COLOUR = (255, 200, 0)
-COLUMNS = ("image", "width", "height", "covered_share", "mask", "overlay")
+COLUMNS = ("image", "width", "height", "confluence", "mask", "overlay")
 FAILED_COLUMNS = ("image", "step", "reason")
 AUTHOR = b"Software\0glioma-dist predict.py"
 """Of each PNG's tEXt chunk (PNG specification, section 11.3.3.2): it tells results from a user's own files."""
@@ -95,7 +95,7 @@ def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: n
         "image": printable(path),
         "width": mask.shape[1],
         "height": mask.shape[0],
-        "covered_share": round(float(mask.mean()), 6),
+        "confluence": round(float(mask.mean()), 6),
         **{kind: printable(file) for kind, file in files.items()},
     }
 

@@ -37,7 +37,7 @@ class Checkpoint:
 
     folder: Path
     config: TrainConfig
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     """All else that state.json holds: position, lineage, fingerprints."""
     manifest: Manifest
     _kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
@@ -55,18 +55,18 @@ class Checkpoint:
         manifest = Manifest.read(found)
         with _not_replaced(manifest):
             data = read_checked(found / STATE, manifest.files[STATE])
-        config, facts = _read_state(found / STATE, data)
-        return cls(found, config, facts, manifest)
+        config, metadata = _read_state(found / STATE, data)
+        return cls(found, config, metadata, manifest)
 
     @property
     def step(self) -> int | None:
         """Optimizer steps taken; None where the checkpoint is not of a training run."""
-        return self.facts.get("position", {}).get("step")
+        return self.metadata.get("position", {}).get("step")
 
     @property
     def lineage(self) -> list[dict[str, str]]:
         """What weights and data the network was made from, with their licences."""
-        return self.facts.get("lineage", [])
+        return self.metadata.get("lineage", [])
 
     def has(self, name: str) -> bool:
         """Whether it holds `name`, MODEL or OPTIMIZER, in one file or in parts."""
@@ -193,8 +193,8 @@ def _read_state(path: Path, data: bytes) -> tuple[TrainConfig, dict[str, Any]]:
         raise DamagedError(path, str(error).removeprefix(f"{path}: ")) from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise DamagedError(path, f"is no state of format {FORMAT_VERSION}")
-    facts = {name: value for name, value in content.items() if name not in ("format_version", "config")}
-    position, lineage = facts.get("position", {}), facts.get("lineage", [])
+    metadata = {name: value for name, value in content.items() if name not in ("format_version", "config")}
+    position, lineage = metadata.get("position", {}), metadata.get("lineage", [])
     step = position.get("step", 0) if isinstance(position, dict) else None
     if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise DamagedError(path, f"its position has no step from 0 to {MAX_STEP} ({shown(position)})")
@@ -206,7 +206,7 @@ def _read_state(path: Path, data: bytes) -> tuple[TrainConfig, dict[str, Any]]:
     except InputError as error:
         text = one_line(str(error).removeprefix(f"{path}: "), 250)
         raise DamagedError(path, f"cannot be used ({text})") from None
-    return config, facts
+    return config, metadata
 
 
 def _is_origin(entry: object) -> bool:

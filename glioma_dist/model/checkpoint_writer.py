@@ -56,7 +56,7 @@ ALONE = Writer()
 def write_checkpoint(
     folder: Path,
     config: TrainConfig,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     model: dict[str, Tensor] | None,
     optimizer: dict[str, Tensor] | None = None,
     writer: Writer = ALONE,
@@ -89,7 +89,9 @@ def write_checkpoint(
     def finish() -> None:
         if writer.number == 0:
             writer.check()
-            _finish(folder, new, config, facts, {name: entry for part in parts for name, entry in part.items()}, keep)
+            _finish(
+                folder, new, config, metadata, {name: entry for part in parts for name, entry in part.items()}, keep
+            )
 
     try:
         writer.together(begin)
@@ -110,10 +112,10 @@ def _begin(new: Path) -> None:
 
 
 def _finish(
-    folder: Path, new: Path, config: TrainConfig, facts: dict[str, Any], files: dict[str, dict[str, Any]], keep: int
+    folder: Path, new: Path, config: TrainConfig, metadata: dict[str, Any], files: dict[str, dict[str, Any]], keep: int
 ) -> None:
     """Write what is no tensor, and put the new folder in the old one's place."""
-    state = {"format_version": FORMAT_VERSION, **facts, "config": to_dict(config)}
+    state = {"format_version": FORMAT_VERSION, **metadata, "config": to_dict(config)}
     write_json_atomically(new / STATE, state)
     files[STATE] = file_entry(new / STATE)
     write_json_atomically(new / MANIFEST, {"format_version": FORMAT_VERSION, "files": dict(sorted(files.items()))})

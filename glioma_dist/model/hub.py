@@ -32,9 +32,9 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
     in it is run. Paths of the machine that it was trained on are left out.
     """
 
-    def __init__(self, model: UNet, config: TrainConfig, facts: dict[str, Any]) -> None:
+    def __init__(self, model: UNet, config: TrainConfig, metadata: dict[str, Any]) -> None:
         super().__init__()
-        self.model, self.settings, self.facts = model, config, facts
+        self.model, self.settings, self.metadata = model, config, metadata
 
     def forward(self, images, seeds=None):
         """As `UNet.forward`: images (B, 3, H, W) as `normalise` makes them; returns logits (B, 1, H, W)."""
@@ -42,14 +42,14 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card: what the network is, what weights and data it comes from, and under which licences."""
-        return ModelCard(model_card(self.settings, self.facts))
+        return ModelCard(model_card(self.settings, self.metadata))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         card = save_directory / "README.md"
         if card.is_file() and OWN_CARD in card.read_text(errors="replace"):
             card.unlink()  # of another network; the mixin writes a card only where there is none
         made = save_directory / PARTIAL
-        write_checkpoint(made, _without_paths(self.settings), self.facts, self.model.state_dict())
+        write_checkpoint(made, _without_paths(self.settings), self.metadata, self.model.state_dict())
         try:
             for name in (MODEL, STATE, MANIFEST):
                 os.replace(made / name, save_directory / name)
@@ -86,12 +86,12 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
             ]
             folder = Path(files[0]).parent
         model, checkpoint = load_model(folder)
-        return cls(model, checkpoint.config, checkpoint.facts).eval()
+        return cls(model, checkpoint.config, checkpoint.metadata).eval()
 
 
-def model_card(config: TrainConfig, facts: dict[str, Any]) -> str:
+def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
     """Markdown with the hub's metadata before it."""
-    lineage = facts.get("lineage", [])
+    lineage = metadata.get("lineage", [])
     bound = [entry["licence"] for entry in lineage if NON_COMMERCIAL.search(entry.get("licence", ""))]
     data = ModelCardData(
         license="other",
@@ -113,8 +113,9 @@ def model_card(config: TrainConfig, facts: dict[str, Any]) -> str:
     lines = [
         f"---\n{data}\n---",
         f"# U-Net {config.model.encoder}, masks of cells in phase contrast",
-        f"Trained by glioma-dist on images {fit[config.data.fit]} {config.data.size}, contrast "
-        f"{config.data.raise_contrast}, loss {config.loss}, {facts.get('position', {}).get('step', '?')} steps of "
+        f"Trained by glioma-dist on images {fit[config.data.transform]} {config.data.size}, contrast "
+        f"{config.data.intensity_normalization}, loss {config.loss}, "
+        f"{metadata.get('position', {}).get('step', '?')} steps of "
         f"{config.batch_size} images.",
         "## What it was made from",
         "\n".join(["| | from | licence |", "|---|---|---|", *rows]) if rows else "Not recorded.",

@@ -17,7 +17,7 @@ from glioma_dist.model.tensor_files import DTYPES, DamagedError
 
 MANIFEST = "manifest.json"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """2 has the manifest. Format 1, which had none, was never released."""
 TENSOR_FILE = re.compile(r"(?:model|optimizer)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 

@@ -14,7 +14,7 @@ from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_ano
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
 from glioma_dist.model.encoders.timm_models import TimmEncoder
-from glioma_dist.model.pretrained.weights import initialise, is_peer, load_imagenet, load_peer
+from glioma_dist.model.pretrained.weights import initialise, is_smp, load_imagenet, load_smp
 
 ENCODERS_WITH_CENTER = ("vgg19",)
 
@@ -76,8 +76,8 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
             f"--model.init {config.init}: no such file or folder; give random, imagenet, a checkpoint's folder as "
             "runs/x/best, or a file of weights"
         )
-    if found is None and is_peer(path):
-        return model, [load_peer(model, config.encoder, path, config.norm)]
+    if found is None and is_smp(path):
+        return model, [load_smp(model, config.encoder, path, config.norm)]
     with naming_another(path):
         checkpoint = Checkpoint.read(path)
         checkpoint.load_into(model, config.encoder)

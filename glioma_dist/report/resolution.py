@@ -20,8 +20,8 @@ CARDS_GB = (8, 16, 24, 48, 80)
 """Memory of the graphics cards that plots show."""
 COLOURS = {
     (OURS, "none"): "#5aa9e6",
-    (OURS, "encoder"): "#1f6fb5",
-    (OURS, "all"): "#0b2f5c",
+    (OURS, "selective"): "#1f6fb5",
+    (OURS, "full"): "#0b2f5c",
     ("segmentation_models.pytorch", "none"): "#c8501e",
     ("transformers eager", "none"): "#7a4d9f",
 }
@@ -34,14 +34,14 @@ class Variant(NamedTuple):
     """What one line of a table or plot is about."""
 
     network: str
-    rung: str
+    level: str
     layout: str
     precision: str
 
     @property
     def name(self) -> str:
         """Without the precision."""
-        parts = [self.network, f"recompute {self.rung}" if self.network == OURS else ""]
+        parts = [self.network, f"checkpointing {self.level}" if self.network == OURS else ""]
         return ", ".join(part for part in [*parts, self.layout if self.layout != "contiguous" else ""] if part)
 
 
@@ -77,7 +77,7 @@ def _flat(value: object) -> object:
 
 
 def markdown_text(rows: list[dict]) -> str:
-    """Tables of memory, speed, and each rung's cost in time; and of the largest that trains, where it was sought."""
+    """Tables of memory, speed, and each level's cost in time; and of the largest that trains, where it was sought."""
     steps = [row for row in rows if row["kind"] == "step"]
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
@@ -91,10 +91,10 @@ def markdown_text(rows: list[dict]) -> str:
     if any(row["images_per_second_with_data"] for row in steps):
         title = f"Images a second with data loading ({first['data']}, {first['workers']} workers)"
         parts.append(_table(title, steps, lambda row: _short(row["images_per_second_with_data"])))
-    plain = {_place(row): row["median_seconds"] for row in steps if row["rung"] == "none" and row["status"] == "ok"}
-    compared = [row for row in steps if row["network"] == OURS and row["rung"] != "none" and _place(row) in plain]
+    plain = {_place(row): row["median_seconds"] for row in steps if row["level"] == "none" and row["status"] == "ok"}
+    compared = [row for row in steps if row["network"] == OURS and row["level"] != "none" and _place(row) in plain]
     if compared:
-        title = "Time of a step, in times that of the rung none"
+        title = "Time of a step, in times that of the level none"
         parts.append(_table(title, compared, lambda row: f"{row['median_seconds'] / plain[_place(row)]:.2f}"))
     largest = [row for row in rows if row["kind"] == "largest"]
     return "\n".join([*parts, *([_largest_table(largest)] if largest else [])])
@@ -161,7 +161,7 @@ def _draw_lines(axes: Axes, rows: list[dict], column: str, height_of_ended: floa
     for variant in dict.fromkeys(map(_variant, rows)):
         own = sorted((row for row in rows if _variant(row) == variant), key=lambda row: row["megapixels"])
         points = [(row["megapixels"], row[column]) for row in own if row[column]]
-        colour = COLOURS.get((variant.network, variant.rung), GREY)
+        colour = COLOURS.get((variant.network, variant.level), GREY)
         style = {
             "linestyle": "-" if variant.network == OURS else "--",
             "markerfacecolor": colour if variant.layout == "contiguous" else "white",
@@ -217,11 +217,11 @@ def _name_values(axes: Axes) -> None:
 
 
 def _variant(row: dict) -> Variant:
-    return Variant(row["network"], row["rung"], row["layout"], row["precision"])
+    return Variant(row["network"], row["level"], row["layout"], row["precision"])
 
 
 def _place(row: dict) -> tuple[str, ...]:
-    """What cells have in common whose rungs can be compared."""
+    """What cells have in common whose levels can be compared."""
     return row["network"], row["layout"], row["precision"], row["size"]
 
 

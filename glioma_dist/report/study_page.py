@@ -83,7 +83,7 @@ def claim_text(claim: dict[str, Any]) -> str:
 
 def introduction(results: dict[str, Any]) -> list[str]:
     """What was run, in sentences."""
-    protocol, facts = results["protocol"], results["facts"]
+    protocol, metadata = results["protocol"], results["metadata"]
     counts = " / ".join(map(str, protocol["counts"]))
     sizes = ", ".join(f"{name} = {size}" for name, size in protocol["sizes"].items())
     data = "; ".join(f"{name}: {it['dataset']}, {it['num_samples']} images" for name, it in results["data"].items())
@@ -92,7 +92,7 @@ def introduction(results: dict[str, Any]) -> list[str]:
         f"{protocol['num_repetitions']} repetitions of {counts} images, seed {protocol['seed']}; "
         f"Adam, learning rate {protocol['lr']:g}; {_schedule('pretraining', protocol['pretraining'])}; "
         f"{_schedule('fine-tuning', protocol['fine_tuning'])}.",
-        f"{data or 'No data is here yet'}. {facts.get('device', '')}, commit {facts.get('commit')}.",
+        f"{data or 'No data is here yet'}. {metadata.get('device', '')}, commit {metadata.get('commit')}.",
         "Scores are DiceScoreAV. s.d.: of the repetitions' means. Interval: "
         f"{protocol['level']:.0%}, by a bootstrap over images, each with its group. p: of the difference to the best "
         "row, by a paired t-test corrected for repetitions that share images (Nadeau and Bengio 2003) and for the "
@@ -117,7 +117,7 @@ def _schedule(name: str, schedule: dict[str, Any]) -> str:
 
 def markdown_page(results: dict[str, Any], has_plot: bool) -> str:
     parts = [f"# {results['title']}", *introduction(results)]
-    command = results["facts"].get("command")
+    command = results["metadata"].get("command")
     if command:
         parts.append(f"```\n{command}\n```")
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'|'.join('---:' if n in NUMBERS else '---' for n in range(10))}|"]
@@ -147,7 +147,7 @@ def html_page(results: dict[str, Any], plot: bytes | None) -> str:
     parts = [
         f"<h1>{title}</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in introduction(results)),
-        f"<pre>{html.escape(results['facts'].get('command') or '')}</pre>",
+        f"<pre>{html.escape(results['metadata'].get('command') or '')}</pre>",
         html_table(COLUMNS, map(row_texts, results["rows"]), [row["best"] for row in results["rows"]]),
     ]
     parts += [

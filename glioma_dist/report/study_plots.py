@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from glioma_dist.data.sample import read_image
-from glioma_dist.data.transforms import raise_contrast
+from glioma_dist.data.transforms import normalize_intensity
 
 COLOURS = ("#767676", "#c8501e", "#1f6fb5", "#2e8b57", "#7a4d9f")
 """Of starting weights, in the order in which they come."""
@@ -129,7 +129,7 @@ def draw_pictures(results: dict[str, Any]) -> Figure | None:
     for axes in panels.flat:
         axes.set_axis_off()
     for row in panels:
-        _show(row[0], raise_contrast(image, "percentile"), "the image")
+        _show(row[0], normalize_intensity(image, "percentile"), "the image")
     for each, path in found:
         axes = panels[models.index(each["model"])][1 + starts.index(each["start"])]
         _show(axes, read_image(path), f"{each['model']}: {each['start']}")

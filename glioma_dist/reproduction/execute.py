@@ -60,12 +60,12 @@ def command_of(job: Job, launch_file: Path) -> str:
 
 
 def execute(
-    jobs: Sequence[Job], launch: Launch, facts: dict[str, Any], say: Callable[[str], None] = print
+    jobs: Sequence[Job], launch: Launch, metadata: dict[str, Any], say: Callable[[str], None] = print
 ) -> list[Job]:
     """Run what is not finished. A run that fails stops none but those that need it. Returns those that did not end
     well, which say why in `failure`.
 
-    facts: of this machine, kept with each run.
+    metadata: of this machine, kept with each run.
     """
     failed: list[Job] = []
     trainings = {job.folder: job for job in jobs if job.script == "train.py"}
@@ -78,7 +78,7 @@ def execute(
             failed.append(job)
             continue
         say(f"run {number} of {len(jobs)}: {job.script} {job.config_file}")
-        seconds = run_one(job, launch, facts)
+        seconds = run_one(job, launch, metadata)
         if seconds is None:
             failed.append(job)
             say(f"  did not end well: {failure(job)}")
@@ -87,7 +87,7 @@ def execute(
     return failed
 
 
-def run_one(job: Job, launch: Launch, facts: dict[str, Any]) -> float | None:
+def run_one(job: Job, launch: Launch, metadata: dict[str, Any]) -> float | None:
     """Run a job and write down what it took: seconds of all its starts together; None where it failed."""
     job.folder.mkdir(parents=True, exist_ok=True)
     write_config(job)
@@ -102,7 +102,7 @@ def run_one(job: Job, launch: Launch, facts: dict[str, Any]) -> float | None:
         write_json_atomically(times, seconds)
     if code == 0:
         # The marker first: a training that has lost last/ and is not marked as finished would be refused.
-        write_json_atomically(job.marker, {"seconds": round(seconds, 1), **facts})
+        write_json_atomically(job.marker, {"seconds": round(seconds, 1), **metadata})
         if job.script == "train.py":
             for folder in kept_folders(job.folder / "run" / "last"):  # nobody resumes from them any more
                 shutil.rmtree(folder, ignore_errors=True)

@@ -40,7 +40,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 def settings_text(settings: Settings) -> dict[str, Any]:
     """What decides a study's numbers, to be held against that of an earlier start in the same folder."""
     chosen = asdict(settings)
-    for name in ("out", "source", "recompute", "workers"):
+    for name in ("out", "source", "activation_checkpointing", "workers"):
         chosen.pop(name)
     return json.loads(json.dumps(chosen))
 

@@ -35,11 +35,11 @@ def prepare(settings: Settings, targets: Sequence[Path], group_by: str, studies:
         everything.parent.mkdir(parents=True, exist_ok=True)
         write_singly(targets, everything, lambda sample: at_native_size(sample, settings.preset.target_size))
     reader = ShardReader(everything)
-    facts = {key: reader.read(number, 0).facts for number, key in enumerate(reader.keys())}
+    metadata = {key: reader.read(number, 0).metadata for number, key in enumerate(reader.keys())}
     if not settings.splits_file.exists():
-        groups = None if group_by == "none" else {key: group_of(key, facts[key], group_by) for key in facts}
+        groups = None if group_by == "none" else {key: group_of(key, metadata[key], group_by) for key in metadata}
         counts = dict(zip(SPLIT_NAMES, settings.counts, strict=True))
-        drawn = draw_repetitions(facts, counts, settings.seed, settings.preset.num_repetitions, groups)
+        drawn = draw_repetitions(metadata, counts, settings.seed, settings.preset.num_repetitions, groups)
         told = {"dataset": reader.index["dataset"], "seed": settings.seed, "counts": counts, "group_by": group_by}
         write_splits(settings.splits_file, drawn, told | {"groups": groups})
     link_splits(settings, read_splits(settings.splits_file), studies)
@@ -80,14 +80,14 @@ def at_native_size(sample: Sample, size: Size | None) -> Sample:
     window = Size(round(size.width * scale), round(size.height * scale))
     left, top = (width - window.width) // 2, (height - window.height) // 2
     cut = (slice(top, top + window.height), slice(left, left + window.width))
-    facts = sample.facts | {"width": size.width, "height": size.height}
-    return Sample(sample.key, resize_image(sample.image[cut], size), resize_mask(sample.mask[cut], size), facts)
+    metadata = sample.metadata | {"width": size.width, "height": size.height}
+    return Sample(sample.key, resize_image(sample.image[cut], size), resize_mask(sample.mask[cut], size), metadata)
 
 
-def group_of(key: str, facts: dict, group_by: str) -> str:
+def group_of(key: str, metadata: dict, group_by: str) -> str:
     if group_by == OWN_GROUP:
-        return str(facts.get("group") or key)
-    name = str(facts.get("file_name") or key)
+        return str(metadata.get("group") or key)
+    name = str(metadata.get("file_name") or key)
     try:
         found = re.search(group_by, name)
         return found[1]

@@ -33,7 +33,7 @@ class Settings:
     counts: tuple[int, int, int] = (15, 5, 10)
     imagenet: tuple[str, ...] = ("hub",)
     """Where ImageNet weights come from: hub, and encoder=FILE for those of files; none where there are none."""
-    recompute: Literal["none", "encoder", "all", "auto"] = "auto"
+    activation_checkpointing: Literal["none", "selective", "full", "auto"] = "auto"
     workers: int = 2
 
     def imagenet_file(self, encoder: str) -> str | None:
@@ -162,7 +162,7 @@ def pretraining_job(settings: Settings, encoder: str, start: Pretraining, num_so
         train=train,
         val=val,
         size=preset.sizes[start.size],
-        fit="resize" if start.crop_side is None else "random-resized-crop",
+        transform="resize" if start.crop_side is None else "random-resized-crop",
         crop_side=start.crop_side or DataConfig.crop_side,
         augment=start.augment,
         workers=settings.workers,
@@ -179,7 +179,7 @@ def fine_tuning_job(settings: Settings, encoder: str, row: Row, base: Job | None
         train=settings.split(number, "train" if tuning.num_train is None else f"train-{num_train:02d}"),
         val=settings.split(number, "val"),
         size=preset.sizes[tuning.size],
-        fit=tuning.fit,
+        transform=tuning.fit,
         augment=tuning.augment,
         workers=settings.workers,
     )
@@ -208,7 +208,7 @@ def training_job(
         TrainConfig(
             data=data,
             model=ModelConfig(encoder=encoder, init=init),
-            scale=ScaleConfig(recompute=settings.recompute),
+            scale=ScaleConfig(activation_checkpointing=settings.activation_checkpointing),
             batch_size=schedule.batch_size,
             lr=settings.preset.lr,
             seed=seed,
@@ -223,7 +223,7 @@ def training_job(
         config["model"]["weights"] = settings.imagenet_file(encoder)
     steps_per_epoch = max(1, num_images[0] // schedule.batch_size)
     num_steps = min(schedule.epochs * steps_per_epoch, schedule.max_steps or schedule.epochs * steps_per_epoch)
-    full = settings.preset.sizes["2592p"] if data.fit == "crop" else data.size
+    full = settings.preset.sizes["2592p"] if data.transform == "crop" else data.size
     num_validated = -(-num_steps // (schedule.eval_every or steps_per_epoch)) * num_images[1]
     passes = ((num_steps * schedule.batch_size, 3, data.size), (num_validated, 1, full))
     return Job("train.py", folder, "train", encoder, config, num_passes=passes)

@@ -58,7 +58,7 @@ Start = Literal["random", "imagenet"] | Pretraining
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Training on the target's images."""
+    """Trainer on the target's images."""
 
     fit: Literal["resize", "crop"]
     size: str

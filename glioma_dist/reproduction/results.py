@@ -31,9 +31,9 @@ SIGNIFICANT = 0.05
 
 
 def collect(
-    plan: Plan, settings: Settings, launch_file: Path, groups: dict[str, str] | None, facts: dict[str, Any]
+    plan: Plan, settings: Settings, launch_file: Path, groups: dict[str, str] | None, metadata: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that the report shows, from whatever is finished. facts: of the machine and the command."""
+    """Everything that the report shows, from whatever is finished. metadata: of the machine and the command."""
     study = plan.study
     scores = [read_scores(row) for row in plan.rows]
     rows = [describe_row(row, found, settings, groups) for row, found in zip(plan.rows, scores, strict=True)]
@@ -60,7 +60,7 @@ def collect(
             "level": LEVEL,
         },
         "data": describe_data(settings),
-        "facts": facts,
+        "metadata": metadata,
         "notes": [*plan.notes, *stand_ins(plan, settings)],
         "rows": rows,
         "claims": [judge(claim, plan.rows, scores, settings) for claim in study.claims],

@@ -21,12 +21,12 @@ from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.encoders.mit import MitEncoder
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.batch_norm import OVER_PROCESSES
-from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
-from glioma_dist.scale.tiles import in_bands
+from glioma_dist.scale.tiles import checkpoint_in_tiles
 
-NUM_BANDED_STAGES = 2
-"""Encoder stages whose Mix-FFN goes in bands: its inner maps are four times as wide as a stage, and the first
+NUM_TILED_STAGES = 2
+"""Encoder stages whose Mix-FFN goes in tiles: its inner maps are four times as wide as a stage, and the first
 stages' are the encoder's largest."""
 
 _ATEN = torch.ops.aten
@@ -39,26 +39,29 @@ ATTENTION_KERNELS = (
 """What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
 
 
-def recompute(model: UNet, kind: Literal["none", "encoder", "all"]) -> None:
-    """Have `model` recompute in its backward pass; its weights, their names and its results stay as they are.
+def checkpoint_activations(model: UNet, level: Literal["none", "selective", "full"]) -> None:
+    """Have `model` compute activations again in its backward pass instead of keeping them.
 
-    encoder: of each part of the encoder (one layer, or two in a deep stage) keeps the input and what attention gave.
-    all: computes attention again too, goes through the first stages' Mix-FFN in bands of rows, keeps the input of each
-    decoder block only, and goes through the last block and the head in bands.
-    Of a convolutional encoder both keep the inputs of its parts.
+    Its weights, their names and its results stay as they are.
+
+    selective: of each segment of the encoder (one layer, or two in a deep stage) keeps the input and the output of
+    attention.
+    full: computes attention again too, runs the first stages' Mix-FFN in tiles, keeps only the input of each decoder
+    block, and runs the last block and the head in tiles. For a convolutional encoder both levels keep the inputs of its
+    segments.
     """
-    if kind == "none":
+    if level == "none":
         return
     attends = isinstance(model.encoder, MitEncoder)
-    model.encoder.run_part = compute_again_but_attention if kind == "encoder" and attends else compute_part_again
-    if kind == "all" and attends:
-        for stage in model.encoder.segformer.stages[:NUM_BANDED_STAGES]:
+    model.encoder.run_part = compute_again_but_attention if level == "selective" and attends else compute_part_again
+    if level == "full" and attends:
+        for stage in model.encoder.segformer.stages[:NUM_TILED_STAGES]:
             for layer in stage.blocks:
-                layer.mlp.__class__ = BandedMixFFN
-    if kind == "all":
-        model.decoder.__class__ = RecomputedDecoder
+                layer.mlp.__class__ = TiledMixFFN
+    if level == "full":
+        model.decoder.__class__ = CheckpointedDecoder
         for block in model.decoder.blocks:
-            block.__class__ = BandedBlock
+            block.__class__ = TiledBlock
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
@@ -82,35 +85,39 @@ def _keep_attention(_context: object, operation: object, *_: object, **__: objec
     return CheckpointPolicy.MUST_SAVE if operation in ATTENTION_KERNELS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-class BandedMixFFN(SegformerMixMLP):
-    """Mix-FFN (SegFormer, section 3.1) in bands of rows."""
+class TiledMixFFN(SegformerMixMLP):
+    """Mix-FFN (SegFormer, section 3.1) in tiles of rows."""
 
-    rows = Rows()
+    group = SpatialGroup()
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
         """hidden_states: (B, height * width, C). Returns the same shape."""
-        tokens_of_band = super().forward
+        tokens_of_tile = super().forward
 
-        def compute_band(part: Tensor) -> Tensor:
-            tokens = tokens_of_band(part.flatten(2).transpose(1, 2), *part.shape[2:])
+        def compute_tile(part: Tensor) -> Tensor:
+            tokens = tokens_of_tile(part.flatten(2).transpose(1, 2), *part.shape[2:])
             return tokens.transpose(1, 2).unflatten(2, part.shape[2:])
 
         as_map = hidden_states.transpose(1, 2).unflatten(2, (height, width))
-        output = in_bands(compute_band, [as_map], list(self.parameters()), self.fc1.out_features, rows=self.rows)
+        output = checkpoint_in_tiles(
+            compute_tile, [as_map], list(self.parameters()), self.fc1.out_features, group=self.spatial_group
+        )
         return output.flatten(2).transpose(1, 2)
 
 
-class BandedBlock(DecoderBlock):
+class TiledBlock(DecoderBlock):
     """A decoder block of which the outputs of its two convolutions exist as a whole; whatever stands between them
-    exists a band of rows at a time."""
+    exists a tile of rows at a time."""
 
-    rows = Rows()
+    group = SpatialGroup()
 
     def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
         """As DecoderBlock's; with `head` what it makes of the block's output."""
         maps = [features] if skip is None else [features, skip]
         parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
-        features = in_bands(self._upsample_and_convolve, maps, parameters, inner_channels, ratio=2, rows=self.rows)
+        features = checkpoint_in_tiles(
+            self._upsample_and_convolve, maps, parameters, inner_channels, ratio=2, group=self.spatial_group
+        )
         features = self._normalise_and_convolve(self.norm1, self.conv2, features)
         if head is not None:
             return self._normalise_and_convolve(self.norm2, head, features)
@@ -121,26 +128,26 @@ class BandedBlock(DecoderBlock):
         return self.conv1(torch.cat([features, *skips], dim=1))
 
     def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
-        """convolution(relu(norm(features))) in bands."""
+        """convolution(relu(norm(features))) in tiles."""
 
-        def compute_band(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        def compute_tile(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
             return convolution(functional.relu(normalise_with(norm, part, mean, variance), inplace=True))
 
         if isinstance(norm, nn.GroupNorm):
-            statistics: Statistics = GroupStatistics(norm, self.rows)
+            statistics: Statistics = GroupStatistics(norm, self.spatial_group)
         else:
             statistics = BatchStatistics(norm, over_processes=isinstance(norm, OVER_PROCESSES))
-        return in_bands(
-            compute_band,
+        return checkpoint_in_tiles(
+            compute_tile,
             [features],
             [*norm.parameters(), *convolution.parameters()],
             convolution.in_channels,
             statistics=statistics,
-            rows=self.rows,
+            group=self.spatial_group,
         )
 
 
-class RecomputedDecoder(BilinearDecoder):
+class CheckpointedDecoder(BilinearDecoder):
     """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
     convolutions."""
 

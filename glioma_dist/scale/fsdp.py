@@ -5,18 +5,18 @@ from __future__ import annotations
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.model.unet import UNet
 
 
-def choose_shards(model: UNet, runtime: Runtime) -> None:
+def choose_shards(model: UNet, context: DistributedContext) -> None:
     """Have accelerate shard the model by `sharded_units`, where the launch is FSDP2's. Call it last before `prepare`.
 
     accelerate finds units by the names of their classes, and takes every module of such a class: a block's inner
     convolutions too, where another block is a convolution of the same class. So each unit gets a subclass, which
     changes nothing but the name.
     """
-    if not runtime.accelerator.is_fsdp2:
+    if not context.accelerator.is_fsdp2:
         return
     subclasses: dict[type[nn.Module], type[nn.Module]] = {}
     for unit in sharded_units(model):
@@ -25,7 +25,7 @@ def choose_shards(model: UNet, runtime: Runtime) -> None:
             subclasses[kind] = type(f"{kind.__name__}Unit{len(subclasses)}", (kind,), {})
         unit.__class__ = subclasses[kind]
     names = sorted(subclass.__name__ for subclass in subclasses.values())
-    runtime.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
+    context.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
 
 
 def sharded_units(model: UNet) -> list[nn.Module]:
@@ -42,9 +42,9 @@ def sharded_units(model: UNet) -> list[nn.Module]:
     ]
 
 
-def clip_gradients(model: nn.Module, runtime: Runtime, greatest: float | None) -> float:
+def clip_gradients(model: nn.Module, context: DistributedContext, greatest: float | None) -> float:
     """Norm of all gradients together, as they were; they are scaled down to the norm `greatest` where given."""
-    runtime.accelerator.unscale_gradients()
+    context.accelerator.unscale_gradients()
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     if isinstance(norm, DTensor):

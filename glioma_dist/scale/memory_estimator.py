@@ -49,7 +49,7 @@ class StepMemory:
         return self.parameters + self.optimizer + self.gradients + self.kept + self.momentary
 
 
-def count_step_memory(
+def estimate_step_memory(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
 ) -> StepMemory:
     """Count one training step (forward, loss, backward, Adam) on images of `size`, with bf16 autocast if asked.

@@ -1,4 +1,5 @@
-"""What will fit on a card, before it is rented: the rungs of the memory ladder, counted, and the cheapest that fits."""
+"""What will fit on a card, before it is rented: the levels of the memory ladder, counted, and the cheapest that
+fits."""
 
 from __future__ import annotations
 
@@ -23,15 +24,15 @@ import glioma_dist
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.activation_checkpointing import recompute
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.fsdp import sharded_units
-from glioma_dist.scale.memory_estimator import StepMemory, count_step_memory
-from glioma_dist.scale.spatial_group import ImaginaryRows
-from glioma_dist.scale.spatial_layers import split_rows
+from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
+from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
+from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.size import Size
 
-Recompute = Literal["none", "encoder", "all"]
-RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+Level = Literal["none", "selective", "full"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 """From the quickest step to the smallest."""
 GIB = 2**30
 RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
@@ -50,7 +51,7 @@ class Step:
     """Images on one device, or on the devices that share them by rows."""
     bf16: bool
     num_devices: int = 1
-    rows: int = 1
+    spatial_parallel: int = 1
     """Devices that share each image."""
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
@@ -59,13 +60,13 @@ class Step:
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
 
 
-def count(step: Step, kind: Recompute) -> StepMemory:
-    """Memory of one device in a step with recomputation `kind`; a second question is answered from a file."""
+def count(step: Step, level: Level) -> StepMemory:
+    """Memory of one device in a step with recomputation `level`; a second question is answered from a file."""
     answers = _read_answers()
-    key = _key(step, kind)
+    key = _key(step, level)
     if key not in answers:
-        model, size, _ = _model_of_one_device(step, kind)
-        counted = count_step_memory(model, step.loss, size, step.batch_size, step.bf16)
+        model, size, _ = _model_of_one_device(step, level)
+        counted = estimate_step_memory(model, step.loss, size, step.batch_size, step.bf16)
         answers = _read_answers() | {key: asdict(counted)}
         _write_answers(answers)
     memory = StepMemory(**answers[key])
@@ -74,21 +75,21 @@ def count(step: Step, kind: Recompute) -> StepMemory:
     return _shard(memory, step) if step.shards else memory
 
 
-def count_sent(step: Step, kind: Recompute) -> tuple[int, int]:
+def count_sent(step: Step, level: Level) -> tuple[int, int]:
     """Bytes that one device of those that share an image sends in a step: halos to its neighbours, and keys and values
     to all (by rings). Those of gradients, which every engine sends, and of norms' statistics are not in it."""
-    model, size, rows = _model_of_one_device(step, kind)
-    count_step_memory(model, step.loss, size, step.batch_size, step.bf16)
-    return rows.halo_bytes, rows.gathered_bytes
+    model, size, group = _model_of_one_device(step, level)
+    estimate_step_memory(model, step.loss, size, step.batch_size, step.bf16)
+    return group.halo_bytes, group.gathered_bytes
 
 
-def _model_of_one_device(step: Step, kind: Recompute) -> tuple[UNet, Size, ImaginaryRows]:
-    """The model as one device has it, and the size of its band."""
-    model, rows = UNet(step.model), ImaginaryRows(step.rows, step.size.height)
-    recompute(model, kind)
-    split_rows(model, rows)
-    band = rows.cut(step.size.height)
-    return model, Size(step.size.width, band.stop - band.start), rows
+def _model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
+    """The model as one device has it, and the size of its strip."""
+    model, group = UNet(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
+    checkpoint_activations(model, level)
+    split_spatially(model, group)
+    strip = group.cut(step.size.height)
+    return model, Size(step.size.width, strip.stop - strip.start), group
 
 
 def _shard(memory: StepMemory, step: Step) -> StepMemory:
@@ -108,35 +109,35 @@ def _unit_bytes(config: ModelConfig) -> tuple[int, int]:
     return max(units), sum(each.nbytes for each in model.parameters()) - sum(units)
 
 
-def largest_pixels(step: Step, kind: Recompute, memory: float) -> float:
+def largest_pixels(step: Step, level: Level, memory: float) -> float:
     """Pixels, over all padded images of a step on one device, or on those that share them, that `memory` bytes of
     each are enough for.
 
-    Beyond `STRAIGHT_PIXELS` a step's memory is a straight line in its pixels: no attention matrix is held, and bands
+    Beyond `STRAIGHT_PIXELS` a step's memory is a straight line in its pixels: no attention matrix is held, and strips
     have their full size. It is drawn through two heights of the size asked for, there.
     """
     size = padded(step.size)
     pixels = size.width * size.height * step.batch_size
-    times = math.ceil(STRAIGHT_PIXELS * step.rows / pixels)
+    times = math.ceil(STRAIGHT_PIXELS * step.spatial_parallel / pixels)
     low, high = (
-        count(replace(step, size=Size(size.width, number * size.height)), kind).peak for number in (times, 2 * times)
+        count(replace(step, size=Size(size.width, number * size.height)), level).peak for number in (times, 2 * times)
     )
-    own = pixels if count(step, kind).peak <= memory else 0
+    own = pixels if count(step, level).peak <= memory else 0
     return max(own, pixels * times * (1 + (memory - low) / (high - low)))
 
 
-def largest_batch(step: Step, kind: Recompute, memory: float) -> int:
+def largest_batch(step: Step, level: Level, memory: float) -> int:
     """The most images of the step's size on one device, or on those that share them."""
     size = padded(step.size)
-    return int(largest_pixels(step, kind, memory) / (size.width * size.height))
+    return int(largest_pixels(step, level, memory) / (size.width * size.height))
 
 
-def largest_size(step: Step, kind: Recompute, memory: float) -> Size:
+def largest_size(step: Step, level: Level, memory: float) -> Size:
     """The largest size of the step's shape and batch; sides are multiples of 32."""
     size = padded(step.size)
-    factor = math.sqrt(largest_pixels(step, kind, memory) / (size.width * size.height * step.batch_size))
+    factor = math.sqrt(largest_pixels(step, level, memory) / (size.width * size.height * step.batch_size))
     found = Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
-    return found if found.height >= SIDE_STEP * step.rows else Size(0, 0)
+    return found if found.height >= SIDE_STEP * step.spatial_parallel else Size(0, 0)
 
 
 def padded(size: Size) -> Size:
@@ -144,9 +145,9 @@ def padded(size: Size) -> Size:
     return Size(*(math.ceil(side / SIDE_STEP) * SIDE_STEP for side in (size.width, size.height)))
 
 
-def choose(step: Step, memory: float, among: Sequence[Recompute] = RECOMPUTE) -> Recompute | None:
-    """The quickest kind of recomputation with which the step fits into `memory` bytes; None where none does."""
-    return next((kind for kind in among if count(step, kind).peak <= memory), None)
+def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS) -> Level | None:
+    """The quickest level of recomputation with which the step fits into `memory` bytes; None where none does."""
+    return next((level for level in among if count(step, level).peak <= memory), None)
 
 
 def usable(memory: float) -> float:
@@ -168,35 +169,38 @@ def device_memory(device: torch.device, num_local_processes: int) -> float:
     return psutil.virtual_memory().total * (1 - RESERVED_SHARE) / num_local_processes
 
 
-def resolve(kind: Literal["none", "encoder", "all", "auto"], step: Step, memory: float) -> Recompute:
-    """`kind`, and for auto the quickest that fits. Raises InputError where none does."""
-    if kind != "auto":
-        return kind
+def resolve(level: Literal["none", "selective", "full", "auto"], step: Step, memory: float) -> Level:
+    """`level`, and for auto the quickest that fits. Raises InputError where none does."""
+    if level != "auto":
+        return level
     chosen = choose(step, memory)
     if chosen is None:
-        raise InputError(f"--scale.recompute auto: {advice(step, memory)}")
+        raise InputError(f"--scale.activation-checkpointing auto: {advice(step, memory)}")
     return chosen
 
 
-def advice(step: Step, memory: float, tried: Recompute | None = None) -> str:
+def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     """In words: what a step needs, and which flags make it fit into `memory` bytes; `tried` is known not to."""
-    chosen = choose(step, memory, RECOMPUTE if tried is None else RECOMPUTE[RECOMPUTE.index(tried) + 1 :])
-    place = f"{step.rows} devices" if step.rows > 1 else "this device"
+    chosen = choose(step, memory, LEVELS if tried is None else LEVELS[LEVELS.index(tried) + 1 :])
+    place = f"{step.spatial_parallel} devices" if step.spatial_parallel > 1 else "this device"
     asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on {place}"
-    needs = ", ".join(f"{count(step, kind).peak / GIB:.1f} GiB with --scale.recompute {kind}" for kind in RECOMPUTE)
+    needs = ", ".join(
+        f"{count(step, level).peak / GIB:.1f} GiB with --scale.activation-checkpointing {level}" for level in LEVELS
+    )
     text = f"{asked}: {needs} are needed; there are {memory / GIB:.1f} GiB"
     if chosen:
-        return f"{text}: give --scale.recompute {chosen}"
-    images, size = largest_batch(step, "all", memory), largest_size(step, "all", memory)
+        return f"{text}: give --scale.activation-checkpointing {chosen}"
+    images, size = largest_batch(step, "full", memory), largest_size(step, "full", memory)
     if 0 < images < step.batch_size:
-        return f"{text}: give --scale.recompute all and --batch-size {images * step.num_devices // step.rows}"
+        batch_size = images * step.num_devices // step.spatial_parallel
+        return f"{text}: give --scale.activation-checkpointing full and --batch-size {batch_size}"
     if SIDE_STEP <= size.width < step.size.width and size.height >= SIDE_STEP:
-        return f"{text}: give --scale.recompute all and at most --data.size {size}"
+        return f"{text}: give --scale.activation-checkpointing full and at most --data.size {size}"
     return f"{text}: give a smaller --batch-size, --data.size or --model.encoder, and see what else uses the memory"
 
 
-def _key(step: Step, kind: Recompute) -> str:
-    facts = (
+def _key(step: Step, level: Level) -> str:
+    metadata = (
         step.model.encoder,
         step.model.norm,
         step.model.decoder_channels,
@@ -204,14 +208,14 @@ def _key(step: Step, kind: Recompute) -> str:
         step.batch_size,
         step.bf16,
         step.loss_name,
-        kind,
-        step.rows,
+        level,
+        step.spatial_parallel,
         torch.__version__,
         transformers.__version__,
         timm.__version__,
         _code(),
     )
-    return " ".join(map(str, facts))
+    return " ".join(map(str, metadata))
 
 
 def _code() -> str:

@@ -1,8 +1,8 @@
-"""Convolution whose processes each have a band of an image's rows (`rows.py`).
+"""Convolution whose processes each have a strip of an image's rows (`spatial_group.py`).
 
-Forward, it first begins to send its border rows, then computes its band as if zeros stood beyond, and then computes the
-few border rows anew with the neighbours' rows (the halo). Backward, the halo's gradients go back to where its rows came
-from. What is kept for the backward pass is the band, as a convolution of one process keeps it, and the halo.
+Forward, it first begins to send its border rows, then computes its strip as if zeros stood beyond, and then computes
+the few border rows again with the neighbours' rows (the halo). Backward, the halo's gradients go back to where its
+rows came from. What is kept for the backward pass is the strip, as a convolution of one process keeps it, and the halo.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from glioma_dist.errors import InputError
-from glioma_dist.scale.spatial_group import Rows, add_to_borders, rows_between
+from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders, rows_between
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,33 @@ class Window:
 
     @property
     def above(self) -> int:
-        """Rows of the band above that the first window reaches."""
+        """Rows of the strip above that the first window reaches."""
         return self.padding
 
     @property
     def below(self) -> int:
-        """Rows of the band below that the last window reaches."""
+        """Rows of the strip below that the last window reaches."""
         return max(0, self.kernel - self.stride - self.padding)
 
     def top(self, height: int) -> tuple[int, int, int]:
-        """Number of the first output rows that need the band above, and the input rows that they take."""
+        """Number of the first output rows that need the strip above, and the input rows that they take."""
         count = math.ceil(self.above / self.stride)
         return count, -self.above, (count - 1) * self.stride - self.padding + self.kernel
 
     def bottom(self, height: int) -> tuple[int, int, int]:
-        """Number of the last output rows that need the band below, and the input rows that they take."""
+        """Number of the last output rows that need the strip below, and the input rows that they take."""
         first = (height + self.padding - self.kernel) // self.stride + 1
         return height // self.stride - first, first * self.stride - self.padding, height + self.below
 
 
 def reaches_over(name: str, layer: nn.Conv2d | nn.MaxPool2d) -> bool:
-    """Whether windows of the layer reach over a border of bands.
+    """Whether windows of the layer reach over a border of strips.
 
     Raises InputError where the layer does not give one row for each `stride` rows.
     """
     window = window_of(layer)
     if not 0 < window.kernel - 2 * window.padding <= window.stride or getattr(layer, "ceil_mode", False):
-        raise InputError(f"--scale.rows: {name} is {layer}, which is not known to be exact in bands")
+        raise InputError(f"--scale.spatial-parallel: {name} is {layer}, which is not known to be exact in strips")
     return window.above > 0 or window.below > 0
 
 
@@ -68,45 +68,47 @@ def window_of(layer: nn.Conv2d | nn.MaxPool2d) -> Window:
 
 
 class RowsConv2d(nn.Conv2d):
-    """Conv2d over all bands of an image."""
+    """Conv2d over all strips of an image."""
 
-    rows: Rows
+    group: SpatialGroup
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, rows of this band, W). Returns (B, C', rows / stride, W / stride)."""
+        """features: (B, C, rows of this strip, W). Returns (B, C', rows / stride, W / stride)."""
         weight, bias, device = self.weight, self.bias, features.device.type
         if torch.is_autocast_enabled(device):  # a Function's inside is not translated
             features, weight, bias = (
                 each if each is None else each.to(torch.get_autocast_dtype(device)) for each in (features, weight, bias)
             )
         how = (self.stride, self.padding, self.dilation, self.groups)
-        return _ConvolveRows.apply(features, weight, bias, how, window_of(self), self.rows)
+        return _SpatialConvolve.apply(features, weight, bias, how, window_of(self), self.spatial_group)
 
 
-class _ConvolveRows(torch.autograd.Function):
+class _SpatialConvolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor | None, how: tuple, window: Window, rows: Rows):
+    def forward(
+        ctx, features: Tensor, weight: Tensor, bias: Tensor | None, how: tuple, window: Window, group: SpatialGroup
+    ):
         height = features.shape[2]
-        wait = rows.exchange(features[:, :, : window.below], features[:, :, height - window.above :])
+        wait = group.exchange(features[:, :, : window.below], features[:, :, height - window.above :])
         output = functional.conv2d(features, weight, bias, *how)
         above, below = wait()
-        for (count, start, stop), top in _borders(window, height, rows):
+        for (count, start, stop), top in _borders(window, height, group):
             strip = rows_between(above, features, below, start, stop)
             border = functional.conv2d(strip, weight, bias, *_unpadded(how))
             output[:, :, _border(count, top)] = border
         ctx.save_for_backward(features, weight, above, below)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.how, ctx.window, ctx.rows = how, window, rows
+        ctx.how, ctx.window, ctx.group = how, window, group
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        # A convolution is linear: gradients are those of the band with zeros beyond it, and those of the halo alone.
+        # A convolution is linear: gradients are those of the strip with zeros beyond it, and those of the halo alone.
         features, weight, above, below = ctx.saved_tensors
         needs_features, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         halo_gradients, weight_gradient = [torch.zeros_like(above), torch.zeros_like(below)], 0
-        for (count, start, stop), top in _borders(ctx.window, features.shape[2], ctx.rows):
+        for (count, start, stop), top in _borders(ctx.window, features.shape[2], ctx.group):
             halo = above if top else below
             rest = halo.new_zeros(*halo.shape[:2], stop - start - halo.shape[2], halo.shape[3])
             strip = torch.cat([halo, rest] if top else [rest, halo], dim=2)
@@ -118,7 +120,7 @@ class _ConvolveRows(torch.autograd.Function):
                 halo_gradients[0 if top else 1] = of_strip[:, :, :length] if top else of_strip[:, :, -length:]
             if needs_weight:
                 weight_gradient = weight_gradient + of_weight
-        wait = ctx.rows.exchange(*halo_gradients) if needs_features else None
+        wait = ctx.group.exchange(*halo_gradients) if needs_features else None
         mask = [needs_features, needs_weight, needs_bias]
         found = _gradients(gradient, features, weight, ctx.bias_sizes, ctx.how, mask)
         if wait is not None:
@@ -141,10 +143,10 @@ def _unpadded(how: tuple) -> tuple:
     return stride, (0, padding[1]), dilation, groups
 
 
-def _borders(window: Window, height: int, rows: Rows) -> list[tuple[tuple[int, int, int], bool]]:
-    """What `Window.top` and `Window.bottom` say, where there is a band beyond; and whether it is the top."""
-    top = [(window.top(height), True)] if rows.has_previous and window.above else []
-    return top + ([(window.bottom(height), False)] if rows.has_next and window.below else [])
+def _borders(window: Window, height: int, group: SpatialGroup) -> list[tuple[tuple[int, int, int], bool]]:
+    """What `Window.top` and `Window.bottom` say, where there is a strip beyond; and whether it is the top."""
+    top = [(window.top(height), True)] if group.has_previous and window.above else []
+    return top + ([(window.bottom(height), False)] if group.has_next and window.below else [])
 
 
 def _border(count: int, top: bool) -> slice:

@@ -1,7 +1,8 @@
-"""One image over several processes: each keeps a band of its rows.
+"""One image over several processes: each keeps a strip of its rows.
 
-The processes of a run form data groups of `size` neighbouring ranks, the rows group. All of a rows group get the same
-image. This room says which rows are whose and carries tensors between the bands; `row_layers.py` has the layers.
+The processes of a run form data groups of `size` neighbouring ranks, the spatial group. All of a spatial group get the
+same image. This room says which rows are whose and carries tensors between the strips; `spatial_layers.py` has the
+layers.
 """
 
 from __future__ import annotations
@@ -16,47 +17,47 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 
 UNIT_ROWS = 32
-"""Bands are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
+"""Tiles are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
 
 
-class Rows:
-    """This process's place in its rows group. `Rows()` is a process that has whole images."""
+class SpatialGroup:
+    """This process's place in its spatial group. `SpatialGroup()` is a process that has whole images."""
 
     def __init__(
         self,
         size: int = 1,
         rank: int = 0,
-        data_rank: int = 0,
-        num_data_groups: int = 1,
+        dp_rank: int = 0,
+        dp_size: int = 1,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self.size, self.rank = size, rank
-        self.data_rank, self.num_data_groups = data_rank, num_data_groups
+        self.dp_rank, self.dp_size = dp_rank, dp_size
         self.group = group
         self.units, self.heights = [1] * size, [UNIT_ROWS] * size
-        """Of each band of the image that is worked on: units of `UNIT_ROWS` rows, and rows."""
+        """Of each strip of the image that is worked on: units of `UNIT_ROWS` rows, and rows."""
 
     @classmethod
-    def join(cls, runtime: Runtime, size: int) -> Rows:
-        """Form the rows groups of a launch; all processes must call it.
+    def join(cls, context: DistributedContext, size: int) -> SpatialGroup:
+        """Form the spatial groups of a launch; all processes must call it.
 
         Raises InputError where `size` does not divide the processes.
         """
-        check_division(size, runtime.num_processes)
-        data_rank, rank = divmod(runtime.rank, size)
-        num_data_groups = runtime.num_processes // size
-        groups = [None] * num_data_groups
+        check_division(size, context.num_processes)
+        dp_rank, rank = divmod(context.rank, size)
+        dp_size = context.num_processes // size
+        groups = [None] * dp_size
         if size > 1:
-            time_to_answer = timedelta(seconds=runtime.seconds_to_answer)
+            time_to_answer = timedelta(seconds=context.seconds_to_answer)
             groups = [
                 dist.new_group(range(first * size, (first + 1) * size), timeout=time_to_answer)
-                for first in range(num_data_groups)
+                for first in range(dp_size)
             ]
-        return cls(size, rank, data_rank, num_data_groups, groups[data_rank])
+        return cls(size, rank, dp_rank, dp_size, groups[dp_rank])
 
     def cut(self, height: int) -> slice:
         """This process's rows of an image `height` rows high. Layers take the image to have this height until the next
@@ -64,7 +65,7 @@ class Rows:
 
         Raises InputError where the image has fewer units than there are processes.
         """
-        edges = band_edges(height, self.size)
+        edges = strip_edges(height, self.size)
         self.units = [math.ceil((stop - start) / UNIT_ROWS) for start, stop in pairwise(edges)]
         self.heights = [stop - start for start, stop in pairwise(edges)]
         return slice(edges[self.rank], edges[self.rank + 1])
@@ -102,19 +103,19 @@ class Rows:
         return wait
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over the rows group of what each took from its band. The gradient of each addend is the sum's own, for a
-        loss that all processes compute from it is one loss."""
+        """Sum over the spatial group of what each took from its strip. The gradient of each addend is the sum's own,
+        for a loss that all processes compute from it is one loss."""
         return values if self.size == 1 else _Total.apply(values, self)
 
     def gather_tokens(self, tokens: Tensor) -> Tensor:
-        """tokens: (B, heads, tokens of this band, C), a fixed number a unit. Returns those of the whole image, in its
+        """tokens: (B, heads, tokens of this strip, C), a fixed number a unit. Returns those of the whole image, in its
         order; gradients go back to where the tokens came from, summed over the group."""
         per_unit = tokens.shape[2] // self.units[self.rank]
         return _Gather.apply(tokens, [units * per_unit for units in self.units], self)
 
-    def gather_band(self, band: Tensor) -> Tensor:
-        """band: (B, C, rows of this band, W). Returns (B, C, H, W) on all processes; without gradient."""
-        return band if self.size == 1 else self.gather(band, self.heights)
+    def gather_strip(self, strip: Tensor) -> Tensor:
+        """strip: (B, C, rows of this strip, W). Returns (B, C, H, W) on all processes; without gradient."""
+        return strip if self.size == 1 else self.gather(strip, self.heights)
 
     def gather(self, part: Tensor, lengths: list[int]) -> Tensor:
         """Join parts along dimension 2, of `lengths` on each process."""
@@ -124,14 +125,14 @@ class Rows:
         return torch.cat([each[:, :, :length] for each, length in zip(parts, lengths, strict=True)], dim=2)
 
     def sum_of_own(self, whole: Tensor, lengths: list[int]) -> Tensor:
-        """This process's part, along dimension 2, of the sum over the rows group of `whole`; without gradient."""
+        """This process's part, along dimension 2, of the sum over the spatial group of `whole`; without gradient."""
         parts = whole.new_zeros(self.size, *whole.shape[:2], max(lengths), *whole.shape[3:])
         for part, values in zip(parts, whole.split(lengths, dim=2), strict=True):
             part[:, :, : values.shape[2]] = values
         return self._reduce_scatter(parts)[:, :, : lengths[self.rank]]
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """Sum over the rows group, in place; without gradient."""
+        """Sum over the spatial group, in place; without gradient."""
         if self.size > 1:
             dist.all_reduce(values, group=self.group)
         return values
@@ -148,7 +149,7 @@ class Rows:
 
     def _start(self, transfers: list[tuple[int, Tensor, Tensor]]) -> list[dist.Work]:
         """Begin transfers: (which neighbour, what is sent, what is received)."""
-        here = self.data_rank * self.size + self.rank
+        here = self.dp_rank * self.size + self.rank
         operations = []
         for where, sent, received in transfers:
             if sent.numel():
@@ -158,14 +159,14 @@ class Rows:
         return dist.batch_isend_irecv(operations) if operations else []
 
 
-class ImaginaryRows(Rows):
-    """A process of a rows group of which there are no others: for counting what it holds, and what it would send.
+class ImaginarySpatialGroup(SpatialGroup):
+    """A process of a spatial group of which there are no others: for counting what it holds, and what it would send.
 
-    It stands where most is to do: in a largest band, and, where there are three or more, as if between two others.
+    It stands where most is to do: in a largest strip, and, where there are three or more, as if between two others.
     """
 
     def __init__(self, size: int, height: int) -> None:
-        heights = [stop - start for start, stop in pairwise(band_edges(height, size))]
+        heights = [stop - start for start, stop in pairwise(strip_edges(height, size))]
         super().__init__(size, heights.index(max(heights)))
         self.halo_bytes = self.gathered_bytes = 0
         """Sent to neighbours; and sent so that all have tokens, or a sum, of all (by rings, as NCCL does it)."""
@@ -196,21 +197,23 @@ class ImaginaryRows(Rows):
 
 
 def check_division(size: int, num_processes: int) -> None:
-    """Raises InputError where bands of `size` processes do not divide a launch."""
+    """Raises InputError where strips of `size` processes do not divide a launch."""
     if num_processes % size:
+        processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
         raise InputError(
-            f"--scale.rows {size} does not divide the {num_processes} process{'es' if num_processes > 1 else ''} of "
-            f"this launch: launch a multiple of {size} (accelerate launch --num_processes {size} …)"
+            f"--scale.spatial-parallel {size} does not divide the {processes} of this launch: launch a "
+            f"multiple of {size} (accelerate launch --num_processes {size} …)"
         )
 
 
-def band_edges(height: int, size: int) -> list[int]:
-    """Row numbers at which `size` bands of an image begin and end, as even as whole units allow: `size` + 1 numbers."""
+def strip_edges(height: int, size: int) -> list[int]:
+    """Row numbers at which `size` strips of an image begin and end, as even as whole units allow: `size` + 1
+    numbers."""
     units = math.ceil(height / UNIT_ROWS)
     if units < size:
         raise InputError(
-            f"an image of {height} rows makes at most {units} bands of {UNIT_ROWS}, and --scale.rows {size} asks for "
-            f"more: give --scale.rows {units}, or larger images"
+            f"an image of {height} rows makes at most {units} strips of {UNIT_ROWS}, and --scale.spatial-parallel "
+            f"{size} asks for more: give --scale.spatial-parallel {units}, or larger images"
         )
     return [min(height, units * number // size * UNIT_ROWS) for number in range(size + 1)]
 
@@ -234,8 +237,8 @@ def add_to_borders(total: Tensor, from_previous: Tensor, from_next: Tensor) -> N
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values: Tensor, rows: Rows) -> Tensor:
-        return rows.all_reduce(values.clone())
+    def forward(ctx, values: Tensor, group: SpatialGroup) -> Tensor:
+        return group.all_reduce(values.clone())
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
@@ -244,11 +247,11 @@ class _Total(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, part: Tensor, lengths: list[int], rows: Rows) -> Tensor:
-        ctx.lengths, ctx.rows = lengths, rows
-        return rows.gather(part, lengths)
+    def forward(ctx, part: Tensor, lengths: list[int], group: SpatialGroup) -> Tensor:
+        ctx.lengths, ctx.group = lengths, group
+        return group.gather(part, lengths)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.rows.sum_of_own(gradient, ctx.lengths), None, None
+        return ctx.group.sum_of_own(gradient, ctx.lengths), None, None

@@ -1,4 +1,5 @@
-"""Makes a model work on bands of rows (`rows.py`): which layers need other bands, and what takes their place."""
+"""Makes a model work on strips of rows (`spatial_group.py`): which layers need other strips, and what takes their
+place."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from transformers.models.segformer.modeling_segformer import SegformerAttention
 
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.activation_checkpointing import BandedBlock, BandedMixFFN, RecomputedDecoder
+from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder, TiledBlock, TiledMixFFN
 from glioma_dist.scale.spatial_convolution import RowsConv2d, reaches_over, window_of
-from glioma_dist.scale.spatial_group import Rows, add_to_borders
+from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders
 from glioma_dist.scale.tiled_statistics import GroupStatistics, normalise_with
-from glioma_dist.scale.tiles import in_bands
+from glioma_dist.scale.tiles import checkpoint_in_tiles
 
-ATTENTION_OVER_ROWS = "sdpa_over_rows"
+ATTENTION_OVER_GROUP = "sdpa_over_group"
 """The name under which transformers finds it."""
 PER_PIXEL = (
     nn.Linear,
@@ -37,91 +38,93 @@ PER_PIXEL = (
 """Layers that need no other row."""
 
 
-def split_rows(model: UNet, rows: Rows) -> None:
-    """Make `model`, in place, work on this process's band of each image; weights and their names stay as they are.
+def split_spatially(model: UNet, group: SpatialGroup) -> None:
+    """Make `model`, in place, work on this process's strip of each image; weights and their names stay as they are.
 
-    Call it after `recompute`. Raises InputError where a layer is not known to be exact in bands.
+    Call it after `checkpoint_activations`. Raises InputError where a layer is not known to be exact in strips.
     """
-    if rows.size == 1:
+    if group.size == 1:
         return
-    banded = {
+    tiled = {
         inner
         for module in model.modules()
-        if isinstance(module, BandedMixFFN | BandedBlock)
+        if isinstance(module, TiledMixFFN | TiledBlock)
         for inner in module.modules()
         if isinstance(inner, nn.Conv2d | nn.Upsample)
     }
-    if isinstance(model.decoder, RecomputedDecoder):
-        banded.add(model.decoder.head)
+    if isinstance(model.decoder, CheckpointedDecoder):
+        tiled.add(model.decoder.head)
     for name, module in model.named_modules():
-        if isinstance(module, BandedMixFFN | BandedBlock):
-            module.rows = rows
-        if module not in banded:
-            _split_layer(name, module, rows)
+        if isinstance(module, TiledMixFFN | TiledBlock):
+            module.spatial_group = group
+        if module not in tiled:
+            _split_layer(name, module, group)
 
 
-def _split_layer(name: str, module: nn.Module, rows: Rows) -> None:
+def _split_layer(name: str, module: nn.Module, group: SpatialGroup) -> None:
     if isinstance(module, SegformerAttention):
-        AttentionInterface.register(ATTENTION_OVER_ROWS, attend_over_rows)
-        module.config._attn_implementation = ATTENTION_OVER_ROWS
-        module.rows = rows
-    elif type(module) in ROW_LAYERS:
+        AttentionInterface.register(ATTENTION_OVER_GROUP, attend_over_group)
+        module.config._attn_implementation = ATTENTION_OVER_GROUP
+        module.spatial_group = group
+    elif type(module) in SPATIAL_LAYERS:
         if not isinstance(module, nn.Conv2d | nn.MaxPool2d) or reaches_over(name, module):
-            module.__class__ = ROW_LAYERS[type(module)]
-            module.rows = rows
+            module.__class__ = SPATIAL_LAYERS[type(module)]
+            module.spatial_group = group
     elif not isinstance(module, PER_PIXEL) and next(module.children(), None) is None:
-        raise InputError(f"--scale.rows: {name} is a {type(module).__name__}, which is not known to be exact in bands")
+        raise InputError(
+            f"--scale.spatial-parallel: {name} is a {type(module).__name__}, which is not known to be exact in strips"
+        )
 
 
-def attend_over_rows(
+def attend_over_group(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: object
 ) -> tuple[Tensor, None]:
-    """Attention of this band's queries to the keys and values of the whole image; transformers' attention interface.
+    """Attention of this strip's queries to the keys and values of the whole image; transformers' attention interface.
 
     query, key, value: (B, heads, tokens, C). Returns (B, tokens, heads, C).
     """
-    key, value = module.rows.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
+    key, value = module.spatial_group.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
 
 
-class RowsUpsample(nn.Upsample):
-    """Bilinear upsampling to twice the size over all bands of an image: one row from each side."""
+class SpatialUpsample(nn.Upsample):
+    """Bilinear upsampling to twice the size over all strips of an image: one row from each side."""
 
-    rows: Rows
+    spatial_group: SpatialGroup
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, rows of this band, W). Returns (B, C, 2 rows, 2 W)."""
-        return _UpsampleRows.apply(features, self.rows)
+        """features: (B, C, rows of this strip, W). Returns (B, C, 2 rows, 2 W)."""
+        return _UpsampleStrip.apply(features, self.spatial_group)
 
 
-class _UpsampleRows(torch.autograd.Function):
+class _UpsampleStrip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, rows: Rows) -> Tensor:
-        wait = rows.exchange(features[:, :, :1], features[:, :, -1:])
+    def forward(ctx, features: Tensor, group: SpatialGroup) -> Tensor:
+        wait = group.exchange(features[:, :, :1], features[:, :, -1:])
         output = upsample(features)
         above, below = wait()
         # Of the four rows made of two, the middle ones lie between the two.
-        if rows.has_previous:
+        if group.has_previous:
             output[:, :, :1] = upsample(torch.cat([above, features[:, :, :1]], dim=2))[:, :, 2:3]
-        if rows.has_next:
+        if group.has_next:
             output[:, :, -1:] = upsample(torch.cat([features[:, :, -1:], below], dim=2))[:, :, 1:2]
-        ctx.shape, ctx.dtype, ctx.rows = features.shape, features.dtype, rows
+        ctx.shape, ctx.dtype, ctx.group = features.shape, features.dtype, group
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        rows = ctx.rows
+        group = ctx.group
         # A quarter of a border row comes from the neighbour's row, and not, as at the image's border, from its own.
         quarters = [
             _upsample_gradient(0.125 * part.expand(-1, -1, 2, -1), (*ctx.shape[:2], 1, ctx.shape[3])).to(ctx.dtype)
             for part in (gradient[:, :, :1], gradient[:, :, -1:])
         ]
-        wait = rows.exchange(*quarters)
+        wait = group.exchange(*quarters)
         total = _upsample_gradient(gradient, ctx.shape).to(ctx.dtype)
-        if rows.has_previous:
+        if group.has_previous:
             total[:, :, :1] -= quarters[0]
-        if rows.has_next:
+        if group.has_next:
             total[:, :, -1:] -= quarters[1]
         add_to_borders(total, *wait())
         return total, None
@@ -137,22 +140,24 @@ def _upsample_gradient(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
-class RowsMaxPool2d(nn.MaxPool2d):
-    """MaxPool2d over all bands of an image. Keeps its input, and finds the largest a second time."""
+class SpatialMaxPool2d(nn.MaxPool2d):
+    """MaxPool2d over all strips of an image. Keeps its input, and finds the largest a second time."""
 
-    rows: Rows
+    spatial_group: SpatialGroup
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, rows of this band, W). Returns (B, C, rows / stride, W / stride)."""
-        return _PoolRows.apply(features, self)
+        """features: (B, C, rows of this strip, W). Returns (B, C, rows / stride, W / stride)."""
+        return _SpatialPool.apply(features, self)
 
 
-class _PoolRows(torch.autograd.Function):
+class _SpatialPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, layer: RowsMaxPool2d) -> Tensor:
-        window, rows = window_of(layer), layer.rows
-        halo = list(rows.exchange(features[:, :, : window.below], features[:, :, features.shape[2] - window.above :])())
-        for number, present in enumerate((rows.has_previous, rows.has_next)):
+    def forward(ctx, features: Tensor, layer: SpatialMaxPool2d) -> Tensor:
+        window, group = window_of(layer), layer.spatial_group
+        halo = list(
+            group.exchange(features[:, :, : window.below], features[:, :, features.shape[2] - window.above :])()
+        )
+        for number, present in enumerate((group.has_previous, group.has_next)):
             if not present:
                 halo[number].fill_(-math.inf)
         ctx.save_for_backward(features, *halo)
@@ -166,7 +171,7 @@ class _PoolRows(torch.autograd.Function):
         with torch.enable_grad():
             output = _pool(ctx.layer, above, features, below)
         total, of_above, of_below = torch.autograd.grad(output, [features, above, below], gradient)
-        add_to_borders(total, *ctx.layer.rows.exchange(of_above, of_below)())
+        add_to_borders(total, *ctx.layer.spatial_group.exchange(of_above, of_below)())
         return total, None
 
 
@@ -176,25 +181,27 @@ def _pool(layer: nn.MaxPool2d, above: Tensor, features: Tensor, below: Tensor) -
     return functional.max_pool2d(joined, layer.kernel_size, layer.stride, (0, padding), layer.dilation)
 
 
-class RowsGroupNorm(nn.GroupNorm):
-    """GroupNorm over all bands of an image."""
+class SpatialGroupNorm(nn.GroupNorm):
+    """GroupNorm over all strips of an image."""
 
-    rows: Rows
+    spatial_group: SpatialGroup
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, rows of this band, W). Returns the same shape."""
+        """features: (B, C, rows of this strip, W). Returns the same shape."""
 
         def normalise(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
             return normalise_with(self, part, mean, variance)
 
-        statistics = GroupStatistics(self, self.rows)
-        return in_bands(normalise, [features], list(self.parameters()), self.num_channels, statistics=statistics)
+        statistics = GroupStatistics(self, self.spatial_group)
+        return checkpoint_in_tiles(
+            normalise, [features], list(self.parameters()), self.num_channels, statistics=statistics
+        )
 
 
-ROW_LAYERS = {
+SPATIAL_LAYERS = {
     nn.Conv2d: RowsConv2d,
-    nn.MaxPool2d: RowsMaxPool2d,
-    nn.Upsample: RowsUpsample,
-    nn.GroupNorm: RowsGroupNorm,
+    nn.MaxPool2d: SpatialMaxPool2d,
+    nn.Upsample: SpatialUpsample,
+    nn.GroupNorm: SpatialGroupNorm,
 }
 """What takes a layer's place."""

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.spatial_group import SpatialGroup
 
 CHUNK_NUMBERS = 2**22
 """Numbers of a map that are widened to fp32 at once."""
@@ -67,10 +67,10 @@ class BatchStatistics:
 
 
 class GroupStatistics:
-    """Of a GroupNorm: per image and group of channels, over all bands of the image."""
+    """Of a GroupNorm: per image and group of channels, over all tiles of the image."""
 
-    def __init__(self, norm: nn.GroupNorm, rows: Rows) -> None:
-        self.num_groups, self.rows = norm.num_groups, rows
+    def __init__(self, norm: nn.GroupNorm, group: SpatialGroup) -> None:
+        self.num_groups, self.spatial_group = norm.num_groups, group
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (B, groups)."""
@@ -80,9 +80,11 @@ class GroupStatistics:
             variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
             parts.append(torch.stack([mean, variance, torch.full_like(mean, wide[0, 0].numel())]))
         moments = torch.stack(parts).flatten(2)
-        if self.rows.size > 1:
+        if self.spatial_group.size > 1:
             here = torch.stack(join_moments(*moments.unbind(1)))
-            moments = self.rows.gather(here[None, None], [3] * self.rows.size).unflatten(2, (-1, 3))[0, 0]
+            moments = self.spatial_group.gather(here[None, None], [3] * self.spatial_group.size).unflatten(2, (-1, 3))[
+                0, 0
+            ]
         mean, variance, count = (each.view(mean.shape) for each in join_moments(*moments.unbind(1)))
         self.count = count
         return mean, variance
@@ -91,7 +93,7 @@ class GroupStatistics:
         self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
     ) -> None:
         shape = (*found[0].shape, 1, 1, 1)
-        both = self.rows.all_reduce(torch.stack(gradients))
+        both = self.spatial_group.all_reduce(torch.stack(gradients))
         mean, mean_gradient, variance_gradient, count = (each.view(shape) for each in (found[0], *both, self.count))
         for part, values in zip(chunks(total), chunks(features), strict=True):
             wide = values.to(mean.dtype).unflatten(1, (self.num_groups, -1))

@@ -1,6 +1,6 @@
-"""A convolution's work in bands of rows, computed again in the backward pass, band by band.
+"""A convolution's work in tiles of rows, computed again in the backward pass, tile by tile.
 
-What stands between two kept maps (upsampling, joining, normalising, activation) is never held for more than one band:
+What stands between two kept maps (upsampling, joining, normalising, activation) is never held for more than one tile:
 at the decoder's full size these are the largest tensors of a training step.
 """
 
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glioma_dist.scale.spatial_group import Rows, add_to_borders, rows_between
+from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders, rows_between
 from glioma_dist.scale.tiled_statistics import Statistics
 
-BAND_NUMBERS = 2**22
-"""Numbers in the largest map inside a band, at most (a row at least): small beside those of an image of several
+TILE_NUMBERS = 2**22
+"""Numbers in the largest map inside a tile, at most (a row at least): small beside those of an image of several
 million pixels, and enough to keep a GPU busy."""
 NUM_SETTINGS = 6
-"""Arguments of `_InBands` before the tensors."""
+"""Arguments of `_CheckpointInTiles` before the tensors."""
 
 
-class Band(NamedTuple):
-    """Rows of one band, in rows of the first map, and how many halo rows stand above it."""
+class Tile(NamedTuple):
+    """Rows of one tile, in rows of the first map, and how many halo rows stand above it."""
 
     start: int
     stop: int
@@ -38,27 +38,27 @@ class Band(NamedTuple):
         return slice(self.start * ratio, self.stop * ratio)
 
     def crop(self, output: Tensor, ratio: int) -> Tensor:
-        """The band's own rows of what was computed with halo."""
+        """The tile's own rows of what was computed with halo."""
         above = (self.start - self.halo_start) * ratio
         return output[:, :, above : above + (self.stop - self.start) * ratio]
 
 
-def in_bands(
+def checkpoint_in_tiles(
     function: Callable[..., Tensor],
     maps: Sequence[Tensor],
     parameters: Sequence[Tensor],
     inner_channels: int,
     ratio: int = 1,
     statistics: Statistics | None = None,
-    rows: Rows | None = None,
+    group: SpatialGroup | None = None,
 ) -> Tensor:
-    """`function(*maps, mean, variance)`, or `function(*maps)` without `statistics`, a band of rows at a time.
+    """`function(*maps, mean, variance)`, or `function(*maps)` without `statistics`, a tile of rows at a time.
 
     function: a row of its output depends on the same and the neighbouring rows of the first map only, on the border of
         the image as `function` itself treats the border of what it is given.
     maps: (B, C, H, W) and further maps of `ratio` rows for each of the first's.
     parameters: all tensors with gradients that `function` uses beside its arguments.
-    inner_channels: of the widest map inside `function`, by which the bands are cut.
+    inner_channels: of the widest map inside `function`, by which the tiles are cut.
     ratio: rows of the output, and of the further maps, for each row of the first map.
     statistics: computes mean and variance of the first map, all rows of it.
     rows: the processes that have the image's other rows, where `function` needs neighbouring rows of them.
@@ -67,36 +67,36 @@ def in_bands(
     to the order of sums.
     """
     trained = [each for each in parameters if each.requires_grad]
-    rows = rows or Rows()
-    bands = cut(maps[0], ratio, inner_channels, rows)
-    return _InBands.apply(function, bands, ratio, statistics, rows, len(maps), *maps, *trained)
+    group = group or SpatialGroup()
+    tiles = cut(maps[0], ratio, inner_channels, group)
+    return _CheckpointInTiles.apply(function, tiles, ratio, statistics, group, len(maps), *maps, *trained)
 
 
-class _InBands(torch.autograd.Function):
+class _CheckpointInTiles(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
         function: Callable[..., Tensor],
-        bands: list[Band],
+        tiles: list[Tile],
         ratio: int,
         statistics: Statistics | None,
-        rows: Rows,
+        group: SpatialGroup,
         num_maps: int,
         *tensors: Tensor,
     ):
         ctx.autocast = _autocast_state(tensors[0].device.type)
         maps = tensors[:num_maps]
-        halos = [_halo(each, ratio if number else 1, rows) for number, each in enumerate(maps)]
+        halos = [_halo(each, ratio if number else 1, group) for number, each in enumerate(maps)]
         found = statistics.forward(maps[0]) if statistics else ()
         output = None
-        for band in bands:
-            part = band.crop(function(*_slices(maps, halos, band, ratio), *found), ratio)
+        for tile in tiles:
+            part = tile.crop(function(*_slices(maps, halos, tile, ratio), *found), ratio)
             if output is None:
                 shape = (*part.shape[:2], maps[0].shape[2] * ratio, part.shape[3])
                 output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_layout(part))
-            output[:, :, band.rows(ratio)] = part
-        ctx.function, ctx.bands, ctx.ratio, ctx.statistics, ctx.num_maps = function, bands, ratio, statistics, num_maps
-        ctx.rows = rows
+            output[:, :, tile.rows(ratio)] = part
+        ctx.function, ctx.tiles, ctx.ratio, ctx.statistics, ctx.num_maps = function, tiles, ratio, statistics, num_maps
+        ctx.group = group
         ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
         return output
 
@@ -113,33 +113,33 @@ class _InBands(torch.autograd.Function):
             for each, halo, needed in zip(maps, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
         ]
         totals: list[Tensor | None] = [None] * (num_found + len(parameters))
-        for band in ctx.bands:
+        for tile in ctx.tiles:
             slices = [
                 part.detach().requires_grad_(total is not None)
-                for part, total in zip(_slices(maps, halos, band, ctx.ratio), map_gradients, strict=True)
+                for part, total in zip(_slices(maps, halos, tile, ctx.ratio), map_gradients, strict=True)
             ]
             loose = [each.detach().requires_grad_() for each in found]
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                output = band.crop(ctx.function(*slices, *loose), ctx.ratio)
+                output = tile.crop(ctx.function(*slices, *loose), ctx.ratio)
             sources = [part for part in slices if part.requires_grad]
             gradients = torch.autograd.grad(
-                output, [*sources, *loose, *parameters], gradient[:, :, band.rows(ctx.ratio)], allow_unused=True
+                output, [*sources, *loose, *parameters], gradient[:, :, tile.rows(ctx.ratio)], allow_unused=True
             )
             inner = iter(gradients[: len(sources)])
             for number, total in enumerate(map_gradients):
                 if total is not None:
-                    total.add(next(inner), band.halo_start * (ctx.ratio if number else 1))
+                    total.add(next(inner), tile.halo_start * (ctx.ratio if number else 1))
             for number, part in enumerate(gradients[len(sources) :]):
                 if part is not None:
                     totals[number] = part if totals[number] is None else totals[number].add_(part)
         if ctx.statistics and map_gradients[0] is not None:
             ctx.statistics.add_gradient(map_gradients[0].inside, maps[0], found, totals[:num_found])
-        whole = [None if each is None else each.exchanged(ctx.rows) for each in map_gradients]
+        whole = [None if each is None else each.exchanged(ctx.group) for each in map_gradients]
         return *[None] * NUM_SETTINGS, *whole, *totals[num_found:]
 
 
 class _Gradient:
-    """Gradient of a map and of its halo, as it is summed up band by band."""
+    """Gradient of a map and of its halo, as it is summed up tile by tile."""
 
     def __init__(self, features: Tensor, halo: tuple[Tensor, Tensor]) -> None:
         self.inside = torch.zeros_like(features)
@@ -154,35 +154,35 @@ class _Gradient:
                 total[:, :, from_row - first : to_row - first] += part[:, :, from_row - start : to_row - start]
             first += total.shape[2]
 
-    def exchanged(self, rows: Rows) -> Tensor:
-        """The map's gradient with what the other bands add to it."""
-        if rows.size > 1:
-            add_to_borders(self.inside, *rows.exchange(*self.halo)())
+    def exchanged(self, group: SpatialGroup) -> Tensor:
+        """The map's gradient with what the other tiles add to it."""
+        if group.size > 1:
+            add_to_borders(self.inside, *group.exchange(*self.halo)())
         return self.inside
 
 
-def cut(first: Tensor, ratio: int, inner_channels: int, rows: Rows) -> list[Band]:
-    """Even bands of a map's rows, with one row of halo on each side that is not the image's border; row -1 and the row
+def cut(first: Tensor, ratio: int, inner_channels: int, group: SpatialGroup) -> list[Tile]:
+    """Even tiles of a map's rows, with one row of halo on each side that is not the image's border; row -1 and the row
     after the last are other processes'."""
     height, width = first.shape[2:]
     numbers = len(first) * inner_channels * height * width * ratio**2
-    num_bands = min(height, math.ceil(numbers / BAND_NUMBERS))
-    edges = [height * number // num_bands for number in range(num_bands + 1)]
-    first_row, last_row = -rows.has_previous, height + rows.has_next
-    return [Band(start, stop, max(first_row, start - 1), min(last_row, stop + 1)) for start, stop in pairwise(edges)]
+    num_tiles = min(height, math.ceil(numbers / TILE_NUMBERS))
+    edges = [height * number // num_tiles for number in range(num_tiles + 1)]
+    first_row, last_row = -group.has_previous, height + group.has_next
+    return [Tile(start, stop, max(first_row, start - 1), min(last_row, stop + 1)) for start, stop in pairwise(edges)]
 
 
-def _halo(features: Tensor, num_rows: int, rows: Rows) -> tuple[Tensor, Tensor]:
+def _halo(features: Tensor, num_rows: int, group: SpatialGroup) -> tuple[Tensor, Tensor]:
     """The neighbouring processes' rows above and below a map."""
-    if rows.size == 1:
+    if group.size == 1:
         return features[:, :, :0], features[:, :, :0]
-    return rows.exchange(features[:, :, :num_rows], features[:, :, -num_rows:])()
+    return group.exchange(features[:, :, :num_rows], features[:, :, -num_rows:])()
 
 
-def _slices(maps: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], band: Band, ratio: int) -> list[Tensor]:
+def _slices(maps: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], tile: Tile, ratio: int) -> list[Tensor]:
     each_ratio = [ratio if number else 1 for number in range(len(maps))]
     return [
-        rows_between(halo[0], each, halo[1], band.halo_start * factor, band.halo_stop * factor)
+        rows_between(halo[0], each, halo[1], tile.halo_start * factor, tile.halo_stop * factor)
         for each, halo, factor in zip(maps, halos, each_ratio, strict=True)
     ]
 
@@ -192,7 +192,7 @@ def _layout(part: Tensor) -> torch.memory_format:
 
 
 def _autocast_state(device_type: str) -> dict[str, Any]:
-    """Arguments of `torch.autocast` as it stands; without its cache of weights, which would outlive a band."""
+    """Arguments of `torch.autocast` as it stands; without its cache of weights, which would outlive a tile."""
     return {
         "device_type": device_type,
         "enabled": torch.is_autocast_enabled(device_type),

@@ -13,7 +13,7 @@ from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import InputError, Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
@@ -25,44 +25,45 @@ from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards, clip_gradients
 from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
 from glioma_dist.scale.scale_model import scale_model
-from glioma_dist.scale.spatial_group import Rows, band_edges, check_division
-from glioma_dist.training.memory import choose_recompute, explain_full_memory
+from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
+from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.resume import OtherRunError
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler
-from glioma_dist.training.trainer import Scores, Training, save
+from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
+from glioma_dist.training.trainer import Scores, Trainer, save
 from glioma_dist.training.validation import validate
 
 
-def train(config: TrainConfig, runtime: Runtime) -> None:
-    """Train, or resume training, and leave config.json, metrics.jsonl, status.json, last/ and best/ in `config.out`."""
+def train(config: TrainConfig, context: DistributedContext) -> None:
+    """Train, or resume trainer, and leave config.json, metrics.jsonl, status.json, last/ and best/ in `config.out`."""
     with StopSignal() as stop:
-        rows = join_rows(config, runtime)
-        with RunFolder(config, runtime) as folder:
-            training, position = prepare(config, runtime, rows, folder, stop)
-            runtime.wait()
+        group = join_spatial_group(config, context)
+        with RunFolder(config, context) as folder:
+            trainer, position = prepare(config, context, group, folder, stop)
+            context.wait()
             folder.claim()
             # A signal waits until the loop asks for it, or until status.json says how the run has ended.
-            with stop.deferred(), open_reporter(training, position) as reporter:
-                TrainingLoop(training, position, reporter).run()
+            with stop.deferred(), open_reporter(trainer, position) as reporter:
+                TrainingLoop(trainer, position, reporter).run()
 
 
-def join_rows(config: TrainConfig, runtime: Runtime) -> Rows:
+def join_spatial_group(config: TrainConfig, context: DistributedContext) -> SpatialGroup:
     """The processes that share this one's images.
 
     Raises InputError, before any data is read, where the launch does not fit the settings.
     """
-    check_division(config.scale.rows, runtime.num_processes)
-    num_groups = runtime.num_processes // config.scale.rows
+    check_division(config.scale.spatial_parallel, context.num_processes)
+    num_groups = context.num_processes // config.scale.spatial_parallel
     if config.batch_size % num_groups:
+        sharing = "processes" if config.scale.spatial_parallel == 1 else "groups of processes"
         raise InputError(
-            f"--batch-size {config.batch_size} cannot be shared by {num_groups} "
-            f"{'processes' if config.scale.rows == 1 else 'groups of processes'}: give a multiple of {num_groups}"
+            f"--batch-size {config.batch_size} cannot be shared by {num_groups} {sharing}: "
+            f"give a multiple of {num_groups}"
         )
-    band_edges(config.data.size.height, config.scale.rows)
-    return Rows.join(runtime, config.scale.rows)
+    strip_edges(config.data.size.height, config.scale.spatial_parallel)
+    return SpatialGroup.join(context, config.scale.spatial_parallel)
 
 
 def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
@@ -75,41 +76,41 @@ def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
 
 
 def prepare(
-    config: TrainConfig, runtime: Runtime, rows: Rows, folder: RunFolder, stop: StopSignal
-) -> tuple[Training, Position]:
+    config: TrainConfig, context: DistributedContext, group: SpatialGroup, folder: RunFolder, stop: StopSignal
+) -> tuple[Trainer, TrainState]:
     """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
     train, order = open_training_data(config.data, config.batch_size, config.seed)
     val = open_validation_data(config.data)
     notes = notes_on_data(train, val)
-    if runtime.is_main:
+    if context.is_main:
         for note in notes:
             print(f"note: {note}", flush=True)
     model, lineage = build_model(config.model, config.seed)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
-    facts = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
-    if runtime.num_processes > 1:
-        model = synchronise_batch_norm(model, runtime.device)
-    kind = choose_recompute(config, runtime)
-    scale_model(model, config.scale, kind, rows)
-    model.to(runtime.device)
+    metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
+    if context.num_processes > 1:
+        model = synchronise_batch_norm(model, context.device)
+    kind = choose_level(config, context)
+    scale_model(model, config.scale, kind, group)
+    model.to(context.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    position = Position()
+    position = TrainState()
     if old is not None:
-        if old.facts["fingerprints"] != fingerprints:
+        if old.metadata["fingerprints"] != fingerprints:
             raise OtherRunError(
                 f"--out {config.out} was trained on other data than {' '.join(config.data.train)} and "
                 f"{config.data.val}; give the same data, or another --out"
             )
         position = load_weights(old, model)
-    choose_shards(model, runtime)
-    model, optimizer = runtime.accelerator.prepare(model, optimizer)
+    choose_shards(model, context)
+    model, optimizer = context.accelerator.prepare(model, optimizer)
     fix_buckets(model)
     if old is not None:
-        load_optimizer(old, runtime.accelerator.unwrap_model(model), optimizer)
-        load_scaler_state(runtime.accelerator, read_scaler(old))
-    training = Training(config, runtime, train, val, order, model, optimizer, kind, rows, facts, folder, stop)
-    return training, position
+        load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
+        load_scaler_state(context.accelerator, read_scaler(old))
+    trainer = Trainer(config, context, train, val, order, model, optimizer, kind, group, metadata, folder, stop)
+    return trainer, position
 
 
 class TrainingLoop:
@@ -118,37 +119,37 @@ class TrainingLoop:
     Whatever ends it early, all that is finished is saved first, where that can be done. reporter: of the main process.
     """
 
-    def __init__(self, training: Training, position: Position, reporter: Reporter | None) -> None:
-        self.training, self.position, self.reporter = training, position, reporter
+    def __init__(self, trainer: Trainer, position: TrainState, reporter: Reporter | None) -> None:
+        self.trainer, self.position, self.reporter = trainer, position, reporter
         self._saved = position
         self._in_step = False
-        rows = training.rows
+        group = trainer.spatial_group
         self._batches = training_batches(
-            training.train,
-            training.order,
-            training.config.data,
+            trainer.train,
+            trainer.order,
+            trainer.config.data,
             position.step,
-            rows.data_rank,
-            rows.num_data_groups,
-            training.runtime.seconds_to_answer,
+            group.dp_rank,
+            group.dp_size,
+            trainer.context.seconds_to_answer,
         )
 
-    def run(self) -> Position:
+    def run(self) -> TrainState:
         """Step until the end, until validation stops falling, or until the system asks to stop."""
-        training = self.training
+        trainer = self.trainer
         try:
-            with training.stop.deferred():
+            with trainer.stop.deferred():
                 while True:
-                    if training.validation_is_due(self.position):
-                        self.position = validate(training, self.position, self.reporter)
-                    if training.checkpoint_is_due(self.position) and self._saved != self.position:
+                    if trainer.validation_is_due(self.position):
+                        self.position = validate(trainer, self.position, self.reporter)
+                    if trainer.checkpoint_is_due(self.position) and self._saved != self.position:
                         self._save()
-                    if training.finished(self.position):
+                    if trainer.finished(self.position):
                         self._end_well()
                         return self.position
                     self._take_step()
         except Exception as error:
-            with training.stop.deferred():
+            with trainer.stop.deferred():
                 self._end_early(error)
             raise
         finally:
@@ -157,38 +158,38 @@ class TrainingLoop:
     def _end_well(self) -> None:
         """Raises on all processes what kept the first from telling of the last steps, such as a full disk."""
         problem = self.reporter.problem if self.reporter else None
-        self.training.runtime.agree(None if isinstance(problem, StopRequested) else problem)
+        self.trainer.context.agree(None if isinstance(problem, StopRequested) else problem)
 
     def _take_step(self) -> None:
-        training, step = self.training, self.position.step
+        trainer, step = self.trainer, self.position.step
         batch, problem = self._next_batch()
-        training.runtime.agree(problem)
+        trainer.context.agree(problem)
         self._in_step = True
-        training.guard.begin()
-        with explain_full_memory(training.config, training.runtime, training.recompute):
-            while (scores := train_step(training, batch, step)) is None:
-                training.guard.undo()
+        trainer.guard.begin()
+        with explain_full_memory(trainer.config, trainer.context, trainer.level):
+            while (scores := train_step(trainer, batch, step)) is None:
+                trainer.guard.undo()
         self._in_step = False
         self.position = replace(self.position, step=step + 1)
         if self.reporter:
-            self.reporter.step(step + 1, training.epoch(self.position), *scores)
+            self.reporter.step(step + 1, trainer.epoch(self.position), *scores)
 
     def _next_batch(self) -> tuple[Batch | None, RunError | None]:
         """This process's part of the next batch; or what ends the run before it."""
-        training = self.training
+        trainer = self.trainer
         try:
-            with training.stop.immediate():
-                band = training.rows.cut(training.config.data.size.height)
-                batch = next(self._batches).rows(band).to(training.runtime.device)
+            with trainer.stop.immediate():
+                strip = trainer.spatial_group.cut(trainer.config.data.size.height)
+                batch = next(self._batches).strip(strip).to(trainer.context.device)
         except (Exception, Interrupted) as error:
-            problem = as_run_error(error, training.runtime.seconds_to_answer)
+            problem = as_run_error(error, trainer.context.seconds_to_answer)
             if problem is None:
                 raise
             return None, problem
         return batch, self.reporter.problem if self.reporter else None
 
     def _save(self, alone: bool = False) -> None:
-        save(self.training, self.position, "last", self.reporter, alone)
+        save(self.trainer, self.position, "last", self.reporter, alone)
         self._saved = self.position
 
     def _end_early(self, error: Exception) -> None:
@@ -196,13 +197,13 @@ class TrainingLoop:
 
         Returns where `error` is a fault of the program, or there is nothing to say about what was saved.
         """
-        training, runtime = self.training, self.training.runtime
-        ending = runtime.explain(error)
+        trainer, context = self.trainer, self.trainer.context
+        ending = context.explain(error)
         if self._in_step:
-            training.guard.undo()
-        together = runtime.num_processes == 1 or (ending is not None and ending.is_shared)
-        alone = not together and runtime.is_main and not runtime.accelerator.is_fsdp2
-        if self._saved != self.position and (together or alone) and not training.guard.weights_move:
+            trainer.guard.undo()
+        together = context.num_processes == 1 or (ending is not None and ending.is_shared)
+        alone = not together and context.is_main and not context.accelerator.is_fsdp2
+        if self._saved != self.position and (together or alone) and not trainer.guard.weights_move:
             try:
                 self._save(alone)
             except Exception as second:
@@ -229,30 +230,30 @@ class TrainingLoop:
         return said
 
 
-def train_step(training: Training, batch: Batch, step: int) -> Scores | None:
+def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     """One optimizer step on this process's share of a batch: its images, or its rows of them.
 
     Returns the scores of the whole batch; None where the gradients overflowed fp16, so that no weight moved: the loss
     scale is half of what it was, and the step is to be taken again. Raises NonFiniteError, on every process and before
     any weight moves, where the loss of any image is not finite.
     """
-    config, runtime, rows = training.config, training.runtime, training.rows
-    with runtime.accelerator.autocast():
-        logits = training.model(normalise(batch.images), batch.seeds)
-    losses = segmentation_loss(config.loss, logits, batch.masks, rows.total)
+    config, context, group = trainer.config, trainer.context, trainer.spatial_group
+    with context.accelerator.autocast():
+        logits = trainer.model(normalise(batch.images), batch.seeds)
+    losses = segmentation_loss(config.loss, logits, batch.masks, group.total)
     # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
-    runtime.accelerator.backward(losses.sum() * (runtime.num_processes / config.batch_size))
+    context.accelerator.backward(losses.sum() * (context.num_processes / config.batch_size))
 
     with torch.no_grad():
-        scores = dice_from(rows.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))
-        sums = torch.stack([losses.double().sum() / rows.size, scores.sum() / rows.size])
-        loss, score = runtime.sum(sums).tolist()
+        scores = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))
+        sums = torch.stack([losses.double().sum() / group.size, scores.sum() / group.size])
+        loss, score = context.sum(sums).tolist()
     # Averaged over the processes by now, and so finite on all or on none. fp16's scaler looks for itself.
-    norm = clip_gradients(training.model, runtime, config.clip_norm)
-    finite = runtime.accelerator.scaler is not None or math.isfinite(norm)
+    norm = clip_gradients(trainer.model, context, config.clip_norm)
+    finite = context.accelerator.scaler is not None or math.isfinite(norm)
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
-        named = ", ".join(dict.fromkeys(runtime.gather_objects(keys)))
+        named = ", ".join(dict.fromkeys(context.gather_objects(keys)))
         raise _shared(
             NonFiniteError(
                 f"step {step + 1}: the loss is {loss} (samples {named}); "
@@ -266,12 +267,12 @@ def train_step(training: Training, batch: Batch, step: int) -> Scores | None:
                 f"smaller --lr than {config.lr}, in another --out"
             )
         )
-    training.guard.weights_move = True
-    training.optimizer.step()
-    training.guard.weights_move = False
-    training.optimizer.zero_grad()
-    if step_was_skipped(runtime.accelerator, training.optimizer):
-        if scale_is_exhausted(runtime.accelerator):
+    trainer.guard.weights_move = True
+    trainer.optimizer.step()
+    trainer.guard.weights_move = False
+    trainer.optimizer.zero_grad()
+    if step_was_skipped(context.accelerator, trainer.optimizer):
+        if scale_is_exhausted(context.accelerator):
             raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
         return None
     return Scores(loss / config.batch_size, score / config.batch_size)

@@ -9,46 +9,46 @@ from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import RunError
 from glioma_dist.files import write_json_atomically
 from glioma_dist.training.reporter import Reporter
-from glioma_dist.training.state import Position, read_unwritten_rows
+from glioma_dist.training.state import TrainState, read_unwritten_rows
 from glioma_dist.training.status import StatusFile, mark_finished
-from glioma_dist.training.trainer import Training
+from glioma_dist.training.trainer import Trainer
 
 
-def open_reporter(training: Training, position: Position) -> AbstractContextManager[Reporter | None]:
+def open_reporter(trainer: Trainer, position: TrainState) -> AbstractContextManager[Reporter | None]:
     """What the main process tells with; None on the others, and where the run was over before.
 
     Raises RunError on all processes where the main one cannot write.
     """
-    config, runtime = training.config, training.runtime
+    config, context = trainer.config, trainer.context
     reporter, problem = None, None
-    training.folder.has_begun = True
-    if runtime.is_main:
+    trainer.folder.has_begun = True
+    if context.is_main:
         try:
-            if training.finished(position) and not training.validation_is_due(position):
+            if trainer.finished(position) and not trainer.validation_is_due(position):
                 mark_finished(config.out, position.step)
                 print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
             else:
                 write_json_atomically(config.out / "config.json", to_dict(config))
-                old = training.folder.checkpoint
+                old = trainer.folder.checkpoint
                 added = read_unwritten_rows(old) if old else []
-                reporter = Reporter(config, position, training.num_steps, training.folder.check, added)
+                reporter = Reporter(config, position, trainer.num_steps, trainer.folder.check, added)
         except (RunError, OSError) as error:
             problem = as_run_error(error)
             if problem is None:
                 raise
             with suppress(RunError):  # what cannot be written may be this file
-                StatusFile(config.out, position.step, position.step or None, training.folder.check).ended(problem)
+                StatusFile(config.out, position.step, position.step or None, trainer.folder.check).ended(problem)
     try:
-        runtime.agree(problem)
+        context.agree(problem)
     except RuntimeError as error:  # a process is lost
-        ending = runtime.explain(error) or error
+        ending = context.explain(error) or error
         with reporter or nullcontext():
             raise ending from error
     if reporter is None:
         return nullcontext()
-    processes = f"{runtime.num_processes} process{'es' if runtime.num_processes > 1 else ''} ({runtime.device.type})"
+    processes = f"{context.num_processes} process{'es' if context.num_processes > 1 else ''} ({context.device.type})"
     reporter.say(
-        f"{len(training.train)} images, batch {config.batch_size} on {processes}, recompute {training.recompute}, "
-        f"from step {position.step} to {training.num_steps}, in {config.out}"
+        f"{len(trainer.train)} images, batch {config.batch_size} on {processes}, "
+        f"activation checkpointing {trainer.level}, from step {position.step} to {trainer.num_steps}, in {config.out}"
     )
     return reporter

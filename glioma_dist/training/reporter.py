@@ -10,7 +10,7 @@ from typing import Any
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.run_command import as_run_error, drop_closed_output
 from glioma_dist.errors import RunError, StopRequested
-from glioma_dist.training.state import Position
+from glioma_dist.training.state import TrainState
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
 
@@ -28,7 +28,7 @@ class Reporter:
     def __init__(
         self,
         config: TrainConfig,
-        position: Position,
+        position: TrainState,
         num_steps: int,
         check: Callable[[], None],
         added: Sequence[dict[str, Any]] = (),

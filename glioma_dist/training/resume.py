@@ -111,7 +111,7 @@ def _read_resumable(folder: Path) -> Checkpoint:
     read_position(checkpoint)
     read_scaler(checkpoint)
     read_unwritten_rows(checkpoint)
-    if not isinstance(checkpoint.facts.get("fingerprints"), dict):
+    if not isinstance(checkpoint.metadata.get("fingerprints"), dict):
         raise DamagedError(folder / STATE, "says nothing of the data that the run was trained on")
     if not checkpoint.has(OPTIMIZER):
         raise DamagedError(folder / OPTIMIZER, "is not in this checkpoint, which is of the model alone")
@@ -122,7 +122,7 @@ def _read_resumable(folder: Path) -> Checkpoint:
 def _fault_of_best(config: TrainConfig, checkpoint: Checkpoint) -> str | None:
     """What is wrong with best/, where the run has had a best model; None where all is right."""
     folder = config.out / BEST
-    if "best_loss" not in checkpoint.facts["position"]:
+    if "best_loss" not in checkpoint.metadata["position"]:
         return None
     if find_checkpoint(folder) is None:
         return f"{folder} is missing"
@@ -132,7 +132,7 @@ def _fault_of_best(config: TrainConfig, checkpoint: Checkpoint) -> str | None:
     except DamagedError as error:
         return f"{error.path}: {error.fault}"
     changed = differences(to_dict(best.config), to_dict(config))
-    if changed or best.facts.get("fingerprints") != checkpoint.facts["fingerprints"]:
+    if changed or best.metadata.get("fingerprints") != checkpoint.metadata["fingerprints"]:
         return f"{folder} is of another run"
     return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, RunError, one_line
 from glioma_dist.files import cannot_read, cannot_write, remove_tree, write_atomically
@@ -36,8 +36,8 @@ class RunFolder:
     begins to report sets it; from then on that one writes status.json.
     """
 
-    def __init__(self, config: TrainConfig, runtime: Runtime) -> None:
-        self.path, self.is_main, self._gather = config.out, runtime.is_main, runtime.gather_objects
+    def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
+        self.path, self.is_main, self._gather = config.out, context.is_main, context.gather_objects
         self._open = ExitStack()
         self._descriptor: int | None = None
         self.has_begun = False
@@ -99,10 +99,10 @@ class RunFolder:
             self._set_aside(self.path / BEST, BEST)
             kept = {
                 name: value
-                for name, value in checkpoint.facts["position"].items()
+                for name, value in checkpoint.metadata["position"].items()
                 if name not in ("best_loss", "best_dice")
             }
-            checkpoint = replace(checkpoint, facts={**checkpoint.facts, "position": kept})
+            checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "position": kept})
         return checkpoint
 
     def _set_aside(self, folder: Path, name: str) -> None:

@@ -29,7 +29,7 @@ Scaler = dict[str, float | int]
 
 
 @dataclass(frozen=True)
-class Position:
+class TrainState:
     """How far a run has come."""
 
     step: int = 0
@@ -44,10 +44,10 @@ class Position:
 def save_state(
     folder: Path,
     config: TrainConfig,
-    position: Position,
+    position: TrainState,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
-    facts: dict,
+    metadata: dict,
     writer: Writer = ALONE,
     keep: int = 1,
     scaler: Scaler | None = None,
@@ -59,7 +59,7 @@ def save_state(
     a value of the optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
     """
     where = {key: value for key, value in dataclasses.asdict(position).items() if value != math.inf}
-    facts = {**facts, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
+    metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
     weights, moments = model.state_dict(), None if optimizer is None else _optimizer_tensors(model, optimizer)
     in_parts = any(isinstance(tensor, DTensor) for tensor in weights.values())
     if in_parts:
@@ -70,7 +70,7 @@ def save_state(
         weights, moments = {}, None
     writer.together(lambda: _check_finite({**weights, **(moments or {})}, position.step))
     num_parts = writer.count if in_parts else 1
-    write_checkpoint(folder, config, facts, weights, moments, writer, num_parts, keep)
+    write_checkpoint(folder, config, metadata, weights, moments, writer, num_parts, keep)
 
 
 def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
@@ -109,7 +109,7 @@ def _is_number(value: object) -> bool:
     return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
 
 
-def load_weights(checkpoint: Checkpoint, model: nn.Module) -> Position:
+def load_weights(checkpoint: Checkpoint, model: nn.Module) -> TrainState:
     """Put a checkpoint's weights back, in place, before `model` is wrapped; returns where the run was.
 
     Raises InputError where they are damaged or do not fit, or where the position is none.
@@ -119,9 +119,9 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> Position:
     return position
 
 
-def read_position(checkpoint: Checkpoint) -> Position:
+def read_position(checkpoint: Checkpoint) -> TrainState:
     """Where the run was. Raises DamagedError naming the value that cannot be used."""
-    path, values = checkpoint.folder / STATE, checkpoint.facts.get("position")
+    path, values = checkpoint.folder / STATE, checkpoint.metadata.get("position")
     kinds = {"step": int, "best_loss": float, "best_dice": float, "evaluations_since_best": int, "validated_step": int}
     if not isinstance(values, dict) or "step" not in values:
         raise DamagedError(path, f"has no position to resume from ({shown(values)})")
@@ -131,12 +131,12 @@ def read_position(checkpoint: Checkpoint) -> Position:
         usable = type(value) is int and 0 <= value <= MAX_STEP if kinds[name] is int else _is_number(value)
         if not usable:
             raise DamagedError(path, f"its position's {name} is {shown(value)}")
-    return Position(**{name: kinds[name](value) for name, value in values.items()})
+    return TrainState(**{name: kinds[name](value) for name, value in values.items()})
 
 
 def read_scaler(checkpoint: Checkpoint) -> Scaler | None:
     """The state of fp16's gradient scaler; None where there is none. Raises DamagedError for anything else."""
-    scaler = checkpoint.facts.get("scaler")
+    scaler = checkpoint.metadata.get("scaler")
     if scaler is None or (isinstance(scaler, dict) and all(map(_is_number, scaler.values()))):
         return scaler
     raise DamagedError(checkpoint.folder / STATE, f"its scaler is {shown(scaler)}, not a set of numbers")
@@ -144,7 +144,7 @@ def read_scaler(checkpoint: Checkpoint) -> Scaler | None:
 
 def read_unwritten_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Rows of metrics that the run could not write before it saved this. Raises DamagedError for anything else."""
-    rows = checkpoint.facts.get("unwritten_rows", [])
+    rows = checkpoint.metadata.get("unwritten_rows", [])
     if not isinstance(rows, list) or not all(map(is_row, rows)):
         raise DamagedError(checkpoint.folder / STATE, f"its unwritten_rows are {shown(rows)}")
     return rows

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.data.mixture import Mixture, Shards
-from glioma_dist.data.sampler import Order
+from glioma_dist.data.mixture import MixtureSampler, Shards
+from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.scale.loss_scale import scaler_state
-from glioma_dist.scale.planner import Recompute
-from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.planner import Level
+from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 
 class Scores(NamedTuple):
@@ -56,19 +56,19 @@ class StepGuard:
 
 
 @dataclass(frozen=True)
-class Training:
+class Trainer:
     """All that a run needs, made once by `prepare`."""
 
     config: TrainConfig
-    runtime: Runtime
+    context: DistributedContext
     train: Shards
     val: ShardReader | None
-    order: Order | Mixture
+    order: DeterministicSampler | MixtureSampler
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    recompute: Recompute
-    rows: Rows
-    facts: dict
+    level: Level
+    group: SpatialGroup
+    metadata: dict
     """What checkpoints say beside the position: lineage, fingerprints."""
     folder: RunFolder
     stop: StopSignal
@@ -82,49 +82,51 @@ class Training:
         steps = self.config.epochs * self.order.steps_per_epoch
         return min(steps, self.config.max_steps or steps)
 
-    def finished(self, position: Position) -> bool:
+    def finished(self, position: TrainState) -> bool:
         """All steps are taken, or validation has not got better for as often as `patience` allows."""
         impatient = self.config.patience is not None and position.evaluations_since_best >= self.config.patience
         return impatient or position.step >= self.num_steps
 
-    def epoch(self, position: Position) -> int:
+    def epoch(self, position: TrainState) -> int:
         """Number of the epoch, from 0, that the last step belonged to."""
         return (position.step - 1) // self.order.steps_per_epoch
 
-    def is_milestone(self, position: Position) -> bool:
+    def is_milestone(self, position: TrainState) -> bool:
         """Whether the run is validated after this step."""
         every = self.config.eval_every or self.order.steps_per_epoch
         return position.step > 0 and (position.step == self.num_steps or position.step % every == 0)
 
-    def validation_is_due(self, position: Position) -> bool:
+    def validation_is_due(self, position: TrainState) -> bool:
         """A run that stopped between a step and its validation has this still to do."""
         return self.val is not None and self.is_milestone(position) and position.validated_step != position.step
 
-    def checkpoint_is_due(self, position: Position) -> bool:
+    def checkpoint_is_due(self, position: TrainState) -> bool:
         every = self.config.save_every
         return self.is_milestone(position) or bool(every and position.step and position.step % every == 0)
 
 
-def save(training: Training, position: Position, name: str, reporter: Reporter | None, alone: bool = False) -> None:
+def save(trainer: Trainer, position: TrainState, name: str, reporter: Reporter | None, alone: bool = False) -> None:
     """Write <out>/last, from which training can resume, or <out>/best, the model alone; all processes wait for it.
 
     alone: this process writes full tensors and waits for no other, because some are lost.
     """
-    runtime = training.runtime
-    model = runtime.accelerator.unwrap_model(training.model)
-    optimizer = training.optimizer if name == "last" else None
-    folder = training.config.out / name
+    context = trainer.context
+    model = context.accelerator.unwrap_model(trainer.model)
+    optimizer = trainer.optimizer if name == "last" else None
+    folder = trainer.config.out / name
     if alone:
-        writer = Writer(check=training.folder.check)
+        writer = Writer(check=trainer.folder.check)
     else:
-        writer = Writer(runtime.rank, runtime.num_processes, runtime.gather_objects, training.folder.check)
-    keep = training.config.keep_last if name == "last" else 1
-    scaler = scaler_state(runtime.accelerator) if name == "last" else None
-    facts = training.facts
+        writer = Writer(context.rank, context.num_processes, context.gather_objects, trainer.folder.check)
+    keep = trainer.config.keep_last if name == "last" else 1
+    scaler = scaler_state(context.accelerator) if name == "last" else None
+    metadata = trainer.metadata
     if reporter and name == "last" and reporter.unwritten_rows:
-        facts = facts | {"unwritten_rows": reporter.unwritten_rows}  # the checkpoint can lie on a disk that has space
-    save_state(folder, training.config, position, model, optimizer, facts, writer, keep, scaler)
+        metadata = metadata | {
+            "unwritten_rows": reporter.unwritten_rows
+        }  # the checkpoint can lie on a disk that has space
+    save_state(folder, trainer.config, position, model, optimizer, metadata, writer, keep, scaler)
     if name == "last":
-        training.folder.mark_resumable()
+        trainer.folder.mark_resumable()
         if reporter:
             reporter.saved(position.step)

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.training import loop
 
 
 @contextmanager
-def fsdp2(runtime: Runtime) -> Iterator[None]:
+def fsdp2(runtime: DistributedContext) -> Iterator[None]:
     """Within it, the launch that `runtime` is part of is one of FSDP2."""
     from accelerate import PartialState
     from accelerate.state import AcceleratorState

@@ -23,8 +23,8 @@ SHARES = (1, 2)
 """Images of each process."""
 SIDE = 64
 TOLERANCE = 1e-9
-LEVELS = ("none", "encoder", "all")
-VARIANTS = (*(f"DDP, recompute {level}" for level in LEVELS), "FSDP2, recompute none", "FSDP2, recompute all")
+LEVELS = ("none", "selective", "full")
+VARIANTS = tuple(f"{engine}, {level}" for engine in ("DDP", "FSDP2") for level in LEVELS)
 TOGETHER = 4
 FAR = 1e-3
 """Below which a tensor's largest number is taken for this, where differences are measured by it."""
@@ -78,9 +78,9 @@ def largest_difference(found: dict[str, Tensor], plain: dict[str, Tensor], own: 
 
 def compare(names: tuple[str, ...], narrow: bool) -> dict[str, dict[str, tuple[float, str]]]:
     """Encoder -> variant -> `largest_difference`."""
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    here = Runtime.start()
+    here = DistributedContext.start()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         if narrow:
@@ -91,7 +91,7 @@ def compare(names: tuple[str, ...], narrow: bool) -> dict[str, dict[str, tuple[f
 def compare_encoder(name: str, here) -> dict:
     """Variant -> `largest_difference`; and "sharded": `look_at_shards`."""
     from glioma_dist.model.unet import UNet
-    from glioma_dist.scale.activation_checkpointing import recompute
+    from glioma_dist.scale.activation_checkpointing import checkpoint_activations
     from glioma_dist.scale.batch_norm import synchronise_batch_norm
 
     torch.manual_seed(0)
@@ -102,21 +102,20 @@ def compare_encoder(name: str, here) -> dict:
     synchronise_batch_norm(model, here.device)
     found = {}
     for level in LEVELS:
-        recompute(model, level)
+        checkpoint_activations(model, level)
         model.load_state_dict(buffers, strict=False)
         parallel = here.accelerator.prepare_model(model)
         logits = take_step(parallel, own, 2)
-        found[f"DDP, recompute {level}"] = largest_difference(found_in(model, logits), plain, own)
+        found[f"DDP, {level}"] = largest_difference(found_in(model, logits), plain, own)
         del parallel
         here.accelerator._models.clear()
         gc.collect()  # or its hooks on the parameters would stay
-        if level != "encoder":
-            sharded = model if level == "all" else copy.deepcopy(model)
-            sharded.load_state_dict(buffers, strict=False)
-            shard(sharded, here)
-            found["sharded"] = look_at_shards(sharded)
-            logits = take_step(sharded, own, 2)
-            found[f"FSDP2, recompute {level}"] = largest_difference(found_in(sharded, logits), plain, own)
+        sharded = model if level == "full" else copy.deepcopy(model)
+        sharded.load_state_dict(buffers, strict=False)
+        shard(sharded, here)
+        found["sharded"] = look_at_shards(sharded)
+        logits = take_step(sharded, own, 2)
+        found[f"FSDP2, {level}"] = largest_difference(found_in(sharded, logits), plain, own)
     return found
 
 

@@ -1,4 +1,4 @@
-"""FSDP2 on two processes equals the plain model, alone and with bands of rows, and its checkpoints are everybody's."""
+"""FSDP2 on two processes equals the plain model, alone and with strips of rows, and its checkpoints are everybody's."""
 
 from dataclasses import replace
 
@@ -23,9 +23,9 @@ def train_here(config) -> list[str]:
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
     from torch.distributed.tensor import DTensor
 
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    runtime = Runtime.start()
+    runtime = DistributedContext.start()
     AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
@@ -61,8 +61,12 @@ def train_in_double(config) -> list[str]:
 
 @pytest.mark.parametrize(
     "scale",
-    [ScaleConfig(), ScaleConfig(recompute="encoder"), ScaleConfig(recompute="all", rows=2)],
-    ids=["plain", "recompute encoder", "recompute all, rows 2"],
+    [
+        ScaleConfig(),
+        ScaleConfig(activation_checkpointing="selective"),
+        ScaleConfig(activation_checkpointing="full", spatial_parallel=2),
+    ],
+    ids=["plain", "selective", "full, 2 processes an image"],
 )
 def test_three_steps_equal_the_plain_model_s(shards, tmp_path, scale):
     """With clipped gradients, and three validation images for two processes. In fp32 Adam makes steps of a gradient's
@@ -87,12 +91,12 @@ def test_three_steps_equal_the_plain_model_s(shards, tmp_path, scale):
 
 
 def test_a_run_moves_between_engines_bands_and_numbers_of_processes(shards, tmp_path):
-    """From FSDP2 to DDP with bands of rows, back to FSDP2, and to one process, in fp64."""
+    """From FSDP2 to DDP with strips of rows, back to FSDP2, and to one process, in fp64."""
     config = tiny_config(shards, tmp_path / "whole", max_steps=8, eval_every=8)
     train_plain_in_double(config)
     moving = replace(config, out=tmp_path / "moving")
     run(train_in_double, replace(moving, max_steps=2), num_processes=2)
-    with_rows = replace(moving, max_steps=4, scale=ScaleConfig(rows=2, recompute="all"))
+    with_rows = replace(moving, max_steps=4, scale=ScaleConfig(spatial_parallel=2, activation_checkpointing="full"))
     run(train_plain_in_double, with_rows, num_processes=2)
     run(train_in_double, replace(moving, max_steps=6), num_processes=2)
     train_plain_in_double(moving)

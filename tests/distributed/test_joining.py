@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from helpers import run, start, tiny_config, train_here
 
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.joining import SECONDS_OF_GRACE, check_place
 from glioma_dist.distributed.run_command import SECONDS_FOR_FIRST_PROCESS_TO_SPEAK, run_command
 from glioma_dist.errors import ExitCode, InputError
@@ -23,7 +23,7 @@ PLACE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": 
 
 
 def join() -> None:
-    run_command(lambda: Runtime.start(TIMEOUT))
+    run_command(lambda: DistributedContext.start(TIMEOUT))
 
 
 def start_alone(rank: int, port: int):
@@ -88,7 +88,7 @@ def test_a_request_to_stop_ends_a_process_that_waits_for_others():
 
 
 def join_patiently() -> None:
-    run_command(lambda: Runtime.start(600))
+    run_command(lambda: DistributedContext.start(600))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ fp64 every step of a short run."""
 
 def train_and_tell(config) -> tuple[int, list[tuple[str, ...]]]:
     """Train; returns the number of processes, and the keys of each batch's share here."""
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
     seen, train_step = [], loop.train_step
 
@@ -41,7 +41,7 @@ def train_and_tell(config) -> tuple[int, list[tuple[str, ...]]]:
 
     loop.train_step = telling
     try:
-        here = Runtime.start()
+        here = DistributedContext.start()
         loop.train(config, here)
     finally:
         loop.train_step = train_step
@@ -88,13 +88,13 @@ def test_training_on_several_processes_equals_one(shards, tmp_path, num_processe
         check_close(ours, theirs, tolerance)
 
 
-@pytest.mark.parametrize("kind", ["none", "encoder", "all"])
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
 def test_in_double_precision_every_weight_and_buffer_of_two_processes_equals_one(shards, tmp_path, kind):
     """Whatever the two compute again. In fp32 the last bits of a sum decide on which side of a ReLU a pixel falls, and
     Adam makes steps of them; in fp64 nothing of that is left, and three steps must give the same network."""
     config = tiny_config(shards, tmp_path / "one", max_steps=3)
     train_in_double(config)
-    two = replace(config, out=tmp_path / "two", scale=ScaleConfig(recompute=kind))
+    two = replace(config, out=tmp_path / "two", scale=ScaleConfig(activation_checkpointing=kind))
     run(train_in_double, two, num_processes=2)
     one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == other.keys()
@@ -137,7 +137,7 @@ def train_until_asked(config, rank_asked: int) -> None:
     train_step = loop.train_step
 
     def asking(training, batch, step):
-        if step == 1 and training.runtime.rank == rank_asked:
+        if step == 1 and training.context.rank == rank_asked:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(training, batch, step)
 
@@ -234,14 +234,14 @@ def test_a_damaged_sample_of_one_process_is_named_once_and_all_work_is_saved(sha
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory, runtime):
     out = tmp_path_factory.mktemp("trained") / "run"
-    loop.train(tiny_config(shards, out, max_steps=3, fit="crop"), runtime)
+    loop.train(tiny_config(shards, out, max_steps=3, transform="random-crop"), runtime)
     return out / "best"
 
 
 def evaluate_here(config) -> dict:
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    return evaluate(config, Runtime.start())
+    return evaluate(config, DistributedContext.start())
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
@@ -256,10 +256,10 @@ def test_evaluation_on_several_processes_equals_one(trained, shards, tmp_path, r
 
 
 def predict_here(config) -> str:
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
     try:
-        return str(len(predict(config, Runtime.start())))
+        return str(len(predict(config, DistributedContext.start())))
     except RunError as error:
         return str(error)
 
@@ -309,7 +309,7 @@ def test_the_real_launcher_trains_one_model_on_two_processes(shards, tmp_path, r
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert "10 images, batch 4 on 2 processes (cpu), recompute none, from step 0 to 2" in ended.stdout
+    assert "10 images, batch 4 on 2 processes (cpu), activation checkpointing none, from step 0 to 2" in ended.stdout
     assert "Warning" not in ended.stderr
     check_close(rows(tmp_path / "two")[:1], rows(tmp_path / "one")[:1], FIRST_STEP_FP32)
     assert (tmp_path / "two" / "best" / "model.safetensors").is_file()

@@ -17,10 +17,10 @@ SMALL_BUCKET_MB = 0.05
 
 def train_here(config, engine: str) -> int:
     """Train in small buckets, or under FSDP2. Returns the number of buckets that gradients were sent in at the end."""
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
     kept = keep_trained_models()
-    here = Runtime.start()
+    here = DistributedContext.start()
     with fsdp2(here) if engine == "FSDP2" else nullcontext():
         if engine == "DDP":
             here.accelerator.ddp_handler.bucket_cap_mb = SMALL_BUCKET_MB
@@ -34,15 +34,15 @@ def train_here(config, engine: str) -> int:
 @pytest.mark.parametrize(
     ("engine", "num_processes", "kind"),
     [
-        *(("DDP", number, kind) for number in (1, 2, 3, 4) for kind in ("none", "all")),
-        ("DDP", 3, "encoder"),
-        *(("FSDP2", number, "all") for number in (2, 3)),
+        *(("DDP", number, kind) for number in (1, 2, 3, 4) for kind in ("none", "full")),
+        ("DDP", 3, "selective"),
+        *(("FSDP2", number, "full") for number in (2, 3)),
     ],
 )
 def test_a_restarted_run_ends_with_the_same_bits(shards, tmp_path, engine, num_processes, kind):
     """From three processes on, where a number lies in what is sent decides in which order its parts are added."""
     config = tiny_config(shards, tmp_path / "whole", max_steps=4, batch_size=2 * num_processes, val=None)
-    config = replace(config, scale=replace(config.scale, recompute=kind))
+    config = replace(config, scale=replace(config.scale, activation_checkpointing=kind))
     buckets = run(train_here, config, engine, num_processes=num_processes)
     if engine == "DDP" and num_processes > 1:
         assert min(buckets) > 3, buckets

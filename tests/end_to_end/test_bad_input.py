@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from glioma_dist.data.shards import reader as shards_module
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 
 def check_line(ended: Ended, *fragments: str, code: int = 2) -> None:
@@ -123,14 +123,14 @@ def test_a_folder_above_the_splits_names_them(shards, tmp_path):
         ({"model.encoder": "mit_b8"}, ("mit_b8", "did you mean mit_b")),
         ({"model.init": "nowhere"}, ("--model.init nowhere", "no such file or folder")),
         ({"lr": "-1"}, ("--lr -1",)),
-        ({"data.fit": "crop", "data.size": "128x64"}, ("cell-0", "96x80", "128x64", "--data.fit resize")),
+        ({"data.transform": "crop", "data.size": "128x64"}, ("cell-0", "96x80", "128x64", "--data.transform resize")),
         ({"config": "nowhere.json"}, ("nowhere.json",)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
 def test_a_value_that_cannot_be_used_is_one_line(shards, tmp_path, flags, fragments):
     check_line(command("train.py", *arguments(shards, tmp_path / "run", **flags)), *fragments)
-    if "data.fit" not in flags:
+    if "data.transform" not in flags:
         assert not (tmp_path / "run").exists()
 
 
@@ -156,7 +156,7 @@ def test_an_out_that_cannot_be_made_is_one_line(shards, tmp_path):
 def checkpoint(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "best"
     config = tiny_config(shards, folder.parent)
-    save_state(folder, config, Position(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
+    save_state(folder, config, TrainState(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
     return folder
 
 

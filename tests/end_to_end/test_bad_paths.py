@@ -18,7 +18,7 @@ from helpers import REPOSITORY, draw_sample, run, tiny_config
 
 from glioma_dist.data.sample import encode_image
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 SCRIPTS = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
 OUTPUTS = ("--out", "--json", "--sheet", "--data.cache")
@@ -42,7 +42,7 @@ BASES = {
     "make_demo_data.py": "--out OUT --livecell 1 1 1 --glioma 1 1 1",
     "bench_loader.py": "--workers 0 --num-images 1 --rounds 1 --batch-size 1",
     "bench_resolution.py": "--sizes 64x64 --encoder mit_tiny --out OUT",
-    "bench_rows.py": "--out OUT",
+    "bench_spatial_parallel.py": "--out OUT",
     "reproduce_article.py": "table1 --source SHARDS --source-splits train val val --target SHARDS/train --out OUT "
     "--preset small",
     "study_starting_weights.py": "--source SHARDS --out OUT",
@@ -61,7 +61,7 @@ def places(shards, tmp_path_factory):
     """Valid values for the words of `BASES`."""
     folder = tmp_path_factory.mktemp("places")
     config = tiny_config(shards, folder / "run")
-    save_state(folder / "best", config, Position(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
+    save_state(folder / "best", config, TrainState(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
     (folder / "images").mkdir()
     (folder / "images" / "a.png").write_bytes(encode_image(draw_sample(0).image))
     return {"SHARDS": str(shards), "BEST": str(folder / "best"), "IMAGES": str(folder / "images")}

@@ -39,12 +39,12 @@ def read(out: Path) -> list[dict]:
 def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
     out = tmp_path / "bench"
     launched = {"ACCELERATE_MIXED_PRECISION": "bf16", "RANK": "0", "WORLD_SIZE": "1"}  # as accelerate launch does
-    done = bench(*TINY, "--rungs", "none", "all", "--data", shards / "train", "--out", out, **launched)
+    done = bench(*TINY, "--levels", "none", "full", "--data", shards / "train", "--out", out, **launched)
     assert done.exit_code == 0, done.stderr
     rows = read(out)
-    assert [(row["network"], row["rung"], row["precision"], row["layout"]) for row in rows] == [
+    assert [(row["network"], row["level"], row["precision"], row["layout"]) for row in rows] == [
         ("glioma-dist", "none", "fp32", "contiguous"),
-        ("glioma-dist", "all", "fp32", "contiguous"),
+        ("glioma-dist", "full", "fp32", "contiguous"),
     ]
     for row in rows:
         assert (row["kind"], row["status"], row["size"], row["batch_size"]) == ("step", "ok", "64x64", 1)
@@ -55,7 +55,7 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
         assert row["images_per_second_with_data"] > 0
         assert row["versions"]["torch"] == metadata.version("torch")
         assert "1 thread" in row["device"]
-        assert "--rungs none all" in row["command"]
+        assert "--levels none all" in row["command"]
     page = (out / "resolution.md").read_text()
     assert f"| {rows[0]['peak_gib']:.2f} |" in page
     assert f"| {rows[1]['median_seconds'] / rows[0]['median_seconds']:.2f} |" in page
@@ -69,11 +69,11 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
 
 def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(tmp_path):
     out = tmp_path / "bench"
-    flags = ("--rungs", "none", "all", "--batch-size", IMPOSSIBLE_BATCH, "--data", "none", "--out", out)
+    flags = ("--levels", "none", "full", "--batch-size", IMPOSSIBLE_BATCH, "--data", "none", "--out", out)
     done = bench(*TINY, *flags)
     assert done.exit_code == 0, done.stderr
     rows = read(out)
-    assert [(row["rung"], row["status"]) for row in rows] == [("none", "out of memory"), ("all", "out of memory")]
+    assert [(row["level"], row["status"]) for row in rows] == [("none", "out of memory"), ("full", "out of memory")]
     assert all("can't allocate memory" in row["error"] and row["peak_gib"] is None for row in rows)
     assert (out / "resolution.md").read_text().count("out of memory") == 4
 
@@ -81,7 +81,7 @@ def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(tmp_path):
 def test_the_peer_is_measured_beside_ours(tmp_path):
     pytest.importorskip("segmentation_models_pytorch", reason="needs pip install 'glioma-dist[bench]'")
     out = tmp_path / "bench"
-    flags = ("--encoder", "mit_b0", "--rungs", "--peers", "smp", "--data", "none", "--out", out)
+    flags = ("--encoder", "mit_b0", "--levels", "--baselines", "smp", "--data", "none", "--out", out)
     done = bench(*TINY, *flags)
     assert done.exit_code == 0, done.stderr
     (row,) = read(out)
@@ -93,7 +93,7 @@ def test_the_peer_is_measured_beside_ours(tmp_path):
     ("flags", "environment", "words"),
     [
         (TINY, {"WORLD_SIZE": "2"}, "--num_processes 1"),
-        ((*TINY, "--peers", "smp"), {}, "--peers smp"),
+        ((*TINY, "--baselines", "smp"), {}, "--baselines smp"),
         ((*TINY, "--data", "/nowhere"), {}, "/nowhere"),
         ((*TINY, "--batch-size", 0), {}, "--batch-size 0"),
         (("--sizes", "64"), {}, "WIDTHxHEIGHT"),
@@ -132,7 +132,7 @@ def test_a_launchers_variables_stay_with_the_benchmark(tool, monkeypatch):
 def make_cell(tool, **changes: object):
     fields = {
         "network": "glioma-dist",
-        "rung": "none",
+        "level": "none",
         "layout": "contiguous",
         "precision": "fp32",
         "size": "64x64",

@@ -8,16 +8,16 @@ from helpers import rows, tiny_config
 
 from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import MemoryFullError
-from glioma_dist.scale import tiles as bands
+from glioma_dist.scale import tiles
 from glioma_dist.scale.planner import count
 from glioma_dist.size import Size
 from glioma_dist.training import loop, memory, validation
 
 SCALES = {
-    "encoder": ScaleConfig(recompute="encoder"),
-    "all": ScaleConfig(recompute="all"),
+    "selective": ScaleConfig(activation_checkpointing="selective"),
+    "full": ScaleConfig(activation_checkpointing="full"),
     "channels_last": ScaleConfig(channels_last=True),
-    "all, channels_last": ScaleConfig(recompute="all", channels_last=True),
+    "all, channels_last": ScaleConfig(activation_checkpointing="full", channels_last=True),
 }
 
 
@@ -40,7 +40,7 @@ def check_close(ours: list[dict], theirs: list[dict]) -> None:
 
 @pytest.mark.parametrize("name", SCALES)
 def test_a_run_gives_the_losses_of_the_plain_one(plain, tmp_path, runtime, monkeypatch, name):
-    monkeypatch.setattr(bands, "BAND_NUMBERS", 20_000)
+    monkeypatch.setattr(tiles, "TILE_NUMBERS", 20_000)
     config = replace(plain, out=tmp_path / "scaled", scale=SCALES[name])
     loop.train(config, runtime)
     check_close(rows(config.out), rows(plain.out))
@@ -49,16 +49,16 @@ def test_a_run_gives_the_losses_of_the_plain_one(plain, tmp_path, runtime, monke
 def test_a_run_resumes_with_other_cost_settings(plain, tmp_path, runtime):
     config = replace(plain, out=tmp_path / "moving")
     loop.train(replace(config, max_steps=3, scale=SCALES["all, channels_last"]), runtime)
-    loop.train(replace(config, scale=SCALES["encoder"]), runtime)
+    loop.train(replace(config, scale=SCALES["selective"]), runtime)
     check_close(rows(config.out), rows(plain.out))
 
 
 def test_auto_takes_what_fits_and_says_so(shards, tmp_path, runtime, monkeypatch, capsys):
-    config = tiny_config(shards, tmp_path / "run", max_steps=1, scale=ScaleConfig(recompute="auto"))
+    config = tiny_config(shards, tmp_path / "run", max_steps=1, scale=ScaleConfig(activation_checkpointing="auto"))
     step = memory.step_of(config, runtime)
     monkeypatch.setattr(memory, "free_memory", lambda *_: count(step, "none").peak - 1)
     loop.train(config, runtime)
-    assert "recompute encoder" in capsys.readouterr().out
+    assert "activation checkpointing selective" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_full_memory_is_explained(shards, tmp_path, runtime, monkeypatch, erro
         loop.train(config, runtime)
     message = str(caught.value)
     assert "out of memory: 4 images of 96x64 on this device: " in message
-    assert "with --scale.recompute none" in message
-    assert message.endswith("give --scale.recompute encoder")
+    assert "with --scale.activation-checkpointing none" in message
+    assert message.endswith("give --scale.activation-checkpointing selective")
     assert "\n" not in message
 
 

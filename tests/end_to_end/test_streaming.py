@@ -1,4 +1,4 @@
-"""Training from URLs: the numbers of a training from folders, whatever the server does and however often it stops."""
+"""Trainer from URLs: the numbers of a training from folders, whatever the server does and however often it stops."""
 
 import itertools
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_a_server_that_fails_gives_the_same_training_across_a_stop_and_other_wor
         server.faults = lambda path, number: next(faults) if number % 9 == 0 else None
         config = config_of(data, server.url, tmp_path / "run")
         run(train_here, replace(config, max_steps=3))
-        how = {"cache": tmp_path / "cache", "cache_size": "1MB", "keep_decoded": True, "workers": 1}
+        how = {"cache": tmp_path / "cache", "cache_size": "1MB", "cache_in_memory": True, "workers": 1}
         run(train_here, replace(config, data=replace(config.data, **how)))
     assert rows(tmp_path / "run") == expected
     assert len(list(tmp_path.glob("cache/*.tar"))) == 6

@@ -75,7 +75,14 @@ def folder(tmp_path_factory) -> Path:
 def settings_in(folder: Path, out: str) -> Settings:
     counts = (6, 2, 4)
     return Settings(
-        TINY, folder / "source", folder / out, seed=3, counts=counts, imagenet=("none",), recompute="none", workers=0
+        TINY,
+        folder / "source",
+        folder / out,
+        seed=3,
+        counts=counts,
+        imagenet=("none",),
+        activation_checkpointing="none",
+        workers=0,
     )
 
 
@@ -85,8 +92,8 @@ def make(folder: Path, out: str, study: Study = STUDY, launch=by_server) -> tupl
     prepare(settings, [folder / "target"], "group", [study])
     plan = make_plan(study, settings, (4, 2))
     failed = execute(plan.jobs, launch, {"device": "a drawn machine", "commit": "0000000"}, lambda _: None)
-    facts = {"device": "a drawn machine", "commit": "0000000", "command": "reproduce <this>"}
-    results = collect(plan, settings, Path("cpu.yaml"), read_groups(settings), facts)
+    metadata = {"device": "a drawn machine", "commit": "0000000", "command": "reproduce <this>"}
+    results = collect(plan, settings, Path("cpu.yaml"), read_groups(settings), metadata)
     write_study_report(results, settings.out)
     return results, failed
 
@@ -226,17 +233,17 @@ class Page(HTMLParser):
         self.open, self.rows, self.sources, self.links = [], [], [], []
 
     def handle_starttag(self, tag, attributes):
-        facts = dict(attributes)
+        metadata = dict(attributes)
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
-        if "src" in facts:
-            self.sources.append(facts["src"])
-        if "href" in facts:
-            self.links.append(facts["href"])
+        if "src" in metadata:
+            self.sources.append(metadata["src"])
+        if "href" in metadata:
+            self.links.append(metadata["href"])
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag

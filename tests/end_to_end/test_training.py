@@ -427,8 +427,8 @@ def test_two_trainings_cannot_write_into_one_folder(shards, tmp_path, runtime):
 def test_a_run_that_ended_before_its_first_checkpoint_claims_nothing(shards, tmp_path, runtime):
     out = tmp_path / "run"
     with pytest.raises(InputError, match="smaller than the crop"):
-        loop.train(tiny_config(shards, out, fit="crop", size=Size(1000, 64)), runtime)
-    loop.train(tiny_config(shards, out, fit="crop", size=Size(32, 32), max_steps=1), runtime)
+        loop.train(tiny_config(shards, out, transform="random-crop", size=Size(1000, 64)), runtime)
+    loop.train(tiny_config(shards, out, transform="random-crop", size=Size(32, 32), max_steps=1), runtime)
     assert len(rows(out)) == 2
 
 
@@ -441,8 +441,8 @@ def test_a_folder_of_no_validation_images_is_one_line(shards, tmp_path, runtime)
 
 
 def test_the_lineage_names_data_and_licence(whole):
-    facts = json.loads((whole / "best" / "state.json").read_text())
-    assert facts["lineage"] == [{"data": "drawn", "licence": "CC0"}]
+    metadata = json.loads((whole / "best" / "state.json").read_text())
+    assert metadata["lineage"] == [{"data": "drawn", "licence": "CC0"}]
 
 
 def learned(config) -> list[dict]:
@@ -452,7 +452,9 @@ def learned(config) -> list[dict]:
 
 def test_the_smallest_network_learns_to_see_discs(shards, tmp_path):
     """Not only is everything equal: the loss falls, and held-out images are masked."""
-    config = tiny_config(shards, tmp_path / "run", max_steps=80, eval_every=80, lr=5e-3, fit="crop", size=Size(64, 64))
+    config = tiny_config(
+        shards, tmp_path / "run", max_steps=80, eval_every=80, lr=5e-3, transform="random-crop", size=Size(64, 64)
+    )
     (told,) = run(learned, config, timeout=200)
     steps = [row["loss"] for row in told if "split" not in row]
     assert sum(steps[-10:]) < 0.7 * sum(steps[:10])

@@ -22,7 +22,7 @@ SECONDS_A_RUN = 90
 """For a run that nothing holds up; some two seconds on an idle core."""
 FLAGS = {
     "data.size": "64x64",
-    "data.fit": "random-resized-crop",
+    "data.transform": "random-resized-crop",
     "data.augment": "flips sharpen contrast",
     "data.workers": 0,
     "model.encoder": "mit_tiny",

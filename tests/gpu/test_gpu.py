@@ -13,14 +13,14 @@ from helpers import REPOSITORY, rows
 from glioma_dist.config import ModelConfig
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model, normalise
-from glioma_dist.scale.activation_checkpointing import recompute
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import Step, count
 from glioma_dist.size import Size
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
 RUN = shlex.split(
-    "--data.size 64x64 --data.fit crop --data.augment flips --data.workers 0 --model.encoder mit_tiny "
+    "--data.size 64x64 --data.transform random-crop --data.augment flips --data.workers 0 --model.encoder mit_tiny "
     "--model.decoder-channels 16 16 8 8 8 --batch-size 4 --max-steps 4 --eval-every 2 --lr 1e-4"
 )
 
@@ -60,7 +60,7 @@ def take_step(model: UNet, optimizer: torch.optim.Optimizer, size: Size, bf16: b
 
 def built(kind: str, encoder: str) -> tuple[UNet, torch.optim.Optimizer]:
     model = build_model(ModelConfig(encoder=encoder), 0)[0].cuda()
-    recompute(model, kind)
+    checkpoint_activations(model, kind)
     return model, torch.optim.Adam(model.parameters())
 
 

@@ -16,7 +16,7 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 
 def refusal(folder) -> str:
@@ -135,7 +135,7 @@ def test_evaluation_tells_of_what_no_sample_took(shards, tmp_path):
     folder = shutil.copytree(shards / "val", tmp_path / "val")
     (folder / "00007.tar").touch()
     config = tiny_config(shards, tmp_path / "run")
-    save_state(tmp_path / "best", config, Position(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
+    save_state(tmp_path / "best", config, TrainState(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
     ended = command("evaluate.py", "--checkpoint", tmp_path / "best", "--data", folder, "--workers", 0)
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert "1 entry that index.json does not list is not read (.tar)" in ended.stdout

@@ -9,11 +9,11 @@ import pytest
 from glioma_dist.config import DataConfig
 from glioma_dist.data.transforms import (
     augment,
-    fit_evaluation,
-    fit_training,
-    raise_contrast,
+    normalize_intensity,
     resize_image,
     resize_mask,
+    transform_evaluation,
+    transform_training,
 )
 from glioma_dist.errors import InputError
 from glioma_dist.size import Size
@@ -58,7 +58,7 @@ def test_contrast_by_percentiles_is_numpys(dtype, channels, seed):
     image = noise(seed, 61, 83, channels, dtype)
     low, high = np.percentile(image, [0.5, 99.5], method="inverted_cdf").astype(np.float64)
     expected = ((image.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255)
-    raised = raise_contrast(image, "percentile")
+    raised = normalize_intensity(image, "percentile")
     assert (raised.dtype, raised.shape) == (np.uint8, image.shape)
     np.testing.assert_array_equal(raised, expected)
     assert (raised == 0).mean() >= 0.005
@@ -71,7 +71,7 @@ def test_contrast_by_percentiles_is_numpys(dtype, channels, seed):
 )
 @pytest.mark.parametrize("how", ["percentile", "clahe", "none"])
 def test_a_constant_image_stays_constant(value, dtype, how):
-    raised = raise_contrast(np.full((32, 40), value, dtype), how)
+    raised = normalize_intensity(np.full((32, 40), value, dtype), how)
     assert raised.dtype == np.uint8
     assert len(np.unique(raised)) == 1
 
@@ -80,25 +80,25 @@ def test_a_few_hot_pixels_do_not_decide_the_contrast():
     image = noise(0, 100, 100, dtype=np.uint16) // 8
     hot = image.copy()
     hot[3, 4:44] = 65535  # 0.4 %
-    ours, plain = raise_contrast(hot, "percentile")[10:], raise_contrast(image, "percentile")[10:]
+    ours, plain = normalize_intensity(hot, "percentile")[10:], normalize_intensity(image, "percentile")[10:]
     assert np.abs(ours.astype(int) - plain).max() < 40  # a scaling to the greatest value would make it nearly black
 
 
 def test_contrast_none_keeps_8_bits_and_the_upper_8_of_16():
     image = noise(1, 20, 30, 3)
-    np.testing.assert_array_equal(raise_contrast(image, "none"), image)
+    np.testing.assert_array_equal(normalize_intensity(image, "none"), image)
     image = noise(1, 20, 30, 1, np.uint16)
-    np.testing.assert_array_equal(raise_contrast(image, "none"), image // 256)
+    np.testing.assert_array_equal(normalize_intensity(image, "none"), image // 256)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_contrast_by_clahe_takes_each_channel_alone(dtype):
     image = noise(2, 64, 72, 3, dtype)
-    raised = raise_contrast(image, "clahe")
+    raised = normalize_intensity(image, "clahe")
     assert (raised.dtype, raised.shape) == (np.uint8, image.shape)
     for channel in range(3):
-        np.testing.assert_array_equal(raised[..., channel], raise_contrast(image[..., channel].copy(), "clahe"))
-    faint = raise_contrast((128 + (noise(3, 64, 72) > 100) * 4).astype(np.uint8), "clahe")
+        np.testing.assert_array_equal(raised[..., channel], normalize_intensity(image[..., channel].copy(), "clahe"))
+    faint = normalize_intensity((128 + (noise(3, 64, 72) > 100) * 4).astype(np.uint8), "clahe")
     assert np.ptp(faint.astype(int)) > 8
 
 
@@ -151,13 +151,13 @@ def test_a_growing_image_is_bilinear(channels):
 def test_crops_lie_evenly_and_show_their_window_unchanged():
     """3,000 windows of 20x14 in 60x44: 41 x 31 places. Chi-square of 40 and 30 degrees of freedom; their 99.99th
     percentiles are 83 and 68."""
-    image, config = coordinates(44, 60), DataConfig(size=Size(20, 14), fit="crop")
+    image, config = coordinates(44, 60), DataConfig(size=Size(20, 14), transform="random-crop")
     mask = (np.random.default_rng(0).random((44, 60)) < 0.5).astype(np.uint8)
     generator = np.random.default_rng(1)
     lefts, tops = np.zeros(41), np.zeros(31)
     places = np.empty((3000, 2))
     for number in range(3000):
-        cut, cut_mask = fit_training(image, mask, config, generator, "key")
+        cut, cut_mask = transform_training(image, mask, config, generator, "key")
         left, top = map(int, cut[0, 0, :2])
         np.testing.assert_array_equal(cut, image[top : top + 14, left : left + 20])
         np.testing.assert_array_equal(cut_mask, mask[top : top + 14, left : left + 20])
@@ -174,11 +174,11 @@ def test_the_windows_side_and_place_are_drawn_evenly():
     """The side is a fraction of the image's SIDE, the same for both; Kolmogorov's distance of 3,000 draws is below
     0.0407 with probability 0.9999, and whole pixels add 1 / 200."""
     image, mask = coordinates(120, 200), np.zeros((120, 200), np.uint8)
-    config = DataConfig(size=Size(200, 120), fit="random-resized-crop", crop_side=(0.27, 0.87))
+    config = DataConfig(size=Size(200, 120), transform="random-resized-crop", crop_side=(0.27, 0.87))
     generator = np.random.default_rng(2)
     sides, places = [], []
     for _ in range(3000):
-        cut, _ = fit_training(image, mask, config, generator, "key")
+        cut, _ = transform_training(image, mask, config, generator, "key")
         left, top, right, bottom = (int(value) for value in (*cut[0, 0, :2], *cut[-1, -1, :2]))
         width, height = right - left + 1, bottom - top + 1
         assert abs(width / 200 - height / 120) < 1 / 120 + 1 / 200
@@ -194,9 +194,9 @@ def test_a_random_resized_crop_grows_image_and_mask_alike():
     """The image is the mask, 0 and 255: a grown pixel is above 0 in both or in neither, but for weights that a byte
     cannot hold."""
     mask = cv2.circle(np.zeros((80, 100), np.uint8), (50, 40), 25, 1, thickness=-1)
-    config = DataConfig(size=Size(100, 80), fit="random-resized-crop", crop_side=(0.3, 0.6))
+    config = DataConfig(size=Size(100, 80), transform="random-resized-crop", crop_side=(0.3, 0.6))
     for seed in range(50):
-        cut, cut_mask = fit_training(mask * 255, mask, config, np.random.default_rng(seed), "key")
+        cut, cut_mask = transform_training(mask * 255, mask, config, np.random.default_rng(seed), "key")
         assert cut.shape == cut_mask.shape == (80, 100)
         assert cut_mask[cut > 0].all()
         assert (cut_mask != (cut > 0)).mean() < 0.005
@@ -207,7 +207,7 @@ def test_a_random_resized_crop_grows_image_and_mask_alike():
 def test_every_fit_brings_image_and_mask_to_the_size(fit, channels):
     image, mask = noise(0, 50, 70, channels), noise(1, 50, 70) % 2
     config = DataConfig(size=Size(32, 48), fit=fit)
-    cut, cut_mask = fit_training(image, mask, config, np.random.default_rng(0), "key")
+    cut, cut_mask = transform_training(image, mask, config, np.random.default_rng(0), "key")
     assert cut.shape[:2] == cut_mask.shape == (48, 32)
     assert cut.ndim == image.ndim
     assert cut.dtype == cut_mask.dtype == np.uint8
@@ -216,9 +216,9 @@ def test_every_fit_brings_image_and_mask_to_the_size(fit, channels):
 
 def test_a_window_of_the_whole_side_is_the_whole_image():
     image, mask = noise(0, 40, 60), noise(1, 40, 60) % 2
-    config = DataConfig(size=Size(60, 40), fit="random-resized-crop", crop_side=(1.0, 1.0))
-    drawn = fit_training(image, mask, config, np.random.default_rng(0), "key")
-    for cut in (drawn, fit_evaluation(image, mask, config)):
+    config = DataConfig(size=Size(60, 40), transform="random-resized-crop", crop_side=(1.0, 1.0))
+    drawn = transform_training(image, mask, config, np.random.default_rng(0), "key")
+    for cut in (drawn, transform_evaluation(image, mask, config)):
         np.testing.assert_array_equal(cut[0], image)
         np.testing.assert_array_equal(cut[1], mask)
 
@@ -226,10 +226,10 @@ def test_a_window_of_the_whole_side_is_the_whole_image():
 @pytest.mark.parametrize("size", [Size(71, 10), Size(10, 51)])
 def test_a_crop_larger_than_the_image_is_refused_by_name(size):
     with pytest.raises(InputError, match=rf"sample cell-7 is 70x50.*{size}"):
-        fit_training(
+        transform_training(
             noise(0, 50, 70),
             noise(1, 50, 70) % 2,
-            DataConfig(size=size, fit="crop"),
+            DataConfig(size=size, transform="random-crop"),
             np.random.default_rng(0),
             "cell-7",
         )
@@ -237,14 +237,14 @@ def test_a_crop_larger_than_the_image_is_refused_by_name(size):
 
 def test_evaluation_shows_crops_whole_and_the_middle_window():
     image, mask = coordinates(80, 120), (noise(0, 80, 120) > 100).astype(np.uint8)
-    whole = fit_evaluation(image, mask, DataConfig(size=Size(32, 32), fit="crop"))
+    whole = transform_evaluation(image, mask, DataConfig(size=Size(32, 32), transform="random-crop"))
     np.testing.assert_array_equal(whole[0], image)
     np.testing.assert_array_equal(whole[1], mask)
-    config = DataConfig(size=Size(60, 40), fit="random-resized-crop", crop_side=(0.4, 0.6))
-    middle = fit_evaluation(image, mask, config)
+    config = DataConfig(size=Size(60, 40), transform="random-resized-crop", crop_side=(0.4, 0.6))
+    middle = transform_evaluation(image, mask, config)
     np.testing.assert_array_equal(middle[0], image[20:60, 30:90])
     np.testing.assert_array_equal(middle[1], mask[20:60, 30:90])
-    resized = fit_evaluation(image, mask, DataConfig(size=Size(60, 40)))
+    resized = transform_evaluation(image, mask, DataConfig(size=Size(60, 40)))
     np.testing.assert_array_equal(resized[1], resize_mask_slowly(mask, 60, 40))
 
 

@@ -84,9 +84,9 @@ def steps(model: nn.Module, rows: slice, dtype: torch.dtype = torch.float64) -> 
 
 def rank_steps(shares: list[int], dtype: torch.dtype = torch.float64) -> dict[str, np.ndarray]:
     """`steps` of one rank, whose part of a batch is `shares[rank]` images."""
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    here = Runtime.start()
+    here = DistributedContext.start()
     assert here.num_processes == len(shares)
     first = sum(shares[: here.rank])
     model = synchronise_batch_norm(make_model(dtype), here.device)

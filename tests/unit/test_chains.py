@@ -8,7 +8,7 @@ import pytest
 from helpers import draw_sample
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.augmentations import CHANGES, MOST, SIGNED, apply_change, draw_chain
+from glioma_dist.data.augmentations import CHANGES, MOST, SIGNED, apply_change, draw_ops
 from glioma_dist.data.loader import prepare_training_sample
 from glioma_dist.data.transforms import augment
 from glioma_dist.errors import InputError
@@ -21,7 +21,7 @@ NUM_CHAINS = 4000
 
 def drawn(name: str, length: int, strength: float = 0.3) -> list[list[tuple[str, float]]]:
     generator = np.random.default_rng(3)
-    return [draw_chain(name, length, strength, generator) for _ in range(NUM_CHAINS)]
+    return [draw_ops(name, length, strength, generator) for _ in range(NUM_CHAINS)]
 
 
 @pytest.mark.parametrize("name", ["rand-augment", "trivial-augment"])
@@ -138,15 +138,15 @@ def test_single_changes_draw_the_same_with_and_without_a_chain():
 
 
 def test_settings_reach_the_loader():
-    sample, config = draw_sample(7), DataConfig(size=Size(96, 80), augment=("rand-augment",), chain_length=4)
+    sample, config = draw_sample(7), DataConfig(size=Size(96, 80), augment=("rand-augment",), num_ops=4)
     image, mask = prepare_training_sample(sample, config, 11)
-    plain = replace(config, augment=(), raise_contrast="percentile")
+    plain = replace(config, augment=(), intensity_normalization="percentile")
     expected = augment(*prepare_training_sample(sample, plain, 11), ("rand-augment",), 11, 4, 0.3)
     np.testing.assert_array_equal(image, expected[0])
     np.testing.assert_array_equal(mask, expected[1])
 
 
-@pytest.mark.parametrize("wrong", [{"chain_length": 0}, {"chain_strength": 1.01}, {"chain_strength": -0.1}])
+@pytest.mark.parametrize("wrong", [{"num_ops": 0}, {"magnitude": 1.01}, {"magnitude": -0.1}])
 def test_chains_that_cannot_be_are_refused(wrong):
     config = DataConfig(train="somewhere", augment=("rand-augment",), **wrong)
     with pytest.raises(InputError, match=next(iter(wrong)).replace("_", "-")):

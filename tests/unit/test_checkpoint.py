@@ -20,7 +20,7 @@ from glioma_dist.model.hub import PretrainedUNet
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DTYPES, write_tensors
 from glioma_dist.model.unet import build_model, load_model
-from glioma_dist.training.state import Position, load_optimizer, load_weights, read_scaler, save_state
+from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler, save_state
 
 HEAD = "decoder.head.bias"
 
@@ -46,7 +46,7 @@ def runs(shards, tmp_path_factory) -> Path:
         model, optimizer = make(config, number)
         for kind in ("last", "best"):
             moments = optimizer if kind == "last" else None
-            save_state(folder / name / kind, config, Position(2, 0.5, 0.25), model, moments, {"lineage": []})
+            save_state(folder / name / kind, config, TrainState(2, 0.5, 0.25), model, moments, {"lineage": []})
     return folder
 
 
@@ -235,7 +235,7 @@ def test_what_is_not_finite_is_not_saved_over_what_is(runs, run, shards, which):
         else:
             optimizer.state[model.decoder.head.bias]["exp_avg_sq"].fill_(float("inf"))
     with pytest.raises(NonFiniteError, match=r"step 7: 1 tensors.*decoder\.head\.bias"):
-        save_state(run / "last", config, Position(7), model, optimizer, {})
+        save_state(run / "last", config, TrainState(7), model, optimizer, {})
     assert Checkpoint.read(run / "last").step == 2
     assert sorted(path.name for path in run.iterdir()) == ["best", "last"]
 
@@ -247,7 +247,7 @@ def test_the_scaler_s_state_comes_back_exactly(run, shards):
     config = tiny_config(shards, run)
     model, optimizer = make(config, 3)
     scaler = {**SCALER, "scale": torch.tensor(65536.1)}
-    save_state(run / "last", config, Position(3), model, optimizer, {}, scaler=scaler)
+    save_state(run / "last", config, TrainState(3), model, optimizer, {}, scaler=scaler)
     found = read_scaler(Checkpoint.read(run / "last"))
     assert found == {**SCALER, "scale": torch.tensor(65536.1).item()}
     assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in SCALER.items()}
@@ -269,7 +269,7 @@ def test_files_get_the_mode_that_the_umask_gives(shards, tmp_path):
     model, optimizer = make(config, 3)
     before = os.umask(0o027)
     try:
-        save_state(tmp_path / "last", config, Position(3), model, optimizer, {})
+        save_state(tmp_path / "last", config, TrainState(3), model, optimizer, {})
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "last").iterdir()}

@@ -41,7 +41,7 @@ def test_any_licence_gives_shards_that_can_be_read(tmp_path, name):
     export(tmp_path / "source", licenses=[{"name": name}])
     reader, _ = converted(tmp_path)
     assert 1 <= len(reader.index["licence"]) <= 1000
-    assert reader.read(0, 0).facts["licence"] == reader.index["licence"]
+    assert reader.read(0, 0).metadata["licence"] == reader.index["licence"]
 
 
 def test_records_of_images_may_name_themselves_by_image_id_too(tmp_path):

@@ -83,7 +83,7 @@ def test_the_command_line_reaches_every_kind_of_field():
             *TRAIN,
             "--data.size",
             "1472x1120",
-            "--data.fit",
+            "--data.transform",
             "crop",
             "--data.augment",
             "flips",
@@ -114,7 +114,11 @@ def test_the_command_line_reaches_every_kind_of_field():
         ],
     )
     assert config.data == DataConfig(
-        train=Path("shards/x"), size=Size(1472, 1120), fit="crop", augment=("flips", "sharpen"), crop_side=(0.5, 0.6)
+        train=Path("shards/x"),
+        size=Size(1472, 1120),
+        transform="random-crop",
+        augment=("flips", "sharpen"),
+        crop_side=(0.5, 0.6),
     )
     assert config.model == ModelConfig(encoder="mit_b0", decoder_channels=(5, 4, 3, 2, 1))
     assert (config.lr, config.batch_size, config.max_steps, config.out) == (1e-3, 8, 7, Path("runs/y"))
@@ -161,7 +165,7 @@ def test_a_config_survives_json(config):
 def test_a_config_of_one_folder_as_it_was_written_before_is_still_read():
     values = to_dict(TrainConfig(data=DataConfig(train="a/b")))
     values["data"]["train"] = "a/b"
-    for name in ("weights", "cache", "cache_size", "keep_decoded"):
+    for name in ("weights", "cache", "cache_size", "cache_in_memory"):
         del values["data"][name]
     assert from_dict(TrainConfig, values) == TrainConfig(data=DataConfig(train=("a/b",)))
     values["data"]["train"] = None
@@ -197,9 +201,9 @@ def test_the_size_of_the_cache_is_a_number_of_bytes(text, num_bytes):
 
 def test_several_sources_and_urls_reach_the_config():
     flags = ["--data.train", "a", "s3://b/c", "--data.weights", "0.8", "0.2", "--data.val", "https://h/v//x"]
-    data = parse(TrainConfig, [*flags, "--data.cache", "c", "--data.cache-size", "1GB", "--data.keep-decoded"]).data
+    data = parse(TrainConfig, [*flags, "--data.cache", "c", "--data.cache-size", "1GB", "--data.cache-in-memory"]).data
     assert (data.train, data.weights, data.val) == (("a", "s3://b/c"), (0.8, 0.2), "https://h/v//x")
-    assert (data.cache, data.cache_bytes, data.keep_decoded) == (Path("c"), 10**9, True)
+    assert (data.cache, data.cache_bytes, data.cache_in_memory) == (Path("c"), 10**9, True)
 
 
 def test_a_written_config_holds_texts_and_lists_only():
@@ -313,7 +317,7 @@ def test_evaluation_refuses_negative_workers():
         parse(EvaluateConfig, ["--checkpoint", "c", "--data", "d", "--workers", "-2"])
 
 
-@pytest.mark.parametrize("flags", [["--no-such-flag", "1"], ["--data.fit", "stretch"], ["--lr", "fast"]])
+@pytest.mark.parametrize("flags", [["--no-such-flag", "1"], ["--data.transform", "stretch"], ["--lr", "fast"]])
 def test_what_the_parser_says_is_one_line(flags, capsys):
     with pytest.raises(InputError) as error:
         parse(TrainConfig, [*TRAIN, *flags])

@@ -92,7 +92,7 @@ def test_every_real_mask_is_the_union_by_the_coco_api(tmp_path, name, find, labe
     files = {path.name: path for path in folder.rglob("images/**/*") if path.is_file()}
     for split, path in labels.items():
         expected = expected_masks(folder / path, at_most)
-        samples = {sample.facts["file_name"]: sample for sample in read_all(tmp_path / split).values()}
+        samples = {sample.metadata["file_name"]: sample for sample in read_all(tmp_path / split).values()}
         assert sorted(samples) == sorted(
             record["file_name"] for record in json.loads((folder / path).read_text())["images"]
         )
@@ -111,7 +111,7 @@ def test_three_like_channels_are_stored_as_grey_and_colours_stay(tmp_path):
     for name, image in (("field00.tif", np.dstack([grey] * 3)), ("field01.tif", coloured)):
         write_tiff(folder / "images" / "default" / name, image)
     convert_quietly(find_glioma_c6(folder), tmp_path / "out")
-    images = {sample.facts["file_name"]: sample.image for sample in read_all(tmp_path / "out" / "all").values()}
+    images = {sample.metadata["file_name"]: sample.image for sample in read_all(tmp_path / "out" / "all").values()}
     np.testing.assert_array_equal(images["field00.tif"], grey)
     np.testing.assert_array_equal(images["field01.tif"], coloured)
 
@@ -123,7 +123,7 @@ def test_facts_and_index(tmp_path):
     assert index["licence"].startswith("CC BY-NC 4.0")
     assert "10.1038/s41592-021-01249-6" in index["citation"]
     assert (index["dataset"], index["split"], index["num_samples"]) == ("drawn", "train", 3)
-    assert read_all(tmp_path / "out" / "test")["A172_Phase_A4_1_01d00h30m_1"].facts == {
+    assert read_all(tmp_path / "out" / "test")["A172_Phase_A4_1_01d00h30m_1"].metadata == {
         "dataset": "drawn",
         "file_name": "A172_Phase_A4_1_01d00h30m_1.tif",
         "width": WIDTH,
@@ -205,7 +205,7 @@ def test_every_defect_is_told_and_only_spoilt_samples_are_left_out(tmp_path, def
     ]
     samples = read_all(tmp_path / "out" / "all")
     assert sorted(samples) == ["border", "box", "doubled", "good", "twice"]
-    assert {key: sample.facts["num_cells"] for key, sample in samples.items()} == {
+    assert {key: sample.metadata["num_cells"] for key, sample in samples.items()} == {
         "border": 1,
         "box": 1,
         "doubled": 1,

@@ -28,7 +28,7 @@ def test_every_pipeline_delivers_the_same_images(bench, tmp_path, workers):
     """Whole images, unchanged: the sums over an epoch of eight batches are those of the eight samples, in any order."""
     given = draw_shards(tmp_path / "given" / "train", range(2))
     bench.write_data(tmp_path / "data", given, Size(96, 80), 16)
-    config = DataConfig(size=Size(96, 80), fit="crop", workers=workers)
+    config = DataConfig(size=Size(96, 80), transform="random-crop", workers=workers)
     sums = {}
     for pipeline in bench.PIPELINES:
         batches = bench.MAKERS[pipeline](tmp_path / "data", config, 2)
@@ -44,13 +44,13 @@ def test_every_pipeline_delivers_the_same_images(bench, tmp_path, workers):
 
 
 def test_the_table_compares_with_webdataset(bench):
-    facts = {"device": "AMD EPYC", "cores": 2, "load": 0.5, "versions": "torch 1", "commit": "abc", "command": "x"}
+    metadata = {"device": "AMD EPYC", "cores": 2, "load": 0.5, "versions": "torch 1", "commit": "abc", "command": "x"}
     rows = [
         {"case": "c", "pipeline": name, "workers": workers, "images_per_second": rate}
         | {"processor_ms": 12.34, "grown_mib": 0.4}
         for workers, name, rate in ((0, "glioma-dist", 30.0), (0, "webdataset", 20.0), (2, "webdataset", 5.0))
     ]
-    lines = bench.table(rows, facts).splitlines()
+    lines = bench.table(rows, metadata).splitlines()
     assert "AMD EPYC, 2 cores, load 0.5" in lines[0]
     assert lines[-3] == "| c | glioma-dist | 0 | 30.0 | 1.50 | 12.3 | 0 |"
     assert lines[-1] == "| c | webdataset | 2 | 5.0 | 1.00 | 12.3 | 0 |"

@@ -17,7 +17,7 @@ from glioma_dist.evaluation.dice import dice
 from glioma_dist.evaluation.protocol import Network, dice_at_sizes, evaluate
 from glioma_dist.model.unet import build_model
 from glioma_dist.size import Size
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 CPU = torch.device("cpu")
 
@@ -126,7 +126,7 @@ def checkpoint(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "best"
     config = tiny_config(shards, folder.parent)
     model, _ = build_model(config.model, 0)
-    save_state(folder, config, Position(step=5), model, None, {"lineage": []})
+    save_state(folder, config, TrainState(step=5), model, None, {"lineage": []})
     return SimpleNamespace(folder=folder, model=model.eval())
 
 

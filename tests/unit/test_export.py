@@ -10,14 +10,14 @@ from encoder_helpers import narrow
 from helpers import TINY_CHANNELS, draw_sample, load_tool, tiny_config
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.data.transforms import raise_contrast
+from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network, cell_probability
 from glioma_dist.inference import export as module
 from glioma_dist.inference.export import ImageToLogits, as_input, export
 from glioma_dist.model.unet import build_model, load_model
 from glioma_dist.size import Size
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 pytest.importorskip("onnx", reason="ONNX is not installed: pip install -e '.[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
@@ -32,7 +32,7 @@ def save(folder, encoder: str, channels=TINY_CHANNELS, **changes):
         if isinstance(module_, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module_.running_mean, 0, 0.1, generator=generator)
     save_state(
-        folder / "best", config, Position(step=1), model, None, {"lineage": [{"data": "drawn", "licence": "CC0"}]}
+        folder / "best", config, TrainState(step=1), model, None, {"lineage": [{"data": "drawn", "licence": "CC0"}]}
     )
     return folder / "best"
 
@@ -68,7 +68,7 @@ def check_export(folder, name: str, channels) -> None:
         logits = run_graph(folder / "model.onnx", image)
         assert logits.shape == (1, 1, height, width)
         network = Network(model, torch.device("cpu"))
-        shares = cell_probability(network, raise_contrast(image, "percentile"), None, Size(width, height))
+        shares = cell_probability(network, normalize_intensity(image, "percentile"), None, Size(width, height))
         np.testing.assert_allclose(1 / (1 + np.exp(-logits[0, 0])), shares.numpy(), atol=1e-4)
         assert ((logits[0, 0] > 0) == (shares.numpy() >= 0.5)).all()
 
@@ -89,7 +89,7 @@ def test_contrast_in_the_graph_is_numpys_number_for_number(bits, contrast, value
         network(torch.from_numpy(as_input(image)))
     finally:
         module.normalise = original
-    np.testing.assert_array_equal(seen[0][0].permute(1, 2, 0).numpy(), raise_contrast(image, contrast))
+    np.testing.assert_array_equal(seen[0][0].permute(1, 2, 0).numpy(), normalize_intensity(image, contrast))
 
 
 def test_images_of_16_bits(tmp_path):
@@ -116,7 +116,7 @@ def test_a_place_that_is_no_file_is_refused_before_anything_is_made(tmp_path):
 
 
 def test_clahe_is_refused(tmp_path):
-    checkpoint = save(tmp_path, "mit_tiny", raise_contrast="clahe")
+    checkpoint = save(tmp_path, "mit_tiny", intensity_normalization="clahe")
     with pytest.raises(InputError, match="clahe, which no ONNX operator computes"):
         export(checkpoint, tmp_path / "model.onnx")
 
@@ -131,7 +131,7 @@ def test_the_tool_and_what_the_file_says_of_itself(tmp_path, tool, capsys):
     tool.export_onnx(checkpoint, tmp_path / "out" / "model.onnx")
     assert "differ from PyTorch's by at most" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    facts = session.get_modelmeta().custom_metadata_map
-    assert facts["encoder"] == "mit_tiny"
-    assert json.loads(facts["lineage"]) == [{"data": "drawn", "licence": "CC0"}]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["encoder"] == "mit_tiny"
+    assert json.loads(metadata["lineage"]) == [{"data": "drawn", "licence": "CC0"}]
     assert session.get_inputs()[0].shape == [1, 3, "height", "width"]

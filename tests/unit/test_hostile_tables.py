@@ -100,7 +100,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "expected"),
+    ("metadata", "expected"),
     [
         (
             b'{"time": NaN, "a": Infinity, "b": [-Infinity, 1e999], "c": 2}',
@@ -118,15 +118,15 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
     ],
     ids=["NaN", "null", "empty", "spaces", "deep list", "deep object", "huge number", "null alone", "no text", "large"],
 )
-def test_the_facts_of_a_sample_are_bounded(good, tmp_path, facts, expected):
+def test_the_facts_of_a_sample_are_bounded(good, tmp_path, metadata, expected):
     member = ShardReader(good)._table(0)[0]
     data = (good / "00000.tar").read_bytes()
     parts = [data[offset : offset + size] for offset, size in member.ranges[:2]]
-    write_tar(tmp_path / "s.tar", [("x.png", parts[0]), ("x.mask.png", parts[1]), ("x.json", facts)])
+    write_tar(tmp_path / "s.tar", [("x.png", parts[0]), ("x.mask.png", parts[1]), ("x.json", metadata)])
 
     def read() -> dict:
         index_folder(tmp_path, "d", "s", "l")
-        return ShardReader(tmp_path).read(0, 0).facts
+        return ShardReader(tmp_path).read(0, 0).metadata
 
     found = bounded(read, mebibytes=60)
     if isinstance(expected, str):

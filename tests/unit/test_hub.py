@@ -14,7 +14,7 @@ from glioma_dist.model import hub
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.hub import PretrainedUNet, model_card
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 LINEAGE = [
     {"weights": "ImageNet, nvidia/mit-b3", "licence": "NVIDIA Source Code License for SegFormer (non-commercial)"},
@@ -28,7 +28,7 @@ def best(tmp_path) -> Path:
     config = tiny_config(tmp_path / "secret" / "shards", tmp_path / "secret" / "run")
     model = build_model(config.model, 3)[0]
     config = replace(config, model=replace(config.model, init=str(tmp_path / "secret" / "livecell" / "best")))
-    save_state(tmp_path / "best", config, Position(step=7), model, None, {"lineage": LINEAGE})
+    save_state(tmp_path / "best", config, TrainState(step=7), model, None, {"lineage": LINEAGE})
     return tmp_path / "best"
 
 
@@ -43,7 +43,7 @@ def test_a_checkpoint_goes_to_the_hubs_form_and_comes_back(best, tmp_path):
     images = torch.randn(1, 3, 40, 70)
     with torch.no_grad():
         assert torch.equal(first(images), second(images))
-    assert second.facts["lineage"] == LINEAGE
+    assert second.metadata["lineage"] == LINEAGE
     assert not second.training
     model, lineage = build_model(ModelConfig("mit_tiny", str(tmp_path / "out"), decoder_channels=TINY_CHANNELS), 0)
     assert torch.equal(model.decoder.head.weight, first.model.decoder.head.weight)
@@ -80,7 +80,7 @@ def test_it_is_had_from_the_hub_by_its_three_files(best, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda *_, **__: str(best / "state.json"))
     found = PretrainedUNet.from_pretrained("somebody/network", revision="v1")
     assert asked == [("somebody/network", name, "v1") for name in ("manifest.json", "state.json", "model.safetensors")]
-    assert found.facts["position"]["step"] == 7
+    assert found.metadata["position"]["step"] == 7
 
 
 def test_pushing_sends_the_same_folder(best, monkeypatch):
@@ -100,7 +100,7 @@ def test_pushing_sends_the_same_folder(best, monkeypatch):
 
 def test_the_card_prints_the_lineage_and_its_licences(best):
     checkpoint = Checkpoint.read(best)
-    card = ModelCard(model_card(checkpoint.config, checkpoint.facts))
+    card = ModelCard(model_card(checkpoint.config, checkpoint.metadata))
     assert card.data.license == "other"
     assert card.data.pipeline_tag == "image-segmentation"
     for entry in LINEAGE:

@@ -107,7 +107,7 @@ def test_shards_that_webdataset_wrote_are_indexed_and_read(tool, tmp_path, capsy
         webdataset.ShardWriter(str(folder / "cells-%06d.tar"), maxcount=2, verbose=0) as writer,
     ):
         for sample in samples:
-            parts = {"png": encode_image(sample.image), "mask.png": encode_mask(sample.mask), "json": sample.facts}
+            parts = {"png": encode_image(sample.image), "mask.png": encode_mask(sample.mask), "json": sample.metadata}
             writer.write({"__key__": sample.key, **parts})
     inspect(tool, folder, index=True, verify=True, dataset="theirs", licence="MIT")
     assert "theirs, split all, licence MIT" in capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_shards_that_webdataset_wrote_are_indexed_and_read(tool, tmp_path, capsy
     assert reader.shard_sizes == [2, 2, 1]
     for number, sample in enumerate(samples):
         found = reader.read(*divmod(number, 2))
-        assert (found.key, found.facts) == (sample.key, sample.facts)
+        assert (found.key, found.metadata) == (sample.key, sample.metadata)
         np.testing.assert_array_equal(found.image, sample.image)
         np.testing.assert_array_equal(found.mask, sample.mask)
     with pytest.raises(InputError, match=r"holds an index.json already"):
@@ -134,7 +134,7 @@ def test_other_endings_folders_in_names_and_missing_facts(tool, tmp_path):
     assert reader.keys() == ["a_x", "etc_y"]
     for place in range(2):
         found = reader.read(0, place)
-        assert found.facts == {}
+        assert found.metadata == {}
         np.testing.assert_array_equal(found.image, sample.image)
 
 
@@ -229,7 +229,7 @@ def test_the_endings_of_the_flags_are_found_behind_dots(tool, tmp_path):
     write_tar(tmp_path / "s.tar", [("a.b.input.PNG", image), ("a.b.target.png", mask), ("a.b.Json", b'{"n": 1}')])
     inspect(tool, tmp_path, index=True, verify=True, image="input.png", mask="target.png")
     assert ShardReader(tmp_path).keys() == ["a_b"]
-    assert ShardReader(tmp_path).read(0, 0).facts == {"n": 1}
+    assert ShardReader(tmp_path).read(0, 0).metadata == {"n": 1}
 
 
 def test_members_that_no_sample_took_are_counted_and_named(tool, tmp_path, capsys):

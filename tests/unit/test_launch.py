@@ -85,7 +85,7 @@ REFUSED = {
     "tensor parallelism": (
         FSDP | {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},
         GPUS,
-        "give --scale.rows|with --scale",
+        "give --scale.spatial-parallel|with --scale",
     ),
     "SageMaker": ({"ACCELERATE_USE_SAGEMAKER": "true"}, GPUS, "SageMaker"),
     "downcast": ({"ACCELERATE_DOWNCAST_BF16": "yes"}, GPUS, "TPUs"),

@@ -14,9 +14,9 @@ import torch
 from helpers import damage_sample, draw_sample, draw_shards, tiny_config, write_shards
 
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_training_sample, training_batches
-from glioma_dist.data.sampler import Order
+from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.data.transforms import augment, raise_contrast
+from glioma_dist.data.transforms import augment, normalize_intensity
 from glioma_dist.errors import InputError
 from glioma_dist.size import Size
 
@@ -25,7 +25,9 @@ from glioma_dist.size import Size
 def setting(shards, tmp_path):
     reader = ShardReader(shards / "train")
     return SimpleNamespace(
-        reader=reader, order=Order(reader.shard_sizes, 4, seed=11), config=tiny_config(shards, tmp_path).data
+        reader=reader,
+        order=DeterministicSampler(reader.shard_sizes, 4, seed=11),
+        config=tiny_config(shards, tmp_path).data,
     )
 
 
@@ -51,19 +53,21 @@ def check_same(one: Batch, other: Batch) -> None:
 
 def test_a_batch_holds_what_the_order_says(setting):
     """Without chance in it a sample of a batch is the image with its contrast raised, and its seed the place's."""
-    whole = replace(setting.config, fit="crop", size=Size(96, 80), augment=())
-    for step, batch in enumerate(take(setting, 5, fit="crop", size=whole.size, augment=())):
+    whole = replace(setting.config, transform="random-crop", size=Size(96, 80), augment=())
+    for step, batch in enumerate(take(setting, 5, transform="random-crop", size=whole.size, augment=())):
         for row, place in enumerate(setting.order.batch(step)):
             sample = setting.reader.read(place.shard, place.sample)
             assert (batch.keys[row], batch.seeds[row].item()) == (sample.key, place.seed)
-            np.testing.assert_array_equal(batch.images[row, 0], raise_contrast(sample.image, "percentile"))
+            np.testing.assert_array_equal(batch.images[row, 0], normalize_intensity(sample.image, "percentile"))
             np.testing.assert_array_equal(batch.masks[row], sample.mask)
 
 
 def test_random_changes_come_from_the_places_seed(setting):
-    plain = take(setting, 3, fit="crop", size=Size(96, 80), augment=())
+    plain = take(setting, 3, transform="random-crop", size=Size(96, 80), augment=())
     names = ("flips", "sharpen", "contrast")
-    for bare, batch in zip(plain, take(setting, 3, fit="crop", size=Size(96, 80), augment=names), strict=True):
+    for bare, batch in zip(
+        plain, take(setting, 3, transform="random-crop", size=Size(96, 80), augment=names), strict=True
+    ):
         for row, seed in enumerate(bare.seeds.tolist()):
             image, mask = augment(bare.images[row, 0].numpy(), bare.masks[row].numpy(), names, seed)
             np.testing.assert_array_equal(batch.images[row, 0], image)
@@ -71,10 +75,10 @@ def test_random_changes_come_from_the_places_seed(setting):
 
 
 def test_contrast_is_raised_on_the_whole_image_and_not_on_the_crop(setting):
-    batch = take(setting, 1, fit="crop", size=Size(16, 16), augment=())[0]
+    batch = take(setting, 1, transform="random-crop", size=Size(16, 16), augment=())[0]
     for row, place in enumerate(setting.order.batch(0)):
         sample = setting.reader.read(place.shard, place.sample)
-        whole = raise_contrast(sample.image, "percentile")
+        whole = normalize_intensity(sample.image, "percentile")
         windows = np.lib.stride_tricks.sliding_window_view(whole, (16, 16))
         assert (windows == batch.images[row, 0].numpy()).all(axis=(2, 3)).any()
 
@@ -126,7 +130,7 @@ def test_a_run_may_go_on_with_other_processes_and_workers_at_any_step(setting):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("num_processes", "workers", "batch_size"), [(1, 3, 2), (2, 1, 2), (5, 0, 10)])
 def test_an_epoch_shows_every_sample_once_where_the_batch_divides_them(setting, num_processes, workers, batch_size):
-    order = Order(setting.reader.shard_sizes, batch_size, seed=1)
+    order = DeterministicSampler(setting.reader.shard_sizes, batch_size, seed=1)
     divided = SimpleNamespace(reader=setting.reader, order=order, config=setting.config)
     shares = [
         take(divided, order.steps_per_epoch, rank=rank, num_processes=num_processes, workers=workers)
@@ -151,7 +155,7 @@ def test_kept_images_make_the_same_batches_and_are_read_once(setting, workers):
             return setting.reader.read(shard, place)
 
     counted = SimpleNamespace(reader=Counting(), order=setting.order, config=setting.config)
-    kept = take(counted, 8, workers=workers, keep_decoded=True)
+    kept = take(counted, 8, workers=workers, cache_in_memory=True)
     assert sorted(reads) == [(shard, place) for shard, size in enumerate([3, 3, 3, 1]) for place in range(size)]
     for one, other in zip(kept, take(setting, 8), strict=True):
         check_same(one, other)
@@ -160,8 +164,8 @@ def test_kept_images_make_the_same_batches_and_are_read_once(setting, workers):
 def test_images_that_memory_does_not_hold_are_not_kept(setting, monkeypatch):
     # Two samples of 96x80, image and mask, are 30,720 bytes.
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=61_000))
-    with pytest.raises(InputError, match=r"--data.keep-decoded: 2 of 10 samples take 30720 bytes already"):
-        take(setting, 1, keep_decoded=True)
+    with pytest.raises(InputError, match=r"--data.cache-in-memory: 2 of 10 samples take 30720 bytes already"):
+        take(setting, 1, cache_in_memory=True)
 
 
 def test_a_worker_that_dies_names_its_sample(setting):
@@ -203,12 +207,12 @@ def test_a_slow_reader_finds_no_batch_written_over(setting):
 def test_grey_and_rgb_mix(tmp_path, setting, workers):
     samples = [draw_sample(number, channels=3 if number % 2 else 1) for number in range(4)]
     reader = ShardReader(write_shards(tmp_path / "mixed", samples))
-    mixed = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 4, 0), config=setting.config)
-    batch = take(mixed, 1, fit="crop", size=Size(96, 80), augment=(), workers=workers)[0]
+    mixed = SimpleNamespace(reader=reader, order=DeterministicSampler(reader.shard_sizes, 4, 0), config=setting.config)
+    batch = take(mixed, 1, transform="random-crop", size=Size(96, 80), augment=(), workers=workers)[0]
     assert tuple(batch.images.shape) == (4, 3, 80, 96)
     by_key = {sample.key: sample for sample in samples}
     for image, key in zip(batch.images, batch.keys, strict=True):
-        expected = np.atleast_3d(raise_contrast(by_key[key].image, "percentile")).transpose(2, 0, 1)
+        expected = np.atleast_3d(normalize_intensity(by_key[key].image, "percentile")).transpose(2, 0, 1)
         np.testing.assert_array_equal(image, np.broadcast_to(expected, (3, 80, 96)))
 
 
@@ -220,17 +224,19 @@ def test_three_channels_that_are_alike_are_handled_as_one_and_look_the_same(tmp_
     batches = []
     for name, samples in (("grey", grey), ("triple", triple)):
         reader = ShardReader(write_shards(tmp_path / name, samples))
-        drawn = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 2, 0), config=setting.config)
-        batches.append(take(drawn, 6, raise_contrast=how))
+        drawn = SimpleNamespace(
+            reader=reader, order=DeterministicSampler(reader.shard_sizes, 2, 0), config=setting.config
+        )
+        batches.append(take(drawn, 6, intensity_normalization=how))
     for one, other in zip(*batches, strict=True):
         check_same(one, other)
     images = [np.stack([sample.image for sample in samples]) for samples in (grey, triple)]
     assert images[1].ndim == images[0].ndim + 1
     for step, batch in enumerate(batches[1]):
-        for row, place in enumerate(Order([3, 3], 2, 0).batch(step)):
+        for row, place in enumerate(DeterministicSampler([3, 3], 2, 0).batch(step)):
             # As three channels, without the short cut.
             sample = triple[3 * place.shard + place.sample]
-            whole = replace(sample, image=raise_contrast(sample.image, how))
+            whole = replace(sample, image=normalize_intensity(sample.image, how))
             image, mask = prepare_training_sample(whole, setting.config, place.seed)
             np.testing.assert_array_equal(image_tensor(image), batch.images[row].expand(3, -1, -1))
             np.testing.assert_array_equal(mask, batch.masks[row])
@@ -243,13 +249,13 @@ def test_colours_stay(tmp_path, setting):
     for sample in samples:
         sample.image[57, 33, 1] ^= 128
     reader = ShardReader(write_shards(tmp_path / "few", samples))
-    few = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 2, 0), config=setting.config)
+    few = SimpleNamespace(reader=reader, order=DeterministicSampler(reader.shard_sizes, 2, 0), config=setting.config)
     assert take(few, 1)[0].images.shape[1] == 3
 
 
 def test_16_bit_images_come_as_bytes_too(tmp_path, setting):
     reader = ShardReader(draw_shards(tmp_path / "deep", range(4), dtype=np.uint16))
-    deep = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 4, 0), config=setting.config)
+    deep = SimpleNamespace(reader=reader, order=DeterministicSampler(reader.shard_sizes, 4, 0), config=setting.config)
     batch = take(deep, 1)[0]
     assert batch.images.dtype == torch.uint8
     assert np.ptp(batch.images.numpy()) > 200
@@ -260,7 +266,9 @@ def test_a_damaged_sample_is_one_line_that_names_it(tmp_path, setting, workers):
     folder = draw_shards(tmp_path / "train", range(6))
     damage_sample(folder, "cell-004")
     reader = ShardReader(folder)
-    damaged = SimpleNamespace(reader=reader, order=Order(reader.shard_sizes, 3, 0), config=setting.config)
+    damaged = SimpleNamespace(
+        reader=reader, order=DeterministicSampler(reader.shard_sizes, 3, 0), config=setting.config
+    )
     with pytest.raises(InputError) as error:
         take(damaged, 2, workers=workers)
     assert "cell-004" in str(error.value)
@@ -273,7 +281,7 @@ def test_a_damaged_sample_is_one_line_that_names_it(tmp_path, setting, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_crop_larger_than_an_image_is_one_line_that_names_it(setting, workers):
     with pytest.raises(InputError, match=r"sample cell-\d+ is 96x80") as error:
-        take(setting, 1, fit="crop", size=Size(97, 64), workers=workers)
+        take(setting, 1, transform="random-crop", size=Size(97, 64), workers=workers)
     assert "\n" not in str(error.value)
 
 

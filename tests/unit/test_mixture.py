@@ -14,8 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glioma_dist.data.loader import training_batches
-from glioma_dist.data.mixture import JoinedShards, Mixture, block_counts, open_training_data, open_validation_data
-from glioma_dist.data.sampler import Order
+from glioma_dist.data.mixture import (
+    JoinedShards,
+    MixtureSampler,
+    block_counts,
+    open_training_data,
+    open_validation_data,
+)
+from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
@@ -48,7 +54,7 @@ def test_a_weight_of_next_to_nothing_is_refused():
 
 
 def test_every_block_of_a_slot_has_each_sources_share():
-    mixture = Mixture(SIZES, (0.5, 0.3, 0.2), batch_size=4, seed=2)
+    mixture = MixtureSampler(SIZES, (0.5, 0.3, 0.2), batch_size=4, seed=2)
     drawn = np.array([[source_of(place.shard) for place in mixture.batch(step)] for step in range(200)])
     for slot in range(4):
         for block in drawn[:, slot].reshape(-1, 10):
@@ -59,7 +65,7 @@ def test_every_block_of_a_slot_has_each_sources_share():
 
 def test_each_source_is_gone_through_before_it_begins_again():
     """A slot's draws of a source are that source's own order for the slot: in each of its epochs no sample twice."""
-    mixture = Mixture(SIZES, (2, 1, 1), batch_size=4, seed=5)
+    mixture = MixtureSampler(SIZES, (2, 1, 1), batch_size=4, seed=5)
     steps = 4 * 4 * 5
     for source, first_shard in enumerate((0, 4, 6)):
         drawn = {slot: [] for slot in range(4)}
@@ -75,18 +81,18 @@ def test_each_source_is_gone_through_before_it_begins_again():
 
 def test_the_mixture_is_the_same_whenever_and_by_whomever_it_is_asked():
     weights = (0.7, 0.2, 0.1)
-    straight = Mixture(SIZES, weights, 4, seed=1)
+    straight = MixtureSampler(SIZES, weights, 4, seed=1)
     expected = [straight.batch(step) for step in range(60)]
     revived = pickle.loads(pickle.dumps(straight))
     for step in np.random.default_rng(0).permutation(60).tolist():
         assert revived.batch(step) == expected[step]
-        fresh = Mixture(SIZES, weights, 4, seed=1)
+        fresh = MixtureSampler(SIZES, weights, 4, seed=1)
         assert [fresh.batch(step, range(slot, slot + 1))[0] for slot in range(4)] == expected[step]
-    assert [Mixture(SIZES, weights, 4, seed=2).batch(step) for step in range(60)] != expected
+    assert [MixtureSampler(SIZES, weights, 4, seed=2).batch(step) for step in range(60)] != expected
 
 
 def test_every_place_of_a_mixture_has_a_seed_of_its_own():
-    mixture = Mixture(SIZES, (1, 1, 1), 4, seed=0)
+    mixture = MixtureSampler(SIZES, (1, 1, 1), 4, seed=0)
     seeds = [place.seed for step in range(300) for place in mixture.batch(step)]
     assert len(set(seeds)) == len(seeds)
 
@@ -100,7 +106,7 @@ def test_every_place_of_a_mixture_has_a_seed_of_its_own():
 @settings(max_examples=40, deadline=None)
 def test_a_mixture_has_an_answer_anywhere(weights, batch_size, seed, step):
     sizes = [[5, 3], [4], [2, 0, 9], [8]][: len(weights)]
-    mixture = Mixture(sizes, weights, batch_size, seed)
+    mixture = MixtureSampler(sizes, weights, batch_size, seed)
     flat = [size for part in sizes for size in part]
     for place in mixture.batch(step):
         assert 0 <= place.sample < flat[place.shard]
@@ -112,7 +118,7 @@ def test_a_mixture_has_an_answer_anywhere(weights, batch_size, seed, step):
 
 def test_a_source_smaller_than_the_batch_is_named():
     with pytest.raises(InputError, match=r"--data.train 2 has 3 samples, fewer than --batch-size 4"):
-        Mixture([[8], [3]], (1, 1), 4, 0)
+        MixtureSampler([[8], [3]], (1, 1), 4, 0)
 
 
 @pytest.fixture
@@ -128,7 +134,7 @@ def test_sources_without_weights_are_joined(two, shards, tmp_path):
     reader, order = open_training_data(two(), 2, 0)
     parts = [ShardReader(shards / "train"), ShardReader(tmp_path / "more")]
     assert isinstance(reader, JoinedShards)
-    assert isinstance(order, Order)
+    assert isinstance(order, DeterministicSampler)
     assert len(reader) == 14
     assert reader.keys() == parts[0].keys() + parts[1].keys()
     assert reader.lineage == parts[0].lineage + parts[1].lineage

@@ -19,7 +19,7 @@ from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock, make_norm
 from glioma_dist.model.encoders.mit import MIT_SHAPES, MitEncoder, mit_config
 from glioma_dist.model.pretrained.weights import HUB_NAMES, initialise
 from glioma_dist.model.unet import IMAGENET_MEAN, IMAGENET_STD, UNet, build_model, load_model, normalise
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 TINY = ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS)
 TINY_GROUP = ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS, norm="group")
@@ -385,7 +385,7 @@ def checkpoint(shards, tmp_path):
     save_state(
         tmp_path / "best",
         tiny_config(shards, tmp_path),
-        Position(step=1),
+        TrainState(step=1),
         model,
         None,
         {"lineage": [{"data": "drawn", "licence": "CC0"}]},
@@ -401,7 +401,7 @@ def test_a_model_starts_from_a_checkpoint_and_carries_its_lineage(checkpoint):
     loaded, read = load_model(folder)
     assert not loaded.training
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-    assert read.facts["position"]["step"] == 1
+    assert read.metadata["position"]["step"] == 1
 
 
 def test_a_checkpoint_of_another_encoder_is_refused_with_both_names(checkpoint):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glioma_dist.data.sampler import LARGEST_DRAWN, SHARDS_IN_WINDOW, Order, Place, Window
+from glioma_dist.data.sampler import LARGEST_DRAWN, SHARDS_IN_WINDOW, DeterministicSampler, SampleRef, Window
 from glioma_dist.errors import InputError
 
 SIZES = {
@@ -25,12 +25,12 @@ SIZES = {
 EARLIER = [(16, 4, 5839117196032552764), (37, 0, 7981404644215928719), (13, 3, 7889151744344454164)]
 
 
-def epoch_of(order: Order, epoch: int) -> list[list[Place]]:
+def epoch_of(order: DeterministicSampler, epoch: int) -> list[list[SampleRef]]:
     first = epoch * order.steps_per_epoch
     return [order.batch(first + step) for step in range(order.steps_per_epoch)]
 
 
-def samples(batches: list[list[Place]]) -> list[tuple[int, int]]:
+def samples(batches: list[list[SampleRef]]) -> list[tuple[int, int]]:
     return [(place.shard, place.sample) for batch in batches for place in batch]
 
 
@@ -41,7 +41,7 @@ def every_sample(sizes: list[int]) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
 def test_an_epoch_holds_every_sample_at_most_once(sizes, batch_size):
-    order = Order(sizes, batch_size, seed=3)
+    order = DeterministicSampler(sizes, batch_size, seed=3)
     for epoch in range(3):
         seen = samples(epoch_of(order, epoch))
         assert len(seen) == len(set(seen)) == sum(sizes) // batch_size * batch_size
@@ -51,7 +51,7 @@ def test_an_epoch_holds_every_sample_at_most_once(sizes, batch_size):
 
 
 def test_what_an_epoch_leaves_out_is_not_always_the_same():
-    order = Order([4, 5, 2], 4, seed=0)
+    order = DeterministicSampler([4, 5, 2], 4, seed=0)
     left_out = [frozenset(every_sample([4, 5, 2]) - set(samples(epoch_of(order, epoch)))) for epoch in range(20)]
     assert {len(left) for left in left_out} == {3}
     assert len(frozenset.union(*left_out)) == 11
@@ -59,21 +59,21 @@ def test_what_an_epoch_leaves_out_is_not_always_the_same():
 
 def test_the_order_is_the_same_whenever_it_is_asked():
     sizes = SIZES["more than a window"]
-    straight = Order(sizes, 6, seed=9)
+    straight = DeterministicSampler(sizes, 6, seed=9)
     expected = [straight.batch(step) for step in range(3 * straight.steps_per_epoch)]
     steps = np.random.default_rng(0).permutation(len(expected)).tolist()
-    asked, revived = Order(sizes, 6, seed=9), pickle.loads(pickle.dumps(straight))
+    asked, revived = DeterministicSampler(sizes, 6, seed=9), pickle.loads(pickle.dumps(straight))
     for step in steps:
         assert asked.batch(step) == expected[step]
-        assert Order(sizes, 6, seed=9).batch(step) == expected[step]
+        assert DeterministicSampler(sizes, 6, seed=9).batch(step) == expected[step]
     assert [revived.batch(step) for step in range(len(expected))] == expected
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
 def test_the_order_does_not_know_the_number_of_processes(num_processes):
     sizes, share = SIZES["more than a window"], 8 // num_processes
-    whole = Order(sizes, 8, seed=1)
-    ranks = [Order(sizes, 8, seed=1) for _ in range(num_processes)]
+    whole = DeterministicSampler(sizes, 8, seed=1)
+    ranks = [DeterministicSampler(sizes, 8, seed=1) for _ in range(num_processes)]
     for step in range(2 * whole.steps_per_epoch):
         joined = [
             place
@@ -85,12 +85,14 @@ def test_the_order_does_not_know_the_number_of_processes(num_processes):
 
 def test_epochs_and_seeds_differ():
     sizes = SIZES["more than a window"]
-    orders = [samples(epoch_of(Order(sizes, 4, seed), epoch)) for seed in (0, 1, 2**62) for epoch in range(3)]
+    orders = [
+        samples(epoch_of(DeterministicSampler(sizes, 4, seed), epoch)) for seed in (0, 1, 2**62) for epoch in range(3)
+    ]
     assert len({tuple(order) for order in orders}) == 9
 
 
 def test_every_place_has_a_seed_of_its_own():
-    orders = [Order([20, 20], 4, seed) for seed in (0, 1)]
+    orders = [DeterministicSampler([20, 20], 4, seed) for seed in (0, 1)]
     seeds = [
         place.seed for order in orders for epoch in range(10) for batch in epoch_of(order, epoch) for place in batch
     ]
@@ -103,7 +105,7 @@ def test_every_place_has_a_seed_of_its_own():
 
 def test_the_seed_is_the_places_and_not_the_samples():
     """A sample meets other randomness in another epoch."""
-    order = Order([6], 2, seed=0)
+    order = DeterministicSampler([6], 2, seed=0)
     seeds = {}
     for epoch in range(5):
         for batch in epoch_of(order, epoch):
@@ -114,7 +116,7 @@ def test_the_seed_is_the_places_and_not_the_samples():
 
 def test_a_slot_walks_its_own_stretch_and_reads_few_shards():
     sizes, batch_size = [10] * 200, 8
-    order = Order(sizes, batch_size, seed=5)
+    order = DeterministicSampler(sizes, batch_size, seed=5)
     batches = epoch_of(order, 0)
     stretches = [[batch[slot] for batch in batches] for slot in range(batch_size)]
     sequence = [place for stretch in stretches for place in stretch]
@@ -136,7 +138,7 @@ def test_samples_are_drawn_evenly():
     counts = np.zeros(12)
     starts = np.cumsum(sizes) - sizes
     for seed in range(1200):
-        place = Order(sizes, 3, seed).batch(0)[0]
+        place = DeterministicSampler(sizes, 3, seed).batch(0)[0]
         counts[starts[place.shard] + place.sample] += 1
     assert ((counts - 100) ** 2 / 100).sum() < 37.4
 
@@ -144,7 +146,7 @@ def test_samples_are_drawn_evenly():
 @pytest.mark.parametrize(("sizes", "batch_size"), [([], 1), ([0, 0], 1), ([3, 2], 6)])
 def test_fewer_samples_than_the_batch_are_refused(sizes, batch_size):
     with pytest.raises(InputError, match=rf"{sum(sizes)} samples.*--batch-size {batch_size}"):
-        Order(sizes, batch_size, seed=0)
+        DeterministicSampler(sizes, batch_size, seed=0)
 
 
 @pytest.mark.parametrize("num_samples", [LARGEST_DRAWN + 1, 2**17, 100_003])
@@ -165,7 +167,7 @@ def test_a_large_windows_order_holds_each_sample_once_and_mixes(num_samples):
 
 def test_memory_grows_with_shards_and_never_with_samples():
     """A hundred billion samples in ten shards: some kilobytes, however many places are asked for."""
-    order = Order([10**10] * 10, 8, seed=0)
+    order = DeterministicSampler([10**10] * 10, 8, seed=0)
     tracemalloc.start()
     steps = np.random.default_rng(0).integers(order.steps_per_epoch, size=50).tolist()
     seen = {(place.shard, place.sample) for step in steps for place in order.batch(step)}
@@ -178,7 +180,7 @@ def test_memory_grows_with_shards_and_never_with_samples():
 def test_a_billion_samples_in_a_hundred_thousand_shards_cost_megabytes_and_no_time():
     """tools/simulate_order.py has the figures: tens of microseconds a sample. The bound is one for a busy machine."""
     tracemalloc.start()
-    order = Order([10**4] * 10**5, 256, seed=0)
+    order = DeterministicSampler([10**4] * 10**5, 256, seed=0)
     order.batch(0)
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
@@ -197,7 +199,7 @@ def test_a_billion_samples_in_a_hundred_thousand_shards_cost_megabytes_and_no_ti
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_epoch_of_any_shards_holds_every_sample_at_most_once(sizes, batch_size, seed, epoch):
-    order = Order(sizes, batch_size, seed)
+    order = DeterministicSampler(sizes, batch_size, seed)
     seen = samples(epoch_of(order, epoch))
     assert len(set(seen)) == len(seen) == sum(sizes) // batch_size * batch_size
     assert set(seen) <= every_sample(sizes)
@@ -205,13 +207,13 @@ def test_any_epoch_of_any_shards_holds_every_sample_at_most_once(sizes, batch_si
     joined = [
         place
         for slot in range(batch_size)
-        for place in Order(sizes, batch_size, seed).batch(step, range(slot, slot + 1))
+        for place in DeterministicSampler(sizes, batch_size, seed).batch(step, range(slot, slot + 1))
     ]
     assert joined == order.batch(step)
 
 
 def test_the_order_of_earlier_versions_still_holds():
     """A run may be resumed by a newer version: these places were drawn when the order was first written."""
-    order = Order([5, 9, 2, 4] * 12, 6, seed=9)
+    order = DeterministicSampler([5, 9, 2, 4] * 12, 6, seed=9)
     found = [(place.shard, place.sample, place.seed) for place in order.batch(100)[:3]]
     assert found == EARLIER

@@ -213,12 +213,12 @@ def test_the_schemes_are_those_that_shards_are_read_from():
 
 
 def test_flags_without_an_effect_are_named(capsys):
-    given = ["--data.train", "x", "--data.crop-side", "0.2", "0.4", "--data.chain-length", "3", "--eval-every", "5"]
+    given = ["--data.train", "x", "--data.crop-side", "0.2", "0.4", "--data.num-ops", "3", "--eval-every", "5"]
     command_line.parse(TrainConfig, given)
     said = capsys.readouterr().out
-    for flag in ("--data.crop-side", "--data.chain-length", "--eval-every"):
+    for flag in ("--data.crop-side", "--data.num-ops", "--eval-every"):
         assert f"no effect: {flag}" in said
-    command_line.parse(TrainConfig, [*given, "--data.fit", "random-resized-crop", "--data.val", "y"])
+    command_line.parse(TrainConfig, [*given, "--data.transform", "random-resized-crop", "--data.val", "y"])
     said = capsys.readouterr().out
     assert "crop-side" not in said
     assert "eval-every" not in said

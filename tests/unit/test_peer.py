@@ -10,7 +10,7 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.pretrained.state_dict_adapter import rename_network
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.registry import PEER_NAMES
+from glioma_dist.registry import SMP_NAMES
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="the peer is not installed: pip install -e '.[bench]'")
 
@@ -34,10 +34,10 @@ IN_TRAINING = sorted(set(NAMES) - {"mit_b0", "mit_b3", "efficientnet_b5"})
 """The others drop branches at random in the peer."""
 
 
-def build_peer(name: str) -> nn.Module:
+def build_smp(name: str) -> nn.Module:
     """With norms that are not at rest and running statistics that were moved by steps."""
     torch.manual_seed(0)
-    peer = smp.Unet(PEER_NAMES.get(name, name), encoder_weights=None, decoder_interpolation="bilinear")
+    peer = smp.Unet(SMP_NAMES.get(name, name), encoder_weights=None, decoder_interpolation="bilinear")
     for module in peer.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -65,7 +65,7 @@ def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tenso
 
 @pytest.mark.parametrize("name", [*NAMES[:QUICK], *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[QUICK:])])
 def test_logits_and_gradients_are_the_peers(tmp_path, name):
-    peer = build_peer(name)
+    peer = build_smp(name)
     torch.save(peer.state_dict(), tmp_path / "peer.pth")
     ours, lineage = build_model(ModelConfig(encoder=name, init=str(tmp_path / "peer.pth")), 0)
     assert "peer.pth" in lineage[0]["weights"]
@@ -83,7 +83,7 @@ def test_logits_and_gradients_are_the_peers(tmp_path, name):
 
 
 def test_what_save_pretrained_writes_is_taken_and_its_settings_are_looked_at(tmp_path):
-    peer = build_peer("mobilenet_v2")
+    peer = build_smp("mobilenet_v2")
     peer.save_pretrained(tmp_path)
     config = ModelConfig(encoder="mobilenet_v2", init=str(tmp_path))
     ours = build_model(config, 0)[0].eval()
@@ -100,7 +100,7 @@ def test_what_save_pretrained_writes_is_taken_and_its_settings_are_looked_at(tmp
 
 
 def test_what_does_not_map_is_listed(tmp_path):
-    tensors = build_peer("mobilenet_v2").state_dict()
+    tensors = build_smp("mobilenet_v2").state_dict()
     del tensors["decoder.blocks.0.conv1.0.weight"]
     tensors["aux.weight"] = torch.ones(2)
     torch.save(tensors, tmp_path / "peer.pth")

@@ -15,8 +15,8 @@ from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale import planner
-from glioma_dist.scale.activation_checkpointing import recompute
-from glioma_dist.scale.planner import GIB, RECOMPUTE, Step, count
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.planner import GIB, LEVELS, Step, count
 from glioma_dist.size import Size
 
 TINY = Step(
@@ -38,12 +38,12 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_each_rung_needs_less_than_the_one_before():
     step = replace(TINY, size=Size(512, 384))
-    peaks = [count(step, kind).peak for kind in RECOMPUTE]
+    peaks = [count(step, kind).peak for kind in LEVELS]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[2] < peaks[1] < peaks[0]
 
 
-@pytest.mark.parametrize("kind", ["none", "all"])
+@pytest.mark.parametrize("kind", ["none", "full"])
 def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
     memory, step = GIB // 2, replace(TINY, size=Size(256, 192))
     images = planner.largest_batch(step, kind, memory)
@@ -55,15 +55,15 @@ def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
 
 
 def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
-    first = count(TINY, "all")
-    monkeypatch.setattr(planner, "count_step_memory", None)
-    assert count(TINY, "all") == first
+    first = count(TINY, "full")
+    monkeypatch.setattr(planner, "estimate_step_memory", None)
+    assert count(TINY, "full") == first
     with pytest.raises(TypeError):
-        count(replace(TINY, size=Size(96, 64)), "all")
+        count(replace(TINY, size=Size(96, 64)), "full")
     for damaged in ("{", "[]", "null", '{"a": 3}'):  # as good as none
         (tmp_path / "glioma-dist" / "step_memory.json").write_text(damaged)
         with pytest.raises(TypeError):
-            count(TINY, "all")
+            count(TINY, "full")
 
 
 def test_sides_are_padded_as_the_network_pads_them():
@@ -81,10 +81,11 @@ def test_ddp_holds_all_gradients_all_the_time():
 
 def test_auto_takes_the_quickest_that_fits():
     step = replace(TINY, size=Size(512, 384))
-    none, encoder, smallest = (count(step, kind).peak for kind in RECOMPUTE)
-    assert [planner.resolve("auto", step, memory) for memory in (none, none - 1, encoder - 1)] == list(RECOMPUTE)
+    none, encoder, smallest = (count(step, kind).peak for kind in LEVELS)
+    assert [planner.resolve("auto", step, memory) for memory in (none, none - 1, encoder - 1)] == list(LEVELS)
     with pytest.raises(
-        InputError, match=r"512x384 on this device: .* with --scale.recompute all are needed; there are .*: give"
+        InputError,
+        match=r"512x384 on this device: .* with --scale.activation-checkpointing full are needed; there are .*: give",
     ):
         planner.resolve("auto", step, smallest // 3)
     assert planner.resolve("none", step, 0) == "none"  # what was asked for is not second-guessed
@@ -92,11 +93,11 @@ def test_auto_takes_the_quickest_that_fits():
 
 def test_advice_never_offers_what_was_tried():
     step = replace(TINY, size=Size(512, 384), batch_size=8)
-    assert "give --scale.recompute encoder" in planner.advice(step, 100 * GIB, tried="none")
-    assert "give --scale.recompute all" in planner.advice(step, 100 * GIB, tried="encoder")
-    half = count(replace(step, batch_size=4), "all").peak
-    assert re.search(r"give --scale.recompute all and --batch-size [345]$", planner.advice(step, half))
-    assert "see what else uses the memory" in planner.advice(step, 100 * GIB, tried="all")
+    assert "give --scale.activation-checkpointing selective" in planner.advice(step, 100 * GIB, tried="none")
+    assert "give --scale.activation-checkpointing full" in planner.advice(step, 100 * GIB, tried="selective")
+    half = count(replace(step, batch_size=4), "full").peak
+    assert re.search(r"give --scale.activation-checkpointing full and --batch-size [345]$", planner.advice(step, half))
+    assert "see what else uses the memory" in planner.advice(step, 100 * GIB, tried="full")
 
 
 def test_no_attention_matrix_at_native_size():
@@ -105,11 +106,11 @@ def test_no_attention_matrix_at_native_size():
     step = replace(TINY, size=size, bf16=True)
     widest_map = size.width * size.height * 16 * 2  # the decoder's, 16 channels in bf16
     tokens, keys = size.width * size.height // 16, size.width * size.height // 1024
-    for kind in RECOMPUTE:
+    for kind in LEVELS:
         assert count(step, kind).largest_tensor <= widest_map < tokens * keys * 2 / 10
 
 
-@pytest.mark.parametrize(("size", "kind"), [("512x384", "none"), ("640x512", "encoder"), ("704x512", "all")])
+@pytest.mark.parametrize(("size", "kind"), [("512x384", "none"), ("640x512", "selective"), ("704x512", "full")])
 def test_counted_is_what_a_process_grows_by(size, kind):
     """The peak resident memory above what the libraries and a small step had taken before."""
     model, size = ModelConfig(encoder="mit_b0"), Size.parse(size)
@@ -130,7 +131,7 @@ def measure_growth(model_config: ModelConfig, size: Size, kind: str) -> int:
 
 def take_steps(model_config: ModelConfig, size: Size, kind: str) -> None:
     model = UNet(model_config)
-    recompute(model, kind)
+    checkpoint_activations(model, kind)
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(2):
         images = torch.zeros(1, 1, size.height, size.width, dtype=torch.uint8)
@@ -147,9 +148,9 @@ def resident(what: str) -> int:
 
 @pytest.mark.parametrize(("num_rows", "most"), [(2, 0.56), (4, 0.32)])
 def test_kept_activations_are_shared_by_rows(num_rows, most):
-    """At native height, 61 units, the band of a process keeps little more than its share."""
+    """At native height, 61 units, the strip of a process keeps little more than its share."""
     step = replace(TINY, model=ModelConfig(encoder="mit_b0"), size=Size(256, 1952), bf16=True)
-    shared = replace(step, rows=num_rows, num_devices=num_rows)
+    shared = replace(step, spatial_parallel=num_rows, num_devices=num_rows)
     kept = [count(each, "none").kept for each in (shared, step)]
     assert 1 / num_rows < kept[0] / kept[1] <= most
     halos, gathered = planner.count_sent(shared, "none")
@@ -158,7 +159,7 @@ def test_kept_activations_are_shared_by_rows(num_rows, most):
 
 
 def test_fsdp_shares_weights_gradients_and_moments():
-    whole = count(replace(TINY, num_devices=4), "all")
-    shared = count(replace(TINY, num_devices=4, shards=True), "all")
+    whole = count(replace(TINY, num_devices=4), "full")
+    shared = count(replace(TINY, num_devices=4, shards=True), "full")
     assert (shared.parameters, shared.optimizer) == (whole.parameters // 4, whole.optimizer // 4)
     assert shared.momentary > whole.momentary  # a layer's weights are whole while they are needed

@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from glioma_dist.config import PredictConfig
 from glioma_dist.data.sample import encode_image
-from glioma_dist.data.transforms import raise_contrast
+from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import DiskFullError, InputError, PartialError
 from glioma_dist.inference.images import find_images, output_names
 from glioma_dist.inference.predict import predict
 from glioma_dist.inference.results import Failure, describe_failures, overlay
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.size import Size
-from glioma_dist.training.state import Position, save_state
+from glioma_dist.training.state import TrainState, save_state
 
 
 def save_model(folder, shards, fit: str) -> SimpleNamespace:
@@ -35,7 +35,7 @@ def save_model(folder, shards, fit: str) -> SimpleNamespace:
     with torch.no_grad():
         logits = model(normalise(torch.from_numpy(draw_sample(0).image)[None, None]))
         model.decoder.head.bias -= logits.median()
-    save_state(folder / "best", config, Position(step=1), model, None, {"lineage": []})
+    save_state(folder / "best", config, TrainState(step=1), model, None, {"lineage": []})
     return SimpleNamespace(folder=folder / "best", model=model)
 
 
@@ -52,7 +52,7 @@ def resized(shards, tmp_path_factory):
 
 
 def expected_mask(model: torch.nn.Module, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    image = raise_contrast(image, "percentile")
+    image = normalize_intensity(image, "percentile")
     height, width = image.shape[:2]
     if size:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -84,8 +84,8 @@ def check_results(out, rows, model, images: dict[str, np.ndarray], size=None) ->
         mask = cv2.imread(str(out / row["mask"]), cv2.IMREAD_UNCHANGED)
         assert (mask.dtype, mask.shape) == (np.uint8, pixels.shape[:2])
         np.testing.assert_array_equal(mask, expected_mask(model, pixels, size) * 255)
-        assert float(row["covered_share"]) == pytest.approx((mask == 255).mean(), abs=1e-6)
-        assert 0 < float(row["covered_share"]) < 1
+        assert float(row["confluence"]) == pytest.approx((mask == 255).mean(), abs=1e-6)
+        assert 0 < float(row["confluence"]) < 1
         assert (int(row["width"]), int(row["height"])) == pixels.shape[1::-1]
         assert {name: str(value) for name, value in returned.items()} == row
         picture = cv2.imread(str(out / row["overlay"]), cv2.IMREAD_UNCHANGED)
@@ -131,7 +131,7 @@ def test_the_threshold_is_a_probability(whole, tmp_path, runtime):
     shares = [
         predict(PredictConfig(whole.folder, str(tmp_path / "a.png"), tmp_path / "out", threshold=threshold), runtime)[
             0
-        ]["covered_share"]
+        ]["confluence"]
         for threshold in (1e-9, 0.4, 0.5, 0.6, 1 - 1e-9)
     ]
     assert shares == sorted(shares, reverse=True)

@@ -15,13 +15,13 @@ SMP = "segmentation_models.pytorch"
 ENDED = {"peak_gib": None, "seconds": [], "median_seconds": None, "images_per_second": None}
 
 
-def make_row(network: str, rung: str, size: str, gib: float, seconds: float, **changes: object) -> dict:
+def make_row(network: str, level: str, size: str, gib: float, seconds: float, **changes: object) -> dict:
     return {
         "kind": "step",
         "status": "ok",
         "network": network,
         "encoder": "mit_b3",
-        "rung": rung,
+        "level": level,
         "layout": "contiguous",
         "precision": "bf16",
         "size": size,
@@ -43,11 +43,11 @@ def make_row(network: str, rung: str, size: str, gib: float, seconds: float, **c
 
 
 def make_rows() -> list[dict]:
-    """Two rungs and a peer; the peer does not fit at the largest size."""
+    """Two levels and a peer; the peer does not fit at the largest size."""
     rows = []
     for number, size in enumerate(SIZES):
         rows.append(make_row("glioma-dist", "none", size, 1.5 * 3**number, 0.25 * 4**number))
-        rows.append(make_row("glioma-dist", "all", size, 1.0 * 2**number, 0.3 * 4**number))
+        rows.append(make_row("glioma-dist", "full", size, 1.0 * 2**number, 0.3 * 4**number))
         rows.append(make_row(SMP, "none", size, 2.0 * 5**number, 0.4 * 4**number))
     rows[-1].update(status="out of memory", error="CUDA out of memory", **ENDED)
     return rows
@@ -78,26 +78,26 @@ def test_the_tables_hold_each_cell_in_its_place():
     text = markdown_text(make_rows())
     memory, speed = table(text, "Peak memory, GiB"), table(text, "Images a second")
     assert memory["", ""] == list(SIZES)
-    assert memory["glioma-dist, recompute none", "bf16"] == ["1.50", "4.50", "13.50"]
-    assert memory["glioma-dist, recompute all", "bf16"] == ["1.00", "2.00", "4.00"]
+    assert memory["glioma-dist, checkpointing none", "bf16"] == ["1.50", "4.50", "13.50"]
+    assert memory["glioma-dist, checkpointing full", "bf16"] == ["1.00", "2.00", "4.00"]
     assert memory[SMP, "bf16"] == ["2.00", "10.00", "out of memory"]
-    assert speed["glioma-dist, recompute none", "bf16"] == ["4", "1", "0.25"]
+    assert speed["glioma-dist, checkpointing none", "bf16"] == ["4", "1", "0.25"]
     assert speed[SMP, "bf16"] == ["2.5", "0.625", "out of memory"]
 
 
 def test_the_cost_in_time_is_relative_to_the_rung_without_recomputation():
     rows = make_rows()
-    costs = "Time of a step, in times that of the rung none"
+    costs = "Time of a step, in times that of the level none"
     assert table(markdown_text(rows), costs) == {
         ("", ""): list(SIZES),
         ("---", "---"): ["---:"] * 3,
-        ("glioma-dist, recompute all", "bf16"): ["1.20"] * 3,
+        ("glioma-dist, checkpointing full", "bf16"): ["1.20"] * 3,
     }
     for row in rows:  # where the plain step does not fit, there is nothing to compare with
-        if row["rung"] == "none" and row["size"] == "2592x1952":
+        if row["level"] == "none" and row["size"] == "2592x1952":
             row.update(status="out of memory", **ENDED)
-    assert table(markdown_text(rows), costs)["glioma-dist, recompute all", "bf16"] == ["1.20"] * 2
-    assert costs not in markdown_text([row for row in rows if row["rung"] == "all"])
+    assert table(markdown_text(rows), costs)["glioma-dist, checkpointing full", "bf16"] == ["1.20"] * 2
+    assert costs not in markdown_text([row for row in rows if row["level"] == "full"])
 
 
 def test_data_loading_and_the_largest_have_tables_where_they_were_measured():
@@ -111,9 +111,9 @@ def test_data_loading_and_the_largest_have_tables_where_they_were_measured():
     rows.append({**rows[-1], "sought": "batch", "status": "timed out", "limited_by": "timed out"})
     text = markdown_text(rows)
     loading = table(text, "Images a second with data loading (drawn, 2 workers)")
-    assert loading["glioma-dist, recompute none", "bf16"] == ["3", "0.5", "0.5"]
-    assert "| glioma-dist, recompute none | bf16 | size | 704x512, batch 7 | out of memory |" in text
-    assert "| glioma-dist, recompute none | bf16 | batch | none | timed out |" in text
+    assert loading["glioma-dist, checkpointing none", "bf16"] == ["3", "0.5", "0.5"]
+    assert "| glioma-dist, checkpointing none | bf16 | size | 704x512, batch 7 | out of memory |" in text
+    assert "| glioma-dist, checkpointing none | bf16 | batch | none | timed out |" in text
 
 
 def test_csv_has_every_row_and_column():
@@ -146,9 +146,9 @@ def test_plots_dash_the_peer_name_the_sizes_and_show_cards_in_range():
 
 def test_names_beside_a_plot_stand_apart():
     rows = [
-        make_row("glioma-dist", rung, "704x512", 1 + 1e-3 * number, 1, layout=layout)
-        for number, (rung, layout) in enumerate(
-            (rung, layout) for rung in ("none", "encoder", "all") for layout in ("contiguous", "channels_last")
+        make_row("glioma-dist", level, "704x512", 1 + 1e-3 * number, 1, layout=layout)
+        for number, (level, layout) in enumerate(
+            (level, layout) for level in ("none", "selective", "full") for layout in ("contiguous", "channels_last")
         )
     ]
     (axes,) = draw_memory(rows).axes

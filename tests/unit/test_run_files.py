@@ -24,7 +24,7 @@ from glioma_dist.model.hub import model_card
 from glioma_dist.model.manifest import MANIFEST, STATE
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.resume import look
-from glioma_dist.training.state import Position, read_position, read_scaler, save_state
+from glioma_dist.training.state import TrainState, read_position, read_scaler, save_state
 from glioma_dist.training.telemetry import MetricsFile, read_rows
 
 DEEP = ("deep", "deeper", "deepest")
@@ -127,9 +127,9 @@ def made(shards, tmp_path_factory):
     config = tiny_config(shards, out, decoder_channels=(2, 2, 2, 2, 2), clip_norm=1.0)
     model, _ = build_model(config.model, 0)
     optimizer = torch.optim.Adam(model.parameters())
-    facts = {"lineage": [{"data": "x", "licence": "CC0"}], "fingerprints": {"train": "a", "val": "b"}}
+    metadata = {"lineage": [{"data": "x", "licence": "CC0"}], "fingerprints": {"train": "a", "val": "b"}}
     scaler = {"scale": 65536.0, "_growth_tracker": 3}
-    save_state(out / "last", config, Position(2, 0.5, 0.25, 1), model, optimizer, facts, scaler=scaler)
+    save_state(out / "last", config, TrainState(2, 0.5, 0.25, 1), model, optimizer, metadata, scaler=scaler)
     return replace(config, out=out)
 
 
@@ -153,7 +153,7 @@ def test_every_change_of_state_json_is_usable_or_one_line(run):
         assert not math.isnan(position.best_loss)
         read_scaler(checkpoint)
         check_settings(checkpoint.config, path)
-        assert model_card(checkpoint.config, checkpoint.facts)
+        assert model_card(checkpoint.config, checkpoint.metadata)
 
     refused = 0
     changes = list(mutations(json.loads(path.read_text())))

@@ -54,9 +54,9 @@ def test_samples_come_back_in_order(tmp_path):
     for copy in (reader, pickle.loads(pickle.dumps(reader))):
         for number, sample in enumerate(samples):
             found = copy.read(number // 3, number % 3)
-            assert (found.key, found.facts, found.image.dtype) == (
+            assert (found.key, found.metadata, found.image.dtype) == (
                 sample.key,
-                sample.facts,
+                sample.metadata,
                 sample.image.dtype,
             )
             np.testing.assert_array_equal(found.image, sample.image)
@@ -71,7 +71,7 @@ def test_webdataset_alone_reads_them(tmp_path):
     found = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
     assert [sample["__key__"] for sample in found] == [sample.key for sample in samples]
     for theirs, ours in zip(found, samples, strict=True):
-        assert theirs["json"] == ours.facts
+        assert theirs["json"] == ours.metadata
         assert theirs["png"].size == ours.image.shape[1::-1]
         np.testing.assert_array_equal(np.asarray(theirs["mask.png"].convert("L")) > 0, ours.mask == 1)
         if ours.image.dtype == np.uint8 and ours.image.ndim == 3:

@@ -51,7 +51,7 @@ def test_names_that_look_alike_are_told_and_not_mixed_up(tmp_path):
     both = [SPELLINGS["composed"], SPELLINGS["decomposed"]]
     named(tmp_path / "source", both, both)
     screen = convert_quietly(find_glioma_c6(tmp_path / "source"), tmp_path / "out")
-    images = {sample.facts["file_name"]: sample.image for sample in read_all(tmp_path / "out" / "all").values()}
+    images = {sample.metadata["file_name"]: sample.image for sample in read_all(tmp_path / "out" / "all").values()}
     for number, name in enumerate(both):
         np.testing.assert_array_equal(images[name], draw_image(number))
     assert [kind for kind, _, _ in defects(tmp_path / "out")] == ["doubled-name"]

@@ -124,9 +124,9 @@ def test_a_file_that_holds_no_splits_is_one_line(tmp_path, text, words):
 def test_subsets_are_folders_of_shards_that_share_their_bytes(tmp_path):
     draw_shards(tmp_path / "one", range(4))
     draw_shards(tmp_path / "two", range(4, 7))
-    halve = lambda sample: Sample(sample.key, sample.image[::2, ::2], sample.mask[::2, ::2], sample.facts)  # noqa: E731
-    facts = write_singly([tmp_path / "one", tmp_path / "two"], tmp_path / "all", halve)
-    assert sorted(facts) == [f"cell-{number:03d}" for number in range(7)]
+    halve = lambda sample: Sample(sample.key, sample.image[::2, ::2], sample.mask[::2, ::2], sample.metadata)  # noqa: E731
+    metadata = write_singly([tmp_path / "one", tmp_path / "two"], tmp_path / "all", halve)
+    assert sorted(metadata) == [f"cell-{number:03d}" for number in range(7)]
     for _ in range(2):  # the second time it is there
         link_subset(tmp_path / "all", ["cell-005", "cell-001"], tmp_path / "split" / "val")
     reader = ShardReader(tmp_path / "split" / "val")

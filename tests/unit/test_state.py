@@ -15,7 +15,7 @@ from glioma_dist.model import checkpoint_writer, tensor_files
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, kept_folders
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, STATE
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import Position, load_optimizer, load_weights, save_state
+from glioma_dist.training.state import TrainState, load_optimizer, load_weights, save_state
 from glioma_dist.training.telemetry import MetricsFile
 
 
@@ -42,11 +42,11 @@ def saved(shards, tmp_path):
     for number in range(2):
         step(made, number)
     folder = tmp_path / "last"
-    save_state(folder, config, Position(2, 0.125, 0.75, 1), made.model, made.optimizer, {"lineage": [], "more": "x"})
+    save_state(folder, config, TrainState(2, 0.125, 0.75, 1), made.model, made.optimizer, {"lineage": [], "more": "x"})
     return SimpleNamespace(folder=folder, config=config, made=made)
 
 
-def load_state(checkpoint: Checkpoint, model, optimizer) -> Position:
+def load_state(checkpoint: Checkpoint, model, optimizer) -> TrainState:
     position = load_weights(checkpoint, model)
     load_optimizer(checkpoint, model, optimizer)
     return position
@@ -65,9 +65,9 @@ def check_equal(one: SimpleNamespace, other: SimpleNamespace) -> None:
 def test_what_is_saved_comes_back_and_goes_on_alike(saved):
     read = Checkpoint.read(saved.folder)
     assert read.config == saved.config
-    assert read.facts["more"] == "x"
+    assert read.metadata["more"] == "x"
     fresh = make(1, saved.config)
-    assert load_state(read, fresh.model, fresh.optimizer) == Position(2, 0.125, 0.75, 1)
+    assert load_state(read, fresh.model, fresh.optimizer) == TrainState(2, 0.125, 0.75, 1)
     check_equal(saved.made, fresh)
     step(saved.made, 2)
     step(fresh, 2)
@@ -89,13 +89,13 @@ def test_a_checkpoint_holds_safetensors_and_json_only(saved):
 
 def test_the_model_alone_has_no_optimizer(saved):
     best = saved.folder.parent / "best"
-    save_state(best, saved.config, Position(), saved.made.model, None, {})
+    save_state(best, saved.config, TrainState(), saved.made.model, None, {})
     assert sorted(path.name for path in best.iterdir()) == [MANIFEST, MODEL, STATE]
 
 
 def test_state_json_is_json_even_before_there_is_a_best(saved):
     folder = saved.folder.parent / "first"
-    save_state(folder, saved.config, Position(step=1), saved.made.model, saved.made.optimizer, {})
+    save_state(folder, saved.config, TrainState(step=1), saved.made.model, saved.made.optimizer, {})
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
@@ -245,7 +245,7 @@ def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(shards, tmp_path
     made, folder = make(0, config), tmp_path / "last"
 
     def save(number: int) -> None:
-        save_state(folder, config, Position(number), made.model, made.optimizer, {}, keep=keep)
+        save_state(folder, config, TrainState(number), made.model, made.optimizer, {}, keep=keep)
 
     for number in range(1, keep + 1):
         save(number)

@@ -29,7 +29,7 @@ def check_same_samples(reader: ShardReader, expected: ShardReader) -> None:
     for shard, size in enumerate(expected.shard_sizes):
         for place in range(size):
             found, wanted = reader.read(shard, place), expected.read(shard, place)
-            assert (found.key, found.facts) == (wanted.key, wanted.facts)
+            assert (found.key, found.metadata) == (wanted.key, wanted.metadata)
             np.testing.assert_array_equal(found.image, wanted.image)
             np.testing.assert_array_equal(found.mask, wanted.mask)
 

@@ -213,18 +213,18 @@ def test_at_native_size_takes_the_middle_window_of_the_right_proportions():
     fitted = at_native_size(sample, Size(60, 40))
     assert fitted.image.shape == fitted.mask.shape == (40, 60)
     np.testing.assert_array_equal(fitted.mask, resize_mask(sample.mask[18:78], Size(60, 40)))
-    assert (fitted.facts["width"], fitted.facts["height"]) == (60, 40)
+    assert (fitted.metadata["width"], fitted.metadata["height"]) == (60, 40)
     assert at_native_size(sample, None) is sample
 
 
 def test_images_are_grouped_by_fact_or_by_name():
-    facts = {"group": "well 3", "file_name": "cultureB_20x_4.tif"}
-    assert group_of("key", facts, "group") == "well 3"
+    metadata = {"group": "well 3", "file_name": "cultureB_20x_4.tif"}
+    assert group_of("key", metadata, "group") == "well 3"
     assert group_of("key", {}, "group") == "key"
-    assert group_of("key", facts, "(culture[A-Z])_") == "cultureB"
+    assert group_of("key", metadata, "(culture[A-Z])_") == "cultureB"
     for wrong in ("(", "culture", "(nothing)_"):
         with pytest.raises(InputError, match="--group-by"):
-            group_of("key", facts, wrong)
+            group_of("key", metadata, wrong)
 
 
 def test_training_sets_of_figure_3_lie_within_each_other(tmp_path):
@@ -360,7 +360,7 @@ def results(tmp_path) -> dict:
     curves = [{"model": "MiT-B3", "start": "random", "repetitions": [[[1, 0.5], [2, 0.3]], [[1, 0.6]]]}]
     return {
         **{"study": "table1", "title": "A & B", "preset": "small", "protocol": protocol, "data": {}, "notes": []},
-        "facts": {"device": "none", "commit": "0", "command": "x"},
+        "metadata": {"device": "none", "commit": "0", "command": "x"},
         "rows": [
             a_row("MiT-B3", s, n, m) for s in ("random", "ImageNet") for n, m in ((5, 0.8), (10, 0.85), (15, None))
         ],
@@ -450,7 +450,7 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
     assert hold_settings(tmp_path, settings_text(settings) | images)
     assert not hold_settings(tmp_path, settings_text(settings) | images)
     assert json.loads((tmp_path / "study.json").read_text())["preset"]["num_repetitions"] == 10
-    moved = replace(settings, workers=7, recompute="all", source=Path("moved"))
+    moved = replace(settings, workers=7, activation_checkpointing="full", source=Path("moved"))
     hold_settings(tmp_path, settings_text(moved) | {"target_data": None, "source_data": ["def"]})
     with pytest.raises(InputError, match="seed 0 -> 1"):
         hold_settings(tmp_path, settings_text(replace(settings, seed=1)) | images)

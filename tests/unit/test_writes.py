@@ -23,7 +23,7 @@ ALLOWED = {
     "glioma_dist/reproduction/execute.py: launcher.launch": "a log that the entry points append to",
     "glioma_dist/benchmark/cell.py: measure_or_say_why_not": "/proc",
     "glioma_dist/benchmark/cell.py: measure": "/proc",
-    "glioma_dist/benchmark/spatial_parallel.py: measure_rows": "/proc",
+    "glioma_dist/benchmark/spatial_parallel.py: measure_spatial_parallel": "/proc",
     "glioma_dist/data/shards/reader.py: ShardWriter._start_shard": "in a folder of shards, which is renamed as a whole",
     "glioma_dist/data/shards/index.py: write_json": "in a folder of shards, which is renamed as a whole",
     "glioma_dist/data/shards/subsets.py: link": "in a folder of shards, which is renamed as a whole",

@@ -23,7 +23,7 @@ from glioma_dist.errors import InputError
 
 
 class Job(NamedTuple):
-    """An image to convert: its key, its file, its cells, and what its facts say of where it comes from."""
+    """An image to convert: its key, its file, its cells, and what its metadata say of where it comes from."""
 
     key: str
     path: Path
@@ -64,7 +64,7 @@ def prepare(job: Job, found: DecodedImage | InputError, audit: Audit) -> Sample 
         audit.add(IMAGE_WITHOUT_LABELS, where, "none of its labels encloses anything", left_out=True)
         return None
     group, hours = describe(job.image.file_name)
-    facts = {
+    metadata = {
         "dataset": job.dataset,
         "file_name": job.image.file_name,
         "width": width,
@@ -74,7 +74,7 @@ def prepare(job: Job, found: DecodedImage | InputError, audit: Audit) -> Sample 
         "num_cells": drawn.num_cells,
         "licence": job.licence,
     }
-    return Sample(job.key, one_channel(found.pixels), drawn.mask, facts)
+    return Sample(job.key, one_channel(found.pixels), drawn.mask, metadata)
 
 
 def _as_labelled(job: Job, found: DecodedImage, audit: Audit) -> DecodedImage:

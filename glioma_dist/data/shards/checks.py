@@ -76,7 +76,7 @@ def fault_of_shard(shard: object) -> str | None:
 def fault_of_member(member: object, num_bytes: int) -> str | None:
     """What is wrong with a sample's entry in a table of members, of a shard of `num_bytes`; None where nothing is.
 
-    Facts and SHA-256 may be missing.
+    Metadata and SHA-256 may be missing.
     """
     if not isinstance(member, dict):
         return f"it is {short(member)}"

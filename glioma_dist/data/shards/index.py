@@ -55,8 +55,8 @@ def write_json(path: Path, content: object, indent: int | None = None) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """One sample in its shard: its key, the [offset, size] of its image, mask and facts, and the SHA-256 of the bytes
-    from the first of these to the last, in hexadecimal, or None where the table has none."""
+    """One sample in its shard: its key, the [offset, size] of its image, mask and metadata, and the SHA-256 of the
+    bytes from the first of these to the last, in hexadecimal, or None where the table has none."""
 
     key: str
     ranges: tuple[tuple[int, int], ...]
@@ -89,7 +89,7 @@ class MemberTable:
         return [tuple(pair) for pairs in self._ranges.tolist() for pair in pairs if pair != NO_FACTS]
 
     def __getitem__(self, place: int) -> Member:
-        # Facts that are missing lie, empty, where the image does.
+        # Metadata that are missing lie, empty, where the image does.
         pairs = [
             pair if pair != NO_FACTS else [self._ranges[place, 0, 0].item(), 0] for pair in self._ranges[place].tolist()
         ]
@@ -159,19 +159,19 @@ def read_members(source: LocalFolder | RemoteFolder, shard: dict) -> MemberTable
     return MemberTable(table)
 
 
-def read_facts(data: bytes, where: str) -> dict:
-    """The facts of a sample from its JSON; numbers that JSON does not have (NaN, Infinity) become None.
+def read_metadata(data: bytes, where: str) -> dict:
+    """The metadata of a sample from its JSON; numbers that JSON does not have (NaN, Infinity) become None.
 
     Raises InputError where it is no JSON object.
     """
     try:
-        facts = json.loads(data, parse_constant=lambda _: None, parse_float=_finite) if data else {}
+        metadata = json.loads(data, parse_constant=lambda _: None, parse_float=_finite) if data else {}
     except (ValueError, RecursionError) as error:
         what = "is nested too deeply" if isinstance(error, RecursionError) else f"is no JSON ({error})"
         raise InputError(one_line(f"{where}: {what}; correct it, or omit it")) from None
-    if not isinstance(facts, dict):
+    if not isinstance(metadata, dict):
         raise InputError(one_line(f"{where}: is no JSON object; correct it, or omit it"))
-    return facts
+    return metadata
 
 
 def _finite(text: str) -> float | None:

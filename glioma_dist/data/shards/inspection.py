@@ -16,7 +16,7 @@ from glioma_dist.data.shards.checks import SHARD_NAME_PATTERN
 from glioma_dist.data.shards.index import FORMAT_VERSION, INDEX_NAME, members_name, write_json
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.tar_members import OUR_MEMBERS, scan_tar, unused_members
-from glioma_dist.data.transforms import raise_contrast
+from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import open_plain
 
@@ -156,7 +156,7 @@ def contact_sheet(samples: list[Sample], draw: Callable[[np.ndarray, np.ndarray]
         height, width = sample.mask.shape
         scale = CELL_PX / max(height, width)
         size = (max(1, round(scale * width)), max(1, round(scale * height)))
-        image = cv2.resize(raise_contrast(sample.image, "percentile"), size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(normalize_intensity(sample.image, "percentile"), size, interpolation=cv2.INTER_AREA)
         # Outlined at the picture's size, or they would vanish in the shrinking of a large one.
         mask = cv2.resize(sample.mask, size, interpolation=cv2.INTER_NEAREST)
         sheet[top : top + size[1], left : left + size[0]] = draw(image, mask)

@@ -28,9 +28,9 @@ from glioma_dist.data.shards.index import (
     Member,
     MemberTable,
     members_name,
-    read_facts,
     read_index,
     read_members,
+    read_metadata,
     write_json,
 )
 from glioma_dist.data.shards.storage import LocalFolder, Patience, RemoteFolder, open_folder
@@ -121,7 +121,7 @@ class ShardWriter:
                 "__key__": sample.key,
                 "png": encode_image(sample.image),
                 "mask.png": encode_mask(sample.mask),
-                "json": json.dumps(sample.facts, sort_keys=True, ensure_ascii=True).encode(),
+                "json": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=True).encode(),
             }
         )
         self._num_in_shard += 1
@@ -253,12 +253,12 @@ class ShardReader:
     def _decode(self, entry: dict, member: Member, data: bytes) -> Sample:
         """A sample from the bytes of its span. Raises InputError where they are not those of a sample."""
         path, key, start = self.source.where(entry["name"]), member.key, member.span[0]
-        image_data, mask_data, facts_data = (
+        image_data, mask_data, metadata_data = (
             data[offset - start : offset - start + size] for offset, size in member.ranges
         )
-        facts = read_facts(facts_data, f"{path}: {key}.json")
+        metadata = read_metadata(metadata_data, f"{path}: {key}.json")
         image = decode_image(image_data, f"{path}: {key}.png")
-        sample = Sample(key, image, decode_mask(mask_data, f"{path}: {key}.mask.png"), facts)
+        sample = Sample(key, image, decode_mask(mask_data, f"{path}: {key}.mask.png"), metadata)
         _check_same_size(sample, path, self.source.remedy)
         # Last, because those above tell which part it is.
         if not member.is_whole(data):

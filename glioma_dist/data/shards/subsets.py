@@ -20,10 +20,10 @@ from glioma_dist.errors import InputError
 def write_singly(folders: Iterable[Path], out: Path, change: Callable[[Sample], Sample]) -> dict[str, dict]:
     """Write the samples of `folders`, each in a shard of its own, as `change` makes them.
 
-    Returns the facts of each sample by its key. Raises InputError where a key comes twice.
+    Returns the metadata of each sample by its key. Raises InputError where a key comes twice.
     """
     readers = [ShardReader(folder) for folder in folders]
-    facts: dict[str, dict] = {}
+    metadata: dict[str, dict] = {}
     names, licences = (
         ", ".join(dict.fromkeys(str(reader.index[name]) for reader in readers)) for name in ("dataset", "licence")
     )
@@ -33,8 +33,8 @@ def write_singly(folders: Iterable[Path], out: Path, change: Callable[[Sample], 
                 for place in range(size):
                     sample = change(reader.read(shard, place))
                     writer.write(sample)
-                    facts[sample.key] = sample.facts
-    return facts
+                    metadata[sample.key] = sample.metadata
+    return metadata
 
 
 def link_subset(samples: Path, keys: Iterable[str], out: Path) -> None:

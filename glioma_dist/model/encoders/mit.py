@@ -52,7 +52,7 @@ class MitEncoder(nn.Module):
     """SegFormer's hierarchical transformer (transformers' SegformerModel): four maps at strides 4, 8, 16, 32.
 
     Stochastic depth is drawn per image from the image's own seed, so that an image is treated alike in whatever
-    process and beside whatever others it is computed, and again when a layer is recomputed.
+    process and beside whatever others it is computed, and again when a layer is computed again.
     """
 
     strides = (4, 8, 16, 32)

@@ -113,11 +113,11 @@ def _told(unused: list[str]) -> str:
     return f", without {len(unused)} tensors that are not used ({unused[0].removeprefix('body.')} …)" if unused else ""
 
 
-def load_peer(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str, str]:
+def load_smp(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str, str]:
     """Put a checkpoint of segmentation_models.pytorch's U-Net into `model`, in place: a file of weights, or the folder
     that its save_pretrained writes. Returns its lineage. Raises InputError where it is of another network."""
     if path.is_dir():
-        _check_peer_config(path / "config.json", encoder)
+        _check_smp_config(path / "config.json", encoder)
         path = path / "model.safetensors"
     if norm != "batch":
         raise InputError(f"--model.init {path}: that library's decoder has batch norm; give --model.norm batch")
@@ -133,12 +133,12 @@ def load_peer(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str
     return {"weights": text, "licence": "not stated"}
 
 
-def is_peer(path: Path) -> bool:
+def is_smp(path: Path) -> bool:
     """Whether `path` is a file, or a folder as segmentation_models.pytorch writes it."""
     return path.is_file() or ((path / "config.json").is_file() and (path / "model.safetensors").is_file())
 
 
-def _check_peer_config(file: Path, encoder: str) -> None:
+def _check_smp_config(file: Path, encoder: str) -> None:
     settings = read_json(file)
     try:
         found = {name: settings.get(name, usual) for name, usual in PEER_SETTINGS.items()}

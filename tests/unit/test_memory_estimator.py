@@ -8,7 +8,7 @@ from torch import nn
 from glioma_dist.config import ModelConfig
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.memory_estimator import count_step_memory
+from glioma_dist.scale.memory_estimator import estimate_step_memory
 from glioma_dist.size import Size
 
 LOSS = partial(segmentation_loss, "dice")
@@ -25,7 +25,7 @@ def test_states_are_parameters_buffers_and_adams_two_moments():
     num_parameters = len(list(model.parameters()))
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     expected = 3 * numbers * FLOAT + num_parameters * FLOAT + buffers  # Adam also counts its steps, per parameter
-    assert count_step_memory(model, LOSS, Size(64, 32)).states == expected
+    assert estimate_step_memory(model, LOSS, Size(64, 32)).states == expected
 
 
 def test_the_peak_of_a_chain_of_convolutions_is_what_hand_counting_gives():
@@ -37,18 +37,18 @@ def test_the_peak_of_a_chain_of_convolutions_is_what_hand_counting_gives():
         *(nn.Conv2d(channels, channels, 1) for _ in range(3)),
         nn.Conv2d(channels, 1, 1),
     ]
-    peak = count_step_memory(nn.Sequential(*layers), LOSS, size).peak
+    peak = estimate_step_memory(nn.Sequential(*layers), LOSS, size).peak
     states = 3 * FLOAT * sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     one_map = channels * size.width * size.height * FLOAT
     assert 4.9 * one_map < peak - states < 5.5 * one_map
 
 
 def test_memory_grows_evenly_with_the_batch_and_bf16_takes_less():
-    peaks = [count_step_memory(tiny(), LOSS, Size(64, 64), batch_size).peak for batch_size in (4, 8, 12)]
+    peaks = [estimate_step_memory(tiny(), LOSS, Size(64, 64), batch_size).peak for batch_size in (4, 8, 12)]
     assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], rel=0.02)
-    assert count_step_memory(tiny(), LOSS, Size(64, 64), 8, bf16=True).peak < 0.8 * peaks[1]
+    assert estimate_step_memory(tiny(), LOSS, Size(64, 64), 8, bf16=True).peak < 0.8 * peaks[1]
 
 
 def test_an_image_of_native_size_is_counted_without_the_memory_for_it():
-    counted = count_step_memory(tiny(), LOSS, Size(2592, 1952), batch_size=64)
+    counted = estimate_step_memory(tiny(), LOSS, Size(2592, 1952), batch_size=64)
     assert counted.peak > 64 * 2**30

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from glioma_dist.config import ModelConfig
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import build_model
-from glioma_dist.scale.activation_checkpointing import recompute
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
-from glioma_dist.scale.spatial_group import Rows
-from glioma_dist.scale.spatial_layers import split_rows
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.spatial_layers import split_spatially
 
 BATCH_SIZE = 2
 NARROW_ENCODERS = ("vgg19", "resnet50")
@@ -28,7 +28,7 @@ class Case:
     num_processes: int
     encoder: str = "mit_tiny"
     norm: str = "batch"
-    recompute: str = "none"
+    level: str = "none"
     height: int = 150
     """Five units of 32 rows, the last not whole."""
     width: int = 64
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        return f"{self.encoder}-{self.norm}-{self.recompute}-{self.height}-{self.rows} of {self.num_processes}"
+        return f"{self.encoder}-{self.norm}-{self.level}-{self.height}-{self.rows} of {self.num_processes}"
 
 
 DOUBLE = [
@@ -45,13 +45,13 @@ DOUBLE = [
     Case(4, 4, height=1952, width=32),
     Case(2, 4),
     Case(2, 2, norm="group"),
-    Case(2, 2, recompute="encoder"),
-    Case(4, 4, recompute="all"),
-    Case(2, 4, recompute="all", norm="group"),
+    Case(2, 2, activation_checkpointing="selective"),
+    Case(4, 4, activation_checkpointing="full"),
+    Case(2, 4, activation_checkpointing="full", norm="group"),
     Case(2, 2, encoder="vgg19"),
-    Case(4, 4, encoder="vgg19", recompute="all"),
+    Case(4, 4, encoder="vgg19", activation_checkpointing="full"),
     Case(2, 2, encoder="resnet50"),
-    Case(4, 4, encoder="resnet50", recompute="all"),
+    Case(4, 4, encoder="resnet50", activation_checkpointing="full"),
 ]
 
 
@@ -67,10 +67,10 @@ def take_steps(case: Case) -> dict[str, Tensor]:
 def _take_steps(case: Case) -> dict[str, Tensor]:
     """Logits, losses and gradients of three steps, weights and buffers after them; in one process, or as one of
     several, which must all come to the same weights."""
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    here = Runtime.start()
-    rows = Rows.join(here, case.rows if here.num_processes > 1 else 1)
+    here = DistributedContext.start()
+    rows = SpatialGroup.join(here, case.rows if here.num_processes > 1 else 1)
     dtype = torch.float64 if case.double else torch.float32
     config = ModelConfig(encoder=case.encoder, decoder_channels=TINY_CHANNELS, norm=case.norm)
     model = build_model(config, 0)[0].to(dtype)
@@ -78,23 +78,23 @@ def _take_steps(case: Case) -> dict[str, Tensor]:
         model.encoder.stochastic_depth.rates *= 6
     if here.num_processes > 1:
         model = synchronise_batch_norm(model, here.device)
-        recompute(model, case.recompute)
-        split_rows(model, rows)
+        checkpoint_activations(model, case.level)
+        split_spatially(model, rows)
     parallel = here.accelerator.prepare_model(model)
     optimizer = (torch.optim.Adam if case.double else torch.optim.SGD)(model.parameters(), lr=1e-3)
-    share = BATCH_SIZE // rows.num_data_groups
-    mine = slice(rows.data_rank * share, (rows.data_rank + 1) * share)
+    share = BATCH_SIZE // rows.dp_size
+    mine = slice(rows.dp_rank * share, (rows.dp_rank + 1) * share)
     found = {}
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
         images = torch.randn(BATCH_SIZE, 3, case.height, case.width, generator=generator, dtype=dtype)
         masks = (torch.rand(BATCH_SIZE, case.height, case.width, generator=generator) > 0.7).to(torch.uint8)
-        band = rows.cut(case.height)
+        strip = rows.cut(case.height)
         with torch.autocast("cpu", torch.bfloat16, enabled=case.bf16):
-            logits = parallel(images[mine, :, band], torch.arange(BATCH_SIZE)[mine])
-        losses = segmentation_loss("dice+bce", logits, masks[mine, band], rows.total)
+            logits = parallel(images[mine, :, strip], torch.arange(BATCH_SIZE)[mine])
+        losses = segmentation_loss("dice+bce", logits, masks[mine, strip], rows.total)
         here.accelerator.backward(losses.sum() * (here.num_processes / BATCH_SIZE))
-        whole = rows.gather_band(logits.detach())
+        whole = rows.gather_strip(logits.detach())
         for name, each in (("logits", whole), ("losses", losses.detach())):
             groups = here.gather_objects([each] if rows.rank == 0 else [])
             found[f"{step} {name}"] = torch.cat(groups)
@@ -117,26 +117,28 @@ def check_equal(case: Case, tolerance: float) -> None:
 
 @pytest.mark.parametrize("case", DOUBLE, ids=lambda case: case.id)
 def test_bands_equal_whole_images_in_fp64(case):
-    """With stochastic depth that drops many branches, bands of unequal height, and a height that is padded."""
+    """With stochastic depth that drops many branches, strips of unequal height, and a height that is padded."""
     check_equal(case, 1e-9)
 
 
-@pytest.mark.parametrize("case", [Case(2, 2, double=False), Case(4, 4, recompute="all", double=False)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(2, 2, double=False), Case(4, 4, activation_checkpointing="full", double=False)], ids=str
+)
 def test_bands_equal_whole_images_in_fp32(case):
     """With plain gradient descent, for Adam makes as much of a gradient's last digits as of its first."""
     check_equal(case, 1e-5)
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
-def test_bands_are_as_near_to_fp32_as_a_whole_image_is_in_bf16(recompute):
+@pytest.mark.parametrize("level", ["none", "full"])
+def test_strips_are_as_near_to_fp32_as_a_whole_image_is_in_bf16(level):
     """bf16 keeps 8 bits, and sums in another order round another way. The first step: weights are still equal."""
-    case = Case(2, 2, recompute=recompute, double=False, bf16=True)
+    case = Case(2, 2, level=level, double=False, bf16=True)
     exact, plain = take_steps(replace(case, bf16=False)), take_steps(case)
     for process in run(take_steps, case, num_processes=2, timeout=240):
         assert (process["0 losses"] - plain["0 losses"]).abs().max() < 1e-3
         for name in (name for name in exact if name.startswith("0 ")):
-            of_one, of_bands = (relative_error(found[name], exact[name]) for found in (plain, process))
-            assert of_bands < 1.5 * of_one + 0.01, name
+            of_one, of_tiles = (relative_error(found[name], exact[name]) for found in (plain, process))
+            assert of_tiles < 1.5 * of_one + 0.01, name
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:

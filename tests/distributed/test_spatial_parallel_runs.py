@@ -25,10 +25,10 @@ UNEVEN = Size(72, 78)
 
 
 def train_as_a_command(config) -> None:
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.distributed.run_command import run_command
 
-    run_command(lambda: loop.train(config, Runtime.start(config.scale.timeout_s)))
+    run_command(lambda: loop.train(config, DistributedContext.start(config.scale.timeout_s)))
 
 
 @pytest.mark.parametrize(("num_rows", "num_processes"), [(2, 2), (2, 4)])
@@ -36,9 +36,9 @@ def test_training_in_rows_equals_one_process(shards, tmp_path, num_rows, num_pro
     """With augmentation, and three validation images of another height for two groups. Three steps in fp64, and one in
     fp32, because later Adam makes steps of a gradient's last digits."""
     for train_one, steps, tolerance in ((train_in_double, 3, FP64), (train_and_tell, 1, FIRST_STEP_FP32)):
-        config = tiny_config(shards, tmp_path / f"one {steps}", max_steps=steps, fit="crop", size=UNEVEN)
+        config = tiny_config(shards, tmp_path / f"one {steps}", max_steps=steps, transform="random-crop", size=UNEVEN)
         train_one(config)
-        split = replace(config, out=tmp_path / f"split {steps}", scale=ScaleConfig(rows=num_rows))
+        split = replace(config, out=tmp_path / f"split {steps}", scale=ScaleConfig(spatial_parallel=num_rows))
         run(train_one, split, num_processes=num_processes)
         ours, theirs = rows(split.out), rows(config.out)
         if steps == 1:
@@ -47,12 +47,16 @@ def test_training_in_rows_equals_one_process(shards, tmp_path, num_rows, num_pro
 
 
 def test_a_run_resumes_with_another_number_of_rows(shards, tmp_path):
-    config = tiny_config(shards, tmp_path / "whole", fit="crop", size=UNEVEN)
+    config = tiny_config(shards, tmp_path / "whole", transform="random-crop", size=UNEVEN)
     train_in_double(config)
     moving = replace(config, out=tmp_path / "moving")
-    run(train_in_double, replace(moving, max_steps=2, scale=ScaleConfig(rows=3)), num_processes=3)
+    run(train_in_double, replace(moving, max_steps=2, scale=ScaleConfig(spatial_parallel=3)), num_processes=3)
     train_in_double(replace(moving, max_steps=3))
-    run(train_in_double, replace(moving, scale=ScaleConfig(rows=2, recompute="all")), num_processes=2)
+    run(
+        train_in_double,
+        replace(moving, scale=ScaleConfig(spatial_parallel=2, activation_checkpointing="full")),
+        num_processes=2,
+    )
     check_close(rows(moving.out)[-2:], rows(config.out)[-2:], 1e-9)
 
 
@@ -61,7 +65,7 @@ def train_until_killed(config, rank_killed: int) -> None:
     step = loop.train_step
 
     def dying(training, batch, number):
-        if number == 2 and training.runtime.rank == rank_killed:
+        if number == 2 and training.context.rank == rank_killed:
             for parameter in training.model.parameters():
                 parameter.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
         return step(training, batch, number)
@@ -72,7 +76,7 @@ def train_until_killed(config, rank_killed: int) -> None:
 
 @pytest.mark.parametrize("rank_killed", [0, 1])
 def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(shards, tmp_path, runtime, rank_killed):
-    config = tiny_config(shards, tmp_path / "run", val=None, save_every=1, scale=ScaleConfig(rows=2))
+    config = tiny_config(shards, tmp_path / "run", val=None, save_every=1, scale=ScaleConfig(spatial_parallel=2))
     started = time.monotonic()
     ended = start(train_until_killed, config, rank_killed, num_processes=2, timeout=90).wait()
     assert time.monotonic() - started < 60 + SECONDS_TO_STOP
@@ -90,7 +94,7 @@ def fall_silent(config) -> None:
     step = loop.train_step
 
     def sleeping(training, batch, number):
-        if number == 1 and training.runtime.rank == 1:
+        if number == 1 and training.context.rank == 1:
             time.sleep(3600)
         return step(training, batch, number)
 
@@ -110,10 +114,10 @@ def test_a_process_that_falls_silent_is_taken_for_lost(shards, tmp_path):
 
 
 def refusal(config) -> str:
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
     try:
-        loop.train(config, Runtime.start())
+        loop.train(config, DistributedContext.start())
     except InputError as error:
         return str(error)
     return "no error"
@@ -122,14 +126,26 @@ def refusal(config) -> str:
 @pytest.mark.parametrize(
     ("num_processes", "changes", "message"),
     [
-        (3, {"scale": ScaleConfig(rows=2)}, "--scale.rows 2 does not divide the 3 processes of this launch"),
-        (1, {"scale": ScaleConfig(rows=2)}, "--scale.rows 2 does not divide the 1 process of this launch"),
+        (
+            3,
+            {"scale": ScaleConfig(spatial_parallel=2)},
+            "--scale.spatial-parallel 2 does not divide the 3 processes of this launch",
+        ),
+        (
+            1,
+            {"scale": ScaleConfig(spatial_parallel=2)},
+            "--scale.spatial-parallel 2 does not divide the 1 process of this launch",
+        ),
         (
             4,
-            {"scale": ScaleConfig(rows=2), "batch_size": 3},
+            {"scale": ScaleConfig(spatial_parallel=2), "batch_size": 3},
             "--batch-size 3 cannot be shared by 2 groups of processes",
         ),
-        (3, {"scale": ScaleConfig(rows=3)}, "64 rows makes at most 2 bands of 32, and --scale.rows 3 asks for more"),
+        (
+            3,
+            {"scale": ScaleConfig(spatial_parallel=3)},
+            "64 rows makes at most 2 strips of 32, and --scale.spatial-parallel 3 asks for more",
+        ),
     ],
 )
 def test_a_wrong_launch_is_refused_before_any_data_is_read(tmp_path, num_processes, changes, message):
@@ -143,27 +159,27 @@ def test_a_wrong_launch_is_refused_before_any_data_is_read(tmp_path, num_process
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory, runtime):
     out = tmp_path_factory.mktemp("trained") / "run"
-    loop.train(tiny_config(shards, out, max_steps=3, fit="crop"), runtime)
+    loop.train(tiny_config(shards, out, max_steps=3, transform="random-crop"), runtime)
     return out / "best"
 
 
 def predict_here(config) -> str:
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
     try:
-        return str(len(predict(config, Runtime.start())))
+        return str(len(predict(config, DistributedContext.start())))
     except RunError as error:
         return str(error)
 
 
 def test_prediction_in_rows_equals_one_process_to_the_pixel(trained, tmp_path, runtime):
-    """Three images on two groups of two processes, of different sizes, one of them too low for two bands."""
+    """Three images on two groups of two processes, of different sizes, one of them too low for two strips."""
     folder = tmp_path / "in"
     folder.mkdir()
     for number, size in enumerate(((70, 50), (64, 161), (100, 96), (64, 32))):
         cv2.imwrite(str(folder / f"{number}.png"), draw_sample(number, *size).image)
     predict(PredictConfig(trained, str(folder), tmp_path / "one"), runtime)
-    config = PredictConfig(trained, str(folder), tmp_path / "rows", scale=InferenceScaleConfig(rows=2))
+    config = PredictConfig(trained, str(folder), tmp_path / "rows", scale=InferenceScaleConfig(spatial_parallel=2))
     messages = run(predict_here, config, num_processes=4)
     assert all("1 of 4 images failed" in message and "3.png: an image of 32 rows" in message for message in messages)
     masks = sorted(path.name for path in (tmp_path / "rows").glob("*.mask.png"))
@@ -173,13 +189,13 @@ def test_prediction_in_rows_equals_one_process_to_the_pixel(trained, tmp_path, r
 
 
 def evaluate_here(config) -> dict:
-    from glioma_dist.distributed.context import Runtime
+    from glioma_dist.distributed.context import DistributedContext
 
-    return evaluate(config, Runtime.start())
+    return evaluate(config, DistributedContext.start())
 
 
 def test_evaluation_in_rows_equals_one_process(trained, shards, runtime):
     config = EvaluateConfig(trained, str(shards / "train"), workers=0)
     expected = evaluate(config, runtime)
-    found = run(evaluate_here, replace(config, scale=InferenceScaleConfig(rows=2)), num_processes=4)
+    found = run(evaluate_here, replace(config, scale=InferenceScaleConfig(spatial_parallel=2)), num_processes=4)
     assert found == [expected] * 4

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import Ended, run, start
 
-from glioma_dist.distributed.context import Runtime
+from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import (
     SIGNS_OF_A_LOST_PROCESS,
     SIGNS_OF_A_LOST_WORKER,
@@ -36,7 +36,7 @@ from glioma_dist.errors import (
 
 def join(numbers: list[list[float]]) -> tuple:
     """What each of several processes gets; rank r brings `numbers[r]`."""
-    here = Runtime.start()
+    here = DistributedContext.start()
     mine = numbers[here.rank]
     total = here.sum(torch.tensor([*mine[:2], len(mine)], dtype=torch.float32))
     here.wait()
@@ -62,7 +62,7 @@ def test_one_process_is_the_main_one(runtime):
 def test_a_launch_that_accelerate_did_not_notice_is_refused(runtime, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"started 2 processes but accelerate sees 1.*accelerate_configs/"):
-        Runtime.start()
+        DistributedContext.start()
 
 
 def fail(kind: type, message: str) -> None:

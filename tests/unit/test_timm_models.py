@@ -14,11 +14,10 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS, TimmEncoder
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.scale import tiled_statistics as statistics
-from glioma_dist.scale import tiles as bands
-from glioma_dist.scale.activation_checkpointing import recompute
+from glioma_dist.scale import tiled_statistics, tiles
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.scale_model import scale_model
-from glioma_dist.scale.spatial_group import Rows
+from glioma_dist.scale.spatial_group import SpatialGroup
 
 NARROWED = ("vgg19", *(name for name in NARROW if "resnext" not in name))
 OTHER_TAPS = ("densenet169", "dpn92", "efficientnet_b5", "inceptionv4", "mobilenet_v2", "xception")
@@ -98,19 +97,19 @@ def test_parts_are_the_whole_and_names_are_timms(monkeypatch, name):
 
 
 @pytest.fixture
-def many_bands(monkeypatch) -> None:
-    monkeypatch.setattr(bands, "BAND_NUMBERS", 5000)
-    monkeypatch.setattr(statistics, "CHUNK_NUMBERS", 700)
+def many_tiles(monkeypatch) -> None:
+    monkeypatch.setattr(tiles, "TILE_NUMBERS", 5000)
+    monkeypatch.setattr(tiled_statistics, "CHUNK_NUMBERS", 700)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "all"])
+@pytest.mark.parametrize("kind", ["selective", "full"])
 @pytest.mark.parametrize("name", NARROWED)
-def test_recomputation_changes_nothing(monkeypatch, many_bands, name, kind):
+def test_recomputation_changes_nothing(monkeypatch, many_tiles, name, kind):
     """Two steps in fp64, one at a size that is padded: losses, gradients, weights, running statistics."""
     narrow(monkeypatch, name)
     plain = build(name)
     ours = copy.deepcopy(plain)
-    recompute(ours, kind)
+    checkpoint_activations(ours, kind)
     for height, width in ((64, 32), (50, 33)):
         images, masks = draw_images(2, height, width), (draw_images(2, height, width)[:, 0] > 0).to(torch.uint8)
         for model in (plain, ours):
@@ -131,9 +130,9 @@ def test_recomputation_changes_nothing(monkeypatch, many_bands, name, kind):
 def test_recomputation_computes_parts_twice_and_keeps_less(monkeypatch, name):
     narrow(monkeypatch, name)
     counts, kept = {}, {}
-    for kind in ("none", "encoder"):
+    for kind in ("none", "selective"):
         model = build(name)
-        recompute(model, kind)
+        checkpoint_activations(model, kind)
         calls, saved = [], []
         model.encoder.blocks()[-1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         with torch.autograd.graph.saved_tensors_hooks(
@@ -143,8 +142,8 @@ def test_recomputation_computes_parts_twice_and_keeps_less(monkeypatch, name):
         kept[kind] = sum(saved)
         logits.sum().backward()
         counts[kind] = len(calls)
-    assert counts == {"none": 1, "encoder": 2}
-    assert kept["encoder"] < 0.8 * kept["none"]
+    assert counts == {"none": 1, "selective": 2}
+    assert kept["selective"] < 0.8 * kept["none"]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg19"])
@@ -152,7 +151,7 @@ def test_channels_last_changes_nothing(monkeypatch, name):
     narrow(monkeypatch, name)
     plain = build(name).eval()
     ours = copy.deepcopy(plain)
-    scale_model(ours, ScaleConfig(channels_last=True), "none", Rows())
+    scale_model(ours, ScaleConfig(channels_last=True), "none", SpatialGroup())
     images = draw_images(2, 64, 96)
     with torch.no_grad():
         maps = ours.encoder(images)

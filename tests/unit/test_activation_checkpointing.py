@@ -12,11 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glioma_dist.config import ModelConfig
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.scale import tiled_statistics as statistics
-from glioma_dist.scale import tiles as bands
-from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, recompute
+from glioma_dist.scale import tiled_statistics, tiles
+from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, checkpoint_activations
 
-KINDS = ("encoder", "all")
+KINDS = ("selective", "full")
 
 
 def build(encoder: str = "mit_tiny", norm: str = "batch") -> UNet:
@@ -72,36 +71,36 @@ class CountAttention(TorchDispatchMode):
 
 
 @pytest.fixture
-def many_bands(monkeypatch) -> None:
-    """Bands of a row or a few, and statistics in chunks of a row or a few."""
-    monkeypatch.setattr(bands, "BAND_NUMBERS", 5000)
-    monkeypatch.setattr(statistics, "CHUNK_NUMBERS", 700)
+def many_tiles(monkeypatch) -> None:
+    """Tiles of a row or a few, and statistics in chunks of a row or a few."""
+    monkeypatch.setattr(tiles, "TILE_NUMBERS", 5000)
+    monkeypatch.setattr(tiled_statistics, "CHUNK_NUMBERS", 700)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (50, 33), (32, 32)])
-def test_nothing_changes_in_fp64(many_bands, kind, norm, height, width):
+def test_nothing_changes_in_fp64(many_tiles, kind, norm, height, width):
     plain, ours = build(norm=norm).double(), build(norm=norm).double()
-    recompute(ours, kind)
+    checkpoint_activations(ours, kind)
     adam = torch.optim.Adam
     check_equal(take_steps(ours, height, width, adam), take_steps(plain, height, width, adam), 1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_changes_in_fp32(many_bands, monkeypatch, kind):
+def test_nothing_changes_in_fp32(many_tiles, monkeypatch, kind):
     """With plain gradient descent, for Adam makes as much of a gradient's last digits as of its first."""
     smooth(monkeypatch)
     plain, ours = build("mit_b0"), build("mit_b0")
-    recompute(ours, kind)
+    checkpoint_activations(ours, kind)
     check_equal(take_steps(ours, 64, 96, torch.optim.SGD), take_steps(plain, 64, 96, torch.optim.SGD), 1e-5)
 
 
-def test_a_frozen_encoder_and_evaluation_are_the_plain_ones(many_bands):
+def test_a_frozen_encoder_and_evaluation_are_the_plain_ones(many_tiles):
     plain, ours = build().double(), build().double()
     for model in (plain, ours):
         model.encoder.requires_grad_(False)
-    recompute(ours, "all")
+    checkpoint_activations(ours, "full")
     check_equal(take_frozen_step(ours), take_frozen_step(plain), 1e-9)
     images, _, _ = draw(2, 50, 70, torch.float64)
     with torch.no_grad():
@@ -115,11 +114,11 @@ def take_frozen_step(model: UNet) -> dict[str, Tensor]:
     return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("none", 1), ("encoder", 1), ("all", 2)])
+@pytest.mark.parametrize(("kind", "expected"), [("none", 1), ("selective", 1), ("full", 2)])
 def test_what_is_computed_twice(kind, expected):
     """Attention, the costliest, is computed again by `all` only; the Mix-FFN by both."""
     model = build()
-    recompute(model, kind)
+    checkpoint_activations(model, kind)
     layer = model.encoder.segformer.stages[3].blocks[0]
     counts = {"attention": 0, "mlp": 0}
     layer.mlp.register_forward_hook(lambda *_: counts.update(mlp=counts["mlp"] + 1))
@@ -135,7 +134,7 @@ def test_what_is_computed_twice(kind, expected):
 def test_two_forward_passes_before_one_backward_pass(kind):
     """Each is computed again with the stochastic depth that it was drawn, not with the last one's."""
     plain, ours = build().double(), build().double()
-    recompute(ours, kind)
+    checkpoint_activations(ours, kind)
     for model in (plain, ours):
         images, masks, seeds = draw(2, 64, 64, torch.float64)
         losses = [segmentation_loss("dice", model(images, each), masks).mean() for each in (seeds, seeds + 5)]
