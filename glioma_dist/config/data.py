@@ -35,22 +35,21 @@ class DataConfig:
     """Keep all training images decoded in memory: for small sets and many epochs."""
     size: SizeFlag = ARTICLE_SMALL
     """What a training image is brought to."""
-    fit: Literal["resize", "crop", "random-resized-crop"] = "resize"
-    """resize: the whole image is scaled to the size. crop: a random window of the size, scale unchanged.
+    transform: Literal["resize", "random-crop", "random-resized-crop"] = "resize"
+    """resize: the whole image is scaled to the size. random-crop: a random window of the size, scale unchanged.
     random-resized-crop: a random window, its side a fraction of the image's side, scaled to the size."""
     crop_side: tuple[float, float] = (0.27, 0.87)
     """Least and greatest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
     The article's wide range is 57 +- 30 %, its narrow one 0.52 0.62."""
     augment: tuple[Literal["flips", "sharpen", "contrast", "rand-augment", "trivial-augment"], ...] = ()
-    """Random changes: mirror flips of both axes, sharpening, contrast; or a chain of --data.num-ops changes drawn
-    at random (data/chains.py), all of --data.magnitude (rand-augment) or each of a random one (trivial-augment).
-    """
+    """Random changes: mirror flips of both axes, sharpening, contrast; or --data.num-ops operations drawn at random
+    (data/augmentations.py), all of --data.magnitude (rand-augment) or each of a random one (trivial-augment)."""
     num_ops: int = 2
-    """Changes in a chain."""
+    """Number of operations of rand-augment and trivial-augment."""
     magnitude: float = 0.3
-    """Of each change of rand-augment, from 0 to 1."""
+    """Strength of each operation of rand-augment, from 0 to 1."""
     intensity_normalization: Literal["percentile", "clahe", "none"] = "percentile"
-    """What is done to every image before the network, in training and in testing alike."""
+    """How the grey values of every image are stretched before the network, in training and in testing alike."""
     workers: int = 2
     """Processes that read and augment, for each training process; 0 does it in the training process itself."""
 

@@ -105,15 +105,15 @@ def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
         f"{_in_table(entry.get('weights') or entry.get('data'))} | {_in_table(entry.get('licence', 'not stated'))} |"
         for entry in lineage
     ]
-    fit = {
+    brought = {
         "resize": "scaled to",
-        "crop": "cropped at their own scale to",
+        "random-crop": "cropped at their own scale to",
         "random-resized-crop": "cropped and scaled to",
     }
     lines = [
         f"---\n{data}\n---",
         f"# U-Net {config.model.encoder}, masks of cells in phase contrast",
-        f"Trained by glioma-dist on images {fit[config.data.transform]} {config.data.size}, contrast "
+        f"Trained by glioma-dist on images {brought[config.data.transform]} {config.data.size}, contrast "
         f"{config.data.intensity_normalization}, loss {config.loss}, "
         f"{metadata.get('position', {}).get('step', '?')} steps of "
         f"{config.batch_size} images.",

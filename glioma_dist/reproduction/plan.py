@@ -18,6 +18,10 @@ from glioma_dist.size import Size
 FIGURE6_REPETITION = 0
 
 
+TRANSFORMS = {"resize": "resize", "crop": "random-crop"}
+"""--data.transform for the ways of the article's tables."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a study runs on, beside its protocol."""
@@ -179,7 +183,7 @@ def fine_tuning_job(settings: Settings, encoder: str, row: Row, base: Job | None
         train=settings.split(number, "train" if tuning.num_train is None else f"train-{num_train:02d}"),
         val=settings.split(number, "val"),
         size=preset.sizes[tuning.size],
-        transform=tuning.fit,
+        transform=TRANSFORMS[tuning.fit],
         augment=tuning.augment,
         workers=settings.workers,
     )
@@ -223,7 +227,7 @@ def training_job(
         config["model"]["weights"] = settings.imagenet_file(encoder)
     steps_per_epoch = max(1, num_images[0] // schedule.batch_size)
     num_steps = min(schedule.epochs * steps_per_epoch, schedule.max_steps or schedule.epochs * steps_per_epoch)
-    full = settings.preset.sizes["2592p"] if data.transform == "crop" else data.size
+    full = settings.preset.sizes["2592p"] if data.transform == "random-crop" else data.size
     num_validated = -(-num_steps // (schedule.eval_every or steps_per_epoch)) * num_images[1]
     passes = ((num_steps * schedule.batch_size, 3, data.size), (num_validated, 1, full))
     return Job("train.py", folder, "train", encoder, config, num_passes=passes)

@@ -58,9 +58,10 @@ Start = Literal["random", "imagenet"] | Pretraining
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Trainer on the target's images."""
+    """Training on the target's images."""
 
     fit: Literal["resize", "crop"]
+    """In the words of the article's tables."""
     size: str
     augment: tuple[str, ...] = ()
     num_train: int | None = None

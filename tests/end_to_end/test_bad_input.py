@@ -123,7 +123,10 @@ def test_a_folder_above_the_splits_names_them(shards, tmp_path):
         ({"model.encoder": "mit_b8"}, ("mit_b8", "did you mean mit_b")),
         ({"model.init": "nowhere"}, ("--model.init nowhere", "no such file or folder")),
         ({"lr": "-1"}, ("--lr -1",)),
-        ({"data.transform": "crop", "data.size": "128x64"}, ("cell-0", "96x80", "128x64", "--data.transform resize")),
+        (
+            {"data.transform": "random-crop", "data.size": "128x64"},
+            ("cell-0", "96x80", "128x64", "--data.transform resize"),
+        ),
         ({"config": "nowhere.json"}, ("nowhere.json",)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

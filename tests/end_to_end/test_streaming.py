@@ -1,4 +1,4 @@
-"""Trainer from URLs: the numbers of a training from folders, whatever the server does and however often it stops."""
+"""Training from URLs: the numbers of a training from folders, whatever the server does and however often it stops."""
 
 import itertools
 from dataclasses import replace

@@ -202,11 +202,11 @@ def test_a_random_resized_crop_grows_image_and_mask_alike():
         assert (cut_mask != (cut > 0)).mean() < 0.005
 
 
-@pytest.mark.parametrize("fit", ["resize", "crop", "random-resized-crop"])
+@pytest.mark.parametrize("transform", ["resize", "random-crop", "random-resized-crop"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_fit_brings_image_and_mask_to_the_size(fit, channels):
+def test_every_transform_brings_image_and_mask_to_the_size(transform, channels):
     image, mask = noise(0, 50, 70, channels), noise(1, 50, 70) % 2
-    config = DataConfig(size=Size(32, 48), fit=fit)
+    config = DataConfig(size=Size(32, 48), transform=transform)
     cut, cut_mask = transform_training(image, mask, config, np.random.default_rng(0), "key")
     assert cut.shape[:2] == cut_mask.shape == (48, 32)
     assert cut.ndim == image.ndim

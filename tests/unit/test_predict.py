@@ -27,9 +27,9 @@ from glioma_dist.size import Size
 from glioma_dist.training.state import TrainState, save_state
 
 
-def save_model(folder, shards, fit: str) -> SimpleNamespace:
+def save_model(folder, shards, transform: str) -> SimpleNamespace:
     """A checkpoint of weights as they are drawn, with a bias that halves the pixels."""
-    config = tiny_config(shards, folder, fit=fit)
+    config = tiny_config(shards, folder, transform=transform)
     model, _ = build_model(config.model, 0)
     model.eval()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def save_model(folder, shards, fit: str) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def whole(shards, tmp_path_factory):
     """A checkpoint of a model that is shown images at their own size."""
-    return save_model(tmp_path_factory.mktemp("whole"), shards, "crop")
+    return save_model(tmp_path_factory.mktemp("whole"), shards, "random-crop")
 
 
 @pytest.fixture(scope="module")
