@@ -2,7 +2,8 @@
 
 import json
 
-from glioma_dist.benchmark.encoder_table import FILE, count_encoder, encoder_table
+from glioma_dist.benchmark.encoder_costs import count_encoder
+from glioma_dist.benchmark.encoder_table import FILE, encoder_table
 from glioma_dist.cli.arguments import run_function
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_atomically
