@@ -18,7 +18,7 @@ def check_rows(rows: int, encoder: str) -> None:
     if rows < 1:
         raise InputError(f"--scale.rows {rows}: give 1 or more")
     if rows > 1 and encoder not in ROWS_ENCODERS:
-        raise InputError(f"--scale.rows {rows}: not proved exact with {encoder}; it is with {', '.join(ROWS_ENCODERS)}")
+        raise InputError(f"--scale.rows {rows}: not supported with {encoder}; use {', '.join(ROWS_ENCODERS)}")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class InferenceScaleConfig:
     """What an image costs; it changes no number."""
 
     rows: int = 1
-    """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
+    """Processes that share each image, a band of its rows each; the number must divide that of the launch."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class ScaleConfig:
     attention. all: attention too, and the decoder's blocks, the largest maps in bands of rows. auto: the least that
     fits this device's memory, as tools/plan_memory.py counts it."""
     channels_last: bool = False
-    """Keep maps with the channels innermost, as tensor cores like them."""
+    """Store maps in channels-last layout, which is faster on tensor cores."""
     compile: bool = False
-    """Have torch.compile translate the encoder's layers; needs a C++ compiler, and minutes at the start."""
+    """Compile the encoder's layers with torch.compile. Needs a C++ compiler, and takes minutes at the start."""
     rows: int = 1
     """Processes that share each image, a band of its rows each; it must divide the processes of the launch."""
     timeout_s: float = 600.0
-    """Seconds after which a process or a worker of the run that does not answer counts as lost."""
+    """A process or a worker of the run that does not answer for this many seconds counts as lost."""
 
     def validate(self, encoder: str) -> None:
         """Check the settings for `encoder`. Raises InputError."""
@@ -52,4 +52,4 @@ class ScaleConfig:
         if not 1 <= self.timeout_s < math.inf:
             raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
         if self.rows > 1 and self.compile:
-            raise InputError("--scale.rows and --scale.compile do not go together; omit one")
+            raise InputError("--scale.rows and --scale.compile cannot be combined; omit one of them")

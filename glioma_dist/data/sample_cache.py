@@ -59,6 +59,6 @@ def keep_decoded(reader: Shards, config: DataConfig) -> KeptSamples:
             if num_bytes > most:
                 raise InputError(
                     f"--data.keep-decoded: {sum(map(len, kept))} of {len(reader)} samples take {num_bytes} bytes "
-                    "already, half of this process's share of the free memory; leave it away"
+                    "already, half of this process's share of the free memory; omit the flag"
                 )
     return KeptSamples(kept)
