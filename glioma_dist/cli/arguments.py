@@ -91,9 +91,9 @@ def _refuse_empty(argv: Sequence[str]) -> None:
     """An empty value is a variable of the shell that is not set; as a path it would be the current folder."""
     for before, word in zip(["", *argv], argv, strict=False):
         if not word.strip():
-            raise InputError(f"{before or 'an argument'}: the value is empty; is a variable of the shell not set?")
+            raise InputError(f"{before or 'an argument'}: the value is empty; check that the shell variable is set")
         if match := re.fullmatch(r"(--[^=]+)=\s*", word):
-            raise InputError(f"{match[1]}: the value is empty; is a variable of the shell not set?")
+            raise InputError(f"{match[1]}: the value is empty; check that the shell variable is set")
 
 
 def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:

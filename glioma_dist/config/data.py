@@ -21,26 +21,26 @@ class DataConfig:
     """What the network is shown."""
 
     train: tuple[PathOrUrl, ...] = ()
-    """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://): one, or several that
-    are joined."""
+    """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://). Several are
+    joined."""
     weights: tuple[float, ...] = ()
-    """How often each of several --data.train is drawn from, as 0.8 0.2; by default every sample equally often."""
+    """Share of samples from each of several --data.train, as 0.8 0.2. By default: every sample equally often."""
     val: PathOrUrl | None = None
-    """Folder or URL of shards to validate on; without it there is no validation, and `best` is never written."""
+    """Folder or URL of shards to validate on. Without it there is no validation, and `best` is not written."""
     cache: Path | None = None
-    """Folder on this machine that keeps shards of URLs; without it each sample is fetched on its own."""
+    """Folder on this machine to keep shards of URLs in. Without it, each sample is downloaded when it is needed."""
     cache_size: str = "50GB"
-    """How much the cache holds at most; the shards used longest ago are dropped."""
+    """Maximum size of the cache. When it is full, the least recently used shards are deleted."""
     cache_in_memory: bool = False
     """Keep all training images decoded in memory: for small sets and many epochs."""
     size: SizeFlag = ARTICLE_SMALL
-    """What a training image is brought to."""
+    """Size of a training image in pixels, WIDTHxHEIGHT."""
     transform: Literal["resize", "random-crop", "random-resized-crop"] = "resize"
     """resize: the whole image is scaled to the size. random-crop: a random window of the size, scale unchanged.
     random-resized-crop: a random window, its side a fraction of the image's side, scaled to the size."""
     crop_side: tuple[float, float] = (0.27, 0.87)
-    """Least and greatest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
-    The article's wide range is 57 +- 30 %, its narrow one 0.52 0.62."""
+    """Smallest and largest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
+    The article's wide range is 0.27 0.87 (57 +- 30 %), its narrow range 0.52 0.62."""
     augment: tuple[Literal["flips", "sharpen", "contrast", "rand-augment", "trivial-augment"], ...] = ()
     """Random changes: mirror flips of both axes, sharpening, contrast; or --data.num-ops operations drawn at random
     (data/augmentations.py), all of --data.magnitude (rand-augment) or each of a random one (trivial-augment)."""
@@ -49,9 +49,9 @@ class DataConfig:
     magnitude: float = 0.3
     """Strength of each operation of rand-augment, from 0 to 1."""
     intensity_normalization: Literal["percentile", "clahe", "none"] = "percentile"
-    """How the grey values of every image are stretched before the network, in training and in testing alike."""
+    """How the contrast of every image is stretched before the network, in training and in testing."""
     workers: int = 2
-    """Processes that read and augment, for each training process; 0 does it in the training process itself."""
+    """Worker processes that read and augment, per training process. 0: the training process does it itself."""
 
     def __post_init__(self) -> None:
         # One folder may be given as it is, as text or as a path.
@@ -71,9 +71,9 @@ class DataConfig:
 
     def validate(self) -> None:
         if not all(self.train):
-            raise InputError("--data.train: one of its folders has an empty name")
+            raise InputError("--data.train: a folder has an empty name; give a folder or URL of shards")
         if not self.train:
-            raise InputError("no training data: give a folder of shards with --data.train (tools/ makes them)")
+            raise InputError("no training data: give a folder of shards with --data.train (tools/ has converters)")
         self._validate_weights()
         _ = self.cache_bytes  # raises where it is none
         least, greatest = self.crop_side
@@ -92,8 +92,8 @@ class DataConfig:
     def _validate_weights(self) -> None:
         told = f"--data.weights {' '.join(map(str, self.weights))}"
         if self.weights and len(self.weights) != len(self.train):
-            raise InputError(f"{told}: give one for each of the {len(self.train)} --data.train, or none")
+            raise InputError(f"{told}: give one for each of the {len(self.train)} --data.train, or omit the flag")
         if not all(0 < weight < math.inf for weight in self.weights):
             raise InputError(f"{told}: each must be greater than 0")
         if len(set(self.train)) != len(self.train):
-            raise InputError(f"--data.train {' '.join(self.train)}: name each once; --data.weights says how often")
+            raise InputError(f"--data.train {' '.join(self.train)}: name each once; use --data.weights to repeat one")

@@ -27,7 +27,7 @@ def read_config(kind: type[Config], path: Path) -> Config:
     try:
         values = read_json(path)
     except InputError as error:
-        raise InputError(f"{error}; give a config as runs write it, runs/x/config.json") from error
+        raise InputError(f"{error}; give the config.json of a run, for example runs/x/config.json") from error
     return from_dict(kind, values, str(path))
 
 
@@ -93,7 +93,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and hint is not Size:
         return from_dict(hint, value, where)
     if value == "" and hint is Path:
-        raise InputError(f"{where}: is empty, which is no path")  # it would become the current folder
+        raise InputError(f"{where}: is empty; give a path")  # it would become the current folder
     if isinstance(value, str) and hint in (Size, Path, str) and _is_name(value):
         return _size(value, where) if hint is Size else hint(value)
     if isinstance(value, bool):

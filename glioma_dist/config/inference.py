@@ -20,13 +20,13 @@ class EvaluateConfig:
     data: PathOrUrl
     """Folder of shards, or the URL of one."""
     input_size: SizeFlag | None = None
-    """R1: what an image is scaled to for the network; by default each image's own size."""
+    """R1: size to which an image is scaled for the network. By default: each image's own size."""
     metric_size: SizeFlag | None = None
-    """R2: what output and reference are scaled to for Dice; by default each image's own size."""
+    """R2: size to which output and reference are scaled for Dice. By default: each image's own size."""
     out: Path | None = None
     """JSON file for the scores."""
     workers: int = 2
-    """Processes that read ahead, for each evaluating process."""
+    """Worker processes that read images ahead, per evaluating process."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
@@ -38,7 +38,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Masks for images: a mask and an overlay for each TIFF or PNG, and summary.csv."""
+    """Predict cell masks: a mask and an overlay for each TIFF or PNG, and summary.csv."""
 
     checkpoint: Path
     """A checkpoint folder, as runs/x/best."""
@@ -47,7 +47,7 @@ class PredictConfig:
     out: Path
     """Folder for the masks, overlays and summary.csv."""
     input_size: SizeFlag | None = None
-    """What an image is scaled to for the network. By default: the training size if the checkpoint was trained with
+    """Size to which an image is scaled for the network; by default the training size if the checkpoint was trained with
     --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """Probability from which a pixel belongs to a cell."""

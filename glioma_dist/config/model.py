@@ -18,10 +18,10 @@ class ModelConfig:
 
     encoder: str = "mit_b3"
     """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), or one of the article's
-    convolutional networks. `list` prints them all, with what they cost."""
+    convolutional networks. `list` prints all encoders with their parameters, operations and memory."""
     init: LocalPath = "random"
     """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
-    checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or what its save_pretrained writes."""
+    checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder of its save_pretrained."""
     weights: Path | None = None
     """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to take instead of the hub's."""
     norm: Literal["batch", "group"] = "batch"
@@ -43,5 +43,5 @@ class ModelConfig:
         if self.weights is not None and self.init != "imagenet":
             raise InputError(
                 f"--model.weights {self.weights}: is for --model.init imagenet, not for {self.init}; "
-                "a checkpoint of a whole network is given by --model.init FILE"
+                "to start from a checkpoint of a whole network, give --model.init FILE"
             )

@@ -19,9 +19,7 @@ def check_spatial_parallel(num_processes: int, encoder: str) -> None:
         raise InputError(f"--scale.spatial-parallel {num_processes}: give 1 or more")
     if num_processes > 1 and encoder not in SPATIAL_PARALLEL_ENCODERS:
         proved = ", ".join(SPATIAL_PARALLEL_ENCODERS)
-        raise InputError(
-            f"--scale.spatial-parallel {num_processes}: not proved exact with {encoder}; it is with {proved}"
-        )
+        raise InputError(f"--scale.spatial-parallel {num_processes}: not supported with {encoder}; use {proved}")
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,14 @@ class ScaleConfig:
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
     cheapest level that fits this device's memory, as tools/plan_memory.py estimates it."""
     channels_last: bool = False
-    """Keep maps with the channels innermost, as tensor cores like them."""
+    """Store maps in channels-last layout, which is faster on tensor cores."""
     compile: bool = False
-    """Have torch.compile translate the encoder's layers; needs a C++ compiler, and minutes at the start."""
+    """Compile the encoder's layers with torch.compile. Needs a C++ compiler, and takes minutes at the start."""
     spatial_parallel: int = 1
     """Number of processes that share each image, one strip of its rows each; it must divide the number of processes of
     the launch."""
     timeout_s: float = 600.0
-    """Seconds after which a process or a worker of the run that does not answer counts as lost."""
+    """A process or a worker of the run that does not answer for this many seconds counts as lost."""
 
     def validate(self, encoder: str) -> None:
         """Check the settings for `encoder`. Raises InputError."""
@@ -57,4 +55,4 @@ class ScaleConfig:
         if not 1 <= self.timeout_s < math.inf:
             raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
         if self.spatial_parallel > 1 and self.compile:
-            raise InputError("--scale.spatial-parallel and --scale.compile do not go together; omit one")
+            raise InputError("--scale.spatial-parallel and --scale.compile cannot be combined; omit one of them")

@@ -50,20 +50,20 @@ class TrainConfig:
     batch_size: int = 4
     """Images in a step, over all processes together."""
     lr: float = 1e-4
-    """Adam's learning rate, fixed."""
+    """Learning rate of Adam; it stays constant."""
     clip_norm: float | None = None
-    """Scale the gradients down so that the norm of all together is at most this; by default they are left alone."""
+    """Clip gradients: their total norm is scaled down to at most this value. By default: no clipping."""
     seed: int = 0
     """Decides the starting weights, the order of the samples, augmentation and stochastic depth."""
     epochs: int = 60
     max_steps: int | None = None
-    """Stop after so many steps, whatever --epochs says."""
+    """Stop after this many steps, even if --epochs allows more."""
     eval_every: int | None = None
-    """Validate every so many steps; by default after each epoch."""
+    """Number of steps between validations. By default: one validation after each epoch."""
     patience: int | None = None
-    """Stop when the validation loss has not fallen for so many validations in a row; by default never."""
+    """Stop after this many validations in a row without a lower validation loss. By default: never."""
     save_every: int | None = None
-    """Also write the checkpoint `last` every so many steps; it is always written at a validation and at the end."""
+    """Steps between writes of the checkpoint `last`, which is also written at each validation and at the end."""
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
     out: Path = Path("runs/run")

@@ -31,8 +31,8 @@ def check_cells(readers: Sequence[ShardReader], flag: str, is_needed: bool) -> s
     what = f"{flag} {sources}: no mask of {num_looked} samples{f' of {total}' if num_looked < total else ''} has a cell"
     if is_needed and num_looked == total:
         raise InputError(
-            f"{what}, so there is nothing to learn; are the masks those of these images, and are the categories that "
-            "were converted those of cells?"
+            f"{what}, so there is nothing to learn; check that the masks belong to these images and that the "
+            "converted categories are cells"
         )
     return f"{what}; python tools/inspect_shards.py {readers[0].source} --sheet sheet.png draws some of them"
 

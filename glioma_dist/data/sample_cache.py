@@ -59,6 +59,6 @@ def cache_samples(reader: Shards, config: DataConfig) -> CachedSamples:
             if num_bytes > most:
                 raise InputError(
                     f"--data.cache-in-memory: {sum(map(len, kept))} of {len(reader)} samples take {num_bytes} bytes "
-                    "already, half of this process's share of the free memory; leave it away"
+                    "already, half of this process's share of the free memory; omit the flag"
                 )
     return CachedSamples(kept)

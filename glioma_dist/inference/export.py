@@ -146,8 +146,8 @@ def check(graph: bytes, model: UNet, contrast: Contrast, bits: int, images: Sequ
         num_other += other
         if not largest <= TOLERANCE or other > MASK_SHARE * expected.size:
             raise InputError(
-                f"the graph gives other {'masks' if other else 'logits'} than PyTorch (logits by {largest:.1e}, "
-                f"allowed are {TOLERANCE:.0e}; {other} pixels of a mask): nothing was written"
+                f"the graph gives other {'masks' if other else 'logits'} than PyTorch (logits differ by {largest:.1e}, "
+                f"{TOLERANCE:.0e} is allowed; {other} pixels of a mask differ): nothing was written"
             )
     return Parity(largest, num_other, sum(image.shape[0] * image.shape[1] for image in images))
 

@@ -128,8 +128,8 @@ def write_config(job: Job) -> None:
         changed = differences(before, json.loads(json.dumps(job.config)))
         if changed:
             raise InputError(
-                f"{job.config_file}: was made with other settings than are asked for now ({'; '.join(changed)}); give "
-                "the same, or another --out"
+                f"{job.config_file}: was made with other settings than this command has ({'; '.join(changed)}); give "
+                "the same settings, or another --out"
             )
     write_json_atomically(job.config_file, job.config)
 

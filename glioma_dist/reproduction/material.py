@@ -66,7 +66,7 @@ def link_splits(settings: Settings, repetitions: list[dict[str, list[str]]], stu
         for size in sizes:  # the smaller are parts of the larger
             if size > len(train):
                 raise InputError(
-                    f"--counts: {len(train)} images to train on, figure 3 trains on {size}, too; give at least {size}"
+                    f"--counts: {len(train)} training images, but figure 3 trains on {size}; give at least {size}"
                 )
             link_subset(settings.target, train[:size], settings.split(number, f"train-{size:02d}"))
 

@@ -198,7 +198,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
 def describe_run(job: Job, launch_file: Path) -> dict[str, Any]:
     took = read_json(job.marker) if is_finished(job) else {}
     if not isinstance(took, dict):
-        raise InputError(f"{job.marker}: does not say what the run took; remove it to run it again")
+        raise InputError(f"{job.marker}: does not record the run's time; remove the file to repeat the run")
     steps = None
     metrics = job.folder / "run" / "metrics.jsonl"
     if job.script == "train.py" and metrics.exists():

@@ -33,8 +33,8 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     for name, module in found:
         if type(module) not in counterparts and type(module) not in done:
             raise InputError(
-                f"{name} is a {type(module).__name__}, whose statistics are not known to be exact over several "
-                "processes: train with one process, or give another encoder"
+                f"{name} is a {type(module).__name__}, whose statistics over several processes may be "
+                "inexact: train with one process, or give another encoder"
             )
     for _, module in found:
         if type(module) in counterparts:

@@ -56,8 +56,8 @@ def read_categories(records: list, chosen: Sequence[str] | None) -> dict[str, Ca
             if first.taken != category.taken:
                 names = f"{one_line(first.name, 80)} and {one_line(name, 80)}"
                 raise InputError(
-                    f"the category id {one_line(number, 40)} is that of {names}, one of cells and one not; give each "
-                    "an id of its own"
+                    f"the category id {one_line(number, 40)} names both cells and something else ({names}); give each "
+                    "category its own id"
                 )
     return found
 

@@ -53,9 +53,9 @@ def convert(
     out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
     if split_seed is not None and source.has_own_splits:
         names = ", ".join(split.name for split in source.splits)
-        raise InputError(f"{source.folder}: has splits of its own ({names}); leave out --split-seed")
+        raise InputError(f"{source.folder}: has splits of its own ({names}); omit --split-seed")
     if split_seed is None and split_counts != ARTICLE_COUNTS:
-        raise InputError("--split-counts needs --split-seed: without it nothing is drawn")
+        raise InputError("--split-counts needs --split-seed; give both, or omit --split-counts")
     _refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
     written: dict[str, int] = {}
     used: dict[Path, str] = {}
@@ -91,7 +91,7 @@ def convert(
         console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
     if not any(written.values()):
         raise InputError(
-            f"{source.folder}: no sample could be converted; {_why_none(audit)}{out / AUDIT_NAME} says more"
+            f"{source.folder}: no sample could be converted; {_why_none(audit)}{out / AUDIT_NAME} gives the reasons"
         )
 
 

@@ -87,7 +87,7 @@ def find_glioma_c6(source: str | Path) -> Source:
         path for path in found if fnmatch(path.name, "instances_*.json") and path.parent.name == "annotations"
     )
     if published and exported:
-        raise InputError(f"{folder}: holds {published[0]} and {exported[0]}, two layouts; name the folder of one")
+        raise InputError(f"{folder}: holds two layouts ({published[0]} and {exported[0]}); give the folder of one")
     if not published and not exported:
         wanted = "anno_train.json (published archive) or annotations/instances_*.json (CVAT, COCO 1.0)"
         raise _not_found(folder, found, "Glioma C6", wanted)

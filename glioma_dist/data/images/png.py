@@ -127,7 +127,7 @@ def _walk(data: bytes, where: str) -> _Chunks:
         if end > len(data):
             raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            raise InputError(f"{where}: the PNG is damaged (checksum of byte {start} on); {COPY_AGAIN}")
+            raise InputError(f"{where}: the PNG is damaged (wrong checksum of the chunk at byte {start}); {COPY_AGAIN}")
         if header is None:
             header = _read_header(data, start, kind, length, where)
         elif kind not in NEEDED:

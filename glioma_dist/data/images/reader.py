@@ -97,8 +97,8 @@ class ImageReader:
                     return second
             self._end()
         raise InputError(
-            f"{path}: the decoder crashed on it ({how}): the file is damaged, or of a rare kind; if another program "
-            "opens it, save it again from there"
+            f"{path}: the decoder crashed on it ({how}): the file is damaged or in a rare format; if another program "
+            "can open it, save it from there as a new TIFF or PNG"
         )
 
     def _ask_afresh(self, path: str | Path) -> DecodedImage:

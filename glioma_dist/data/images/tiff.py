@@ -87,7 +87,7 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
             if found.dtype is None:
                 raise InputError(f"{where}: pixels of {found.bitspersample} bits are not read; save it as 8 or 16 bit")
             if found.axes not in ("YX", "YXS", "SYX"):
-                raise InputError(f"{where}: axes {found.axes} are not those of one image; save it as grey or RGB")
+                raise InputError(f"{where}: its axes {found.axes} do not describe one image; save it as grey or RGB")
             found.databytecounts, notes = _byte_counts(found, num_bytes, page, where)
             _check_streams(found, page, file, where)
             pixels = found.asarray(maxworkers=1)

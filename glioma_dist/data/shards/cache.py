@@ -209,7 +209,7 @@ def _download(file: int, source: RemoteFolder, shard: dict) -> None:
             return
     raise InputError(
         f"{source.where(name)}: its SHA-256 is {digest.hexdigest()}, the index says {shard['sha256']}, after "
-        f"{source.patience.attempts} tries; is the index that of these shards?"
+        f"{source.patience.attempts} tries; check that index.json belongs to these shards"
     )
 
 

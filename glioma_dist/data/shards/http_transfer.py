@@ -123,7 +123,7 @@ def _check_head(response: Any, span: Span) -> int:
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
         raise AnswerError(
-            f"sent compressed ({encoding[:20]}) though asked for as it is; switch that off for these files",
+            f"sent compressed ({encoding[:20]}) although plain bytes were requested; switch compression off",
             is_final=True,
         )
     if span.start is None:
@@ -131,7 +131,7 @@ def _check_head(response: Any, span: Span) -> int:
     if status == PARTIAL_CONTENT:
         told = re.match(r"\s*bytes\s+(\d{1,20})-", headers.get("Content-Range", ""))
         if told and int(told[1]) != span.start:
-            raise AnswerError(f"bytes from {told[1]} on came, from {span.start} on were asked for", is_content=True)
+            raise AnswerError(f"sent bytes from {told[1]} on instead of {span.start} on", is_content=True)
         return span.start
     if not span.may_skip and (span.start, response.content_length) != (0, span.end):
         raise NoRangesError

@@ -155,7 +155,7 @@ def read_members(source: LocalFolder | RemoteFolder, shard: dict) -> MemberTable
     if fault:
         raise refuse(f"describes samples that cannot be: {fault}")
     if not is_whole(data):
-        raise refuse(f"is not the file that {INDEX_NAME} has the SHA-256 of")
+        raise refuse(f"is not the file that {INDEX_NAME} describes (the SHA-256 differs)")
     return MemberTable(table)
 
 

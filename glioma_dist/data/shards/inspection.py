@@ -38,7 +38,7 @@ def index_folder(
         raise InputError(f"{folder}: holds an {INDEX_NAME} already; remove it first to have it made again")
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not paths:
-        raise InputError(f"{folder}: holds no .tar; name the folder of the shards, and uncompress .tar.gz")
+        raise InputError(f"{folder}: has no .tar files; give the folder of the shards, and uncompress .tar.gz files")
     shards: list[dict] = []
     unused: list[str] = []
     seen: dict[str, Path] = {}

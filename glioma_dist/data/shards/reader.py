@@ -262,7 +262,7 @@ class ShardReader:
         _check_same_size(sample, path, self.source.remedy)
         # Last, because those above tell which part it is.
         if not member.is_whole(data):
-            raise InputError(f"{path}: sample {key} is damaged (its SHA-256 is another); {self.source.remedy}")
+            raise InputError(f"{path}: sample {key} is damaged (its SHA-256 does not match); {self.source.remedy}")
         return sample
 
     def _check_length(self, path: Path, num_bytes: int) -> None:

@@ -47,7 +47,7 @@ def link_subset(samples: Path, keys: Iterable[str], out: Path) -> None:
     reader = ShardReader(samples)
     index, present = reader.index, reader.keys()
     if len(present) != len(index["shards"]):
-        raise InputError(f"{samples}: has shards of several samples; remove the folder, and it is written again")
+        raise InputError(f"{samples}: has shards of several samples; remove the folder and run the command again")
     keys, shards = sorted(keys), dict(zip(present, index["shards"], strict=True))
     missing = [key for key in keys if key not in shards]
     if missing:

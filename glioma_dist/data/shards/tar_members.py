@@ -155,7 +155,7 @@ def _complete(member: dict, members: Mapping[str, str], file: int, path: Path) -
     while start < end:
         data = os.pread(file, min(PIECE_BYTES, end - start), start)
         if not data:
-            raise InputError(f"{path}: cut short within sample {key}; get the file again")
+            raise InputError(f"{path}: cut short within sample {key}; copy the file again")
         digest.update(data)
         start += len(data)
     member["sha256"] = digest.hexdigest()

@@ -94,7 +94,7 @@ def _each_once(pairs: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in pairs:
         if name in found:
-            raise InputError(f"two tensors of the file are {name}, by different names; give a file of one network")
+            raise InputError(f"two tensors of the file are both {name} here; give a file with one network")
         found[name] = tensor
     return found
 

@@ -36,8 +36,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         content = load_file(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     except UnpicklingError as error:
         raise InputError(
-            f"{path}: holds more than weights, and what a pickle holds may be a program; nothing of it was run. Where "
-            "it is trusted, load it there and save model.state_dict() with safetensors.torch.save_file"
+            f"{path}: holds more than weights, and what a pickle holds may be a program; nothing of it was run. If you "
+            "trust the file, load it in your own program and save model.state_dict() with safetensors.torch.save_file"
         ) from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read as weights ({_first_line(error)}); give another file") from error
@@ -83,7 +83,7 @@ def put(
         if names
     ]
     if faults:
-        raise InputError(f"{where}: does not fit {wanted_by}; of its tensors are {'; '.join(faults)}")
+        raise InputError(f"{where}: does not fit {wanted_by}; its tensors: {'; '.join(faults)}")
     target.load_state_dict({name: tensors.get(name, tensor) for name, tensor in own.items()})
     return [name for name in tensors if name not in own]
 

@@ -124,7 +124,7 @@ def load_smp(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str,
     found = read_weights(path)
     if any(name.startswith(OWN_NAMES) for name in found):
         raise InputError(
-            f"--model.init {path}: weights of this toolkit without what they were made from; give the checkpoint's "
+            f"--model.init {path}: weights of this toolkit, but without their lineage; give the checkpoint's "
             "folder, as runs/x/best"
         )
     tensors = rename_network(found, model.encoder)
@@ -153,7 +153,7 @@ def _check_smp_config(file: Path, encoder: str) -> None:
     if other:
         raise InputError(
             f"{file}: has {', '.join(other)}; only U-Nets with one class, bilinear upsampling and plain "
-            "batch norm can be taken over"
+            "batch norm are supported"
         )
 
 
