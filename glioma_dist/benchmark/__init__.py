@@ -1,1 +1,1 @@
-"""Measurements of this toolkit beside its peers."""
+"""Measurements of this toolkit beside its baselines."""

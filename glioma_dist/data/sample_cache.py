@@ -1,4 +1,4 @@
-"""Whole images with their contrast raised: what all that is random in training begins with, read anew or kept.
+"""Whole images with normalized intensity: what all that is random in training begins with, read again or kept.
 
 Contrast is raised on the whole image, so that a crop looks as it does at test time.
 """

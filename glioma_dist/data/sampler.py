@@ -1,7 +1,7 @@
 """Which sample stands in which slot of which batch: a pure function, the same on every process.
 
 It depends on the seed, the epoch, the global batch size and the shards' sizes, and on nothing else: not on the number
-of processes or workers, nor on when it is asked. Hence a run goes on exactly where it stopped, on any number of
+of processes or workers, nor on when it is asked. Hence a run resumes exactly where it stopped, on any number of
 processes that divides the batch.
 
 An epoch's sequence: the shards in a random order, cut into windows of a few shards, the samples of each window in a

@@ -164,7 +164,7 @@ class DistributedContext:
 def keep_freed_memory() -> None:
     """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
 
-    By default it gives each back to the system and asks for it anew, page by page: a quarter of a step's time on a
+    By default it gives each back to the system and asks for it again, page by page: a quarter of a step's time on a
     CPU (docs/log.md).
     """
     libc = ctypes.CDLL(None)

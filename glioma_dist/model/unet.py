@@ -62,7 +62,7 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
 
     Returns the model and the lineage of its weights: what they come from, and under which licence.
     """
-    with torch.random.fork_rng(devices=[]):  # the library draws weights of its own, which are drawn anew below
+    with torch.random.fork_rng(devices=[]):  # the library draws weights of its own, which are drawn again below
         model = UNet(config)
     initialise(model, torch.Generator().manual_seed(seed))
     if config.init == "random":

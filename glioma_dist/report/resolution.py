@@ -131,7 +131,7 @@ def draw_speed(rows: list[dict]) -> Figure:
 
 
 def _draw(rows: list[dict], column: str, title: str, cards: tuple[int, ...], height_of_ended: float) -> Figure:
-    """A panel for each precision, both axes logarithmic; a line for each variant, those of peers dashed."""
+    """A panel for each precision, both axes logarithmic; a line for each variant, those of baselines dashed."""
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
     figure = Figure(figsize=(1 + 7.5 * len(precisions), 5), layout="constrained")
     values = [row[column] for row in rows if row[column]]

@@ -117,7 +117,7 @@ def run_one(job: Job, launch: Launch, metadata: dict[str, Any]) -> float | None:
 
 
 def write_config(job: Job) -> None:
-    """A training that was begun goes on with what costs only, such as the number of workers, as it is asked for now.
+    """A training that was begun resumes with what costs only, such as the number of workers, as it is asked for now.
 
     Raises InputError where it was begun with settings that decide numbers and are others now.
     """

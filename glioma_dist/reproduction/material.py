@@ -1,4 +1,4 @@
-"""The target's images as a study takes them: brought to one size, and divided anew for each repetition."""
+"""The target's images as a study takes them: brought to one size, and divided again for each repetition."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class _StorageLedger(TorchDispatchMode):
         self.begin_step()
 
     def begin_step(self) -> None:
-        """Forget the dead, and look for the peak anew."""
+        """Forget the dead, and look for the peak again."""
         self._entries = [entry for entry in self._entries if entry.died is None]
         self.peak, self._peak_moment, self.largest = self.alive, self._moment, 0
 

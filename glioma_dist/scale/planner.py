@@ -1,4 +1,4 @@
-"""What will fit on a card, before it is rented: the levels of the memory ladder, counted, and the cheapest that
+"""What fits on a GPU, before it is rented: the levels of the memory ladder, counted, and the cheapest that
 fits."""
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _read_answers() -> dict[str, dict[str, int]]:
 
 
 def _write_answers(answers: dict[str, dict[str, int]]) -> None:
-    """Where the cache cannot be written, the next question is counted anew."""
+    """Where the cache cannot be written, the next question is counted again."""
     try:
         path = _cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)

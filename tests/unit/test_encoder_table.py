@@ -8,7 +8,7 @@ import torch
 from helpers import REPOSITORY, command
 from torch import nn
 
-from glioma_dist.benchmark import encoder_table
+from glioma_dist.benchmark import encoder_costs, encoder_table
 from glioma_dist.config import ModelConfig
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import ENCODER_NAMES
@@ -22,9 +22,9 @@ def test_every_encoder_has_a_row():
 
 
 def test_what_is_written_is_what_is_counted(monkeypatch):
-    """If this fails, the code counts otherwise now: `python tools/count_encoders.py` writes the file anew."""
-    monkeypatch.setattr(encoder_table, "SIZES", {"704p": Size(704, 512)})
-    for name, value in encoder_table.count_encoder("mit_tiny").items():
+    """If this fails, the code counts otherwise now: `python tools/count_encoders.py` writes the file again."""
+    monkeypatch.setattr(encoder_costs, "SIZES", {"704p": Size(704, 512)})
+    for name, value in encoder_costs.count_encoder("mit_tiny").items():
         expected = ROWS["mit_tiny"][name]
         assert value == (expected if isinstance(expected, str) else pytest.approx(expected, rel=0.02)), name
 

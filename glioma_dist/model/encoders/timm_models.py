@@ -95,7 +95,7 @@ class TimmEncoder(nn.Module):
     """A timm model without its classifier: five maps at strides 2 to 32.
 
     `body` holds the model's modules under timm's own names. A part is an `nn.Sequential` of neighbouring ones, made
-    anew for each forward pass, so that modules may be replaced.
+    again for each forward pass, so that modules may be replaced.
     `left_out` names what timm's model has behind the last map; `published` is what timm says of its weights.
     """
 
