@@ -65,8 +65,9 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
 def record_sweep(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Keeps a sweep's counts for the table."""
 
-    def keep(name: str, count: int, num_wrong: int) -> None:
-        RESULTS[request.node.nodeid] = {"name": name, "kind": "Sweep", "tried": count, "wrong": num_wrong}
+    def keep(name: str, count: int, num_wrong: int, step: int) -> None:
+        told = {"name": name, "kind": "Sweep", "tried": count, "wrong": num_wrong, "step": step}
+        RESULTS[request.node.nodeid] = told
 
     return keep
 

@@ -16,7 +16,7 @@ from forks import Ended
 from stage import SECONDS_A_RUN, Shared, Stage
 
 STEP_BETWEEN = int(os.environ.get("FAULTS_STEP", "5"))
-"""Every so manyth operation is tried; 1 tries all."""
+"""One operation in so many is tried; 1 tries all."""
 FLAGS = {"save-every": 2}
 
 

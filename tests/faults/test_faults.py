@@ -9,7 +9,7 @@ import pytest
 from contract import FINISHED, Fault, check_end, check_run_folder, check_same
 from file_calls import can_be_held
 from stage import Shared, Stage
-from sweeps import SWEEPS, sweep, temporary_stage
+from sweeps import STEP_BETWEEN, SWEEPS, sweep, temporary_stage
 from tables import ALL_FAULTS
 
 pytestmark = pytest.mark.timeout(600)
@@ -57,7 +57,7 @@ def test_a_fault_ends_as_promised_and_the_same_command_resumes(fault: Fault, sta
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_fault_at_every_file_operation_leaves_a_run_that_resumes(name: str, shared: Shared, record_sweep) -> None:
     count, wrong = sweep(shared, *SWEEPS[name])
-    record_sweep(name, count, len(wrong))
+    record_sweep(name, count, len(wrong), STEP_BETWEEN)
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
 
 

@@ -33,7 +33,9 @@ def faults_table(results: list[dict]) -> str:
                 f"| {kind} | {result['name']} | {codes} | {result['seconds']:.1f} | {result['peak_mib']} | {word} |"
             )
     for result in sweeps:
-        lines += ["", f"{result['name']}: {result['tried'] - result['wrong']} of {result['tried']} pass."]
+        which = "each one" if result["step"] == 1 else f"one in {result['step']}"
+        passed = result["tried"] - result["wrong"]
+        lines += ["", f"{result['name']} ({which} is tried): {passed} of {result['tried']} pass."]
     return "\n".join(lines)
 
 
