@@ -6,12 +6,14 @@ Imports wait until a function is called, so that the environment can be set firs
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 TINY_DECODER = (16, 16, 8, 8, 8)
 
@@ -29,6 +31,17 @@ def initial_weights(encoder: str) -> Iterable[Tensor]:
     from glioma_dist.model.unet import build_model
 
     return build_model(ModelConfig(encoder=encoder), 0)[0].state_dict().values()
+
+
+@contextmanager
+def narrow_resnet() -> Iterator[None]:
+    """Within it resnet50 is built shallow and narrow, the architecture the same."""
+    import pytest
+    from encoder_helpers import narrow
+
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch, "resnet50")
+        yield
 
 
 def write_shards(folder: Path, samples: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> None:
@@ -67,6 +80,7 @@ def train(encoder: str, data: dict[str, Any], num_steps: int, out: Path) -> list
         batch_size=4,
         lr=1e-3,
         max_steps=num_steps,
+        eval_every=num_steps,  # and so one checkpoint, of which convolutional networks' take longest
         out=out,
     )
     loop.train(config, Runtime.start())

@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -121,8 +122,10 @@ def run_probes(commit: Path, work: Path, data: Path, names: list[str]) -> dict[s
 def _run(name: str, commit: Path, work: Path, data: Path) -> Outcome:
     program = HERE / ("probes_new.py" if (commit / "glioma_dist" / "cli").is_dir() else "probes_old.py")
     words = [sys.executable, str(program), name, "--work", str(work), "--data", str(data)]
+    began = time.monotonic()
     done = subprocess.run(words, cwd=commit, env=environment(commit), capture_output=True, text=True, check=False)
     (work / f"{name}.output").write_text(done.stdout + done.stderr)
+    print(f"{work.name}, {name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return Outcome(None, f"{program.name} ended with {done.returncode}: {last[:300]}", is_failure=True)

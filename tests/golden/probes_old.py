@@ -15,7 +15,7 @@ from probing import (
     NUM_EPOCHS,
     NUM_STEPS,
     SHOWN,
-    TRAINED_ENCODERS,
+    TRAINED,
     CannotRunError,
     Results,
     Shown,
@@ -46,6 +46,8 @@ SETTINGS = {
     "scale.rows": ("scale.spatial_parallel", {}),
 }
 """Of configs: our name -> the name that results are given, and the same for values."""
+TRANSFORMER = "mit_tiny"
+"""Which scores and masks are made with."""
 DECODER = (16, 16, 8, 8, 8)
 
 
@@ -140,12 +142,12 @@ def _splits(folder: Path) -> Results:
 def training(work: Work) -> Results:
     """Losses and weights of 20 steps: on one process, on two, and with each image split over two."""
     results = {}
-    for encoder in TRAINED_ENCODERS:
+    for encoder in TRAINED:
         for launch in ("cpu", "cpu_2_processes"):
             results[f"{encoder}, {launch}"] = _outcome(train(work, encoder, launch))
     spread = ("--scale.rows", 2, "--scale.recompute", LEVELS["full"])
-    run = train(work, TRAINED_ENCODERS[0], "cpu_2_processes", *spread)
-    return results | {f"{TRAINED_ENCODERS[0]}, spatial parallel": _outcome(run)}
+    run = train(work, TRANSFORMER, "cpu_2_processes", *spread)
+    return results | {f"{TRANSFORMER}, spatial parallel": _outcome(run)}
 
 
 def train(work: Work, encoder: str, launch: str, *flags: object) -> Path:
@@ -160,7 +162,7 @@ def train(work: Work, encoder: str, launch: str, *flags: object) -> Path:
     steps = ("--batch-size", 4, "--lr", 1e-3, "--max-steps", NUM_STEPS, "--eval-every", NUM_STEPS // 2, "--out", out)
     file = f"accelerate_configs/{launch}.yaml"
     start = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", file, "train.py"]
-    command(work, out.name, [*start, *data, *how, *model, *steps, *flags])
+    command(work, out.name, [*start, *data, *how, *model, *steps, *TRAINED[encoder], *flags])
     return out
 
 
@@ -172,7 +174,7 @@ def _outcome(run: Path) -> Results:
 
 def scores(work: Work) -> Results:
     """Dice of each image, at its own size and at others."""
-    checkpoint = train(work, TRAINED_ENCODERS[0], "cpu") / "best"
+    checkpoint = train(work, TRANSFORMER, "cpu") / "best"
     results = {}
     for name, flags in (("own size", ()), ("scaled", ("--input-size", "64x64", "--metric-size", "120x90"))):
         out = work.folder / f"{name}.json"
@@ -187,7 +189,7 @@ def masks(work: Work) -> Results:
     """Bytes of masks and overlays, and the table."""
     out = work.folder / "masks"
     where = ("--images", write_images(work.folder / "images"), "--out", out)
-    checkpoint = train(work, TRAINED_ENCODERS[0], "cpu") / "best"
+    checkpoint = train(work, TRANSFORMER, "cpu") / "best"
     command(work, "predict", [sys.executable, "predict.py", "--checkpoint", checkpoint, *where])
     with (out / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -209,7 +211,7 @@ def onnx(work: Work) -> Results:
     import onnxruntime
 
     results = {}
-    for encoder in TRAINED_ENCODERS:
+    for encoder in TRAINED:
         graph = work.folder / f"{encoder}.onnx"
         flags = ("--checkpoint", train(work, encoder, "cpu") / "best", "--out", graph)
         command(work, f"export-{encoder}", [sys.executable, "tools/export_onnx.py", *flags])

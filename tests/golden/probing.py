@@ -23,7 +23,8 @@ Results = dict[str, Any]
 """What a probe found: name -> number, text or hash, or another such dict. Equal commits give equal results."""
 NUM_EPOCHS = 3
 NUM_STEPS = 20
-TRAINED_ENCODERS = ("mit_tiny", "mobilenet_v2")
+TRAINED = {"mit_tiny": (), "mobilenet_v2": ("--loss", "dice+bce", "--clip-norm", 1.0)}
+"""Encoders that are trained, each with the settings that are its own."""
 TRANSFORMS = ("resize", "random-crop", "random-resized-crop")
 AUGMENTATIONS = (
     (),

@@ -14,16 +14,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before torch and albumentations are imported, which read these once.
-os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "NO_ALBUMENTATIONS_UPDATE": "1"}
-os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from adapter import encoder_names
 from runs import GOLDEN, fingerprint, measure_initial, measure_runs
 
+TESTS = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "HF_HUB_OFFLINE": "1",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+"""As the tests have it."""
+
 
 def main() -> None:
+    os.environ.update(ENVIRONMENT)  # read by libraries when they are imported, which is when they are first used
+    sys.path[:0] = [str(TESTS.parent), str(TESTS)]
     with tempfile.TemporaryDirectory(prefix="golden-") as folder:
         runs = measure_runs(Path(folder))
     initial = {name: measure_initial(name) for name in encoder_names()}
