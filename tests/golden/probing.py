@@ -154,11 +154,11 @@ def hash_file(path: Path) -> str:
 
 
 def hash_shards(folder: Path) -> Results:
-    """Of each tar file; at least one."""
-    found = {path.name: hash_file(path) for path in sorted(folder.glob("*.tar"))}
+    """Of each tar file, at least one, and its table of members; and what the index says."""
+    found = {path.name: hash_file(path) for path in sorted([*folder.glob("*.tar"), *folder.glob("*.members.json")])}
     if not found:
         raise RuntimeError(f"no shards in {folder}")
-    return found
+    return found | {"index": json.loads((folder / "index.json").read_text())}
 
 
 def hash_tensor_file(path: Path) -> str:
