@@ -81,7 +81,7 @@ def test_every_encoder_and_every_run_is_recorded():
 def test_the_comparison_finds_a_change_of_one_number():
     changed = deepcopy(RECORDED["runs"])
     changed[RUNS[0].name]["metrics"][3]["loss"] *= 1 + 1e-8
-    changed[RUNS[1].name]["weights"]["entries"][4] += 1e-9
+    changed[RUNS[1].name]["weights"]["entries"][4] *= 1 + 1e-8
     changed[RUNS[2].name]["weights"]["numbers"] += 1
     del changed[RUNS[3].name]["logits"]
     places = [line.split(":")[0] for line in differences(RECORDED["runs"], changed)]
