@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -255,11 +254,11 @@ def _planned(out: Path) -> Results:
 
 
 def _in_words_of_results(config: dict[str, Any], out: Path) -> dict[str, Any]:
+    config = json.loads(json.dumps(config).replace(str(out), "OUT"))
     found = {}
     for name, value in flatten(config).items():
         new, values = SETTINGS.get(name, (name, {}))
-        found[new] = re.sub(re.escape(str(out)), "OUT", value) if isinstance(value, str) else value
-        found[new] = values.get(found[new], found[new]) if values else found[new]
+        found[new] = values.get(value, value) if values else value
     return found
 
 
