@@ -25,12 +25,19 @@ def encoder_names() -> tuple[str, ...]:
     return ENCODER_NAMES
 
 
-def initial_weights(encoder: str) -> Iterable[Tensor]:
-    """Weights and buffers of a new U-Net with random weights of seed 0, in the order of its modules."""
-    from glioma_dist.config import ModelConfig
-    from glioma_dist.model.unet import build_model
+def initial(encoder: str, images: np.ndarray) -> tuple[list[Tensor], Tensor]:
+    """A new U-Net with random weights of seed 0: its weights and buffers, in the order of its modules, and what it
+    makes in training mode of images, uint8 (B, H, W): logits (B, 1, H, W). The second tells two layers of one shape
+    apart, which the first does not."""
+    import torch
 
-    return build_model(ModelConfig(encoder=encoder), 0)[0].state_dict().values()
+    from glioma_dist.config import ModelConfig
+    from glioma_dist.model.unet import build_model, normalise
+
+    model = build_model(ModelConfig(encoder=encoder), 0)[0]
+    weights = [tensor.clone() for tensor in model.state_dict().values()]
+    with torch.no_grad():
+        return weights, model(normalise(torch.from_numpy(images)[:, None]))
 
 
 @contextmanager

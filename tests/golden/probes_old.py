@@ -52,14 +52,25 @@ DECODER = (16, 16, 8, 8, 8)
 
 def initial_weights(_: Work) -> Results:
     """Of every encoder in its U-Net, and of the decoder's other norm."""
-    from glioma_dist.config import ModelConfig
     from glioma_dist.encoder_names import ENCODER_NAMES
-    from glioma_dist.model.unet import build_model
 
-    def drawn(**settings: Any) -> str:
-        return hash_tensors(build_model(ModelConfig(**settings), 0)[0].state_dict().values())
+    results = {name: _initial(encoder=name) for name in ENCODER_NAMES}
+    return results | {"group norm": _initial(encoder="mit_tiny", norm="group")}
 
-    return {name: drawn(encoder=name) for name in ENCODER_NAMES} | {"norm": drawn(encoder="mit_tiny", norm="group")}
+
+def _initial(**settings: str) -> Results:
+    """Weights in the order of the modules, and what the network makes of two images: the second tells two layers of
+    one shape apart, which the first does not."""
+    import torch
+
+    from glioma_dist.config import ModelConfig
+    from glioma_dist.model.unet import build_model, normalise
+
+    model = build_model(ModelConfig(**settings), 0)[0]
+    weights = hash_tensors(model.state_dict().values())
+    images = torch.from_numpy(np.stack([draw(number, 64, 64)[0] for number in (300, 301)]))[:, None]
+    with torch.no_grad():
+        return {"weights": weights, "logits": hash_array(model(normalise(images)).numpy())}
 
 
 def batches(work: Work) -> Results:

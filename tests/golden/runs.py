@@ -89,13 +89,14 @@ def _measure(run: Run, folder: Path) -> dict[str, Any]:
     return {"metrics": rows, "weights": summary(weights), "logits": summary([logits])}
 
 
-def measure_initial(encoder: str, double: bool = True) -> dict[str, Any]:
-    """What is kept of an encoder's first weights; they are drawn in fp64, in which all machines draw them alike but
-    for a last bit."""
+def measure_initial(encoder: str) -> dict[str, Any]:
+    """What is kept of an encoder's first weights and what it makes of two images with them, all in fp64."""
     import adapter
 
-    with default_dtype(double):
-        return summary(adapter.initial_weights(encoder))
+    images = np.stack([draw(number, SIDE, SIDE)[1] for number in (300, 301)])
+    with default_dtype(double=True):
+        weights, logits = adapter.initial(encoder, images)
+    return {"weights": summary(weights), "logits": summary([logits])}
 
 
 @contextmanager
