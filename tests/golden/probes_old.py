@@ -286,16 +286,4 @@ def write_sets(work: Work) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        {
-            "training": training,
-            "scores": scores,
-            "masks": masks,
-            "onnx": onnx,
-            "initial-weights": initial_weights,
-            "batches": batches,
-            "shards": shards,
-            "real-shards": real_shards,
-            "study": study,
-        }
-    )
+    main(training, scores, masks, onnx, initial_weights, batches, shards, real_shards, study)

@@ -185,8 +185,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def main(probes: dict[str, Callable[[Work], Results]]) -> None:
+def main(*functions: Callable[[Work], Results]) -> None:
     """`probes_X.py NAME --work FOLDER --data FOLDER`, run in the folder of a commit: writes FOLDER/NAME.json."""
+    probes = {function.__name__.replace("_", "-"): function for function in functions}
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=probes)
     parser.add_argument("--work", type=Path, required=True)
