@@ -75,17 +75,17 @@ class Network:
 
     model: nn.Module
     device: torch.device
-    group: SpatialGroup = field(default_factory=SpatialGroup)
+    spatial_group: SpatialGroup = field(default_factory=SpatialGroup)
 
 
-def load_network(folder: Path, num_rows: int, context: DistributedContext) -> tuple[Network, Checkpoint]:
+def load_network(folder: Path, num_processes: int, context: DistributedContext) -> tuple[Network, Checkpoint]:
     """The U-Net that a checkpoint folder holds, ready for `cell_probability`, and all else that the folder says.
 
-    num_rows: processes that share each image. Raises InputError where the launch or the encoder does not allow it.
+    num_processes: processes that share each image. Raises InputError where the launch or the encoder does not allow it.
     """
     model, checkpoint = load_model(folder)
-    check_spatial_parallel(num_rows, checkpoint.config.model.encoder)
-    group = SpatialGroup.join(context, num_rows)
+    check_spatial_parallel(num_processes, checkpoint.config.model.encoder)
+    group = SpatialGroup.join(context, num_processes)
     split_spatially(model, group)
     model = context.accelerator.prepare_model(model.to(context.device), evaluation_mode=True)
     return Network(model, context.device, group), checkpoint

@@ -88,7 +88,7 @@ def _keep_attention(_context: object, operation: object, *_: object, **__: objec
 class TiledMixFFN(SegformerMixMLP):
     """Mix-FFN (SegFormer, section 3.1) in tiles of rows."""
 
-    group = SpatialGroup()
+    spatial_group = SpatialGroup()
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
         """hidden_states: (B, height * width, C). Returns the same shape."""
@@ -109,7 +109,7 @@ class TiledBlock(DecoderBlock):
     """A decoder block of which the outputs of its two convolutions exist as a whole; whatever stands between them
     exists a tile of rows at a time."""
 
-    group = SpatialGroup()
+    spatial_group = SpatialGroup()
 
     def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
         """As DecoderBlock's; with `head` what it makes of the block's output."""

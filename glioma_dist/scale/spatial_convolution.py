@@ -67,10 +67,10 @@ def window_of(layer: nn.Conv2d | nn.MaxPool2d) -> Window:
     return Window((kernel - 1) * dilation + 1, stride, padding)
 
 
-class RowsConv2d(nn.Conv2d):
+class SpatialConv2d(nn.Conv2d):
     """Conv2d over all strips of an image."""
 
-    group: SpatialGroup
+    spatial_group: SpatialGroup
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, rows of this strip, W). Returns (B, C', rows / stride, W / stride)."""

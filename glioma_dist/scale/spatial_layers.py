@@ -17,7 +17,7 @@ from transformers.models.segformer.modeling_segformer import SegformerAttention
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder, TiledBlock, TiledMixFFN
-from glioma_dist.scale.spatial_convolution import RowsConv2d, reaches_over, window_of
+from glioma_dist.scale.spatial_convolution import SpatialConv2d, reaches_over, window_of
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders
 from glioma_dist.scale.tiled_statistics import GroupStatistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
@@ -199,7 +199,7 @@ class SpatialGroupNorm(nn.GroupNorm):
 
 
 SPATIAL_LAYERS = {
-    nn.Conv2d: RowsConv2d,
+    nn.Conv2d: SpatialConv2d,
     nn.MaxPool2d: SpatialMaxPool2d,
     nn.Upsample: SpatialUpsample,
     nn.GroupNorm: SpatialGroupNorm,

@@ -67,7 +67,7 @@ class Trainer:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     level: Level
-    group: SpatialGroup
+    spatial_group: SpatialGroup
     metadata: dict
     """What checkpoints say beside the position: lineage, fingerprints."""
     folder: RunFolder

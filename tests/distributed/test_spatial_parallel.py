@@ -45,13 +45,13 @@ DOUBLE = [
     Case(4, 4, height=1952, width=32),
     Case(2, 4),
     Case(2, 2, norm="group"),
-    Case(2, 2, activation_checkpointing="selective"),
-    Case(4, 4, activation_checkpointing="full"),
-    Case(2, 4, activation_checkpointing="full", norm="group"),
+    Case(2, 2, level="selective"),
+    Case(4, 4, level="full"),
+    Case(2, 4, level="full", norm="group"),
     Case(2, 2, encoder="vgg19"),
-    Case(4, 4, encoder="vgg19", activation_checkpointing="full"),
+    Case(4, 4, encoder="vgg19", level="full"),
     Case(2, 2, encoder="resnet50"),
-    Case(4, 4, encoder="resnet50", activation_checkpointing="full"),
+    Case(4, 4, encoder="resnet50", level="full"),
 ]
 
 
@@ -121,9 +121,7 @@ def test_bands_equal_whole_images_in_fp64(case):
     check_equal(case, 1e-9)
 
 
-@pytest.mark.parametrize(
-    "case", [Case(2, 2, double=False), Case(4, 4, activation_checkpointing="full", double=False)], ids=str
-)
+@pytest.mark.parametrize("case", [Case(2, 2, double=False), Case(4, 4, level="full", double=False)], ids=str)
 def test_bands_equal_whole_images_in_fp32(case):
     """With plain gradient descent, for Adam makes as much of a gradient's last digits as of its first."""
     check_equal(case, 1e-5)
@@ -157,6 +155,6 @@ def test_a_band_without_its_neighbours_is_another_network():
 def take_steps_without_halos(case: Case) -> dict[str, Tensor]:
     from glioma_dist.scale import spatial_layers as row_layers
 
-    row_layers.ROW_LAYERS.pop(nn.Conv2d)
+    row_layers.SPATIAL_LAYERS.pop(nn.Conv2d)
     row_layers.PER_PIXEL = (*row_layers.PER_PIXEL, nn.Conv2d)
     return take_steps(case)

@@ -20,7 +20,7 @@ TINY_DECODER = (16, 16, 8, 8, 8)
 
 def encoder_names() -> tuple[str, ...]:
     """Names of all encoders, in the order of their registration."""
-    from glioma_dist.encoder_names import ENCODER_NAMES
+    from glioma_dist.registry import ENCODER_NAMES
 
     return ENCODER_NAMES
 
@@ -54,7 +54,7 @@ def narrow_resnet() -> Iterator[None]:
 def write_shards(folder: Path, samples: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> None:
     """Write shards of three samples each. samples: key, image uint8 (H, W), mask uint8 (H, W) of 0 and 1."""
     from glioma_dist.data.sample import Sample
-    from glioma_dist.data.shards import ShardWriter
+    from glioma_dist.data.shards.reader import ShardWriter
 
     with ShardWriter(folder, "drawn", folder.name, "CC0", samples_per_shard=3) as writer:
         for key, image, mask in samples:
@@ -68,15 +68,16 @@ def train(encoder: str, data: dict[str, Any], num_steps: int, out: Path) -> list
     of its own, drawn at random), `augment`. Returns the rows of metrics.jsonl without the speed, with its last
     validation.
     """
-    from glioma_dist.config import DataConfig, ModelConfig, Size, TrainConfig
-    from glioma_dist.runtime import Runtime
+    from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.size import Size
     from glioma_dist.training import loop
 
     shown = DataConfig(
         train=data["train"],
         val=data["val"],
         size=Size(data["side"], data["side"]),
-        fit="random-resized-crop" if data["resized"] else "crop",
+        transform="random-resized-crop" if data["resized"] else "random-crop",
         augment=data["augment"],
         workers=0,
     )
@@ -90,7 +91,7 @@ def train(encoder: str, data: dict[str, Any], num_steps: int, out: Path) -> list
         eval_every=num_steps,  # and so one checkpoint, of which convolutional networks' take longest
         out=out,
     )
-    loop.train(config, Runtime.start())
+    loop.train(config, DistributedContext.start())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
@@ -100,12 +101,12 @@ def trained(out: Path, image: np.ndarray) -> tuple[list[Tensor], Tensor]:
     (H, W), after the contrast that it was trained with."""
     import torch
 
-    from glioma_dist.data.augment import raise_contrast
     from glioma_dist.data.loader import image_tensor
+    from glioma_dist.data.transforms import normalize_intensity
     from glioma_dist.model.unet import load_model, normalise
 
     model, checkpoint = load_model(out / "last")
-    shown = image_tensor(raise_contrast(image, checkpoint.config.data.raise_contrast))[None]
+    shown = image_tensor(normalize_intensity(image, checkpoint.config.data.intensity_normalization))[None]
     with torch.inference_mode():
         logits = model(normalise(shown))[0, 0]
     return list(model.state_dict().values()), logits

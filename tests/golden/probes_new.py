@@ -1,17 +1,6 @@
 """The probes of compare_commits.py in the words of the package since `glioma_dist/cli` exists.
 
-It begins as a copy of probes_old.py. To be changed with the package, so that both write the same results for the same
-numbers, name for name:
-
-- imports, fields of configs and flags: `--data.transform`, `--data.num-ops`, `--data.magnitude`,
-  `--data.intensity-normalization`, `--data.cache-in-memory`, `--scale.activation-checkpointing`,
-  `--scale.spatial-parallel`; then FITS, LEVELS and SETTINGS have nothing left to translate and go;
-- commands: `[sys.executable, "-m", "glioma_dist", "convert", "glioma-c6", …]` for `tools/convert_glioma_c6.py`, and so
-  on; the launch files where `glioma-dist configs` says that they are;
-- where a run or a table has other names for its files or columns, the name that results had stays: "weights",
-  "optimizer", "confluence", "mean", "mask", "overlay";
-- names of a study's runs that contain such words (`study`, its lines and its runs): back into those of probes_old.py;
-- a setting that did not exist before is left out of a study's runs while it has its default.
+Names of results are those of probes_old.py, whatever the package calls them.
 
 Never change a result's value to make it equal.
 """
@@ -23,7 +12,6 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from probing import (
@@ -49,18 +37,7 @@ from probing import (
     write_images,
 )
 
-FITS = {"resize": "resize", "random-crop": "crop", "random-resized-crop": "random-resized-crop"}
-LEVELS = {"none": "none", "selective": "encoder", "full": "all", "auto": "auto"}
-SETTINGS = {
-    "data.fit": ("data.transform", {old: new for new, old in FITS.items()}),
-    "data.keep_decoded": ("data.cache_in_memory", {}),
-    "data.raise_contrast": ("data.intensity_normalization", {}),
-    "data.chain_length": ("data.num_ops", {}),
-    "data.chain_strength": ("data.magnitude", {}),
-    "scale.recompute": ("scale.activation_checkpointing", {old: new for new, old in LEVELS.items()}),
-    "scale.rows": ("scale.spatial_parallel", {}),
-}
-"""Of configs: our name -> the name that results are given, and the same for values."""
+TRANSFORMS = ("resize", "random-crop", "random-resized-crop")
 TRANSFORMER = "mit_tiny"
 """Which scores and masks are made with."""
 DECODER = (16, 16, 8, 8, 8)
@@ -68,7 +45,7 @@ DECODER = (16, 16, 8, 8, 8)
 
 def initial_weights(_: Work) -> Results:
     """Of every encoder in its U-Net, and of the decoder's other norm."""
-    from glioma_dist.encoder_names import ENCODER_NAMES
+    from glioma_dist.registry import ENCODER_NAMES
 
     results = {name: _initial(encoder=name) for name in ENCODER_NAMES}
     return results | {"group norm": _initial(encoder="mit_tiny", norm="group")}
@@ -97,33 +74,35 @@ def batches(work: Work) -> Results:
 
 def _validation(work: Work) -> Results:
     """Samples as validation shows them to the network."""
-    from glioma_dist.config import DataConfig, Size
+    from glioma_dist.config import DataConfig
     from glioma_dist.data.loader import evaluation_samples, prepare_evaluation_sample
-    from glioma_dist.data.shards import ShardReader
+    from glioma_dist.data.shards.reader import ShardReader
+    from glioma_dist.size import Size
 
     results = {}
-    for transform, fit in FITS.items():
-        config = DataConfig(size=Size(64, 48), fit=fit)
+    for transform in TRANSFORMS:
+        config = DataConfig(size=Size(64, 48), transform=transform)
         samples = evaluation_samples(ShardReader(str(work.folder / "val")), 0, 1, workers=1)
         results[transform] = {s.key: "".join(map(hash_array, prepare_evaluation_sample(s, config))) for s in samples}
     return results
 
 
 def _batches(work: Work, shown: Shown) -> Results:
-    from glioma_dist.config import DataConfig, Size
+    from glioma_dist.config import DataConfig
     from glioma_dist.data.loader import training_batches
     from glioma_dist.data.mixture import open_training_data
+    from glioma_dist.size import Size
 
     config = DataConfig(
         train=tuple(str(work.folder / name) for name in shown.sources),
         weights=shown.weights,
         size=Size(64, 48),
-        fit=FITS[shown.transform],
+        transform=shown.transform,
         augment=shown.augment,
-        chain_length=shown.num_ops,
-        chain_strength=shown.magnitude,
-        raise_contrast=shown.intensity_normalization,
-        keep_decoded=shown.cache_in_memory,
+        num_ops=shown.num_ops,
+        magnitude=shown.magnitude,
+        intensity_normalization=shown.intensity_normalization,
+        cache_in_memory=shown.cache_in_memory,
         workers=shown.workers,
     )
     reader, order = open_training_data(config, batch_size=4, seed=7)
@@ -171,7 +150,7 @@ def training(work: Work) -> Results:
     for encoder in TRAINED:
         for launch in ("cpu", "cpu_2_processes"):
             results[f"{encoder}, {launch}"] = _outcome(train(work, encoder, launch))
-    spread = ("--scale.rows", 2, "--scale.recompute", LEVELS["full"])
+    spread = ("--scale.spatial-parallel", 2, "--scale.activation-checkpointing", "full")
     run = train(work, TRANSFORMER, "cpu_2_processes", *spread)
     return results | {f"{TRANSFORMER}, spatial parallel": _outcome(run)}
 
@@ -183,7 +162,16 @@ def train(work: Work, encoder: str, launch: str, *flags: object) -> Path:
     if (out / "best").exists():
         return out
     data = ("--data.train", work.folder / "grey", "--data.val", work.folder / "val", "--data.size", "64x64")
-    how = ("--data.fit", "random-resized-crop", "--data.augment", "flips", "sharpen", "contrast", "--data.workers", 1)
+    how = (
+        "--data.transform",
+        "random-resized-crop",
+        "--data.augment",
+        "flips",
+        "sharpen",
+        "contrast",
+        "--data.workers",
+        1,
+    )
     model = ("--model.encoder", encoder, "--model.decoder-channels", *DECODER)
     steps = ("--batch-size", 4, "--lr", 1e-3, "--max-steps", NUM_STEPS, "--eval-every", NUM_STEPS // 2, "--out", out)
     file = f"accelerate_configs/{launch}.yaml"
@@ -224,7 +212,7 @@ def masks(work: Work) -> Results:
             "mask": hash_file(out / row["mask"]),
             "overlay": hash_file(out / row["overlay"]),
             "size": f"{row['width']}x{row['height']}",
-            "confluence": row["covered_share"],
+            "confluence": row["confluence"],
         }
         for row in rows
     }
@@ -263,9 +251,9 @@ def study(work: Work) -> Results:
 
 
 def _planned(out: Path) -> Results:
-    from glioma_dist.study.plan import Settings, make_plan
-    from glioma_dist.study.presets import PRESETS
-    from glioma_dist.study.protocol import find_studies
+    from glioma_dist.reproduction.plan import Settings, make_plan
+    from glioma_dist.reproduction.presets import PRESETS
+    from glioma_dist.reproduction.protocol import find_studies
 
     settings = Settings(PRESETS["full"], source=Path("shards/livecell"), out=out)
     plans = [make_plan(each, settings, (3253, 570)) for each in find_studies("all", True)]
@@ -274,25 +262,16 @@ def _planned(out: Path) -> Results:
         str(job.config_file.relative_to(out)): {
             "command": job.script.removesuffix(".py"),
             "needs": " ".join(str(folder.relative_to(out)) for folder in job.needs),
-            **_in_words_of_results(job.config, out),
+            **flatten(json.loads(json.dumps(job.config).replace(str(out), "OUT"))),
         }
         for job in jobs
     }
 
 
-def _in_words_of_results(config: dict[str, Any], out: Path) -> dict[str, Any]:
-    config = json.loads(json.dumps(config).replace(str(out), "OUT"))
-    found = {}
-    for name, value in flatten(config).items():
-        new, values = SETTINGS.get(name, (name, {}))
-        found[new] = values.get(value, value) if values else value
-    return found
-
-
 def write_sets(work: Work) -> None:
     """Write the drawn shards into the probes' folder, once."""
     from glioma_dist.data.sample import Sample
-    from glioma_dist.data.shards import ShardWriter
+    from glioma_dist.data.shards.reader import ShardWriter
 
     for name, samples in drawn_sets().items():
         if not (work.folder / name).exists():
