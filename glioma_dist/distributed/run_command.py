@@ -31,6 +31,8 @@ SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by pee
 """In what gloo says of a process that has ended."""
 SIGNS_OF_A_SILENT_PROCESS = ("Timed out waiting", "wait timeout", "Socket Timeout", "operation timeout")
 """In what gloo and the store say of a process that does not answer."""
+SIGN_OF_NO_MORE_THREADS = "Resource temporarily unavailable"
+"""The system's words (EAGAIN) where PyTorch cannot start a thread: a limit on memory or on processes."""
 CLOSED_OUTPUT = (errno.EPIPE, errno.EIO, errno.EBADF)
 """What writing to a closed pipe or terminal fails with."""
 
@@ -160,6 +162,11 @@ def _of_a_process(text: str, seconds: float | None) -> RunError | None:
     again = "run the same command again"
     if any(sign in text for sign in SIGNS_OF_A_LOST_WORKER):
         return UnavailableError(f"{text[:200]} Is memory full? Use fewer workers; {again}")
+    if SIGN_OF_NO_MORE_THREADS in text:
+        return UnavailableError(
+            f"the system gives this process no more threads or memory ({text[:200]}); see its limits (ulimit -u, "
+            f"ulimit -v, the container's), then {again}"
+        )
     if any(sign in text for sign in SIGNS_OF_A_SILENT_PROCESS):
         how_long = f" for {seconds:g} s" if seconds else ""
         return UnavailableError(f"another process of this run did not answer{how_long}; {again}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 terminal that is closed SIGHUP."""
 SECONDS_BETWEEN_TWO_REQUESTS = 1.0
 """A launcher hands a Ctrl-C on, so the same request can arrive twice; a user who asks twice needs longer."""
+
+SECONDS_TO_TRY_AGAIN = 0.05
+"""After a signal has come where no exception can leave: until the program is elsewhere."""
 
 PRCTL_PARENT_DEATH_SIGNAL = 1
 """From Linux's sys/prctl.h."""
@@ -40,8 +46,10 @@ class StopSignal:
         self._at = 0.0
         self._deferred = False
         self._before: dict[int, object] = {}
+        self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> StopSignal:
+        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._cannot_raise
         for number in STOP_SIGNALS:
             before = signal.getsignal(number)
             if before is not signal.SIG_IGN:
@@ -50,6 +58,7 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._unraisable_before
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -89,3 +98,13 @@ class StopSignal:
         self.received, self._at = signal.Signals(number).name, time.monotonic()
         if not self._deferred:
             raise Interrupted(self.request)
+
+    def _cannot_raise(self, what: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised in finalizers and in what runs at a fork, and prints a traceback."""
+        if isinstance(what.exc_value, Interrupted):
+            number = signal.Signals[self.received]
+            again = threading.Timer(SECONDS_TO_TRY_AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        elif not self.received:  # else it is an object that was interrupted while it was made
+            self._unraisable_before(what)

@@ -211,7 +211,10 @@ class TrainingLoop:
                 if ending is None:
                     return
                 kind = type(why) if isinstance(ending, StopRequested) and isinstance(why, RunError) else type(ending)
-                raise kind(f"{ending}; a checkpoint of step {self.position.step} could not be saved: {why}") from error
+                reason = "" if str(why) == str(ending) else f": {why}"
+                said = kind(f"{ending}; a checkpoint of step {self.position.step} could not be saved{reason}")
+                said.is_shared = together and isinstance(why, RunError) and why.is_shared
+                raise said from error
         if ending is None or (self._saved.step == 0 and ending is error):
             return
         raise self._with_checkpoint(ending) from error

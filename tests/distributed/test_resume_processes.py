@@ -90,3 +90,19 @@ def test_a_process_without_space_ends_all_and_the_checkpoint_before_stays(shards
     assert steps == [2, 1], "at its end a run tries once more to save the last step"
     Checkpoint.read(config.out / "last").check()
     assert not (config.out / "last.new").exists()
+
+
+def without_room_for_tensors(config) -> None:
+    """Train; the first process can write small files only."""
+    if os.environ["RANK"] == "0":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    run_command(lambda: train_here(config))
+
+
+def test_no_space_for_the_first_checkpoint_is_told_once(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", save_every=1, val=None)
+    ended = start(without_room_for_tensors, config, num_processes=2).wait()
+    assert [end.exit_code for end in ended] == [2, 2], [end.stderr[-2000:] for end in ended]
+    assert ended[0].stderr.count("File too large") == 1, ended[0].stderr
+    assert ended[0].stderr.endswith("; a checkpoint of step 1 could not be saved\n"), ended[0].stderr
+    assert ended[1].stderr == "", "the first process speaks for all"

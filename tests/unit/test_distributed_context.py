@@ -239,3 +239,9 @@ def test_importing_the_package_does_no_work():
     """No process group, no random draw, no thread number, no network: `import glioma_dist` alone brings no torch."""
     code = "import sys, glioma_dist, glioma_dist.errors; sys.exit('torch' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_a_thread_that_the_system_does_not_give_is_no_traceback():
+    error = RuntimeError(os.strerror(errno.EAGAIN))  # PyTorch hands on what pthread_create(3) says
+    assert as_run_error(error).exit_code == 69
+    assert "no more threads or memory" in str(as_run_error(error))

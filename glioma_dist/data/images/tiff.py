@@ -22,6 +22,9 @@ from glioma_dist.data.images.tiff_stacks import single_page
 from glioma_dist.errors import InputError
 
 NO_COMPRESSION, LZW, JPEG, JPEG_XR = 1, 5, (7, 33007), (22610, 34934)
+DEFLATE, LZMA, PACKBITS, ZSTD = (8, 32946), 34925, 32773, 50000
+PREDICTED = (LZW, *DEFLATE, LZMA, ZSTD)
+"""Compressions whose pixels libtiff takes for differences where the tag Predictor says so."""
 MIRRORED_BYTES = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 LOWEST_BIT_FIRST = 2
 """The value of the tag FillOrder whose streams have the bits of each byte in the other order."""
@@ -88,15 +91,68 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
                 raise InputError(f"{where}: pixels of {found.bitspersample} bits are not read; save it as 8 or 16 bit")
             if found.axes not in ("YX", "YXS", "SYX"):
                 raise InputError(f"{where}: its axes {found.axes} do not describe one image; save it as grey or RGB")
+            if not found.is_tiled and found.rowsperstrip == 0:
+                found.rowsperstrip = found.imagelength  # old programs write 0 where there is one strip
             found.databytecounts, notes = _byte_counts(found, num_bytes, page, where)
+            notes += _check_predictor(found, where)
             _check_streams(found, page, file, where)
-            pixels = found.asarray(maxworkers=1)
+            try:
+                pixels = found.asarray(maxworkers=1)
+            except RuntimeError:  # what the codecs raise
+                if found.compression not in (*DEFLATE, PACKBITS, ZSTD):
+                    raise
+                pixels, num_longer = _decode_long_streams(found, place, file)
+                notes.append(f"{num_longer} strips or tiles hold more than their pixels; the rest of them is not read")
             pixels = np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels
     width, length = page.size
     samples = page.number(tag.SAMPLES, 1)
     if pixels.shape not in ((length, width), (length, width, samples)) or pixels.dtype.itemsize > 2:
         raise InputError(f"{where}: damaged TIFF: its tags and its pixels do not agree; copy the file again")
     return pixels, notes
+
+
+def _check_predictor(found: tifffile.TiffPage, where: str) -> list[str]:
+    """Notes. Raises InputError where TIFF libraries make different pixels of the tag Predictor."""
+    if found.predictor == 1 or found.compression in PREDICTED or found.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:
+        return []
+    if found.compression != NO_COMPRESSION:
+        raise InputError(
+            f"{where}: a predictor with compression {int(found.compression)}, which programs read differently; save it "
+            "without compression"
+        )
+    found.predictor = 1
+    return ["names a predictor, which pixels without compression do not have; it is ignored, as libtiff does"]
+
+
+def _decode_long_streams(found: tifffile.TiffPage, place: int, file: BinaryIO) -> tuple[np.ndarray, int]:
+    """Pixels as `asarray` gives them, and how many strips or tiles unpack to more than their pixels: some programs
+    fill up the last strip. tifffile gives the decoders no room for more.
+
+    Raises RuntimeError or ValueError where a stream is damaged.
+    """
+    unpack, is_mirrored = tifffile.TIFF.DECOMPRESSORS[found.compression], found.fillorder == LOWEST_BIT_FIRST
+    file.seek(0)
+    # Opened again: its decoder is to be given what is unpacked here.
+    with tifffile.TiffFile(file, _multifile=False) as tiff:
+        plain = tiff.pages[place]
+        plain.compression, plain.fillorder, plain.rowsperstrip = NO_COMPRESSION, 1, found.rowsperstrip
+        result, num_longer = np.zeros(found.shaped, found.dtype), 0
+        for number, (offset, count) in enumerate(zip(found.dataoffsets, found.databytecounts, strict=True)):
+            if not count:
+                continue
+            file.seek(offset)
+            data = file.read(count)
+            data = unpack(data.translate(MIRRORED_BYTES) if is_mirrored else data)
+            needed = _plain_bytes(found, number)
+            if len(data) > needed:
+                num_longer += 1
+                # Deflate has a checksum. Without one a stream that is too long is damaged, but for a full strip.
+                if found.compression not in DEFLATE and (found.is_tiled or len(data) != _plain_bytes(found, 0)):
+                    raise ValueError(f"{len(data)} bytes in strip or tile {number}, not {needed}")
+            part, (plane, depth, top, left, _), shape = plain.decode(data[:needed], number)
+            into = result[plane, depth : depth + shape[0], top : top + shape[1], left : left + shape[2]]
+            into[...] = part[: into.shape[0], : into.shape[1], : into.shape[2]]
+    return result.reshape(found.shape), num_longer
 
 
 def _check_streams(found: tifffile.TiffPage, page: Directory, file: BinaryIO, where: str) -> None:
@@ -128,7 +184,7 @@ def _chunk_size(page: Directory, number: int) -> tuple[int, range, int]:
     if tag.TILE_WIDTH in page:
         height = page.number(tag.TILE_LENGTH, 0)
         return page.number(tag.TILE_WIDTH, 0), range(height, height + 1), samples
-    full = max(1, min(page.number(tag.ROWS_PER_STRIP, length), length))
+    full = min(page.number(tag.ROWS_PER_STRIP, length) or length, length)
     rows = min(full, length - (number % math.ceil(length / full)) * full)
     return width, range(rows, full + 1), samples
 

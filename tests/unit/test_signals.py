@@ -1,0 +1,73 @@
+"""A request to stop is not lost where Python drops exceptions."""
+
+import os
+import signal
+import sys
+import time
+import weakref
+
+import pytest
+
+from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
+from glioma_dist.errors import Interrupted
+
+
+class HalfMade:
+    """Interrupted while it was made: its end misses an attribute."""
+
+    def __del__(self):
+        raise AttributeError("half made")
+
+
+def in_finalizer(number: int) -> None:
+    class Thing:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    Thing()
+
+
+def in_weak_reference(number: int) -> None:
+    thing = type("Thing", (), {})()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    del thing
+    assert reference() is None
+
+
+def at_fork(number: int) -> None:
+    here = [True]
+    os.register_at_fork(before=lambda: here and here.pop() and signal.raise_signal(number))
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[type]:
+    """The kinds of the errors that Python tells of because it drops them."""
+    kinds: list[type] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: kinds.append(what.exc_type))
+    return kinds
+
+
+def arrive_and_wait(arrive, number: int) -> None:
+    arrive(number)
+    time.sleep(20)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("arrive", [in_finalizer, in_weak_reference, at_fork])
+def test_a_signal_where_no_exception_can_leave_interrupts_afterwards(told, arrive, number):
+    with StopSignal():
+        with pytest.raises(Interrupted, match=number.name):
+            arrive_and_wait(arrive, number)
+        HalfMade()  # what an interrupted program leaves behind
+    assert told == [], "a requested stop prints no traceback"
+
+
+def test_other_errors_of_finalizers_are_told(told):
+    with StopSignal():
+        HalfMade()
+    HalfMade()
+    assert told == [AttributeError] * 2
