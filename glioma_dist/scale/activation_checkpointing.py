@@ -1,4 +1,4 @@
-"""Recomputation: what a step keeps for its backward pass, and what it computes a second time instead.
+"""Activation checkpointing: what a step keeps for its backward pass, and what it computes a second time instead.
 
 Outputs, gradients and buffers are those of the plain model: nothing in the model draws from a global generator
 (stochastic depth is drawn from the images' seeds), and running statistics are moved by the first computation only.
@@ -6,15 +6,18 @@ Outputs, gradients and buffers are those of the plain model: nothing in the mode
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 from transformers.models.segformer.modeling_segformer import SegformerMixMLP
 
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
@@ -77,12 +80,43 @@ def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Te
 
 def compute_again_but_attention(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """`part(features)`, of which the input and the outputs of attention are kept."""
-    contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
-    return checkpoint(part, features, use_reentrant=False, context_fn=contexts)
+    return checkpoint(part, features, use_reentrant=False, context_fn=_attention_contexts)
 
 
-def _keep_attention(_context: object, operation: object, *_: object, **__: object) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in ATTENTION_KERNELS else CheckpointPolicy.PREFER_RECOMPUTE
+def _attention_contexts() -> tuple[_AttentionKeeper, _AttentionReplayer]:
+    kept: deque[Any] = deque()
+    return _AttentionKeeper(kept), _AttentionReplayer(kept)
+
+
+class _AttentionMode(TorchDispatchMode):
+    """PyTorch's own selective checkpointing counts every operation and refuses a second pass with others. FSDP2 gathers
+    weights in hooks between the layers, of which the backward pass needs fewer: this one looks at attention only."""
+
+    def __init__(self, kept: deque[Any]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # within a compiled layer torch.compile decides
+
+
+class _AttentionKeeper(_AttentionMode):
+    """The forward pass: keeps what attention returns."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in ATTENTION_KERNELS:
+            # Detached, because autograd attaches the graph to the tensors that are returned.
+            self.kept.append(tree_map(lambda each: each.detach() if isinstance(each, Tensor) else each, output))
+        return output
+
+
+class _AttentionReplayer(_AttentionMode):
+    """The backward pass: returns what was kept, in the same order."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.kept.popleft() if func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
 
 
 class TiledMixFFN(SegformerMixMLP):

@@ -5,7 +5,6 @@ plain network that it computes itself. Most encoders are narrow, with every kind
 takes them as they are.
 """
 
-import copy
 import gc
 from functools import cache
 
@@ -94,8 +93,11 @@ def compare_encoder(name: str, here) -> dict:
     from glioma_dist.scale.activation_checkpointing import checkpoint_activations
     from glioma_dist.scale.batch_norm import synchronise_batch_norm
 
-    torch.manual_seed(0)
-    model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS)).double()
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS)).double()
+
+    model = build()
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     plain = found_in(model, take_step(model, slice(None), 1))
     own = slice(sum(SHARES[: here.rank]), sum(SHARES[: here.rank + 1]))
@@ -110,8 +112,9 @@ def compare_encoder(name: str, here) -> dict:
         del parallel
         here.accelerator._models.clear()
         gc.collect()  # or its hooks on the parameters would stay
-        sharded = model if level == "full" else copy.deepcopy(model)
-        sharded.load_state_dict(buffers, strict=False)
+        sharded = build()
+        synchronise_batch_norm(sharded, here.device)
+        checkpoint_activations(sharded, level)
         shard(sharded, here)
         found["sharded"] = look_at_shards(sharded)
         logits = take_step(sharded, own, 2)
