@@ -55,7 +55,7 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
         assert row["images_per_second_with_data"] > 0
         assert row["versions"]["torch"] == metadata.version("torch")
         assert "1 thread" in row["device"]
-        assert "--levels none all" in row["command"]
+        assert "--levels none full" in row["command"]
     page = (out / "resolution.md").read_text()
     assert f"| {rows[0]['peak_gib']:.2f} |" in page
     assert f"| {rows[1]['median_seconds'] / rows[0]['median_seconds']:.2f} |" in page

@@ -348,7 +348,7 @@ def test_a_killed_conversion_is_finished_by_the_next(tmp_path):
     source = write_livecell(tmp_path / "source", {"train": 4, "val": 2})
     program = textwrap.dedent(f"""
         import os, signal
-        from glioma_dist.data import convert as module
+        from glioma_dist.data.convert import conversion as module
         from glioma_dist.data.convert.sources import find_livecell
         prepare, times = module.prepare, []
         def prepare_and_die(*arguments):

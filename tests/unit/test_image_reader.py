@@ -25,8 +25,8 @@ GREY = np.random.default_rng(1).integers(0, 256, (40, 60), dtype=np.uint8)
 TREACHEROUS = """
 import json, os, signal, sys, time; sys.path[:] = json.loads(sys.argv[2])
 import numpy as np
-from glioma_dist.data import image_file, image_worker
-real = image_file.decode_file
+from glioma_dist.data.images import decoding, worker
+real = decoding.decode_file
 def decode_file(path, where, reserve):
     name = os.path.basename(path)
     if name.startswith("segmentation-fault") or (name.startswith("after") and "before" in seen):
@@ -37,14 +37,14 @@ def decode_file(path, where, reserve):
         np.ones(2**40 // 2**6, np.uint8)
     if name.startswith("chance"):
         os.kill(os.getpid(), signal.SIGSEGV) if seen else None
-        return image_file.DecodedImage(np.frombuffer(os.urandom(64), np.uint8).reshape(8, 8))
+        return decoding.DecodedImage(np.frombuffer(os.urandom(64), np.uint8).reshape(8, 8))
     if name.startswith("bug"):
         raise ZeroDivisionError
     seen.append("before" if name.startswith("before") else name)
     return real(path, where, reserve)
 seen = []
-image_file.decode_file = decode_file
-image_worker.serve(int(sys.argv[1]))
+decoding.decode_file = decode_file
+worker.serve(int(sys.argv[1]))
 """
 
 

@@ -175,8 +175,8 @@ def test_a_state_that_is_none_is_one_line(saved, content):
 
 def test_another_format_is_refused(saved):
     content = json.loads((saved.folder / MANIFEST).read_text())
-    (saved.folder / MANIFEST).write_text(json.dumps(content | {"format_version": 3}))
-    with pytest.raises(InputError, match=r"format 3, this version reads 2"):
+    (saved.folder / MANIFEST).write_text(json.dumps(content | {"format_version": 4}))
+    with pytest.raises(InputError, match=r"format 4, this version reads 3"):
         Checkpoint.read(saved.folder)
 
 
