@@ -36,6 +36,8 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Raises DamagedError where there is none, or it is no manifest; InputError where its format is another."""
         path = folder / MANIFEST
+        if path.exists() and not path.is_file():
+            raise DamagedError(path, "is a folder, a pipe or a device, not a plain file")
         if not path.is_file():
             raise DamagedError(
                 path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def describe(tensor: Tensor) -> dict[str, Any]:
 def read_checked(path: Path, entry: dict[str, Any]) -> bytes:
     """The bytes of a file, in one reading. Raises DamagedError where they are not those of its manifest's entry."""
     try:
-        size = os.stat(path).st_size
+        status = os.stat(path)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedError(path, "is a folder, a pipe or a device, not a plain file")
         if size != entry["bytes"]:
             raise DamagedError(path, f"has {size} bytes, its manifest says {entry['bytes']}")
         data = read_bytes(path, entry["bytes"])

@@ -125,6 +125,8 @@ def test_every_damage_to_every_file_is_one_line_that_names_it(runs, run, name, d
         assert str(run / "last") in message
     if name != MANIFEST:
         assert str(run / "last" / name) in message
+    if damage in (folder_instead, pipe_instead, endless_instead):
+        assert "plain file" in message or "is a folder" in message
     assert not is_whole(run / "last")
     assert is_whole(run / "best")
 

@@ -317,6 +317,12 @@ def test_evaluation_refuses_negative_workers():
         parse(EvaluateConfig, ["--checkpoint", "c", "--data", "d", "--workers", "-2"])
 
 
+def test_flags_that_are_required_are_named_and_nothing_else():
+    with pytest.raises(InputError) as error:
+        parse(EvaluateConfig, ["--workers", "0"])
+    assert str(error.value) == "missing: --checkpoint PATH, --data STR (--help lists the flags)"
+
+
 @pytest.mark.parametrize("flags", [["--no-such-flag", "1"], ["--data.transform", "stretch"], ["--lr", "fast"]])
 def test_what_the_parser_says_is_one_line(flags, capsys):
     with pytest.raises(InputError) as error:

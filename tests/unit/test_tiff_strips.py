@@ -36,6 +36,7 @@ def write_tiff(path: Path, streams: list[bytes], **tags: int | list[int]) -> Non
     at, sizes = (324, 325) if "t322" in tags else (273, 279)
     values = {256: [53], 257: [37], 258: [8], 259: [1], 262: [1], 277: [1]}
     values |= {int(name[1:]): value if isinstance(value, list) else [value] for name, value in tags.items()}
+    values = {number: value for number, value in values.items() if value}
     values |= {at: offsets, sizes: [len(stream) for stream in streams]}
     entries = b""
     for number, found in sorted(values.items()):
@@ -152,3 +153,10 @@ def test_a_predictor_that_the_compression_does_not_have_is_ignored_or_refused(tm
     write_tiff(path, [imagecodecs.packbits_encode(GREY.tobytes())], t259=32773, t317=2)
     with pytest.raises(InputError, match="predictor with compression 32773"):
         reader.read(path)
+
+
+def test_colours_without_a_number_of_bits_are_refused(tmp_path, reader):
+    """The standard's default is one bit, and the strip has eight times the bytes."""
+    write_tiff(tmp_path / "a.tif", [RGB.tobytes()], t258=[], t262=2, t277=3)
+    with pytest.raises(InputError, match="does not say how many bits a colour has"):
+        reader.read(tmp_path / "a.tif")

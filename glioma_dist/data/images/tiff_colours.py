@@ -42,6 +42,8 @@ def check_colours(page: Directory, where: str) -> list[str]:
         name = SAMPLE_FORMATS.get(kind, f"of sample format {kind}")
         kind_name = f"float{bits[0]}" if kind == 3 else f"int{bits[0]}" if kind == 2 else f"{bits[0]} bit"
         raise InputError(f"{where}: pixels are {kind_name} ({name}), not 8 or 16 bit unsigned; save it so {HOW}")
+    if tag.BITS not in page and page.number(tag.SAMPLES, 1) > 1:
+        raise InputError(f"{where}: does not say how many bits a colour has; save it as 8 or 16 bit {HOW}")
     if max(bits) > 16 or min(bits) < 1:
         raise InputError(f"{where}: pixels are uint{max(bits)}, not 8 or 16 bit; save it so {HOW}")
     if len(set(bits[: page.number(tag.SAMPLES, 1)])) > 1:
