@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
+from glioma_dist.distributed import rendezvous
 from glioma_dist.distributed.joining import SECONDS_OF_GRACE, bounded, check_place, joining
 from glioma_dist.distributed.launch import check_launch
 from glioma_dist.distributed.run_command import as_run_error
@@ -51,7 +52,10 @@ class DistributedContext:
         # Batch norm takes its statistics over all processes, so buffers are equal without being sent around; and
         # validation, where processes may have unequal numbers of images, must not wait for one another.
         engine = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=seconds_to_answer))
+        rendezvous.register()
+        patience = InitProcessGroupKwargs(
+            init_method=rendezvous.INIT_METHOD, timeout=timedelta(seconds=seconds_to_answer)
+        )
         # PyTorch renamed it; accelerate has only the old name.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -76,6 +77,7 @@ def joining(environment: Mapping[str, str], seconds: float) -> Iterator[None]:
         f"the {environment['WORLD_SIZE']} processes of this launch did not find each other at {place} within "
         f"{seconds:g} s; see whether all were started and can reach it, then run the same command again"
     )
+    began = time.monotonic()
     with stoppable(), bounded(seconds + SECONDS_OF_GRACE, late):
         try:
             yield
@@ -88,7 +90,12 @@ def joining(environment: Mapping[str, str], seconds: float) -> Iterator[None]:
                 ) from error
             # PyTorch's own errors of a store or a connection, which it does not number.
             if type(error).__name__.startswith("Dist") or "gloo" in said.lower() or as_run_error(error) is not None:
-                raise late from error
+                if time.monotonic() - began >= seconds:
+                    raise late from error
+                raise UnavailableError(
+                    f"the {environment['WORLD_SIZE']} processes of this launch could not connect to one another at "
+                    f"{place}: one ended, or cannot be reached ({one_line(said, 200)}); run the same command again"
+                ) from error
             raise
 
 
