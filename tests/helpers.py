@@ -36,7 +36,7 @@ PRELOADED = [
     "torch._dynamo",
     "torch.distributed",
     "accelerate",
-    "transformers.models.segformer",
+    "glioma_dist.model.encoders.timm_models",
     "albumentations",
     "pytest",
     "helpers",

@@ -135,13 +135,23 @@ def network_builder(cell: Cell) -> Callable[[], torch.nn.Module]:
         model = UNet(ModelConfig(encoder=cell.encoder))
         checkpoint_activations(model, cell.level)
         if cell.network == BASELINES["eager"]:
-            model.encoder.segformer.config._attn_implementation = "eager"
+            for layer in model.encoder.attention_layers():
+                layer.attend = attend_with_matrix
         if cell.layout == "channels_last":
             model.encoder.memory_format = torch.channels_last
             model.to(memory_format=torch.channels_last)
         return model
 
     return build
+
+
+def attend_with_matrix(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention as transformers' "eager" computes it, which holds the matrix of all weights, softmax in fp32.
+
+    query, key, value: (B, heads, tokens, C). Returns the shape of `query`.
+    """
+    scores = query @ key.transpose(2, 3) * scale
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 def time_steps(

@@ -40,10 +40,3 @@ class _NormaliseTokens(torch.autograd.Function):
             wide_gradient, wide_tokens, weight.shape, mean, scale, weight, bias, [True, True, True]
         )
         return found[0].to(tokens.dtype), found[1], found[2], None
-
-
-def keep_stream_precision(model: nn.Module) -> None:
-    """Make every LayerNorm of `model` a StreamLayerNorm; weights and their names stay as they are."""
-    for module in model.modules():
-        if type(module) is nn.LayerNorm:
-            module.__class__ = StreamLayerNorm

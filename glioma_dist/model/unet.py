@@ -12,8 +12,8 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
-from glioma_dist.model.encoders.timm_models import TimmEncoder
+from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from glioma_dist.model.encoders.mit import MIT_SHAPES, MitEncoder
 from glioma_dist.model.pretrained.weights import initialise, is_smp, load_imagenet, load_smp
 
 ENCODERS_WITH_CENTER = ("vgg19",)
@@ -28,12 +28,21 @@ def normalise(images: Tensor) -> Tensor:
     return images.float().div_(255).sub(mean).div_(std)
 
 
+def build_encoder(name: str) -> Encoder:
+    """An encoder by its name; its library is imported here."""
+    if name in MIT_SHAPES:
+        return MitEncoder(name)
+    from glioma_dist.model.encoders.timm_models import TimmEncoder
+
+    return TimmEncoder(name)
+
+
 class UNet(nn.Module):
     """One logit a pixel: above 0 is a cell."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = MitEncoder(config.encoder) if config.encoder in MIT_SHAPES else TimmEncoder(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.decoder = BilinearDecoder(
             self.encoder.channels,
             self.encoder.strides,

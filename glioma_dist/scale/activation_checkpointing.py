@@ -18,19 +18,14 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
-from transformers.models.segformer.modeling_segformer import SegformerMixMLP
 
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
-from glioma_dist.model.encoders.mit import MitEncoder
+from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.batch_norm import OVER_PROCESSES
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
-
-NUM_TILED_STAGES = 2
-"""Encoder stages whose Mix-FFN goes in tiles: its inner maps are four times as wide as a stage, and the first
-stages' are the encoder's largest."""
 
 _ATEN = torch.ops.aten
 ATTENTION_KERNELS = (
@@ -49,22 +44,24 @@ def checkpoint_activations(model: UNet, level: Literal["none", "selective", "ful
 
     selective: of each segment of the encoder (one layer, or two in a deep stage) keeps the input and the output of
     attention.
-    full: computes attention again too, runs the first stages' Mix-FFN in tiles, keeps only the input of each decoder
-    block, and runs the last block and the head in tiles. For a convolutional encoder both levels keep the inputs of its
-    segments.
+    full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
+    decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
+    inputs of its segments.
     """
     if level == "none":
         return
-    attends = isinstance(model.encoder, MitEncoder)
-    model.encoder.run_part = compute_again_but_attention if level == "selective" and attends else compute_part_again
-    if level == "full" and attends:
-        for stage in model.encoder.segformer.stages[:NUM_TILED_STAGES]:
-            for layer in stage.blocks:
-                layer.mlp.__class__ = TiledMixFFN
+    keeps_attention = level == "selective" and len(model.encoder.attention_layers()) > 0
+    model.encoder.run_part = compute_again_but_attention if keeps_attention else compute_part_again
     if level == "full":
-        model.decoder.__class__ = CheckpointedDecoder
-        for block in model.decoder.blocks:
-            block.__class__ = TiledBlock
+        for layer in model.encoder.tileable_layers():
+            layer.run_tiles = checkpoint_in_tiles
+        replace_modules(model, _checkpointed)
+
+
+def _checkpointed(_name: str, module: nn.Module) -> nn.Module | None:
+    """What takes the place of the decoder and of its blocks."""
+    kinds = {BilinearDecoder: CheckpointedDecoder, DecoderBlock: TiledBlock}
+    return rebuild(module, kinds[type(module)]) if type(module) in kinds else None
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
@@ -80,12 +77,21 @@ def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Te
 
 def compute_again_but_attention(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """`part(features)`, of which the input and the outputs of attention are kept."""
-    return checkpoint(part, features, use_reentrant=False, context_fn=_attention_contexts)
+    contexts = partial(_attention_contexts, part if isinstance(part, nn.Module) else None)
+    return checkpoint(part, features, use_reentrant=False, context_fn=contexts)
 
 
-def _attention_contexts() -> tuple[_AttentionKeeper, _AttentionReplayer]:
+def _attention_contexts(norms: nn.Module | None) -> tuple[AbstractContextManager, AbstractContextManager]:
     kept: deque[Any] = deque()
-    return _AttentionKeeper(kept), _AttentionReplayer(kept)
+    if norms is None:
+        return _AttentionKeeper(kept), _AttentionReplayer(kept)
+    return _AttentionKeeper(kept), _both(_AttentionReplayer(kept), _buffers_left_alone(norms))
+
+
+@contextmanager
+def _both(one: AbstractContextManager, other: AbstractContextManager) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 class _AttentionMode(TorchDispatchMode):
@@ -117,26 +123,6 @@ class _AttentionReplayer(_AttentionMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.kept.popleft() if func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
-
-
-class TiledMixFFN(SegformerMixMLP):
-    """Mix-FFN (SegFormer, section 3.1) in tiles of rows."""
-
-    spatial_group = SpatialGroup()
-
-    def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
-        """hidden_states: (B, height * width, C). Returns the same shape."""
-        tokens_of_tile = super().forward
-
-        def compute_tile(part: Tensor) -> Tensor:
-            tokens = tokens_of_tile(part.flatten(2).transpose(1, 2), *part.shape[2:])
-            return tokens.transpose(1, 2).unflatten(2, part.shape[2:])
-
-        as_map = hidden_states.transpose(1, 2).unflatten(2, (height, width))
-        output = checkpoint_in_tiles(
-            compute_tile, [as_map], list(self.parameters()), self.fc1.out_features, group=self.spatial_group
-        )
-        return output.flatten(2).transpose(1, 2)
 
 
 class TiledBlock(DecoderBlock):

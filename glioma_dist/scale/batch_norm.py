@@ -6,14 +6,16 @@ here is the same for any device.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glioma_dist.errors import InputError
+from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.scale.tiled_statistics import batch_moments, update_running
 
 
@@ -27,7 +29,7 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
         InputError: a layer depends on the other images of a batch and has no counterpart over processes. Nothing has
             changed then.
     """
-    counterparts = GPU_COUNTERPARTS if device.type == "cuda" else CPU_COUNTERPARTS
+    counterparts = counterparts_on(device)
     done = set(counterparts.values())
     found = [(name, module) for name, module in model.named_modules() if depends_on_batch(module)]
     for name, module in found:
@@ -36,11 +38,27 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
                 f"{name} is a {type(module).__name__}, whose statistics over several processes may be "
                 "inexact: train with one process, or give another encoder"
             )
-    for _, module in found:
-        if type(module) in counterparts:
-            module.__class__ = counterparts[type(module)]
-            module.process_group = None  # of SyncBatchNorm: all processes
+
+    def new_of(_name: str, module: nn.Module) -> nn.Module | None:
+        kind = counterparts.get(type(module))
+        # process_group: of SyncBatchNorm, all processes
+        return None if kind is None else rebuild(module, kind, process_group=None)
+
+    replace_modules(model, new_of)
     return model
+
+
+def counterparts_on(device: torch.device) -> dict[type[nn.Module], type[nn.Module]]:
+    """Norms of one process, and what takes their place over several. By exact class: a subclass may compute something
+    else."""
+    on_gpu = device.type == "cuda"
+    found: dict[type[nn.Module], type[nn.Module]]
+    found = {nn.BatchNorm2d: nn.SyncBatchNorm if on_gpu else ProcessesBatchNorm2d}
+    if "timm" in sys.modules:  # else no module of the model can be one of its norms
+        from glioma_dist.scale import timm_batch_norm
+
+        found |= timm_batch_norm.GPU_COUNTERPARTS if on_gpu else timm_batch_norm.CPU_COUNTERPARTS
+    return found
 
 
 def depends_on_batch(module: nn.Module) -> bool:
@@ -61,25 +79,6 @@ class ProcessesBatchNorm2d(nn.BatchNorm2d):
         return output
 
 
-class ProcessesBatchNormAct2d(ProcessesBatchNorm2d, BatchNormAct2d):
-    """timm's BatchNormAct2d, batch norm and an activation, over (all processes' B, H, W)."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, H, W), of any float type."""
-        output = super().forward(features)
-        # In evaluation mode this was BatchNormAct2d's own forward, activation included.
-        return self.act(self.drop(output)) if self.training else output
-
-
-CPU_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm2d: ProcessesBatchNorm2d,
-    BatchNormAct2d: ProcessesBatchNormAct2d,
-}
-GPU_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm2d: nn.SyncBatchNorm,
-    BatchNormAct2d: SyncBatchNormAct,
-}
-"""By exact class: a subclass may compute something else."""
 OVER_PROCESSES = (ProcessesBatchNorm2d, nn.SyncBatchNorm)
 """Norms with statistics of all processes, subclasses included."""
 

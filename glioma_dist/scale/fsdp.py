@@ -23,6 +23,8 @@ def choose_shards(model: UNet, context: DistributedContext) -> None:
         kind = type(unit)
         if kind not in subclasses:
             subclasses[kind] = type(f"{kind.__name__}Unit{len(subclasses)}", (kind,), {})
+        # In place, unlike other changes of class here (`model/modules.py`): a compiled block keeps what it was compiled
+        # with, and FSDP2 itself gives each unit another class in place (`fully_shard`).
         unit.__class__ = subclasses[kind]
     names = sorted(subclass.__name__ for subclass in subclasses.values())
     context.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names

@@ -11,13 +11,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
 import psutil
-import timm
 import torch
-import transformers
 from torch import Tensor
 
 import glioma_dist
@@ -211,8 +210,7 @@ def _key(step: Step, level: Level) -> str:
         level,
         step.spatial_parallel,
         torch.__version__,
-        transformers.__version__,
-        timm.__version__,
+        version("timm"),
         _code(),
     )
     return " ".join(map(str, metadata))

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from glioma_dist.config import ScaleConfig
-from glioma_dist.model.encoders.mit import MitEncoder
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.activation_checkpointing import NUM_TILED_STAGES, checkpoint_activations
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
@@ -26,14 +25,12 @@ def scale_model(model: UNet, scale: ScaleConfig, level: Level, group: SpatialGro
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
     if scale.compile:
-        for block in _repeated(model, level):
+        for block in _compilable(model):
             block.compile()
 
 
-def _repeated(model: UNet, level: Level) -> list[nn.Module]:
-    """The encoder's layers or blocks."""
-    if not isinstance(model.encoder, MitEncoder):
-        return model.encoder.blocks()
-    # A tile's work is a new function each time, which would be translated each time.
-    stages = model.encoder.segformer.stages[NUM_TILED_STAGES if level == "full" else 0 :]
-    return [layer for stage in stages for layer in stage.blocks]
+def _compilable(model: UNet) -> list[nn.Module]:
+    """The encoder's blocks, but for those in which a layer goes in tiles: a tile's work is a new function each time,
+    which would be translated each time."""
+    tiled = {layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None}
+    return [block for block in model.encoder.blocks() if tiled.isdisjoint(block.modules())]

@@ -4,26 +4,22 @@ place."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from transformers import AttentionInterface
-from transformers.activations import GELUActivation
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.models.segformer.modeling_segformer import SegformerAttention
 
 from glioma_dist.errors import InputError
+from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder, TiledBlock, TiledMixFFN
+from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder, TiledBlock
 from glioma_dist.scale.spatial_convolution import SpatialConv2d, reaches_over, window_of
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders
 from glioma_dist.scale.tiled_statistics import GroupStatistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 
-ATTENTION_OVER_GROUP = "sdpa_over_group"
-"""The name under which transformers finds it."""
 PER_PIXEL = (
     nn.Linear,
     nn.LayerNorm,
@@ -31,7 +27,6 @@ PER_PIXEL = (
     nn.SyncBatchNorm,
     nn.ReLU,
     nn.GELU,
-    GELUActivation,
     nn.Dropout,
     nn.Identity,
 )
@@ -45,46 +40,37 @@ def split_spatially(model: UNet, group: SpatialGroup) -> None:
     """
     if group.size == 1:
         return
-    tiled = {
+    tiled_layers = [layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None]
+    blocks = [module for module in model.modules() if isinstance(module, TiledBlock)]
+    # Tiles bring the rows that these convolutions need with them.
+    in_tiles = {
         inner
-        for module in model.modules()
-        if isinstance(module, TiledMixFFN | TiledBlock)
+        for module in (*tiled_layers, *blocks)
         for inner in module.modules()
         if isinstance(inner, nn.Conv2d | nn.Upsample)
     }
     if isinstance(model.decoder, CheckpointedDecoder):
-        tiled.add(model.decoder.head)
-    for name, module in model.named_modules():
-        if isinstance(module, TiledMixFFN | TiledBlock):
-            module.spatial_group = group
-        if module not in tiled:
-            _split_layer(name, module, group)
+        in_tiles.add(model.decoder.head)
+    replace_modules(model, lambda name, module: None if module in in_tiles else _split_layer(name, module, group))
+    for block in blocks:
+        block.spatial_group = group
+    for layer in tiled_layers:
+        layer.run_tiles = partial(layer.run_tiles, group=group)
+    for layer in model.encoder.attention_layers():
+        layer.gather_tokens = group.gather_tokens
 
 
-def _split_layer(name: str, module: nn.Module, group: SpatialGroup) -> None:
-    if isinstance(module, SegformerAttention):
-        AttentionInterface.register(ATTENTION_OVER_GROUP, attend_over_group)
-        module.config._attn_implementation = ATTENTION_OVER_GROUP
-        module.spatial_group = group
-    elif type(module) in SPATIAL_LAYERS:
-        if not isinstance(module, nn.Conv2d | nn.MaxPool2d) or reaches_over(name, module):
-            module.__class__ = SPATIAL_LAYERS[type(module)]
-            module.spatial_group = group
-    elif not isinstance(module, PER_PIXEL) and next(module.children(), None) is None:
+def _split_layer(name: str, module: nn.Module, group: SpatialGroup) -> nn.Module | None:
+    """What takes the place of a layer; None where it needs no other strip, or other layers of it do."""
+    if type(module) in SPATIAL_LAYERS:
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and not reaches_over(name, module):
+            return None
+        return rebuild(module, SPATIAL_LAYERS[type(module)], spatial_group=group)
+    if not isinstance(module, PER_PIXEL) and next(module.children(), None) is None:
         raise InputError(
             f"--scale.spatial-parallel: {name} is a {type(module).__name__}, which is not known to be exact in strips"
         )
-
-
-def attend_over_group(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: object
-) -> tuple[Tensor, None]:
-    """Attention of this strip's queries to the keys and values of the whole image; transformers' attention interface.
-
-    query, key, value: (B, heads, tokens, C). Returns (B, tokens, heads, C).
-    """
-    key, value = module.spatial_group.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+    return None
 
 
 class SpatialUpsample(nn.Upsample):

@@ -31,7 +31,7 @@ from typing import Any
 PRELOADED = (
     "torch.distributed",
     "accelerate",
-    "transformers.models.segformer",
+    "glioma_dist.model.encoders.timm_models",
     "albumentations",
     "fsspec.asyn",
     "aiohttp",

@@ -15,13 +15,13 @@ from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import ENCODER_NAMES
 from glioma_dist.scale.batch_norm import (
-    GPU_COUNTERPARTS,
     ProcessesBatchNorm2d,
-    ProcessesBatchNormAct2d,
+    counterparts_on,
     depends_on_batch,
     synchronise_batch_norm,
 )
 from glioma_dist.scale.tiled_statistics import BatchStatistics, normalise_with
+from glioma_dist.scale.timm_batch_norm import ProcessesBatchNormAct2d
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -170,7 +170,7 @@ def test_what_gpus_compute_keeps_every_activation(monkeypatch, name):
     assert list(model.state_dict()) == names
     synchronised = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
     assert len(synchronised) == num_norms > 0
-    assert {type(module) for module in synchronised} <= set(GPU_COUNTERPARTS.values())
+    assert {type(module) for module in synchronised} <= set(counterparts_on(GPU).values())
 
 
 def test_pytorch_s_own_conversion_would_lose_activations():

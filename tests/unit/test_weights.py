@@ -22,9 +22,9 @@ from transformers import SegformerForImageClassification
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint_writer import write_checkpoint
-from glioma_dist.model.encoders.mit import mit_config
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS
 from glioma_dist.model.pretrained import download, weights
+from glioma_dist.model.pretrained.transformers_mit import segformer_config
 from glioma_dist.model.pretrained.weight_files import read_weights
 from glioma_dist.model.unet import build_model
 
@@ -381,7 +381,7 @@ def test_weights_that_come_slowly_but_do_come_are_waited_for(monkeypatch, tmp_pa
 @pytest.mark.parametrize("names", ["transformers", "authors"])
 def test_mit_weights_from_a_file_by_either_names(tmp_path, monkeypatch, names):
     torch.manual_seed(3)
-    config = mit_config("mit_tiny")
+    config = segformer_config("mit_tiny")
     config.num_labels = 7
     classifier = SegformerForImageClassification(config)
     for parameter in classifier.parameters():

@@ -1,9 +1,7 @@
-"""Encoders: from an image to feature maps at growing strides.
+"""Mix Transformer, SegFormer's encoder (Xie et al. 2021, arXiv 2105.15203, section 3.1), on PyTorch alone.
 
-The contract: `encoder(images, seeds)` returns a list of maps, finest first; `encoder.strides` and
-`encoder.channels` say the stride and the channels of each; it computes in parts, map to map, each through
-`encoder.run_part`, so that recomputation can take hold of them. A part that runs batch norms is an `nn.Module` that
-holds them.
+Modules have the names that transformers' SegformerModel gives them, and compute what it computes, to the last bit; its
+weights and checkpoints need no renaming.
 """
 
 from __future__ import annotations
@@ -14,10 +12,10 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import SegformerConfig, SegformerModel
-from transformers.models.segformer.modeling_segformer import SegformerStage
+from torch.nn import functional
 
-from glioma_dist.model.layer_norm import keep_stream_precision
+from glioma_dist.model.encoders.contract import Encoder
+from glioma_dist.model.layer_norm import StreamLayerNorm
 
 MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "mit_tiny": {"depths": (1, 1, 1, 1), "hidden_sizes": (8, 16, 24, 32), "num_attention_heads": (1, 1, 1, 1)},
@@ -28,28 +26,28 @@ MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "mit_b4": {"depths": (3, 8, 27, 3), "hidden_sizes": (64, 128, 320, 512)},
     "mit_b5": {"depths": (3, 6, 40, 3), "hidden_sizes": (64, 128, 320, 512)},
 }
-"""Table 6 of SegFormer (Xie et al. 2021, arXiv 2105.15203); the rest of its columns are SegformerConfig's defaults.
-mit_tiny is ours, for demos and tests."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of the channels of images in [0, 1]: what images are normalised by."""
+"""Table 6 of the paper, by the names of transformers' SegformerConfig. mit_tiny is ours, for demos and tests."""
+NUM_HEADS = (1, 2, 5, 8)
+REDUCTIONS = (8, 4, 2, 1)
+"""Side of the squares of tokens that become one key and one value, a stage."""
+PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
+"""Side and stride of a stage's overlapping patches."""
+FFN_RATIO = 4
+DROP_RATE = 0.1
+"""Of the last layer; rates grow evenly from 0 (section 4.1)."""
 AUTHORS_EPSILON = 1e-6
+"""In the norms of layers and stages, as in SegFormer's released code, with which its weights were trained; the other
+norms have PyTorch's 1e-5."""
 DEEP_STAGE = 6
+NUM_TILED_STAGES = 2
+"""Stages whose Mix-FFN may go in tiles: its inner maps are four times as wide as a stage, and the first stages' are the
+encoder's largest."""
 STREAM = 1
 """Part of the generator's seed, so that these draws are others than augmentation's from the same image's seed."""
 
 
-def mit_config(name: str) -> SegformerConfig:
-    """SegFormer's configuration by encoder name, with attention by PyTorch's fused kernel: no attention matrix is
-    ever held."""
-    config = SegformerConfig(**MIT_SHAPES[name])
-    config._attn_implementation = "sdpa"
-    return config
-
-
-class MitEncoder(nn.Module):
-    """SegFormer's hierarchical transformer (transformers' SegformerModel): four maps at strides 4, 8, 16, 32.
+class MitEncoder(Encoder):
+    """Four maps at strides 4, 8, 16 and 32.
 
     Stochastic depth is drawn per image from the image's own seed, so that an image is treated alike in whatever
     process and beside whatever others it is computed, and again when a layer is computed again.
@@ -59,14 +57,13 @@ class MitEncoder(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        config = mit_config(name)
-        self.channels: tuple[int, ...] = tuple(config.hidden_sizes)
-        self.segformer = SegformerModel(config)
-        keep_stream_precision(self.segformer)
-        _take_authors_epsilon(self.segformer)
-        self.stochastic_depth = StochasticDepth(self.segformer)
-        self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
-        self.memory_format = torch.contiguous_format
+        shape = MIT_SHAPES[name]
+        self.channels = tuple(shape["hidden_sizes"])
+        heads = shape.get("num_attention_heads", NUM_HEADS)
+        columns = ((3, *self.channels[:-1]), self.channels, PATCHES, shape["depths"], heads, REDUCTIONS)
+        stages = [Stage(*settings) for settings in zip(*columns, strict=True)]
+        self.segformer = nn.ModuleDict({"stages": nn.ModuleList(stages)})
+        self.stochastic_depth = StochasticDepth(sum(shape["depths"]))
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, each
@@ -75,47 +72,200 @@ class MitEncoder(nn.Module):
         Returns maps (B, channels[i], H / strides[i], W / strides[i]).
         """
         scales = self.stochastic_depth.draw(seeds if self.training else None, images.device)
-        features, maps = images, []
-        for stage in self.segformer.stages:
+        features, maps, first = images, [], 0
+        for stage in self.segformer["stages"]:
             for layers in parts_of(len(stage.blocks)):
-                features = self.run_part(partial(self.compute_layers, stage, layers, scales), features)
+                branches = [self.stochastic_depth.of_layer(scales, first + number) for number in layers]
+                features = self.run_part(partial(stage.compute_layers, layers, branches), features)
             features = features.contiguous(memory_format=self.memory_format)
             maps.append(features)
+            first += len(stage.blocks)
         return maps
 
     def blocks(self) -> list[nn.Module]:
         """The transformer's layers, in order."""
-        return [layer for stage in self.segformer.stages for layer in stage.blocks]
+        return [layer for stage in self.segformer["stages"] for layer in stage.blocks]
 
-    def compute_layers(self, stage: SegformerStage, layers: range, scales: Tensor | None, features: Tensor) -> Tensor:
-        """Some layers of a stage; with the first goes the patch embedding before it, with the last the norm behind it.
+    def attention_layers(self) -> list[EfficientSelfAttention]:
+        return [layer.attention for layer in self.blocks()]
 
-        features: (B, C, H, W), what the part before gave. Returns a map of the stage's channels and size, a view of its
-        tokens (B, HW, C). scales: what stochastic depth drew for this forward pass; it may be another's turn by now.
+    def tileable_layers(self) -> list[MixFFN]:
+        return [layer.mlp for stage in self.segformer["stages"][:NUM_TILED_STAGES] for layer in stage.blocks]
+
+
+class Stage(nn.Module):
+    """Overlapping patches to tokens, transformer layers, a norm."""
+
+    def __init__(
+        self, in_channels: int, channels: int, patch: tuple[int, int], depth: int, num_heads: int, reduction: int
+    ) -> None:
+        super().__init__()
+        self.patch_embeddings = PatchEmbedding(in_channels, channels, *patch)
+        self.blocks = nn.ModuleList([Layer(channels, num_heads, reduction) for _ in range(depth)])
+        self.layer_norm = StreamLayerNorm(channels, eps=AUTHORS_EPSILON)
+
+    def compute_layers(self, layers: range, branches: list[tuple[Tensor, Tensor] | None], features: Tensor) -> Tensor:
+        """Some layers of the stage; with the first goes the patch embedding before it, with the last the norm behind.
+
+        features: (B, C, H, W), what the part before gave. branches: for each layer what stochastic depth makes of its
+        two branches. Returns a map of the stage's channels and size, a view of its tokens (B, HW, C).
         """
-        self.stochastic_depth.scales = scales
         if layers.start == 0:
-            tokens, height, width = stage.patch_embeddings(features)
+            tokens, height, width = self.patch_embeddings(features)
         else:
             tokens, (height, width) = features.flatten(2).transpose(1, 2), features.shape[2:]
-        for number in layers:
-            tokens = stage.blocks[number](tokens, height, width)
-        if layers.stop == len(stage.blocks):
-            tokens = stage.layer_norm(tokens)
-        channels_first = tokens.transpose(1, 2)
-        # Not `unflatten`, of which an exported graph would remember the numbers.
-        return channels_first.view(*channels_first.shape[:2], height, width)
+        for number, scales in zip(layers, branches, strict=True):
+            tokens = self.blocks[number](tokens, height, width, scales)
+        if layers.stop == len(self.blocks):
+            tokens = self.layer_norm(tokens)
+        return as_map(tokens, height, width)
 
 
-def _take_authors_epsilon(segformer: SegformerModel) -> None:
-    """1e-6 in the norms of layers and stages, as in SegFormer's released code, with which its weights were trained;
-    transformers has PyTorch's 1e-5 in all norms."""
-    for stage in segformer.stages:
-        for norm in (
-            stage.layer_norm,
-            *(n for each in stage.blocks for n in (each.layernorm_before, each.layernorm_after)),
-        ):
-            norm.eps = AUTHORS_EPSILON
+class PatchEmbedding(nn.Module):
+    """A strided convolution whose windows overlap, and a norm."""
+
+    def __init__(self, in_channels: int, channels: int, side: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, side, stride, padding=side // 2)
+        self.layer_norm = StreamLayerNorm(channels)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, int, int]:
+        """features: (B, C, H, W). Returns tokens (B, H' W', C') and H', W'."""
+        features = self.proj(features)
+        return self.layer_norm(as_tokens(features)), *features.shape[2:]
+
+
+class Layer(nn.Module):
+    """A transformer layer: attention and Mix-FFN, each with a norm before and the residual around both."""
+
+    def __init__(self, channels: int, num_heads: int, reduction: int) -> None:
+        super().__init__()
+        self.layernorm_before = StreamLayerNorm(channels, eps=AUTHORS_EPSILON)
+        self.attention = EfficientSelfAttention(channels, num_heads, reduction)
+        self.layernorm_after = StreamLayerNorm(channels, eps=AUTHORS_EPSILON)
+        self.mlp = MixFFN(channels)
+
+    def forward(self, tokens: Tensor, height: int, width: int, scales: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """tokens: (B, height * width, C). scales: (B, 1, 1) of the two branches. Returns the same shape."""
+        branch = self.attention(self.layernorm_before(tokens), height, width)
+        tokens = (branch if scales is None else branch * scales[0].to(branch.dtype)) + tokens
+        branch = self.mlp(self.layernorm_after(tokens), height, width)
+        return (branch if scales is None else branch * scales[1].to(branch.dtype)) + tokens
+
+
+class EfficientSelfAttention(nn.Module):
+    """Multi-head attention to keys and values of squares of tokens, by PyTorch's fused kernel: no attention matrix is
+    ever held."""
+
+    def __init__(self, channels: int, num_heads: int, reduction: int) -> None:
+        super().__init__()
+        self.num_heads, self.scale = num_heads, (channels // num_heads) ** -0.5
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.o_proj = nn.Linear(channels, channels)
+        self.sequence_reduction = SequenceReduction(channels, reduction) if reduction > 1 else None
+        self.gather_tokens: Callable[[Tensor], Tensor] | None = None
+        self.attend: Callable[[Tensor, Tensor, Tensor, float], Tensor] = attend
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """tokens: (B, height * width, C). Returns the same shape."""
+        query = self._heads(self.q_proj(tokens))
+        reduced = tokens if self.sequence_reduction is None else self.sequence_reduction(tokens, height, width)
+        key, value = self._heads(self.k_proj(reduced)), self._heads(self.v_proj(reduced))
+        if self.gather_tokens is not None:
+            key, value = self.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
+        attended = self.attend(query, key, value, self.scale)
+        return self.o_proj(attended.transpose(1, 2).contiguous().flatten(2))
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, tokens, C) to (B, heads, tokens, C / heads)."""
+        return tokens.view(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+
+class SequenceReduction(nn.Module):
+    """Squares of tokens, each to one: a convolution whose stride is its side, and a norm."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.sequence_reduction = nn.Conv2d(channels, channels, side, side)
+        self.layer_norm = StreamLayerNorm(channels)
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """tokens: (B, height * width, C). Returns (B, fewer, C)."""
+        return self.layer_norm(as_tokens(self.sequence_reduction(as_map(tokens, height, width))))
+
+
+class MixFFN(nn.Module):
+    """Two linear layers, and between them a depthwise 3x3 convolution, by which tokens learn where they are."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = FFN_RATIO * channels
+        self.fc1 = nn.Linear(channels, inner)
+        self.dwconv = nn.ModuleDict({"dwconv": nn.Conv2d(inner, inner, 3, padding=1, groups=inner)})
+        self.fc2 = nn.Linear(inner, channels)
+        self.run_tiles: Callable[..., Tensor] | None = None
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """tokens: (B, height * width, C). Returns the same shape."""
+        if self.run_tiles is None:
+            return self._compute(tokens, height, width)
+        features = as_map(tokens, height, width)
+        return as_tokens(self.run_tiles(self._compute_map, [features], list(self.parameters()), self.fc1.out_features))
+
+    def _compute(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        tokens = self.fc1(tokens)
+        tokens = as_tokens(self.dwconv["dwconv"](as_map(tokens, height, width)))
+        tokens = functional.gelu(tokens)
+        return self.fc2(tokens)
+
+    def _compute_map(self, features: Tensor) -> Tensor:
+        return as_map(self._compute(as_tokens(features), *features.shape[2:]), *features.shape[2:])
+
+
+class StochasticDepth:
+    """Drops whole residual branches of single images (Huang et al. 2016, arXiv 1603.09382, section 3).
+
+    Each branch (an attention or a Mix-FFN) of each image is kept or dropped by a number drawn from that image's seed;
+    kept branches are scaled by 1 / (1 - rate).
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        last = max(num_layers - 1, 1)
+        self.rates = np.array([DROP_RATE * number / last for number in range(num_layers) for _ in range(2)])
+
+    def draw(self, seeds: Tensor | None, device: torch.device) -> Tensor | None:
+        """Decide for a forward pass. seeds: (B,) int64, or None for no dropping.
+
+        Returns the factor of each branch: (B, branches) fp64, or None."""
+        if seeds is None:
+            return None
+        draws = np.stack([np.random.default_rng([STREAM, seed]).random(len(self.rates)) for seed in seeds.tolist()])
+        return torch.from_numpy((draws >= self.rates) / (1 - self.rates)).to(device)
+
+    def of_layer(self, scales: Tensor | None, number: int) -> tuple[Tensor, Tensor] | None:
+        """The factors (B, 1, 1) of a layer's two branches; None where nothing can be dropped."""
+        if scales is None or not self.rates[2 * number : 2 * number + 2].any():
+            return None
+        return scales[:, 2 * number, None, None], scales[:, 2 * number + 1, None, None]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """(B, heads, tokens, C) each. Returns the shape of `query`."""
+    return functional.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def as_tokens(features: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, HW, C)."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def as_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(B, HW, C) to (B, C, H, W), a view."""
+    channels_first = tokens.transpose(1, 2)
+    # Not `unflatten`, of which an exported graph would remember the numbers.
+    return channels_first.view(*channels_first.shape[:2], height, width)
 
 
 def parts_of(depth: int) -> list[range]:
@@ -123,46 +273,3 @@ def parts_of(depth: int) -> list[range]:
     what recomputation keeps between them outweighs what two of them hold at once."""
     length = 2 if depth >= DEEP_STAGE else 1
     return [range(first, min(first + length, depth)) for first in range(0, depth, length)]
-
-
-def compute(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """The plain way to run a part."""
-    return part(features)
-
-
-class StochasticDepth:
-    """Drops whole residual branches of single images (Huang et al. 2016, arXiv 1603.09382, section 3).
-
-    transformers' own drop-path draws from the global generator, and by the batch's layout. Here each branch (an
-    attention or a Mix-FFN) of each image is kept or dropped by a number drawn from that image's seed; kept branches
-    are scaled by 1 / (1 - rate). It works by hooks on the branches, so that the weights' names stay the library's.
-    """
-
-    def __init__(self, segformer: SegformerModel) -> None:
-        branches = []
-        for stage in segformer.stages:
-            for layer in stage.blocks:
-                rate = getattr(layer.drop_path, "drop_prob", 0.0)
-                layer.drop_path = nn.Identity()
-                branches += [(layer.attention, rate), (layer.mlp, rate)]
-        self.rates = np.array([rate for _, rate in branches])
-        self.scales: Tensor | None = None
-        for number, (branch, rate) in enumerate(branches):
-            if rate > 0:
-                branch.register_forward_hook(partial(self._scale, number))
-
-    def draw(self, seeds: Tensor | None, device: torch.device) -> Tensor | None:
-        """Decide for a forward pass. seeds: (B,) int64, or None for no dropping.
-
-        Returns what `scales` must be while the branches are computed: (B, branches) fp64, or None."""
-        if seeds is None:
-            return None
-        draws = np.stack([np.random.default_rng([STREAM, seed]).random(len(self.rates)) for seed in seeds.tolist()])
-        return torch.from_numpy((draws >= self.rates) / (1 - self.rates)).to(device)
-
-    def _scale(self, number: int, _branch: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
-        if self.scales is None:
-            return None
-        tokens = output[0] if isinstance(output, tuple) else output
-        scaled = tokens * self.scales[:, number, None, None].to(tokens.dtype)
-        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled

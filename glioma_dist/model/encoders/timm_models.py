@@ -1,11 +1,11 @@
 """The article's convolutional encoders: timm's models, cut into parts, with maps at strides 2, 4, 8, 16 and 32.
 
-The contract is `encoder.py`'s. None of them drops anything at random.
+The contract is `contract.py`'s. None of them drops anything at random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from timm.models.regnet import RegStage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD, compute
+from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from glioma_dist.model.modules import rebuild
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ TIMM_MODELS: dict[str, TimmModel] = {
 paddings than timm, they are taken over here; with equal weights all of them give what that library's give."""
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(Encoder):
     """A timm model without its classifier: five maps at strides 2 to 32.
 
     `body` holds the model's modules under timm's own names. A part is an `nn.Sequential` of neighbouring ones, made
@@ -106,8 +107,8 @@ class TimmEncoder(nn.Module):
         taps = source.taps or tuple(info["module"] for info in model.feature_info if info["reduction"] > 1)
         if source.pad:
             _pad(model)
-        for each in map(model.get_submodule, source.centred):
-            each.__class__, each.padding = nn.Conv2d, tuple(side // 2 for side in each.kernel_size)
+        for name in source.centred:
+            _centre(model, name)
         for each in map(model.get_submodule, source.linear):
             each.act = nn.Identity()
         self._rectified = source.rectified
@@ -120,8 +121,6 @@ class TimmEncoder(nn.Module):
         self._tapped = frozenset(next(step for step in reversed(steps) if _within(step, tap)) for tap in taps)
         self._parts = _cut(self.body, steps, self._tapped)
         self.colours = _colours(self.published)
-        self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
-        self.memory_format = torch.contiguous_format
         self.strides, self.channels = self._measure()
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
@@ -152,6 +151,13 @@ class TimmEncoder(nn.Module):
         maps = self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
         self.train()
         return tuple(side // each.shape[-1] for each in maps), tuple(each.shape[1] for each in maps)
+
+
+def _centre(model: nn.Module, name: str) -> None:
+    """Put a plain convolution, padded alike on all sides, in the place of one with TensorFlow's padding."""
+    found = model.get_submodule(name)
+    plain = rebuild(found, nn.Conv2d, padding=tuple(side // 2 for side in found.kernel_size))
+    model.set_submodule(name, plain)
 
 
 def _steps(name: str, module: nn.Module) -> Iterator[str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from glioma_dist.errors import InputError
+from glioma_dist.model.encoders.contract import Encoder
 from glioma_dist.model.encoders.mit import MitEncoder
-from glioma_dist.model.encoders.timm_models import TimmEncoder
 
 DECODER_RULES = (
     (r"decoder\.center\.0\.0\.", "decoder.center.conv1."),
@@ -73,7 +73,7 @@ _NARROWER = {"conv_pwl.": "conv_pw.", "bn2.": "bn1.", "bn3.": "bn2."}
 """timm's names in a block that does not expand, which has one convolution and one norm less."""
 
 
-def rename_network(tensors: dict[str, Tensor], encoder: MitEncoder | TimmEncoder) -> dict[str, Tensor]:
+def rename_network(tensors: dict[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     """A U-Net of segmentation_models.pytorch by our names; names that no rule knows stay as they are."""
     own = {name.removeprefix("encoder."): each for name, each in tensors.items() if name.startswith("encoder.")}
     renamed = [(f"encoder.{name}", each) for name, each in rename_encoder(own, encoder).items()]
@@ -81,7 +81,7 @@ def rename_network(tensors: dict[str, Tensor], encoder: MitEncoder | TimmEncoder
     return _each_once([*renamed, *rest])
 
 
-def rename_encoder(tensors: dict[str, Tensor], encoder: MitEncoder | TimmEncoder) -> dict[str, Tensor]:
+def rename_encoder(tensors: dict[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     """An encoder's weights by our names, from those of timm, of segmentation_models.pytorch or of its authors."""
     if isinstance(encoder, MitEncoder):
         return _each_once([pair for name, tensor in tensors.items() for pair in _mit(name, tensor)])

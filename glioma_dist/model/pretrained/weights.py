@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
-from transformers import SegformerModel
-from transformers.utils import logging
 
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json
 from glioma_dist.model.encoders.mit import MitEncoder
-from glioma_dist.model.encoders.timm_models import TimmEncoder
 from glioma_dist.model.pretrained.download import NotReachedError, from_hub, from_url
 from glioma_dist.model.pretrained.state_dict_adapter import is_authors_mit, rename_encoder, rename_network
 from glioma_dist.model.pretrained.weight_files import put, read_weights
 from glioma_dist.registry import ENCODER_NAMES, known_encoder
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 HUB_NAMES = {f"mit_b{number}": f"nvidia/mit-b{number}" for number in range(6)}
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -82,8 +81,8 @@ def load_imagenet(model: nn.Module, encoder: str, file: Path | None) -> dict[str
     Returns their lineage. Raises InputError where there are none for this encoder, where they cannot be had here, or
     where they do not fit.
     """
-    if isinstance(model.encoder, TimmEncoder):
-        published = model.encoder.published
+    published = getattr(model.encoder, "published", None)
+    if published is not None:
         licence = str(published.license or "not stated")
         name = f"timm/{published.architecture}.{published.tag}"
         tensors = read_weights(file) if file else _from_timms_hub(published)
@@ -104,7 +103,11 @@ def load_imagenet(model: nn.Module, encoder: str, file: Path | None) -> dict[str
         if broken:
             raise InputError(f"--model.init imagenet: {where}: {broken[0]} is not finite; give another file")
         shared = {name: _three_channels(name, tensor) for name, tensor in tensors.items()}
-        unused = _check_report(*_read_into(model.encoder.segformer, shared), where, encoder)
+        from glioma_dist.model.pretrained.transformers_mit import read_segformer  # transformers: seconds to import
+
+        weights, report = read_segformer(encoder, shared)
+        unused = _check_report(report, where, encoder)
+        model.encoder.segformer.load_state_dict(weights)
     return {"weights": f"ImageNet, {file.name if file else name}{_told(unused)}", "licence": IMAGENET_LICENCE}
 
 
@@ -203,28 +206,6 @@ def _unreachable(what: str, command: str, error: NotReachedError) -> InputError:
     )
 
 
-def _read_into(target: SegformerModel, tensors: dict[str, Tensor]) -> tuple[SegformerModel, dict, SegformerModel]:
-    with _quiet():  # what does not fit is told in one line of ours
-        pretrained, report = type(target).from_pretrained(
-            None, config=target.config, ignore_mismatched_sizes=True, output_loading_info=True, state_dict=tensors
-        )
-    return pretrained, report, target
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and warnings."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _three_channels(name: str, tensor: Tensor) -> Tensor:
     """A first convolution of one channel, shared by three."""
     if not name.endswith(MIT_FIRST) or tensor.ndim != 4 or tensor.shape[1] != 1:
@@ -232,10 +213,8 @@ def _three_channels(name: str, tensor: Tensor) -> Tensor:
     return tensor.expand(-1, 3, -1, -1) / 3
 
 
-def _check_report(
-    pretrained: SegformerModel, report: dict, target: SegformerModel, where: str, encoder: str
-) -> list[str]:
-    """Put what was read into `target`. Returns the names that it does not use."""
+def _check_report(report: dict, where: str, encoder: str) -> list[str]:
+    """Raise InputError where weights do not fit. Returns the names that are not used."""
     left = [name for name in sorted(report["unexpected_keys"]) if name.split(".")[0] not in CLASSIFIERS]
     if report["missing_keys"] or report["mismatched_keys"] or left:
         raise InputError(
@@ -243,5 +222,4 @@ def _check_report(
             f"{sorted(report['missing_keys'])[:3]}, of another shape {sorted(report['mismatched_keys'])[:3]}, "
             f"without a place {left[:3]}"
         )
-    target.load_state_dict(pretrained.state_dict())
     return sorted(report["unexpected_keys"])

@@ -1,0 +1,41 @@
+"""Modules that take the place of others and keep their weights, their names and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def rebuild(module: nn.Module, kind: type[M], **settings: Any) -> M:
+    """A module of class `kind` with all that `module` has: parameters, buffers, children, hooks, attributes.
+
+    Both share the parameters and children themselves; `module` stays as it is. settings: attributes that the new one
+    has in addition, or with other values. Nothing is drawn, no tensor is copied, and `kind` needs no constructor of its
+    own: PyTorch makes the replicas of DataParallel in this way.
+    """
+    rebuilt = kind.__new__(kind)
+    rebuilt.__dict__ = {
+        name: each.copy() if isinstance(each, dict | set) else each for name, each in vars(module).items()
+    }
+    for name, value in settings.items():
+        setattr(rebuilt, name, value)
+    return rebuilt
+
+
+def replace_modules(model: nn.Module, new_of: Callable[[str, nn.Module], nn.Module | None]) -> None:
+    """Put `new_of(name, module)` in the place of each module inside `model`, wherever it is not None.
+
+    Order and names of parameters stay. A module that is registered in several places gets one replacement in all of
+    them. Each module is asked for once, before any has changed.
+    """
+    asked = {module: new_of(name, module) for name, module in model.named_modules() if name}
+    replacements = {module: new for module, new in asked.items() if new is not None}
+    for parent in list(model.modules()):
+        holder = replacements.get(parent, parent)
+        for name, child in list(holder._modules.items()):
+            if child in replacements:
+                holder.add_module(name, replacements[child])
