@@ -12,11 +12,8 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD, MIT_SHAPES, MitEncoder
-from glioma_dist.model.encoders.timm_models import TimmEncoder
-from glioma_dist.model.pretrained.weights import initialise, is_smp, load_imagenet, load_smp
-
-ENCODERS_WITH_CENTER = ("vgg19",)
+from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder
+from glioma_dist.model.pretrained.weights import initialise, is_smp, load_smp
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -33,13 +30,13 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = MitEncoder(config.encoder) if config.encoder in MIT_SHAPES else TimmEncoder(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.decoder = BilinearDecoder(
             self.encoder.channels,
             self.encoder.strides,
             config.decoder_channels,
             config.norm,
-            center=config.encoder in ENCODERS_WITH_CENTER,
+            center=self.encoder.decoder_center,
         )
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
@@ -62,13 +59,14 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
 
     Returns the model and the lineage of its weights: what they come from, and under which licence.
     """
-    with torch.random.fork_rng(devices=[]):  # the library draws weights of its own, which are drawn again below
+    with torch.random.fork_rng(devices=[]):  # what a constructor draws: most of it is drawn again below
+        torch.manual_seed(seed)
         model = UNet(config)
     initialise(model, torch.Generator().manual_seed(seed))
     if config.init == "random":
         return model, []
     if config.init == "imagenet":
-        return model, [load_imagenet(model, config.encoder, config.weights)]
+        return model, [model.encoder.load_imagenet(config.encoder, config.weights)]
     path = Path(config.init)
     found = find_checkpoint(path)
     if found is None and not path.exists():

@@ -1,15 +1,12 @@
-"""Encoders: from an image to feature maps at growing strides.
+"""SegFormer's Mix Transformers.
 
-The contract: `encoder(images, seeds)` returns a list of maps, finest first; `encoder.strides` and
-`encoder.channels` say the stride and the channels of each; it computes in parts, map to map, each through
-`encoder.run_part`, so that recomputation can take hold of them. A part that runs batch norms is an `nn.Module` that
-holds them.
+The contract is `contract.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,23 +14,11 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerModel
 from transformers.models.segformer.modeling_segformer import SegformerStage
 
+from glioma_dist.model.encoders.contract import Encoder
+from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 from glioma_dist.model.layer_norm import keep_stream_precision
+from glioma_dist.model.pretrained.mit_weights import load_mit, rename_mit
 
-MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
-    "mit_tiny": {"depths": (1, 1, 1, 1), "hidden_sizes": (8, 16, 24, 32), "num_attention_heads": (1, 1, 1, 1)},
-    "mit_b0": {"depths": (2, 2, 2, 2), "hidden_sizes": (32, 64, 160, 256)},
-    "mit_b1": {"depths": (2, 2, 2, 2), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b2": {"depths": (3, 4, 6, 3), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b3": {"depths": (3, 4, 18, 3), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b4": {"depths": (3, 8, 27, 3), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b5": {"depths": (3, 6, 40, 3), "hidden_sizes": (64, 128, 320, 512)},
-}
-"""Table 6 of SegFormer (Xie et al. 2021, arXiv 2105.15203); the rest of its columns are SegformerConfig's defaults.
-mit_tiny is ours, for demos and tests."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of the channels of images in [0, 1]: what images are normalised by."""
 AUTHORS_EPSILON = 1e-6
 DEEP_STAGE = 6
 STREAM = 1
@@ -48,7 +33,7 @@ def mit_config(name: str) -> SegformerConfig:
     return config
 
 
-class MitEncoder(nn.Module):
+class MitEncoder(Encoder):
     """SegFormer's hierarchical transformer (transformers' SegformerModel): four maps at strides 4, 8, 16, 32.
 
     Stochastic depth is drawn per image from the image's own seed, so that an image is treated alike in whatever
@@ -65,8 +50,6 @@ class MitEncoder(nn.Module):
         keep_stream_precision(self.segformer)
         _take_authors_epsilon(self.segformer)
         self.stochastic_depth = StochasticDepth(self.segformer)
-        self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
-        self.memory_format = torch.contiguous_format
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, each
@@ -86,6 +69,14 @@ class MitEncoder(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The transformer's layers, in order."""
         return [layer for stage in self.segformer.stages for layer in stage.blocks]
+
+    def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `Encoder.rename_weights`, from the names of SegFormer's released code."""
+        return rename_mit(tensors)
+
+    def load_imagenet(self, name: str, file: Path | None) -> dict[str, str]:
+        """As `Encoder.load_imagenet`, from transformers' hub."""
+        return load_mit(self, name, file)
 
     def compute_layers(self, stage: SegformerStage, layers: range, scales: Tensor | None, features: Tensor) -> Tensor:
         """Some layers of a stage; with the first goes the patch embedding before it, with the last the norm behind it.
@@ -123,11 +114,6 @@ def parts_of(depth: int) -> list[range]:
     what recomputation keeps between them outweighs what two of them hold at once."""
     length = 2 if depth >= DEEP_STAGE else 1
     return [range(first, min(first + length, depth)) for first in range(0, depth, length)]
-
-
-def compute(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """The plain way to run a part."""
-    return part(features)
 
 
 class StochasticDepth:
