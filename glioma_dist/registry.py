@@ -1,80 +1,283 @@
-"""Encoders by name, and by what others call them."""
+"""What people add, by name: encoders, losses, augmentations. No torch here.
+
+An entry is a name, "module:attribute", and what can be said about it without importing that module. The package's own
+entries stand in light modules beside the code (`DECLARATIONS`). Others come from `Registry.register`, or from an
+installed distribution's entry points, which are read only where a name is not known otherwise, or all are listed.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import Distribution, EntryPoint, distributions
+from typing import Any, Generic, TypeVar
 
-ENCODER_NAMES = (
-    "mit_tiny",
-    "mit_b0",
-    "mit_b1",
-    "mit_b2",
-    "mit_b3",
-    "mit_b4",
-    "mit_b5",
-    "densenet169",
-    "dpn92",
-    "efficientnet_b5",
-    "efficientnet_lite0",
-    "gernet_l",
-    "inceptionv4",
-    "mobilenet_v2",
-    "regnetx_064",
-    "res2net50_26w_4s",
-    "resnest50d",
-    "resnet50",
-    "resnext50_32x4d",
-    "se_resnet50",
-    "se_resnext50_32x4d",
-    "vgg19",
-    "xception",
+from glioma_dist.errors import InputError, RunError, one_line
+
+NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,98}\w)?", re.ASCII)
+
+
+class UnknownNameError(InputError):
+    """Nothing is registered under a name."""
+
+
+class BrokenEntryError(InputError):
+    """What is registered under a name cannot be imported, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is registered under a name."""
+
+    name: str
+    target: str | Callable[..., Any]
+    """Where it is, as "package.module:attribute"; or the object itself, where a script registered it."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same thing, in small letters, with `_` for spaces and hyphens."""
+    distribution: str | None = None
+    """Name and version of the installed distribution whose entry point it is."""
+
+    def load(self) -> Any:
+        """Import it. Raises BrokenEntryError, naming the distribution, where that fails."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            found = import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (RunError, MemoryError):
+            raise
+        except Exception as error:
+            reason = one_line(f"{type(error).__name__}: {error}", 160)
+            raise BrokenEntryError(f"{self.described}: cannot be imported ({reason}); {self._advice}") from error
+        return found
+
+    @property
+    def described(self) -> str:
+        """For messages: name, target, and where it comes from."""
+        source = f", an entry point of {one_line(self.distribution, 80)}" if self.distribution else ""
+        target = self.target if isinstance(self.target, str) else self.target.__qualname__
+        return f"{one_line(self.name, 60)} ({one_line(target, 100)}{source})"
+
+    @property
+    def _advice(self) -> str:
+        return "install it again, or remove it" if self.distribution else "correct its registration"
+
+
+@dataclass(frozen=True)
+class EncoderEntry(Entry):
+    """An encoder. Its target is called with the name and returns an `Encoder` (model/encoders/contract.py)."""
+
+    family: str = "own"
+    smp_name: str | None = None
+    """Its name in segmentation_models.pytorch, where that library has it."""
+    spatial_parallel: bool = False
+    """Whether a test proves that an image may be split over processes."""
+
+
+@dataclass(frozen=True)
+class LossEntry(Entry):
+    """A loss. Its target is a function of logits and masks that returns a number an image (losses.py)."""
+
+
+@dataclass(frozen=True)
+class AugmentationEntry(Entry):
+    """An augmentation. Its target depends on `kind`, as data/transforms.py has it."""
+
+    kind: str = "function"
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+
+class Registry(Generic[AnyEntry]):
+    """Entries of one kind by name."""
+
+    def __init__(
+        self,
+        what: str,
+        group: str,
+        entry: type[AnyEntry],
+        declarations: tuple[str, ...],
+        prefixes: tuple[str, ...] = (),
+    ) -> None:
+        """what: the kind, for messages. group: of entry points. declarations: modules whose DECLARED has entries.
+        prefixes: names such as timm/, of which the rest is for the target to judge."""
+        self.what, self.group = what, group
+        self._entry, self._declarations, self._prefixes = entry, declarations, prefixes
+        self._added: dict[str, AnyEntry] = {}
+
+    def register(self, name: str, target: str | Registered | None = None, **metadata: Any) -> Any:
+        """Add an entry: `register("mine", "my_module:Mine")`, `register("mine", Mine)`, or as a decorator.
+
+        metadata: fields of the registry's kind of entry. A second call for the same target replaces the first, as when
+        a cell of a notebook runs again. Raises InputError where the name cannot be used or is taken.
+        """
+        if target is None:
+            return lambda each: self.register(name, each, **metadata) and each
+        self._check_name(name)
+        unknown = set(metadata) - {each.name for each in fields(self._entry)}
+        if unknown:
+            raise InputError(f"{self.what} {name}: no such metadata: {', '.join(sorted(unknown))}")
+        if not callable(target) and not (isinstance(target, str) and _is_target(target)):
+            raise InputError(f'{self.what} {name}: {one_line(target, 100)} is no "module:attribute" and no callable')
+        entry = self._entry(name, target, **metadata)
+        for each in (name, *entry.aliases):
+            other = self._by_name.get(each) or next(
+                (e for e in self._added.values() if each in (e.name, *e.aliases)), None
+            )
+            if other is not None and (other.name != name or _place(other.target) != _place(target)):
+                raise InputError(f"{self.what} {each}: the name is taken by {other.described}; choose another")
+        self._added[name] = entry
+        return target
+
+    def find(self, name: str, flag: str = "") -> AnyEntry:
+        """The entry of `name`, which may be written as others write it. flag: where it was given, for messages.
+
+        Raises UnknownNameError with the nearest names, and BrokenEntryError where several distributions claim the name.
+        """
+        ours = self.canonical(name)
+        prefix = self._prefix_of(ours)
+        if prefix is not None:
+            return replace(self._by_name[prefix], name=ours)
+        entry = self._by_name.get(ours) or self._added.get(ours)
+        if entry is not None and ours not in self._prefixes:
+            return entry
+        claims = self._installed.get(ours, [])
+        if len(claims) == 1:
+            return claims[0]
+        told = f"{flag or self.what} {one_line(name, 60)}"
+        if claims:
+            named = ", ".join(str(each.distribution) for each in claims)
+            raise BrokenEntryError(f"{told}: several installed distributions have it ({named}); uninstall all but one")
+        raise UnknownNameError(f"{told}: unknown; {self._near(name)}")
+
+    def load(self, name: str, flag: str = "") -> Any:
+        """Import what `name` stands for. Raises as `find` and `Entry.load`."""
+        return self.find(name, flag).load()
+
+    def canonical(self, name: str) -> str:
+        """Our name for one that is written as others write it, as ResNet-50; one that is not known stays as it is."""
+        name = name.strip()
+        if name in self._by_name or name in self._added or self._prefix_of(name) is not None:
+            return name
+        known = {
+            alias: each.name for each in (*self._by_name.values(), *self._added.values()) for alias in each.aliases
+        }
+        plain = re.sub(r"[\s-]+", "_", name.lower())
+        for each in (name, plain, re.sub(r"(?<=[a-z])_(?=\d)", "", plain)):
+            ours = known.get(each, each)
+            if ours in self._by_name or ours in self._added:
+                return ours
+        return name
+
+    def names(self) -> tuple[str, ...]:
+        """Names that come with the package, in the order of their declaration."""
+        return tuple(name for name in self._by_name if name not in self._prefixes)
+
+    def entries(self) -> tuple[AnyEntry, ...]:
+        """The package's own entries, those that were registered, and those of installed distributions. Nothing of them
+        is imported. Raises BrokenEntryError where a distribution claims a name that is taken."""
+        own = [each for name, each in self._by_name.items() if name not in self._prefixes]
+        for name, claims in self._installed.items():
+            taken = self._by_name.get(name) or self._added.get(name)
+            if taken is not None:
+                raise BrokenEntryError(f"{self.what} {claims[0].described}: the name is taken by {taken.described}")
+        return (*own, *self._added.values(), *(self.find(name) for name in self._installed))
+
+    def unread(self) -> list[str]:
+        """A line for each installed distribution whose entry points cannot be used."""
+        _ = self._installed
+        return list(self._faults)
+
+    @cached_property
+    def _by_name(self) -> dict[str, AnyEntry]:
+        return {each.name: each for module in self._declarations for each in import_module(module).DECLARED}
+
+    @cached_property
+    def _installed(self) -> dict[str, list[AnyEntry]]:
+        found: dict[str, list[AnyEntry]] = {}
+        self._faults: list[str] = []
+        for distribution, point in _entry_points(self.group, self._faults):
+            try:
+                self._check_name(point.name)
+                if not _is_target(point.value):
+                    raise InputError(f'{one_line(point.value, 100)} is no "module:attribute"')
+            except InputError as error:
+                self._faults.append(f"{distribution}: {error}")
+                continue
+            entry = self._entry(point.name, point.value.replace(" ", ""), distribution=distribution)
+            found.setdefault(point.name, []).append(entry)
+        return found
+
+    def _check_name(self, name: str) -> None:
+        if not NAME.fullmatch(name):
+            raise InputError(
+                f"{self.what} {one_line(repr(name), 80)}: give a name of letters, digits, `_`, `.` and `-`, at most 100"
+            )
+
+    def _prefix_of(self, name: str) -> str | None:
+        return next((p for p in self._prefixes if name.startswith(p) and NAME.fullmatch(name.removeprefix(p))), None)
+
+    def _near(self, name: str) -> str:
+        names = dict.fromkeys([*self.names(), *self._added, *self._installed])
+        near = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.0)
+        unread = f"; not read: {one_line('; '.join(self._faults), 150)}" if self._faults else ""
+        return f"did you mean {near[0]}? (known: {one_line(', '.join(names), 300)}{unread})"
+
+
+def _entry_points(group: str, faults: list[str]) -> Iterator[tuple[str, EntryPoint]]:
+    """Entry points of a group with the name and version of their distribution, by name. The first of several copies of
+    a distribution on the path counts, as in an import. What cannot be read adds a line to `faults`."""
+    found: dict[str, Distribution] = {}
+    for each in distributions():
+        try:
+            found.setdefault(str(each.metadata["Name"]).lower().replace("_", "-"), each)
+        except Exception:  # a folder without metadata, which is no distribution
+            continue
+    for name, each in sorted(found.items()):
+        try:
+            points = [point for point in each.entry_points if point.group == group]
+        except Exception as error:
+            # A distribution that means something else is none of our business.
+            if group in _text_of_entry_points(each):
+                faults.append(f"{name}: its entry points cannot be read ({type(error).__name__})")
+            continue
+        yield from ((f"{each.metadata['Name']} {each.version}", point) for point in points)
+
+
+def _text_of_entry_points(distribution: Distribution) -> str:
+    try:
+        return distribution.read_text("entry_points.txt") or ""
+    except Exception:  # not UTF-8, or not readable: it may mean us
+        return ""
+
+
+def _is_target(text: str) -> bool:
+    module, colon, attribute = text.partition(":")
+    parts = (*module.strip().split("."), *attribute.strip().split("."))
+    return bool(colon) and all(part.isidentifier() for part in parts)
+
+
+def _place(target: str | Callable[..., Any]) -> str:
+    """Where a target is, so that the same one is known when it is registered again."""
+    return target if isinstance(target, str) else f"{target.__module__}:{getattr(target, '__qualname__', repr(target))}"
+
+
+encoders = Registry(
+    "encoder",
+    "glioma_dist.encoders",
+    EncoderEntry,
+    ("glioma_dist.model.encoders.mit_names", "glioma_dist.model.encoders.timm_names"),
+    prefixes=("timm/",),
 )
-ENCODER_ALIASES = {
-    "efficientnetb5": "efficientnet_b5",
-    "inception_v4": "inceptionv4",
-    "legacy_seresnet50": "se_resnet50",
-    "legacy_seresnext50_32x4d": "se_resnext50_32x4d",
-    "legacy_xception": "xception",
-    "mobilenetv2": "mobilenet_v2",
-    "mobilenetv2_100": "mobilenet_v2",
-    "se_resnext50": "se_resnext50_32x4d",
-    "resnext50": "resnext50_32x4d",
-    "res2net50": "res2net50_26w_4s",
-    "resnest50": "resnest50d",
-    "tf_efficientnet_lite0": "efficientnet_lite0",
-    "timm_gernet_l": "gernet_l",
-    "timm_regnetx_064": "regnetx_064",
-    "timm_res2net50_26w_4s": "res2net50_26w_4s",
-    "timm_resnest50d": "resnest50d",
-    "tu_gernet_l": "gernet_l",
-    "tu_regnetx_064": "regnetx_064",
-    "tu_res2net50_26w_4s": "res2net50_26w_4s",
-    "tu_resnest50d": "resnest50d",
-    "tu_resnet50": "resnet50",
-    "tu_resnext50_32x4d": "resnext50_32x4d",
-    "tu_tf_efficientnet_lite0": "efficientnet_lite0",
-    "tf_efficientnet_b5": "efficientnet_b5",
-}
-"""Other names of the same networks: the article's, segmentation_models.pytorch's and timm's, in small letters, with `_`
-for spaces and hyphens."""
-
-
-SMP_NAMES = {
-    "efficientnet_b5": "efficientnet-b5",
-    "gernet_l": "tu-gernet_l",
-    "regnetx_064": "tu-regnetx_064",
-    "res2net50_26w_4s": "tu-res2net50_26w_4s",
-    "resnest50d": "tu-resnest50d",
-    "efficientnet_lite0": "tu-tf_efficientnet_lite0",
-}
-"""What segmentation_models.pytorch 0.6 calls the same networks, where it has another name for them."""
-
-
-def known_encoder(name: str) -> str:
-    """Our name of an encoder that is written as others write it, as MiT-B3 or ResNet-50; others stay as they are."""
-    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
-    for each in (plain, re.sub(r"(?<=[a-z])_(?=\d)", "", plain)):
-        ours = ENCODER_ALIASES.get(each, each)
-        if ours in ENCODER_NAMES:
-            return ours
-    return name
+losses = Registry("loss", "glioma_dist.losses", LossEntry, ("glioma_dist.loss_names",))
+augmentations = Registry(
+    "augmentation", "glioma_dist.augmentations", AugmentationEntry, ("glioma_dist.data.augmentation_names",)
+)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from timm.models import vgg
 from torch.nn import functional
 
-from glioma_dist.model.encoders.mit import MIT_SHAPES
+from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS
 
 NARROW_VGG = [4, 4, "M", 8, 8, "M", 8, 8, 8, 8, "M", 16, 16, 16, 16, "M", 16, 16, 16, 16, "M"]

@@ -34,6 +34,7 @@ from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_json_atomically
+from glioma_dist.registry import encoders
 from glioma_dist.size import Size, SizeFlag
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -111,8 +112,8 @@ class BenchConfig:
             raise InputError(
                 "--baselines smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'"
             )
-        if self.encoder == "mit_tiny":
-            raise InputError("--baselines smp: it has no mit_tiny; give --encoder mit_b0 or larger")
+        if encoders.find(self.encoder).smp_name is None:
+            raise InputError(f"--baselines smp: it has no {self.encoder}; give another --encoder, as mit_b0")
         odd = [str(size) for size in self.sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]
         if odd:
             raise InputError(f"--sizes {' '.join(odd)}: --baselines smp takes multiples of {SIDE_STEP} only")

@@ -29,6 +29,7 @@ from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder, make_folder, write_atomically, write_json_atomically
+from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.planner import GIB, Level, Step, count, count_sent
@@ -118,7 +119,7 @@ def foretold(config: BenchSpatialParallelConfig) -> list[dict]:
     flop = count_flop(model, config.foretold_size)
     found = []
     for level, number in itertools.product(config.levels, config.spatial_parallel):
-        step = Step(model, config.foretold_size, 1, True, number, number, loss=partial(segmentation_loss, "dice"))
+        step = Step(model, config.foretold_size, 1, True, number, number, loss=partial(segmentation_loss, DEFAULT_LOSS))
         halos, gathered = count_sent(step, level) if number > 1 else (0, 0)
         again = TIMES_FORWARD + (level != "none")  # upper bound: the decoder's part is computed again in "full" only
         row = {"activation_checkpointing": level, "spatial_parallel": number, "peak_gib": count(step, level).peak / GIB}

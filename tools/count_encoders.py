@@ -7,13 +7,13 @@ from glioma_dist.benchmark.encoder_table import FILE, encoder_table
 from glioma_dist.cli.arguments import run_function
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_atomically
-from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.registry import encoders
 
 
 def main() -> None:
     """Count all encoders again, minutes of one core, and write the table that comes with the package."""
     rows = []
-    for name in ENCODER_NAMES:
+    for name in encoders.names():
         rows.append(count_encoder(name))
         print(json.dumps(rows[-1]), flush=True)
     write_atomically(FILE, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")

@@ -13,8 +13,9 @@ from glioma_dist.config import SPATIAL_PARALLEL_ENCODERS, ModelConfig
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
+from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.registry import SMP_NAMES
+from glioma_dist.registry import encoders
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
 from glioma_dist.scale.planner import GIB, Level, Step, count, largest_batch, largest_size, usable
 from glioma_dist.scale.spatial_group import UNIT_ROWS
@@ -64,8 +65,8 @@ class PlanConfig:
             raise InputError("--size: give one or more, as 704x512 1472x1120")
         if self.smp and util.find_spec("segmentation_models_pytorch") is None:
             raise InputError("--smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
-        if self.smp and self.model.encoder == "mit_tiny":
-            raise InputError("--smp: it has no mit_tiny; give --model.encoder mit_b0 or larger")
+        if self.smp and encoders.find(self.model.encoder).smp_name is None:
+            raise InputError(f"--smp: it has no {self.model.encoder}; give another --model.encoder, as mit_b0")
         if self.smp and self.batch_size % max(1, self.gpus):
             raise InputError("--smp: it cannot split an image; give a --batch-size that is a multiple of --gpus")
         if self.batch_size < 1 or self.gpus < 1:
@@ -125,7 +126,7 @@ def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
     """The levels at one size, one after the other as they are estimated; with several GPUs all levels for each number
     of GPUs an image, and FSDP2 with the last level."""
-    loss = partial(segmentation_loss, "dice")
+    loss = partial(segmentation_loss, DEFAULT_LOSS)
     for number in spatial_parallel_sizes(plan, size):
         compared = [(*each, False) for each in COMPARED]
         if plan.gpus > 1:
@@ -154,7 +155,7 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
 def build_smp(encoder: str) -> Callable:
     import segmentation_models_pytorch
 
-    name = SMP_NAMES.get(encoder, encoder)
+    name = encoders.find(encoder).smp_name
     return lambda: segmentation_models_pytorch.Unet(name, encoder_weights=None, decoder_interpolation="bilinear")
 
 

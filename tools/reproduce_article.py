@@ -26,7 +26,7 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
-from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.registry import encoders
 from glioma_dist.report.study_page import write_study_report
 from glioma_dist.reproduction.estimate import hours
 from glioma_dist.reproduction.execute import execute, is_finished, launcher
@@ -134,7 +134,7 @@ class ReproduceConfig:
                 raise InputError(f"--imagenet {each}: give hub, none, or ENCODER=FILE")
         files = [each.split("=", 1) for each in self.imagenet if "=" in each]
         for encoder, file in files:
-            if encoder not in ENCODER_NAMES:
+            if encoder not in encoders.names():
                 raise InputError(
                     f"--imagenet {encoder}={file}: no encoder {encoder}; train.py --model.encoder list has all"
                 )

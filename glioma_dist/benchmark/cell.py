@@ -25,8 +25,10 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.context import keep_freed_memory
 from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.distributed.signals import get_signal_at_parents_death
+from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
+from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.size import Size
 
@@ -94,7 +96,7 @@ def measure(cell: Cell) -> dict:
         with torch.autocast(device.type, torch.bfloat16, enabled=cell.precision == "bf16"):
             images = normalise(batch.images)
             logits = model(images) if cell.network == BASELINES["smp"] else model(images, batch.seeds)
-        segmentation_loss("dice", logits, batch.masks).mean().backward()
+        segmentation_loss(DEFAULT_LOSS, logits, batch.masks).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -127,9 +129,8 @@ def network_builder(cell: Cell) -> Callable[[], torch.nn.Module]:
     if cell.network == BASELINES["smp"]:
         import segmentation_models_pytorch
 
-        return lambda: segmentation_models_pytorch.Unet(
-            cell.encoder, encoder_weights=None, decoder_interpolation="bilinear"
-        )
+        name = encoders.find(cell.encoder).smp_name
+        return lambda: segmentation_models_pytorch.Unet(name, encoder_weights=None, decoder_interpolation="bilinear")
 
     def build() -> UNet:
         model = UNet(ModelConfig(encoder=cell.encoder))

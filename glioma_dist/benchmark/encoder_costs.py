@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glioma_dist.benchmark.encoder_table import GIB, GIGA, NEED_TWO_IMAGES, SIZES
 from glioma_dist.config import ModelConfig
+from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.memory_estimator import estimate_step_memory
@@ -37,4 +38,4 @@ def count_encoder(name: str) -> dict[str, float | str | int]:
 def _peak(config: ModelConfig, size: Size, images: int) -> int:
     with torch.random.fork_rng(devices=[]):
         model = UNet(config)
-    return estimate_step_memory(model, partial(segmentation_loss, "dice"), size, images).peak
+    return estimate_step_memory(model, partial(segmentation_loss, DEFAULT_LOSS), size, images).peak

@@ -14,6 +14,7 @@ import torch
 from glioma_dist.benchmark.cell import resident_gib
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
@@ -59,7 +60,7 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
         start = time.perf_counter()
         with context.accelerator.autocast():
             logits = model(normalise(images), torch.zeros(1, dtype=torch.int64))
-        losses = segmentation_loss("dice", logits, masks, group.total)
+        losses = segmentation_loss(DEFAULT_LOSS, logits, masks, group.total)
         context.accelerator.backward(losses.sum() * context.num_processes)
         optimizer.step()
         optimizer.zero_grad()

@@ -10,6 +10,7 @@ from typing import Literal
 
 from glioma_dist.config.paths import PathOrUrl
 from glioma_dist.errors import InputError
+from glioma_dist.registry import augmentations
 from glioma_dist.size import Size, SizeFlag
 
 ARTICLE_SMALL = Size(704, 512)
@@ -41,9 +42,10 @@ class DataConfig:
     crop_side: tuple[float, float] = (0.27, 0.87)
     """Smallest and largest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
     The article's wide range is 0.27 0.87 (57 +- 30 %), its narrow range 0.52 0.62."""
-    augment: tuple[Literal["flips", "sharpen", "contrast", "rand-augment", "trivial-augment"], ...] = ()
-    """Random changes: mirror flips of both axes, sharpening, contrast; or --data.num-ops operations drawn at random
-    (data/augmentations.py), all of --data.magnitude (rand-augment) or each of a random one (trivial-augment)."""
+    augment: tuple[str, ...] = ()
+    """Random changes: flips (mirrors both axes), sharpen, contrast; rand-augment and trivial-augment: --data.num-ops
+    operations drawn at random (data/augmentations.py), all of --data.magnitude or each of a random one; or one that you
+    registered."""
     num_ops: int = 2
     """Number of operations of rand-augment and trivial-augment."""
     magnitude: float = 0.3
@@ -83,6 +85,8 @@ class DataConfig:
             )
         if self.workers < 0:
             raise InputError(f"--data.workers {self.workers}: give 0 or more")
+        for name in self.augment:
+            augmentations.find(name, "--data.augment")
         if len(set(self.augment)) != len(self.augment):
             raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
         if self.num_ops < 1 or not 0 <= self.magnitude <= 1:

@@ -82,7 +82,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     arms = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return None if value is None else _convert(next(arm for arm in arms if arm is not NoneType), value, where)
-    if get_origin(hint) is tuple and arms == (str, ...) and isinstance(value, str | None):
+    if get_origin(hint) is tuple and where.endswith(": train") and isinstance(value, str | None):
         value = [] if value is None else [value]  # data.train, when it was one folder
     if get_origin(hint) is tuple and isinstance(value, list):
         kinds = [arms[0]] * len(value) if arms[-1] is Ellipsis else arms

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from glioma_dist.registry import augmentations
+
 
 def idle_flags(config: object, metadata: Sequence[tuple[str, bool, str]], prefix: str = "--") -> list[str]:
     """Of metadata (a field, whether it has an effect, why it has none), those of fields that were given, as texts."""
@@ -20,7 +22,7 @@ def idle_flags(config: object, metadata: Sequence[tuple[str, bool, str]], prefix
 def idle_flags_of_training(config: Any) -> list[str]:
     """Those of a TrainConfig, which imports this module."""
     data = config.data
-    chains = {"rand-augment", "trivial-augment"}.intersection(data.augment)
+    chains = {name for name in data.augment if augmentations.find(name).kind == "chain"}
     has_url = any("://" in each for each in (*data.train, data.val or ""))
     metadata = (
         ("crop_side", data.transform == "random-resized-crop", f"with --data.transform {data.transform}"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from glioma_dist.config.paths import LocalPath
 from glioma_dist.errors import InputError
-from glioma_dist.registry import ENCODER_NAMES, known_encoder
+from glioma_dist.registry import encoders
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,9 @@ class ModelConfig:
     """The U-Net."""
 
     encoder: str = "mit_b3"
-    """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), or one of the article's
-    convolutional networks. `list` prints all encoders with their parameters, operations and memory."""
+    """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), one of the article's
+    convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered. `list` prints
+    all encoders with their parameters, operations and memory."""
     init: LocalPath = "random"
     """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
     checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder of its save_pretrained."""
@@ -30,14 +30,10 @@ class ModelConfig:
     """Channels of the decoder's blocks, from the coarsest to full size."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "encoder", known_encoder(self.encoder))
+        object.__setattr__(self, "encoder", encoders.canonical(self.encoder))
 
     def validate(self) -> None:
-        if self.encoder not in ENCODER_NAMES:
-            near = difflib.get_close_matches(self.encoder, ENCODER_NAMES, n=1, cutoff=0.0)[0]
-            raise InputError(
-                f"--model.encoder {self.encoder}: unknown; did you mean {near}? (known: {', '.join(ENCODER_NAMES)})"
-            )
+        encoders.find(self.encoder, "--model.encoder")
         if min(self.decoder_channels) < 1:
             raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
         if self.weights is not None and self.init != "imagenet":

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from glioma_dist.errors import InputError
-from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.registry import encoders
 
-SPATIAL_PARALLEL_ENCODERS = (*(name for name in ENCODER_NAMES if name.startswith("mit_")), "resnet50", "vgg19")
+SPATIAL_PARALLEL_ENCODERS = tuple(name for name in encoders.names() if encoders.find(name).spatial_parallel)
 """Those whose images may be split over processes; tests/distributed/test_spatial_parallel.py proves each family."""
 
 

@@ -12,6 +12,8 @@ from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.scale import ScaleConfig
 from glioma_dist.errors import InputError
+from glioma_dist.loss_names import DEFAULT_LOSS
+from glioma_dist.registry import losses
 
 COST_FIELDS = (
     "data.train",
@@ -45,8 +47,8 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
-    loss: Literal["dice", "bce", "dice+bce"] = "dice"
-    """Soft Dice, binary cross-entropy, or their sum; each taken per image."""
+    loss: str = DEFAULT_LOSS
+    """dice (soft Dice), bce (binary cross-entropy), one that you registered, or a sum as dice+bce; each per image."""
     batch_size: int = 4
     """Images in a step, over all processes together."""
     lr: float = 1e-4
@@ -79,6 +81,11 @@ class TrainConfig:
         self.data.validate()
         self.model.validate()
         self.scale.validate(self.model.encoder)
+        terms = self.loss.split("+")
+        for term in terms:
+            losses.find(term, "--loss")
+        if len(set(terms)) != len(terms):
+            raise InputError(f"--loss {self.loss}: name each loss once")
         for name in ("batch_size", "epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:

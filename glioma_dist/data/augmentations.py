@@ -1,4 +1,4 @@
-"""Chains of fixed length of randomly drawn changes, after RandAugment and TrivialAugment.
+"""Random changes: single ones, and chains of fixed length, after RandAugment and TrivialAugment.
 
 Every change is a transform of albumentations whose amount is settled before it is called: all that is random is drawn
 here, from the generator that is given, and image and mask go through one call. What a change of place uncovers is
@@ -10,13 +10,11 @@ No change scales: the size of the objects is what the article's experiments hold
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any
 
 import cv2
 import numpy as np
 
-ChainName = Literal["rand-augment", "trivial-augment"]
-CHAIN_NAMES: tuple[ChainName, ...] = ("rand-augment", "trivial-augment")
 MOST = {
     "shift-x": 0.2,
     "shift-y": 0.2,
@@ -37,7 +35,31 @@ SIGNED = ("shift-x", "shift-y", "shear-x", "shear-y", "rotate", "brightness", "c
 CHANGES = ("nothing", "mirror-x", "mirror-y", *MOST)
 
 
-def draw_ops(name: ChainName, length: int, strength: float, generator: np.random.Generator) -> list[tuple[str, float]]:
+def import_albumentations() -> Any:
+    """The library, which is slow to import, and asks the network for its newest version unless told not to."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
+
+
+def flips() -> list:
+    """Mirrors of both axes, each of every second image."""
+    album = import_albumentations()
+    return [album.HorizontalFlip(p=0.5), album.VerticalFlip(p=0.5)]
+
+
+def sharpen() -> list:
+    """Sharpening of every second image."""
+    return [import_albumentations().Sharpen(p=0.5)]
+
+
+def contrast() -> list:
+    """Contrast within a fifth, of every second image."""
+    return [import_albumentations().RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.2, p=0.5)]
+
+
+def draw_ops(name: str, length: int, strength: float, generator: np.random.Generator) -> list[tuple[str, float]]:
     """Changes and their amounts, one after the other.
 
     Each change is drawn uniformly from `CHANGES`, with replacement. rand-augment: all at the same `strength`, from 0 to
@@ -55,10 +77,7 @@ def draw_ops(name: ChainName, length: int, strength: float, generator: np.random
 
 def apply_change(image: np.ndarray, mask: np.ndarray, change: str, amount: float) -> tuple[np.ndarray, np.ndarray]:
     """One change of a uint8 image (H, W) or (H, W, 3) and its mask (H, W) of 0 and 1; both keep their shapes."""
-    # Slow to import, and on import it asks the network for its newest version unless told not to.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations as album
-
+    album = import_albumentations()
     if change == "nothing" or (change == "blur" and amount == 0):
         return image, mask
     place = {

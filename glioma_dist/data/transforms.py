@@ -6,7 +6,7 @@ generator or the seed that is given.
 
 from __future__ import annotations
 
-import os
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
@@ -15,13 +15,16 @@ import cv2
 import numpy as np
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.augmentations import CHAIN_NAMES, apply_change, draw_ops
-from glioma_dist.errors import InputError
+from glioma_dist.data.augmentations import apply_change, import_albumentations
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.registry import AugmentationEntry, augmentations
 from glioma_dist.size import Size
 
 LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
 MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
+FUNCTIONS = 2
+"""Part of the seeds of registered functions."""
 
 
 def normalize_intensity(image: np.ndarray, how: Literal["percentile", "clahe", "none"]) -> np.ndarray:
@@ -113,8 +116,13 @@ def augment(
     magnitude: float = DataConfig.magnitude,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the random changes `names` (see `DataConfig.augment`) to a uint8 image and its mask, drawn from `seed`:
-    first the single ones, then the chains."""
-    single = tuple(name for name in names if name not in CHAIN_NAMES)
+    first albumentations' single ones, then the chains, then functions in the order of `names`.
+
+    A function takes image (H, W) or (H, W, 3) uint8, mask (H, W) uint8 of 0 and 1, and a generator of its own, and
+    returns both, of the same shapes and types. Raises InputError where it returns something else.
+    """
+    entries = [augmentations.find(name) for name in names]
+    single = tuple(entry.name for entry in entries if entry.kind == "transforms")
     if single:
         compose = _changes(single)
         # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
@@ -123,26 +131,47 @@ def augment(
             transform.set_random_seed(transform_seed)
         changed = compose(image=image, mask=mask)
         image, mask = np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
-    for number, name in enumerate(CHAIN_NAMES):
+    chains = [name for name in augmentations.names() if augmentations.find(name).kind == "chain"]
+    for number, name in enumerate(chains):
         if name in names:
             generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
-            for change, amount in draw_ops(name, num_ops, magnitude, generator):
+            for change, amount in augmentations.load(name)(name, num_ops, magnitude, generator):
                 image, mask = apply_change(image, mask, change, amount)
+    for entry in entries:
+        if entry.kind == "function":
+            image, mask = _apply_function(entry, image, mask, seed)
     return image, mask
+
+
+def _apply_function(
+    entry: AugmentationEntry, image: np.ndarray, mask: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What it draws depends on its name and the sample's seed, and not on which others there are. It works on copies,
+    because an image that is cached in memory must not change."""
+    stream = zlib.crc32(entry.name.encode())
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, FUNCTIONS)))
+    changed = entry.load()(image.copy(), mask.copy(), generator)
+    described = [(np.shape(each), getattr(each, "dtype", type(each).__name__)) for each in _pair(changed)]
+    wanted = [(each.shape, each.dtype) for each in (image, mask)]
+    if described != wanted:
+        raise InputError(
+            f"augmentation {entry.described}: gave {one_line(described, 120)} for {one_line(wanted, 120)}; return an "
+            "image and a mask of the same shapes and types"
+        )
+    image, mask = map(np.ascontiguousarray, changed)
+    if mask.size and mask.max() > 1:
+        raise InputError(f"augmentation {entry.described}: its mask has the value {mask.max()}; give 0 and 1 only")
+    return image, mask
+
+
+def _pair(changed: object) -> tuple:
+    return tuple(changed) if isinstance(changed, tuple | list) else (changed,)
 
 
 @lru_cache(maxsize=1)
 def _changes(names: tuple[str, ...]) -> Callable:
-    # Slow to import, and on import it asks the network for its newest version unless told not to.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
-
-    known = {
-        "flips": [albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5)],
-        "sharpen": [albumentations.Sharpen(p=0.5)],
-        "contrast": [albumentations.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.2, p=0.5)],
-    }
-    return albumentations.Compose([change for name in names for change in known[name]])
+    albumentations = import_albumentations()
+    return albumentations.Compose([change for name in names for change in augmentations.load(name)()])
 
 
 def _cut(

@@ -26,6 +26,7 @@ from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.files import parse_json
 from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
 from glioma_dist.model.tensor_files import DamagedError, read_checked, read_tensors
+from glioma_dist.registry import UnknownNameError
 
 MAX_STEP = 10**12
 """More optimizer steps than any run takes."""
@@ -203,6 +204,10 @@ def _read_state(path: Path, data: bytes) -> tuple[TrainConfig, dict[str, Any]]:
     try:
         config = from_dict(TrainConfig, content.get("config"), f"{path}: config")
         config.model.validate()
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            f"{path}: {one_line(error, 250)}; install what adds it, or register it, as for the run that wrote this"
+        ) from None
     except InputError as error:
         text = one_line(str(error).removeprefix(f"{path}: "), 250)
         raise DamagedError(path, f"cannot be used ({text})") from None

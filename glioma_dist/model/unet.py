@@ -12,11 +12,8 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, Encoder
-from glioma_dist.model.encoders.mit import MIT_SHAPES, MitEncoder
-from glioma_dist.model.pretrained.weights import initialise, is_smp, load_imagenet, load_smp
-
-ENCODERS_WITH_CENTER = ("vgg19",)
+from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder
+from glioma_dist.model.pretrained.weights import initialise, is_smp, load_smp
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -26,15 +23,6 @@ def normalise(images: Tensor) -> Tensor:
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
     # In place where a map is this function's own, and repeated as late as can be: a third of the time on a CPU.
     return images.float().div_(255).sub(mean).div_(std)
-
-
-def build_encoder(name: str) -> Encoder:
-    """An encoder by its name; its library is imported here."""
-    if name in MIT_SHAPES:
-        return MitEncoder(name)
-    from glioma_dist.model.encoders.timm_models import TimmEncoder
-
-    return TimmEncoder(name)
 
 
 class UNet(nn.Module):
@@ -48,7 +36,7 @@ class UNet(nn.Module):
             self.encoder.strides,
             config.decoder_channels,
             config.norm,
-            center=config.encoder in ENCODERS_WITH_CENTER,
+            center=self.encoder.decoder_center,
         )
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
@@ -71,13 +59,14 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
 
     Returns the model and the lineage of its weights: what they come from, and under which licence.
     """
-    with torch.random.fork_rng(devices=[]):  # the library draws weights of its own, which are drawn again below
+    with torch.random.fork_rng(devices=[]):  # what a constructor draws: most of it is drawn again below
+        torch.manual_seed(seed)
         model = UNet(config)
     initialise(model, torch.Generator().manual_seed(seed))
     if config.init == "random":
         return model, []
     if config.init == "imagenet":
-        return model, [load_imagenet(model, config.encoder, config.weights)]
+        return model, [model.encoder.load_imagenet(config.encoder, config.weights)]
     path = Path(config.init)
     found = find_checkpoint(path)
     if found is None and not path.exists():

@@ -18,8 +18,9 @@ from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import InputError, Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.losses import segmentation_loss
+from glioma_dist.losses import check_splittable, segmentation_loss
 from glioma_dist.model.unet import build_model, normalise
+from glioma_dist.registry import augmentations
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards, clip_gradients
@@ -63,6 +64,9 @@ def join_spatial_group(config: TrainConfig, context: DistributedContext) -> Spat
             f"give a multiple of {num_groups}"
         )
     strip_edges(config.data.size.height, config.scale.spatial_parallel)
+    check_splittable(config.loss, config.scale.spatial_parallel)
+    for name in config.data.augment:
+        augmentations.load(name)
     return SpatialGroup.join(context, config.scale.spatial_parallel)
 
 

@@ -16,7 +16,7 @@ from helpers import TINY_CHANNELS, run
 from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.registry import encoders
 
 SHARES = (1, 2)
 """Images of each process."""
@@ -154,8 +154,8 @@ def differences_with(names: tuple[str, ...]) -> list[dict]:
 
 def differences(name: str) -> list[dict]:
     """Computed together with a few encoders' more, because processes take time to start."""
-    first = ENCODER_NAMES.index(name) // TOGETHER * TOGETHER
-    return differences_with(ENCODER_NAMES[first : first + TOGETHER])
+    first = encoders.names().index(name) // TOGETHER * TOGETHER
+    return differences_with(encoders.names()[first : first + TOGETHER])
 
 
 def check(differences: list[dict], name: str) -> None:
@@ -166,12 +166,12 @@ def check(differences: list[dict], name: str) -> None:
             assert difference <= TOLERANCE, f"{variant}: {where} differs by {difference:.1e}"
 
 
-@pytest.mark.parametrize("name", ENCODER_NAMES)
+@pytest.mark.parametrize("name", encoders.names())
 def test_two_processes_with_unequal_shares_equal_one(name):
     check(differences(name), name)
 
 
-@pytest.mark.parametrize("name", ENCODER_NAMES)
+@pytest.mark.parametrize("name", encoders.names())
 def test_fsdp2_shards_every_weight_and_gathers_it_block_by_block(name):
     for rank in differences(name):
         all_sharded, units_only = rank[name]["sharded"]
@@ -179,7 +179,7 @@ def test_fsdp2_shards_every_weight_and_gathers_it_block_by_block(name):
         assert units_only
 
 
-@pytest.mark.parametrize("name", ENCODER_NAMES)
+@pytest.mark.parametrize("name", encoders.names())
 def test_little_of_an_encoder_stays_gathered(name):
     from glioma_dist.model.unet import UNet
     from glioma_dist.scale.fsdp import sharded_units
@@ -192,6 +192,6 @@ def test_little_of_an_encoder_stays_gathered(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENCODER_NAMES)
+@pytest.mark.parametrize("name", encoders.names())
 def test_the_same_with_encoders_of_full_size(name):
     check(run(compare, (name,), False, num_processes=2, timeout=550), name)

@@ -20,9 +20,9 @@ TINY_DECODER = (16, 16, 8, 8, 8)
 
 def encoder_names() -> tuple[str, ...]:
     """Names of all encoders, in the order of their registration."""
-    from glioma_dist.registry import ENCODER_NAMES
+    from glioma_dist.registry import encoders
 
-    return ENCODER_NAMES
+    return encoders.names()
 
 
 def initial(encoder: str, images: np.ndarray) -> tuple[list[Tensor], Tensor]:

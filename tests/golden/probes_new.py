@@ -45,9 +45,9 @@ DECODER = (16, 16, 8, 8, 8)
 
 def initial_weights(_: Work) -> Results:
     """Of every encoder in its U-Net, and of the decoder's other norm."""
-    from glioma_dist.registry import ENCODER_NAMES
+    from glioma_dist.registry import encoders
 
-    results = {name: _initial(encoder=name) for name in ENCODER_NAMES}
+    results = {name: _initial(encoder=name) for name in encoders.names()}
     return results | {"group norm": _initial(encoder="mit_tiny", norm="group")}
 
 

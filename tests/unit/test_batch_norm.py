@@ -13,7 +13,7 @@ from torch import nn
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
-from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.registry import encoders
 from glioma_dist.scale.batch_norm import (
     ProcessesBatchNorm2d,
     counterparts_on,
@@ -154,7 +154,7 @@ def test_group_norm_is_left_alone():
     assert [type(module) for module in model] == [nn.GroupNorm, ProcessesBatchNorm2d]
 
 
-@pytest.mark.parametrize("name", ENCODER_NAMES)
+@pytest.mark.parametrize("name", encoders.names())
 def test_what_gpus_compute_keeps_every_activation(monkeypatch, name):
     """The conversion for GPUs, looked at without one: in evaluation mode, where nothing is exchanged, on the CPU."""
     narrow_transformers(monkeypatch)

@@ -18,9 +18,9 @@ from glioma_dist.config import (
 )
 from glioma_dist.config.file import differences, from_dict, to_dict
 from glioma_dist.errors import InputError
-from glioma_dist.model.encoders.mit import MIT_SHAPES
+from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS
-from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.registry import encoders
 from glioma_dist.size import Size
 
 ARTICLES_NAMES = (
@@ -224,7 +224,7 @@ def test_a_written_config_holds_texts_and_lists_only():
 def test_an_unknown_encoder_is_answered_with_the_nearest(typed, meant):
     with pytest.raises(InputError) as error:
         parse(TrainConfig, [*TRAIN, "--model.encoder", typed])
-    check_line(error, f"--model.encoder {typed}", f"did you mean {meant}", *ENCODER_NAMES)
+    check_line(error, f"--model.encoder {typed}", f"did you mean {meant}", *encoders.names())
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_weights_are_for_imagenet_only(tmp_path):
 
 
 def test_every_known_encoder_can_be_built():
-    assert set(ENCODER_NAMES) == {*MIT_SHAPES, *TIMM_MODELS}
+    assert set(encoders.names()) == {*MIT_SHAPES, *TIMM_MODELS}
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_what_the_parser_says_is_one_line(flags, capsys):
         ({"data": {"size": 12}}, "size"),
         ({"data": {"transform": "stretch"}}, "transform"),
         ({"data": {"augment": "flips"}}, "augment"),
-        ({"data": {"augment": ["flops"]}}, "augment"),
+        ({"data": {"augment": [1]}}, "augment"),
         ({"data": {"crop_side": [0.1]}}, "crop_side"),
         ({"data": {"crop_side": [0.1, 0.2, 0.3]}}, "crop_side"),
         ({"model": {"decoder_channels": [1, 2, 3, 4, "5"]}}, "decoder_channels"),
@@ -368,6 +368,26 @@ def test_a_config_file_with_a_wrong_value_is_refused_by_name(values, fragment):
     with pytest.raises(InputError) as error:
         from_dict(TrainConfig, values, "runs/x/config.json")
     check_line(error, "runs/x/config.json", fragment)
+
+
+@pytest.mark.parametrize(
+    ("values", "fragments"),
+    [
+        (
+            {"data": {"train": ["x"], "augment": ["flops"]}},
+            ("--data.augment flops", "did you mean flips?", "rand-augment"),
+        ),
+        ({"data": {"train": ["x"]}, "loss": "dise"}, ("--loss dise", "did you mean dice?", "bce")),
+        ({"data": {"train": ["x"]}, "loss": "dice+"}, ("--loss", "unknown")),
+        ({"data": {"train": ["x"]}, "loss": "bce+bce"}, ("--loss bce+bce", "once")),
+        ({"data": {"train": ["x"]}, "model": {"encoder": "mit_b9"}}, ("--model.encoder mit_b9", "did you mean mit_b")),
+    ],
+)
+def test_a_name_that_nothing_is_registered_under_is_answered_with_the_nearest(tmp_path, values, fragments):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError) as error:
+        parse(TrainConfig, ["--config", str(tmp_path / "config.json")])
+    check_line(error, *fragments)
 
 
 def test_a_config_file_without_what_is_needed_is_refused():

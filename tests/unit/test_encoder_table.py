@@ -11,14 +11,14 @@ from torch import nn
 from glioma_dist.benchmark import encoder_costs, encoder_table
 from glioma_dist.config import ModelConfig
 from glioma_dist.model.unet import UNet
-from glioma_dist.registry import ENCODER_NAMES
+from glioma_dist.registry import encoders
 from glioma_dist.size import Size
 
 ROWS = {row["encoder"]: row for row in json.loads(encoder_table.FILE.read_text())}
 
 
 def test_every_encoder_has_a_row():
-    assert tuple(ROWS) == ENCODER_NAMES
+    assert tuple(ROWS) == encoders.names()
 
 
 def test_what_is_written_is_what_is_counted(monkeypatch):
@@ -67,4 +67,4 @@ def test_train_prints_it():
     assert ended.exit_code == 0, ended.stderr
     assert encoder_table.encoder_table() in ended.stdout
     lines = ended.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1 : 1 + len(ENCODER_NAMES)]] == list(ENCODER_NAMES)
+    assert [line.split()[0] for line in lines[1 : 1 + len(encoders.names())]] == list(encoders.names())

@@ -16,9 +16,11 @@ from transformers import SegformerConfig, SegformerForImageClassification, Segfo
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock, make_norm
-from glioma_dist.model.encoders.mit import MIT_SHAPES, MitEncoder
+from glioma_dist.model.encoders.mit import MitEncoder
+from glioma_dist.model.encoders.mit_names import MIT_SHAPES
+from glioma_dist.model.pretrained.mit_weights import HUB_NAMES
 from glioma_dist.model.pretrained.transformers_mit import segformer_config
-from glioma_dist.model.pretrained.weights import HUB_NAMES, initialise
+from glioma_dist.model.pretrained.weights import initialise
 from glioma_dist.model.unet import IMAGENET_MEAN, IMAGENET_STD, UNet, build_model, load_model, normalise
 from glioma_dist.training.state import TrainState, save_state
 

@@ -10,7 +10,7 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.pretrained.state_dict_adapter import rename_network
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.registry import SMP_NAMES
+from glioma_dist.registry import encoders
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="the peer is not installed: pip install -e '.[bench]'")
 
@@ -37,7 +37,7 @@ IN_TRAINING = sorted(set(NAMES) - {"mit_b0", "mit_b3", "efficientnet_b5"})
 def build_smp(name: str) -> nn.Module:
     """With norms that are not at rest and running statistics that were moved by steps."""
     torch.manual_seed(0)
-    peer = smp.Unet(SMP_NAMES.get(name, name), encoder_weights=None, decoder_interpolation="bilinear")
+    peer = smp.Unet(encoders.find(name).smp_name, encoder_weights=None, decoder_interpolation="bilinear")
     for module in peer.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)

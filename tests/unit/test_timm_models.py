@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.encoders.mit import IMAGENET_MEAN, IMAGENET_STD
+from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS, TimmEncoder
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.scale import tiled_statistics, tiles

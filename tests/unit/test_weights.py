@@ -23,7 +23,7 @@ from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS
-from glioma_dist.model.pretrained import download, weights
+from glioma_dist.model.pretrained import download, mit_weights, timm_weights
 from glioma_dist.model.pretrained.transformers_mit import segformer_config
 from glioma_dist.model.pretrained.weight_files import read_weights
 from glioma_dist.model.unet import build_model
@@ -219,7 +219,7 @@ def test_odd_tensors_of_a_mit_are_one_line(tmp_path, monkeypatch, change, fragme
     tensors = {name: each.double() for name, each in authors_names(model.encoder.segformer.state_dict()).items()}
     change(tensors)
     torch.save(tensors, tmp_path / "x.pth")
-    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    monkeypatch.setitem(mit_weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
     with pytest.raises(InputError, match=fragment) as error:
         build_model(config_of("mit_tiny", "imagenet", tmp_path / "x.pth"), 0)
     one_line(error)
@@ -251,7 +251,7 @@ def test_broken_files_of_transformers_names_are_one_line(tmp_path, monkeypatch, 
     if fault == "nan":
         tensors["stages.0.layer_norm.bias"] = torch.full((32,), torch.nan)
     save_file(tensors, tmp_path / "model.safetensors")
-    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    monkeypatch.setitem(mit_weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
     if fault == "nan":
         with pytest.raises(InputError, match=r"stages\.0\.layer_norm\.bias is not finite"):
             build_model(config_of("mit_tiny", "imagenet", tmp_path / "model.safetensors"), 0)
@@ -269,7 +269,7 @@ def test_a_mits_first_convolution_of_one_channel_is_shared_by_three(tmp_path, mo
     name = "stages.0.patch_embeddings.proj.weight"
     tensors[name] = tensors[name][:, :1].clone()
     save_file(tensors, tmp_path / "x.safetensors")
-    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    monkeypatch.setitem(mit_weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
     found = build_model(config_of("mit_tiny", "imagenet", tmp_path / "x.safetensors"), 1)[0].state_dict()
     torch.testing.assert_close(found[f"encoder.segformer.{name}"].sum(1, keepdim=True), tensors[name])
 
@@ -362,7 +362,7 @@ def test_weights_at_a_plain_url_are_given_up_as_soon(monkeypatch, tmp_path):
     torch.hub.set_dir(tmp_path)
     published = SimpleNamespace(hf_hub_id=None, url=f"http://127.0.0.1:{server.port}/xception-43020ad28.pth")
     with pytest.raises(InputError, match=r"nothing came for 0\.5 s\); fetch http.*--model\.weights FILE"):
-        weights._from_timms_hub(published)
+        timm_weights.weights_of(published)
     server.close()
 
 
@@ -393,7 +393,7 @@ def test_mit_weights_from_a_file_by_either_names(tmp_path, monkeypatch, names):
     else:
         file = tmp_path / "mit.pth"
         torch.save({**authors_names(own), "head.weight": torch.ones(7, 32)}, file)
-    monkeypatch.setitem(weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
+    monkeypatch.setitem(mit_weights.HUB_NAMES, "mit_tiny", "nobody/mit-tiny")
     model = build_model(config_of("mit_tiny", "imagenet", file), 0)[0]
     for name, tensor in own.items():
         assert torch.equal(model.encoder.segformer.state_dict()[name], tensor), name

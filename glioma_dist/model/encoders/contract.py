@@ -1,5 +1,5 @@
-"""What the package asks of an encoder. The network, the levels of memory, spatial parallelism, FSDP2 and
-torch.compile know encoders by these attributes and methods only, never by their class.
+"""What the package asks of an encoder, and how one is built by its name. The network, the levels of memory, spatial
+parallelism, FSDP2 and torch.compile know encoders by these attributes and methods only, never by their class.
 
 An encoder needs `channels`, `strides` and `forward`. With nothing else it trains, alone and over processes; each
 further method that it defines lets one more way to save memory or time take hold of it.
@@ -8,14 +8,22 @@ further method that it defines lets one more way to save memory or time take hol
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from glioma_dist.errors import InputError, RunError, one_line
+from glioma_dist.registry import encoders
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of the channels of images in [0, 1]: what images are normalised by."""
+CLASSIFIERS = ("classifier", "head", "fc", "last_linear", "decode_head")
+"""Names of what stands behind an encoder in files of weights."""
+COARSEST_STRIDE = 32
+"""The decoder begins there."""
 
 
 def compute(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
@@ -43,12 +51,24 @@ class TileableLayer(Protocol):
 
 
 class Encoder(nn.Module):
-    """From an image to feature maps at growing strides. A base class with the defaults of the contract."""
+    """From an image to feature maps at growing strides. A new encoder derives from this class, sets `strides` and
+    `channels`, and computes through `run_part`; all else has a default.
 
-    channels: tuple[int, ...]
-    """Of each map."""
+    Nothing in it may draw at random from a global generator while it computes: what a layer drops is drawn from the
+    images' seeds, so that a result depends neither on the batch's layout nor on what is computed again.
+    """
+
     strides: tuple[int, ...]
-    """Of each map, finest first: powers of 2. The last must be 32."""
+    """Of the maps, finest first: powers of two, the last one 32."""
+    channels: tuple[int, ...]
+    """Of the maps."""
+    decoder_center = False
+    """Whether the decoder convolves the coarsest map twice before its first block."""
+    draws_own_weights = False
+    """Whether the random weights are those that the constructor drew (with torch, from --seed). By default those of
+    convolutions, linear layers and norms are drawn as `initialise` says, and the constructor's others stay."""
+    classifiers: tuple[str, ...] = CLASSIFIERS
+    """Names at the top of a file of weights that are of no use here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,3 +101,64 @@ class Encoder(nn.Module):
     def tileable_layers(self) -> Sequence[TileableLayer]:
         """The layers that full activation checkpointing runs in tiles of rows."""
         return []
+
+    def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights that came under others' names, by the names of this encoder's state dict. A name that is not known
+        stays as it is, and is then listed in an error."""
+        return tensors
+
+    def load_imagenet(self, name: str, file: Path | None) -> dict[str, str]:
+        """Put ImageNet weights in, from `file`, or from wherever they are published, and return their lineage:
+        {"weights": …, "licence": …}. name: the encoder's, for messages. Raises InputError where there are none, where
+        they cannot be had here, and where they do not fit."""
+        del file
+        raise InputError(
+            f"--model.init imagenet: there are no ImageNet weights of {name}; give an encoder that has them, "
+            "or --model.init random"
+        )
+
+
+def build_encoder(name: str) -> Encoder:
+    """The encoder that is registered as `name`. Raises InputError where there is none, and where it is not what this
+    module asks for: its class, strides and channels are looked at; no image is computed."""
+    entry = encoders.find(name)
+    build = entry.load()
+    try:
+        encoder = build(entry.name)
+    except (RunError, MemoryError):
+        raise
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # a fault within it
+        raise InputError(
+            f"encoder {entry.described}: cannot be called with its name ({one_line(error, 160)})"
+        ) from None
+    fault = _fault(encoder)
+    if fault:
+        raise InputError(f"encoder {entry.described}: {fault} (docs/encoders.md, Add an encoder)")
+    return encoder
+
+
+def _fault(encoder: object) -> str | None:
+    """What keeps an object from being an encoder of a U-Net."""
+    if not isinstance(encoder, Encoder):
+        return (
+            f"gave a {type(encoder).__name__}, which does not derive from glioma_dist.model.encoders.contract.Encoder"
+        )
+    for name in ("strides", "channels"):
+        values = getattr(encoder, name, None)
+        if not isinstance(values, tuple | list) or not values or not all(type(each) is int for each in values):
+            return f"its {name} are {one_line(repr(values), 80)}; give one whole number for each map, finest first"
+    strides, channels = tuple(encoder.strides), tuple(encoder.channels)
+    if len(strides) != len(channels):
+        return f"it has {len(strides)} strides and {len(channels)} channels; give one of each for each map"
+    powers = [2**level for level in range(COARSEST_STRIDE.bit_length())]
+    if (
+        strides[-1] != COARSEST_STRIDE
+        or any(each not in powers for each in strides)
+        or sorted(set(strides)) != [*strides]
+    ):
+        return f"its strides are {one_line(strides, 80)}; the decoder takes growing powers of two that end with 32"
+    if min(channels) < 1:
+        return f"its channels are {one_line(channels, 80)}; each must be 1 or more"
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,18 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.model.encoders.contract import Encoder
+from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 from glioma_dist.model.layer_norm import StreamLayerNorm
+from glioma_dist.model.pretrained.mit_weights import load_mit, rename_mit
 
-MIT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
-    "mit_tiny": {"depths": (1, 1, 1, 1), "hidden_sizes": (8, 16, 24, 32), "num_attention_heads": (1, 1, 1, 1)},
-    "mit_b0": {"depths": (2, 2, 2, 2), "hidden_sizes": (32, 64, 160, 256)},
-    "mit_b1": {"depths": (2, 2, 2, 2), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b2": {"depths": (3, 4, 6, 3), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b3": {"depths": (3, 4, 18, 3), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b4": {"depths": (3, 8, 27, 3), "hidden_sizes": (64, 128, 320, 512)},
-    "mit_b5": {"depths": (3, 6, 40, 3), "hidden_sizes": (64, 128, 320, 512)},
-}
-"""Table 6 of the paper, by the names of transformers' SegformerConfig. mit_tiny is ours, for demos and tests."""
 NUM_HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 """Side of the squares of tokens that become one key and one value, a stage."""
@@ -91,6 +84,14 @@ class MitEncoder(Encoder):
 
     def tileable_layers(self) -> list[MixFFN]:
         return [layer.mlp for stage in self.segformer["stages"][:NUM_TILED_STAGES] for layer in stage.blocks]
+
+    def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `Encoder.rename_weights`, from the names of SegFormer's released code."""
+        return rename_mit(tensors)
+
+    def load_imagenet(self, name: str, file: Path | None) -> dict[str, str]:
+        """As `Encoder.load_imagenet`, from transformers' hub."""
+        return load_mit(self, name, file)
 
 
 class Stage(nn.Module):

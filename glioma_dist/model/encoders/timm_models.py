@@ -1,13 +1,12 @@
 """The article's convolutional encoders: timm's models, cut into parts, with maps at strides 2, 4, 8, 16 and 32.
 
-The contract is `contract.py`'s. None of them drops anything at random.
+The contract is `contract.py`'s; the table of the models, timm_names.py. None of them drops anything at random.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import timm
 import torch
@@ -16,80 +15,10 @@ from timm.models.regnet import RegStage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from glioma_dist.model.encoders.contract import CLASSIFIERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
+from glioma_dist.model.encoders.timm_names import TIMM_MODELS
 from glioma_dist.model.modules import rebuild
-
-
-@dataclass(frozen=True)
-class TimmModel:
-    """Where an encoder of ours is found in timm."""
-
-    name: str
-    taps: tuple[str, ...] = ()
-    """Modules after which maps are taken, finest first; by default those that timm names."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """For `timm.create_model`."""
-    pad: bool = False
-    """Whether 3x3 convolutions and poolings are to be padded, so that each stride divides the image exactly."""
-    centred: tuple[str, ...] = ()
-    """Convolutions with TensorFlow's padding that are to be padded alike on all sides."""
-    linear: tuple[str, ...] = ()
-    """Norms whose activation is left away."""
-    rectified: bool = False
-    """Whether the maps, not what the network itself goes on with, pass a ReLU."""
-
-
-_UNUSED_CLASSIFIER = {"mlp_ratio": 2**-12}
-
-TIMM_MODELS: dict[str, TimmModel] = {
-    "densenet169": TimmModel(
-        "densenet169",
-        taps=(
-            "features.norm0",
-            "features.transition1.norm",
-            "features.transition2.norm",
-            "features.transition3.norm",
-            "features.norm5",
-        ),
-        linear=("features.norm5",),
-    ),
-    "dpn92": TimmModel(
-        "dpn92",
-        taps=(
-            "features.conv1_1",
-            "features.conv2_3",
-            "features.conv3_4",
-            "features.conv4_20",
-            "features.conv5_bn_ac",
-        ),
-        options={"fc_act_layer": "relu"},
-        rectified=True,
-    ),
-    "efficientnet_b5": TimmModel(
-        "tf_efficientnet_b5",
-        taps=("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6"),
-        # At the 456 pixels that it was trained with, these two see maps of odd sides, and TensorFlow centres them.
-        centred=("blocks.3.0.conv_dw", "blocks.5.0.conv_dw"),
-    ),
-    "inceptionv4": TimmModel(
-        "inception_v4", taps=("features.2", "features.4", "features.8", "features.14", "features.21"), pad=True
-    ),
-    "mobilenet_v2": TimmModel("mobilenetv2_100", taps=("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2")),
-    "resnet50": TimmModel("resnet50"),
-    "resnext50_32x4d": TimmModel("resnext50_32x4d"),
-    "se_resnet50": TimmModel("legacy_seresnet50"),
-    "se_resnext50_32x4d": TimmModel("legacy_seresnext50_32x4d"),
-    "gernet_l": TimmModel("gernet_l"),
-    "regnetx_064": TimmModel("regnetx_064"),
-    "res2net50_26w_4s": TimmModel("res2net50_26w_4s"),
-    "resnest50d": TimmModel("resnest50d"),
-    "vgg19": TimmModel("vgg19", options=_UNUSED_CLASSIFIER),
-    "xception": TimmModel("legacy_xception", taps=("act2", "block1", "block2", "block11", "bn4"), pad=True),
-    # TensorFlow's momentum, 0.01, takes hundreds of steps until running statistics fit new weights.
-    "efficientnet_lite0": TimmModel("tf_efficientnet_lite0", options={"bn_momentum": 0.1}),
-}
-"""Our names and timm's. Where segmentation_models.pytorch, of which the article's networks are, has other maps or
-paddings than timm, they are taken over here; with equal weights all of them give what that library's give."""
+from glioma_dist.model.pretrained.timm_weights import load_timm, rename_timm
 
 
 class TimmEncoder(Encoder):
@@ -97,7 +26,7 @@ class TimmEncoder(Encoder):
 
     `body` holds the model's modules under timm's own names. A part is an `nn.Sequential` of neighbouring ones, made
     again for each forward pass, so that modules may be replaced.
-    `left_out` names what timm's model has behind the last map; `published` is what timm says of its weights.
+    `published` is what timm says of its weights.
     """
 
     def __init__(self, name: str) -> None:
@@ -107,20 +36,22 @@ class TimmEncoder(Encoder):
         taps = source.taps or tuple(info["module"] for info in model.feature_info if info["reduction"] > 1)
         if source.pad:
             _pad(model)
-        for name in source.centred:
-            _centre(model, name)
+        for each in source.centred:
+            _centre(model, each)
         for each in map(model.get_submodule, source.linear):
             each.act = nn.Identity()
         self._rectified = source.rectified
         last = taps[-1].split(".")[0]
         names = [child for child, _ in model.named_children()]
-        self.left_out = tuple(names[names.index(last) + 1 :])
+        left_out = tuple(names[names.index(last) + 1 :])
+        self.classifiers = (*CLASSIFIERS, *left_out)
+        self.decoder_center = source.center
         self.published: PretrainedCfg = timm.get_pretrained_cfg(source.name)
-        self.body = nn.ModuleDict({child: getattr(model, child) for child in names if child not in self.left_out})
+        self.body = nn.ModuleDict({child: getattr(model, child) for child in names if child not in left_out})
         steps = [step for child, module in self.body.items() for step in _steps(child, module)]
         self._tapped = frozenset(next(step for step in reversed(steps) if _within(step, tap)) for tap in taps)
         self._parts = _cut(self.body, steps, self._tapped)
-        self.colours = _colours(self.published)
+        self.colours = colours_of(self.published)
         self.strides, self.channels = self._measure()
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
@@ -143,6 +74,14 @@ class TimmEncoder(Encoder):
         """The modules of more than one layer that the network is a chain of."""
         modules = (self.body.get_submodule(name) for names in self._parts for name in names)
         return [module for module in modules if _is_block(module)]
+
+    def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `Encoder.rename_weights`, from the names of timm, of segmentation_models.pytorch, or of the authors."""
+        return rename_timm(tensors, self.body)
+
+    def load_imagenet(self, name: str, file: Path | None) -> dict[str, str]:
+        """As `Encoder.load_imagenet`, from timm's hub."""
+        return load_timm(self, name, file)
 
     @torch.no_grad()
     def _measure(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -208,7 +147,7 @@ def _pad(model: nn.Module) -> None:
             module.padding = 1
 
 
-def _colours(published: PretrainedCfg) -> tuple[list[float], list[float]] | None:
+def colours_of(published: PretrainedCfg) -> tuple[list[float], list[float]] | None:
     """Scale and shift a channel, from ImageNet's mean 0 and deviation 1 to what timm's weights were trained with; None
     where these are the same."""
     mean, std = published.mean, published.std

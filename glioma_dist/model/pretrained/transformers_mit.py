@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import SegformerConfig, SegformerModel
 from transformers.utils import logging
 
-from glioma_dist.model.encoders.mit import MIT_SHAPES
+from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 
 
 def segformer_config(encoder: str) -> SegformerConfig:

@@ -88,6 +88,11 @@ def put(
     return [name for name in tensors if name not in own]
 
 
+def is_unused(names: tuple[str, ...], prefix: str) -> Callable[[str], bool]:
+    """Tells the names of tensors of no use: those that begin, behind `prefix`, with one of `names`."""
+    return lambda name: name.removeprefix(prefix).split(".")[0] in names
+
+
 def _check_beginning(path: Path) -> None:
     try:
         # Not blocking: a pipe that nobody writes to would not even open.

@@ -1,0 +1,76 @@
+"""Train a U-Net with an encoder of your own.
+
+    python examples/own_encoder.py runs/demo/shards/glioma_c6 runs/own_encoder
+
+The first folder has train, val and test, as `make demo` leaves them. To use the encoder with `accelerate launch
+train.py`, put the class into a package of yours and name it as an entry point (docs/encoders.md, Add an encoder).
+"""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.model.encoders.contract import Encoder
+from glioma_dist.registry import encoders
+from glioma_dist.size import Size
+from glioma_dist.training.loop import train
+
+
+@encoders.register("plain_cnn")
+class PlainCNN(Encoder):
+    """Five stages, each a strided convolution and a plain one, at strides 2 to 32."""
+
+    strides = (2, 4, 8, 16, 32)
+    channels = (16, 24, 32, 48, 64)
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        widths = (3, *self.channels)
+        self.stages = nn.ModuleList([stage(*pair) for pair in pairwise(widths)])
+
+    def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
+        """images: (B, 3, H, W). Returns maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
+        features, maps = images, []
+        for each in self.stages:
+            features = self.run_part(each, features)  # so that --scale.activation-checkpointing can take hold of it
+            maps.append(features)
+        return maps
+
+    def blocks(self) -> list[nn.Module]:
+        """What FSDP2 shards and --scale.compile compiles one by one."""
+        return list(self.stages)
+
+
+def stage(channels_in: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+
+
+def main(shards: str, out: str) -> None:
+    context = DistributedContext.start()
+    data = DataConfig(
+        train=(f"{shards}/train",),
+        val=f"{shards}/val",
+        size=Size(64, 64),
+        transform="random-resized-crop",
+        augment=("flips",),
+        workers=0,
+    )
+    model = ModelConfig(encoder="plain_cnn", decoder_channels=(32, 32, 16, 16, 8))
+    train(TrainConfig(data, model, lr=1e-3, max_steps=8, eval_every=8, out=Path(out)), context)
+    evaluate(EvaluateConfig(Path(out) / "best", f"{shards}/test", out=Path(out) / "scores.json"), context)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,50 @@
+"""Train a U-Net with a loss of your own.
+
+    python examples/own_loss.py runs/demo/shards/glioma_c6 runs/own_loss
+
+The first folder has train and val, as `make demo` leaves them. To use the loss with `accelerate launch train.py`, put
+the function into a package of yours and name it as an entry point (docs/encoders.md, Add a loss).
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.registry import losses
+from glioma_dist.size import Size
+from glioma_dist.training.loop import train
+
+ALPHA, BETA = 0.3, 0.7
+"""Weights of false positives and false negatives."""
+
+
+@losses.register("tversky")
+def tversky(logits: Tensor, masks: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """Tversky loss of each image (Salehi et al. 2017, arXiv 1706.05721, equation 4).
+
+    logits, masks: (B, H, W), fp32; masks are 0 and 1. total: makes of sums over a strip of each image, (N, B), those
+    over the whole image, where several processes share an image. Returns (B,).
+    """
+    probabilities = logits.sigmoid()
+    sums = torch.stack([(probabilities * masks).sum((1, 2)), probabilities.sum((1, 2)), masks.sum((1, 2))])
+    overlap, predicted, labelled = total(sums)
+    false_positives, false_negatives = predicted - overlap, labelled - overlap
+    return 1 - (overlap + 1) / (overlap + ALPHA * false_positives + BETA * false_negatives + 1)
+
+
+def main(shards: str, out: str) -> None:
+    data = DataConfig(
+        train=(f"{shards}/train",), val=f"{shards}/val", size=Size(64, 64), transform="random-resized-crop", workers=0
+    )
+    model = ModelConfig(encoder="mit_tiny", decoder_channels=(32, 32, 16, 16, 8))
+    config = TrainConfig(data, model, loss="tversky+bce", lr=1e-3, max_steps=8, eval_every=8, out=Path(out))
+    train(config, DistributedContext.start())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,190 @@
+"""`timm/NAME`: any timm model with feature maps; against timm's own feature network, at every level."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from helpers import TINY_CHANNELS, tiny_config
+from safetensors.torch import save_file
+from torch import nn
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.errors import InputError
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder
+from glioma_dist.model.pretrained import timm_weights
+from glioma_dist.model.unet import UNet, build_model, load_model
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.training.state import TrainState, save_state
+
+FAMILIES = (
+    "resnet18",
+    "convnext_atto",
+    "regnety_002",
+    "efficientnet_b0",
+    "swin_tiny_patch4_window7_224",
+    "mobilenetv3_small_050",
+    "test_resnet",
+)
+LEVELS = ("selective", "full")
+HEIGHT, WIDTH = 64, 96
+
+
+def config_of(name: str, **changes) -> ModelConfig:
+    return ModelConfig(encoder=f"timm/{name}", decoder_channels=TINY_CHANNELS, **changes)
+
+
+def timms_own(name: str) -> nn.Module:
+    fixed = {"strict_img_size": False} if name.startswith("swin") else {}
+    reductions = timm.create_model(name, features_only=True, **fixed).feature_info.reduction()
+    return timm.create_model(name, features_only=True, drop_path_rate=0.0, **fixed), reductions
+
+
+def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, HEIGHT, WIDTH, generator=generator, dtype=torch.float64)
+    return images, (torch.rand(2, HEIGHT, WIDTH, generator=generator) > 0.6).to(torch.uint8)
+
+
+def take_step(model: UNet) -> dict[str, torch.Tensor]:
+    """Logits, gradients and buffers after a step in training mode."""
+    images, masks = make_batch()
+    logits = model.train()(images, torch.arange(2))
+    segmentation_loss("dice+bce", logits, masks).sum().backward()
+    found = {"logits": logits.detach()} | {f"gradient {name}": each.grad for name, each in model.named_parameters()}
+    return found | {f"buffer {name}": each for name, each in model.named_buffers()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_maps_are_those_of_timms_feature_network(name):
+    encoder = build_encoder(f"timm/{name}").double().eval()
+    reference, reductions = timms_own(name)
+    reference.double().eval().load_state_dict(encoder.body.state_dict())
+    published = timm.get_pretrained_cfg(name)
+    images = make_batch()[0]
+    ours, theirs = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (published.mean, published.std))
+    with torch.no_grad():
+        maps = encoder(images)
+        expected = reference((images * theirs + ours - mean) / std)
+    if name.startswith("swin"):
+        expected = [each.permute(0, 3, 1, 2) for each in expected]
+    assert encoder.strides == tuple(reductions)
+    assert [each.shape[1] for each in maps] == list(encoder.channels)
+    for one, other, stride in zip(maps, expected, encoder.strides, strict=True):
+        assert one.shape[-2:] == (HEIGHT // stride, WIDTH // stride)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_level_of_checkpointing_gives_what_none_gives(name):
+    plain = UNet(config_of(name)).double()
+    models = {level: copy.deepcopy(plain) for level in LEVELS}
+    expected = take_step(plain)
+    for level, model in models.items():
+        checkpoint_activations(model, level)
+        found = take_step(model)
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-11, msg=f"{level}, {key}")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_its_blocks_are_really_computed_again(name):
+    encoder = build_encoder(f"timm/{name}")
+    ran = []
+
+    def run_part(part, features):
+        ran.append(part)
+        return part(features)
+
+    encoder.run_part = run_part
+    encoder(torch.zeros(2, 3, 64, 64))
+    assert len(ran) == len(encoder.blocks()) > 3
+    within = [parameter for block in encoder.blocks() for parameter in block.parameters()]
+    assert len({id(each) for each in within}) == len(within), "no weight is in two blocks"
+    whole = sum(each.numel() for each in encoder.parameters())
+    assert sum(each.numel() for each in within) > 0.85 * whole
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_all_that_is_random_comes_from_the_seed(name):
+    """Also what the library's constructor draws, whatever was built or drawn before."""
+    first = build_model(config_of(name), 3)[0].state_dict()
+    torch.rand(7)
+    second, other = build_model(config_of(name), 3)[0].state_dict(), build_model(config_of(name), 4)[0].state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    table = [key for key in first if key.endswith("relative_position_bias_table")]
+    assert all(not torch.equal(first[key], other[key]) for key in table)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "resnet18.a1_in1k"])
+def test_a_checkpoint_gives_the_same_network(name, tmp_path):
+    config = tiny_config(tmp_path, tmp_path / "run", encoder=f"timm/{name}")
+    model = build_model(config.model, 0)[0].eval()
+    save_state(tmp_path / "best", config, TrainState(step=1), model, None, {"lineage": []})
+    loaded, checkpoint = load_model(tmp_path / "best")
+    images = make_batch()[0].float()
+    with torch.no_grad():
+        assert torch.equal(model(images), loaded(images))
+    assert checkpoint.config.model.encoder == f"timm/{name}"
+
+
+REFUSED = {
+    "vit_tiny_patch16_224": "its maps are at strides [16]",
+    "levit_128s": "cannot compute an image of 96x64",
+    "maxvit_nano_rw_256": "cannot compute an image of 96x64",
+    "inception_v4": "cannot compute an image of 96x64",
+    "gmlp_s16_224": "strides [16]",
+    "resnet1": "has no resnet1; did you mean resnet",
+    "resnet18.nope": "has no weights nope of resnet18; it has a1_in1k",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_is_no_encoder_is_one_line_that_says_why(name):
+    with pytest.raises(InputError) as error:
+        build_model(config_of(name), 0)
+    text = str(error.value)
+    assert text.startswith(f"--model.encoder timm/{name}: ")
+    assert REFUSED[name] in text
+    assert "\n" not in text
+    assert len(text) <= 500
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_imagenet_weights_come_through_timms_own_loading(name, tmp_path):
+    torch.manual_seed(5)
+    whole = timm.create_model(name)  # with its classifier, by the names that timm publishes
+    save_file(dict(whole.state_dict()), tmp_path / "model.safetensors")
+    model, lineage = build_model(config_of(name, init="imagenet", weights=tmp_path / "model.safetensors"), 0)
+    torch.manual_seed(6)
+    fixed = {"strict_img_size": False} if name.startswith("swin") else {}
+    overlay = {"file": str(tmp_path / "model.safetensors")}
+    expected = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, **fixed)
+    found = model.encoder.body.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.state_dict().items())
+    assert lineage[0]["weights"].startswith("ImageNet, model.safetensors")
+    assert lineage[0]["licence"] == timm.get_pretrained_cfg(name).license
+
+
+def test_weights_that_cannot_be_had_or_do_not_fit_are_one_line(tmp_path, monkeypatch):
+    file = tmp_path / "model.safetensors"
+    whole = dict(timm.create_model("test_resnet").state_dict())
+    cases = {
+        "of another network": dict(timm.create_model("resnet18").state_dict()),
+        "not finite": whole | {"conv1.0.weight": torch.full_like(whole["conv1.0.weight"], torch.nan)},
+        "incomplete": {key: each for key, each in whole.items() if not key.startswith("layer2")},
+    }
+    for what, tensors in cases.items():
+        save_file(tensors, file)
+        with pytest.raises(InputError, match=r"--model\.init imagenet: .*model\.safetensors") as error:
+            build_model(config_of("test_resnet", init="imagenet", weights=file), 0)
+        assert len(str(error.value)) <= 500, what
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(timm_weights, "weights_from_hub", lambda name: pytest.fail("asked the hub"))
+    with pytest.raises(InputError, match="timm publishes no weights of timm/nf_resnet26; give a file"):
+        build_model(config_of("nf_resnet26", init="imagenet"), 0)
