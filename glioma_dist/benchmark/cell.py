@@ -23,8 +23,8 @@ from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.context import keep_freed_memory
-from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.distributed.signals import get_signal_at_parents_death
+from glioma_dist.errors import OUT_OF_MEMORY, is_out_of_memory
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
@@ -72,7 +72,7 @@ def measure_or_say_why_not(cell: Cell) -> dict:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return {"status": "out of memory", "error": (str(error) or "MemoryError").splitlines()[0]}
+        return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0]}
 
 
 def measure(cell: Cell) -> dict:
