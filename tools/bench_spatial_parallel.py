@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
 from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell, measure_spatial_parallel
@@ -30,7 +28,7 @@ from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder, make_folder, write_atomically, write_json_atomically
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import UNet
+from glioma_dist.scale.operations import forward_operations
 from glioma_dist.scale.planner import GIB, Level, Step, count, count_sent
 from glioma_dist.scale.spatial_group import strip_edges
 from glioma_dist.size import Size, SizeFlag
@@ -115,7 +113,7 @@ def measured(config: BenchSpatialParallelConfig) -> list[dict]:
 def foretold(config: BenchSpatialParallelConfig) -> list[dict]:
     """A row for each number of strips and level: memory, work and bytes sent by one card in a bf16 step."""
     model = ModelConfig(encoder=config.foretold_encoder)
-    flop = count_flop(model, config.foretold_size)
+    flop = forward_operations(model, config.foretold_size)
     found = []
     for level, number in itertools.product(config.levels, config.spatial_parallel):
         step = Step(model, config.foretold_size, 1, True, number, number, loss=partial(segmentation_loss, "dice"))
@@ -125,14 +123,6 @@ def foretold(config: BenchSpatialParallelConfig) -> list[dict]:
         row |= {"tflop": again * flop / number / 1e12, "halo_mib": halos / 2**20, "gathered_mib": gathered / 2**20}
         found.append(row)
     return found
-
-
-def count_flop(model: ModelConfig, size: Size) -> float:
-    """Floating-point operations of a forward pass on one image."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        network = UNet(model)
-        network(torch.zeros(1, 3, size.height, size.width))
-    return counter.get_total_flops()
 
 
 def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config: BenchSpatialParallelConfig) -> str:
