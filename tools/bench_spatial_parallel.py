@@ -119,7 +119,7 @@ def foretold(config: BenchSpatialParallelConfig) -> list[dict]:
         step = Step(model, config.foretold_size, 1, True, number, number, loss=partial(segmentation_loss, "dice"))
         halos, gathered = count_sent(step, level) if number > 1 else (0, 0)
         again = TIMES_FORWARD + (level != "none")  # upper bound: the decoder's part is computed again in "full" only
-        row = {"activation_checkpointing": level, "spatial_parallel": number, "peak_gib": count(step, level).peak / GIB}
+        row = {"level": level, "spatial_parallel": number, "peak_gib": count(step, level).peak / GIB}
         row |= {"tflop": again * flop / number / 1e12, "halo_mib": halos / 2**20, "gathered_mib": gathered / 2**20}
         found.append(row)
     return found
@@ -135,15 +135,11 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         "| size | activation checkpointing | GPUs an image | s a step | peak GiB of each process | of one |",
         "|---|---|---:|---:|---|---:|",
     ]
-    whole = {
-        (row["size"], row["activation_checkpointing"]): max(row["peak_gib"])
-        for row in steps
-        if row["spatial_parallel"] == 1
-    }
+    whole = {(row["size"], row["level"]): max(row["peak_gib"]) for row in steps if row["spatial_parallel"] == 1}
     for row in steps:
-        share = max(row["peak_gib"]) / whole.get((row["size"], row["activation_checkpointing"]), float("nan"))
+        share = max(row["peak_gib"]) / whole.get((row["size"], row["level"]), float("nan"))
         peaks = ", ".join(f"{peak:.2f}" for peak in row["peak_gib"])
-        place = f"| {row['size']} | {row['activation_checkpointing']} | {row['spatial_parallel']}"
+        place = f"| {row['size']} | {row['level']} | {row['spatial_parallel']}"
         lines.append(f"{place} | {row['median_seconds']:.2f} | {peaks} | {share:.2f} |")
     lines += [
         f"\n## Counted: U-Net {config.foretold_encoder}, {config.foretold_size}, bf16, a card's share of a step\n"
@@ -157,7 +153,7 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         sent = (row["halo_mib"] + row["gathered_mib"]) * 2**20
         shares = " | ".join(f"{100 * sent / (speed * 1e9) / compute:.1f} %" for speed in LINKS_GB_S.values())
         figures = f"{row['peak_gib']:.2f} | {row['tflop']:.2f} | {row['halo_mib']:.0f} | {row['gathered_mib']:.0f}"
-        lines.append(f"| {row['activation_checkpointing']} | {row['spatial_parallel']} | {figures} | {shares} |")
+        lines.append(f"| {row['level']} | {row['spatial_parallel']} | {figures} | {shares} |")
     return "\n".join(lines) + "\n"
 
 
