@@ -9,6 +9,12 @@ MAX_LINE = 500
 """Characters of a message. File names and values from elsewhere can be of any length."""
 
 
+OUT_OF_MEMORY = "out of memory"
+"""In messages, and as the result of a benchmark's cell."""
+_SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+"""In what PyTorch's allocators and the C++ library say."""
+
+
 class ExitCode(IntEnum):
     """Exit codes of every command. A scheduler can tell from them what to do next (docs/reliability.md)."""
 
@@ -96,6 +102,20 @@ def as_error(exit_code: int, message: str) -> RunError:
     """The error of this exit code, to be raised on processes that heard of it from another."""
     kinds = (InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested)
     return next((kind for kind in kinds if kind.exit_code == exit_code), RunError)(message)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's or the machine's memory is full."""
+    # By name, because importing torch takes seconds.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, MemoryError) or (
+        "RuntimeError" in names and ("OutOfMemoryError" in names or says_memory_is_full(str(error)))
+    )
+
+
+def says_memory_is_full(text: str) -> bool:
+    """Whether words of PyTorch, or of a process that has ended, say that a device's or the machine's memory is full."""
+    return any(sign in text for sign in _SIGNS_OF_A_FULL_MEMORY)
 
 
 def one_line(text: object, limit: int = MAX_LINE) -> str:

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name in its own folder, synced, and renamed. So a file that exists is complete,
 whatever happened while it was written. Commands write their files through this module; folders of shards and
-checkpoints are renamed into place as one.
+checkpoints are renamed into place as one, by `rename_in_order`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ _UNREADABLE = {
 }
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, by_several: bool = False) -> None:
     """Write a file so that a kill or a full disk at any moment leaves the old file or the new one, complete.
 
     Text is written as UTF-8. The file gets the mode that the process's umask gives. The folder must exist.
+    by_several: several processes may write the file at the same time; the last one wins. A temporary file that a kill
+    leaves behind then stays, where otherwise the next write takes its place.
     Raises InputError, and leaves nothing behind, where the file cannot be written.
     """
-    partial = partial_name(path)
+    partial = partial_name(path.with_name(f"{path.name} {os.getpid()}") if by_several else path)
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     try:
         with open(partial, "wb") as file:
@@ -97,9 +99,9 @@ def _check_place(flag: str, path: Path, folder: Path) -> None:
         raise InputError(f"{flag} {path}: this user may not write to {folder}; give another folder")
 
 
-def write_json_atomically(path: Path, content: Any, indent: int | None = 2) -> None:
+def write_json_atomically(path: Path, content: Any, indent: int | None = 2, by_several: bool = False) -> None:
     """`write_atomically` of JSON, which ends with a newline."""
-    write_atomically(path, json.dumps(content, indent=indent) + "\n")
+    write_atomically(path, json.dumps(content, indent=indent) + "\n", by_several)
 
 
 def partial_name(path: Path) -> Path:
@@ -199,6 +201,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename_in_order(*renames: tuple[Path, Path]) -> None:
+    """Rename finished files or folders, each from its first name to its second, and have the system keep that.
+
+    All second names lie in one folder. A kill in between leaves the renames before it. Raises OSError.
+    """
+    for old, new in renames:
+        os.rename(old, new)
+    sync(renames[-1][1].parent)
 
 
 def remove_tree(path: Path) -> None:

@@ -9,9 +9,7 @@ from typing import Annotated
 import tyro
 
 from glioma_dist.errors import InputError
-
-MAX_PIXELS = 2**28
-"""Of a size that can be asked for: fifty times the article's largest."""
+from glioma_dist.limits import MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ CASES = {
         size=Size(1472, 1120), transform="random-crop", augment=("flips",), workers=0
     ),
 }
-Pipeline = Literal["glioma-dist", "glioma-dist, kept decoded", "webdataset", "PNG folder"]
-PIPELINES: tuple[Pipeline, ...] = ("glioma-dist", "glioma-dist, kept decoded", "webdataset", "PNG folder")
+Pipeline = Literal["glioma-dist", "glioma-dist, cached in memory", "webdataset", "PNG folder"]
+PIPELINES: tuple[Pipeline, ...] = ("glioma-dist", "glioma-dist, cached in memory", "webdataset", "PNG folder")
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Images (B, 3, H, W) fp32, normalised, and masks (B, H, W) uint8."""
 
@@ -176,7 +176,9 @@ def png_folders(folder: Path, config: DataConfig, batch_size: int) -> Batches:
 
 MAKERS: dict[Pipeline, Callable[[Path, DataConfig, int], Batches]] = {
     "glioma-dist": ours,
-    "glioma-dist, kept decoded": lambda folder, config, size: ours(folder, replace(config, cache_in_memory=True), size),
+    "glioma-dist, cached in memory": lambda folder, config, size: ours(
+        folder, replace(config, cache_in_memory=True), size
+    ),
     "webdataset": webdatasets,
     "PNG folder": png_folders,
 }
@@ -248,7 +250,7 @@ def table(rows: list[dict], metadata: dict) -> str:
         f"{metadata['device']}, {metadata['cores']} cores, load {metadata['load']:.1f} before; {metadata['versions']}; "
         f"commit {metadata['commit']}; `{metadata['command']}`",
         "",
-        "| images | pipeline | workers | images/s | of webdataset's | processor ms an image | MiB grown |",
+        "| images | pipeline | workers | images/s | of webdataset's | CPU ms per image | MiB grown |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

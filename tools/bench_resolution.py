@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -31,8 +30,9 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
+from glioma_dist.distributed.launched import without_launch
 from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import InputError
+from glioma_dist.errors import OUT_OF_MEMORY, InputError, says_memory_is_full
 from glioma_dist.files import make_folder, write_json_atomically
 from glioma_dist.registry import encoders
 from glioma_dist.size import Size, SizeFlag
@@ -44,7 +44,6 @@ NATIVE = Size(2592, 1952)
 NUM_DRAWN = 8
 SIDE_STEP = 32
 PRECISION_OF_LARGEST = 0.05
-LAUNCH_VARIABLES = re.compile(r"(ACCELERATE|FSDP|TORCHELASTIC|GROUP|ROLE|MASTER)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def make_cells(config: BenchConfig, device: str, data: str | None) -> list[Cell]
 
 def run_child(command: list[str], timeout_s: float) -> dict:
     """What a process printed as its last line, as JSON; or how it ended instead."""
-    environment = {name: value for name, value in os.environ.items() if not LAUNCH_VARIABLES.fullmatch(name)}
+    environment = without_launch(os.environ)
     # Files, for a pipe would stay open as long as any data worker that a killed process leaves behind.
     with (
         tempfile.TemporaryFile("w+", errors="replace") as output,
@@ -151,15 +150,15 @@ def run_child(command: list[str], timeout_s: float) -> dict:
         printed, said = output.read().splitlines(), log.read().strip()
     if code == 0:
         return json.loads(printed[-1])
-    if code == -signal.SIGKILL or "bad_alloc" in said:
-        return {"status": "out of memory", "error": "the system ended the process"}
+    if code == -signal.SIGKILL or says_memory_is_full(said):
+        return {"status": OUT_OF_MEMORY, "error": "the system ended the process"}
     return {"status": "failed", "error": f"exit code {code}: {said.splitlines()[-1] if said else 'no word'}"}
 
 
 def measure_in_some_way(cell: Cell, metadata: dict, timeout_s: float) -> dict:
     """A row of the result; on a CPU whose memory did not suffice, measured again with gaps given back to the system."""
     row = measure_apart(cell, metadata, timeout_s)
-    if cell.device == "cpu" and row["status"] == "out of memory":
+    if cell.device == "cpu" and row["status"] == OUT_OF_MEMORY:
         return measure_apart(replace(cell, keeps_freed_memory=False), metadata, timeout_s)
     return row
 

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
 from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell, measure_spatial_parallel
@@ -31,7 +29,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder, make_folder, write_atomically, write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import UNet
+from glioma_dist.scale.operations import forward_operations
 from glioma_dist.scale.planner import GIB, Level, Step, count, count_sent
 from glioma_dist.scale.spatial_group import strip_edges
 from glioma_dist.size import Size, SizeFlag
@@ -116,24 +114,16 @@ def measured(config: BenchSpatialParallelConfig) -> list[dict]:
 def foretold(config: BenchSpatialParallelConfig) -> list[dict]:
     """A row for each number of strips and level: memory, work and bytes sent by one card in a bf16 step."""
     model = ModelConfig(encoder=config.foretold_encoder)
-    flop = count_flop(model, config.foretold_size)
+    flop = forward_operations(model, config.foretold_size)
     found = []
     for level, number in itertools.product(config.levels, config.spatial_parallel):
         step = Step(model, config.foretold_size, 1, True, number, number, loss=partial(segmentation_loss, DEFAULT_LOSS))
         halos, gathered = count_sent(step, level) if number > 1 else (0, 0)
         again = TIMES_FORWARD + (level != "none")  # upper bound: the decoder's part is computed again in "full" only
-        row = {"activation_checkpointing": level, "spatial_parallel": number, "peak_gib": count(step, level).peak / GIB}
+        row = {"level": level, "spatial_parallel": number, "peak_gib": count(step, level).peak / GIB}
         row |= {"tflop": again * flop / number / 1e12, "halo_mib": halos / 2**20, "gathered_mib": gathered / 2**20}
         found.append(row)
     return found
-
-
-def count_flop(model: ModelConfig, size: Size) -> float:
-    """Floating-point operations of a forward pass on one image."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        network = UNet(model)
-        network(torch.zeros(1, 3, size.height, size.width))
-    return counter.get_total_flops()
 
 
 def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config: BenchSpatialParallelConfig) -> str:
@@ -146,15 +136,11 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         "| size | activation checkpointing | GPUs an image | s a step | peak GiB of each process | of one |",
         "|---|---|---:|---:|---|---:|",
     ]
-    whole = {
-        (row["size"], row["activation_checkpointing"]): max(row["peak_gib"])
-        for row in steps
-        if row["spatial_parallel"] == 1
-    }
+    whole = {(row["size"], row["level"]): max(row["peak_gib"]) for row in steps if row["spatial_parallel"] == 1}
     for row in steps:
-        share = max(row["peak_gib"]) / whole.get((row["size"], row["activation_checkpointing"]), float("nan"))
+        share = max(row["peak_gib"]) / whole.get((row["size"], row["level"]), float("nan"))
         peaks = ", ".join(f"{peak:.2f}" for peak in row["peak_gib"])
-        place = f"| {row['size']} | {row['activation_checkpointing']} | {row['spatial_parallel']}"
+        place = f"| {row['size']} | {row['level']} | {row['spatial_parallel']}"
         lines.append(f"{place} | {row['median_seconds']:.2f} | {peaks} | {share:.2f} |")
     lines += [
         f"\n## Counted: U-Net {config.foretold_encoder}, {config.foretold_size}, bf16, a card's share of a step\n"
@@ -168,7 +154,7 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         sent = (row["halo_mib"] + row["gathered_mib"]) * 2**20
         shares = " | ".join(f"{100 * sent / (speed * 1e9) / compute:.1f} %" for speed in LINKS_GB_S.values())
         figures = f"{row['peak_gib']:.2f} | {row['tflop']:.2f} | {row['halo_mib']:.0f} | {row['gathered_mib']:.0f}"
-        lines.append(f"| {row['activation_checkpointing']} | {row['spatial_parallel']} | {figures} | {shares} |")
+        lines.append(f"| {row['level']} | {row['spatial_parallel']} | {figures} | {shares} |")
     return "\n".join(lines) + "\n"
 
 

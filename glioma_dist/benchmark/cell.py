@@ -7,29 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from glioma_dist.benchmark.peak_memory import PeakMemory
 from glioma_dist.config import DataConfig, ModelConfig
 from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.context import keep_freed_memory
-from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.distributed.signals import get_signal_at_parents_death
+from glioma_dist.errors import OUT_OF_MEMORY, is_out_of_memory
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import UNet, normalise
+from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.size import Size
 
 OURS = "glioma-dist"
@@ -74,41 +75,39 @@ def measure_or_say_why_not(cell: Cell) -> dict:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return {"status": "out of memory", "error": (str(error) or "MemoryError").splitlines()[0]}
+        return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0]}
 
 
 def measure(cell: Cell) -> dict:
-    """Seconds of steps and peak memory in GiB. On a GPU: of all that PyTorch allocates. On a CPU: how far the process
-    grew from before the model, as Linux tells it (None elsewhere); the uint8 batch at hand is not in it."""
+    """Seconds of steps, and peak memory from before the model (`PeakMemory`); the uint8 batch at hand is not in it."""
     device = torch.device(cell.device)
     if device.type == "cpu" and cell.keeps_freed_memory:
         keep_freed_memory()
     batch = draw_batch(cell)
     build = network_builder(cell)
-    with contextlib.suppress(OSError):  # the peak so far, that of importing, is forgotten
-        Path("/proc/self/clear_refs").write_text("5")
-    before = resident_gib("VmRSS")
+    memory = PeakMemory(device)
     model = build().to(device).train()
     optimizer = torch.optim.Adam(model.parameters())
 
     def take_step(batch: Batch) -> None:
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cell.precision == "bf16"):
-            images = normalise(batch.images)
-            logits = model(images) if cell.network == BASELINES["smp"] else model(images, batch.seeds)
-        segmentation_loss(DEFAULT_LOSS, logits, batch.masks).mean().backward()
+        compute_gradients(
+            model,
+            batch.images,
+            batch.masks,
+            partial(segmentation_loss, DEFAULT_LOSS),
+            torch.autocast(device.type, torch.bfloat16, enabled=cell.precision == "bf16"),
+            seeds=None if cell.network == BASELINES["smp"] else batch.seeds,
+            factor=1 / cell.batch_size,
+        )
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     seconds = time_steps(take_step, itertools.repeat(batch), cell.warm_up + cell.repeats, device)[cell.warm_up :]
-    if device.type == "cuda":
-        peak, reserved = (get() / 2**30 for get in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved))
-    else:
-        peak, reserved = None if before is None else resident_gib("VmHWM") - before, None
     median = statistics.median(seconds)
     return {
-        "peak_gib": peak,
-        "peak_reserved_gib": reserved,
+        "peak_gib": memory.allocated(),
+        "peak_reserved_gib": memory.reserved(),
         "seconds": seconds,
         "median_seconds": median,
         "images_per_second": cell.batch_size / median,
@@ -182,9 +181,3 @@ def rate_with_data(cell: Cell, take_step: Callable[[Batch], None], device: torch
     batches = training_batches(reader, DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0), data, 0, 0, 1)
     time_steps(take_step, batches, cell.warm_up + cell.workers * BATCHES_AHEAD, device)
     return cell.batch_size * cell.repeats / sum(time_steps(take_step, batches, cell.repeats, device))
-
-
-def resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
-    """Memory that this process holds now, or held at most; None where there is no /proc."""
-    status = Path("/proc/self/status")
-    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 2**20 if status.exists() else None

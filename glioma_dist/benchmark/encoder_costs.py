@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from glioma_dist.benchmark.encoder_table import GIB, GIGA, NEED_TWO_IMAGES, SIZES
 from glioma_dist.config import ModelConfig
@@ -13,6 +12,7 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.memory_estimator import estimate_step_memory
+from glioma_dist.scale.operations import forward_operations
 from glioma_dist.size import Size
 
 
@@ -27,11 +27,8 @@ def count_encoder(name: str) -> dict[str, float | str | int]:
     row["parameters_millions"] = round(sum(each.numel() for each in model.parameters()) / 1e6, 2)
     for size_name, size in SIZES.items():
         row[f"peak_gib_{size_name}"] = round(_peak(config, size, images) / GIB, 2)
-    model = model.eval().to("meta")
     for size_name, size in SIZES.items():
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, size.height, size.width, device="meta"))
-        row[f"gflop_{size_name}"] = round(counter.get_total_flops() / GIGA, 1)
+        row[f"gflop_{size_name}"] = round(forward_operations(config, size) / GIGA, 1)
     return row
 
 

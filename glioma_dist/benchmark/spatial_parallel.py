@@ -3,22 +3,21 @@ launch."""
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from glioma_dist.benchmark.cell import resident_gib
+from glioma_dist.benchmark.peak_memory import PeakMemory
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import UNet, normalise
+from glioma_dist.model.unet import UNet
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.fsdp import choose_shards
+from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
@@ -38,15 +37,12 @@ class SpatialParallelCell:
 
 
 def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedContext) -> dict:
-    """Median seconds of a step, and peak memory in GiB of each process: on a GPU of all that PyTorch allocates, on a
-    CPU how far the process grew (None where there is no /proc). Noise stands in for images."""
+    """Median seconds of a step, and peak memory of each process (`PeakMemory`). Noise stands in for images."""
     group, device, size = SpatialGroup.join(context, cell.spatial_parallel), context.device, Size.parse(cell.size)
     strip = group.cut(size.height)
     images = torch.randint(0, 256, (1, 1, size.height, size.width), dtype=torch.uint8)[:, :, strip].to(device)
     masks = (images[:, 0] > 180).to(torch.uint8)
-    with contextlib.suppress(OSError):  # the peak so far, that of importing, is forgotten
-        Path("/proc/self/clear_refs").write_text("5")
-    before = resident_gib("VmRSS")
+    memory = PeakMemory(device)
     model = UNet(ModelConfig(encoder=cell.encoder))
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, device)
@@ -58,18 +54,20 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
     for _ in range(cell.warm_up + cell.repeats):
         context.wait()
         start = time.perf_counter()
-        with context.accelerator.autocast():
-            logits = model(normalise(images), torch.zeros(1, dtype=torch.int64))
-        losses = segmentation_loss(DEFAULT_LOSS, logits, masks, group.total)
-        context.accelerator.backward(losses.sum() * context.num_processes)
+        compute_gradients(
+            model,
+            images,
+            masks,
+            lambda logits, masks: segmentation_loss(DEFAULT_LOSS, logits, masks, group.total),
+            context.accelerator.autocast(),
+            seeds=torch.zeros(1, dtype=torch.int64),
+            factor=context.num_processes,
+            backward=context.accelerator.backward,
+        )
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        peak = None if before is None else resident_gib("VmHWM") - before
-    timed = seconds[cell.warm_up :]
-    return {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": context.gather_objects([peak])}
+    timed, peaks = seconds[cell.warm_up :], context.gather_objects([memory.allocated()])
+    return {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": peaks}

@@ -107,10 +107,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise InputError(f"{where}: cannot use {shown(value)}, expected {getattr(hint, '__name__', hint)}")
 
 
-def _is_int64(value: Any) -> bool:
-    return isinstance(value, int) and abs(value) < 2**63
-
-
 def _is_name(text: str) -> bool:
     """Whether the system could take `text` for a file's name."""
     try:

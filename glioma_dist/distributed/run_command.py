@@ -12,19 +12,19 @@ from collections.abc import Callable
 from glioma_dist.distributed.launcher import tell_launcher
 from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
 from glioma_dist.errors import (
+    OUT_OF_MEMORY,
     InputError,
     Interrupted,
     MemoryFullError,
     RunError,
     StopRequested,
     UnavailableError,
+    is_out_of_memory,
     one_line,
 )
 from glioma_dist.files import cannot_read, cannot_write
 
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
-SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
-"""In what PyTorch's allocators say."""
 SIGNS_OF_A_LOST_WORKER = ("DataLoader worker (pid",)
 """In PyTorch's error when a process that reads data was killed."""
 SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -130,20 +130,10 @@ def as_run_error(error: BaseException, seconds: float | None = None) -> RunError
         return _of_the_system(error)
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
-        return MemoryFullError(f"out of memory ({text[:200]}); use smaller images or batches, or more memory")
+        return MemoryFullError(f"{OUT_OF_MEMORY} ({text[:200]}); use smaller images or batches, or more memory")
     if isinstance(error, RuntimeError):
         return _of_a_process(text, seconds)
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's or the machine's memory is full."""
-    # By name, because importing torch takes seconds.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, MemoryError) or (
-        "RuntimeError" in names
-        and ("OutOfMemoryError" in names or any(sign in str(error) for sign in SIGNS_OF_A_FULL_MEMORY))
-    )
 
 
 def _of_the_system(error: OSError) -> RunError | None:

@@ -29,11 +29,6 @@ def dice_score_av(scores: Scores) -> float:
     return float(np.mean(repetition_means(scores)))
 
 
-def dice_loss_av(scores: Scores) -> float:
-    """DiceLossAV of the article, 1 - DiceScoreAV."""
-    return 1 - dice_score_av(scores)
-
-
 def standard_deviation(scores: Scores) -> float | None:
     """Of the repetitions' means, with K - 1 below; None for one repetition."""
     means = repetition_means(scores)

@@ -11,8 +11,7 @@ from glioma_dist.config import DataConfig, PredictConfig
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.distributed.run_command import is_out_of_memory
-from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, printable
+from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, is_out_of_memory, printable
 from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
 from glioma_dist.files import make_folder
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +14,7 @@ from torch import Tensor
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import to_dict
 from glioma_dist.errors import RunError
-from glioma_dist.files import cannot_write, read_bytes, remove_tree, sync, write_json_atomically
+from glioma_dist.files import cannot_write, read_bytes, remove_tree, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders, sibling
 from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
 from glioma_dist.model.tensor_files import write_tensors
@@ -133,10 +132,7 @@ def _rotate(folder: Path, new: Path, keep: int) -> None:
     names, taken = [folder], {path.name for path in kept_folders(folder)}
     while names[-1].name in taken:
         names.append(sibling(folder, str(len(names))))
-    for earlier, later in reversed(list(pairwise(names))):
-        os.rename(earlier, later)
-    os.rename(new, folder)
-    sync(folder.parent)
+    rename_in_order(*reversed(list(pairwise(names))), (new, folder))
     for extra in kept_folders(folder)[1:]:
         if int(extra.suffix[1:]) >= keep:
             remove_tree(extra)

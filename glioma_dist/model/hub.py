@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 from torch import nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.files import cannot_write, write_json_atomically
+from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.manifest import MANIFEST, MODEL, STATE
 from glioma_dist.model.unet import UNet, load_model
@@ -51,8 +50,7 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         made = save_directory / PARTIAL
         write_checkpoint(made, _without_paths(self.settings), self.metadata, self.model.state_dict())
         try:
-            for name in (MODEL, STATE, MANIFEST):
-                os.replace(made / name, save_directory / name)
+            rename_in_order(*((made / name, save_directory / name) for name in (MODEL, STATE, MANIFEST)))
             made.rmdir()
         except OSError as error:
             raise cannot_write(save_directory, error) from error

@@ -136,7 +136,7 @@ def markdown_page(results: dict[str, Any], has_plot: bool) -> str:
     times = [run["seconds"] for run in results["runs"] if run["seconds"] is not None]
     parts.append(
         f"{len(times)} of {len(results['runs'])} runs are finished, in {sum(times) / 3600:.2f} hours; "
-        f"{results['study']}.html has the config and time of each."
+        f"the command also writes {results['study']}.html, with the config and time of each."
     )
     return "\n\n".join(parts) + "\n"
 

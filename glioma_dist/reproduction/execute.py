@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.config.file import differences
+from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
@@ -25,8 +25,6 @@ from glioma_dist.reproduction.plan import Job
 
 Launch = Callable[[str, Path, Path], int]
 """Runs an entry point (its file's name, its config, a file for what it says) and returns its exit code."""
-LAUNCH_VARIABLES = re.compile(r"(ACCELERATE|FSDP|TORCHELASTIC|GROUP|ROLE|MASTER)_.*|(LOCAL_)?(RANK|WORLD_SIZE)")
-KEPT_OF_ENVIRONMENT = ("ACCELERATE_USE_CPU",)
 FAILED = ".failed.json"
 
 
@@ -34,11 +32,7 @@ def launcher(launch_file: Path, repository: Path) -> Launch:
     """By `accelerate launch`, with one of accelerate_configs/. Its processes end when this one does."""
 
     def launch(script: str, config: Path, log: Path) -> int:
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name in KEPT_OF_ENVIRONMENT or not LAUNCH_VARIABLES.fullmatch(name)
-        }
+        environment = without_launch(os.environ, keep=(USE_CPU,))
         start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
         command = [*start, str(repository / script), "--config", str(config)]
         with log.open("a") as file:

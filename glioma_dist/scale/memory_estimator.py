@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glioma_dist.model.unet import normalise
+from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.size import Size
 
 Part = Literal["parameters", "optimizer", "gradients", "kept", "momentary"]
@@ -37,12 +37,6 @@ class StepMemory:
     """Alive since the forward pass, for the backward pass: activations."""
     momentary: int
     """All the rest: what the operations of that moment work with."""
-    largest_tensor: int
-    """The largest single tensor of the step."""
-
-    @property
-    def states(self) -> int:
-        return self.parameters + self.optimizer
 
     @property
     def peak(self) -> int:
@@ -66,11 +60,11 @@ def estimate_step_memory(
         ledger.name("optimizer", (each for state in optimizer.state.values() for each in state.values()))
         ledger.begin_step()
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(normalise(images))
-        losses = loss(logits, images[:, 0])
-        ledger.name_rest("kept")
-        losses.sum().backward()
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+        # Held until the weights have moved, as training holds them.
+        _held = compute_gradients(
+            model, images, images[:, 0], loss, autocast, after_forward=lambda: ledger.name_rest("kept")
+        )
         ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
         optimizer.step()
     return ledger.at_peak()
@@ -114,7 +108,7 @@ class _StorageLedger(TorchDispatchMode):
     def begin_step(self) -> None:
         """Forget the dead, and look for the peak again."""
         self._entries = [entry for entry in self._entries if entry.died is None]
-        self.peak, self._peak_moment, self.largest = self.alive, self._moment, 0
+        self.peak, self._peak_moment = self.alive, self._moment
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = operation(*args, **(kwargs or {}))
@@ -140,7 +134,7 @@ class _StorageLedger(TorchDispatchMode):
         for entry in self._entries:
             if entry.born <= self._peak_moment and (entry.died is None or entry.died > self._peak_moment):
                 sums[entry.part] += entry.num_bytes
-        return StepMemory(**sums, largest_tensor=self.largest)
+        return StepMemory(**sums)
 
     def _enter(self, tensor: Tensor) -> _Entry:
         storage = tensor.untyped_storage()
@@ -150,7 +144,6 @@ class _StorageLedger(TorchDispatchMode):
             self._known[storage] = entry
             self._entries.append(entry)
             self.alive += entry.num_bytes
-            self.largest = max(self.largest, entry.num_bytes)
             if self.alive > self.peak:
                 self.peak, self._peak_moment = self.alive, self._moment
             weakref.finalize(storage, self._free, entry)

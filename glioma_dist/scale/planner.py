@@ -3,11 +3,9 @@ fits."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
@@ -19,9 +17,11 @@ import psutil
 import torch
 from torch import Tensor
 
-import glioma_dist
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
+from glioma_dist.files import write_json_atomically
+from glioma_dist.fingerprint import code_fingerprint
+from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.fsdp import sharded_units
@@ -54,21 +54,21 @@ class Step:
     """Devices that share each image."""
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
-    loss_name: str = "dice"
+    loss_name: str = DEFAULT_LOSS
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
 
 
 def count(step: Step, level: Level) -> StepMemory:
     """Memory of one device in a step with recomputation `level`; a second question is answered from a file."""
-    answers = _read_answers()
-    key = _key(step, level)
-    if key not in answers:
+    answers, key = _read_answers(), _key(step, level)
+    if key in answers:
+        memory = StepMemory(**answers[key])
+    else:
         model, size, _ = _model_of_one_device(step, level)
-        counted = estimate_step_memory(model, step.loss, size, step.batch_size, step.bf16)
-        answers = _read_answers() | {key: asdict(counted)}
-        _write_answers(answers)
-    memory = StepMemory(**answers[key])
+        memory = estimate_step_memory(model, step.loss, size, step.batch_size, step.bf16)
+        if key is not None:
+            _write_answers(_read_answers() | {key: asdict(memory)})
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
         memory = replace(memory, gradients=memory.optimizer // 2)
     return _shard(memory, step) if step.shards else memory
@@ -198,7 +198,11 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     return f"{text}: give a smaller --batch-size, --data.size or --model.encoder, and see what else uses the memory"
 
 
-def _key(step: Step, level: Level) -> str:
+def _key(step: Step, level: Level) -> str | None:
+    """All that an answer depends on; None where that cannot be told, so that the answer is not kept."""
+    code = _code(step.model)
+    if code is None:
+        return None
     metadata = (
         step.model.encoder,
         step.model.norm,
@@ -211,18 +215,20 @@ def _key(step: Step, level: Level) -> str:
         step.spatial_parallel,
         torch.__version__,
         version("timm"),
-        _code(),
+        code,
     )
     return " ".join(map(str, metadata))
 
 
-def _code() -> str:
-    """Of the code that decides what a step holds."""
-    root = Path(glioma_dist.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("model/*.py"), *root.glob("scale/*.py"), *root.glob("training/losses.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+@lru_cache
+def _code(config: ModelConfig) -> str | None:
+    """Of the code that decides what a step of the model holds."""
+    try:
+        with torch.device("meta"):
+            model = UNet(config)
+    except Exception:  # an encoder of others that cannot be made without its numbers
+        return None
+    return code_fingerprint(type(module) for module in model.modules())
 
 
 def _cache_file() -> Path:
@@ -245,8 +251,6 @@ def _write_answers(answers: dict[str, dict[str, int]]) -> None:
     try:
         path = _cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(json.dumps(answers))
-        os.replace(file.name, path)
-    except (OSError, RuntimeError):
+        write_json_atomically(path, answers, indent=None, by_several=True)
+    except (OSError, InputError, RuntimeError):
         return

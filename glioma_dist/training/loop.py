@@ -19,11 +19,12 @@ from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import InputError, Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.losses import check_splittable, segmentation_loss
-from glioma_dist.model.unet import build_model, normalise
+from glioma_dist.model.unet import build_model
 from glioma_dist.registry import augmentations
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards, clip_gradients
+from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
@@ -245,11 +246,17 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     any weight moves, where the loss of any image is not finite.
     """
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
-    with context.accelerator.autocast():
-        logits = trainer.model(normalise(batch.images), batch.seeds)
-    losses = segmentation_loss(config.loss, logits, batch.masks, group.total)
-    # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
-    context.accelerator.backward(losses.sum() * (context.num_processes / config.batch_size))
+    logits, losses = compute_gradients(
+        trainer.model,
+        batch.images,
+        batch.masks,
+        lambda logits, masks: segmentation_loss(config.loss, logits, masks, group.total),
+        context.accelerator.autocast(),
+        seeds=batch.seeds,
+        # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
+        factor=context.num_processes / config.batch_size,
+        backward=context.accelerator.backward,
+    )
 
     with torch.no_grad():
         scores = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))

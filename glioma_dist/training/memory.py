@@ -8,8 +8,7 @@ from functools import partial
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.distributed.run_command import is_out_of_memory
-from glioma_dist.errors import MemoryFullError
+from glioma_dist.errors import OUT_OF_MEMORY, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.planner import Level, Step, advice, device_memory, free_memory, resolve
 
@@ -46,4 +45,4 @@ def explain_full_memory(config: TrainConfig, context: DistributedContext, tried:
         if not is_out_of_memory(error):
             raise
         memory = device_memory(context.device, context.num_local_processes)
-        raise MemoryFullError(f"out of memory: {advice(step_of(config, context), memory, tried)}") from error
+        raise MemoryFullError(f"{OUT_OF_MEMORY}: {advice(step_of(config, context), memory, tried)}") from error

@@ -13,7 +13,7 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, RunError, one_line
-from glioma_dist.files import cannot_read, cannot_write, remove_tree, write_atomically
+from glioma_dist.files import cannot_read, cannot_write, remove_tree, rename_in_order, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint, sibling
 from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.resume import (
@@ -110,7 +110,7 @@ class RunFolder:
         if self.is_main and os.path.lexists(folder):
             try:
                 remove_tree(aside)
-                os.rename(folder, aside)
+                rename_in_order((folder, aside))
             except OSError as error:
                 raise cannot_write(aside, error) from error
 

@@ -17,10 +17,19 @@ from data_helpers import (
 from pycocotools import mask as coco_mask
 
 from glioma_dist.data.convert.cells import Rle, as_segmentation, draw_cells
-from glioma_dist.data.convert.coco import load_coco, union_mask
+from glioma_dist.data.convert.coco import load_coco
 from glioma_dist.errors import InputError
 
 NAN = float("nan")
+
+
+def union_mask(segmentations: list, height: int, width: int) -> np.ndarray:
+    """The mask of all cells, as a conversion draws it. Raises InputError for what spoils an image's mask."""
+    drawn = draw_cells([as_segmentation(entry) for entry in segmentations], height, width)
+    for finding in drawn.findings:
+        if finding.spoils:
+            raise InputError(f"{finding.kind}: {finding.detail}")
+    return drawn.mask
 
 
 def random_polygon(generator: np.random.Generator) -> list[float]:

@@ -202,8 +202,8 @@ class KilledError(BaseException):
 
 PLACES = (
     (tensor_files.os, "fsync"),
-    (checkpoint_writer.os, "rename"),
-    (checkpoint_writer.os, "replace"),
+    (tensor_files.os, "rename"),
+    (tensor_files.os, "replace"),
     (checkpoint_writer, "write_tensors"),
     (checkpoint_writer, "remove_tree"),
 )

@@ -20,7 +20,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import holm, paired_test
 from glioma_dist.report.study_page import html_page, markdown_page
 from glioma_dist.report.study_plots import draw_plot
-from glioma_dist.reproduction.estimate import forward_operations, hours
+from glioma_dist.reproduction.estimate import hours
 from glioma_dist.reproduction.execute import execute, failure, is_finished
 from glioma_dist.reproduction.folder import hold_settings, settings_text
 from glioma_dist.reproduction.material import at_native_size, group_of, prepare
@@ -41,6 +41,7 @@ from glioma_dist.reproduction.protocol import (
     table5,
 )
 from glioma_dist.reproduction.results import add_comparisons, compare, judge
+from glioma_dist.scale.operations import forward_operations
 from glioma_dist.size import Size
 
 FULL = Settings(PRESETS["full"], Path("livecell"), Path("studies/x"))
@@ -197,14 +198,14 @@ def test_machines_share_all_runs_out_without_waiting_for_each_other(count):
 
 def test_operations_are_counted_by_size_and_hours_follow():
     """The head alone: a 3x3 convolution of 16 channels to one, two operations a product, at full size."""
-    small, large = (forward_operations("mit_tiny", Size(64, side)) for side in (64, 128))
+    small, large = (forward_operations(ModelConfig(encoder="mit_tiny"), Size(64, side)) for side in (64, 128))
     assert small > 64 * 64 * 16 * 9 * 2
     assert large == pytest.approx(2 * small, rel=0.1)
     settings = replace(FULL, preset=replace(PRESETS["small"], encoders={"mit_b3": "mit_tiny", "vgg19": "mit_tiny"}))
     plan = make_plan(table1(), settings, (10, 5))
     job = next(job for job in plan.jobs if job.script == "train.py" and not job.needs)
     size = settings.preset.sizes["704p"]
-    operations = (12 * 15 * 3 + 12 * 5) * forward_operations("mit_tiny", size)
+    operations = (12 * 15 * 3 + 12 * 5) * forward_operations(ModelConfig(encoder="mit_tiny"), size)
     assert hours(job, 1e9) == pytest.approx((operations / 1e9 + 30) / 3600)
 
 

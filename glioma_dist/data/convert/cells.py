@@ -82,7 +82,10 @@ def as_whole(value: object) -> int:
 
 
 def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> DrawnCells:
-    """Rasterise what can be drawn of the cells, and tell what is odd; see `coco.union_mask`."""
+    """Rasterise what can be drawn of the cells, and tell what is odd.
+
+    The mask is the union of the cells, pixel for pixel that of COCO's `annToMask`.
+    """
     objects, seen = [], set()  # objects: (number of the cell, what of it may be drawn)
     at_edge: dict[int, list] = {}
     odd: Counter = Counter()

@@ -1,4 +1,4 @@
-"""COCO files: images with their cells, and cells as one binary mask."""
+"""COCO files: images with their cells."""
 
 import json
 from collections import Counter
@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from glioma_dist.data.convert.categories import count_labels, identity, read_categories, unknown_category
-from glioma_dist.data.convert.cells import Segmentation, as_segmentation, as_whole, draw_cells
+from glioma_dist.data.convert.cells import Segmentation, as_segmentation, as_whole
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_bytes
 
@@ -125,19 +123,6 @@ def _read_images(records: object) -> tuple[dict[str, CocoImage], dict[str, CocoI
 def _licences(content: dict) -> list[str]:
     names = [entry.get("name") for entry in _values(content.get("licenses")) if isinstance(entry, dict)]
     return [name for name in names if name and isinstance(name, str)]
-
-
-def union_mask(segmentations: list[Segmentation], height: int, width: int) -> np.ndarray:
-    """The union of cells as a mask, uint8 (H, W) of 0 and 1, pixel for pixel that of COCO's `annToMask`.
-
-    Segmentations may be as in a COCO file or as `load_coco` gives them. Raises InputError for one that cannot
-    be rasterised; one that encloses nothing adds nothing.
-    """
-    drawn = draw_cells([as_segmentation(entry) for entry in segmentations], height, width)
-    for finding in drawn.findings:
-        if finding.spoils:
-            raise InputError(f"{finding.kind}: {finding.detail}")
-    return drawn.mask
 
 
 def _compact(entry: dict) -> dict | _Annotation:

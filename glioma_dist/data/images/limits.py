@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from glioma_dist.errors import InputError
+from glioma_dist.limits import MAX_PIXELS
 
 COPY_AGAIN = "copy the file again from the original"
 """Advice for a file that is damaged or cut short."""
-MAX_PIXELS = 2**28
-"""16,384 x 16,384: fifty times the largest image of the article."""
 MAX_DECODED_BYTES = 2**30
 """Of the pixels as they are stored, all channels. A header of a few bytes can promise any size."""
 MAX_FILE_BYTES = 2**32

@@ -34,7 +34,7 @@ from glioma_dist.data.shards.index import (
 from glioma_dist.data.shards.storage import LocalFolder, Patience, RemoteFolder, open_folder
 from glioma_dist.data.shards.tar_members import member_table
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import cannot_read, check_plain, sync
+from glioma_dist.files import cannot_read, check_plain, rename_in_order, sync
 
 SAMPLES_PER_SHARD = 64
 SHARD_FACTS = ("name", "bytes", "sha256", "num_samples")
@@ -165,10 +165,8 @@ class ShardWriter:
             indent=1,
         )
         sync(self._partial)
-        if self.folder.exists():
-            self.folder.rename(self._replaced)
-        self._partial.rename(self.folder)
-        sync(self.folder.parent)
+        before = [(self.folder, self._replaced)] if self.folder.exists() else []
+        rename_in_order(*before, (self._partial, self.folder))
         shutil.rmtree(self._replaced, ignore_errors=True)
 
 

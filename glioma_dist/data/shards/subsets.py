@@ -15,6 +15,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.index import INDEX_NAME, members_name, write_json
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
+from glioma_dist.files import rename_in_order
 
 
 def write_singly(folders: Iterable[Path], out: Path, change: Callable[[Sample], Sample]) -> dict[str, dict]:
@@ -60,7 +61,7 @@ def link_subset(samples: Path, keys: Iterable[str], out: Path) -> None:
         for name in (shard["name"], members_name(shard["name"])):
             link(samples / name, partial / name)
     write_json(partial / INDEX_NAME, index | {"split": out.name, "num_samples": len(chosen), "shards": chosen}, 1)
-    os.rename(partial, out)
+    rename_in_order((partial, out))
 
 
 def link(source: Path, target: Path) -> None:

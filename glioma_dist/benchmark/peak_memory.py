@@ -1,0 +1,39 @@
+"""How much memory a process takes, as PyTorch tells it of a GPU and Linux of a process."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+GIB = 2**30
+
+
+class PeakMemory:
+    """Peak memory in GiB from the moment at which it is made. On a GPU: of all that PyTorch allocates. On a CPU: how
+    far the process grew, as Linux tells it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with contextlib.suppress(OSError):  # the peak so far, that of importing, is forgotten
+            Path("/proc/self/clear_refs").write_text("5")
+        self._before = _resident_gib("VmRSS")
+
+    def allocated(self) -> float | None:
+        """None where there is no /proc."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / GIB
+        return None if self._before is None else _resident_gib("VmHWM") - self._before
+
+    def reserved(self) -> float | None:
+        """What PyTorch took from the GPU, gaps included; None on a CPU."""
+        return torch.cuda.max_memory_reserved() / GIB if self._device.type == "cuda" else None
+
+
+def _resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
+    """Memory that this process holds now, or held at most; None where there is no /proc."""
+    status = Path("/proc/self/status")
+    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 2**20 if status.exists() else None
