@@ -19,17 +19,17 @@ class TrainResult:
     """Optimizer steps taken, over all starts of the run."""
     last: Path
     """The last checkpoint, with the optimizer's state."""
-    best: Path | None
-    """The checkpoint with the lowest validation loss, without the optimizer's state; None without validation."""
+    best: Path
+    """The checkpoint to use the model from: that with the lowest validation loss; without validation `last`."""
     best_loss: float | None
-    """Validation loss of `best`: the mean over the validation images."""
+    """Validation loss of `best`: the mean over the validation images; None without validation."""
     best_dice: float | None
-    """Validation Dice of `best`, from 0 to 1: the mean over the validation images."""
+    """Validation Dice of `best`, from 0 to 1: the mean over the validation images; None without validation."""
 
     @classmethod
     def of(cls, out: Path, position: TrainState) -> TrainResult:
         """The result of the run in `out` that ended at `position`."""
         last = out / "last"
         if position.best_loss == math.inf:
-            return cls(out, position.step, last, None, None, None)
+            return cls(out, position.step, last, last, None, None)
         return cls(out, position.step, last, out / "best", position.best_loss, position.best_dice)
