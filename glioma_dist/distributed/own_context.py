@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ _of_the_launch: DistributedContext | None = None
 @contextmanager
 def given_or_own(
     context: DistributedContext | None, seconds_to_answer: float = SECONDS_TO_ANSWER
-) -> Iterator[DistributedContext]:
+) -> Generator[DistributedContext]:
     """Within it, the process is what `context` says, or, where that is None, has joined the launch that it is part of.
 
     Calls from several threads wait for each other. The processes of a launch of several stay connected from one call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.size import Size
 
+Contrast = Literal["percentile", "clahe", "none"]
+"""`DataConfig.intensity_normalization`."""
 THRESHOLD = 0.5
 """On the probability, after scaling. The article does not name its own."""
 
@@ -153,7 +155,7 @@ def load_network(folder: Path, num_processes: int, context: DistributedContext) 
 
 
 def dice_at_sizes(
-    network: Network, sample: Sample, contrast: str, input_size: Size | None, metric_size: Size | None
+    network: Network, sample: Sample, contrast: Contrast, input_size: Size | None, metric_size: Size | None
 ) -> float:
     """DS(x, y, R1, R2) = Dice(scale(f(scale(x, R1)), R2), scale(y, R2)); R1 `input_size`, R2 `metric_size`, each the
     image's own size where None. The output is scaled as a probability, bilinearly; of the reference every value above

@@ -15,7 +15,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import is_out_of_memory
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, printable
-from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
+from glioma_dist.evaluation.protocol import Contrast, Network, cell_probability, load_network
 from glioma_dist.files import make_folder
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names
 from glioma_dist.inference.results import (
@@ -109,7 +109,7 @@ def _predict_all(
     return done, failures
 
 
-def _read_together(reader: ImageReader, path: Path, network: Network, contrast: str) -> np.ndarray:
+def _read_together(reader: ImageReader, path: Path, network: Network, contrast: Contrast) -> np.ndarray:
     """The image with its contrast raised. Raises InputError on all processes that share it, where one cannot read it:
     the others would wait for that one."""
     image, error = None, None
@@ -124,8 +124,8 @@ def _read_together(reader: ImageReader, path: Path, network: Network, contrast: 
         num_failed = network.spatial_group.all_reduce(torch.tensor([float(error is not None)], device=network.device))
         if error is None and num_failed.item():
             error = InputError(f"{path}: another process of this launch cannot read it; its line says why")
-    if error is not None:
-        raise error
+    if image is None or error is not None:
+        raise error or InputError(f"{path}: cannot be read")
     return image
 
 

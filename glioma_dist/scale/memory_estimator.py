@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -98,8 +98,8 @@ def estimate_step_memory(
             return _count_step(copied, mode, step)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
-            f"{type(module).__name__} or its loss looks at the values of a tensor ({one_line(error, 100)}), and counting "
-            "has none; count the part of it that does not"
+            f"{type(module).__name__} or its loss looks at the values of a tensor ({one_line(error, 100)}), and "
+            "counting has none; count the part of it that does not"
         ) from error
 
 
@@ -168,7 +168,10 @@ def _fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     What two layers share in the module, they share in the copy. Raises InputError where it cannot be copied.
     """
     kind = type(module).__name__
-    if any(isinstance(each, UninitializedTensorMixin) for each in (*module.parameters(), *module.buffers())):
+    if any(
+        isinstance(each, UninitializedParameter | UninitializedBuffer)
+        for each in (*module.parameters(), *module.buffers())
+    ):
         raise InputError(f"{kind} has layers whose sizes are not known yet; call it once before")
     known: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
@@ -213,8 +216,8 @@ class _StorageLedger(TorchDispatchMode):
         self._entries = [entry for entry in self._entries if entry.died is None]
         self.peak, self._peak_moment, self.largest = self.alive, self._moment, 0
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = operation(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._enter(leaf)

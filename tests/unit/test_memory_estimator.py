@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.errors import InputError
 from glioma_dist.scale.memory_estimator import estimate_step_memory, estimate_unet_step
 from glioma_dist.size import Size
 
