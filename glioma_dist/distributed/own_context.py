@@ -50,12 +50,13 @@ def given_or_own(
         belongs_to_user = PartialState._shared_state != {}
         with warnings.catch_warnings():
             own = _start(seconds_to_answer)
+            keeps_freed_memory, is_alone = own.device.type == "cpu", own.num_processes == 1
             try:
                 yield own
             finally:
-                if own.num_processes == 1 and not belongs_to_user:
+                if is_alone and not belongs_to_user:
                     _let_go()
-                if own.device.type == "cpu":
+                if keeps_freed_memory:
                     _give_back_freed_memory()
 
 

@@ -37,7 +37,7 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_runs_by_the_command_in_its_first_lines(example, work):
-    (line,) = re.findall(rf"^    python (examples/{example.name}.*)$", example.read_text(), re.MULTILINE)
+    (line,) = re.findall(rf"^ *python (examples/{example.name}.*)$", example.read_text(), re.MULTILINE)
     script, *arguments = shlex.split(line)
     arguments = [str(work / each) if each.startswith("runs/") else each for each in arguments]
     arguments = [re.sub(r"^\d+x\d+$", "64x32", each) for each in arguments]
