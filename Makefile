@@ -1,6 +1,6 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
-# make test    the tests; make lint: style; make bench: the converters' speed
+# make test    the tests; make lint: style and types; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
 # make gpu     on a machine with a GPU: its tests, and the resolution benchmark beside its baselines
 VENV ?= .venv
@@ -53,6 +53,7 @@ fuzz: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(VENV)
 
 bench: setup
 	$(BIN)/python tools/bench_convert.py

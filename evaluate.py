@@ -16,13 +16,13 @@ def main() -> None:
     from glioma_dist.evaluation.protocol import evaluate
 
     context = DistributedContext.start()
-    scores = evaluate(config, context)
+    result = evaluate(config, context)
     if context.is_main:
-        for image in scores["images"]:
-            print(f"{image['dice']:.4f}  {image['key']}")
+        for image in result.images:
+            print(f"{image.dice:.4f}  {image.key}")
         print(
-            f"{scores['dice_mean']:.4f}  mean Dice of {scores['num_images']} images (input {scores['input_size']}, "
-            f"compared at {scores['metric_size']} size)"
+            f"{result.mean_dice:.4f}  mean Dice of {len(result.images)} images (input {result.input_size or 'own'}, "
+            f"compared at {result.metric_size or 'own'} size)"
         )
 
 

@@ -16,9 +16,10 @@ def main() -> None:
     from glioma_dist.inference.predict import predict
 
     context = DistributedContext.start()
-    rows = predict(config, context)
+    result = predict(config, context)
+    result.raise_for_failures()
     if context.is_main:
-        print(f"{len(rows)} masks, overlays and summary.csv in {config.out}")
+        print(f"{len(result.images)} masks, overlays and summary.csv in {config.out}")
 
 
 if __name__ == "__main__":

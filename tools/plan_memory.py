@@ -16,7 +16,7 @@ from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
-from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
+from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
 from glioma_dist.scale.planner import GIB, Level, Step, count, largest_batch, largest_size, usable
 from glioma_dist.scale.spatial_group import UNIT_ROWS
 from glioma_dist.size import Size, SizeFlag
@@ -149,7 +149,7 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
             yield row
     for name, bf16 in (("smp, fp32", False), ("smp, bf16", True)) if plan.smp else ():
         model = build_smp(plan.model.encoder)
-        yield described(name, size, estimate_step_memory(model(), loss, size, plan.batch_size // plan.gpus, bf16))
+        yield described(name, size, estimate_unet_step(model(), loss, size, plan.batch_size // plan.gpus, bf16))
 
 
 def build_smp(encoder: str) -> Callable:

@@ -96,9 +96,9 @@ def one_run(
     config.validate()
     train(config, context)
     scores = evaluate(EvaluateConfig(config.out / "last", str(shards / "test"), workers=0), context)
-    least = min(image["dice"] for image in scores["images"])
-    row = (split, seed, init, study.steps, round(scores["dice_mean"], 4), round(least, 4))
-    print(f"split {split}, seed {seed}, {init}: {scores['dice_mean']:.4f}", flush=True)
+    least = min(image.dice for image in scores.images)
+    row = (split, seed, init, study.steps, round(scores.mean_dice, 4), round(least, 4))
+    print(f"split {split}, seed {seed}, {init}: {scores.mean_dice:.4f}", flush=True)
     return dict(zip(COLUMNS, row, strict=True))
 
 

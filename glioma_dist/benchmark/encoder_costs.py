@@ -11,7 +11,7 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.memory_estimator import estimate_step_memory
+from glioma_dist.scale.memory_estimator import estimate_unet_step
 from glioma_dist.scale.operations import forward_operations
 from glioma_dist.size import Size
 
@@ -35,4 +35,4 @@ def count_encoder(name: str) -> dict[str, float | str | int]:
 def _peak(config: ModelConfig, size: Size, images: int) -> int:
     with torch.random.fork_rng(devices=[]):
         model = UNet(config)
-    return estimate_step_memory(model, partial(segmentation_loss, DEFAULT_LOSS), size, images).peak
+    return estimate_unet_step(model, partial(segmentation_loss, DEFAULT_LOSS), size, images).peak

@@ -19,7 +19,7 @@ ARTICLE_SMALL = Size(704, 512)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the network is shown."""
+    """Which data the network is trained on, and how images are brought to one size and changed."""
 
     train: tuple[PathOrUrl, ...] = ()
     """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://). Several are

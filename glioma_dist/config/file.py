@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from glioma_dist.config import COST_FIELDS, EvaluateConfig, PredictConfig, TrainConfig
+from glioma_dist.config.paths import check_paths
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import read_json
 from glioma_dist.size import Size
@@ -63,6 +64,21 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
         return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
     except TypeError as error:
         raise InputError(f"{where}: cannot be used ({one_line(error, 200)})") from error
+
+
+def checked(kind: type[Config], config: Config) -> Config:
+    """`config`, made by Python code, with each value of the type that its field has: a path given as text becomes a
+    path, a size given as text a size, a list a tuple.
+
+    Raises InputError for a value of another kind, and for whatever the command line would refuse.
+    """
+    if not isinstance(config, kind):
+        raise InputError(f"a {kind.__name__} is needed, not {shown(config)} of type {type(config).__name__}")
+    typed = from_dict(kind, to_dict(config), kind.__name__)
+    values = {field.name: getattr(typed, field.name) for field in dataclasses.fields(typed)}
+    check_paths(get_type_hints(kind, include_extras=True), values)
+    typed.validate()
+    return typed
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.lost_workers import noticing_lost_workers, take_over_notices
+from glioma_dist.data.lost_workers import give_back_notices, noticing_lost_workers, take_over_notices
 from glioma_dist.data.mixture import MixtureSampler, Shards
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.sample_cache import CachedSamples, NormalizedSamples, cache_samples
@@ -66,15 +66,27 @@ def training_batches(
     reader: Shards,
     order: DeterministicSampler | MixtureSampler,
     config: DataConfig,
-    first_step: int,
-    rank: int,
-    num_processes: int,
+    first_step: int = 0,
+    rank: int = 0,
+    num_processes: int = 1,
     seconds_to_answer: float = 0,
-) -> Iterator[Batch]:
-    """Batches number `first_step`, `first_step` + 1, … without end: this process's slots of each.
+) -> Generator[Batch]:
+    """Make batches number `first_step`, `first_step` + 1, … without end: this process's slots of each.
 
-    seconds_to_answer: after which a worker that gives nothing counts as lost; 0: never. Raises InputError where the
-    processes do not divide the batch, and for samples that cannot be used; UnavailableError where a worker is lost.
+    Args:
+        reader: the samples, a `ShardReader` or several joined.
+        order: which sample stands in which slot of which batch, over all processes; `order.batch_size` counts the
+            images of all processes together.
+        config: size, augmentation and number of worker processes. What it says of places is not looked at.
+        first_step: number of the first batch, counted from 0 over all epochs.
+        rank: which of `num_processes` processes this one is; each gets `order.batch_size / num_processes` images.
+        seconds_to_answer: after which a worker that gives nothing counts as lost; 0: never.
+
+    Yields batches: images (B, 1 or 3, H, W) uint8, masks (B, H, W) uint8 of 0 and 1, seeds (B,) int64, and keys. Close
+    the generator to end the workers.
+
+    Raises InputError where the processes do not divide the batch, and for samples that cannot be used;
+    UnavailableError where a worker is lost.
     """
     if order.batch_size % num_processes:
         raise InputError(
@@ -91,7 +103,7 @@ def training_batches(
     return _take_out(items, ring)
 
 
-def _take_out(items: Iterator[Batch | BatchHandle], ring: SharedMemoryRing | None) -> Iterator[Batch]:
+def _take_out(items: Generator[Batch | BatchHandle], ring: SharedMemoryRing | None) -> Generator[Batch]:
     """Batches, each out of the ring before the loader can have its place written again."""
     with closing(items):
         for item in items:
@@ -197,7 +209,7 @@ class _StepsFrom(Sampler):
 
 def _load(
     dataset: _Samples, sampler: Sampler | list, workers: int, reader: Shards, seconds_to_answer: float
-) -> Iterator:
+) -> Generator:
     """What `dataset` holds at the sampler's places, in their order, made by worker processes."""
     _check_room_for(workers)
     dataset.making = torch.zeros(workers, 3, dtype=torch.int64).share_memory_() if workers else None
@@ -215,7 +227,7 @@ def _load(
     )
     others = set(multiprocessing.active_children())
     items = iter(loader)
-    notice = take_over_notices() if workers else None
+    notice, before = take_over_notices() if workers else (None, None)
     try:
         while True:
             try:
@@ -231,6 +243,7 @@ def _load(
     finally:
         if workers:
             _end_workers(items, set(multiprocessing.active_children()) - others)
+            give_back_notices(before)
 
 
 def _check_room_for(workers: int) -> None:

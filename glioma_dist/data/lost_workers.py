@@ -11,18 +11,30 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Handler = Callable | int | None
+"""What `signal.signal` takes and returns."""
+
 _of_pytorch: Callable | None = None
 
 
-def take_over_notices() -> Callable | None:
-    """Set PyTorch's handler aside. Call it when a loader has started its workers. None where there is no handler."""
+def take_over_notices() -> tuple[Callable | None, Handler]:
+    """Set PyTorch's handler aside. Call it when a loader has started its workers.
+
+    Returns the handler, None where there is none, and what to hand to `give_back_notices`.
+    """
     global _of_pytorch
     if threading.current_thread() is not threading.main_thread():
-        return None
+        return None, None
     found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if callable(found):  # PyTorch sets it once a process, at its first loader
         _of_pytorch = found
-    return _of_pytorch
+    return _of_pytorch, found
+
+
+def give_back_notices(found: Handler) -> None:
+    """Put the handler back that was there before. Call it when the loader's workers have ended."""
+    if found is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, found)
 
 
 @contextmanager

@@ -34,7 +34,8 @@ def get_signal_at_parents_death(number: int) -> None:
 
 
 class StopSignal:
-    """Notices a request to stop, so that the work can be saved. Use it as a context, in the main thread.
+    """Notices a request to stop, so that the work can be saved. Use it as a context. In another thread than the main
+    one, where Python handles no signals, it notices none.
 
     A signal raises Interrupted where the program is at that moment. Within `deferred` it is only noted, in
     `received`, and within `immediate` inside of that it raises again. A second Ctrl-C goes to whoever handled the
@@ -49,6 +50,8 @@ class StopSignal:
         self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> StopSignal:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._cannot_raise
         for number in STOP_SIGNALS:
             before = signal.getsignal(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.config import EvaluateConfig, check_spatial_parallel
+from glioma_dist.config.file import checked
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import evaluation_samples, image_tensor
 from glioma_dist.data.sample import Sample
@@ -19,6 +21,7 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.data.transforms import normalize_intensity, resize_image, resize_mask
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
@@ -28,15 +31,76 @@ from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.size import Size
 
+Contrast = Literal["percentile", "clahe", "none"]
+"""`DataConfig.intensity_normalization`."""
 THRESHOLD = 0.5
 """On the probability, after scaling. The article does not name its own."""
 
 
-def evaluate(config: EvaluateConfig, context: DistributedContext) -> dict:
-    """Scores of a checkpoint on shards: {"dice_mean", "images": [{"key", "dice"}], …}, images by key.
+@dataclass(frozen=True)
+class ImageScore:
+    """Dice of one image, from 0 to 1."""
 
-    Every image is scored once, whatever the number of processes. Written to `config.out` where given.
+    key: str
+    dice: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Scores of a checkpoint on shards."""
+
+    mean_dice: float
+    """Mean Dice over the images, from 0 to 1: DS of the article."""
+    images: tuple[ImageScore, ...]
+    """Each image once, sorted by key."""
+    input_size: Size | None
+    """R1: the size that images were scaled to for the network; None: each image's own."""
+    metric_size: Size | None
+    """R2: the size that output and reference were scaled to for Dice; None: each image's own."""
+    checkpoint: Path
+    step: int | None
+    """Optimizer steps that the checkpoint was trained for; None where it is not of a training run."""
+    data: dict[str, str]
+    """Name of the data set, of the split, and the licence."""
+    path: Path | None
+    """The JSON file with these scores, where `config.out` asked for one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON file holds."""
+        return {
+            "dice_mean": self.mean_dice,
+            "num_images": len(self.images),
+            "input_size": str(self.input_size or "own"),
+            "metric_size": str(self.metric_size or "own"),
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "data": self.data,
+            "images": [{"key": image.key, "dice": image.dice} for image in self.images],
+        }
+
+
+def evaluate(config: EvaluateConfig, context: DistributedContext | None = None) -> EvaluationResult:
+    """Score a checkpoint on shards with DS, the Dice of the article (`dice_at_sizes`).
+
+    Starts no processes: it computes in this one, and in all processes of the launch where the script was started by
+    `accelerate launch`. Every image is scored once, whatever the number of processes.
+
+    Args:
+        config: the checkpoint, the shards and the two sizes. Paths and sizes may be given as text.
+        context: who this process is; by default found out, and let go of at the end.
+
+    Returns the scores, the same on all processes. They are written to `config.out` where given.
+
+    Raises:
+        InputError: the checkpoint, the data or a setting cannot be used.
+        UnavailableError: a process, a worker or a store did not answer.
     """
+    config = checked(EvaluateConfig, config)
+    with given_or_own(context) as here:
+        return _evaluate(config, here)
+
+
+def _evaluate(config: EvaluateConfig, context: DistributedContext) -> EvaluationResult:
     if config.out:
         check_new_file("--out", config.out)
     reader = ShardReader(config.data)
@@ -48,25 +112,24 @@ def evaluate(config: EvaluateConfig, context: DistributedContext) -> dict:
     contrast = checkpoint.config.data.intensity_normalization
     group = network.spatial_group
     here = [
-        {"key": sample.key, "dice": dice_at_sizes(network, sample, contrast, config.input_size, config.metric_size)}
+        ImageScore(sample.key, dice_at_sizes(network, sample, contrast, config.input_size, config.metric_size))
         for sample in evaluation_samples(reader, group.dp_rank, group.dp_size, config.workers)
     ]
-    found = context.gather_objects(here if group.rank == 0 else [])
-    images = sorted(found, key=lambda image: image["key"])
-    scores = {
-        "dice_mean": statistics.fmean(image["dice"] for image in images),
-        "num_images": len(images),
-        "input_size": str(config.input_size or "own"),
-        "metric_size": str(config.metric_size or "own"),
-        "checkpoint": str(config.checkpoint),
-        "step": checkpoint.step,
-        "data": {name: reader.index[name] for name in ("dataset", "split", "licence")},
-        "images": images,
-    }
+    images = tuple(sorted(context.gather_objects(here if group.rank == 0 else []), key=lambda image: image.key))
+    result = EvaluationResult(
+        mean_dice=statistics.fmean(image.dice for image in images),
+        images=images,
+        input_size=config.input_size,
+        metric_size=config.metric_size,
+        checkpoint=config.checkpoint,
+        step=checkpoint.step,
+        data={name: reader.index[name] for name in ("dataset", "split", "licence")},
+        path=config.out,
+    )
     if config.out and context.is_main:
         make_folder(config.out.parent)
-        write_json_atomically(config.out, scores)
-    return scores
+        write_json_atomically(config.out, result.to_dict())
+    return result
 
 
 @dataclass(frozen=True)
@@ -92,7 +155,7 @@ def load_network(folder: Path, num_processes: int, context: DistributedContext) 
 
 
 def dice_at_sizes(
-    network: Network, sample: Sample, contrast: str, input_size: Size | None, metric_size: Size | None
+    network: Network, sample: Sample, contrast: Contrast, input_size: Size | None, metric_size: Size | None
 ) -> float:
     """DS(x, y, R1, R2) = Dice(scale(f(scale(x, R1)), R2), scale(y, R2)); R1 `input_size`, R2 `metric_size`, each the
     image's own size where None. The output is scaled as a probability, bilinearly; of the reference every value above

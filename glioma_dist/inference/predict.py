@@ -8,15 +8,19 @@ import numpy as np
 import torch
 
 from glioma_dist.config import DataConfig, PredictConfig
+from glioma_dist.config.file import checked
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, PartialError, is_out_of_memory, printable
-from glioma_dist.evaluation.protocol import Network, cell_probability, load_network
+from glioma_dist.distributed.own_context import given_or_own
+from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, is_out_of_memory, printable
+from glioma_dist.evaluation.protocol import Contrast, Network, cell_probability, load_network
 from glioma_dist.files import make_folder
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names
 from glioma_dist.inference.results import (
     Failure,
+    PredictedImage,
+    PredictionResult,
     check_folder,
     describe_failures,
     write_failed,
@@ -26,13 +30,31 @@ from glioma_dist.inference.results import (
 from glioma_dist.size import Size
 
 
-def predict(config: PredictConfig, context: DistributedContext) -> list[dict]:
-    """Write `<name>.mask.png` (0 and 255, the image's own size), `<name>.overlay.png` and summary.csv to `config.out`.
+def predict(config: PredictConfig, context: DistributedContext | None = None) -> PredictionResult:
+    """Predict cell masks for images of any size.
 
-    Returns the table's rows. An image that cannot be read, or a result that cannot be written, does not stop the
-    others: failed.csv lists them, and one PartialError names them at the end (an InputError where no image is done).
-    Raises DiskFullError at once.
+    Writes `<name>.mask.png` (0 and 255, the image's own size), `<name>.overlay.png` and summary.csv to `config.out`.
+    Starts no processes: it computes in this one, and in all processes of the launch where the script was started by
+    `accelerate launch`.
+
+    Args:
+        config: the checkpoint, the images and the folder for the results. Paths and sizes may be given as text.
+        context: who this process is; by default found out, and let go of at the end.
+
+    Returns what was written, the same on all processes. An image that cannot be read, or a result that cannot be
+    written, does not stop the others: `failed` names it, and so does failed.csv.
+
+    Raises:
+        InputError: the checkpoint, the folder or a setting cannot be used, or no image is done.
+        DiskFullError: at once, where the disk is full.
+        MemoryFullError: an image does not fit the memory of the processes that share it.
     """
+    config = checked(PredictConfig, config)
+    with given_or_own(context) as here:
+        return _predict(config, here)
+
+
+def _predict(config: PredictConfig, context: DistributedContext) -> PredictionResult:
     found = find_images(config.images)
     paths = found.paths
     names = output_names(paths)
@@ -44,29 +66,29 @@ def predict(config: PredictConfig, context: DistributedContext) -> list[dict]:
     make_folder(config.out)
     mine = list(zip(paths, names, strict=True))[group.dp_rank :: group.dp_size]
     with ImageReader() as reader:
-        rows, failures = _predict_all(mine, network, checkpoint.config.data, config, reader)
-    rows = sorted(context.gather_objects(rows), key=lambda row: row["image"])
+        done, failures = _predict_all(mine, network, checkpoint.config.data, config, reader)
+    done = sorted(context.gather_objects(done), key=lambda each: printable(each.image))
     failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
     if context.is_main:
-        write_summary(config.out / SUMMARY, rows)
+        write_summary(config.out / SUMMARY, done)
         write_failed(config.out / FAILED, failures)
-    if failures:
-        kind = PartialError if rows else InputError
-        ending = kind(describe_failures(failures, len(paths), config.out / FAILED))
+    if not done:
+        ending = InputError(describe_failures(failures, len(paths), config.out / FAILED))
         ending.is_shared = True
         raise ending
-    return rows
+    return PredictionResult(config.out, tuple(done), tuple(failures), config.out / SUMMARY)
 
 
 def _predict_all(
     images: list[tuple[Path, str]], network: Network, data: DataConfig, config: PredictConfig, reader: ImageReader
-) -> tuple[list[dict], list[Failure]]:
+) -> tuple[list[PredictedImage], list[Failure]]:
     """Write the results of this process's images, each a path and a name for its results.
 
-    data: what the network was trained with. Returns rows of the table, and what failed.
+    data: what the network was trained with. Returns what is done, and what failed.
     """
     input_size = config.input_size or (data.size if data.transform == "resize" else None)
-    rows, failures = [], []
+    done: list[PredictedImage] = []
+    failures: list[Failure] = []
     for path, name in images:
         step = "read"
         try:
@@ -74,19 +96,19 @@ def _predict_all(
             step = "predicted"
             mask = _mask_of(image, network, input_size, config.threshold)
             step = "written"
-            row = write_result(config.out, name, path, image, mask) if network.spatial_group.rank == 0 else None
+            written = write_result(config.out, name, path, image, mask) if network.spatial_group.rank == 0 else None
         except InputError as error:
             if isinstance(error, DiskFullError) or not config.out.is_dir():
                 raise
             failures.append(Failure.of(path, step, error))
             continue
-        if row is not None:
-            rows.append(row)
-            print(f"{printable(path)}: {100 * row['confluence']:.1f} % covered", flush=True)
-    return rows, failures
+        if written is not None:
+            done.append(written)
+            print(f"{printable(path)}: {100 * written.confluence:.1f} % covered", flush=True)
+    return done, failures
 
 
-def _read_together(reader: ImageReader, path: Path, network: Network, contrast: str) -> np.ndarray:
+def _read_together(reader: ImageReader, path: Path, network: Network, contrast: Contrast) -> np.ndarray:
     """The image with its contrast raised. Raises InputError on all processes that share it, where one cannot read it:
     the others would wait for that one."""
     image, error = None, None
@@ -101,8 +123,8 @@ def _read_together(reader: ImageReader, path: Path, network: Network, contrast: 
         num_failed = network.spatial_group.all_reduce(torch.tensor([float(error is not None)], device=network.device))
         if error is None and num_failed.item():
             error = InputError(f"{path}: another process of this launch cannot read it; its line says why")
-    if error is not None:
-        raise error
+    if image is None or error is not None:
+        raise error or InputError(f"{path}: cannot be read")
     return image
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from glioma_dist.errors import MAX_LINE, InputError, one_line, printable
+from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
 from glioma_dist.files import check_new_folder, remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
 
@@ -46,6 +46,55 @@ class Failure:
         for ending in (MASK, OVERLAY):  # the path of a result says no more than the image's
             reason = reason.rpartition(f"{ending}: ")[2]
         return cls(printable(path), step, printable(reason))
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """An image with its results."""
+
+    image: Path
+    width: int
+    """Of the image and of its mask, in pixels."""
+    height: int
+    confluence: float
+    """Share of the pixels that belong to cells, from 0 to 1."""
+    mask: Path
+    """PNG, 255 where there is a cell and 0 elsewhere."""
+    overlay: Path
+    """PNG: the image with its cells tinted and outlined."""
+
+    def row(self) -> dict[str, str | int | float]:
+        """Its row of summary.csv: the results by the names that they have in its folder."""
+        return {
+            "image": printable(self.image),
+            "width": self.width,
+            "height": self.height,
+            "confluence": self.confluence,
+            "mask": printable(self.mask.name),
+            "overlay": printable(self.overlay.name),
+        }
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """Masks of images."""
+
+    out: Path
+    """Folder of the results."""
+    images: tuple[PredictedImage, ...]
+    """Those that have a mask, sorted by path."""
+    failed: tuple[Failure, ...]
+    """Those that have none, with the reason."""
+    summary: Path
+    """The table of `images`: one row each."""
+
+    def raise_for_failures(self) -> None:
+        """Raises PartialError, whose message names the first ones, where some images have no mask."""
+        if self.failed:
+            num_images = len(self.images) + len(self.failed)
+            error = PartialError(describe_failures(self.failed, num_images, self.out / FAILED))
+            error.is_shared = True
+            raise error
 
 
 def check_folder(folder: Path, names: Sequence[str]) -> None:
@@ -79,25 +128,21 @@ def _may_replace(path: Path) -> bool:
     return AUTHOR in start
 
 
-def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: np.ndarray) -> dict:
-    """Write mask and overlay, both or none; returns the row for summary.csv.
+def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: np.ndarray) -> PredictedImage:
+    """Write mask and overlay, both or none.
 
     image: uint8, (H, W) or (H, W, 3). mask: uint8, (H, W), of 0 and 1. Raises InputError where one cannot be written.
     """
-    files = {"mask": f"{name}{MASK}", "overlay": f"{name}{OVERLAY}"}
-    write_atomically(folder / files["overlay"], _png(overlay(image, mask)[..., ::-1]))  # first: its name is longer
+    height, width = mask.shape
+    confluence = round(float(mask.mean()), 6)
+    written = PredictedImage(path, width, height, confluence, folder / f"{name}{MASK}", folder / f"{name}{OVERLAY}")
+    write_atomically(written.overlay, _png(overlay(image, mask)[..., ::-1]))  # first: its name is longer
     try:
-        write_atomically(folder / files["mask"], _png(mask * 255))
+        write_atomically(written.mask, _png(mask * 255))
     except InputError:
-        remove_quietly(folder / files["overlay"])
+        remove_quietly(written.overlay)
         raise
-    return {
-        "image": printable(path),
-        "width": mask.shape[1],
-        "height": mask.shape[0],
-        "confluence": round(float(mask.mean()), 6),
-        **{kind: printable(file) for kind, file in files.items()},
-    }
+    return written
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -122,9 +167,9 @@ def _png(pixels: np.ndarray) -> bytes:
     return b"".join([data[:HEADER_END].tobytes(), mark, data[HEADER_END:].tobytes()])
 
 
-def write_summary(path: Path, rows: Sequence[dict]) -> None:
+def write_summary(path: Path, images: Sequence[PredictedImage]) -> None:
     """The table, one row an image."""
-    write_atomically(path, _csv(COLUMNS, rows))
+    write_atomically(path, _csv(COLUMNS, [image.row() for image in images]))
 
 
 def write_failed(path: Path, failures: Sequence[Failure]) -> None:

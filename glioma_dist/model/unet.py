@@ -17,8 +17,8 @@ from glioma_dist.model.pretrained.weights import initialise, is_smp, load_smp
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 images (B, 1 or 3, H, W) to what the encoders were pretrained on: fp32 (B, 3, H, W), ImageNet's mean 0 and
-    deviation 1 a channel. Grey images are repeated over the channels."""
+    """Turn uint8 images (B, 1 or 3, H, W) into what the encoders were pretrained on: fp32 (B, 3, H, W), ImageNet's mean
+    0 and deviation 1 a channel. Grey images are repeated over the channels."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
     # In place where a map is this function's own, and repeated as late as can be: a third of the time on a CPU.
@@ -55,9 +55,12 @@ class UNet(nn.Module):
 
 
 def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, str]]]:
-    """A U-Net with the starting weights of `config.init`; what is random is drawn from `seed` alone.
+    """Build a U-Net with the starting weights of `config.init`; what is random is drawn from `seed` alone.
 
-    Returns the model and the lineage of its weights: what they come from, and under which licence.
+    Returns the model, whose forward pass takes fp32 images (B, 3, H, W) of any size, as `normalise` makes them, and
+    gives logits (B, 1, H, W); and the lineage of its weights: what they come from, and under which licence.
+
+    Raises InputError where weights are not there, are damaged, or are of another network.
     """
     with torch.random.fork_rng(devices=[]):  # what a constructor draws: most of it is drawn again below
         torch.manual_seed(seed)
@@ -83,7 +86,11 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
 
 
 def load_model(folder: Path) -> tuple[UNet, Checkpoint]:
-    """The U-Net that a checkpoint folder holds, in evaluation mode, and all else that it says."""
+    """Load the U-Net that a checkpoint folder, as runs/x/best, holds.
+
+    Returns the model in evaluation mode on the CPU (see `build_model`), and the `Checkpoint`: its `config`, `step` and
+    `lineage`. Raises InputError where there is no checkpoint, or where it is damaged: every byte is checked.
+    """
     with naming_another(folder):
         checkpoint = Checkpoint.read(folder)
         model = UNet(checkpoint.config.model)

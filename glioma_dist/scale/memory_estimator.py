@@ -6,17 +6,21 @@ bytes of every tensor storage alive at once. Workspaces that a kernel takes and 
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glioma_dist.errors import InputError, one_line
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.size import Size
 
@@ -25,7 +29,7 @@ Part = Literal["parameters", "optimizer", "gradients", "kept", "momentary"]
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one training step with Adam, at the moment when most is alive, by what they are for."""
+    """Bytes of one training step with Adam, at the moment when most is alive, by what they are for: `peak` in all."""
 
     parameters: int
     """With buffers."""
@@ -44,27 +48,90 @@ class StepMemory:
 
 
 def estimate_step_memory(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    loss: Callable[[Any], Tensor],
+    *,
+    bf16: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> StepMemory:
+    """Count the memory of one training step of any module: forward pass, loss, backward pass, Adam.
+
+    Nothing is computed and no memory is taken: the module may be on any device, also on `meta`, and may be far too
+    large for this machine. It stays as it is. A GPU needs about 1 GiB more, for its context and kernels' workspaces.
+
+    Args:
+        module: takes one tensor. It is counted in the mode that it is in: call `module.train()` before.
+        input_shape: of that tensor, the batch first, as (4, 3, 512, 704).
+        loss: takes what the module returns, and returns the loss, a tensor; where that has several values, their sum
+            is what is trained on. Targets are made in it, as `torch.zeros_like(output)`.
+        bf16: run the forward pass under bf16 autocast.
+        dtype: of the input, for modules that do not take fp32.
+
+    Returns bytes, by what they are for, at the moment when most is alive.
+
+    Raises InputError where the module has nothing to train, cannot be copied, or looks at values of tensors, which
+    are not there.
+    """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise InputError(f"{type(module).__name__} has no parameter that requires a gradient: no step trains it")
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    copied = _fake_copy(module, mode)
+
+    def step(ledger: _StorageLedger) -> tuple[Any, ...]:
+        inputs = torch.zeros(tuple(input_shape), dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = copied(inputs)
+        losses = loss(outputs)
+        ledger.name_rest("kept")
+        losses.sum().backward()
+        return inputs, outputs, losses
+
+    try:
+        with _uncompiled(copied):
+            return _count_step(copied, mode, step)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise InputError(
+            f"{type(module).__name__} or its loss looks at the values of a tensor ({one_line(error, 100)}), and "
+            "counting has none; count the part of it that does not"
+        ) from error
+
+
+def estimate_unet_step(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
 ) -> StepMemory:
-    """Count one training step (forward, loss, backward, Adam) on images of `size`, with bf16 autocast if asked.
+    """Count one training step of this package: on uint8 images of `size`, which the step normalises.
 
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
     replaced by fake ones: it is of no use afterwards. loss: takes logits and masks (B, H, W), returns (B,).
     """
     mode = FakeTensorMode()
     _make_fake(model, mode)
+
+    def step(ledger: _StorageLedger) -> tuple[Any, ...]:
+        images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+        return compute_gradients(
+            model, images, images[:, 0], loss, autocast, after_forward=lambda: ledger.name_rest("kept")
+        )
+
+    return _count_step(model, mode, step)
+
+
+def _count_step(
+    model: nn.Module, mode: FakeTensorMode, step: Callable[[_StorageLedger], tuple[Any, ...]]
+) -> StepMemory:
+    """Count `step`, which makes the gradients of `model`'s fake parameters, and Adam's step after it.
+
+    step: returns what a training step holds until its end.
+    """
     with mode, _StorageLedger() as ledger:
         ledger.name("parameters", (*model.parameters(), *model.buffers()))
         optimizer = torch.optim.Adam(model.parameters())
         _make_moments(optimizer, model)
         ledger.name("optimizer", (each for state in optimizer.state.values() for each in state.values()))
         ledger.begin_step()
-        images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-        # Held until the weights have moved, as training holds them.
-        _held = compute_gradients(
-            model, images, images[:, 0], loss, autocast, after_forward=lambda: ledger.name_rest("kept")
-        )
+        _held = step(ledger)
         ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
         optimizer.step()
     return ledger.at_peak()
@@ -73,7 +140,8 @@ def estimate_step_memory(
 def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Adam's moments are born in its first step, and stay."""
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -84,6 +152,36 @@ def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
             setattr(module, name, nn.Parameter(mode.from_tensor(parameter.detach())))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, mode.from_tensor(buffer))
+
+
+def _fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy with fake parameters and buffers on the CPU, where fake tensors have a backward pass without a GPU.
+
+    What two layers share in the module, they share in the copy. Raises InputError where it cannot be copied.
+    """
+    kind = type(module).__name__
+    if any(
+        isinstance(each, UninitializedParameter | UninitializedBuffer)
+        for each in (*module.parameters(), *module.buffers())
+    ):
+        raise InputError(f"{kind} has layers whose sizes are not known yet; call it once before")
+    known: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        with mode:
+            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        known[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
+    try:
+        return copy.deepcopy(module, known)
+    except Exception as error:
+        raise InputError(f"{kind} cannot be copied (copy.deepcopy: {one_line(error, 200)})") from error
+
+
+def _uncompiled(module: nn.Module) -> AbstractContextManager:
+    """Within it, layers that torch.compile has are run as they were written."""
+    if any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in module.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 @dataclass(eq=False)
@@ -110,8 +208,8 @@ class _StorageLedger(TorchDispatchMode):
         self._entries = [entry for entry in self._entries if entry.died is None]
         self.peak, self._peak_moment = self.alive, self._moment
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = operation(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._enter(leaf)

@@ -25,7 +25,7 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.fsdp import sharded_units
-from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
+from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.size import Size
@@ -66,7 +66,7 @@ def count(step: Step, level: Level) -> StepMemory:
         memory = StepMemory(**answers[key])
     else:
         model, size, _ = _model_of_one_device(step, level)
-        memory = estimate_step_memory(model, step.loss, size, step.batch_size, step.bf16)
+        memory = estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
         if key is not None:
             _write_answers(_read_answers() | {key: asdict(memory)})
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
@@ -78,7 +78,7 @@ def count_sent(step: Step, level: Level) -> tuple[int, int]:
     """Bytes that one device of those that share an image sends in a step: halos to its neighbours, and keys and values
     to all (by rings). Those of gradients, which every engine sends, and of norms' statistics are not in it."""
     model, size, group = _model_of_one_device(step, level)
-    estimate_step_memory(model, step.loss, size, step.batch_size, step.bf16)
+    estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
     return group.halo_bytes, group.gathered_bytes
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 import torch
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.config.file import checked
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import InputError, Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
@@ -31,6 +33,7 @@ from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_
 from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.result import TrainResult
 from glioma_dist.training.resume import OtherRunError
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
@@ -38,8 +41,36 @@ from glioma_dist.training.trainer import Scores, Trainer, save
 from glioma_dist.training.validation import validate
 
 
-def train(config: TrainConfig, context: DistributedContext) -> None:
-    """Train, or resume trainer, and leave config.json, metrics.jsonl, status.json, last/ and best/ in `config.out`."""
+def train(config: TrainConfig, context: DistributedContext | None = None) -> TrainResult:
+    """Train a U-Net, or resume the run that `config.out` holds, to its end.
+
+    Starts no processes: it trains in this one, and in all processes of the launch where the script was started by
+    `accelerate launch`, each of which calls it. Precision and engine are accelerate's settings, as
+    `ACCELERATE_MIXED_PRECISION=bf16` in the environment.
+
+    Args:
+        config: all settings of the run. Paths and sizes may be given as text.
+        context: who this process is; by default found out, and let go of at the end.
+
+    Returns the run's folder, its checkpoints and its best score, the same on all processes.
+
+    Raises:
+        InputError: something in `config`, the data or the run's folder cannot be used.
+        MemoryFullError: a step does not fit the device's memory; the message says what would.
+        NonFiniteError: the loss or its gradient is not finite.
+        UnavailableError: a process, a worker or a store did not answer.
+        StopRequested: a signal (Ctrl-C, SIGTERM) asked the run to stop; it is saved, and the same call resumes it.
+    """
+    config = checked(TrainConfig, config)
+    with given_or_own(context, config.scale.timeout_s) as here:
+        try:
+            return TrainResult.of(config.out, _train(config, here))
+        except Interrupted as interrupted:  # before there was anything to save
+            raise interrupted.request from interrupted
+
+
+def _train(config: TrainConfig, context: DistributedContext) -> TrainState:
+    """Returns how far the run has come."""
     with StopSignal() as stop:
         group = join_spatial_group(config, context)
         with RunFolder(config, context) as folder:
@@ -48,7 +79,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
             folder.claim()
             # A signal waits until the loop asks for it, or until status.json says how the run has ended.
             with stop.deferred(), open_reporter(trainer, position) as reporter:
-                TrainingLoop(trainer, position, reporter).run()
+                return TrainingLoop(trainer, position, reporter).run()
 
 
 def join_spatial_group(config: TrainConfig, context: DistributedContext) -> SpatialGroup:

@@ -241,14 +241,14 @@ def trained(shards, tmp_path_factory, runtime):
 def evaluate_here(config) -> dict:
     from glioma_dist.distributed.context import DistributedContext
 
-    return evaluate(config, DistributedContext.start())
+    return evaluate(config, DistributedContext.start()).to_dict()
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_evaluation_on_several_processes_equals_one(trained, shards, tmp_path, runtime, num_processes):
     """Ten images on two and three processes, each once; bit for bit, for each image goes through the network alone."""
     config = EvaluateConfig(trained, str(shards / "train"), out=tmp_path / "scores.json", workers=0)
-    expected = evaluate(replace(config, out=None), runtime)
+    expected = evaluate(replace(config, out=None), runtime).to_dict()
     found = run(evaluate_here, config, num_processes=num_processes)
     assert len(expected["images"]) == 10
     assert found == [expected] * num_processes
@@ -259,7 +259,9 @@ def predict_here(config) -> str:
     from glioma_dist.distributed.context import DistributedContext
 
     try:
-        return str(len(predict(config, DistributedContext.start())))
+        result = predict(config, DistributedContext.start())
+        result.raise_for_failures()
+        return str(len(result.images))
     except RunError as error:
         return str(error)
 

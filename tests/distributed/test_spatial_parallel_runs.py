@@ -14,7 +14,7 @@ from test_processes import FIRST_STEP_FP32, FP64, check_close, train_and_tell, t
 
 from glioma_dist.config import EvaluateConfig, InferenceScaleConfig, PredictConfig, ScaleConfig
 from glioma_dist.errors import ExitCode, InputError, RunError
-from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.evaluation.protocol import EvaluationResult, evaluate
 from glioma_dist.inference.predict import predict
 from glioma_dist.size import Size
 from glioma_dist.training import loop
@@ -167,7 +167,9 @@ def predict_here(config) -> str:
     from glioma_dist.distributed.context import DistributedContext
 
     try:
-        return str(len(predict(config, DistributedContext.start())))
+        result = predict(config, DistributedContext.start())
+        result.raise_for_failures()
+        return str(len(result.images))
     except RunError as error:
         return str(error)
 
@@ -188,7 +190,7 @@ def test_prediction_in_rows_equals_one_process_to_the_pixel(trained, tmp_path, r
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "rows" / name).read_bytes(), name
 
 
-def evaluate_here(config) -> dict:
+def evaluate_here(config) -> EvaluationResult:
     from glioma_dist.distributed.context import DistributedContext
 
     return evaluate(config, DistributedContext.start())

@@ -133,8 +133,10 @@ def checkpoint(shards, tmp_path_factory):
 def test_evaluation_scores_every_image_and_writes_it_down(checkpoint, shards, tmp_path, runtime):
     out = tmp_path / "a" / "scores.json"
     config = EvaluateConfig(checkpoint.folder, str(shards / "train"), Size(64, 32), None, out, workers=0)
-    scores = evaluate(config, runtime)
+    result = evaluate(config, runtime)
+    scores = result.to_dict()
     assert json.loads(config.out.read_text()) == scores
+    assert (result.mean_dice, result.path) == (scores["dice_mean"], config.out)
     assert [image["key"] for image in scores["images"]] == [f"cell-{number:03d}" for number in range(10)]
     assert scores["dice_mean"] == pytest.approx(np.mean([image["dice"] for image in scores["images"]]), rel=1e-12)
     for image in scores["images"]:
@@ -160,7 +162,7 @@ def test_evaluation_without_a_checkpoint_is_one_line(shards, tmp_path, runtime):
 def test_evaluation_tells_which_data_it_was(checkpoint, tmp_path, runtime):
     draw_shards(tmp_path / "held-out", range(2))
     scores = evaluate(EvaluateConfig(checkpoint.folder, str(tmp_path / "held-out"), workers=0), runtime)
-    assert scores["data"] == {"dataset": "drawn", "split": "held-out", "licence": "CC0"}
+    assert scores.data == {"dataset": "drawn", "split": "held-out", "licence": "CC0"}
 
 
 def test_evaluation_takes_a_url(checkpoint, shards, runtime):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import glioma_dist
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "glioma_dist"
 MAY_USE_BESIDE = {("training", "evaluation"), ("inference", "evaluation")}
@@ -65,7 +67,7 @@ def offence(importer: str, imported: str, floors: dict[str, int]) -> str | None:
 @pytest.fixture(scope="module")
 def graph() -> dict[str, set[str]]:
     """Module of the package -> modules of the package that it imports."""
-    modules = {module_name(path): path for path in SOURCES}
+    modules = {module_name(path): path for path in SOURCES if module_name(path) != PACKAGE}
     return {name: (imports(path) & set(modules)) - {name, PACKAGE} for name, path in modules.items()}
 
 
@@ -99,6 +101,13 @@ def test_modules_import_from_lower_floors_only(graph):
     assert sum(map(len, graph.values())) > 20  # the graph is not empty by mistake
     found = [offence(name, other, floors) for name, others in graph.items() for other in others]
     assert [line for line in found if line] == []
+
+
+def test_no_module_goes_through_the_front_door():
+    """`from glioma_dist import train` in a module would be an arrow that the graph does not see."""
+    public = {f"{PACKAGE}.{name}" for name in glioma_dist.__all__} - {f"{PACKAGE}.__version__"}
+    found = {(module_name(path), name) for path in SOURCES for name in imports(path) if module_name(path) != PACKAGE}
+    assert {pair for pair in found if pair[1] in public} == set()
 
 
 def test_the_package_never_imports_entry_points_or_tools():

@@ -58,7 +58,7 @@ def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
 
 def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
     first = count(TINY, "full")
-    monkeypatch.setattr(planner, "estimate_step_memory", None)
+    monkeypatch.setattr(planner, "estimate_unet_step", None)
     assert count(TINY, "full") == first
     with pytest.raises(TypeError):
         count(replace(TINY, size=Size(96, 64)), "full")

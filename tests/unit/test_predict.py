@@ -87,7 +87,7 @@ def check_results(out, rows, model, images: dict[str, np.ndarray], size=None) ->
         assert float(row["confluence"]) == pytest.approx((mask == 255).mean(), abs=1e-6)
         assert 0 < float(row["confluence"]) < 1
         assert (int(row["width"]), int(row["height"])) == pixels.shape[1::-1]
-        assert {name: str(value) for name, value in returned.items()} == row
+        assert {name: str(value) for name, value in returned.row().items()} == row
         picture = cv2.imread(str(out / row["overlay"]), cv2.IMREAD_UNCHANGED)
         assert (picture.dtype, picture.shape) == (np.uint8, (*pixels.shape[:2], 3))
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -113,25 +113,25 @@ def test_every_kind_of_file_gets_a_mask_of_its_own_size(whole, tmp_path, runtime
             images[f"{kind}{bits}-p.PNG"] = shown
     (folder / "notes.txt").write_text("no image")
     (folder / "more.tif").mkdir()
-    rows = predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
-    check_results(tmp_path / "out", rows, whole.model, images)
+    result = predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
+    check_results(tmp_path / "out", result.images, whole.model, images)
 
 
 def test_a_model_that_learned_resized_images_is_shown_them_resized(resized, tmp_path, runtime):
     pixels = draw_sample(1, 150, 111).image
     cv2.imwrite(str(tmp_path / "a.png"), pixels)
-    rows = predict(PredictConfig(resized.folder, str(tmp_path), tmp_path / "out"), runtime)
-    check_results(tmp_path / "out", rows, resized.model, {"a.png": pixels}, (64, 64))
-    rows = predict(PredictConfig(resized.folder, str(tmp_path), tmp_path / "out2", Size(100, 90)), runtime)
-    check_results(tmp_path / "out2", rows, resized.model, {"a.png": pixels}, (100, 90))
+    result = predict(PredictConfig(resized.folder, str(tmp_path), tmp_path / "out"), runtime)
+    check_results(tmp_path / "out", result.images, resized.model, {"a.png": pixels}, (64, 64))
+    result = predict(PredictConfig(resized.folder, str(tmp_path), tmp_path / "out2", Size(100, 90)), runtime)
+    check_results(tmp_path / "out2", result.images, resized.model, {"a.png": pixels}, (100, 90))
 
 
 def test_the_threshold_is_a_probability(whole, tmp_path, runtime):
     cv2.imwrite(str(tmp_path / "a.png"), draw_sample(1).image)
     shares = [
-        predict(PredictConfig(whole.folder, str(tmp_path / "a.png"), tmp_path / "out", threshold=threshold), runtime)[
-            0
-        ]["confluence"]
+        predict(PredictConfig(whole.folder, str(tmp_path / "a.png"), tmp_path / "out", threshold=threshold), runtime)
+        .images[0]
+        .confluence
         for threshold in (1e-9, 0.4, 0.5, 0.6, 1 - 1e-9)
     ]
     assert shares == sorted(shares, reverse=True)
@@ -148,8 +148,8 @@ def test_files_of_one_stem_do_not_overwrite_each_other(whole, tmp_path, runtime)
             cv2.imwrite(str(folder / name), images[name])
         else:
             tifffile.imwrite(folder / name, images[name])
-    rows = predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
-    check_results(tmp_path / "out", rows, whole.model, images)
+    result = predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
+    check_results(tmp_path / "out", result.images, whole.model, images)
     assert (tmp_path / "out" / "b.mask.png").is_file()
 
 
@@ -192,18 +192,18 @@ def test_a_damaged_file_does_not_stop_the_others(whole, tmp_path, runtime):
     (folder / "0-short.png").write_bytes(data[: len(data) // 2])
     (folder / "1-empty.tif").touch()
     (folder / "2-text.png").write_text("no image at all")
+    result = predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
     with pytest.raises(PartialError) as error:
-        predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
+        result.raise_for_failures()
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 1
     for part in ("3 of 6 images failed (3 not read)", "failed.csv", "0-short.png", "1-empty.tif"):
         assert part in str(error.value)
-    assert [row["image"] for row in read_failed(tmp_path / "out")] == [
-        str(folder / name) for name in ("0-short.png", "1-empty.tif", "2-text.png")
-    ]
+    names = [str(folder / name) for name in ("0-short.png", "1-empty.tif", "2-text.png")]
+    assert [row["image"] for row in read_failed(tmp_path / "out")] == names
+    assert [failure.image for failure in result.failed] == names
     (tmp_path / "out" / "failed.csv").unlink()
-    table = read_summary(tmp_path / "out")
-    check_results(tmp_path / "out", table, whole.model, images)
+    check_results(tmp_path / "out", result.images, whole.model, images)
 
 
 def test_a_folder_of_damaged_files_only_is_one_line_too(whole, tmp_path, runtime):
@@ -287,8 +287,9 @@ def test_a_name_too_long_for_its_results_is_named_and_the_others_are_done(whole,
     long = "x" * 246 + ".tif"
     for name in ("a.tif", long, "z.tif"):
         put_image(tmp_path / "in", name)
+    result = predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
     with pytest.raises(PartialError, match=r"1 of 3 images failed \(1 not written\), the others are done") as error:
-        predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
+        result.raise_for_failures()
     assert "xxx.tif" in str(error.value)
     assert "the name is too long" in str(error.value)
     assert len(str(error.value)) <= 500
@@ -320,8 +321,8 @@ def test_odd_names_all_get_results_of_their_own(whole, tmp_path, runtime):
     names += [os.fsdecode(b"\xf6.png"), os.fsdecode(b"\xff.png"), "a\u2028b.png"]
     for name in names:
         put_image(tmp_path / "in", name)
-    rows = predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
-    assert len(rows) == len(names)
+    result = predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
+    assert len(result.images) == len(names)
     found = [os.fsdecode(name) for name in files_of(tmp_path / "out")]
     assert len(found) == 2 * len(names) + 1
     # What a file system that ignores case, or composes accents, makes of them is different, too.
@@ -336,9 +337,9 @@ def test_results_beside_the_images_are_neither_read_nor_replace_a_users_file(who
     put_image(tmp_path, "b.png", 1)
     before = files_of(tmp_path)
     config = PredictConfig(whole.folder, str(tmp_path), tmp_path)
-    assert len(predict(config, runtime)) == 2
+    assert len(predict(config, runtime).images) == 2
     once = files_of(tmp_path)
-    assert len(predict(config, runtime)) == 2
+    assert len(predict(config, runtime).images) == 2
     assert "5 results of predict.py not read" in capsys.readouterr().out
     assert files_of(tmp_path) == once
     assert {name: once[name] for name in before} == before

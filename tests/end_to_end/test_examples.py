@@ -1,0 +1,89 @@
+"""The examples, the blocks of docs/api.md and the example of `help(glioma_dist)`, on tiny drawn data."""
+
+import re
+import shlex
+from pathlib import Path
+
+import cv2
+import pytest
+from helpers import REPOSITORY, command, draw_sample, draw_shards, run
+
+import glioma_dist
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+SMALLER = {
+    "train_from_python.py": ["--steps", "1", "--size", "32x32"],
+}
+SMALLER_TEXTS = {
+    "gd.Size(256, 256)": "gd.Size(32, 32)",
+    "mit_b0": "mit_tiny",
+    "max_steps=64": "max_steps=1",
+    "eval_every=32": "eval_every=1",
+    "plates/*.tif": "runs/demo/plate/*.png",
+    'Path("masks")': 'Path("runs/masks")',
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with runs/demo as `make demo` leaves it, but tiny."""
+    folder = tmp_path_factory.mktemp("examples")
+    for number, split in enumerate(("train", "val", "test")):
+        draw_shards(folder / "runs/demo/shards/glioma_c6" / split, range(4 * number, 4 * number + 4))
+    (folder / "runs/demo/plate").mkdir()
+    cv2.imwrite(str(folder / "runs/demo/plate/a.png"), draw_sample(20).image)
+    return folder
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_runs_by_the_command_in_its_first_lines(example, work):
+    (line,) = re.findall(rf"^ *python (examples/{example.name}.*)$", example.read_text(), re.MULTILINE)
+    script, *arguments = shlex.split(line)
+    arguments = [str(work / each) if each.startswith("runs/") else each for each in arguments]
+    arguments = [re.sub(r"^\d+x\d+$", "64x32", each) for each in arguments]
+    ended = command(script, *arguments, *SMALLER.get(example.name, ()), timeout=600)
+    assert (ended.exit_code, ended.stderr) == (0, ""), ended.stderr
+    assert len(ended.stdout.splitlines()) >= 2
+
+
+def run_blocks(blocks: list[str], folder: Path) -> None:
+    import os
+
+    os.chdir(folder)
+    names: dict = {"__name__": "notebook"}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"block {number}", "exec"), names)
+
+
+def smaller(text: str) -> str:
+    for old, new in SMALLER_TEXTS.items():
+        text = text.replace(old, new)
+    return text
+
+
+def test_the_blocks_of_the_page_run_one_after_another(work):
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "api.md").read_text(), re.DOTALL)
+    assert len(blocks) == 6
+    run(run_blocks, [smaller(block) for block in blocks], work, timeout=600)
+    assert (work / "runs/api/masks/a.mask.png").is_file()
+    assert (work / "runs/api/scores.json").is_file()
+
+
+def test_the_example_of_the_packages_help_runs(work):
+    (block,) = re.findall(r"\n\n((?:    .*\n|\n)+)train, evaluate", glioma_dist.__doc__)
+    run(run_blocks, [smaller(re.sub(r"^    ", "", block, flags=re.MULTILINE))], work, timeout=600)
+    assert (work / "runs/first/best").is_dir()
+
+
+def test_every_public_name_is_on_the_page():
+    page = (REPOSITORY / "docs" / "api.md").read_text()
+    unnamed = {name for name in glioma_dist.__all__ if not re.search(rf"\b{name}\b", page)}
+    # What these functions return needs no name where it is used.
+    assert unnamed == {
+        "Batch",
+        "EvaluationResult",
+        "InferenceScaleConfig",
+        "PredictionResult",
+        "StepMemory",
+        "TrainResult",
+    }
