@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -177,3 +179,7 @@ def resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
     """Memory that this process holds now, or held at most; None where there is no /proc."""
     status = Path("/proc/self/status")
     return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 2**20 if status.exists() else None
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_or_say_why_not(Cell(**json.loads(sys.argv[1])))))

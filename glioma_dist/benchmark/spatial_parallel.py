@@ -4,7 +4,9 @@ launch."""
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ import torch
 from glioma_dist.benchmark.cell import resident_gib
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.files import write_json_atomically
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
@@ -72,3 +76,15 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
         peak = None if before is None else resident_gib("VmHWM") - before
     timed = seconds[cell.warm_up :]
     return {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": context.gather_objects([peak])}
+
+
+def main() -> None:
+    """Measure the cell of the first argument, as JSON; the first process writes the row into the second's file."""
+    context = DistributedContext.start()
+    row = measure_spatial_parallel(SpatialParallelCell(**json.loads(sys.argv[1])), context)
+    if context.is_main:
+        write_json_atomically(Path(sys.argv[2]), row)
+
+
+if __name__ == "__main__":
+    run_command(main)

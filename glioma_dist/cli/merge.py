@@ -1,14 +1,13 @@
-"""One plain model.safetensors from the parts of several processes: `python tools/merge_checkpoint.py --help`."""
+"""`glioma-dist merge`: plain files from the parts of several processes."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from glioma_dist.cli.arguments import read_arguments
-from glioma_dist.distributed.run_command import run_command
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_checkpoint
 from glioma_dist.errors import InputError
-from glioma_dist.model.checkpoint import Checkpoint, naming_another
-from glioma_dist.model.checkpoint_writer import write_checkpoint
-from glioma_dist.model.manifest import MODEL, OPTIMIZER
 
 
 @dataclass(frozen=True)
@@ -20,11 +19,18 @@ class MergeConfig:
     out: Path
     """A new folder for it."""
 
+    def validate(self) -> None:
+        """Raises InputError where the folder is there already."""
+        if self.out.exists():
+            raise InputError(f"--out {self.out} exists; give a new folder")
 
-def main() -> None:
-    config = read_arguments(MergeConfig)
-    if config.out.exists():
-        raise InputError(f"--out {config.out} exists; give a new folder")
+
+def run(config: MergeConfig) -> None:
+    """Read the parts, and write them as one checkpoint."""
+    from glioma_dist.model.checkpoint import Checkpoint, naming_another
+    from glioma_dist.model.checkpoint_writer import write_checkpoint
+    from glioma_dist.model.manifest import MODEL, OPTIMIZER
+
     with naming_another(config.checkpoint):
         checkpoint = Checkpoint.read(config.checkpoint)
         weights = checkpoint.tensors(MODEL)
@@ -34,5 +40,9 @@ def main() -> None:
     print(f"{len(weights)} tensors in {config.out / MODEL}")
 
 
-if __name__ == "__main__":
-    run_command(main)
+MERGE = Command(
+    MergeConfig,
+    run,
+    ("glioma-dist merge --checkpoint runs/glioma/last --out runs/glioma/plain",),
+    lambda config: check_checkpoint("--checkpoint", config.checkpoint),
+)

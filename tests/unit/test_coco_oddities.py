@@ -52,7 +52,9 @@ def test_records_of_images_may_name_themselves_by_image_id_too(tmp_path):
 @pytest.mark.parametrize("names", [("cell", "background"), ("background", "cell")])
 def test_an_id_of_cells_and_of_something_else_is_refused(tmp_path, names):
     export(tmp_path / "source", categories=[{"id": 1, "name": name} for name in names])
-    with pytest.raises(InputError, match=f"category id 1 names both cells and something else \\({names[0]} and {names[1]}\\)"):
+    with pytest.raises(
+        InputError, match=f"category id 1 names both cells and something else \\({names[0]} and {names[1]}\\)"
+    ):
         converted(tmp_path)
 
 

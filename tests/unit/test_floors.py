@@ -11,7 +11,7 @@ PACKAGE = "glioma_dist"
 MAY_USE_BESIDE = {("training", "evaluation"), ("inference", "evaluation")}
 SOURCES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))
 ON_TOP = [REPOSITORY / name for name in ("train.py", "evaluate.py", "predict.py")] + sorted(
-    (REPOSITORY / "tools").glob("*.py")
+    path for folder in ("tools", "benchmarks") for path in (REPOSITORY / folder).glob("*.py")
 )
 
 
@@ -102,7 +102,7 @@ def test_modules_import_from_lower_floors_only(graph):
 
 
 def test_the_package_never_imports_entry_points_or_tools():
-    top = {path.stem for path in ON_TOP[:3]} | {"tools"}
+    top = {path.stem for path in ON_TOP[:3]} | {"tools", "benchmarks"}
     found = {(module_name(path), name) for path in SOURCES for name in imports(path)}
     assert {pair for pair in found if pair[1].split(".")[0] in top} == set()
 

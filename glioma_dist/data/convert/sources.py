@@ -13,7 +13,7 @@ from glioma_dist.data.convert.image_folder import ImageFolder, walk_files
 from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
 from glioma_dist.data.splits import WHOLE
 from glioma_dist.errors import InputError, one_line, printable
-from glioma_dist.files import cannot_read, read_bytes
+from glioma_dist.files import cannot_read, check_plain, read_bytes
 
 LIVECELL_LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
 LIVECELL_CITATION = "Edlund et al. 2021, Nature Methods 18, doi 10.1038/s41592-021-01249-6"
@@ -54,7 +54,7 @@ def find_livecell(source: str | Path) -> Source:
 
     Raises InputError, with what was looked for and found, where there is none.
     """
-    folder = _existing(source)
+    folder = existing(source)
     found, files = walk_files(folder), {}
     for split in ("train", "val", "test"):
         candidates = [path for path in found if path.name == f"livecell_coco_{split}.json"]
@@ -80,7 +80,7 @@ def find_glioma_c6(source: str | Path) -> Source:
     `annotations/instances_<subset>.json` with `images/<subset>/`; a single subset `default` becomes the split
     `all`. Raises InputError, with what was looked for and found, where there is neither.
     """
-    folder = _existing(source)
+    folder = existing(source)
     found = walk_files(folder)
     published = sorted(path for path in found if fnmatch(path.name, "anno_*.json"))
     exported = sorted(
@@ -97,6 +97,17 @@ def find_glioma_c6(source: str | Path) -> Source:
         images = _images(_exported_images(exported[0], "default"), folder)
         return Source(folder, [SourceSplit(WHOLE, exported[0], images)], has_own_splits=False)
     return Source(folder, _named_splits(folder, exported, _exported_images))
+
+
+def find_coco(annotations: Path, images: Path, split: str = WHOLE, licence: str | None = None) -> Source:
+    """A COCO file and the folder of its images, as one split. licence: where None, that of the file or the folder.
+
+    Raises InputError where the file is none, or the folder holds no image.
+    """
+    folder = existing(images)
+    check_plain(annotations, os.stat(annotations))
+    splits = [SourceSplit(split, annotations, _images(folder, folder))]
+    return Source(folder, splits, has_own_splits=False, licence=licence)
 
 
 def licence_of(source: Source, coco: CocoFile) -> str:
@@ -169,7 +180,8 @@ def _images(root: Path, source: Path) -> ImageFolder:
     return images
 
 
-def _existing(source: str | Path) -> Path:
+def existing(source: str | Path) -> Path:
+    """The folder of a data set. Raises InputError where there is none."""
     folder = Path(source)
     try:
         is_folder = stat.S_ISDIR(os.stat(folder).st_mode)

@@ -17,8 +17,6 @@ import shutil
 from collections import OrderedDict
 from pathlib import Path
 
-from webdataset import TarWriter
-
 from glioma_dist.data.sample import Sample, decode_image, decode_mask, encode_image, encode_mask
 from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.index import (
@@ -131,6 +129,9 @@ class ShardWriter:
     def _start_shard(self) -> None:
         self._file = open(self._partial / f"{len(self._shards):05d}.tar", "wb")  # noqa: SIM115 (closed in _finish_shard)
         # Fixed time and owners: otherwise the same samples would give other bytes on another day or machine.
+        # Imported here, because webdataset brings PyTorch along, and reading shards needs neither.
+        from webdataset import TarWriter
+
         self._tar = TarWriter(self._file, encoder=False, user="glioma-dist", group="glioma-dist", mtime=0)
 
     def _finish_shard(self) -> None:

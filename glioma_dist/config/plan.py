@@ -1,0 +1,67 @@
+"""What the memory planner is asked: `glioma-dist plan`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from importlib import util
+from pathlib import Path
+
+from glioma_dist.config.model import ModelConfig
+from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS
+from glioma_dist.errors import InputError
+from glioma_dist.files import check_new_file
+from glioma_dist.size import Size, SizeFlag
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Peak memory of a training step, Adam included, for each level of activation checkpointing; and what fits on a
+    GPU."""
+
+    size: tuple[SizeFlag, ...]
+    """Sizes of an image, as 704x512 2592x1952."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch_size: int = 1
+    """Images in a step, over all GPUs."""
+    gpu_memory: str | None = None
+    """Memory of one GPU, as 24GiB or 24GB: adds what fits, the largest batch and size, and the command to run."""
+    gpus: int = 1
+    """GPUs that share the work: the batch (DDP), each image by its rows (--scale.spatial-parallel), the weights
+    (FSDP2)."""
+    smp: bool = False
+    """Also estimate the same network of segmentation_models.pytorch (pip install 'glioma-dist[bench]')."""
+    json: Path | None = None
+    """File for the same as JSON: {"levels": [{"name", "size", "peak_gib", …}], "choice": …}."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that do not matter here, each with the reason."""
+        chosen = {"init": self.model.init != "random", "weights": self.model.weights is not None}
+        return [f"--model.{name}: no weights are read to count memory" for name, given in chosen.items() if given]
+
+    def validate(self) -> None:
+        self.model.validate()
+        if not self.size:
+            raise InputError("--size: give one or more, as 704x512 1472x1120")
+        if self.smp and util.find_spec("segmentation_models_pytorch") is None:
+            raise InputError("--smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
+        if self.smp and self.model.encoder == "mit_tiny":
+            raise InputError("--smp: it has no mit_tiny; give --model.encoder mit_b0 or larger")
+        if self.smp and self.batch_size % max(1, self.gpus):
+            raise InputError("--smp: it cannot split an image; give a --batch-size that is a multiple of --gpus")
+        if self.batch_size < 1 or self.gpus < 1:
+            raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
+        if not all(spatial_parallel_sizes(self, size) for size in self.size):
+            raise InputError(
+                f"--batch-size {self.batch_size} cannot be shared by {self.gpus} GPUs, nor can the images by their "
+                f"rows: give a --batch-size that is a multiple of {self.gpus}, or other --gpus"
+            )
+        if self.json is not None:
+            check_new_file("--json", self.json)
+
+
+def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:
+    """Over how many GPUs each image may be split: so that the groups of GPUs divide the batch."""
+    most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in SPATIAL_PARALLEL_ENCODERS else 1
+    divisors = [number for number in range(1, min(plan.gpus, most) + 1) if plan.gpus % number == 0]
+    return [number for number in divisors if plan.batch_size % (plan.gpus // number) == 0]
