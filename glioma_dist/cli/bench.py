@@ -47,7 +47,7 @@ RESOLUTION = Command(
     (
         "glioma-dist bench resolution --sizes 704x512 1472x1120 --out bench/resolution",
         "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench resolution --sizes 704x512 "
-        "1472x1120 2592x1952 --baselines smp eager --channels-last --find-largest --out bench/gpu",
+        "1472x1120 2592x1952 --baselines eager --channels-last --find-largest --out bench/gpu",
     ),
     check_resolution,
 )

@@ -125,7 +125,7 @@ def test_a_shim_is_its_command(script):
         (["reproduce", "table1", "--shard", "3/2"], 2),
         (["bench", "spatial-parallel", "--spatial-parallel", "1000"], 2),
     ],
-    ids=" ".join,
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
 def test_what_needs_no_network_imports_none(arguments, code):
     run(MAIN, arguments, code)
