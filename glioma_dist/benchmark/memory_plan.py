@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.config.plan import PlanConfig, spatial_parallel_sizes
-from glioma_dist.errors import InputError
-from glioma_dist.files import check_new_file, make_folder, write_json_atomically
+from glioma_dist.config.plan import PlanConfig, parse_memory, spatial_parallel_sizes
+from glioma_dist.files import make_folder, write_json_atomically
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import SMP_NAMES
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
@@ -25,15 +23,12 @@ COMPARED: tuple[tuple[str, bool, Level], ...] = (
 )
 """Name, bf16, level of activation checkpointing."""
 NAME_WIDTH = 36
-MAX_GPU_GIB = 2**20
 COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
 """Those of StepMemory's parts, then what fits, the largest batch, the largest size."""
 
 
 def print_plan(plan: PlanConfig) -> None:
     """Print the levels at each size, and the command for the quickest that fits."""
-    if plan.json:
-        check_new_file("--json", plan.json)
     memory = None if plan.gpu_memory is None else parse_memory(plan.gpu_memory)
     gpus = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
     print(
@@ -56,14 +51,6 @@ def print_plan(plan: PlanConfig) -> None:
         chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
         make_folder(plan.json.parent)
         write_json_atomically(plan.json, {"levels": levels, "choice": chosen})
-
-
-def parse_memory(text: str) -> float:
-    """Bytes of "24GiB", or of "24GB" as GPUs are sold, which is the same. Raises InputError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
-    if not match or not 0 < float(match[1]) < MAX_GPU_GIB:
-        raise InputError(f"--gpu-memory {text}: give gibibytes, as 24GiB")
-    return float(match[1]) * GIB
 
 
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:

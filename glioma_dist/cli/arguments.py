@@ -74,6 +74,11 @@ def _plainly(said: str) -> str:
         r"(?:Error parsing )?(--\S+): Could not parse arguments \[(.*)\] into (?:tuple|union) type", said
     ):
         return f"{words[1]}: cannot use {words[2]}"
+    if missing := re.match(r"Missing value for argument '(\S+)'\. Expected (\d+) values", said):
+        name, count = missing.groups()
+        if not name.startswith("-"):
+            return f"missing: {name.upper()}"
+        return f"{name}: give {'a value' if count == '1' else f'{count} values'}"
     said = re.sub(r"could not convert string to float: (.+?)\.?(?= \(|$)", r"\1 is no number", said)
     said = re.sub(r"invalid literal for int\(\) with base 10: (.+?)\.?(?= \(|$)", r"\1 is no whole number", said)
     return said.removeprefix("Error parsing ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from glioma_dist.data.advice import data_folder
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read
 
@@ -60,9 +61,7 @@ def check_images(pattern: str | None) -> None:
 
 def check_source(folder: Path) -> None:
     """Raises InputError where the folder of a data set is not there."""
-    from glioma_dist.data.convert.sources import existing
-
-    existing(folder)
+    data_folder(folder)
 
 
 def _is_there(flag: str, path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
@@ -12,6 +13,8 @@ from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file
 from glioma_dist.size import Size, SizeFlag
+
+MAX_GPU_GIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,18 @@ class PlanConfig:
                 f"--batch-size {self.batch_size} cannot be shared by {self.gpus} GPUs, nor can the images by their "
                 f"rows: give a --batch-size that is a multiple of {self.gpus}, or other --gpus"
             )
+        if self.gpu_memory is not None:
+            parse_memory(self.gpu_memory)
         if self.json is not None:
             check_new_file("--json", self.json)
+
+
+def parse_memory(text: str) -> float:
+    """Bytes of "24GiB", or of "24GB" as GPUs are sold, which is the same. Raises InputError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
+    if not match or not 0 < float(match[1]) < MAX_GPU_GIB:
+        raise InputError(f"--gpu-memory {text}: give gibibytes, as 24GiB")
+    return float(match[1]) * 2**30
 
 
 def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:

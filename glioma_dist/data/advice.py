@@ -1,20 +1,42 @@
-"""What to do with a folder that holds no shards: which command makes shards of what is in it."""
+"""What to do with a folder that holds no shards, or no data set: which command makes shards of what is in it."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+
+from glioma_dist.errors import InputError
+from glioma_dist.files import cannot_read
 
 IN_GENERAL = (
     "make shards first: glioma-dist convert livecell takes LIVECell, convert glioma-c6 takes Glioma C6 and what CVAT "
     "exports as COCO 1.0, convert coco takes any COCO file"
 )
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 MOST_FILES = 10_000
 """Looked at: a folder of raw data can hold millions."""
 IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif")
+
+
+def data_folder(source: str | Path) -> Path:
+    """The folder of a data set. Raises InputError where there is none."""
+    folder = Path(source)
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no such folder; name the folder that holds the data set") from None
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"{folder!r}: cannot be the name of a folder ({error})") from None
+    except OSError as error:
+        raise cannot_read(folder, error) from None
+    if not is_folder:
+        what = "unpack it, then name the folder" if folder.suffix.lower() in ARCHIVES else "name the folder"
+        raise InputError(f"{folder}: is a file, not a folder; {what} that holds the data set")
+    return folder
 
 
 def how_to_make_shards(folder: Path) -> str:

@@ -14,8 +14,9 @@ from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.paths import path_flags
 
 HEAVY = {"torch", "transformers", "timm", "albumentations", "accelerate", "matplotlib", "webdataset", "scipy"}
-SECONDS = 1.0
-"""Of processor time, for the whole process with the start of Python; half of it is used on an idle machine."""
+SECONDS = 2.0
+"""Of processor time, for the whole process with the start of Python. On an idle machine none takes 1; a busy one can
+double it."""
 PROGRAM = """
 import atexit, json, resource, runpy, sys
 def tell():
