@@ -74,6 +74,8 @@ def _plainly(said: str) -> str:
         r"(?:Error parsing )?(--\S+): Could not parse arguments \[(.*)\] into (?:tuple|union) type", said
     ):
         return f"{words[1]}: cannot use {words[2]}"
+    if missing := re.match(r"Missing from .*?: (\S+)", said):
+        return f"missing: {missing[1]}"
     if missing := re.match(r"Missing value for argument '(\S+)'\. Expected (\d+) values", said):
         name, count = missing.groups()
         if not name.startswith("-"):

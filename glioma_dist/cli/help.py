@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -85,7 +85,7 @@ def _plain(metavar: str) -> str:
 def _with_hint(name: str, hint: Any) -> Any:
     """The type of a field, with the words that say its default, and for a path what it may be."""
     marker, metavar = path_marker(hint), None
-    if is_positional(hint) and Literal not in map(get_origin, (hint, *get_args(hint))):
+    if is_positional(hint):
         metavar = f"[{name.upper()}]" if NoneType in get_args(get_args(hint)[0]) else name.upper()
     elif marker is not None:
         word = "PATH|URL" if marker.takes_urls else "PATH"

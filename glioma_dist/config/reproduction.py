@@ -25,7 +25,7 @@ class ReproduceConfig:
     """One of the article's tables or figures, or all of them; docs/study.md says what is run."""
 
     study: tyro.conf.Positional[StudyName]
-    """The table or figure; encoders: the article's comparison of encoders; all: every one."""
+    """table1 to table5, figure3, figure4 or figure6; encoders: the article's comparison of encoders; all: every one."""
     source: Path = Path("shards/livecell")
     """Shards to pretrain on, a folder a split."""
     target: tuple[Path, ...] = (Path("shards/glioma_c6/all"),)

@@ -63,7 +63,8 @@ def flags_of(kind: type, prefix: str = "--") -> list[str]:
 
 def described_flags(text: str) -> dict[str, str]:
     """Flag of a help -> its text."""
-    inner = [line.strip("│| ") for line in text.splitlines() if line[:1] in ("│", "|")]
+    # Without a terminal there may be no box around them.
+    inner = [line.strip("│| ") for line in text.splitlines()]
     found, last = {}, ""
     for line in inner:
         if match := re.match(r"(-h, --help|--[a-z0-9.-]+)", line):
@@ -83,7 +84,7 @@ def test_every_flag_has_a_text_and_config_is_one_of_them(name, monkeypatch):
     positional = {"study", "shards"} | ({"name"} if name == "configs" else set())
     for flag in flags_of(COMMANDS[name].load().config):
         if flag[2:] in positional:
-            assert re.search(rf"[│|] \[?{flag[2:].upper()}\b|[│|] \{{table1,", text)
+            assert re.search(rf"^[│| ]+\[?{flag[2:].upper()}\b", text, re.MULTILINE)
             continue
         bare = re.sub(r"\(default: [^)]*\)|\(required\)", "", described[flag]).strip()
         assert len(bare) > 8, f"{name} {flag}: {described[flag]!r}"
@@ -145,7 +146,9 @@ def test_a_config_file_gives_the_flags_of_every_command(name, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(to_dict(config)))
     assert parse(kind, ["--config", str(file)]) == config
-    changed = [(field, getattr(config, field.name)) for field in fields(kind) if type(field.default) is int]
+    changed = [
+        (each, getattr(config, each.name)) for each in fields(kind) if each.type == "int" and each.name != "seed"
+    ]
     for field, value in changed[:1]:
         flag = f"--{field.name.replace('_', '-')}"
         assert getattr(parse(kind, ["--config", str(file), flag, str(value + 1)]), field.name) == value + 1
@@ -264,7 +267,7 @@ def test_configs_lists_every_file_with_its_purpose_and_prints_a_path():
     assert code == 0
     assert Path(first) == FOLDER
     assert [line.split()[0] for line in lines] == sorted(path.name for path in FOLDER.iterdir())
-    assert all(re.match(r"[A-Z][^:`]{15,200}\.$", purpose) for purpose in purposes().values()), purposes()
+    assert all(re.match(r"[A-Z][^`]{15,200}\.$", purpose) for purpose in purposes().values()), purposes()
     for name in ("gpu.yaml", "gpu"):
         assert said(program.run, ["configs", name]) == (0, f"{FOLDER / 'gpu.yaml'}\n", "")
     with pytest.raises(InputError, match=r"NAME gpus: no such file; there are cpu\.yaml"):
