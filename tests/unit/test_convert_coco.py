@@ -9,6 +9,8 @@ from test_convert import clean_export
 
 from glioma_dist.data.shards.reader import ShardReader
 
+LABELS = "annotations/instances_default.json"
+
 
 def samples(folder) -> dict:
     reader = ShardReader(folder)
@@ -22,7 +24,7 @@ def export(tmp_path):
 
 
 def coco_flags(export) -> tuple:
-    return ("--annotations", export / "annotations" / "instances_default.json", "--images", export / "images")
+    return ("--annotations", export / LABELS, "--images", export / "images")
 
 
 @pytest.mark.parametrize("split", [(), ("--split-seed", 3, "--split-counts", 3, 2, 1)])
@@ -58,7 +60,7 @@ def test_the_split_and_the_licence_are_as_asked_for(export, tmp_path):
         ),
         (lambda export: [path.unlink() for path in (export / "images").rglob("*.*")], "no TIFF or PNG here"),
         (
-            lambda export: (export / "annotations" / "instances_default.json").write_text(
+            lambda export: (export / LABELS).write_text(
                 json.dumps({"images": [], "annotations": [], "categories": []})
             ),
             "no sample could be converted",

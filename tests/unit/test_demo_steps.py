@@ -1,4 +1,4 @@
-"""The demo's commands are this program's, they stop where one fails, and a command that is started ends with its own."""
+"""The demo's commands are this program's, they stop where one fails, and a child ends with its parent."""
 
 import shlex
 import signal
@@ -40,7 +40,7 @@ def test_every_step_can_be_typed(config, tmp_path):
 def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, capfd):
     failing = ["glioma-dist", "merge", "--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]
     never = ["glioma-dist", "configs"]
-    with pytest.raises(InputError, match="merge --checkpoint .* ended with exit code 2"):
+    with pytest.raises(InputError, match=r"merge --checkpoint .* ended with exit code 2"):
         run_steps([failing, never])
     printed = capfd.readouterr()
     assert printed.out == f"\n$ {shlex.join(failing)}\n"
