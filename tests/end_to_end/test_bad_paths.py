@@ -184,9 +184,9 @@ def snapshot(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("name", BASES)
 def test_a_path_that_cannot_be_used_is_one_line(name, tmp_path, places):
     sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
-    from test_paths import TARGETS, path_flags
+    from test_paths import path_flags, target_of
 
-    flags = path_flags(TARGETS[name]) | ({} if name.endswith(".py") else {"--config": False})
+    flags = path_flags(target_of(name)) | ({} if name.endswith(".py") else {"--config": False})
     flags = {flag: each for flag, each in flags.items() if flag not in UNUSED.get(name, ())}
     cases = cases_of(name, tmp_path, places, flags)
     before = snapshot(tmp_path)
@@ -202,6 +202,6 @@ def test_a_path_that_cannot_be_used_is_one_line(name, tmp_path, places):
 
 def test_every_command_that_takes_a_path_is_tried():
     sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
-    from test_paths import TARGETS, path_flags
+    from test_paths import NAMES, path_flags, target_of
 
-    assert {name for name, target in TARGETS.items() if path_flags(target)} == BASES.keys()
+    assert {name for name in NAMES if path_flags(target_of(name))} == BASES.keys()

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import json
 import sys
@@ -52,26 +53,32 @@ REFUSED = (
 EMPTY = ("", "  ")
 
 
-def benchmark_configs() -> dict[str, type]:
-    """Script of benchmarks/ -> the dataclass of its flags, which it reads by `parse`, once."""
+def benchmark_configs() -> dict[str, str]:
+    """Script of benchmarks/ -> the name of the dataclass of its flags, which it reads by `parse`, once."""
     found = {}
     for script in sorted((REPOSITORY / "benchmarks").glob("*.py")):
         calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
         assert not [call for call in calls if ast.unparse(call.func) in ("tyro.cli", "argparse.ArgumentParser")]
         names = [call.args[0].id for call in calls if getattr(call.func, "id", None) == "parse"]
         assert len(names) <= 1, script
-        for name in names:
-            spec = importlib.util.spec_from_file_location(f"command_{script.stem}", script)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-            found[f"benchmarks/{script.name}"] = getattr(module, name)
+        found |= {f"benchmarks/{script.name}": name for name in names}
     return found
 
 
-def targets_of_all() -> dict[str, type]:
-    """Command of the program, or script of benchmarks/ -> the dataclass of its flags."""
-    return {name: entry.load().config for name, entry in COMMANDS.items()} | benchmark_configs()
+BENCHMARKS = benchmark_configs()
+NAMES = (*COMMANDS, *BENCHMARKS)
+
+
+@functools.cache
+def target_of(name: str) -> type:
+    """The dataclass of the flags of a command of the program, or of a script of benchmarks/."""
+    if name in COMMANDS:
+        return COMMANDS[name].load().config
+    spec = importlib.util.spec_from_file_location(f"command_{Path(name).stem}", REPOSITORY / name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, BENCHMARKS[name])
 
 
 def text_flags(kind: Any, prefix: str = "--") -> set[str]:
@@ -85,7 +92,6 @@ def text_flags(kind: Any, prefix: str = "--") -> set[str]:
     return found
 
 
-TARGETS = targets_of_all()
 WITHOUT_PATHS = ("benchmarks/convert.py", "benchmarks/sampler_cost.py", "encoders", "configs")
 
 
@@ -99,10 +105,10 @@ def test_only_the_program_and_the_benchmarks_read_command_lines():
             assert not {"tyro.cli", "argparse.ArgumentParser", "parse_args"} & calls, script
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_path_of_every_command_refuses_what_is_no_path(name, capsys):
     """Values as a shell hands them over. Each command stops before it has done anything at all."""
-    target = TARGETS[name]
+    target = target_of(name)
     flags = path_flags(target)
     required = required_arguments(target)
     assert flags or name in WITHOUT_PATHS
@@ -137,9 +143,9 @@ def required_arguments(target: Any) -> dict[str, str]:
     return {flag: known.get(name, "x") for name, flag in flags.items()}
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_flag_that_takes_text_is_known_for_a_path_or_for_none(name):
-    target = TARGETS[name]
+    target = target_of(name)
     paths = {flag if flag.startswith("--") else f"--{flag.lower()}" for flag in path_flags(target)}
     assert text_flags(target) - paths - NO_PATHS.keys() == set()
 
@@ -235,6 +241,6 @@ def test_a_config_without_paths_still_reads_back(tmp_path):
     ],
 )
 def test_flags_without_an_effect_are_named_by_commands_too(name, given, named, capsys):
-    command_line.parse(TARGETS[name], given.split())
+    command_line.parse(target_of(name), given.split())
     said = [line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines()]
     assert set(said) == named
