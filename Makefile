@@ -9,9 +9,6 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 INPUTS ?= 10000
 SEED ?= 0
-LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(shell \
-	if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
-	elif [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ]; then echo cpu_2_processes; else echo cpu; fi).yaml
 
 .PHONY: setup demo test test-slow faults fuzz lint bench gpu clean
 setup: $(VENV)/.installed
@@ -23,17 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	rm -rf $(DEMO)
-	$(BIN)/python tools/make_demo_data.py --out $(DEMO)/source
-	$(BIN)/python tools/convert_livecell.py --source $(DEMO)/source/livecell --out $(DEMO)/shards/livecell
-	$(BIN)/python tools/convert_glioma_c6.py --source $(DEMO)/source/glioma_c6 --out $(DEMO)/shards/glioma_c6
-	$(LAUNCH) train.py --data.train $(DEMO)/shards/glioma_c6/train --data.val $(DEMO)/shards/glioma_c6/val \
-	  --data.size 256x256 --data.transform random-crop --data.augment flips --data.workers 1 --model.encoder mit_b0 \
-	  --batch-size 4 --lr 1e-3 --epochs 1000 --max-steps 64 --eval-every 32 --out $(DEMO)/run
-	$(LAUNCH) evaluate.py --checkpoint $(DEMO)/run/best --data $(DEMO)/shards/glioma_c6/test --out $(DEMO)/scores.json
-	$(BIN)/python predict.py --checkpoint $(DEMO)/run/best \
-	  --images '$(DEMO)/source/glioma_c6/dataset/spec/test/images/*_0[123].tif' --out $(DEMO)/masks
-	@echo "Scores: $(DEMO)/scores.json. Pictures to look at (drawn cells, not photographed ones):"
-	@ls $(DEMO)/masks/*.overlay.png
+	$(BIN)/glioma-dist demo --out $(DEMO)
 
 test: setup
 	$(BIN)/python -m pytest -n logical --dist loadfile --durations=20 -m "not slow and not gpu"
@@ -56,13 +43,13 @@ lint: setup
 	$(BIN)/ty check --python $(VENV)
 
 bench: setup
-	$(BIN)/python tools/bench_convert.py
+	$(BIN)/python benchmarks/convert.py
 
 gpu: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m pytest -m gpu
-	$(LAUNCH) tools/bench_resolution.py --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last \
-	  --find-largest --out docs/benchmarks/gpu
+	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/gpu.yaml -m glioma_dist bench resolution \
+	  --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last --find-largest --out docs/benchmarks/gpu
 
 clean:
 	rm -rf .venv runs/demo

@@ -214,7 +214,7 @@ def run(function: Callable, *arguments: Any, **how: Any) -> list[Any]:
 
 
 def command(script: str, *arguments: object, **how: Any) -> Ended:
-    """Run one of the repository's commands as Python would, as one process."""
+    """Run a script of the repository (train.py), or a command of the program (shards inspect), as one process."""
     (ended,) = start(_run_script, script, [str(argument) for argument in arguments], **how).wait()
     return ended
 
@@ -242,9 +242,11 @@ def start_fp16() -> Any:
     return here
 
 
-def load_tool(name: str) -> Iterator[ModuleType]:
-    """A command of tools/ as a module, for as long as the generator stands: the body of a fixture."""
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
+def load_benchmark(name: str) -> Iterator[ModuleType]:
+    """A script of benchmarks/ as a module, for as long as the generator stands: the body of a fixture."""
+    path = REPOSITORY / "benchmarks" / f"{name}.py"
+    name = f"benchmarks_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -253,6 +255,12 @@ def load_tool(name: str) -> Iterator[ModuleType]:
 
 
 def _run_script(script: str, arguments: list[str]) -> None:
+    if not script.endswith(".py"):
+        from glioma_dist.cli.program import main
+
+        sys.argv = ["glioma-dist", *script.split(), *arguments]
+        main()
+        return
     sys.argv = [script, *arguments]
     runpy.run_path(str(REPOSITORY / script), run_name="__main__")
 

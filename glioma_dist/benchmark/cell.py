@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -181,3 +183,7 @@ def rate_with_data(cell: Cell, take_step: Callable[[Batch], None], device: torch
     batches = training_batches(reader, DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0), data, 0, 0, 1)
     time_steps(take_step, batches, cell.warm_up + cell.workers * BATCHES_AHEAD, device)
     return cell.batch_size * cell.repeats / sum(time_steps(take_step, batches, cell.repeats, device))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_or_say_why_not(Cell(**json.loads(sys.argv[1])))))

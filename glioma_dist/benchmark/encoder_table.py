@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 from glioma_dist.size import Size
@@ -14,11 +13,6 @@ SIZES = {"704p": Size(704, 512), "1472p": Size(1472, 1120)}
 NEED_TWO_IMAGES = ("resnest50d",)
 """It normalises globally pooled maps: with one image on a device there is one number a channel."""
 GIGA, GIB = 10**9, 2**30
-
-
-def asks_for_table(words: list[str]) -> bool:
-    """Whether a command line says `--model.encoder list`."""
-    return "--model.encoder=list" in words or ("--model.encoder", "list") in pairwise(words)
 
 
 def encoder_table() -> str:
@@ -38,6 +32,6 @@ def encoder_table() -> str:
         [
             *lines,
             f"U-Nets at {sizes}. GFLOP: of a forward pass. GiB: peak of a training step of one image in fp32 with",
-            "Adam, counted; tools/plan_memory.py has other sizes, bf16 and activation checkpointing.",
+            "Adam, counted; glioma-dist plan has other sizes, bf16 and activation checkpointing.",
         ]
     )

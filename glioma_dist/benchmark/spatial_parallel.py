@@ -3,15 +3,20 @@ launch."""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from glioma_dist.benchmark.peak_memory import PeakMemory
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.files import write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
@@ -71,3 +76,15 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
         seconds.append(time.perf_counter() - start)
     timed, peaks = seconds[cell.warm_up :], context.gather_objects([memory.allocated()])
     return {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": peaks}
+
+
+def main() -> None:
+    """Measure the cell of the first argument, as JSON; the first process writes the row into the second's file."""
+    context = DistributedContext.start()
+    row = measure_spatial_parallel(SpatialParallelCell(**json.loads(sys.argv[1])), context)
+    if context.is_main:
+        write_json_atomically(Path(sys.argv[2]), row)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -4,45 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from glioma_dist.config.file import Config, read_config
+from glioma_dist.cli.help import examples_text, help_registry
+from glioma_dist.config.file import read_config
 from glioma_dist.config.paths import check_path, check_paths
 from glioma_dist.errors import InputError
 
-Kind = TypeVar("Kind")
+Config = TypeVar("Config")
 
 
-def parse(kind: type[Config], argv: list[str]) -> Config:
-    """Make a config from the command line. `--config FILE` (JSON, as runs write it) is read first; flags override it.
+def parse(
+    kind: type[Config], argv: Sequence[str] | None = None, prog: str | None = None, examples: Sequence[str] = ()
+) -> Config:
+    """Make a config of the dataclass `kind`, checked, from the command line (by default this process's).
+
+    `--config FILE` (JSON, as runs write it) is read first; flags override it. Every command reads its flags through
+    this function, so that all refuse the same paths: URLs where none is read, empty values, `~`. Flags without an
+    effect are named on the screen. prog, examples: what `--help` begins and ends with.
 
     Raises InputError for flags that are not known and for values that cannot be used.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
     _refuse_empty(argv)
     rest, file = _take_config_flag(argv)
     default = {} if file is None else {"default": read_config(kind, file)}
-    return read_arguments(kind, rest, **default)
-
-
-def read_arguments(kind: type[Kind], argv: Sequence[str] | None = None, **default: Kind) -> Kind:
-    """Make a config of the dataclass `kind`, checked, from the command line (by default this process's).
-
-    Every command reads its flags through this function or through `run_function`, so that all refuse the same paths:
-    URLs where none is read, empty values, `~`. Flags without an effect are named on the screen.
-
-    Raises InputError for flags that are not known and for values that cannot be used.
-    """
-    config = _parsed(kind, argv, **default)
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    config = _parsed(kind, rest, prog, examples, **default)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
     check_paths(get_type_hints(kind, include_extras=True), fields)
     if hasattr(config, "validate"):
         config.validate()
@@ -52,32 +48,42 @@ def read_arguments(kind: type[Kind], argv: Sequence[str] | None = None, **defaul
     return config
 
 
-def run_function(function: Callable[..., None], argv: Sequence[str] | None = None) -> None:
-    """Call `function` with its arguments from the command line. Raises InputError as `read_arguments`."""
-
-    @functools.wraps(function)
-    def arguments(**values: Any) -> dict[str, Any]:
-        return values
-
-    values = _parsed(arguments, argv)
-    check_paths(get_type_hints(function, include_extras=True), values)
-    function(**values)
-
-
-def _parsed(target: Callable[..., Any], argv: Sequence[str] | None, **default: Any) -> Any:
+def _parsed(kind: type[Config], argv: list[str], prog: str | None, examples: Sequence[str], **default: Any) -> Config:
     """tyro's result; its message, in a box of several lines, becomes an InputError of one."""
-    argv = sys.argv[1:] if argv is None else argv
-    _refuse_empty(argv)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(target, args=list(argv), **default)
+            described = " ".join((kind.__doc__ or "").split())
+            return tyro.cli(kind, args=argv, prog=prog, description=described, registry=help_registry(kind), **default)
     except SystemExit as end:
         if end.code in (0, None) or not said.getvalue().strip():
             sys.stderr.write(said.getvalue())
+            if examples and not any(word.startswith("--tyro-") for word in argv):
+                print(examples_text(examples), end="")
             raise
-        what = _unboxed(said.getvalue())
-        raise InputError(f"{what} (--help lists the flags)") from None
+        raise InputError(f"{_plainly(_unboxed(said.getvalue()))} (--help lists the flags)") from None
+
+
+def _plainly(said: str) -> str:
+    """tyro's message in the words of this program."""
+    if unknown := re.match(r"Unrecognized options: (.*?)(?: Perhaps you meant: (-\S+).*)?$", said):
+        near = f"; did you mean {unknown[2].rstrip(',')}?" if unknown[2] else ""
+        flags = [word for word in unknown[1].split(", ") if word.startswith("-")]
+        return f"unknown flag {flags[0]}{near}" if flags else f"cannot use {unknown[1]}"
+    if words := re.match(
+        r"(?:Error parsing )?(--\S+): Could not parse arguments \[(.*)\] into (?:tuple|union) type", said
+    ):
+        return f"{words[1]}: cannot use {words[2]}"
+    if missing := re.match(r"Missing from .*?: (\S+)", said):
+        return f"missing: {missing[1]}"
+    if missing := re.match(r"Missing value for argument '(\S+)'\. Expected (\d+) values", said):
+        name, count = missing.groups()
+        if not name.startswith("-"):
+            return f"missing: {name.upper()}"
+        return f"{name}: give {'a value' if count == '1' else f'{count} values'}"
+    said = re.sub(r"could not convert string to float: (.+?)\.?(?= \(|$)", r"\1 is no number", said)
+    said = re.sub(r"invalid literal for int\(\) with base 10: (.+?)\.?(?= \(|$)", r"\1 is no whole number", said)
+    return said.removeprefix("Error parsing ")
 
 
 def _unboxed(text: str) -> str:

@@ -15,6 +15,8 @@ from glioma_dist.size import Size, SizeFlag
 
 ARTICLE_SMALL = Size(704, 512)
 """The article's smallest, 704p: images of LIVECell as they are, cut to multiples of 32."""
+ARTICLE_COUNTS = (15, 5, 10)
+"""The article's division of its 30 images, to train, validate and test."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class DataConfig:
         if not all(self.train):
             raise InputError("--data.train: a folder has an empty name; give a folder or URL of shards")
         if not self.train:
-            raise InputError("no training data: give a folder of shards with --data.train (tools/ has converters)")
+            raise InputError(
+                "no training data: give a folder of shards with --data.train (glioma-dist convert makes them)"
+            )
         self._validate_weights()
         _ = self.cache_bytes  # raises where it is none
         least, greatest = self.crop_side

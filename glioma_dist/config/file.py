@@ -10,13 +10,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from glioma_dist.config import COST_FIELDS, EvaluateConfig, PredictConfig, TrainConfig
+from glioma_dist.config import COST_FIELDS
 from glioma_dist.config.paths import check_paths
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import read_json
 from glioma_dist.size import Size
 
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, PredictConfig)
+Config = TypeVar("Config")
 
 
 OLD_NAMES = ("chain_length", "chain_strength", "fit", "keep_decoded", "raise_contrast", "recompute", "rows")
@@ -55,7 +55,7 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
             if name in OLD_NAMES:
                 raise InputError(
                     f"{where}: the setting {name} is of an older version of glioma-dist; train with the flags that "
-                    "train.py --help lists"
+                    "glioma-dist train --help lists"
                 )
             near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
             raise InputError(f"{where}: unknown setting {shown(name)}; did you mean {near}?")

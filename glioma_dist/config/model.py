@@ -17,8 +17,8 @@ class ModelConfig:
 
     encoder: str = "mit_b3"
     """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), one of the article's
-    convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered. `list` prints
-    all encoders with their parameters, operations and memory."""
+    convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered.
+    `glioma-dist encoders` lists all with what they cost."""
     init: LocalPath = "random"
     """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
     checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder of its save_pretrained."""

@@ -86,7 +86,7 @@ def path_flags(kind: Any, prefix: str = "--") -> dict[str, bool]:
     for name, hint in get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             flags |= path_flags(hint, f"{prefix}{_dashed(name)}.")
-        elif (marker := _marker(hint)) is not None:
+        elif (marker := path_marker(hint)) is not None:
             flags[_flag(name, hint, prefix)] = marker.takes_urls
     return flags
 
@@ -99,26 +99,30 @@ def _paths_of(hints: dict[str, Any], values: dict[str, Any], prefix: str) -> Ite
             inner_hints = get_type_hints(type(value), include_extras=True)
             yield from _paths_of(inner_hints, inner, f"{prefix}{_dashed(name)}.")
             continue
-        marker = _marker(hint)
+        marker = path_marker(hint)
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, Path) or (marker is not None and isinstance(each, str)):
                 takes_urls = marker is not None and marker.takes_urls
                 yield _flag(name, hint, prefix), str(each), takes_urls
 
 
-def _marker(hint: Any) -> _Marker | None:
+def path_marker(hint: Any) -> _Marker | None:
     """The mark of a path in a type, also of one that may be None or of several."""
     if get_origin(hint) is Annotated:
         found = next((each for each in hint.__metadata__ if isinstance(each, _Marker)), None)
-        return found or _marker(get_args(hint)[0])
+        return found or path_marker(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType, tuple):
-        return next(filter(None, map(_marker, get_args(hint))), None)
+        return next(filter(None, map(path_marker, get_args(hint))), None)
     return _Marker(takes_urls=False) if hint is Path else None
 
 
 def _flag(name: str, hint: Any, prefix: str) -> str:
-    is_positional = get_origin(hint) is Annotated and tyro.conf.Positional[str].__metadata__[0] in hint.__metadata__
-    return name.upper() if is_positional else f"{prefix}{_dashed(name)}"
+    return name.upper() if is_positional(hint) else f"{prefix}{_dashed(name)}"
+
+
+def is_positional(hint: Any) -> bool:
+    """Whether a command takes a value by its place, without a flag."""
+    return get_origin(hint) is Annotated and tyro.conf.Positional[str].__metadata__[0] in hint.__metadata__
 
 
 def _dashed(name: str) -> str:

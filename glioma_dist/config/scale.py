@@ -12,6 +12,9 @@ from glioma_dist.registry import encoders
 SPATIAL_PARALLEL_ENCODERS = tuple(name for name in encoders.names() if encoders.find(name).spatial_parallel)
 """Those whose images may be split over processes; tests/distributed/test_spatial_parallel.py proves each family."""
 
+UNIT_ROWS = 32
+"""Tiles are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
+
 
 def check_spatial_parallel(num_processes: int, encoder: str) -> None:
     """Raises InputError where an image cannot be split over `num_processes` processes."""
@@ -20,6 +23,18 @@ def check_spatial_parallel(num_processes: int, encoder: str) -> None:
     if num_processes > 1 and encoder not in SPATIAL_PARALLEL_ENCODERS:
         proved = ", ".join(SPATIAL_PARALLEL_ENCODERS)
         raise InputError(f"--scale.spatial-parallel {num_processes}: not supported with {encoder}; use {proved}")
+
+
+def strip_edges(height: int, size: int) -> list[int]:
+    """Row numbers at which `size` strips of an image begin and end, as even as whole units allow: `size` + 1
+    numbers."""
+    units = math.ceil(height / UNIT_ROWS)
+    if units < size:
+        raise InputError(
+            f"an image of {height} rows makes at most {units} strips of {UNIT_ROWS}, and --scale.spatial-parallel "
+            f"{size} asks for more: give --scale.spatial-parallel {units}, or larger images"
+        )
+    return [min(height, units * number // size * UNIT_ROWS) for number in range(size + 1)]
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class ScaleConfig:
     activation_checkpointing: Literal["none", "selective", "full", "auto"] = "none"
     """Which activations are computed again in the backward pass instead of being kept. selective: the encoder's layers,
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
-    cheapest level that fits this device's memory, as tools/plan_memory.py estimates it."""
+    cheapest level that fits this device's memory, as glioma-dist plan estimates it."""
     channels_last: bool = False
     """Store maps in channels-last layout, which is faster on tensor cores."""
     compile: bool = False

@@ -42,7 +42,7 @@ The data sets may move, their contents may not: those are held by the fingerprin
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a U-Net on shards: accelerate launch train.py --data.train DIR --out runs/x"""
+    """Train a U-Net on shards, on one device or, by accelerate launch, on several."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -58,6 +58,7 @@ class TrainConfig:
     seed: int = 0
     """Decides the starting weights, the order of the samples, augmentation and stochastic depth."""
     epochs: int = 60
+    """Train for this many passes over the training data."""
     max_steps: int | None = None
     """Stop after this many steps, even if --epochs allows more."""
     eval_every: int | None = None

@@ -1,44 +1,66 @@
-"""What to do with a folder that holds no shards: which command makes shards of what is in it."""
+"""What to do with a folder that holds no shards, or no data set: which command makes shards of what is in it."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from glioma_dist.errors import InputError
+from glioma_dist.files import cannot_read
+
 IN_GENERAL = (
-    "make shards first: tools/convert_livecell.py takes LIVECell, tools/convert_glioma_c6.py takes Glioma C6 and what "
-    "CVAT exports as COCO 1.0"
+    "make shards first: glioma-dist convert livecell takes LIVECell, convert glioma-c6 takes Glioma C6 and what CVAT "
+    "exports as COCO 1.0, convert coco takes any COCO file"
 )
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 MOST_FILES = 10_000
 """Looked at: a folder of raw data can hold millions."""
 IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif")
+
+
+def data_folder(source: str | Path) -> Path:
+    """The folder of a data set. Raises InputError where there is none."""
+    folder = Path(source)
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no such folder; name the folder that holds the data set") from None
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"{folder!r}: cannot be the name of a folder ({error})") from None
+    except OSError as error:
+        raise cannot_read(folder, error) from None
+    if not is_folder:
+        what = "unpack it, then name the folder" if folder.suffix.lower() in ARCHIVES else "name the folder"
+        raise InputError(f"{folder}: is a file, not a folder; {what} that holds the data set")
+    return folder
 
 
 def how_to_make_shards(folder: Path) -> str:
     """Advice for a folder without an index.json, as the end of a message."""
     files = list(islice(_files_below(folder), MOST_FILES))
     if any(path.suffix == ".tar" for path in files if path.parent == folder):
-        return f"convert again, or for somebody else's tars: python tools/inspect_shards.py {_quoted(folder)} --index"
+        return f"convert again, or for somebody else's tars: glioma-dist shards index {_quoted(folder)}"
     out = f"--out shards/{_quoted(folder.absolute().name)}"
     if any(path.name.startswith("livecell_coco_") and path.suffix == ".json" for path in files):
-        return f"make shards first: python tools/convert_livecell.py --source {_quoted(folder)} {out}"
+        return f"make shards first: glioma-dist convert livecell --source {_quoted(folder)} {out}"
     if any(_is_coco(path) for path in files):
-        return f"make shards first: python tools/convert_glioma_c6.py --source {_quoted(folder)} {out}"
+        return f"make shards first: glioma-dist convert glioma-c6 --source {_quoted(folder)} {out}"
     num_images = sum(path.name.lower().endswith(IMAGE_ENDINGS) for path in files)
     if num_images:
         return (
             f"there are {'more than ' if len(files) == MOST_FILES else ''}{num_images} images, and training needs the "
             "outlines of their cells, too: draw them in CVAT, export the task as COCO 1.0 with its images, and run "
-            "python tools/convert_glioma_c6.py --source EXPORT --out shards/NAME"
+            "glioma-dist convert glioma-c6 --source EXPORT --out shards/NAME"
         )
     return IN_GENERAL
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether tools/convert_glioma_c6.py takes a file for one of outlines."""
+    """Whether glioma-dist convert glioma-c6 takes a file for one of outlines."""
     exported = path.parent.name == "annotations" and path.name.startswith("instances_")
     return path.suffix == ".json" and (exported or path.name.startswith("anno_"))
 

@@ -34,7 +34,7 @@ def check_cells(readers: Sequence[ShardReader], flag: str, is_needed: bool) -> s
             f"{what}, so there is nothing to learn; check that the masks belong to these images and that the "
             "converted categories are cells"
         )
-    return f"{what}; python tools/inspect_shards.py {readers[0].source} --sheet sheet.png draws some of them"
+    return f"{what}; glioma-dist shards inspect {readers[0].source} --sheet sheet.png draws some of them"
 
 
 def _spread(reader: ShardReader) -> Iterator[tuple[int, int]]:

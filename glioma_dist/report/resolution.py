@@ -1,4 +1,4 @@
-"""The resolution benchmark's table and plots, made from the rows that tools/bench_resolution.py wrote."""
+"""The resolution benchmark's table and plots, made from the rows that glioma-dist bench resolution wrote."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def html_run(run: dict[str, Any]) -> str:
     steps = "" if run["steps"] is None else f", {run['steps']} steps"
     config = html.escape(json.dumps(run["config"], indent=1))
     return (
-        f"<details><summary>{html.escape(run['script'])} {html.escape(run['folder'])}: {html.escape(run['status'])}"
+        f"<details><summary>{html.escape(run['name'])} {html.escape(run['folder'])}: {html.escape(run['status'])}"
         f"{steps}{html.escape(took)}</summary><pre>{html.escape(run['command'])}\n\n{config}</pre></details>"
     )
 

@@ -1,5 +1,5 @@
-"""Runs of the entry points, one after the other: those that are finished are left alone, and one that was stopped goes
-on where it was."""
+"""Runs of the commands, one after the other: those that are finished are left alone, and one that was stopped
+resumes where it was."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,41 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.config.file import differences
+from glioma_dist.distributed.children import run_child
 from glioma_dist.distributed.launched import USE_CPU, without_launch
-from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders
 from glioma_dist.reproduction.plan import Job
 
 Launch = Callable[[str, Path, Path], int]
-"""Runs an entry point (its file's name, its config, a file for what it says) and returns its exit code."""
+"""Runs a command (its name, its config, a file for what it says) and returns its exit code."""
 FAILED = ".failed.json"
 
 
-def launcher(launch_file: Path, repository: Path) -> Launch:
+def launcher(launch_file: Path) -> Launch:
     """By `accelerate launch`, with one of accelerate_configs/. Its processes end when this one does."""
 
-    def launch(script: str, config: Path, log: Path) -> int:
+    def launch(name: str, config: Path, log: Path) -> int:
         environment = without_launch(os.environ, keep=(USE_CPU,))
         start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
-        command = [*start, str(repository / script), "--config", str(config)]
+        command = [*start, "-m", "glioma_dist", name, "--config", str(config)]
         with log.open("a") as file:
-            return subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_this_process
-            ).returncode
+            return run_child(command, environment, file)
 
     return launch
 
 
-def _end_with_this_process() -> None:
-    get_signal_at_parents_death(signal.SIGTERM)
-
-
 def command_of(job: Job, launch_file: Path) -> str:
     """What repeats a run by hand, in the folder that the study was started in."""
-    words = ["accelerate", "launch", "--config_file", str(launch_file), job.script, "--config", str(job.config_file)]
-    return shlex.join(words)
+    launch = ["accelerate", "launch", "--config_file", str(launch_file), "-m", "glioma_dist"]
+    return shlex.join([*launch, job.command, "--config", str(job.config_file)])
 
 
 def execute(
@@ -62,7 +54,7 @@ def execute(
     metadata: of this machine, kept with each run.
     """
     failed: list[Job] = []
-    trainings = {job.folder: job for job in jobs if job.script == "train.py"}
+    trainings = {job.folder: job for job in jobs if job.command == "train"}
     for number, job in enumerate(jobs, 1):
         if is_finished(job):
             continue
@@ -71,7 +63,7 @@ def execute(
             note_failure(job, f"{missing[0]} did not end well")
             failed.append(job)
             continue
-        say(f"run {number} of {len(jobs)}: {job.script} {job.config_file}")
+        say(f"run {number} of {len(jobs)}: {job.command} {job.config_file}")
         seconds = run_one(job, launch, metadata)
         if seconds is None:
             failed.append(job)
@@ -90,14 +82,14 @@ def run_one(job: Job, launch: Launch, metadata: dict[str, Any]) -> float | None:
     times, start = job.folder / f"{job.stem}.seconds.json", time.monotonic()
     before = _read_seconds(times) if times.exists() else 0.0
     try:
-        code = launch(job.script, job.config_file, job.log)
+        code = launch(job.command, job.config_file, job.log)
     finally:
         seconds = before + time.monotonic() - start
         write_json_atomically(times, seconds)
     if code == 0:
         # The marker first: a training that has lost last/ and is not marked as finished would be refused.
         write_json_atomically(job.marker, {"seconds": round(seconds, 1), **metadata})
-        if job.script == "train.py":
+        if job.command == "train":
             for folder in kept_folders(job.folder / "run" / "last"):  # nobody resumes from them any more
                 shutil.rmtree(folder, ignore_errors=True)
         return seconds
@@ -115,7 +107,7 @@ def write_config(job: Job) -> None:
 
     Raises InputError where it was begun with settings that decide numbers and are others now.
     """
-    if job.script == "train.py" and job.config_file.exists():
+    if job.command == "train" and job.config_file.exists():
         before = read_json(job.config_file)
         if not isinstance(before, dict):
             raise InputError(f"{job.config_file}: is no config; remove the folder {job.folder} to train again")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glioma_dist.config.reproduction import OWN_GROUP
 from glioma_dist.data.sample import Sample, encode_image
 from glioma_dist.data.shards.index import INDEX_NAME
 from glioma_dist.data.shards.reader import ShardReader
@@ -20,8 +21,6 @@ from glioma_dist.files import write_atomically
 from glioma_dist.reproduction.plan import Settings, default_picture
 from glioma_dist.reproduction.protocol import Study
 from glioma_dist.size import Size
-
-OWN_GROUP = "group"
 
 
 def prepare(settings: Settings, targets: Sequence[Path], group_by: str, studies: Sequence[Study]) -> None:

@@ -1,4 +1,4 @@
-"""From a study to the runs of train.py, evaluate.py and predict.py that it takes, each with a config of its own.
+"""From a study to the runs of the commands train, evaluate and predict that it takes, each with a config of its own.
 
 A run's name says all that decides its numbers, so that rows and studies that need the same run share it.
 """
@@ -65,9 +65,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of an entry point."""
+    """One run of a command."""
 
-    script: Literal["train.py", "evaluate.py", "predict.py"]
+    command: Literal["train", "evaluate", "predict"]
     folder: Path
     """Where the run's config, log and results are."""
     stem: str
@@ -114,7 +114,7 @@ class Plan:
     jobs: tuple[Job, ...]
     notes: tuple[str, ...] = ()
     pictures: tuple[tuple[Row, Job], ...] = ()
-    """For figure 6: the runs of predict.py."""
+    """For figure 6: the runs of predict."""
 
 
 def make_plan(study: Study, settings: Settings, num_source: tuple[int, int], picture: Path | None = None) -> Plan:
@@ -230,7 +230,7 @@ def training_job(
     full = settings.preset.sizes["2592p"] if data.transform == "random-crop" else data.size
     num_validated = -(-num_steps // (schedule.eval_every or steps_per_epoch)) * num_images[1]
     passes = ((num_steps * schedule.batch_size, 3, data.size), (num_validated, 1, full))
-    return Job("train.py", folder, "train", encoder, config, num_passes=passes)
+    return Job("train", folder, "train", encoder, config, num_passes=passes)
 
 
 def scoring_job(settings: Settings, training: Job, comparison: Comparison, number: int) -> Job:
@@ -251,7 +251,7 @@ def scoring_job(settings: Settings, training: Job, comparison: Comparison, numbe
     )
     passes = ((settings.counts[2], 1, sizes[comparison.input_size]),)
     stem, needs = f"evaluate_{comparison.slug}", (training.folder,)
-    return Job("evaluate.py", training.folder, stem, training.encoder, to_dict(config), needs, passes)
+    return Job("evaluate", training.folder, stem, training.encoder, to_dict(config), needs, passes)
 
 
 def picture_job(settings: Settings, training: Job, row: Row, picture: Path | None) -> Job:
@@ -261,7 +261,7 @@ def picture_job(settings: Settings, training: Job, row: Row, picture: Path | Non
         out=training.folder / "picture",
         input_size=settings.preset.sizes[row.comparison.input_size],
     )
-    return Job("predict.py", training.folder, "predict", training.encoder, to_dict(config), (training.folder,))
+    return Job("predict", training.folder, "predict", training.encoder, to_dict(config), (training.folder,))
 
 
 def default_picture(settings: Settings) -> Path:
@@ -280,7 +280,7 @@ def share(jobs: tuple[Job, ...], costs: dict[Path, float], number: int, count: i
     for job in jobs:
         roots = [lot_of[folder] for folder in job.needs]
         root = roots[0] if roots else job.folder
-        if job.script == "train.py":
+        if job.command == "train":
             lot_of[job.folder] = root
         lots.setdefault(root, []).append(job)
     loads, own = [0.0] * count, set()

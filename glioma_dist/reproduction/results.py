@@ -37,7 +37,7 @@ def collect(
     study = plan.study
     scores = [read_scores(row) for row in plan.rows]
     rows = [describe_row(row, found, settings, groups) for row, found in zip(plan.rows, scores, strict=True)]
-    by_folder = {job.folder: job for job in plan.jobs if job.script == "train.py"}
+    by_folder = {job.folder: job for job in plan.jobs if job.command == "train"}
     for row, planned in zip(rows, plan.rows, strict=True):
         reasons = [failure(by_folder[folder]) for folder in planned.training]
         row["status"] = planned.impossible or next((reason for reason in reasons if reason), row["status"])
@@ -201,10 +201,10 @@ def describe_run(job: Job, launch_file: Path) -> dict[str, Any]:
         raise InputError(f"{job.marker}: does not record the run's time; remove the file to repeat the run")
     steps = None
     metrics = job.folder / "run" / "metrics.jsonl"
-    if job.script == "train.py" and metrics.exists():
+    if job.command == "train" and metrics.exists():
         steps = max((row["step"] for _, row in read_rows(metrics)), default=0)
     return {
-        "script": job.script,
+        "name": job.command,
         "folder": str(job.folder),
         "command": command_of(job, launch_file),
         "config": job.config,

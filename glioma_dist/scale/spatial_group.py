@@ -17,11 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from glioma_dist.config.scale import UNIT_ROWS, strip_edges
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
-
-UNIT_ROWS = 32
-"""Tiles are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
 
 
 class SpatialGroup:
@@ -204,18 +202,6 @@ def check_division(size: int, num_processes: int) -> None:
             f"--scale.spatial-parallel {size} does not divide the {processes} of this launch: launch a "
             f"multiple of {size} (accelerate launch --num_processes {size} …)"
         )
-
-
-def strip_edges(height: int, size: int) -> list[int]:
-    """Row numbers at which `size` strips of an image begin and end, as even as whole units allow: `size` + 1
-    numbers."""
-    units = math.ceil(height / UNIT_ROWS)
-    if units < size:
-        raise InputError(
-            f"an image of {height} rows makes at most {units} strips of {UNIT_ROWS}, and --scale.spatial-parallel "
-            f"{size} asks for more: give --scale.spatial-parallel {units}, or larger images"
-        )
-    return [min(height, units * number // size * UNIT_ROWS) for number in range(size + 1)]
 
 
 def rows_between(above: Tensor, features: Tensor, below: Tensor, start: int, stop: int) -> Tensor:

@@ -108,7 +108,7 @@ def test_parts_are_merged_into_a_plain_checkpoint(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "run", max_steps=1, val=None)
     run(train_here, config, num_processes=2)
     folder, merged = tmp_path / "run" / "last", tmp_path / "merged"
-    ended = command("tools/merge_checkpoint.py", "--checkpoint", folder, "--out", merged)
+    ended = command("merge", "--checkpoint", folder, "--out", merged)
     assert ended.exit_code == 0, ended.stderr
     assert sorted(path.name for path in merged.iterdir()) == [MANIFEST, MODEL, OPTIMIZER, "state.json"]
     assert (merged / "state.json").read_text() == (folder / "state.json").read_text()
@@ -117,7 +117,7 @@ def test_parts_are_merged_into_a_plain_checkpoint(shards, tmp_path):
         assert {key: tensor.tolist() for key, tensor in plain.items()} == {
             key: tensor.tolist() for key, tensor in Checkpoint.read(folder).tensors(name).items()
         }
-    ended = command("tools/merge_checkpoint.py", "--checkpoint", folder, "--out", merged)
+    ended = command("merge", "--checkpoint", folder, "--out", merged)
     assert ended.exit_code == 2
     assert "exists; give a new folder" in ended.stderr
 
@@ -131,7 +131,7 @@ def test_a_missing_part_is_named(shards, tmp_path):
         Checkpoint.read(tmp_path / "run" / "last").tensors(OPTIMIZER)
     with pytest.raises(InputError, match=fault):
         train_plain_in_double(replace(config, max_steps=2))
-    merging = command("tools/merge_checkpoint.py", "--checkpoint", tmp_path / "run" / "last", "--out", tmp_path / "x")
+    merging = command("merge", "--checkpoint", tmp_path / "run" / "last", "--out", tmp_path / "x")
     assert merging.exit_code == 2, "the moments must not be left out"
     assert not (tmp_path / "x").exists()
     (tmp_path / "run" / "last" / part_name(MODEL, 0, 2)).unlink()

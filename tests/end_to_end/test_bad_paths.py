@@ -7,6 +7,7 @@ import io
 import os
 import re
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -14,46 +15,60 @@ import traceback
 from pathlib import Path
 
 import pytest
+from data_helpers import CELL, annotation, image_record, square, write_coco, write_tiff
+from data_helpers import draw_image as draw_picture
 from helpers import REPOSITORY, draw_sample, run, tiny_config
 
 from glioma_dist.data.sample import encode_image
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.state import TrainState, save_state
 
-SCRIPTS = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
 OUTPUTS = ("--out", "--json", "--sheet", "--data.cache")
-FILES = ("--json", "--sheet", "--model.weights", "--weights", "--picture", "--launch", "--launch-file", "--config")
-"""Flags that name a file; --out of evaluate.py and export_onnx.py does, too."""
+FILES = (
+    "--json",
+    "--sheet",
+    "--model.weights",
+    "--weights",
+    "--picture",
+    "--launch",
+    "--launch-file",
+    "--config",
+    "--annotations",
+)
+"""Flags that name a file; --out of evaluate and export does, too."""
 SECONDS = 60
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 """Of Linux's linux/capability.h: what lets root read everything."""
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 BASES = {
-    "train.py": "--data.train SHARDS/train --data.workers 0 --model.encoder mit_tiny --max-steps 1 --out OUT",
-    "evaluate.py": "--checkpoint BEST --data SHARDS/val --workers 0",
-    "predict.py": "--checkpoint BEST --images IMAGES --out OUT",
-    "export_onnx.py": "--checkpoint BEST --out OUT/model.onnx",
-    "merge_checkpoint.py": "--checkpoint BEST --out OUT",
-    "inspect_shards.py": "SHARDS/val",
-    "plan_memory.py": "--size 64x64 --model.encoder mit_tiny",
-    "convert_livecell.py": "--source SHARDS --out OUT",
-    "convert_glioma_c6.py": "--source SHARDS --out OUT",
-    "make_demo_data.py": "--out OUT --livecell 1 1 1 --glioma 1 1 1",
-    "bench_loader.py": "--workers 0 --num-images 1 --rounds 1 --batch-size 1",
-    "bench_resolution.py": "--sizes 64x64 --encoder mit_tiny --out OUT",
-    "bench_spatial_parallel.py": "--out OUT",
-    "reproduce_article.py": "table1 --source SHARDS --source-splits train val val --target SHARDS/train --out OUT "
-    "--preset small",
-    "study_starting_weights.py": "--source SHARDS --out OUT",
+    "train": "--data.train SHARDS/train --data.workers 0 --model.encoder mit_tiny --max-steps 1 --out OUT",
+    "evaluate": "--checkpoint BEST --data SHARDS/val --workers 0",
+    "predict": "--checkpoint BEST --images IMAGES --out OUT",
+    "export": "--checkpoint BEST --out OUT/model.onnx",
+    "merge": "--checkpoint BEST --out OUT",
+    "shards inspect": "SHARDS/val",
+    "shards index": "TARS",
+    "shards verify": "SHARDS/val",
+    "plan": "--size 64x64 --model.encoder mit_tiny",
+    "convert livecell": "--source SHARDS --out OUT",
+    "convert glioma-c6": "--source SHARDS --out OUT",
+    "convert coco": "--annotations COCO/labels.json --images COCO --out OUT",
+    "demo": "--draw-only --out OUT --livecell 1 1 1 --glioma 1 1 1",
+    "bench resolution": "--sizes 64x64 --encoder mit_tiny --out OUT",
+    "bench spatial-parallel": "--out OUT",
+    "reproduce": "table1 --source SHARDS --source-splits train val val --target SHARDS/train --out OUT --preset small",
+    "benchmarks/loader.py": "--workers 0 --num-images 1 --rounds 1 --batch-size 1",
+    "benchmarks/starting_weights.py": "--source SHARDS --out OUT",
 }
 """The shortest valid flags of each command; what is tested is added to them, or replaces theirs."""
 UNUSED = {
-    "plan_memory.py": ("--model.init", "--model.weights"),
-    "train.py": ("--data.cache",),
+    "plan": ("--model.init", "--model.weights"),
+    "train": ("--data.cache",),
 }
 """Flags of paths that a command does not look at with these others; it says so ("no effect")."""
 WITH = {"--model.weights": ("--model.init", "imagenet"), "--picture": ("--imagenet", "none")}
+PROGRAM = "glioma_dist/__main__.py"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +79,15 @@ def places(shards, tmp_path_factory):
     save_state(folder / "best", config, TrainState(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
     (folder / "images").mkdir()
     (folder / "images" / "a.png").write_bytes(encode_image(draw_sample(0).image))
-    return {"SHARDS": str(shards), "BEST": str(folder / "best"), "IMAGES": str(folder / "images")}
+    (folder / "tars").mkdir()
+    shutil.copy(shards / "val" / "00000.tar", folder / "tars")
+    (folder / "coco").mkdir()
+    write_tiff(folder / "coco" / "a.tif", draw_picture(0))
+    write_coco(
+        folder / "coco" / "labels.json", [image_record(1, "a.tif")], [annotation(1, 1, square(4, 5, 9))], (CELL,)
+    )
+    found = {"SHARDS": shards, "BEST": folder / "best", "IMAGES": folder / "images", "TARS": folder / "tars"}
+    return {name: str(path) for name, path in {**found, "COCO": folder / "coco"}.items()}
 
 
 def bad_values(folder: Path, flag: str, is_file: bool) -> dict[str, Path]:
@@ -120,12 +143,13 @@ def run_cases(script: str, cases: list[tuple[str, str, list[str]]]) -> list[tupl
     for flag, fault, arguments in cases:
         said, started = io.StringIO(), time.monotonic()
         said.reconfigure = lambda **_: None
-        sys.argv = [script, *arguments]
+        command = [] if script.endswith(".py") else script.split()
+        sys.argv = [script, *command, *arguments]
         signal.alarm(SECONDS)
         code: object = 0
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             try:
-                runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+                runpy.run_path(str(REPOSITORY / (PROGRAM if command else script)), run_name="__main__")
             except SystemExit as end:
                 code = end.code
             except BaseException:
@@ -135,12 +159,12 @@ def run_cases(script: str, cases: list[tuple[str, str, list[str]]]) -> list[tupl
     return ended
 
 
-def cases_of(script: Path, folder: Path, places: dict[str, str], flags: dict[str, bool]) -> list:
+def cases_of(name: str, folder: Path, places: dict[str, str], flags: dict[str, bool]) -> list:
     words = places | {"OUT": str(folder / "out")}
-    base = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in BASES[script.name].split()]
+    base = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in BASES[name].split()]
     cases = []
     for number, flag in enumerate(flags):
-        is_file = flag in FILES or (flag == "--out" and script.name in ("evaluate.py", "export_onnx.py"))
+        is_file = flag in FILES or (flag == "--out" and name in ("evaluate", "export"))
         for fault, value in bad_values(folder / str(number), flag, is_file).items():
             arguments = list(base)
             if not flag.startswith("--"):
@@ -157,18 +181,16 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_size for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("script", [each for each in SCRIPTS if each.name in BASES], ids=lambda script: script.name)
-def test_a_path_that_cannot_be_used_is_one_line(script, tmp_path, places):
+@pytest.mark.parametrize("name", BASES)
+def test_a_path_that_cannot_be_used_is_one_line(name, tmp_path, places):
     sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
     from test_paths import path_flags, target_of
 
-    flags = path_flags(target_of(script)[1])
-    if script.name in ("train.py", "evaluate.py", "predict.py"):
-        flags |= {"--config": False}
-    flags = {flag: each for flag, each in flags.items() if flag not in UNUSED.get(script.name, ())}
-    cases = cases_of(script, tmp_path, places, flags)
+    flags = path_flags(target_of(name)) | ({} if name.endswith(".py") else {"--config": False})
+    flags = {flag: each for flag, each in flags.items() if flag not in UNUSED.get(name, ())}
+    cases = cases_of(name, tmp_path, places, flags)
     before = snapshot(tmp_path)
-    (ended,) = run(run_cases, str(script.relative_to(REPOSITORY)), cases, timeout=SECONDS * 10)
+    (ended,) = run(run_cases, name, cases, timeout=SECONDS * 10)
     faults = []
     for flag, fault, code, said, seconds in ended:
         good = code == 2 and re.fullmatch(r"error: .{1,500}\n", said) and seconds < SECONDS
@@ -180,7 +202,6 @@ def test_a_path_that_cannot_be_used_is_one_line(script, tmp_path, places):
 
 def test_every_command_that_takes_a_path_is_tried():
     sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
-    from test_paths import path_flags, target_of
+    from test_paths import NAMES, path_flags, target_of
 
-    with_paths = {script.name for script in SCRIPTS if path_flags(target_of(script)[1])}
-    assert with_paths == BASES.keys()
+    assert {name for name in NAMES if path_flags(target_of(name))} == BASES.keys()

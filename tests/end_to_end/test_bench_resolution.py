@@ -11,10 +11,10 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from helpers import REPOSITORY, Ended, command, load_tool
+from helpers import REPOSITORY, Ended, command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glioma_dist.benchmark import cell
+from glioma_dist.benchmark import cell, resolution
 from glioma_dist.data.shards.reader import ShardReader
 
 TINY = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 1, "--warm-up", 1)
@@ -22,14 +22,8 @@ IMPOSSIBLE_BATCH = 10**11
 """Its images alone would take more than a process can address, so that no allocator grants them."""
 
 
-@pytest.fixture(scope="module")
-def tool():
-    """The tool as a module."""
-    yield from load_tool("bench_resolution")
-
-
 def bench(*arguments: object, **environment: str) -> Ended:
-    return command("tools/bench_resolution.py", *arguments, environment=environment, timeout=300)
+    return command("bench resolution", *arguments, environment=environment, timeout=300)
 
 
 def read(out: Path) -> list[dict]:
@@ -106,9 +100,9 @@ def test_what_cannot_be_measured_is_said_before_it_begins(tmp_path, flags, envir
     assert not (tmp_path / "bench").exists()
 
 
-def test_a_process_that_is_killed_is_out_of_memory_and_one_that_hangs_is_timed_out(tool):
+def test_a_process_that_is_killed_is_out_of_memory_and_one_that_hangs_is_timed_out():
     def child(script: str, timeout_s: float = 60) -> dict:
-        return tool.run_child([sys.executable, "-c", script], timeout_s)
+        return resolution.run_child([sys.executable, "-c", script], timeout_s)
 
     assert child("print('noise'); print('{\"status\": \"ok\"}')") == {"status": "ok"}
     assert child(f"import os; os.kill(os.getpid(), {signal.SIGKILL})")["status"] == "out of memory"
@@ -121,15 +115,15 @@ def test_a_process_that_is_killed_is_out_of_memory_and_one_that_hangs_is_timed_o
     assert time.monotonic() - start < 10
 
 
-def test_a_launchers_variables_stay_with_the_benchmark(tool, monkeypatch):
+def test_a_launchers_variables_stay_with_the_benchmark(monkeypatch):
     names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"]
     for name in names:
         monkeypatch.setenv(name, "1")
     script = f"import json, os; print(json.dumps([name for name in {names} + ['PATH'] if name in os.environ]))"
-    assert tool.run_child([sys.executable, "-c", script], 60) == ["PATH"]
+    assert resolution.run_child([sys.executable, "-c", script], 60) == ["PATH"]
 
 
-def make_cell(tool, **changes: object):
+def make_cell(**changes: object):
     fields = {
         "network": "glioma-dist",
         "level": "none",
@@ -144,7 +138,7 @@ def make_cell(tool, **changes: object):
         "data": None,
         "workers": 0,
     }
-    return tool.Cell(**{**fields, **changes})
+    return resolution.Cell(**{**fields, **changes})
 
 
 class Operations(TorchDispatchMode):
@@ -160,37 +154,37 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("network", "fused"), [("glioma-dist", True), ("transformers eager", False)])
-def test_the_eager_peer_really_holds_the_attention_matrix(tool, network, fused):
-    model = cell.network_builder(make_cell(tool, network=network))()
+def test_the_eager_peer_really_holds_the_attention_matrix(network, fused):
+    model = cell.network_builder(make_cell(network=network))()
     with Operations() as operations, torch.no_grad():
         model(torch.zeros(1, 3, 64, 64), torch.arange(1))
     assert ("scaled_dot_product" in operations.names) == fused
     assert ("softmax" in operations.names) != fused
 
 
-def test_channels_last_reaches_weights_and_maps(tool):
-    model = cell.network_builder(make_cell(tool, layout="channels_last", encoder="mit_tiny"))()
+def test_channels_last_reaches_weights_and_maps():
+    model = cell.network_builder(make_cell(layout="channels_last", encoder="mit_tiny"))()
     maps = model.encoder(torch.zeros(1, 3, 64, 64), torch.arange(1))
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
     assert model.decoder.blocks[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_drawn_shards_have_the_microscopes_size(tool, tmp_path):
-    tool.draw_shards(tmp_path / "train", 1)
+def test_drawn_shards_have_the_microscopes_size(tmp_path):
+    resolution.draw_shards(tmp_path / "train", 1)
     sample = ShardReader(tmp_path / "train").read(0, 0)
     assert sample.image.shape == sample.mask.shape == (1952, 2592)
     assert 0 < sample.mask.mean() < 0.5
 
 
 @pytest.mark.parametrize("largest", [0, 1, 7, 100, 1000, 5_060_000])
-def test_the_search_finds_the_largest_that_trains(tool, largest):
+def test_the_search_finds_the_largest_that_trains(largest):
     tried = []
 
     def trial(amount: int) -> dict:
         tried.append(amount)
         return {"status": "ok" if amount <= largest else "out of memory", "amount": amount}
 
-    found = tool.search(trial, 1, 10**7)
+    found = resolution.search(trial, 1, 10**7)
     assert found["limited_by"] == "out of memory"
     assert found["status"] == ("ok" if largest else "out of memory")
     assert largest - max(1, 0.05 * largest) <= found["amount"] <= max(largest, 1)
@@ -198,25 +192,25 @@ def test_the_search_finds_the_largest_that_trains(tool, largest):
     assert len(set(tried)) == len(tried)
 
 
-def test_the_search_stops_at_its_bound(tool):
+def test_the_search_stops_at_its_bound():
     def always(amount: int) -> dict:
         return {"status": "ok", "amount": amount}
 
-    assert tool.search(always, 1, 100) == {"status": "ok", "amount": 100, "limited_by": "--max-megapixels"}
+    assert resolution.search(always, 1, 100) == {"status": "ok", "amount": 100, "limited_by": "--max-megapixels"}
 
 
-def test_sizes_of_the_search_keep_the_microscopes_proportions(tool):
-    assert str(tool.size_of(2592 * 1952)) == "2592x1952"
+def test_sizes_of_the_search_keep_the_microscopes_proportions():
+    assert str(resolution.size_of(2592 * 1952)) == "2592x1952"
     for pixels in (64 * 64, 300_000, 20_000_000):
-        size = tool.size_of(pixels)
+        size = resolution.size_of(pixels)
         assert size.width % 32 == size.height % 32 == 0
         assert 0.7 < size.width * size.height / pixels < 1.4
 
 
-def test_the_commit_is_what_git_says(tool):
+def test_the_commit_is_what_git_says():
     try:
         head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, text=True, stderr=subprocess.PIPE)
     except (OSError, subprocess.CalledProcessError):
-        assert tool.find_commit(REPOSITORY) is None
+        assert resolution.find_commit(REPOSITORY) is None
     else:
-        assert head.startswith(tool.find_commit(REPOSITORY).removesuffix("-dirty"))
+        assert head.startswith(resolution.find_commit(REPOSITORY).removesuffix("-dirty"))

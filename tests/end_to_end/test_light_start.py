@@ -1,35 +1,170 @@
-"""Help, mistyped flags and the list of encoders cost no import of the large libraries."""
+"""Help, mistakes, lists and refusals cost no import of the large libraries, for every command of the program."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY
 
-HEAVY = {"torch", "transformers", "timm", "albumentations", "accelerate", "cv2", "matplotlib"}
+from glioma_dist.cli.program import COMMANDS
+from glioma_dist.config.paths import path_flags
+
+HEAVY = {"torch", "transformers", "timm", "albumentations", "accelerate", "matplotlib", "webdataset", "scipy"}
+SECONDS = 2.0
+"""Of processor time, for the whole process with the start of Python. On an idle machine none takes 1; a busy one can
+double it."""
 PROGRAM = """
-import atexit, json, runpy, sys
-atexit.register(lambda: sys.__stdout__.write("\\nMODULES " + json.dumps(sorted(sys.modules))))
+import atexit, json, resource, runpy, sys
+def tell():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    told = {"modules": sorted(sys.modules), "seconds": used.ru_utime + used.ru_stime}
+    sys.__stdout__.write("\\nTOLD " + json.dumps(told))
+atexit.register(tell)
 sys.argv = json.loads(sys.argv[1])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-ENTRY_POINTS = ("train.py", "evaluate.py", "predict.py")
-CASES = [
-    *((name, ["--help"], 0) for name in ENTRY_POINTS),
-    *((name, ["--no-such-flag", "1"], 2) for name in ENTRY_POINTS),
-    ("train.py", ["--data.train", "x", "--lr", "fast"], 2),
-    ("train.py", ["--data.train", "x", "--model.encoder", "mit_b9"], 2),
-    ("train.py", ["--data.train", "x", "--config", "no/such.json"], 2),
-    ("train.py", ["--model.encoder", "list"], 0),
-]
+SHIMS = {
+    "train.py": "train",
+    "evaluate.py": "evaluate",
+    "predict.py": "predict",
+    "tools/convert_livecell.py": "convert livecell",
+    "tools/convert_glioma_c6.py": "convert glioma-c6",
+}
+MAIN = "glioma_dist/__main__.py"
+OUTPUTS = ("--out", "--json", "--sheet", "--data.cache")
+BASES = {
+    "train": "--data.train SHARDS",
+    "evaluate": "--checkpoint FOLDER --data SHARDS",
+    "predict": "--checkpoint FOLDER --images IMAGE --out OUT",
+    "export": "--checkpoint FOLDER --out OUT/model.onnx",
+    "merge": "--checkpoint FOLDER --out OUT",
+    "convert livecell": "--source FOLDER --out OUT",
+    "convert glioma-c6": "--source FOLDER --out OUT",
+    "convert coco": "--annotations IMAGE --images FOLDER --out OUT",
+    "shards inspect": "SHARDS",
+    "shards index": "FOLDER",
+    "shards verify": "SHARDS",
+    "bench resolution": "--sizes 64x64 --out OUT",
+    "bench spatial-parallel": "--out OUT",
+    "reproduce": "table1 --source SPLITS --target SHARDS --imagenet none --out OUT",
+}
+"""Flags of which every input is there, for the commands that have one."""
+WITH = {"--model.weights": ("--model.init", "imagenet")}
+WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs")
 
 
-@pytest.mark.parametrize(("name", "arguments", "code"), CASES, ids=[" ".join([n, *a]) for n, a, _ in CASES])
-def test_the_large_libraries_are_not_imported(name, arguments, code):
-    command = [sys.executable, "-c", PROGRAM, json.dumps([str(REPOSITORY / name), *arguments])]
+def run(script: str, arguments: list[str], code: int) -> tuple[str, str]:
+    """stdout and stderr of a light end of a command."""
+    command = [sys.executable, "-c", PROGRAM, json.dumps([str(REPOSITORY / script), *arguments])]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == code, ended.stderr
-    modules = json.loads(ended.stdout.rpartition("MODULES ")[2])
-    assert "glioma_dist.cli.arguments" in modules
-    assert HEAVY.intersection(modules) == set()
+    out, _, told = ended.stdout.rpartition("\nTOLD ")
+    told = json.loads(told)
+    assert "glioma_dist.cli.arguments" in told["modules"]
+    assert HEAVY.intersection(told["modules"]) == set()
+    assert told["seconds"] < SECONDS
+    return out, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def places(shards, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "splits").mkdir()
+    for name in ("train", "val", "test"):
+        (folder / "splits" / name).symlink_to(shards / "val")
+    (folder / "image.png").touch()
+    return {
+        "SHARDS": str(shards / "val"),
+        "SPLITS": str(folder / "splits"),
+        "FOLDER": str(folder),
+        "IMAGE": str(folder / "image.png"),
+        "OUT": str(folder / "out"),
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_a_mistyped_flag(name):
+    out, err = run(MAIN, [*name.split(), "--help"], 0)
+    assert out.startswith(f"usage: glioma-dist {name} ")
+    assert err == ""
+    out, err = run(MAIN, [*name.split(), "--no-such-flag", "1"], 2)
+    assert out == ""
+    assert re.fullmatch(r"error: .*--no-such-flag.*\n|error: missing: .*\n|error: .*required.*\n", err), err
+
+
+@pytest.mark.parametrize("script", SHIMS)
+def test_a_shim_is_its_command(script):
+    ours, _ = run(script, ["--help"], 0)
+    programs, _ = run(MAIN, [*SHIMS[script].split(), "--help"], 0)
+    name = Path(script).name
+    assert ours.startswith(f"usage: {name} ")
+    assert ours.split("\n", 1)[1].split() == programs.split("\n", 1)[1].split()
+    _, err = run(script, ["--no-such-flag"], 2)
+    assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["--help"], 0),
+        (["--version"], 0),
+        (["trian"], 2),
+        (["convert"], 2),
+        (["encoders"], 0),
+        (["configs"], 0),
+        (["--print-completion", "zsh"], 0),
+        (["train", "--data.train", "x", "--lr", "fast"], 2),
+        (["train", "--data.train", "x", "--model.encoder", "mit_b9"], 2),
+        (["train", "--data.train", "x", "--config", "no/such.json"], 2),
+        (["plan", "--size", "64x64", "--gpus", "0"], 2),
+        (["plan", "--size", "64x64", "--gpu-memory", "much"], 2),
+        (["reproduce", "table1", "--shard", "3/2"], 2),
+        (["bench", "spatial-parallel", "--spatial-parallel", "1000"], 2),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+def test_what_needs_no_network_imports_none(arguments, code):
+    run(MAIN, arguments, code)
+
+
+def test_shards_are_listed(places):
+    out, err = run(MAIN, ["shards", "inspect", places["SHARDS"]], 0)
+    assert "3 samples in 1 shards" in out
+    assert err == ""
+
+
+def input_cases() -> list:
+    """Every command with each of its flags that names an input."""
+    found = []
+    for name, entry in COMMANDS.items():
+        kind = entry.load().config
+        flags = [flag for flag in path_flags(kind) if flag not in OUTPUTS]
+        if name == "plan":  # which reads no weights
+            flags = []
+        assert bool(flags) == (name not in WITHOUT_INPUTS), (name, flags)
+        if dataclasses.fields(kind):
+            flags += ["--config"]
+        found += [(name, flag) for flag in flags]
+    return found
+
+
+@pytest.mark.parametrize(("name", "flag"), input_cases())
+def test_an_input_that_is_not_there_is_refused_at_once(name, flag, places):
+    missing = str(Path(places["FOLDER"]) / "nowhere" / "x.yaml")
+    base = [re.sub("|".join(places), lambda found: places[found[0]], word) for word in BASES.get(name, "").split()]
+    base = base or ["--size", "64x64"] * (name == "plan")
+    if not flag.startswith("--"):
+        arguments = [missing, *base[1:]]
+    elif flag in base:
+        arguments = [*base]
+        arguments[base.index(flag) + 1] = missing
+    else:
+        arguments = [*base, flag, missing, *WITH.get(flag, ())]
+    _, err = run(MAIN, [*name.split(), *arguments], 2)
+    assert re.fullmatch(r"error: .{1,500}\n", err), err
+    assert "nowhere" in err

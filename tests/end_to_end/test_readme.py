@@ -27,7 +27,7 @@ def run(script: str) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "source"
-    run(f"python tools/make_demo_data.py --out {folder} --livecell 4 2 2 --glioma 4 2 2")
+    run(f"python -m glioma_dist demo --draw-only --out {folder.parent} --livecell 4 2 2 --glioma 4 2 2")
     return folder
 
 

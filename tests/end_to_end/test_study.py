@@ -87,7 +87,7 @@ def settings_in(folder: Path, out: str) -> Settings:
 
 
 def make(folder: Path, out: str, study: Study = STUDY, launch=by_server) -> tuple[dict, list]:
-    """The whole way that tools/reproduce_article.py goes."""
+    """The whole way that `glioma-dist reproduce` goes."""
     settings = settings_in(folder, out)
     prepare(settings, [folder / "target"], "group", [study])
     plan = make_plan(study, settings, (4, 2))
@@ -130,7 +130,7 @@ def test_every_row_has_its_score_from_every_repetition(study, folder):
 def test_pretraining_is_trained_once_and_its_lineage_is_kept(study, folder):
     pretraining = [run for run in study["runs"] if "/source/" in str(run["config"].get("data"))]
     assert len(pretraining) == 1
-    assert len([run for run in study["runs"] if run["script"] == "train.py"]) == 5
+    assert len([run for run in study["runs"] if run["name"] == "train"]) == 5
     best = folder / "out/runs/mit_tiny-livecell_resize_704p-resize_704p/01/run/best/state.json"
     lineage = json.loads(best.read_text())["lineage"]
     assert [each.get("data") for each in lineage] == ["drawn", "drawn"]
@@ -182,7 +182,7 @@ def test_a_run_that_fails_stops_only_those_that_need_it_and_is_tried_again(study
         return 1
 
     make(folder, "broken", part, record)
-    assert tried == ["train.py"]
+    assert tried == ["train"]
 
 
 def test_other_settings_in_the_same_folder_are_refused(study, folder):
@@ -214,13 +214,13 @@ def test_a_run_by_accelerate_launch_as_it_can_be_repeated_by_hand(study, folder,
     """One scoring run again, by its own config, gives the same file."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     settings = settings_in(folder, "out")
-    (job, *_) = [job for job in make_plan(STUDY, settings, (4, 2)).jobs if job.script == "evaluate.py"]
+    (job, *_) = [job for job in make_plan(STUDY, settings, (4, 2)).jobs if job.command == "evaluate"]
     out = Path(job.config["out"])
     before = out.read_text()
     out.unlink()
-    launch = launcher(REPOSITORY / "accelerate_configs" / "cpu.yaml", REPOSITORY)
+    launch = launcher(REPOSITORY / "accelerate_configs" / "cpu.yaml")
     log = folder / "launch.log"
-    assert launch(job.script, job.config_file, log) == 0, log.read_text()
+    assert launch(job.command, job.config_file, log) == 0, log.read_text()
     assert out.read_text() == before
     assert is_finished(job)
 

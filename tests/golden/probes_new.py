@@ -37,6 +37,8 @@ from probing import (
     write_images,
 )
 
+HAS_PROGRAM = find_spec("glioma_dist.__main__") is not None
+"""The commits between have tools/ in its place."""
 TRANSFORMS = ("resize", "random-crop", "random-resized-crop")
 TRANSFORMER = "mit_tiny"
 """Which scores and masks are made with."""
@@ -117,14 +119,21 @@ def _batches(work: Work, shown: Shown) -> Results:
     }
 
 
+def program(name: str, tool: str) -> list[str]:
+    """The words that run a command: of the program, or of the commits that had tools/ in its place."""
+    return [sys.executable, "-m", "glioma_dist", *name.split()] if HAS_PROGRAM else [sys.executable, f"tools/{tool}.py"]
+
+
 def shards(work: Work) -> Results:
     """Bytes of shards: of samples as they are, and of drawn LIVECell-like images; and those images' own bytes."""
     write_sets(work)
     demo, out = work.folder / "demo", work.folder / "shards" / "livecell"
     sizes = ("--livecell", 3, 2, 2, "--glioma", 1, 1, 1)
-    command(work, "demo", [sys.executable, "tools/make_demo_data.py", "--out", demo, *sizes])
+    drawing = program("demo", "make_demo_data") + (["--draw-only"] if HAS_PROGRAM else [])
+    command(work, "demo", [*drawing, "--out", demo, *sizes])
+    demo = demo / "source" if HAS_PROGRAM else demo
     flags = ("--source", demo / "livecell", "--out", out)
-    command(work, "livecell", [sys.executable, "tools/convert_livecell.py", *flags])
+    command(work, "livecell", [*program("convert livecell", "convert_livecell"), *flags])
     images = {path.name: hash_file(path) for path in sorted(demo.rglob("*.tif"))}
     samples = {name: hash_shards(work.folder / name) for name in drawn_sets()}
     return {"demo": images, "samples": samples, "livecell": _splits(out)}
@@ -136,7 +145,7 @@ def real_shards(work: Work) -> Results:
     if not source.is_dir():
         raise CannotRunError(f"no real images in {source}")
     flags = ("--source", source, "--out", out, "--split-seed", 3)
-    command(work, "t98g", [sys.executable, "tools/convert_glioma_c6.py", *flags])
+    command(work, "t98g", [*program("convert glioma-c6", "convert_glioma_c6"), *flags])
     return _splits(out)
 
 
@@ -228,7 +237,7 @@ def onnx(work: Work) -> Results:
     for encoder in TRAINED:
         graph = work.folder / f"{encoder}.onnx"
         flags = ("--checkpoint", train(work, encoder, "cpu") / "best", "--out", graph)
-        command(work, f"export-{encoder}", [sys.executable, "tools/export_onnx.py", *flags])
+        command(work, f"export-{encoder}", [*program("export", "export_onnx"), *flags])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -244,7 +253,7 @@ def study(work: Work) -> Results:
     results = {}
     for preset in ("full", "small"):
         flags = ("all", "--dry-run", "--native", "--preset", preset, "--out", out)
-        printed = command(work, f"study-{preset}", [sys.executable, "tools/reproduce_article.py", *flags])
+        printed = command(work, f"study-{preset}", [*program("reproduce", "reproduce_article"), *flags])
         lines = printed.replace(str(out), "OUT").splitlines()
         results[preset] = {f"line {number:03d}": " ".join(line.split()) for number, line in enumerate(lines, 1)}
     return results | {"runs": _planned(out)}
@@ -260,7 +269,7 @@ def _planned(out: Path) -> Results:
     jobs = [job for plan in plans for job in plan.jobs]
     return {
         str(job.config_file.relative_to(out)): {
-            "command": job.script.removesuffix(".py"),
+            "command": job.command if hasattr(job, "command") else job.script.removesuffix(".py"),
             "needs": " ".join(str(folder.relative_to(out)) for folder in job.needs),
             **flatten(json.loads(json.dumps(job.config).replace(str(out), "OUT"))),
         }

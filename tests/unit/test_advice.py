@@ -30,9 +30,9 @@ def refusal(folder) -> str:
 
 def follow(line: str, tmp_path, **places: str) -> list[ShardReader]:
     """Run the command that a message names; the shards that it makes."""
-    words = shlex.split(re.search(r"python (tools/\S+\.py .*)", line)[1])
+    words = shlex.split(re.search(r"glioma-dist (convert .*)", line)[1])
     words = [places.get(word, word) for word in words]
-    ended = command(words[0], *[word.replace("shards/", f"{tmp_path}/made/") for word in words[1:]])
+    ended = command(" ".join(words[:2]), *[word.replace("shards/", f"{tmp_path}/made/") for word in words[2:]])
     assert ended.exit_code == 0, ended.stderr
     return [ShardReader(index.parent) for index in (tmp_path / "made").rglob("index.json")]
 
@@ -77,13 +77,13 @@ def test_tars_without_an_index_name_the_command_that_makes_one(tmp_path):
     for path in (tmp_path / "tars").glob("*.json"):
         path.unlink()
     line = refusal(tmp_path / "tars")
-    words = shlex.split(re.search(r"python (tools/.*)", line)[1])
-    assert command(*words).exit_code == 0
+    words = shlex.split(re.search(r"glioma-dist (shards .*)", line)[1])
+    assert command(" ".join(words[:2]), *words[2:]).exit_code == 0
     assert len(ShardReader(tmp_path / "tars")) == 3
 
 
-def test_an_empty_folder_names_both_converters(tmp_path):
-    for name in ("convert_livecell.py", "convert_glioma_c6.py"):
+def test_an_empty_folder_names_the_converters(tmp_path):
+    for name in ("convert livecell", "convert glioma-c6", "convert coco"):
         assert name in how_to_make_shards(tmp_path)
 
 
@@ -101,9 +101,7 @@ def test_training_data_without_a_cell_is_refused_and_others_are_told_of(tmp_path
         InputError, match=r"--data\.train .*empty: no mask of 9 samples has a cell, so there is nothing"
     ):
         check_cells([empty], "--data.train", is_needed=True)
-    assert "no mask of 9 samples has a cell; python tools/inspect_shards.py" in check_cells(
-        [empty], "--data.val", False
-    )
+    assert "no mask of 9 samples has a cell; glioma-dist shards inspect" in check_cells([empty], "--data.val", False)
     last = without_cells(tmp_path / "last", 9, with_cells=(8,))
     assert check_cells([last], "--data.train", is_needed=True) is None
     # One set of background among others teaches what is no cell.

@@ -6,16 +6,16 @@ import os
 import numpy as np
 import pytest
 from data_helpers import CELL, HEIGHT, WIDTH, annotation, draw_image, image_record, square, write_coco, write_tiff
-from helpers import load_tool
 from test_convert import convert_quietly, defects, export, read_all
 
+from glioma_dist.cli.arguments import parse
+from glioma_dist.cli.convert import GLIOMA_C6
 from glioma_dist.data.convert.cells import as_segmentation, draw_cells
 from glioma_dist.data.convert.coco import load_coco
 from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.errors import InputError
 
 EVERYWHERE = [[0, 0, WIDTH, 0, WIDTH, HEIGHT, 0, HEIGHT]]
-convert_tool = pytest.fixture(scope="module")(lambda: next(load_tool("convert_glioma_c6")))
 
 
 def labelled(root, labels: list[tuple[str, object]], names: list[str]) -> object:
@@ -74,9 +74,10 @@ def test_categories_are_chosen_by_name(tmp_path):
     assert not list(tmp_path.glob("other/**/*.tar"))
 
 
-def test_the_tools_take_categories(tmp_path, convert_tool):
+def test_the_command_takes_categories(tmp_path):
     labelled(tmp_path / "source", [("A", square(2, 2, 9)), ("B", square(20, 20, 4))], ["A", "B"])
-    convert_tool.convert_glioma_c6(tmp_path / "source", tmp_path / "out", categories=("B",))
+    flags = ["--source", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--categories", "B"]
+    GLIOMA_C6.run(parse(GLIOMA_C6.config, flags))
     assert coverage(tmp_path / "out") == pytest.approx(16 / (WIDTH * HEIGHT))
 
 

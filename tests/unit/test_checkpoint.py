@@ -169,7 +169,7 @@ def test_a_whole_checkpoint_is_named_only_where_there_is_one(run):
 @pytest.mark.parametrize("damage", [flip, remove], ids=lambda each: each.__name__)
 def test_merging_checks(run, tmp_path, name, damage):
     damage(run / "last" / name, run)
-    ended = command("tools/merge_checkpoint.py", "--checkpoint", run / "last", "--out", tmp_path / "merged")
+    ended = command("merge", "--checkpoint", run / "last", "--out", tmp_path / "merged")
     assert ended.exit_code == 2
     assert ended.stderr.count("\n") == 1
     assert f"{run / 'last' / name}: is " in ended.stderr

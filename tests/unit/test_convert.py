@@ -320,7 +320,7 @@ def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_tools_convert_and_refuse_in_one_line(tmp_path):
+def test_the_converters_convert_and_refuse_in_one_line(tmp_path):
     livecell = write_livecell(tmp_path / "livecell", {"train": 2, "val": 1})
     ended = run_tool("convert_livecell.py", "--source", livecell, "--out", tmp_path / "shards" / "livecell")
     assert ended.returncode == 0, ended.stderr

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from helpers import draw_shards, load_tool
+from helpers import draw_shards, load_benchmark
 
 from glioma_dist.config import DataConfig
 from glioma_dist.errors import InputError
@@ -14,12 +14,12 @@ from glioma_dist.size import Size
 
 @pytest.fixture(scope="module")
 def bench():
-    yield from load_tool("bench_loader")
+    yield from load_benchmark("loader")
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    yield from load_tool("simulate_order")
+    yield from load_benchmark("sampler_cost")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -1,4 +1,4 @@
-"""`--model.encoder list`: every encoder once, with figures that a fresh count gives too."""
+"""`glioma-dist encoders`: every encoder once, with figures that a fresh count gives too."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def test_every_encoder_has_a_row():
 
 
 def test_what_is_written_is_what_is_counted(monkeypatch):
-    """If this fails, the code counts otherwise now: `python tools/count_encoders.py` writes the file again."""
+    """If this fails, the code counts otherwise now: `python benchmarks/count_encoders.py` writes the file again."""
     monkeypatch.setattr(encoder_costs, "SIZES", {"704p": Size(704, 512)})
     for name, value in encoder_costs.count_encoder("mit_tiny").items():
         expected = ROWS["mit_tiny"][name]
@@ -49,21 +49,8 @@ def test_memory_is_that_of_the_readme():
     assert (float(row[1]), float(row[2])) == (ROWS["mit_b3"]["peak_gib_704p"], ROWS["mit_b3"]["peak_gib_1472p"])
 
 
-@pytest.mark.parametrize(
-    ("words", "asks"),
-    [
-        (["--model.encoder", "list"], True),
-        (["--data.train", "x", "--model.encoder=list"], True),
-        (["--model.encoder", "mit_b3", "--out", "list"], False),
-        ([], False),
-    ],
-)
-def test_when_the_table_is_asked_for(words, asks):
-    assert encoder_table.asks_for_table(words) is asks
-
-
-def test_train_prints_it():
-    ended = command("train.py", "--model.encoder", "list")
+def test_the_command_prints_it():
+    ended = command("encoders")
     assert ended.exit_code == 0, ended.stderr
     assert encoder_table.encoder_table() in ended.stdout
     lines = ended.stdout.splitlines()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from encoder_helpers import narrow
-from helpers import TINY_CHANNELS, draw_sample, load_tool, tiny_config
+from helpers import TINY_CHANNELS, draw_sample, tiny_config
 
+from glioma_dist.cli.export import EXPORT, ExportConfig
 from glioma_dist.config import ModelConfig
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
@@ -121,14 +122,9 @@ def test_clahe_is_refused(tmp_path):
         export(checkpoint, tmp_path / "model.onnx")
 
 
-@pytest.fixture
-def tool():
-    yield from load_tool("export_onnx")
-
-
-def test_the_tool_and_what_the_file_says_of_itself(tmp_path, tool, capsys):
+def test_the_command_and_what_the_file_says_of_itself(tmp_path, capsys):
     checkpoint = save(tmp_path, "mit_tiny")
-    tool.export_onnx(checkpoint, tmp_path / "out" / "model.onnx")
+    EXPORT.run(ExportConfig(checkpoint, tmp_path / "out" / "model.onnx"))
     assert "differ from PyTorch's by at most" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map

@@ -10,10 +10,13 @@ import glioma_dist
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "glioma_dist"
-MAY_USE_BESIDE = {("training", "evaluation"), ("inference", "evaluation")}
+MAY_USE_BESIDE = {
+    *(("training", "evaluation"), ("inference", "evaluation")),
+    *(("reproduction", "benchmark"), ("__main__", "cli")),
+}
 SOURCES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))
 ON_TOP = [REPOSITORY / name for name in ("train.py", "evaluate.py", "predict.py")] + sorted(
-    (REPOSITORY / "tools").glob("*.py")
+    path for folder in ("tools", "benchmarks") for path in (REPOSITORY / folder).glob("*.py")
 )
 
 
@@ -90,7 +93,7 @@ def test_every_room_has_a_floor():
 def test_the_page_names_every_module_and_none_that_is_gone():
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"\b([a-z][a-z0-9_]*\.py)\b", page))
-    modules = {path.name for path in SOURCES} - {"__init__.py"}
+    modules = {path.name for path in SOURCES} - {"__init__.py", "__main__.py"}
     assert modules - named == set()
     everywhere = {path.name for folder in (PACKAGE, "tests") for path in (REPOSITORY / folder).rglob("*.py")}
     assert named - everywhere - {path.name for path in ON_TOP} == set()
@@ -111,7 +114,7 @@ def test_no_module_goes_through_the_front_door():
 
 
 def test_the_package_never_imports_entry_points_or_tools():
-    top = {path.stem for path in ON_TOP[:3]} | {"tools"}
+    top = {path.stem for path in ON_TOP[:3]} | {"tools", "benchmarks"}
     found = {(module_name(path), name) for path in SOURCES for name in imports(path)}
     assert {pair for pair in found if pair[1].split(".")[0] in top} == set()
 

@@ -2,39 +2,33 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
-from helpers import load_tool
 from pycocotools import mask as coco_mask
 
+from glioma_dist.cli.arguments import parse
+from glioma_dist.cli.demo import DEMO
+from glioma_dist.demo import drawing
 from glioma_dist.errors import InputError
 
 FEW = ("--livecell", "2", "1", "1", "--glioma", "2", "1", "1")
 
 
-@pytest.fixture(scope="module")
-def tool():
-    """The tool as a module."""
-    yield from load_tool("make_demo_data")
-
-
-def draw(tool, out: Path, *flags: str) -> Path:
-    """Runs the tool's main as the command line would."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["make_demo_data.py", "--out", str(out), *(flags or FEW)])
-        tool.main()
+def draw(out: Path, *flags: str) -> Path:
+    """Draws as the command line would. Returns the folder of the drawn data."""
+    config = parse(DEMO.config, ["--draw-only", "--out", str(out.parent), *(flags or FEW)])
+    drawing.draw_sets(out, config.seed, config.livecell, config.glioma)
     return out
 
 
 @pytest.fixture(scope="module")
-def source(tool, tmp_path_factory) -> Path:
+def source(tmp_path_factory) -> Path:
     """A few images of each set."""
-    return draw(tool, tmp_path_factory.mktemp("demo") / "source")
+    return draw(tmp_path_factory.mktemp("demo") / "source")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -62,12 +56,12 @@ def rasterise(annotations: list[dict], image: dict) -> np.ndarray:
     return coco_mask.decode(coco_mask.merge(runs)).astype(bool)
 
 
-def test_same_seed_same_bytes_and_more_images_change_none(tool, source, tmp_path):
-    again = digests(draw(tool, tmp_path / "again"))
+def test_same_seed_same_bytes_and_more_images_change_none(source, tmp_path):
+    again = digests(draw(tmp_path / "again"))
     assert again == digests(source)
-    other = digests(draw(tool, tmp_path / "other", *FEW, "--seed", "1"))
+    other = digests(draw(tmp_path / "other", *FEW, "--seed", "1"))
     assert all(other[name] != again[name] for name in again)
-    more = digests(draw(tool, tmp_path / "more", "--livecell", "3", "1", "1", "--glioma", "3", "1", "1"))
+    more = digests(draw(tmp_path / "more", "--livecell", "3", "1", "1", "--glioma", "3", "1", "1"))
     images = [name for name in again if name.endswith(".tif")]
     assert len(images) == 8
     assert all(more[name] == again[name] for name in images)
@@ -115,14 +109,14 @@ def test_outlines_lie_inside_and_describe_what_is_seen(source):
             assert texture[union].mean() > 2.5 * texture[far].mean()
 
 
-def test_painted_pixels_are_the_outlines_pixels(tool):
+def test_painted_pixels_are_the_outlines_pixels():
     rng = np.random.default_rng(3)
-    image = {"height": tool.GLIOMA.height, "width": tool.GLIOMA.width}
-    cells = [cell for cell in tool.place_cells(rng, tool.GLIOMA, age=1.0) if not cell.rounded]
+    image = {"height": drawing.GLIOMA.height, "width": drawing.GLIOMA.width}
+    cells = [cell for cell in drawing.place_cells(rng, drawing.GLIOMA, age=1.0) if not cell.rounded]
     differing = 0
     for cell in cells:
         sheet, fine = np.zeros((2, image["height"], image["width"]), np.float32)
-        tool.paint_spread_cell(rng, tool.GLIOMA, cell, sheet, fine)
+        drawing.paint_spread_cell(rng, drawing.GLIOMA, cell, sheet, fine)
         mask = rasterise([{"segmentation": [cell.outline.ravel().tolist()]}], image)
         differing += np.sum((sheet > 0) != mask)
         filled = np.zeros(sheet.shape, np.uint8)
@@ -134,29 +128,31 @@ def test_painted_pixels_are_the_outlines_pixels(tool):
     assert differing == 0
 
 
-def test_says_that_it_is_drawn(tool, tmp_path, capsys):
-    out = draw(tool, tmp_path / "new")
+def test_says_that_it_is_drawn(tmp_path, capsys):
+    out = draw(tmp_path / "new")
     assert "drawn, not photographed" in capsys.readouterr().out.splitlines()[-1]
     readme = (out / "README.txt").read_text()
     assert "drawn, not photographed" in readme.splitlines()[0]
     assert "Seed: 0" in readme
 
 
-def test_replaces_its_own_work_only(tool, source, tmp_path):
-    out = draw(tool, tmp_path / "out", "--livecell", "3", "1", "1", "--glioma", "2", "1", "1")
-    assert digests(draw(tool, out)) == digests(source)
+def test_replaces_its_own_work_only(source, tmp_path):
+    out = draw(tmp_path / "out", "--livecell", "3", "1", "1", "--glioma", "2", "1", "1")
+    assert digests(draw(out)) == digests(source)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "README.txt").write_text("my microscope\n")
     for refused in (foreign, foreign / "README.txt"):
-        with pytest.raises(InputError, match="not made by this tool") as caught:
-            draw(tool, refused)
+        with pytest.raises(InputError, match="not made by the demo") as caught:
+            draw(refused)
         assert "\n" not in str(caught.value)
     assert digests(foreign).keys() == {"README.txt"}
 
 
-@pytest.mark.parametrize("flags", [("--seed", "-1"), ("--livecell", "0", "1", "1")])
-def test_refuses_what_cannot_be_drawn(tool, tmp_path, flags):
-    with pytest.raises(InputError, match="1 image or more"):
-        draw(tool, tmp_path / "out", *flags)
+@pytest.mark.parametrize(
+    ("flags", "fragment"), [(("--seed", "-1"), "0 or more"), (("--livecell", "0", "1", "1"), "1 image or more")]
+)
+def test_refuses_what_cannot_be_drawn(tmp_path, flags, fragment):
+    with pytest.raises(InputError, match=fragment):
+        draw(tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()

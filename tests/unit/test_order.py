@@ -178,7 +178,7 @@ def test_memory_grows_with_shards_and_never_with_samples():
 
 
 def test_a_billion_samples_in_a_hundred_thousand_shards_cost_megabytes_and_no_time():
-    """tools/simulate_order.py has the figures: tens of microseconds a sample. The bound is one for a busy machine."""
+    """benchmarks/sampler_cost.py has the figures, tens of microseconds a sample; the bound is for a busy machine."""
     tracemalloc.start()
     order = DeterministicSampler([10**4] * 10**5, 256, seed=0)
     order.batch(0)

@@ -2,8 +2,8 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
-import inspect
 import json
 import sys
 from pathlib import Path
@@ -12,16 +12,14 @@ from typing import Any, get_type_hints
 import pytest
 from helpers import REPOSITORY
 
-from glioma_dist import config
 from glioma_dist.cli import arguments as command_line
+from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config import EvaluateConfig, PredictConfig, TrainConfig
 from glioma_dist.config.file import read_config, to_dict
 from glioma_dist.config.paths import URL_SCHEMES, check_path, path_flags
 from glioma_dist.data.shards.storage import SCHEMES
 from glioma_dist.errors import InputError, one_line
 
-SCRIPTS = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
-READERS = ("parse", "read_arguments", "run_function")
 NO_PATHS = {
     "--model.encoder": "a name",
     "--encoder": "a name",
@@ -37,6 +35,8 @@ NO_PATHS = {
     "--split": "a name",
     "--source-splits": "names",
     "--licence": "words of a licence, which can be a URL",
+    "--categories": "names",
+    "--name": "a name of a file of the package",
 }
 """Flags that take text which is no path. A new flag of text is either here or is marked as a path."""
 REFUSED = (
@@ -53,28 +53,32 @@ REFUSED = (
 EMPTY = ("", "  ")
 
 
-def load(script: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"command_{script.stem}", script)
+def benchmark_configs() -> dict[str, str]:
+    """Script of benchmarks/ -> the name of the dataclass of its flags, which it reads by `parse`, once."""
+    found = {}
+    for script in sorted((REPOSITORY / "benchmarks").glob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if ast.unparse(call.func) in ("tyro.cli", "argparse.ArgumentParser")]
+        names = [call.args[0].id for call in calls if getattr(call.func, "id", None) == "parse"]
+        assert len(names) <= 1, script
+        found |= {f"benchmarks/{script.name}": name for name in names}
+    return found
+
+
+BENCHMARKS = benchmark_configs()
+NAMES = (*COMMANDS, *BENCHMARKS)
+
+
+@functools.cache
+def target_of(name: str) -> type:
+    """The dataclass of the flags of a command of the program, or of a script of benchmarks/."""
+    if name in COMMANDS:
+        return COMMANDS[name].load().config
+    spec = importlib.util.spec_from_file_location(f"command_{Path(name).stem}", REPOSITORY / name)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
-
-
-def reads(script: Path) -> tuple[str, str]:
-    """By which function a command reads its flags, and the name of the config or function that they are of."""
-    calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
-    found = [call for call in calls if getattr(call.func, "id", None) in READERS]
-    assert len(found) == 1, f"{script.name}: reads its flags by one of {READERS}, once"
-    assert not [call for call in calls if ast.unparse(call.func) in ("tyro.cli", "argparse.ArgumentParser")]
-    return found[0].func.id, found[0].args[0].id
-
-
-def target_of(script: Path) -> tuple[str, Any]:
-    """How a command reads its flags, and the config's class or the function that they are of."""
-    how, name = reads(script)
-    module = load(script)
-    return how, getattr(module, name, None) or getattr(config, name)
+    return getattr(module, BENCHMARKS[name])
 
 
 def text_flags(kind: Any, prefix: str = "--") -> set[str]:
@@ -88,27 +92,34 @@ def text_flags(kind: Any, prefix: str = "--") -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def targets() -> dict[str, tuple[str, Any]]:
-    """Command -> how it reads its flags, and the config's class or the function."""
-    return {script.name: target_of(script) for script in SCRIPTS}
+WITHOUT_PATHS = ("benchmarks/convert.py", "benchmarks/sampler_cost.py", "encoders", "configs")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_every_path_of_every_command_refuses_what_is_no_path(script, targets, capsys):
+def test_only_the_program_and_the_benchmarks_read_command_lines():
+    """What else calls tyro or argparse would not refuse what `parse` refuses."""
+    for script in (REPOSITORY / "glioma_dist").rglob("*.py"):
+        calls = [
+            ast.unparse(node.func) for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)
+        ]
+        if script.parent.name != "cli":
+            assert not {"tyro.cli", "argparse.ArgumentParser", "parse_args"} & calls, script
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_path_of_every_command_refuses_what_is_no_path(name, capsys):
     """Values as a shell hands them over. Each command stops before it has done anything at all."""
-    how, target = targets[script.name]
+    target = target_of(name)
     flags = path_flags(target)
     required = required_arguments(target)
-    assert flags or script.name in ("bench_convert.py", "count_encoders.py", "simulate_order.py")
+    assert flags or name in WITHOUT_PATHS
     for flag, takes_urls in flags.items():
         for value in (*REFUSED, *EMPTY):
             if takes_urls and value.partition("://")[0] in URL_SCHEMES:
                 continue
-            others = [part for name, text in required.items() if name != flag for part in words(name, text)]
+            others = [part for other, text in required.items() if other != flag for part in words(other, text)]
             given = [f"{flag}={value}"] if flag.startswith("--") else [value]
             with pytest.raises(InputError) as error:
-                read(how, target, [*others, *given])
+                command_line.parse(target, [*others, *given])
             line = one_line(error.value)
             assert flag in line or value in EMPTY, (flag, value, line)
             assert len(line) <= 500
@@ -122,31 +133,19 @@ def words(flag: str, value: str) -> list[str]:
 def required_arguments(target: Any) -> dict[str, str]:
     """A value for each flag that has no default."""
     known = {"sizes": "64x64", "study": "table1", "shards": "x", "size": "64x64"}
-    if dataclasses.is_dataclass(target):
-        missing = [
-            field.name
-            for field in dataclasses.fields(target)
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ]
-    else:
-        missing = [name for name, each in inspect.signature(target).parameters.items() if each.default is each.empty]
+    missing = [
+        field.name
+        for field in dataclasses.fields(target)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
     positional = {"study", "shards"}
     flags = {name: name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in missing}
     return {flag: known.get(name, "x") for name, flag in flags.items()}
 
 
-def read(how: str, target: Any, argv: list[str]) -> None:
-    if how == "parse":
-        command_line.parse(target, argv)
-    elif how == "read_arguments":
-        command_line.read_arguments(target, argv)
-    else:
-        command_line.run_function(target, argv)
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_every_flag_that_takes_text_is_known_for_a_path_or_for_none(script, targets):
-    _, target = targets[script.name]
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_that_takes_text_is_known_for_a_path_or_for_none(name):
+    target = target_of(name)
     paths = {flag if flag.startswith("--") else f"--{flag.lower()}" for flag in path_flags(target)}
     assert text_flags(target) - paths - NO_PATHS.keys() == set()
 
@@ -232,16 +231,16 @@ def test_a_config_without_paths_still_reads_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "given", "named"),
+    ("name", "given", "named"),
     [
-        ("inspect_shards.py", "x --num-images 3 --licence CC0", {"--num-images", "--licence"}),
-        ("inspect_shards.py", "x --num-images 3 --sheet s.png --index --licence CC0", set()),
-        ("bench_resolution.py", "--sizes 64x64 --max-megapixels 3 --out nowhere", {"--max-megapixels"}),
-        ("plan_memory.py", "--size 64x64 --model.init imagenet", {"--model.init"}),
-        ("plan_memory.py", "--size 64x64", set()),
+        ("shards inspect", "x --num-images 3", {"--num-images"}),
+        ("shards inspect", "x --num-images 3 --sheet s.png", set()),
+        ("bench resolution", "--sizes 64x64 --max-megapixels 3 --out nowhere", {"--max-megapixels"}),
+        ("plan", "--size 64x64 --model.init imagenet", {"--model.init"}),
+        ("plan", "--size 64x64", set()),
     ],
 )
-def test_flags_without_an_effect_are_named_by_tools_too(script, given, named, targets, capsys):
-    command_line.read_arguments(targets[script][1], given.split())
+def test_flags_without_an_effect_are_named_by_commands_too(name, given, named, capsys):
+    command_line.parse(target_of(name), given.split())
     said = [line.split()[2].rstrip(":") for line in capsys.readouterr().out.splitlines()]
     assert set(said) == named

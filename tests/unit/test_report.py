@@ -37,7 +37,7 @@ def make_row(network: str, level: str, size: str, gib: float, seconds: float, **
         "device": "Some GPU",
         "versions": {"torch": "2.15.0", "segmentation-models-pytorch": None},
         "commit": "abc1234",
-        "command": "tools/bench_resolution.py --sizes 704x512",
+        "command": "glioma-dist bench resolution --sizes 704x512",
         **changes,
     }
 
@@ -68,7 +68,7 @@ def test_the_page_says_what_was_measured_where():
         "Some GPU",
         "torch 2.15.0",
         "commit abc1234",
-        "tools/bench_resolution.py --sizes",
+        "glioma-dist bench resolution --sizes",
     ):
         assert fact in text
     assert "None" not in text

@@ -173,7 +173,7 @@ def test_a_mask_of_another_size_is_not_written(tmp_path):
 
 
 def test_a_missing_folder_and_a_folder_without_index_say_convert(tmp_path):
-    with pytest.raises(InputError, match=r"no such folder; make shards first: tools/convert"):
+    with pytest.raises(InputError, match=r"no such folder; make shards first: glioma-dist convert"):
         ShardReader(tmp_path / "none")
     with pytest.raises(InputError, match=r"no index.json.*make shards first"):
         ShardReader(tmp_path)

@@ -9,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import command, draw_sample, draw_shards, load_tool
+from helpers import command, draw_sample, draw_shards
 
 from glioma_dist.config import EvaluateConfig, ModelConfig, PredictConfig, TrainConfig
 from glioma_dist.config.file import from_dict
+from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.splits import read_splits
 from glioma_dist.data.transforms import resize_mask
@@ -46,7 +47,7 @@ from glioma_dist.size import Size
 
 FULL = Settings(PRESETS["full"], Path("livecell"), Path("studies/x"))
 NUM_LIVECELL = (3253, 570)
-MARKS = {"train.py": TrainConfig, "evaluate.py": EvaluateConfig, "predict.py": PredictConfig}
+MARKS = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
 
 
 def written(study) -> list[tuple[str, str, str, str, tuple[float, ...]]]:
@@ -127,8 +128,8 @@ def test_every_run_of_every_study_has_a_config_that_its_entry_point_takes(preset
         folders = set()
         for job in plan.jobs:
             assert job.needs == tuple(folder for folder in job.needs if folder in folders), "before what it needs"
-            folders |= {job.folder} if job.script == "train.py" else set()
-            from_dict(MARKS[job.script], job.config).validate()
+            folders |= {job.folder} if job.command == "train" else set()
+            from_dict(MARKS[job.command], job.config).validate()
             # A run has one meaning, whichever table asks for it.
             assert configs.setdefault(job.config_file, job.config) == job.config
     outs = [config["out"] for config in configs.values()]
@@ -137,7 +138,7 @@ def test_every_run_of_every_study_has_a_config_that_its_entry_point_takes(preset
 
 def test_pretraining_is_shared_and_repetitions_have_their_own_images_and_seeds():
     plan = make_plan(table1(), replace(FULL, seed=5), NUM_LIVECELL)
-    trainings = [job for job in plan.jobs if job.script == "train.py"]
+    trainings = [job for job in plan.jobs if job.command == "train"]
     pretrainings = [job for job in trainings if not job.needs and "livecell" in job.folder.name]
     assert [job.config["model"]["init"] for job in pretrainings] == ["imagenet"] * 2
     assert len(trainings) == 2 + 6 * 10
@@ -170,7 +171,7 @@ def test_imagenet_from_files_from_the_hub_and_from_nowhere():
     weights = {
         (job.encoder, job.config["model"]["init"]): job.config["model"].get("weights")
         for job in plan.jobs
-        if job.script == "train.py" and job.config["model"]["init"] in ("imagenet", "random")
+        if job.command == "train" and job.config["model"]["init"] in ("imagenet", "random")
     }
     assert weights["mit_b3", "imagenet"] == "weights/b3.safetensors"
     assert not weights["vgg19", "random"]
@@ -190,7 +191,7 @@ def test_machines_share_all_runs_out_without_waiting_for_each_other(count):
     parts = [share(jobs, costs, number, count) for number in range(1, count + 1)]
     assert sorted(str(job.config_file) for part in parts for job in part) == sorted(str(j.config_file) for j in jobs)
     for part in parts:
-        own = {job.folder for job in part if job.script == "train.py"}
+        own = {job.folder for job in part if job.command == "train"}
         assert all(set(job.needs) <= own for job in part)
     loads = [sum(costs[job.config_file] for job in part) for part in parts]
     assert max(loads) < 1.5 * sum(loads) / count
@@ -203,7 +204,7 @@ def test_operations_are_counted_by_size_and_hours_follow():
     assert large == pytest.approx(2 * small, rel=0.1)
     settings = replace(FULL, preset=replace(PRESETS["small"], encoders={"mit_b3": "mit_tiny", "vgg19": "mit_tiny"}))
     plan = make_plan(table1(), settings, (10, 5))
-    job = next(job for job in plan.jobs if job.script == "train.py" and not job.needs)
+    job = next(job for job in plan.jobs if job.command == "train" and not job.needs)
     size = settings.preset.sizes["704p"]
     operations = (12 * 15 * 3 + 12 * 5) * forward_operations(ModelConfig(encoder="mit_tiny"), size)
     assert hours(job, 1e9) == pytest.approx((operations / 1e9 + 30) / 3600)
@@ -395,14 +396,9 @@ def test_pages_say_what_did_not_run_and_that_a_small_study_answers_nothing(resul
 # The command.
 
 
-@pytest.fixture
-def tool():
-    yield from load_tool("reproduce_article")
-
-
 def test_a_dry_run_needs_no_data_and_lists_every_run(tmp_path):
     ended = command(
-        "tools/reproduce_article.py",
+        "reproduce",
         "table1",
         "--dry-run",
         "--preset",
@@ -440,9 +436,9 @@ def test_a_dry_run_needs_no_data_and_lists_every_run(tmp_path):
         ({"gpu_tflops": 0.0}, "--gpu-tflops"),
     ],
 )
-def test_bad_flags_are_one_line(tool, wrong, words):
+def test_bad_flags_are_one_line(wrong, words):
     with pytest.raises(InputError, match=re.escape(words)):
-        tool.ReproduceConfig(**{"study": "table3", **wrong}).validate()
+        ReproduceConfig(**{"study": "table3", **wrong}).validate()
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path):

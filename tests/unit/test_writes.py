@@ -1,4 +1,4 @@
-"""Every file is written under a temporary name and renamed, by files.py: a scan of the package and the tools."""
+"""Every file is written under a temporary name and renamed, by files.py: a scan of the package and the benchmarks."""
 
 import ast
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = sorted([*(REPOSITORY / "glioma_dist").rglob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
+SOURCES = sorted([*(REPOSITORY / "glioma_dist").rglob("*.py"), *(REPOSITORY / "benchmarks").glob("*.py")])
 SOURCES += [REPOSITORY / name for name in ("train.py", "evaluate.py", "predict.py")]
 METHODS = {
     *("write_text", "write_bytes", "savefig", "imwrite", "imsave", "to_csv", "to_json", "tofile", "save_file"),
@@ -32,10 +32,10 @@ ALLOWED = {
     "glioma_dist/data/shards/file_locks.py: held": "the lock of a shard that is being fetched",
     "glioma_dist/report/resolution.py: write_report": "a figure into memory",
     "glioma_dist/report/study_plots.py: draw_plot": "a figure into memory",
-    "tools/make_demo_data.py: draw_split": "a TIFF into memory",
-    "tools/bench_loader.py: write_data": "scratch data of a benchmark, in a temporary folder",
-    "tools/bench_convert.py: write_json": "scratch data of a benchmark, in a temporary folder",
-    "tools/bench_convert.py: bench_speed": "scratch data of a benchmark, in a temporary folder",
+    "glioma_dist/demo/drawing.py: draw_split": "a TIFF into memory",
+    "benchmarks/loader.py: write_data": "scratch data of a benchmark, in a temporary folder",
+    "benchmarks/convert.py: write_json": "scratch data of a benchmark, in a temporary folder",
+    "benchmarks/convert.py: bench_speed": "scratch data of a benchmark, in a temporary folder",
 }
 """Module and function of each direct write, and why it is none of files.py."""
 MAY_RENAME = {

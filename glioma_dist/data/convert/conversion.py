@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from glioma_dist.config.data import ARTICLE_COUNTS
 from glioma_dist.data.convert.audit import (
     DOUBLED_NAME,
     IMAGE_WITHOUT_LABELS,
@@ -29,8 +30,6 @@ from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_write
 
 AUDIT_NAME = "audit.json"
-# The article's division of its 30 images.
-ARTICLE_COUNTS = (15, 5, 10)
 
 
 def convert(

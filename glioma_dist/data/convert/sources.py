@@ -2,25 +2,24 @@
 
 import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path, PurePosixPath
 
+from glioma_dist.data.advice import ARCHIVES, data_folder
 from glioma_dist.data.convert.coco import CocoFile
 from glioma_dist.data.convert.image_folder import ImageFolder, walk_files
 from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
 from glioma_dist.data.splits import WHOLE
 from glioma_dist.errors import InputError, one_line, printable
-from glioma_dist.files import cannot_read, read_bytes
+from glioma_dist.files import cannot_read, check_plain, read_bytes
 
 LIVECELL_LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
 LIVECELL_CITATION = "Edlund et al. 2021, Nature Methods 18, doi 10.1038/s41592-021-01249-6"
 MAX_LICENCE_BYTES = 2**20
 MAX_LICENCE_CHARACTERS = 1000
 UNKNOWN_LICENCE = "unknown; see the data's publisher"
-ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
 # A172_Phase_B7_2_00d04h00m_2.tif: line, well, field, time since the start, part of the field.
 LIVECELL_NAME = re.compile(r"(?P<line>[^_]+)_Phase_(?P<well>[A-Z]\d+)_\d+_(?P<d>\d+)d(?P<h>\d+)h(?P<m>\d+)m")
@@ -54,7 +53,7 @@ def find_livecell(source: str | Path) -> Source:
 
     Raises InputError, with what was looked for and found, where there is none.
     """
-    folder = _existing(source)
+    folder = data_folder(source)
     found, files = walk_files(folder), {}
     for split in ("train", "val", "test"):
         candidates = [path for path in found if path.name == f"livecell_coco_{split}.json"]
@@ -80,7 +79,7 @@ def find_glioma_c6(source: str | Path) -> Source:
     `annotations/instances_<subset>.json` with `images/<subset>/`; a single subset `default` becomes the split
     `all`. Raises InputError, with what was looked for and found, where there is neither.
     """
-    folder = _existing(source)
+    folder = data_folder(source)
     found = walk_files(folder)
     published = sorted(path for path in found if fnmatch(path.name, "anno_*.json"))
     exported = sorted(
@@ -97,6 +96,17 @@ def find_glioma_c6(source: str | Path) -> Source:
         images = _images(_exported_images(exported[0], "default"), folder)
         return Source(folder, [SourceSplit(WHOLE, exported[0], images)], has_own_splits=False)
     return Source(folder, _named_splits(folder, exported, _exported_images))
+
+
+def find_coco(annotations: Path, images: Path, split: str = WHOLE, licence: str | None = None) -> Source:
+    """A COCO file and the folder of its images, as one split. licence: where None, that of the file or the folder.
+
+    Raises InputError where the file is none, or the folder holds no image.
+    """
+    folder = data_folder(images)
+    check_plain(annotations, os.stat(annotations))
+    splits = [SourceSplit(split, annotations, _images(folder, folder))]
+    return Source(folder, splits, has_own_splits=False, licence=licence)
 
 
 def licence_of(source: Source, coco: CocoFile) -> str:
@@ -167,22 +177,6 @@ def _images(root: Path, source: Path) -> ImageFolder:
     if not images.files:
         raise InputError(f"{root}: labels were found, but no TIFF or PNG here; put the images here")
     return images
-
-
-def _existing(source: str | Path) -> Path:
-    folder = Path(source)
-    try:
-        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no such folder; name the folder that holds the data set") from None
-    except ValueError as error:  # a name with a zero byte
-        raise InputError(f"{folder!r}: cannot be the name of a folder ({error})") from None
-    except OSError as error:
-        raise cannot_read(folder, error) from None
-    if not is_folder:
-        what = "unpack it, then name the folder" if folder.suffix.lower() in ARCHIVES else "name the folder"
-        raise InputError(f"{folder}: is a file, not a folder; {what} that holds the data set")
-    return folder
 
 
 def _not_found(folder: Path, files: list[Path], dataset: str, wanted: str) -> InputError:

@@ -100,7 +100,7 @@ class MemberTable:
 def read_index(source: LocalFolder | RemoteFolder) -> dict:
     """index.json of a folder of shards. Raises InputError where it is missing or says what cannot be."""
     if isinstance(source, LocalFolder):
-        _check_folder(source.folder)
+        check_folder(source.folder)
     path = source.where(INDEX_NAME)
     index = _as_json(source.read_all(INDEX_NAME, MAX_INDEX_BYTES, _is_json), source, INDEX_NAME, MAX_INDEX_ITEMS)
 
@@ -179,7 +179,8 @@ def _finite(text: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raises InputError, with what to do, where a folder of this machine holds no shards."""
     try:
         if not stat.S_ISDIR(os.stat(folder).st_mode):
             raise InputError(f"{folder}: is a file, not a folder of shards; {IN_GENERAL}")

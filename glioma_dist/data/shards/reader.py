@@ -131,6 +131,8 @@ class ShardWriter:
         from webdataset import TarWriter  # here, because those who read shards do not need it
 
         # Fixed time and owners: otherwise the same samples would give other bytes on another day or machine.
+        # Imported here, because webdataset brings PyTorch along, and reading shards needs neither.
+
         self._tar = TarWriter(self._file, encoder=False, user="glioma-dist", group="glioma-dist", mtime=0)
 
     def _finish_shard(self) -> None:

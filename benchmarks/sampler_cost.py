@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 from webdataset.filters import shuffle
 
-from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.cli.arguments import parse
 from glioma_dist.data.sampler import SHARDS_IN_WINDOW, DeterministicSampler
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
@@ -125,7 +125,7 @@ def simulate(config: SimulationConfig) -> None:
 
 
 def main() -> None:
-    config = read_arguments(SimulationConfig)
+    config = parse(SimulationConfig)
     simulate(config)
 
 

@@ -1,10 +1,9 @@
-"""Count what each encoder costs, for `train.py --model.encoder list`: `python tools/count_encoders.py`."""
+"""Count what each encoder costs, for `glioma-dist encoders`: `python benchmarks/count_encoders.py`."""
 
 import json
 
 from glioma_dist.benchmark.encoder_costs import count_encoder
 from glioma_dist.benchmark.encoder_table import FILE, encoder_table
-from glioma_dist.cli.arguments import run_function
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_atomically
 from glioma_dist.registry import encoders
@@ -21,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: run_function(main))
+    run_command(main)

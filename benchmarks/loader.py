@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
-from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.cli.arguments import parse
 from glioma_dist.config import DataConfig
 from glioma_dist.data.loader import image_tensor, prepare_training_sample, training_batches
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
@@ -294,7 +294,7 @@ def bench(config: BenchConfig) -> list[dict]:
 
 
 def main() -> None:
-    config = read_arguments(BenchConfig)
+    config = parse(BenchConfig)
     bench(config)
 
 

@@ -1,4 +1,4 @@
-"""ImageNet against random starting weights, run after run on the same images: `python tools/study_starting_weights.py
+"""ImageNet against random starting weights, run after run on the same images: `python benchmarks/starting_weights.py
 --help`."""
 
 import csv
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from glioma_dist.cli.arguments import read_arguments
+from glioma_dist.cli.arguments import parse
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.sources import find_glioma_c6
@@ -33,7 +33,7 @@ class StudyConfig:
     """Trains each split and seed from random and from ImageNet weights and scores the test images at full size."""
 
     source: Path
-    """A data set as tools/convert_glioma_c6.py takes it, without splits of its own."""
+    """A data set as glioma-dist convert glioma-c6 takes it, without splits of its own."""
     out: Path
     """Folder for shards, runs and table.csv; a study that was cut off resumes where it was."""
     encoder: str = "efficientnet_lite0"
@@ -52,7 +52,7 @@ class StudyConfig:
 
 
 def main() -> None:
-    study = read_arguments(StudyConfig)
+    study = parse(StudyConfig)
     weights = study.weights or packaged_weights()
     torch.set_num_threads(study.threads)
     context = DistributedContext.start()

@@ -1,9 +1,10 @@
-"""One image on several processes, by its rows: memory, time, and what is sent: `python tools/bench_spatial_parallel.py
---help`.
+"""One image on several processes, by its rows: memory, time, and what is sent; `glioma-dist bench spatial-parallel`.
 
 Each number of strips is a launch of its own. On a machine without GPUs the processes share its cores, so that the time
 of a step says what the exchange costs, not what several machines gain.
 """
+
+from __future__ import annotations
 
 import itertools
 import json
@@ -12,81 +13,34 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
-from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell, measure_spatial_parallel
-from glioma_dist.cli.arguments import read_arguments
-from glioma_dist.config import ModelConfig, check_spatial_parallel
-from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.distributed.launcher import check_launch_file
-from glioma_dist.distributed.run_command import run_command
+from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell
+from glioma_dist.config import ModelConfig
+from glioma_dist.config.benchmark import SpatialParallelConfig
+from glioma_dist.config.launch_files import launch_file
 from glioma_dist.errors import InputError
-from glioma_dist.files import check_new_folder, make_folder, write_atomically, write_json_atomically
+from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.operations import forward_operations
-from glioma_dist.scale.planner import GIB, Level, Step, count, count_sent
-from glioma_dist.scale.spatial_group import strip_edges
-from glioma_dist.size import Size, SizeFlag
+from glioma_dist.scale.planner import GIB, Step, count, count_sent
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-NATIVE = Size(2592, 1952)
 LINKS_GB_S = {"NVLink, 450 GB/s": 450.0, "PCIe 5, 50 GB/s": 50.0, "Ethernet, 100 Gbit/s": 12.5, "10 Gbit/s": 1.25}
 """Bytes that one card can send in a second, at best."""
 TIMES_FORWARD = 3
 """A backward pass takes two forward passes' work."""
 
 
-@dataclass(frozen=True)
-class BenchSpatialParallelConfig:
-    """A JSON file and a Markdown table of memory, time and traffic against the number of strips."""
-
-    sizes: tuple[SizeFlag, ...] = (Size(1472, 1120),)
-    """Sizes of an image that are measured."""
-    spatial_parallel: tuple[int, ...] = (1, 2, 4)
-    """Numbers of processes that share an image."""
-    levels: tuple[Level, ...] = ("none", "full")
-    """Levels of activation checkpointing."""
-    encoder: str = "mit_b0"
-    repeats: int = 2
-    warm_up: int = 1
-    launch_file: Path | None = None
-    """File for accelerate launch; by default accelerate_configs/spatial_parallel.yaml on GPUs, cpu_2_processes.yaml
-    without."""
-    foretold_encoder: str = "mit_b3"
-    foretold_size: SizeFlag = NATIVE
-    """Of what the traffic is counted, in bf16."""
-    tflop_s: float = 100.0
-    """What a card computes in a second, sustained, for the shares of time that are foretold."""
-    out: Path = Path("docs/benchmarks/spatial_parallel")
-    """A new folder for spatial_parallel.json and spatial_parallel.md."""
-
-    def validate(self) -> None:
-        for name in (self.encoder, self.foretold_encoder):
-            ModelConfig(encoder=name).validate()
-            check_spatial_parallel(max(self.spatial_parallel, default=1), name)
-        if not self.spatial_parallel or min(self.spatial_parallel) < 1 or not self.levels:
-            raise InputError("--spatial-parallel, --levels: give one or more, as 1 2 4")
-        for size in (*self.sizes, self.foretold_size):
-            strip_edges(size.height, max(self.spatial_parallel))
-        if self.repeats < 1 or self.warm_up < 0 or not self.tflop_s > 0:
-            raise InputError("--repeats and --tflop-s: give more than 0, --warm-up 0 or more")
-        if self.launch_file is not None:
-            check_launch_file("--launch-file", self.launch_file)
-        check_new_folder("--out", self.out)
-        if (self.out / "spatial_parallel.json").exists():
-            raise InputError(f"--out {self.out} holds a benchmark already; give another folder")
-
-
-def measured(config: BenchSpatialParallelConfig) -> list[dict]:
+def measured(config: SpatialParallelConfig) -> list[dict]:
     """A row for each size, level and number of processes that share an image, measured by a launch."""
     default = "spatial_parallel.yaml" if torch.cuda.is_available() else "cpu_2_processes.yaml"
-    file = config.launch_file or REPOSITORY / "accelerate_configs" / default
+    file = config.launch_file or launch_file(default)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     found = []
     for size, level, number in itertools.product(config.sizes, config.levels, config.spatial_parallel):
@@ -97,8 +51,8 @@ def measured(config: BenchSpatialParallelConfig) -> list[dict]:
                 *launch,
                 "--num_processes",
                 str(number),
-                __file__,
-                "--cell",
+                "-m",
+                "glioma_dist.benchmark.spatial_parallel",
                 json.dumps(asdict(cell)),
                 str(result),
             ]
@@ -111,7 +65,7 @@ def measured(config: BenchSpatialParallelConfig) -> list[dict]:
     return found
 
 
-def foretold(config: BenchSpatialParallelConfig) -> list[dict]:
+def foretold(config: SpatialParallelConfig) -> list[dict]:
     """A row for each number of strips and level: memory, work and bytes sent by one card in a bf16 step."""
     model = ModelConfig(encoder=config.foretold_encoder)
     flop = forward_operations(model, config.foretold_size)
@@ -126,7 +80,7 @@ def foretold(config: BenchSpatialParallelConfig) -> list[dict]:
     return found
 
 
-def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config: BenchSpatialParallelConfig) -> str:
+def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config: SpatialParallelConfig) -> str:
     lines = [
         "# One image over several processes\n",
         f"{metadata['device']}; torch {metadata['torch']}; {metadata['commit']}.\n",
@@ -158,19 +112,13 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--cell"]:
-        context = DistributedContext.start()
-        row = measure_spatial_parallel(SpatialParallelCell(**json.loads(sys.argv[2])), context)
-        if context.is_main:
-            write_json_atomically(Path(sys.argv[3]), row)
-        return
-    config = read_arguments(BenchSpatialParallelConfig)
+def bench(config: SpatialParallelConfig) -> None:
+    """Measure and count everything, and write the results."""
     metadata = {
         "device": describe_device(find_device()),
         "torch": find_version("torch"),
-        "commit": find_commit(REPOSITORY),
-        "command": shlex.join(sys.argv),
+        "commit": find_commit(Path(__file__).parent),
+        "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
     }
     steps, traffic = measured(config), foretold(config)
     make_folder(config.out)
@@ -178,7 +126,3 @@ def main() -> None:
     write_json_atomically(config.out / "spatial_parallel.json", content)
     write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
     print(f"{config.out / 'spatial_parallel.md'}")
-
-
-if __name__ == "__main__":
-    run_command(main)

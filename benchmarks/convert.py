@@ -4,6 +4,7 @@ import json
 import resource
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import tifffile
 from rich.console import Console
 
-from glioma_dist.cli.arguments import run_function
+from glioma_dist.cli.arguments import parse
 from glioma_dist.data.convert.cells import draw_cells
 from glioma_dist.data.convert.coco import load_coco
 from glioma_dist.data.convert.conversion import convert
@@ -93,19 +94,24 @@ def bench_large_json(folder: Path) -> None:
     )
 
 
-def bench_convert(num_images: int = 100, large_json: bool = False) -> None:
-    """Measure the converters on drawn data.
+@dataclass(frozen=True)
+class ConvertBenchConfig:
+    """Measure the converters on drawn data."""
 
-    Args:
-        num_images: How many images of 704x520 with 300 cells each are converted.
-        large_json: Read and rasterise a JSON of 3,253 images and a million polygons instead.
-    """
+    num_images: int = 100
+    """How many images of 704x520 with 300 cells each are converted."""
+    large_json: bool = False
+    """Read and rasterise a JSON of 3,253 images and a million polygons instead."""
+
+
+def bench_convert(config: ConvertBenchConfig) -> None:
+    """Print a table."""
     with tempfile.TemporaryDirectory() as folder:
-        if large_json:
+        if config.large_json:
             bench_large_json(Path(folder))
         else:
-            bench_speed(Path(folder), num_images)
+            bench_speed(Path(folder), config.num_images)
 
 
 if __name__ == "__main__":
-    run_command(lambda: run_function(bench_convert))
+    run_command(lambda: bench_convert(parse(ConvertBenchConfig)))

@@ -1,4 +1,4 @@
-"""Draw the small data sets that `make demo` works on: phase-contrast cells, drawn, not photographed.
+"""Draw the small data sets that the demo works on: phase-contrast cells, drawn, not photographed.
 
 `livecell/` (grey) and `glioma_c6/` (RGB) come in the published layouts, for the converters to take them like
 the real sets. The outline in the JSON is the one painted. A cell is a sheet of optical thickness; phase
@@ -18,42 +18,17 @@ from numpy import ndarray
 from numpy.random import Generator
 from pycocotools import mask as coco_mask
 
-from glioma_dist.cli.arguments import read_arguments
-from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 
 README_TITLE = "Demo data of glioma-dist: drawn, not photographed"
 README = f"""{README_TITLE}
 
-Made by tools/make_demo_data.py. No microscope, no culture, no cell line: names and folders follow LIVECell
+Made by glioma-dist demo. No microscope, no culture, no cell line: names and folders follow LIVECell
 and Glioma C6 so that the converters run as on the real data. Scores on these pictures say that the toolkit
 works, and nothing about biology. Polygons are the outlines that were painted, and overlap where cells do.
 Bright dots with a dark rim, dark specks and shreds are debris. In glioma_c6, Type A are spread cells, Type B
 rounded ones, soma (a part, no whole cell) the bodies of a few Type A cells. Seed: """
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Draw the demo's two data sets: phase-contrast cells, drawn, not photographed."""
-
-    out: Path
-    """Folder to draw into: new, empty, or an earlier result of this tool, which is replaced."""
-    seed: int = 0
-    """The same seed (and the same libraries) gives the same bytes."""
-    livecell: tuple[int, int, int] = (24, 6, 6)
-    """Number of LIVECell-like images for training, validation and test."""
-    glioma: tuple[int, int, int] = (15, 5, 10)
-    """Number of Glioma-like images for training, validation and test."""
-
-    def validate(self) -> None:
-        """Raise InputError where nothing could be drawn, or where something else would be overwritten."""
-        if self.seed < 0 or min(self.livecell + self.glioma) < 1:
-            raise InputError(f"{self}: give a seed of 0 or more, and 1 image or more for each split")
-        readme = self.out / "README.txt"
-        ours = readme.is_file() and readme.read_text(errors="replace").startswith(README_TITLE)
-        if self.out.exists() and not ours and (self.out.is_file() or any(self.out.iterdir())):
-            raise InputError(f"--out {self.out} was not made by this tool; give a new folder or an empty one")
 
 
 @dataclass(frozen=True)
@@ -272,30 +247,34 @@ def draw_split(look: Look, folder: Path, file: Path, names: list[str], seeds: tu
     print(f"{file}: {len(images)} images, {len(annotations)} outlines", flush=True)
 
 
-def draw_sets(config: DemoConfig) -> None:
-    """Draw both sets in their published layouts. Each LIVECell-like split has a well of its own."""
+def draw_sets(out: Path, seed: int, livecell: tuple[int, int, int], glioma: tuple[int, int, int]) -> None:
+    """Draw both sets in their published layouts into `out`: a new folder, an empty one, or an earlier result.
+
+    Each LIVECell-like split has a well of its own. livecell, glioma: images for training, validation and test.
+    Raises InputError where `out` holds something else.
+    """
+    check_folder(out)
+    make_folder(out)
+    # First, because it marks a killed run's folder as ours.
+    write_atomically(out / "README.txt", f"{README}{seed}\n")
+    for earlier in filter(Path.exists, (out / "livecell", out / "glioma_c6")):
+        shutil.rmtree(earlier)
     for split, (part, well) in enumerate((("train", "A7"), ("val", "B7"), ("test", "C7"))):
-        root = config.out / "livecell"
-        places = [(number // 6 + 1, number % 6 * 16) for number in range(config.livecell[split])]
+        root = out / "livecell"
+        places = [(number // 6 + 1, number % 6 * 16) for number in range(livecell[split])]
         names = [f"A172_Phase_{well}_{i}_{hour // 24:02d}d{hour % 24:02d}h00m_1.tif" for i, hour in places]
         folder = root / "images" / f"livecell_{'test' if part == 'test' else 'train_val'}_images"
-        draw_split(LIVECELL, folder, root / f"livecell_coco_{part}.json", names, (config.seed, 0, split))
+        draw_split(LIVECELL, folder, root / f"livecell_coco_{part}.json", names, (seed, 0, split))
     for split, part in enumerate(("train", "valid", "test")):
-        root = config.out / "glioma_c6" / "dataset" / "spec" / part
-        names = [f"drawn_{part}_{number + 1:02d}.tif" for number in range(config.glioma[split])]
-        draw_split(GLIOMA, root / "images", root / f"anno_{part}.json", names, (config.seed, 1, split))
+        root = out / "glioma_c6" / "dataset" / "spec" / part
+        names = [f"drawn_{part}_{number + 1:02d}.tif" for number in range(glioma[split])]
+        draw_split(GLIOMA, root / "images", root / f"anno_{part}.json", names, (seed, 1, split))
+    print(f"{out}: drawn, not photographed")
 
 
-def main() -> None:
-    """Draw what the command line asks for. README.txt first: it marks a killed run's folder as ours."""
-    config = read_arguments(DemoConfig)
-    make_folder(config.out)
-    write_atomically(config.out / "README.txt", f"{README}{config.seed}\n")
-    for earlier in filter(Path.exists, (config.out / "livecell", config.out / "glioma_c6")):
-        shutil.rmtree(earlier)
-    draw_sets(config)
-    print(f"{config.out}: drawn, not photographed")
-
-
-if __name__ == "__main__":
-    run_command(main)
+def check_folder(out: Path) -> None:
+    """Raises InputError where drawing into `out` would overwrite what is not the demo's."""
+    readme = out / "README.txt"
+    ours = readme.is_file() and readme.read_text(errors="replace").startswith(README_TITLE)
+    if out.exists() and not ours and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out}: was not made by the demo, which would replace it; give another --out")

@@ -1,25 +1,20 @@
-"""What a training step needs, and what fits on a GPU, without one: `python tools/plan_memory.py --help`."""
+"""What a training step needs, and what fits on a GPU, without one: what `glioma-dist plan` prints."""
 
-import math
-import re
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from importlib import util
-from pathlib import Path
 
-from glioma_dist.cli.arguments import read_arguments
-from glioma_dist.config import SPATIAL_PARALLEL_ENCODERS, ModelConfig
-from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import InputError
-from glioma_dist.files import check_new_file, make_folder, write_json_atomically
+from glioma_dist.config import ModelConfig
+from glioma_dist.config.plan import PlanConfig, parse_memory, spatial_parallel_sizes
+from glioma_dist.files import make_folder, write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
 from glioma_dist.scale.planner import GIB, Level, Step, count, largest_batch, largest_size, usable
-from glioma_dist.scale.spatial_group import UNIT_ROWS
-from glioma_dist.size import Size, SizeFlag
+from glioma_dist.size import Size
 
 COMPARED: tuple[tuple[str, bool, Level], ...] = (
     ("fp32", False, "none"),
@@ -29,61 +24,12 @@ COMPARED: tuple[tuple[str, bool, Level], ...] = (
 )
 """Name, bf16, level of activation checkpointing."""
 NAME_WIDTH = 36
-MAX_GPU_GIB = 2**20
 COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
 """Those of StepMemory's parts, then what fits, the largest batch, the largest size."""
 
 
-@dataclass(frozen=True)
-class PlanConfig:
-    """Peak memory of a training step, Adam included, for each level of activation checkpointing; and what fits on a
-    GPU."""
-
-    size: tuple[SizeFlag, ...]
-    """Sizes of an image, as 704x512 2592x1952."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    batch_size: int = 1
-    """Images in a step, over all GPUs."""
-    gpu_memory: str | None = None
-    """Of one GPU, as 24GiB or 24GB: adds what fits, the largest batch and size, and the command to run."""
-    gpus: int = 1
-    """Cards that share the work: the batch (DDP), each image by its rows (--scale.spatial-parallel), the weights
-    (FSDP2)."""
-    smp: bool = False
-    """Also estimate the same network of segmentation_models.pytorch (pip install 'glioma-dist[bench]')."""
-    json: Path | None = None
-    """File for the same as JSON: {"levels": [{"name", "size", "peak_gib", …}], "choice": …}."""
-
-    def without_effect(self) -> list[str]:
-        """Flags that do not matter here, each with the reason."""
-        chosen = {"init": self.model.init != "random", "weights": self.model.weights is not None}
-        return [f"--model.{name}: no weights are read to count memory" for name, given in chosen.items() if given]
-
-    def validate(self) -> None:
-        self.model.validate()
-        if not self.size:
-            raise InputError("--size: give one or more, as 704x512 1472x1120")
-        if self.smp and util.find_spec("segmentation_models_pytorch") is None:
-            raise InputError("--smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
-        if self.smp and encoders.find(self.model.encoder).smp_name is None:
-            raise InputError(f"--smp: it has no {self.model.encoder}; give another --model.encoder, as mit_b0")
-        if self.smp and self.batch_size % max(1, self.gpus):
-            raise InputError("--smp: it cannot split an image; give a --batch-size that is a multiple of --gpus")
-        if self.batch_size < 1 or self.gpus < 1:
-            raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
-        if not all(spatial_parallel_sizes(self, size) for size in self.size):
-            raise InputError(
-                f"--batch-size {self.batch_size} cannot be shared by {self.gpus} GPUs, nor can the images by their "
-                f"rows: give a --batch-size that is a multiple of {self.gpus}, or other --gpus"
-            )
-        if self.json is not None and self.json.is_dir():
-            raise InputError(f"--json {self.json} is a folder; name a file in it")
-
-
-def main() -> None:
-    plan = read_arguments(PlanConfig)
-    if plan.json:
-        check_new_file("--json", plan.json)
+def print_plan(plan: PlanConfig) -> None:
+    """Print the levels at each size, and the command for the quickest that fits."""
     memory = None if plan.gpu_memory is None else parse_memory(plan.gpu_memory)
     gpus = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
     print(
@@ -106,21 +52,6 @@ def main() -> None:
         chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
         make_folder(plan.json.parent)
         write_json_atomically(plan.json, {"levels": levels, "choice": chosen})
-
-
-def parse_memory(text: str) -> float:
-    """Bytes of "24GiB", or of "24GB" as GPUs are sold, which is the same. Raises InputError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
-    if not match or not 0 < float(match[1]) < MAX_GPU_GIB:
-        raise InputError(f"--gpu-memory {text}: give gibibytes, as 24GiB")
-    return float(match[1]) * GIB
-
-
-def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:
-    """Over how many GPUs each image may be split: so that the groups of GPUs divide the batch."""
-    most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in SPATIAL_PARALLEL_ENCODERS else 1
-    divisors = [number for number in range(1, min(plan.gpus, most) + 1) if plan.gpus % number == 0]
-    return [number for number in divisors if plan.batch_size % (plan.gpus // number) == 0]
 
 
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
@@ -199,7 +130,3 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
     flags += f" --scale.activation-checkpointing {level['activation_checkpointing']}"
     command = f"{launch} train.py {flags} --data.train … --out …"
     return {"name": level["name"], "command": command}
-
-
-if __name__ == "__main__":
-    run_command(main)

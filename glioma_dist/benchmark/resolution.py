@@ -1,8 +1,10 @@
-"""What a training step takes at which image size, measured: `python tools/bench_resolution.py --help`.
+"""What a training step takes at which image size, measured: what `glioma-dist bench resolution` does.
 
 Every cell (network, level, layout, precision, size) is measured in a process started for it alone: nothing that one
 leaves behind stands in another's way, and a cell that runs out of memory is a result, not the end of the benchmark.
 """
+
+from __future__ import annotations
 
 import contextlib
 import itertools
@@ -15,110 +17,32 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from importlib import util
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 
-from glioma_dist.benchmark.cell import BASELINES, OURS, Cell, measure_or_say_why_not
+from glioma_dist.benchmark.cell import BASELINES, OURS, Cell
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
-from glioma_dist.cli.arguments import read_arguments
-from glioma_dist.config import ModelConfig
-from glioma_dist.config.idle_flags import idle_flags
+from glioma_dist.config.benchmark import SIDE_STEP, ResolutionConfig
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.distributed.launched import without_launch
-from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import OUT_OF_MEMORY, InputError, says_memory_is_full
+from glioma_dist.errors import OUT_OF_MEMORY, says_memory_is_full
 from glioma_dist.files import make_folder, write_json_atomically
-from glioma_dist.registry import encoders
-from glioma_dist.size import Size, SizeFlag
+from glioma_dist.size import Size
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = Path(__file__).parent
 LIBRARIES = ("torch", "transformers", "segmentation-models-pytorch", "glioma-dist")
 NATIVE = Size(2592, 1952)
 """Of the microscope's images: what drawn shards hold, and the proportions of the largest size."""
+CELL_MODULE = "glioma_dist.benchmark.cell"
 NUM_DRAWN = 8
-SIDE_STEP = 32
 PRECISION_OF_LARGEST = 0.05
 
 
-@dataclass(frozen=True)
-class BenchConfig:
-    """Time and peak memory of a training step at each size: JSON, CSV, a Markdown table and two plots."""
-
-    sizes: tuple[SizeFlag, ...]
-    """Sizes of an image, as 704x512 1472x1120 2592x1952."""
-    encoder: str = "mit_b3"
-    levels: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
-    """What is computed a second time in the backward pass, as train.py's --scale.activation-checkpointing."""
-    precisions: tuple[Literal["fp32", "bf16"], ...] = ()
-    """By default bf16 on a GPU, fp32 on a CPU."""
-    baselines: tuple[Literal["smp", "eager"], ...] = ()
-    """Measured beside ours. smp: segmentation_models.pytorch (pip install 'glioma-dist[bench]'). eager: our U-Net with
-    transformers' attention as it is written, without a fused kernel."""
-    batch_size: int = 1
-    repeats: int = 5
-    """Steps that are timed; the median counts."""
-    warm_up: int = 2
-    """Steps before those."""
-    channels_last: bool = False
-    """Measure our levels in this layout too."""
-    data: Literal["drawn", "none"] | Path = "drawn"
-    """Images a second are measured on a batch at hand, and again with data loading: from this folder of shards, or
-    from images drawn at the microscope's size. none omits that."""
-    workers: int = 2
-    """Processes that load data."""
-    find_largest: bool = False
-    """Also look for the largest size, and the largest batch of the largest of --sizes, that train here."""
-    max_megapixels: float = 100.0
-    """How far that search goes, over all images of a batch."""
-    timeout_s: float = 600.0
-    """For a cell, from the start of its process; a cell that takes longer is ended, which is a result, too."""
-    out: Path = Path("docs/benchmarks/resolution")
-    """A new folder for resolution.json, .csv, .md, memory.png and speed.png."""
-
-    def without_effect(self) -> list[str]:
-        """Flags that other flags leave without an effect, each with the reason."""
-        metadata = (
-            ("max_megapixels", self.find_largest, "without --find-largest"),
-            ("workers", self.data != "none", "with --data none"),
-            ("channels_last", bool(self.levels), "without --levels"),
-        )
-        return idle_flags(self, metadata)
-
-    def validate(self) -> None:
-        ModelConfig(encoder=self.encoder).validate()
-        for name in ("batch_size", "repeats", "timeout_s", "max_megapixels"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give more than 0")
-        if min(self.warm_up, self.workers) < 0:
-            raise InputError(f"--warm-up {self.warm_up} --workers {self.workers}: give 0 or more")
-        if not self.sizes:
-            raise InputError("--sizes: give one or more, as 704x512 1472x1120")
-        if not self.levels and not self.baselines:
-            raise InputError("--levels: give one or more, or --baselines")
-        if "smp" in self.baselines:
-            self._validate_smp()
-        if (self.out / "resolution.json").exists():
-            raise InputError(f"--out {self.out} holds a benchmark already; give another folder")
-
-    def _validate_smp(self) -> None:
-        if util.find_spec("segmentation_models_pytorch") is None:
-            raise InputError(
-                "--baselines smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'"
-            )
-        if encoders.find(self.encoder).smp_name is None:
-            raise InputError(f"--baselines smp: it has no {self.encoder}; give another --encoder, as mit_b0")
-        odd = [str(size) for size in self.sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]
-        if odd:
-            raise InputError(f"--sizes {' '.join(odd)}: --baselines smp takes multiples of {SIDE_STEP} only")
-
-
-def make_cells(config: BenchConfig, device: str, data: str | None) -> list[Cell]:
+def make_cells(config: ResolutionConfig, device: str, data: str | None) -> list[Cell]:
     """All cells, the sizes in the order given. device: cuda or cpu. data: folder of shards."""
     layouts = ("contiguous", "channels_last") if config.channels_last else ("contiguous",)
     networks = [
@@ -167,7 +91,7 @@ def measure_apart(cell: Cell, metadata: dict, timeout_s: float, kind: str = "ste
     """A row of the result: a cell, measured in its own process."""
     nothing = {"peak_gib": None, "peak_reserved_gib": None, "seconds": [], "median_seconds": None, "error": None}
     nothing |= {"images_per_second": None, "images_per_second_with_data": None}
-    figures = run_child([sys.executable, __file__, "--cell", json.dumps(asdict(cell))], timeout_s)
+    figures = run_child([sys.executable, "-m", CELL_MODULE, json.dumps(asdict(cell))], timeout_s)
     row = {
         "kind": kind,
         "status": None,
@@ -183,7 +107,7 @@ def measure_apart(cell: Cell, metadata: dict, timeout_s: float, kind: str = "ste
     return row
 
 
-def largest_rows(config: BenchConfig, cells: list[Cell], metadata: dict) -> Iterator[dict]:
+def largest_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict) -> Iterator[dict]:
     """Two rows for each network, level, layout and precision: its largest size at batch 1, and its largest batch."""
     by_pixels = sorted(cells, key=lambda cell: cell.megapixels)
     smallest, largest = by_pixels[0].megapixels, by_pixels[-1]
@@ -239,7 +163,7 @@ def draw_shards(folder: Path, count: int) -> None:
 
 
 @contextlib.contextmanager
-def shards_for(config: BenchConfig) -> Iterator[str | None]:
+def shards_for(config: ResolutionConfig) -> Iterator[str | None]:
     """The folder that data loading is measured on; drawn ones are there within this context."""
     if config.data == "none":
         yield None
@@ -252,7 +176,7 @@ def shards_for(config: BenchConfig) -> Iterator[str | None]:
             yield str(Path(folder) / "train")
 
 
-def bench(config: BenchConfig) -> list[dict]:
+def bench(config: ResolutionConfig) -> list[dict]:
     """Measure all cells and write the results, the JSON after every row. Returns the rows."""
     from glioma_dist.report.resolution import write_report
 
@@ -260,8 +184,8 @@ def bench(config: BenchConfig) -> list[dict]:
     metadata = {
         "device": describe_device(device),
         "versions": {library: find_version(library) for library in LIBRARIES},
-        "commit": find_commit(REPOSITORY),
-        "command": shlex.join(sys.argv),
+        "commit": find_commit(SOURCE),
+        "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
         "data": str(config.data),
     }
     rows: list[dict] = []
@@ -278,18 +202,3 @@ def bench(config: BenchConfig) -> list[dict]:
                 write_report(rows, config.out)
     print(f"{len(rows)} rows, a table and plots are in {config.out}")
     return rows
-
-
-def main() -> None:
-    if sys.argv[1:2] == ["--cell"]:
-        print(json.dumps(measure_or_say_why_not(Cell(**json.loads(sys.argv[2])))))
-        return
-    config = read_arguments(BenchConfig)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("this benchmark is one process, on one device: launch it with --num_processes 1")
-    if any(row["status"] == "failed" for row in bench(config)):
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    run_command(main)

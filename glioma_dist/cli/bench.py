@@ -1,0 +1,62 @@
+"""`glioma-dist bench`: what a training step takes, measured."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_shards
+from glioma_dist.config.benchmark import ResolutionConfig, SpatialParallelConfig
+from glioma_dist.distributed.launcher import check_launch_file
+from glioma_dist.errors import InputError
+
+
+def check_resolution(config: ResolutionConfig) -> None:
+    """Raises InputError where the shards are not there, and for a launch of several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("this benchmark is one process, on one device: launch it with --num_processes 1")
+    if config.data not in ("drawn", "none"):
+        check_shards("--data", config.data)
+
+
+def check_spatial_parallel(config: SpatialParallelConfig) -> None:
+    """Raises InputError for a launch file that is none."""
+    if config.launch_file is not None:
+        check_launch_file("--launch-file", config.launch_file)
+
+
+def run_resolution(config: ResolutionConfig) -> None:
+    """Measure every cell; exit code 1 where one failed."""
+    from glioma_dist.benchmark.resolution import bench
+
+    if any(row["status"] == "failed" for row in bench(config)):
+        sys.exit(1)
+
+
+def run_spatial_parallel(config: SpatialParallelConfig) -> None:
+    """Measure each launch."""
+    from glioma_dist.benchmark.spatial_parallel_report import bench
+
+    bench(config)
+
+
+RESOLUTION = Command(
+    ResolutionConfig,
+    run_resolution,
+    (
+        "glioma-dist bench resolution --sizes 704x512 1472x1120 --out bench/resolution",
+        "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench resolution --sizes 704x512 "
+        "1472x1120 2592x1952 --baselines eager --channels-last --find-largest --out bench/gpu",
+    ),
+    check_resolution,
+)
+SPATIAL_PARALLEL = Command(
+    SpatialParallelConfig,
+    run_spatial_parallel,
+    (
+        "glioma-dist bench spatial-parallel --out bench/spatial_parallel",
+        "glioma-dist bench spatial-parallel --sizes 704x512 --spatial-parallel 1 2 --out bench/two_strips",
+    ),
+    check_spatial_parallel,
+)

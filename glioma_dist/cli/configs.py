@@ -1,0 +1,47 @@
+"""`glioma-dist configs`: the files for accelerate launch that come with the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from glioma_dist.cli.command import Command
+from glioma_dist.config.launch_files import FOLDER, purposes
+from glioma_dist.errors import InputError
+
+
+@dataclass(frozen=True)
+class ConfigsConfig:
+    """Show the folder of the files for `accelerate launch --config_file`, and what each file is for."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Print the path of this file only, as gpu.yaml."""
+
+    def validate(self) -> None:
+        """Raises InputError for a name that is none of the files."""
+        if self.name is not None and self.name.removesuffix(".yaml") + ".yaml" not in purposes():
+            raise InputError(f"NAME {self.name}: no such file; there are {', '.join(purposes())}")
+
+
+def run(config: ConfigsConfig) -> None:
+    """Print the folder and the list, or one path."""
+    if config.name is not None:
+        print(FOLDER / f"{config.name.removesuffix('.yaml')}.yaml")
+        return
+    print(FOLDER)
+    found = purposes()
+    width = max(map(len, found)) + 2
+    for name, purpose in found.items():
+        print(f"  {name:<{width}}{purpose}")
+
+
+CONFIGS = Command(
+    ConfigsConfig,
+    run,
+    (
+        "glioma-dist configs",
+        'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
+        "--data.train shards/glioma_c6/train --out runs/glioma",
+    ),
+)

@@ -1,0 +1,41 @@
+"""`glioma-dist evaluate`: Dice of a checkpoint on shards, as the article measures it."""
+
+from __future__ import annotations
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_checkpoint, check_shards
+from glioma_dist.config import EvaluateConfig
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises InputError for inputs that are not there."""
+    check_checkpoint("--checkpoint", config.checkpoint)
+    check_shards("--data", config.data)
+
+
+def run(config: EvaluateConfig) -> None:
+    """Score, and print a line an image and the mean."""
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.evaluation.protocol import evaluate
+
+    context = DistributedContext.start()
+    result = evaluate(config, context)
+    if context.is_main:
+        for image in result.images:
+            print(f"{image.dice:.4f}  {image.key}")
+        print(
+            f"{result.mean_dice:.4f}  mean Dice of {len(result.images)} images (input {result.input_size or 'own'}, "
+            f"compared at {result.metric_size or 'own'} size)"
+        )
+
+
+EVALUATE = Command(
+    EvaluateConfig,
+    run,
+    (
+        "glioma-dist evaluate --checkpoint runs/glioma/best --data shards/glioma_c6/test --out runs/glioma/scores.json",
+        "accelerate launch --config_file accelerate_configs/multi_gpu.yaml evaluate.py --checkpoint runs/glioma/best "
+        "--data shards/glioma_c6/test --input-size 2592x1952 --metric-size 2592x1952",
+    ),
+    check,
+)

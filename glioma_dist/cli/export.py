@@ -1,0 +1,67 @@
+"""`glioma-dist export`: a trained network as one ONNX file, from image to logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+from typing import Literal
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_checkpoint, check_images
+from glioma_dist.config.paths import LocalPath
+from glioma_dist.errors import InputError, printable
+
+NUM_CHECKED = 3
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a checkpoint's network as one ONNX file. Contrast, normalising and padding are in the graph, and sizes are
+    free. It is written only if onnxruntime gives PyTorch's logits to 1e-3."""
+
+    checkpoint: Path
+    """A checkpoint folder, as runs/x/best."""
+    out: Path
+    """The file to write, as model.onnx."""
+    bits: Literal[8, 16] = 8
+    """Bits of the images that the graph is to take: uint8, or int32 holding 16 bits."""
+    images: LocalPath | None = None
+    """A folder, file or pattern of real images; on the first three the masks must be the same, too, but for rounding in
+    one pixel of 100,000."""
+
+
+def check(config: ExportConfig) -> None:
+    """Raises InputError for inputs and libraries that are not there."""
+    check_checkpoint("--checkpoint", config.checkpoint)
+    check_images(config.images)
+    if util.find_spec("onnx") is None or util.find_spec("onnxruntime") is None:
+        raise InputError("the export needs onnx and onnxruntime: pip install 'glioma-dist[export]'")
+
+
+def run(config: ExportConfig) -> None:
+    """Export, and say how far the results are from PyTorch's."""
+    from glioma_dist.data.sample import read_image
+    from glioma_dist.inference.export import export
+    from glioma_dist.inference.images import find_images
+
+    found = find_images(config.images) if config.images else None
+    checked = [read_image(path) for path in found.paths[:NUM_CHECKED]] if found else []
+    if found and found.not_read:
+        print(f"{printable(config.images)}: {found.describe()}")
+    if found and len(found.paths) > NUM_CHECKED:
+        print(f"{printable(config.images)}: the first {NUM_CHECKED} of {len(found.paths)} images are checked")
+    parity = export(config.checkpoint, config.out, config.bits, checked)
+    masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
+    print(f"{config.out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
+
+
+EXPORT = Command(
+    ExportConfig,
+    run,
+    (
+        "glioma-dist export --checkpoint runs/glioma/best --out runs/glioma/model.onnx --images plate_7",
+        "glioma-dist export --checkpoint runs/glioma/best --out runs/glioma/model_16_bit.onnx --bits 16",
+    ),
+    check,
+)

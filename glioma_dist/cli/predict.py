@@ -1,0 +1,36 @@
+"""`glioma-dist predict`: masks for images."""
+
+from __future__ import annotations
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_checkpoint, check_images
+from glioma_dist.config import PredictConfig
+
+
+def check(config: PredictConfig) -> None:
+    """Raises InputError for inputs that are not there."""
+    check_checkpoint("--checkpoint", config.checkpoint)
+    check_images(config.images)
+
+
+def run(config: PredictConfig) -> None:
+    """Predict, and say where the masks are."""
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.inference.predict import predict
+
+    context = DistributedContext.start()
+    result = predict(config, context)
+    result.raise_for_failures()
+    if context.is_main:
+        print(f"{len(result.images)} masks, overlays and summary.csv in {config.out}")
+
+
+PREDICT = Command(
+    PredictConfig,
+    run,
+    (
+        "glioma-dist predict --checkpoint runs/glioma/best --images plate_7 --out preds",
+        "glioma-dist predict --checkpoint runs/glioma/best --images 'plates/**/*.tif' --threshold 0.4 --out preds",
+    ),
+    check,
+)

@@ -1,0 +1,143 @@
+"""The program `glioma-dist`, which `python -m glioma_dist` is, too: it finds the command and runs it.
+
+A command is a row of `COMMANDS`. Its module is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import glioma_dist
+from glioma_dist.cli.arguments import parse
+from glioma_dist.cli.command import Command
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError, one_line
+
+NAME = "glioma-dist"
+SHELLS = ("bash", "zsh", "fish")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a command is, and what it is for."""
+
+    target: str
+    """module:attribute"""
+    summary: str
+
+    def load(self) -> Command:
+        module, _, attribute = self.target.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+COMMANDS = {
+    "train": Entry("glioma_dist.cli.train:TRAIN", "Train a U-Net on shards."),
+    "evaluate": Entry("glioma_dist.cli.evaluate:EVALUATE", "Score a checkpoint on shards with Dice."),
+    "predict": Entry("glioma_dist.cli.predict:PREDICT", "Mask the cells of new images."),
+    "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Make shards of LIVECell."),
+    "convert glioma-c6": Entry("glioma_dist.cli.convert:GLIOMA_C6", "Make shards of Glioma C6 or a CVAT export."),
+    "convert coco": Entry("glioma_dist.cli.convert:COCO", "Make shards of a COCO file and a folder of images."),
+    "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
+    "shards index": Entry("glioma_dist.cli.shards:INDEX", "Write the index of plain WebDataset tars."),
+    "shards verify": Entry("glioma_dist.cli.shards:VERIFY", "Check every byte of a folder of shards."),
+    "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with what they cost."),
+    "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
+    "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
+    "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure one image over several GPUs."),
+    "export": Entry("glioma_dist.cli.export:EXPORT", "Write a checkpoint as one ONNX file."),
+    "merge": Entry("glioma_dist.cli.merge:MERGE", "Make whole files of a checkpoint in parts (FSDP2)."),
+    "demo": Entry("glioma_dist.cli.demo:DEMO", "Draw cells, train on them, score and mask: all in minutes."),
+    "reproduce": Entry("glioma_dist.cli.reproduce:REPRODUCE", "Run the article's tables and figures."),
+    "configs": Entry("glioma_dist.cli.configs:CONFIGS", "Show the files for accelerate launch."),
+}
+
+
+def main() -> None:
+    """The console script: run the command that this process's arguments name."""
+    run_command(lambda: run(sys.argv[1:]))
+
+
+def run_script(name: str) -> None:
+    """Run the command `name`, for a script that is this command only, such as train.py."""
+    run_command(lambda: run_one(name, sys.argv[1:], sys.argv[0].rpartition("/")[2]))
+
+
+def run(words: Sequence[str]) -> None:
+    """Run what `words` name: a command of one or two words, and its flags. Raises InputError for an unknown one."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if len(words) >= length and name in COMMANDS:
+            run_one(name, words[length:], f"{NAME} {name}")
+            return
+    group = words[0] if words and any(each.startswith(f"{words[0]} ") for each in COMMANDS) else ""
+    rest = list(words[1:] if group else words)
+    if not rest:
+        print(overview(group), file=sys.stderr, end="")
+        sys.exit(2)
+    if rest[0] in ("-h", "--help"):
+        print(overview(group), end="")
+    elif not group and rest[0] in ("-V", "--version"):
+        print(f"{NAME} {glioma_dist.__version__}")
+    elif not group and rest[0] == "--print-completion":
+        _print_completion(rest[1:])
+    else:
+        raise InputError(_unknown(group, rest))
+
+
+def run_one(name: str, words: Sequence[str], prog: str) -> None:
+    """Run the command `name` with its flags. prog: what its help and its messages call it."""
+    command = COMMANDS[name].load()
+    config = parse(command.config, words, prog, command.examples)
+    command.check(config)
+    command.run(config)
+
+
+def overview(group: str = "") -> str:
+    """The help of the program, or of a group of commands, such as convert."""
+    prefix = f"{group} " if group else ""
+    rows = {name: entry.summary for name, entry in COMMANDS.items() if name.startswith(prefix)}
+    width = max(map(len, rows)) + 2
+    lines = [f"usage: {NAME} {prefix}COMMAND [FLAGS]", ""]
+    if not group:
+        lines += ["Trains U-Nets that segment cells in phase-contrast images, on one GPU or on many.", ""]
+    lines += ["commands:", *(f"  {name:<{width}}{summary}" for name, summary in rows.items()), ""]
+    if not group:
+        shells = ", ".join(SHELLS)
+        lines += [
+            "flags:",
+            f"  {'-h, --help':<{width}}Show this text. After a command: its flags.",
+            f"  {'-V, --version':<{width}}Show the version.",
+            f"  {'--print-completion':<{width}}Print a script that completes commands and flags in {shells}.",
+            "",
+        ]
+    shown = [next(iter(rows)) + " --help"] if group else ["demo", "train --help", "convert --help"]
+    lines += ["examples:", *(f"  {NAME} {each}" for each in shown), ""]
+    return "\n".join(lines)
+
+
+def _unknown(group: str, rest: Sequence[str]) -> str:
+    """What is wrong with a first word that is no command, and which was meant."""
+    own = [name.removeprefix(f"{group} ") for name in COMMANDS if name.startswith(f"{group} ".lstrip())]
+    known = {name: name for name in own}
+    if not group:
+        known |= {each: each for each in ("--help", "--version", "--print-completion")}
+        known |= {name.split()[0]: name.split()[0] for name in own} | {name.rpartition(" ")[2]: name for name in own}
+    typed = rest[0].lower()
+    near = difflib.get_close_matches(" ".join(rest[:2]).lower(), known, n=1, cutoff=0.75)
+    near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=1, cutoff=0.5)
+    what = "flag" if typed.startswith("-") else "command"
+    prefix = f"{group} " if group else ""
+    meant = f"; did you mean {prefix}{known[near[0]]}?" if near else ""
+    return f"unknown {what} {prefix}{one_line(rest[0], 80)}{meant} ({NAME} {prefix}--help lists the commands)"
+
+
+def _print_completion(words: Sequence[str]) -> None:
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise InputError(f"--print-completion: name a shell, one of {', '.join(SHELLS)}")
+    from glioma_dist.cli.completion import print_completion
+
+    print_completion(NAME, {name: (entry.load().config, entry.summary) for name, entry in COMMANDS.items()}, words[0])

@@ -1,0 +1,187 @@
+"""`glioma-dist shards`: what is in shards, here or at a URL, whether they are whole, and an index for others' tars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_folder_there, check_shards
+from glioma_dist.config.idle_flags import idle_flags
+from glioma_dist.config.paths import LocalPath, PathOrUrl
+from glioma_dist.errors import InputError, one_line, printable
+from glioma_dist.files import cannot_write, write_atomically
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+    from glioma_dist.data.shards.reader import ShardReader
+
+MOST_LINES = 20
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """List the shards of a folder or URL, and draw a sheet of some images with their masks."""
+
+    shards: Annotated[PathOrUrl, tyro.conf.Positional]
+    """Folder or URL of shards."""
+    sheet: Path | None = None
+    """PNG to draw some images into, with their masks outlined."""
+    num_images: int = 12
+    """How many images the sheet has."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        return idle_flags(self, [("num_images", self.sheet is not None, "without --sheet")])
+
+    def validate(self) -> None:
+        """Raises InputError for a sheet that cannot be drawn."""
+        if self.num_images < 1:
+            raise InputError(f"--num-images {self.num_images}: give 1 or more")
+        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
+            raise InputError(f"--sheet {self.sheet}: name a .png")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Read every byte of a folder or URL of shards and decode every image; name what is wrong, shard by shard."""
+
+    shards: Annotated[PathOrUrl, tyro.conf.Positional]
+    """Folder or URL of shards."""
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Write index.json and the tables of members for a folder of plain WebDataset tars."""
+
+    shards: Annotated[LocalPath, tyro.conf.Positional]
+    """Folder of tars on this machine; for those at a URL, index a copy and upload it."""
+    image: str = "png"
+    """What an image's name ends with in the tars, after the key and a dot; a PNG."""
+    mask: str = "mask.png"
+    """What a mask's name ends with, after the key and a dot; a PNG, black where no cell is."""
+    dataset: str = "unnamed"
+    """The data set's name."""
+    split: str = "all"
+    """The split's name."""
+    licence: str = "unknown; see the data's publisher"
+    """The data's licence; it is handed on to what is trained from it."""
+
+    def validate(self) -> None:
+        """Raises InputError for members that are not read."""
+        for flag, ending in (("--image", self.image), ("--mask", self.mask)):
+            if ending.rpartition(".")[2] != "png":
+                raise InputError(f"{flag} {ending}: is no PNG, and only PNG is read; convert the images first")
+
+
+def list_shards(reader: ShardReader) -> None:
+    """Print what the index says, and the shards, the first MOST_LINES of them."""
+    from glioma_dist.data.shards.inspection import tell_unused
+    from glioma_dist.data.shards.unlisted import describe_unlisted
+
+    index, shards = reader.index, reader.index["shards"]
+    num_bytes = sum(shard["bytes"] for shard in shards)
+    head = f"{reader.source}: {index['dataset']}, split {index['split']}, licence {index['licence']}"
+    print(one_line(head, 2000))
+    print(f"{len(reader)} samples in {len(shards)} shards, {num_bytes / 1e6:.1f} MB")
+    for shard in shards[:MOST_LINES]:
+        print(f"  {shard['name']}  {shard['num_samples']} samples  {shard['bytes']} bytes  {shard['sha256'][:12]}")
+    if len(shards) > MOST_LINES:
+        print(f"  and {len(shards) - MOST_LINES} more")
+    unused = index.get("unused_members")
+    for line in (tell_unused(unused["names"], unused["count"]) if unused else None, describe_unlisted(reader)):
+        if line:
+            print(line)
+
+
+def draw_sheet(path: Path, pixels: ndarray) -> None:
+    """Write a contact sheet, uint8 (H, W, 3) RGB, as PNG. Raises InputError where it cannot be written."""
+    import cv2
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from None
+    # OpenCV's own writer takes no name that is not UTF-8.
+    encoded, data = cv2.imencode(".png", pixels[..., ::-1])
+    if not encoded:
+        raise ValueError(f"OpenCV could not write a PNG of {pixels.shape}")
+    write_atomically(path, data.tobytes())
+
+
+def run_inspect(config: InspectConfig) -> None:
+    """List, and draw the sheet."""
+    from glioma_dist.data.shards.inspection import contact_sheet, pick_samples
+    from glioma_dist.data.shards.reader import ShardReader
+
+    reader = ShardReader(config.shards)
+    list_shards(reader)
+    if config.sheet is not None:
+        # Imported here, because it brings PyTorch along.
+        from glioma_dist.inference.results import overlay
+
+        samples = pick_samples(reader, config.num_images)
+        draw_sheet(config.sheet, contact_sheet(samples, overlay))
+        print(f"{len(samples)} images are in {printable(config.sheet)}")
+
+
+def run_index(config: IndexConfig) -> None:
+    """Write the index, and list what it says."""
+    from glioma_dist.data.shards.inspection import index_folder
+    from glioma_dist.data.shards.reader import ShardReader
+
+    members = {"png": config.image, "mask.png": config.mask, "json": "json"}
+    index_folder(Path(config.shards), config.dataset, config.split, config.licence, members)
+    list_shards(ShardReader(config.shards))
+
+
+def run_verify(config: VerifyConfig) -> None:
+    """Verify. Raises InputError where a shard is not whole, after all have been looked at."""
+    from glioma_dist.data.shards.inspection import find_unused, tell_unused, verify
+    from glioma_dist.data.shards.reader import ShardReader
+    from glioma_dist.data.shards.storage import is_url
+
+    reader = ShardReader(config.shards)
+    list_shards(reader)
+    faults = []
+    for name, fault in verify(reader):
+        print(f"  {name}  {printable(fault or 'whole')}", flush=True)
+        faults += [fault] if fault else []
+    if faults:
+        raise InputError(f"{len(faults)} of {len(reader.shard_sizes)} shards are not whole; the first: {faults[0]}")
+    print("every checksum is right")
+    if not is_url(config.shards) and "unused_members" not in reader.index:
+        line = tell_unused(find_unused(reader))
+        if line:
+            print(line)
+
+
+INSPECT = Command(
+    InspectConfig,
+    run_inspect,
+    (
+        "glioma-dist shards inspect shards/glioma_c6/train",
+        "glioma-dist shards inspect shards/glioma_c6/train --sheet sheet.png --num-images 20",
+        "glioma-dist shards inspect s3://cells/livecell/val",
+    ),
+    lambda config: check_shards("SHARDS", config.shards),
+)
+INDEX = Command(
+    IndexConfig,
+    run_index,
+    (
+        "glioma-dist shards index data/their_tars --dataset theirs --split train",
+        "glioma-dist shards index data/their_tars --image input.png --mask target.png --licence 'CC BY 4.0'",
+    ),
+    lambda config: check_folder_there("SHARDS", Path(config.shards)),
+)
+VERIFY = Command(
+    VerifyConfig,
+    run_verify,
+    ("glioma-dist shards verify shards/glioma_c6/train", "glioma-dist shards verify s3://cells/livecell/val"),
+    lambda config: check_shards("SHARDS", config.shards),
+)

@@ -1,0 +1,38 @@
+"""`glioma-dist train`: train a U-Net on shards."""
+
+from __future__ import annotations
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_file, check_init, check_shards
+from glioma_dist.config import TrainConfig
+
+
+def check(config: TrainConfig) -> None:
+    """Raises InputError for inputs that are not there."""
+    for folder in config.data.train:
+        check_shards("--data.train", folder)
+    check_shards("--data.val", config.data.val)
+    check_init("--model.init", config.model.init)
+    check_file("--model.weights", config.model.weights)
+
+
+def run(config: TrainConfig) -> None:
+    """Train."""
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.training.loop import train
+
+    train(config, DistributedContext.start(config.scale.timeout_s))
+
+
+TRAIN = Command(
+    TrainConfig,
+    run,
+    (
+        "accelerate launch --config_file accelerate_configs/gpu.yaml train.py --data.train shards/livecell/train "
+        "--data.val shards/livecell/val --out runs/livecell",
+        "accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 4 -m glioma_dist train "
+        "--data.train shards/glioma_c6/train --batch-size 8 --model.init runs/livecell/best --out runs/glioma",
+        "glioma-dist train --config runs/glioma/config.json --seed 1 --out runs/again",
+    ),
+    check,
+)

@@ -1,0 +1,127 @@
+"""Which of the article's studies are run, and on what: `glioma-dist reproduce`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from glioma_dist.config.idle_flags import idle_flags
+from glioma_dist.errors import InputError
+from glioma_dist.registry import encoders
+
+OWN_GROUP = "group"
+"""For --group-by: the groups that the shards name."""
+StudyName = Literal[
+    "table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure6", "encoders", "all"
+]
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """One of the article's tables or figures, or all of them; docs/study.md says what is run."""
+
+    study: tyro.conf.Positional[StudyName]
+    """table1 to table5, figure3, figure4 or figure6; encoders: the article's comparison of encoders; all: every one."""
+    source: Path = Path("shards/livecell")
+    """Shards to pretrain on, a folder a split."""
+    target: tuple[Path, ...] = (Path("shards/glioma_c6/all"),)
+    """Folders of shards whose images together are divided again for each repetition."""
+    out: Path = Path("studies/article")
+    """The study's runs and reports. Tables of one folder share their runs."""
+    preset: Literal["small", "medium", "full"] = "full"
+    """full: the article's protocol. medium: its sizes, three repetitions, a fifth of the epochs. small: a quarter of
+    the sizes, two repetitions, a few steps, for two CPU cores."""
+    native: bool = False
+    """In table 3 also MiT-B3 at 2592p, which the article could not run."""
+    dry_run: bool = False
+    """List the runs with an estimate of their hours on a GPU; needs no data."""
+    report_only: bool = False
+    """Write the report of what is finished, and run nothing."""
+    shard: str = "1/1"
+    """Of several machines, which this is, as 2/4: each runs its part, and the last report has all of them where they
+    share --out, or where their `runs` folders are copied together."""
+    source_splits: tuple[str, str, str] = ("train", "val", "test")
+    """Which of the source's splits to pretrain on, to validate and to test with."""
+    repetitions: int | None = None
+    """How many, where not as many as the preset has."""
+    counts: tuple[int, int, int] = (15, 5, 10)
+    """Images of the target to train on, to validate and to test."""
+    group_by: str = OWN_GROUP
+    """What never stands on two sides of a split. group: the fact of that name in the shards. none: single images. Or a
+    regular expression whose first group is that of an image's file name, as '(culture\\d+)_'."""
+    seed: int = 0
+    """Of the splits and the starting weights: repetition k takes seed + k for both."""
+    imagenet: tuple[str, ...] = ("hub",)
+    """Where ImageNet weights come from: hub, and files as vgg19=vgg19.pth; none where there are none: then rows that
+    start from ImageNet are left out, and pretraining begins from random weights, which the report says."""
+    picture: Path | None = None
+    """For figure 6: an image; by default one that the first repetition tests."""
+    launch: Path | None = None
+    """A file for accelerate launch; by default the package's gpu.yaml where there is a GPU, else its cpu.yaml."""
+    activation_checkpointing: Literal["none", "selective", "full", "auto"] = "auto"
+    """As --scale.activation-checkpointing; it changes no number."""
+    workers: int = 2
+    """As --data.workers."""
+    gpu_tflops: float = 20.0
+    """For --dry-run: 10^12 operations a second that a GPU is taken to do, all in all."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        metadata = (
+            ("picture", self.study in ("figure6", "all"), f"with {self.study}: it is for figure6"),
+            ("gpu_tflops", self.dry_run, "without --dry-run"),
+            ("launch", not self.dry_run and not self.report_only, "where nothing is run"),
+        )
+        return idle_flags(self, metadata)
+
+    def validate(self) -> None:
+        number, count = self.machine
+        if not 1 <= number <= count:
+            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, as 2/4")
+        if self.repetitions is not None and not 1 <= self.repetitions <= 1000:
+            raise InputError(f"--repetitions {self.repetitions}: give 1 to 1000")
+        if min(self.counts) < 1:
+            raise InputError(f"--counts {' '.join(map(str, self.counts))}: give 1 or more of each")
+        if self.seed < 0 or self.workers < 0:
+            name, value = ("seed", self.seed) if self.seed < 0 else ("workers", self.workers)
+            raise InputError(f"--{name} {value}: give 0 or more")
+        if self.source_splits[0] in self.source_splits[1:]:
+            raise InputError(
+                f"--source-splits {' '.join(self.source_splits)}: {self.source_splits[0]} would be pretrained on and "
+                "scored; give another to pretrain on"
+            )
+        for flag, folder in [("source", self.source), *(("target", each) for each in self.target)]:
+            if re.match(r"\w+:/", str(folder)):
+                raise InputError(f"--{flag} {folder}: give a folder of this machine; a study takes no URLs")
+        if self.picture is not None and not self.picture.is_file() and not self.dry_run:
+            raise InputError(f"--picture {self.picture}: no such file")
+        if not self.gpu_tflops > 0:
+            raise InputError(f"--gpu-tflops {self.gpu_tflops}: give more than 0")
+        if self.native and self.study not in ("table3", "all"):
+            raise InputError(f"--native is for table3, not for {self.study}")
+        if not self.target:
+            raise InputError("--target: give one or more folders of shards")
+        for each in self.imagenet:
+            if each not in ("hub", "none") and not re.fullmatch(r"[a-z0-9_]+=.+", each):
+                raise InputError(f"--imagenet {each}: give hub, none, or ENCODER=FILE")
+        files = [each.split("=", 1) for each in self.imagenet if "=" in each]
+        for encoder, file in files:
+            if encoder not in encoders.names():
+                raise InputError(f"--imagenet {encoder}={file}: no encoder {encoder}; glioma-dist encoders lists all")
+            if [each for each, _ in files].count(encoder) > 1:
+                raise InputError(f"--imagenet: {encoder} is named twice; give one file for it")
+            if not self.dry_run and not Path(file).is_file():
+                raise InputError(f"--imagenet {encoder}={file}: no such file")
+        if "none" in self.imagenet and len(self.imagenet) > 1:
+            raise InputError(f"--imagenet {' '.join(self.imagenet)}: none stands alone")
+
+    @property
+    def machine(self) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.shard)
+        if not match:
+            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, as 2/4")
+        return int(match[1]), int(match[2])
