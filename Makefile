@@ -1,6 +1,7 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
-# make test    the tests; make lint: style; make bench: the converters' speed
+# make test    the tests that are quick; make test-all: all that need no GPU (docs/tests.md: what is in which tier)
+# make lint    style; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
 # make gpu     on a machine with a GPU: its tests, and the resolution benchmark beside its baselines
 VENV ?= .venv
@@ -13,12 +14,15 @@ LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(sh
 	if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
 	elif [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ]; then echo cpu_2_processes; else echo cpu; fi).yaml
 
-.PHONY: setup demo test test-slow faults fuzz lint bench gpu clean
+# A file's tests stay together, as its fixtures do; whoever is idle takes over what the other has not begun.
+PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist worksteal
+
+.PHONY: setup demo test test-all test-slow faults fuzz lint bench gpu clean
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/install.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,lite0]'
+	$(BIN)/python .ci/install.py --constraint constraints.txt --editable '.[dev,export,lite0,bench]'
 	touch $@
 
 demo: setup
@@ -36,7 +40,10 @@ demo: setup
 	@ls $(DEMO)/masks/*.overlay.png
 
 test: setup
-	$(BIN)/python -m pytest -n logical --dist loadfile --durations=20 -m "not slow and not gpu"
+	$(PYTEST_QUICKLY) -m "not long and not slow and not gpu"
+
+test-all: setup
+	$(PYTEST_QUICKLY) --durations=20 -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -58,7 +65,6 @@ bench: setup
 	$(BIN)/python tools/bench_convert.py
 
 gpu: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m pytest -m gpu
 	$(LAUNCH) tools/bench_resolution.py --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last \
 	  --find-largest --out docs/benchmarks/gpu
