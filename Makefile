@@ -1,6 +1,6 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
-# make test    the tests that are quick; make test-all: all that need no GPU (docs/tests.md: what is in which tier)
+# make test    the tests that are quick; make test-all: all that need no GPU (tests/tiers.py: what is in which)
 # make lint    style; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
 # make gpu     on a machine with a GPU: its tests, and the resolution benchmark beside its baselines
@@ -14,8 +14,9 @@ LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(sh
 	if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
 	elif [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ]; then echo cpu_2_processes; else echo cpu; fi).yaml
 
-# A file's tests stay together, as its fixtures do; whoever is idle takes over what the other has not begun.
-PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist worksteal
+# A file's tests stay together, as they share fixtures. Files are begun in the order of their names: the folders with the
+# longest ones come first, so that no core waits for a long file at the end.
+PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-slow faults fuzz lint bench gpu clean
 setup: $(VENV)/.installed

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import chain, pairwise
 from pathlib import Path
 
 UV_NAMES = {
@@ -69,8 +70,8 @@ def find_uv(arguments: list[str]) -> str | None:
     """uv's path: in the environment, installed there by pip if need be, or else on PATH; None where there is none."""
     own = Path(sys.executable).parent / "uv"
     if not own.is_file():
-        constraints = [words for words in zip(arguments, arguments[1:], strict=False) if words[0] == "--constraint"]
-        subprocess.run([*PIP, "install", "--quiet", *sum(constraints, ()), "uv"], check=False)
+        constraints = [words for words in pairwise(arguments) if words[0] == "--constraint"]
+        subprocess.run([*PIP, "install", "--quiet", *chain.from_iterable(constraints), "uv"], check=False)
     return str(own) if own.is_file() else shutil.which("uv")
 
 
