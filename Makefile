@@ -1,6 +1,7 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
-# make test    the tests; make lint: style and types; make bench: the converters' speed
+# make test    the tests that are quick; make test-all: all that need no GPU (tests/tiers.py: what is in which)
+# make lint    style and types; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
 # make gpu     on a machine with a GPU: its tests, and the resolution benchmark beside its baselines
 VENV ?= .venv
@@ -10,12 +11,16 @@ DEMO := runs/demo
 INPUTS ?= 10000
 SEED ?= 0
 
-.PHONY: setup demo test test-slow faults fuzz lint bench gpu clean
+# A file's tests stay together, as they share fixtures. Files are begun in the order of their names: the folders with the
+# longest ones come first, so that no core waits for a long file at the end.
+PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+
+.PHONY: setup demo test test-all test-slow faults fuzz lint bench gpu clean
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/install.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,lite0]'
+	$(BIN)/python .ci/install.py --constraint constraints.txt --editable '.[dev,export,lite0,bench]'
 	touch $@
 
 demo: setup
@@ -23,7 +28,10 @@ demo: setup
 	$(BIN)/glioma-dist demo --out $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -n logical --dist loadfile --durations=20 -m "not slow and not gpu"
+	$(PYTEST_QUICKLY) -m "not long and not slow and not gpu"
+
+test-all: setup
+	$(PYTEST_QUICKLY) --durations=20 -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -46,7 +54,6 @@ bench: setup
 	$(BIN)/python benchmarks/convert.py
 
 gpu: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/gpu.yaml -m glioma_dist bench resolution \
 	  --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last --find-largest --out docs/benchmarks/gpu

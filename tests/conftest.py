@@ -6,6 +6,14 @@ import shutil
 import tempfile
 
 import pytest
+from tiers import is_long
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make test` leaves to `make test-all`."""
+    for item in items:
+        if is_long(item.nodeid):
+            item.add_marker("long")
 
 
 def empty_folder() -> str:

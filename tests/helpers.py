@@ -17,7 +17,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +47,10 @@ PRELOADED = [
     "glioma_dist.inference.predict",
 ]
 TINY_CHANNELS = (16, 16, 8, 8, 8)
+FIRST_PORT, MAX_WORKERS, PORTS_A_WORKER = 10240, 16, 1400
+"""Ports below those that Linux gives to connections: from 32768."""
+_PORTS = (number % PORTS_A_WORKER for number in count(os.getpid()))
+"""Other tests that run on this machine begin elsewhere."""
 FIRST_SCALE = 2.0**24
 """A loss scale so large that the first steps overflow fp16."""
 
@@ -170,6 +176,20 @@ class Started:
         return ended
 
 
+def free_port() -> int:
+    """A port that nobody listens at, and that no other worker of these tests will ask for.
+
+    A port that the system chooses is soon given to the next who asks, as one's own end of any connection too.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % MAX_WORKERS
+    for port in islice(_PORTS, PORTS_A_WORKER):
+        port += FIRST_PORT + worker * PORTS_A_WORKER
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
+
+
 def start(
     function: Callable,
     *arguments: Any,
@@ -183,9 +203,7 @@ def start(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     folder = Path(tempfile.mkdtemp(prefix="glioma-dist-processes-"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(num_processes):
         launch = (

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from helpers import run, start, tiny_config, train_here
+from helpers import free_port, run, start, tiny_config, train_here
 
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.joining import SECONDS_OF_GRACE, check_place
@@ -43,8 +43,7 @@ def lines_of(stderr: str) -> list[str]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_whose_peer_never_comes_ends_in_one_line(rank):
-    with closing(socket.socket()) as free:
-        port = port_of(free)
+    port = free_port()
     (ended,) = start_alone(rank, port).wait()
     assert ended.exit_code == ExitCode.UNAVAILABLE, ended.stderr
     (line,) = lines_of(ended.stderr)

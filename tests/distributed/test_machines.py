@@ -1,11 +1,10 @@
 """Two machines of one process each, through torchrun's rendezvous: here two launchers side by side."""
 
 import os
-import socket
 import subprocess
 import sys
 
-from helpers import REPOSITORY, rows, tiny_config
+from helpers import REPOSITORY, free_port, rows, tiny_config
 from test_processes import FIRST_STEP_FP32, check_close
 
 from glioma_dist.training import loop
@@ -14,9 +13,6 @@ from glioma_dist.training import loop
 def test_two_launchers_train_one_model(shards, tmp_path, runtime):
     config = tiny_config(shards, tmp_path / "one", max_steps=2, eval_every=None)
     loop.train(config, runtime)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     file = REPOSITORY / "accelerate_configs" / "multi_node.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     machine = [
@@ -27,7 +23,7 @@ def test_two_launchers_train_one_model(shards, tmp_path, runtime):
         "--main_process_ip",
         "127.0.0.1",
         "--main_process_port",
-        str(port),
+        str(free_port()),
     ]
     script = ["train.py", "--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two")]
     launchers = [

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import re
-import socket
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from file_calls import Moment
 from forks import Ended, Forks, Run, wait_until
+from helpers import free_port
 from safetensors.numpy import load_file
 
 STEPS, EVAL_EVERY = 6, 3
@@ -168,9 +168,7 @@ class Launch:
 
     def start(self, moments: list[Moment] | None, **job: Any) -> None:
         self.moments = moments or []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.runs, added = [], job.pop("environment", {})
         for rank in range(self.ranks):
             environment = {**self.stage.environment(), **added}

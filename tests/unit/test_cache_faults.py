@@ -169,7 +169,7 @@ def test_things_in_the_cache_that_are_no_shards_are_in_nobodys_way(server, shard
             path.chmod(0)
     before = time.monotonic()
     assert read_all(f"{server.url}/train", tmp_path / "cache", 10**8) == expected(shards)
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 30
     assert (tmp_path / "elsewhere").read_text() == "keep"
 
 
@@ -197,7 +197,7 @@ def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path)
         before = time.monotonic()
         with pytest.raises(HeldError, match="the other did not finish within 2 s"), held(path, 0.2, "the other"):
             pass
-        assert 2 <= time.monotonic() - before < 6
+        assert 2 <= time.monotonic() - before < 20
         ended.set()
         writer.join()
     with held(path, 0.2, "nobody"):

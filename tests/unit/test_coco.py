@@ -100,12 +100,12 @@ def test_segmentations_may_be_as_the_file_has_them():
 
 
 def test_hostile_coordinates_are_refused_and_quickly():
-    start = time.monotonic()
+    start = time.process_time()
     for number in (NAN, float("inf"), -float("inf"), 1e9, -1e9, 1e300, 1e4, "x", None):
         segmentation = [[1, 1, 20, 1, 20, number]]
         with pytest.raises(InputError, match="coordinates-outside"):
             union_mask([square(1, 1, 5), segmentation], HEIGHT, WIDTH)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def reader():
         yield reader
 
 
-def refused(reader: ImageReader, path: Path, seconds: float = 10) -> str:
+def refused(reader: ImageReader, path: Path, seconds: float = 30) -> str:
     """The one line with which a file is refused, soon."""
     start = time.monotonic()
     with pytest.raises(InputError) as caught:

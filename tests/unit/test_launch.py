@@ -117,7 +117,12 @@ REFUSED = {
     **{name: (FSDP | {name: "Block"}, GPUS, f"{name}=Block: .*remove") for name in launch.REFUSED_FSDP_VALUES},
     "a value without end": ({"ACCELERATE_MIXED_PRECISION": "x" * 100_000}, CPU, "MIXED_PRECISION=xxx"),
 }
-OWN_SETTINGS = sorted(Path(launch.__file__).parents[1].glob("accelerate_configs/*.yaml"))
+REPOSITORY = Path(__file__).parents[2]
+OWN_SETTINGS = sorted(
+    path
+    for pattern in ("accelerate_configs/*.yaml", "glioma_dist/**/accelerate_configs/*.yaml")
+    for path in REPOSITORY.glob(pattern)
+)
 HARMLESS = {
     "ACCELERATE_ALLOW_CP_STANDALONE": "context parallelism's, which is refused",
     "ACCELERATE_BYPASS_DEVICE_MAP": "of models split by accelerate's device maps, which are not used",

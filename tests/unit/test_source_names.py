@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import tempfile
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from data_helpers import HEIGHT, WIDTH, annotation, draw_image, image_record, square, write_coco, write_livecell
-from helpers import command
+from helpers import command, run
 from PIL import Image
 from test_convert import clean_export, convert_quietly, defects, read_all
 
@@ -17,6 +19,7 @@ from glioma_dist.data.convert.sources import find_glioma_c6, find_livecell
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError, one_line
 
+NOBODY = 65534
 NAME = "k\u00f6ln.tif"
 SPELLINGS = {
     "composed": unicodedata.normalize("NFC", NAME),
@@ -143,15 +146,34 @@ def test_what_is_no_data_set_says_what_to_do(tmp_path, find, name, words):
         find(tmp_path / name)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_this_user_may_not_read_is_said_so(tmp_path):
-    root = clean_export(tmp_path / "source", 1)
-    (root / "images").chmod(0)
+def find_as_nobody(root) -> tuple[str, str]:
+    """What the search says to a user who is not root: the kind of the error, and its words."""
+    is_root = os.geteuid() == 0
+    if is_root:  # who may read everything
+        find_glioma_c6(root)  # imports what it needs, which another user may be unable to
+        os.seteuid(NOBODY)
     try:
-        with pytest.raises(InputError, match="may not read"):
-            find_glioma_c6(root)
+        find_glioma_c6(root)
+    except Exception as error:
+        return type(error).__name__, str(error)
     finally:
-        (root / "images").chmod(0o755)
+        if is_root:
+            os.seteuid(0)
+    return "", ""
+
+
+def test_what_this_user_may_not_read_is_said_so():
+    # Not below tmp_path, whose parents are root's alone.
+    with tempfile.TemporaryDirectory(prefix="glioma-dist-") as folder:
+        Path(folder).chmod(0o755)
+        root = clean_export(Path(folder) / "source", 1)
+        (root / "images").chmod(0)
+        try:
+            (said,) = run(find_as_nobody, root)
+        finally:
+            (root / "images").chmod(0o755)
+    assert said[0] == "InputError"
+    assert "may not read" in said[1]
 
 
 def turned(root, orientation: int, mode: str, width: int, height: int):

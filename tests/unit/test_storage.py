@@ -65,7 +65,7 @@ def test_what_stays_wrong_is_one_line_that_names_it(server, fault, what):
     start = time.monotonic()
     with pytest.raises(InputError) as error:
         ShardReader(f"{server.url}/train", patience=patience).read(2, 1)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert "\n" not in str(error.value)
     assert f"{server.url}/train/" in str(error.value)
     assert what in str(error.value)

@@ -1,0 +1,57 @@
+"""Which tests `make test` leaves to `make test-all`: they are marked `long`.
+
+The rule: a test is long that takes more than four CPU seconds, or that belongs to a proof repeated over many processes,
+launchers, faults or encoders, as long as quicker tests of the same code are in `make test`. A new test that is as
+expensive gets a line here; `make test-all` prints the slowest twenty.
+"""
+
+LONG = {
+    "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": "each encoder, twice",
+    "tests/distributed/test_every_encoder.py::test_fsdp2_shards_every_weight_and_gathers_it_block_by_block": "the same",
+    "tests/distributed/test_joining.py::test_a_first_process_that_never_answers_does_not_hold_the_others": "it waits",
+    "tests/distributed/test_joining.py::test_a_process_whose_peer_never_comes_ends_in_one_line": "it waits",
+    "tests/distributed/test_joining.py::test_what_only_the_first_process_cannot_write_ends_all_with_one_line": "6 runs",
+    "tests/distributed/test_launches.py": "real launchers, and every command",
+    "tests/distributed/test_machines.py": "two real launchers",
+    "tests/distributed/test_processes.py::test_the_real_launcher_trains_one_model_on_two_processes": "a real launcher",
+    "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
+    "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
+    "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
+    "tests/end_to_end/test_bench_resolution.py::test_each_rung_is_a_row_with_figures_and_circumstances": "processes",
+    "tests/end_to_end/test_bench_resolution.py::test_out_of_memory_is_a_row_and_the_benchmark_goes_on": "processes",
+    "tests/end_to_end/test_bench_resolution.py::test_the_peer_is_measured_beside_ours": "a process",
+    "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": "runs",
+    "tests/end_to_end/test_endings.py::test_what_only_has_the_name_of_a_checkpoint_stops_no_run": "a run each of 11",
+    "tests/end_to_end/test_launchers.py": "real launchers",
+    "tests/end_to_end/test_readme.py::test_the_workflow_of_readme_runs_from_the_first_command_to_the_last": (
+        "twenty commands, each a new interpreter"
+    ),
+    "tests/end_to_end/test_resume.py::test_a_disk_that_fills_up_is_one_line_and_the_run_resumes_when_there_is_space": (
+        "a real file system, two runs each of 6"
+    ),
+    "tests/end_to_end/test_resume.py::test_a_disk_that_takes_no_more_is_one_line_at_every_write": "two runs a write",
+    "tests/end_to_end/test_resume.py::test_a_folder_that_is_gone_stops_the_run_and_is_not_made_again": "7 runs",
+    "tests/end_to_end/test_resume.py::test_killed_with_workers_a_run_restarts_at_once": "six runs with workers",
+    "tests/end_to_end/test_study.py": "whole studies, and a browser",
+    "tests/end_to_end/test_training.py::test_a_run_saves_and_ends_when_its_launcher_is_asked_to": "a real launcher",
+    "tests/end_to_end/test_training.py::test_killed_while_a_checkpoint_is_written_a_run_goes_on_as_if_nothing_was": (
+        "two runs each of 13 moments"
+    ),
+    "tests/end_to_end/test_training.py::test_the_smallest_network_learns_to_see_discs": "a training",
+    "tests/faults": "a run each of one or two faults of each kind, and its restart",
+    "tests/fuzz": "300 changed files",
+    "tests/unit/test_cache.py::test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way": (
+        "killed at many moments"
+    ),
+    "tests/unit/test_peer.py::test_logits_and_gradients_are_the_peers": "encoders of full size",
+    "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
+    "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",
+    "tests/unit/test_planner.py::test_the_largest_batch_and_size_are_what_counting_finds_there": "counts many steps",
+    "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
+}
+"""Test, file or folder -> what takes the time."""
+
+
+def is_long(test: str) -> bool:
+    """Whether a test's id, as pytest prints it, is of a name in `LONG`."""
+    return any(test == name or test.startswith((f"{name}::", f"{name}/", f"{name}[")) for name in LONG)

@@ -1,0 +1,36 @@
+"""The table of the long tests names tests that are there, and leaves some of each kind to `make test`."""
+
+import re
+
+import pytest
+from helpers import REPOSITORY
+from tiers import LONG, is_long
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_each_long_test_is_there(name):
+    path, _, test = name.partition("::")
+    assert (REPOSITORY / path).exists()
+    if test:
+        assert re.search(rf"^def {test}\(", (REPOSITORY / path).read_text(), re.MULTILINE)
+
+
+def test_a_name_is_not_taken_for_a_longer_one():
+    assert is_long("tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by[704x512-full]")
+    assert is_long("tests/faults/test_faults.py::test_any")
+    assert is_long("tests/end_to_end/test_study.py::test_any[1]")
+    assert not is_long("tests/end_to_end/test_study.py.old::test_any")
+    assert not is_long("tests/end_to_end/test_study_plans.py::test_any")
+    assert not is_long("tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by_and_more")
+
+
+def test_no_tier_drops_a_test():
+    """`make test-all` takes all that is neither slow nor needs a GPU, CI runs it, and `make test` is a part of it."""
+    makefile, ci = ((REPOSITORY / name).read_text() for name in ("Makefile", ".ci/run"))
+    told = dict(re.findall(r"^(test[a-z-]*): setup\n\t.*-m \"?([a-z ]+)\"?$", makefile, re.MULTILINE))
+    assert told == {
+        "test": "not long and not slow and not gpu",
+        "test-all": "not slow and not gpu",
+        "test-slow": "slow",
+    }
+    assert re.search(r"^make test-all$", ci, re.MULTILINE)
