@@ -6,7 +6,7 @@ import os
 import sys
 
 from glioma_dist.cli.command import Command
-from glioma_dist.cli.inputs import check_shards
+from glioma_dist.cli.inputs import check_file, check_shards
 from glioma_dist.config.benchmark import ResolutionConfig, SpatialParallelConfig
 from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.errors import InputError
@@ -23,6 +23,7 @@ def check_resolution(config: ResolutionConfig) -> None:
 def check_spatial_parallel(config: SpatialParallelConfig) -> None:
     """Raises InputError for a launch file that is none."""
     if config.launch_file is not None:
+        check_file("--launch-file", config.launch_file)
         check_launch_file("--launch-file", config.launch_file)
 
 

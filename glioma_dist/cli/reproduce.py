@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 from glioma_dist.cli.command import Command
-from glioma_dist.cli.inputs import check_shards
+from glioma_dist.cli.inputs import check_file, check_shards
 from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.distributed.launcher import check_launch_file
+from glioma_dist.reproduction.protocol import Pretraining, find_studies
 
 
 def check(config: ReproduceConfig) -> None:
@@ -15,12 +16,22 @@ def check(config: ReproduceConfig) -> None:
     if config.dry_run:
         return
     if config.launch is not None:
+        check_file("--launch", config.launch)
         check_launch_file("--launch", config.launch)
-    if not config.report_only:
-        for name in config.source_splits:
-            check_shards("--source", config.source / name)
+    if config.report_only:
+        return
+    if not (config.out / "target" / "all").is_dir():  # else a study that was begun has the images there
         for folder in config.target:
             check_shards("--target", folder)
+    if config.machine[1] == 1 and not (config.out / "runs").is_dir() and pretrains(config):
+        for name in config.source_splits:
+            check_shards("--source", config.source / name)
+
+
+def pretrains(config: ReproduceConfig) -> bool:
+    """Whether a row of what is asked for starts from a pretraining."""
+    studies = find_studies(config.study, config.native)
+    return any(isinstance(row.start, Pretraining) for study in studies for row in study.rows)
 
 
 def run(config: ReproduceConfig) -> None:

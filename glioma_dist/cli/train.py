@@ -12,8 +12,9 @@ def check(config: TrainConfig) -> None:
     for folder in config.data.train:
         check_shards("--data.train", folder)
     check_shards("--data.val", config.data.val)
-    check_init("--model.init", config.model.init)
-    check_file("--model.weights", config.model.weights)
+    if not any(config.out.glob("last*")):  # a run that is resumed reads its own weights
+        check_init("--model.init", config.model.init)
+        check_file("--model.weights", config.model.weights)
 
 
 def run(config: TrainConfig) -> None:
