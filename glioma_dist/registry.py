@@ -160,7 +160,11 @@ class Registry(Generic[AnyEntry]):
 
     def load(self, name: str, flag: str = "") -> Any:
         """Import what `name` stands for. Raises as `find` and `Entry.load`."""
-        return self.find(name, flag).load()
+        entry = self.find(name, flag)
+        try:
+            return entry.load()
+        except BrokenEntryError as error:
+            raise BrokenEntryError(f"{flag or self.what} {error}") from error.__cause__
 
     def canonical(self, name: str) -> str:
         """Our name for one that is written as others write it, as ResNet-50; one that is not known stays as it is."""

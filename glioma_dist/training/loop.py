@@ -98,7 +98,7 @@ def join_spatial_group(config: TrainConfig, context: DistributedContext) -> Spat
     strip_edges(config.data.size.height, config.scale.spatial_parallel)
     check_splittable(config.loss, config.scale.spatial_parallel)
     for name in config.data.augment:
-        augmentations.load(name)
+        augmentations.load(name, "--data.augment")
     return SpatialGroup.join(context, config.scale.spatial_parallel)
 
 

@@ -155,9 +155,13 @@ def script_with(package: Path, script: str, arguments: list) -> None:
 
 
 REFUSED = {
-    "not installed": (False, FLAGS, "--model.encoder two_maps: unknown; did you mean"),
+    "not installed": (False, FLAGS[:2], "--model.encoder two_maps: unknown; did you mean"),
     "no encoder": (True, ("--model.encoder", "no_encoder"), "own-parts 1.0"),
-    "a loss that is not there": (True, ("--loss", "dice+gone"), "loss gone (own_parts_package:gone"),
+    "a loss that is not there": (
+        True,
+        ("--loss", "dice+gone"),
+        "--loss gone (own_parts_package:gone, an entry point of",
+    ),
     "a loss of another shape": (True, ("--loss", "wrong_loss"), "return one number an image"),
     "an image of another shape": (True, ("--data.augment", "wrong_shape"), "return an image and a mask of the same"),
     "not proved for strips": (True, ("--model.encoder", "two_maps", "--scale.spatial-parallel", "2"), "not supported"),

@@ -121,8 +121,8 @@ class Encoder(nn.Module):
 def build_encoder(name: str) -> Encoder:
     """The encoder that is registered as `name`. Raises InputError where there is none, and where it is not what this
     module asks for: its class, strides and channels are looked at; no image is computed."""
-    entry = encoders.find(name)
-    build = entry.load()
+    entry = encoders.find(name, "--model.encoder")
+    build = encoders.load(name, "--model.encoder")
     try:
         encoder = build(entry.name)
     except (RunError, MemoryError):
@@ -131,11 +131,11 @@ def build_encoder(name: str) -> Encoder:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise  # a fault within it
         raise InputError(
-            f"encoder {entry.described}: cannot be called with its name ({one_line(error, 160)})"
+            f"--model.encoder {entry.described}: cannot be called with its name ({one_line(error, 160)})"
         ) from None
     fault = _fault(encoder)
     if fault:
-        raise InputError(f"encoder {entry.described}: {fault} (docs/encoders.md, Add an encoder)")
+        raise InputError(f"--model.encoder {entry.described}: {fault} (docs/encoders.md, Add an encoder)")
     return encoder
 
 
