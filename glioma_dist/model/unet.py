@@ -20,8 +20,8 @@ ENCODERS_WITH_CENTER = ("vgg19",)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Turn uint8 images (B, 1 or 3, H, W) into what the encoders were pretrained on: fp32 (B, 3, H, W), ImageNet's mean 0 and
-    deviation 1 a channel. Grey images are repeated over the channels."""
+    """Turn uint8 images (B, 1 or 3, H, W) into what the encoders were pretrained on: fp32 (B, 3, H, W), ImageNet's mean
+    0 and deviation 1 a channel. Grey images are repeated over the channels."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
     # In place where a map is this function's own, and repeated as late as can be: a third of the time on a CPU.
