@@ -13,7 +13,7 @@ from glioma_dist.registry import encoders
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The U-Net."""
+    """The U-Net: its encoder and decoder, and the weights that it starts from."""
 
     encoder: str = "mit_b3"
     """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), one of the article's

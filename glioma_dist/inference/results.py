@@ -77,7 +77,7 @@ class PredictedImage:
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """Masks of images."""
+    """What a prediction wrote, and the images that have no mask."""
 
     out: Path
     """Folder of the results."""

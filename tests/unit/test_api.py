@@ -4,6 +4,7 @@ import ast
 import code
 import inspect
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -79,7 +80,7 @@ def state_of_process() -> dict:
         "autocast": torch.is_autocast_enabled("cpu"),
         "gradients": torch.is_grad_enabled(),
         "environment": dict(os.environ),
-        "children": subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True).returncode,
+        "children": multiprocessing.active_children(),
     }
 
 
