@@ -1,7 +1,7 @@
 """Small drawn shards, small configs, and processes that start quickly.
 
 `start` runs a function in fresh processes, forked from a server that has imported the libraries already: importing
-torch and transformers takes some ten seconds a process otherwise. The processes are not forks of the tests' own.
+torch and the other libraries takes some seconds a process otherwise. The processes are not forks of the tests' own.
 """
 
 import importlib.util

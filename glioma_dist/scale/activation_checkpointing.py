@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.batch_norm import OVER_PROCESSES
+from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles

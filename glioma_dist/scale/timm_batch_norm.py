@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
-from glioma_dist.scale.batch_norm import ProcessesBatchNorm2d
+from glioma_dist.scale.batch_norm_layer import ProcessesBatchNorm2d
 
 
 class ProcessesBatchNormAct2d(ProcessesBatchNorm2d, BatchNormAct2d):

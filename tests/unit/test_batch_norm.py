@@ -15,11 +15,11 @@ from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale.batch_norm import (
-    ProcessesBatchNorm2d,
     counterparts_on,
     depends_on_batch,
     synchronise_batch_norm,
 )
+from glioma_dist.scale.batch_norm_layer import ProcessesBatchNorm2d
 from glioma_dist.scale.tiled_statistics import BatchStatistics, normalise_with
 from glioma_dist.scale.timm_batch_norm import ProcessesBatchNormAct2d
 
