@@ -163,11 +163,11 @@ def dice_at_sizes(
     height, width = sample.mask.shape
     metric_size = metric_size or Size(width, height)
     try:
-        shares = cell_probability(network, normalize_intensity(sample.image, contrast), input_size, metric_size)
+        probabilities = cell_probability(network, normalize_intensity(sample.image, contrast), input_size, metric_size)
     except InputError as error:
         raise InputError(f"sample {sample.key}: {error}") from error
     reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(network.device)
-    return float(dice(shares >= THRESHOLD, reference))
+    return float(dice(probabilities >= THRESHOLD, reference))
 
 
 @torch.inference_mode()
@@ -180,8 +180,8 @@ def cell_probability(network: Network, image: np.ndarray, input_size: Size | Non
     scaled = resize_image(image, input_size) if input_size else image
     strip = network.spatial_group.cut(len(scaled))
     logits = network.model(normalise(image_tensor(scaled)[None, :, strip].to(network.device)))
-    shares = network.spatial_group.gather_strip(logits).float().sigmoid()
+    probabilities = network.spatial_group.gather_strip(logits).float().sigmoid()
     size = (output_size.height, output_size.width)
-    if shares.shape[-2:] != size:
-        shares = functional.interpolate(shares, size=size, mode="bilinear", align_corners=False)
-    return shares[0, 0]
+    if probabilities.shape[-2:] != size:
+        probabilities = functional.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
+    return probabilities[0, 0]

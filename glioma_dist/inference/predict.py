@@ -1,4 +1,4 @@
-"""Masks for images of any size: a mask and an overlay for each, and one table of the covered shares."""
+"""Masks for images of any size: a mask and an overlay for each, and one table of their confluence."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def _mask_of(image: np.ndarray, network: Network, input_size: Size | None, thres
     """
     height, width = image.shape[:2]
     try:
-        shares = cell_probability(network, image, input_size, Size(width, height))
-        return (shares >= threshold).to(torch.uint8).cpu().numpy()
+        probabilities = cell_probability(network, image, input_size, Size(width, height))
+        return (probabilities >= threshold).to(torch.uint8).cpu().numpy()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

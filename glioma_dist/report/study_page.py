@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from glioma_dist.files import write_atomically
 from glioma_dist.report.study_plots import draw_plot
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; } th { text-align: left; }
-th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.best td { font-weight: 600; } .quiet { color: #666; } img { max-width: 100%; } pre { white-space: pre-wrap; }
-details { margin: .3em 0; } summary { cursor: pointer; } code, pre { font-size: 12px; }
-figure { display: inline-block; margin: .3em; width: 31%; vertical-align: top; } figcaption { font-size: 13px; }
-"""
+TEMPLATE = Path(__file__).with_name("study_page.html.jinja")
 COLUMNS = (
     "model",
     "starting weights",
@@ -143,63 +135,18 @@ def markdown_page(results: dict[str, Any], has_plot: bool) -> str:
 
 def html_page(results: dict[str, Any], plot: bytes | None) -> str:
     """One file with everything in it: no script, no style, no picture comes from elsewhere."""
-    title = html.escape(results["title"])
-    parts = [
-        f"<h1>{title}</h1>",
-        *(f"<p>{html.escape(line)}</p>" for line in introduction(results)),
-        f"<pre>{html.escape(results['metadata'].get('command') or '')}</pre>",
-        html_table(COLUMNS, map(row_texts, results["rows"]), [row["best"] for row in results["rows"]]),
-    ]
-    parts += [
-        f"<p class='quiet'>{html.escape(row['start'])}: {html.escape(row['article_says'])}.</p>"
-        for row in results["rows"]
-        if row["article"] and row["article_says"]
-    ]
-    if plot is not None:
-        parts.append(f"<p><img alt='{title}' src='{data_url(plot)}'></p>")
-    if results["claims"]:
-        sentences = "".join(f"<li>{html.escape(claim_text(each))}</li>" for each in results["claims"])
-        parts.append(f"<h2>What the article says, and these runs</h2><ul>{sentences}</ul>")
-    parts += ["<h2>The repetitions</h2>", html_repetitions(results["rows"])]
-    parts += ["<h2>The runs</h2>", *map(html_run, results["runs"])]
-    return (
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
-        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["as_json"] = lambda value: json.dumps(value, indent=1)
+    rows = results["rows"]
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        title=results["title"],
+        introduction=introduction(results),
+        command=results["metadata"].get("command") or "",
+        columns=COLUMNS,
+        numbers=NUMBERS,
+        rows=rows,
+        table=[(row_texts(row), row) for row in rows],
+        plot=None if plot is None else base64.b64encode(plot).decode(),
+        claims=[claim_text(each) for each in results["claims"]],
+        runs=results["runs"],
     )
-
-
-def html_table(names: Sequence[str], rows: Iterable[Sequence[str]], best: Sequence[bool]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = []
-    for texts, is_best in zip(rows, best, strict=True):
-        cells = "".join(
-            f"<td{' class=number' if place in NUMBERS and len(text) < 20 else ''}>{html.escape(text)}</td>"
-            for place, text in enumerate(texts)
-        )
-        lines.append(f"<tr{' class=best' if is_best else ''}>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def html_repetitions(rows: list[dict[str, Any]]) -> str:
-    """The mean of each repetition of each row."""
-    lines = [
-        f"<tr><td>{html.escape(', '.join((row['model'], row['start'], row['fine_tuning'], row['compared'])))}</td>"
-        + "".join(f"<td class=number>{value:.4f}</td>" for value in row["repetitions"])
-        + "</tr>"
-        for row in rows
-    ]
-    return f"<table>{''.join(lines)}</table>"
-
-
-def html_run(run: dict[str, Any]) -> str:
-    took = "" if run["seconds"] is None else f", {run['seconds']:.0f} s on {run['device']}"
-    steps = "" if run["steps"] is None else f", {run['steps']} steps"
-    config = html.escape(json.dumps(run["config"], indent=1))
-    return (
-        f"<details><summary>{html.escape(run['name'])} {html.escape(run['folder'])}: {html.escape(run['status'])}"
-        f"{steps}{html.escape(took)}</summary><pre>{html.escape(run['command'])}\n\n{config}</pre></details>"
-    )
-
-
-def data_url(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"

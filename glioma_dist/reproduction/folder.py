@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from glioma_dist.errors import InputError
-from glioma_dist.files import make_folder, read_json, remove_quietly, write_json_atomically
+from glioma_dist.files import cannot_write, make_folder, read_json, remove_quietly, write_json_atomically
 from glioma_dist.reproduction.plan import Settings
+from glioma_dist.training.folder_lock import LOCK, NO_LOCKS
 
 SETTINGS = "study.json"
 """In the study's folder: what decided its numbers."""
-
-LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -25,9 +25,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     """Of several studies that start in one folder each waits for the one before."""
     was_there = folder.exists()
     make_folder(folder)
-    with open(folder / LOCK, "w") as file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    # Not a file whose existence is the lock, where the file system has no others: a killed start would hold it forever.
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock)
+        except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise cannot_write(folder / LOCK, error) from error
         try:
             yield
         except BaseException:

@@ -291,11 +291,5 @@ def encoders() -> Study:
 
 def find_studies(name: str, native: bool) -> list[Study]:
     """The study of that name, or all for "all"; native: table 3 with the rows that the article could not run."""
-    known = {
-        study.name: study
-        for study in (
-            *(table1(), table2(), table3(native), table4(), table5()),
-            *(figure3(), figure4(), figure6(), encoders()),
-        )
-    }
-    return list(known.values()) if name == "all" else [known[name]]
+    studies = [table1(), table2(), table3(native), table4(), table5(), figure3(), figure4(), figure6(), encoders()]
+    return studies if name == "all" else [next(study for study in studies if study.name == name)]

@@ -12,6 +12,7 @@ from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, part_name
+from glioma_dist.scale import gradients
 from glioma_dist.training import loop, validation
 
 
@@ -50,13 +51,13 @@ def check_losses(ours: list[dict], plain: list[dict], tolerance: float) -> None:
 
 
 def train_in_double(config) -> list[str]:
-    build_model, normalise = loop.build_model, loop.normalise
+    build_model, normalise = loop.build_model, gradients.normalise
     loop.build_model = lambda *given: (build_model(*given)[0].double(), [])
-    loop.normalise = validation.normalise = lambda images: normalise(images).double()
+    gradients.normalise = validation.normalise = lambda images: normalise(images).double()
     try:
         return train_here(config)
     finally:
-        loop.build_model, loop.normalise, validation.normalise = build_model, normalise, normalise
+        loop.build_model, gradients.normalise, validation.normalise = build_model, normalise, normalise
 
 
 @pytest.mark.parametrize(

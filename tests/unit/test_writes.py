@@ -22,7 +22,6 @@ ALLOWED = {
     "glioma_dist/training/telemetry.py: MetricsFile.__init__": "rows are appended; a torn last one is taken out",
     "glioma_dist/distributed/run_command.py: drop_closed_output": "the null device",
     "glioma_dist/training/folder_lock.py: folder_lock": "a lock file, which has no content",
-    "glioma_dist/reproduction/folder.py: one_at_a_time": "a lock file, which has no content",
     "glioma_dist/reproduction/execute.py: launcher.launch": "a log that the entry points append to",
     "glioma_dist/benchmark/cell.py: measure_or_say_why_not": "/proc",
     "glioma_dist/benchmark/peak_memory.py: PeakMemory.__init__": "/proc",
