@@ -41,7 +41,7 @@ def said(function, *arguments) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def help_of(name: str, monkeypatch, width: int = 130) -> str:
+def help_of(name: str, monkeypatch, width: int = 110) -> str:
     monkeypatch.setenv("COLUMNS", str(width))
     code, out, err = said(program.run, [*name.split(), "--help"])
     assert (code, err) == (0, "")
