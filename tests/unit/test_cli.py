@@ -41,7 +41,7 @@ def said(function, *arguments) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def help_of(name: str, monkeypatch, width: int = 400) -> str:
+def help_of(name: str, monkeypatch, width: int = 110) -> str:
     monkeypatch.setenv("COLUMNS", str(width))
     code, out, err = said(program.run, [*name.split(), "--help"])
     assert (code, err) == (0, "")
@@ -72,7 +72,7 @@ def described_flags(text: str) -> dict[str, str]:
             rest = re.split(r"  +", line, maxsplit=1)
             found[last] = rest[1] if len(rest) > 1 else ""
         elif last:
-            found[last] += line
+            found[last] += f" {line}"
     return found
 
 
