@@ -61,7 +61,9 @@ class Entry:
     def described(self) -> str:
         """For messages: name, target, and where it comes from."""
         source = f", an entry point of {one_line(self.distribution, 80)}" if self.distribution else ""
-        target = self.target if isinstance(self.target, str) else self.target.__qualname__
+        target = (
+            self.target if isinstance(self.target, str) else getattr(self.target, "__qualname__", repr(self.target))
+        )
         return f"{one_line(self.name, 60)} ({one_line(target, 100)}{source})"
 
     @property
