@@ -90,7 +90,7 @@ def _unboxed(text: str) -> str:
     """tyro's message without its box, its title and the text of `--help`, as one line."""
     bare = [re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]+|-{3,}|^[|+]|[|+]$", " ", line).strip() for line in text.splitlines()]
     title, *lines = [line for line in bare if line] or [""]
-    missing = [line for line in lines if line.startswith("--")]
+    missing = [line for line in lines if line.startswith("--") and not line.startswith("--help")]
     if title == "Required options" and missing:
         return f"missing: {', '.join(missing)}"
     return re.sub(r"\s*(Argument helptext:|For full helptext).*", "", " ".join(" ".join(lines or [title]).split()))

@@ -75,18 +75,14 @@ def training_batches(
 
     Args:
         reader: the samples, a `ShardReader` or several joined.
-        order: which sample stands in which slot of which batch, over all processes; `order.batch_size` counts the
-            images of all processes together.
-        config: size, augmentation and number of worker processes. What it says of places is not looked at.
-        first_step: number of the first batch, counted from 0 over all epochs.
-        rank: which of `num_processes` processes this one is; each gets `order.batch_size / num_processes` images.
+        order: which sample stands in which slot of which batch; its batch size counts all processes' images.
+        config: size, augmentation and number of worker processes. Its folders are not looked at.
+        first_step: counted from 0 over all epochs.
+        rank: which of `num_processes` this process is; each gets an equal share of a batch.
         seconds_to_answer: after which a worker that gives nothing counts as lost; 0: never.
 
-    Yields batches: images (B, 1 or 3, H, W) uint8, masks (B, H, W) uint8 of 0 and 1, seeds (B,) int64, and keys. Close
-    the generator to end the workers.
-
-    Raises InputError where the processes do not divide the batch, and for samples that cannot be used;
-    UnavailableError where a worker is lost.
+    Yields `Batch`es; close the generator to end the workers. Raises InputError for samples that cannot be used or a
+    batch that the processes do not divide, UnavailableError where a worker is lost.
     """
     if order.batch_size % num_processes:
         raise InputError(

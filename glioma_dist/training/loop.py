@@ -9,27 +9,24 @@ import torch
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import checked
-from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import Batch, training_batches
-from glioma_dist.data.mixture import Shards, open_training_data, open_validation_data, parts_of
-from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.data.shards.unlisted import describe_unlisted
+from glioma_dist.data.mixture import open_training_data, open_validation_data
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
-from glioma_dist.errors import InputError, Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
+from glioma_dist.errors import Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.losses import check_splittable, segmentation_loss
+from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import build_model
-from glioma_dist.registry import augmentations
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards, clip_gradients
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
 from glioma_dist.scale.scale_model import scale_model
-from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
 from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
@@ -80,35 +77,6 @@ def _train(config: TrainConfig, context: DistributedContext) -> TrainState:
             # A signal waits until the loop asks for it, or until status.json says how the run has ended.
             with stop.deferred(), open_reporter(trainer, position) as reporter:
                 return TrainingLoop(trainer, position, reporter).run()
-
-
-def join_spatial_group(config: TrainConfig, context: DistributedContext) -> SpatialGroup:
-    """The processes that share this one's images.
-
-    Raises InputError, before any data is read, where the launch does not fit the settings.
-    """
-    check_division(config.scale.spatial_parallel, context.num_processes)
-    num_groups = context.num_processes // config.scale.spatial_parallel
-    if config.batch_size % num_groups:
-        sharing = "processes" if config.scale.spatial_parallel == 1 else "groups of processes"
-        raise InputError(
-            f"--batch-size {config.batch_size} cannot be shared by {num_groups} {sharing}: "
-            f"give a multiple of {num_groups}"
-        )
-    strip_edges(config.data.size.height, config.scale.spatial_parallel)
-    check_splittable(config.loss, config.scale.spatial_parallel)
-    for name in config.data.augment:
-        augmentations.load(name, "--data.augment")
-    return SpatialGroup.join(context, config.scale.spatial_parallel)
-
-
-def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
-    """What a user should know of the data. Raises InputError where there is nothing to learn from."""
-    parts, others = parts_of(train), [] if val is None else [val]
-    notes = [check_cells(parts, "--data.train", is_needed=True)]
-    notes += [check_cells([reader], "--data.val", is_needed=False) for reader in others]
-    notes += [describe_unlisted(reader) for reader in (*parts, *others)]
-    return [note for note in notes if note is not None]
 
 
 def prepare(

@@ -320,7 +320,7 @@ def test_evaluation_refuses_negative_workers():
 def test_flags_that_are_required_are_named_and_nothing_else():
     with pytest.raises(InputError) as error:
         parse(EvaluateConfig, ["--workers", "0"])
-    assert str(error.value) == "missing: --checkpoint PATH, --data STR (--help lists the flags)"
+    assert str(error.value) == "missing: --checkpoint PATH, --data PATH|URL (--help lists the flags)"
 
 
 @pytest.mark.parametrize("flags", [["--no-such-flag", "1"], ["--data.transform", "stretch"], ["--lr", "fast"]])

@@ -10,7 +10,10 @@ FOLDERS = ("glioma_dist", "tools", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
 HOMES = {
     "counting operations": (r"\bFlopCounterMode\b", {"scale/operations.py"}),
-    "the step's arithmetic": (r"\bbackward\(loss|\bloss(es)?\b[^\n]*\.backward\(", {"scale/gradients.py"}),
+    "the step's arithmetic": (
+        r"\bbackward\(loss|\bloss(es)?\b[^\n]*\.backward\(",
+        {"scale/gradients.py", "scale/memory_estimator.py"},
+    ),  # there: of any module
     "signs of a full memory": (r"bad_alloc|can't allocate memory", {"errors.py"}),
     "variables of a launch": (r"ACCELERATE\|FSDP", {"distributed/launched.py"}),
     "the bound on pixels": (r"^MAX_PIXELS *=", {"limits.py"}),
