@@ -12,17 +12,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
-from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.evaluation.protocol import evaluate
-from glioma_dist.model.encoders.contract import Encoder
+import glioma_dist as gd
 from glioma_dist.registry import encoders
-from glioma_dist.size import Size
-from glioma_dist.training.loop import train
 
 
 @encoders.register("plain_cnn")
-class PlainCNN(Encoder):
+class PlainCNN(gd.Encoder):
     """Five stages, each a strided convolution and a plain one, at strides 2 to 32."""
 
     strides = (2, 4, 8, 16, 32)
@@ -58,18 +53,18 @@ def stage(channels_in: int, channels: int) -> nn.Sequential:
 
 
 def main(shards: str, out: str) -> None:
-    context = DistributedContext.start()
-    data = DataConfig(
+    data = gd.DataConfig(
         train=(f"{shards}/train",),
         val=f"{shards}/val",
-        size=Size(64, 64),
+        size=gd.Size(64, 64),
         transform="random-resized-crop",
         augment=("flips",),
         workers=0,
     )
-    model = ModelConfig(encoder="plain_cnn", decoder_channels=(32, 32, 16, 16, 8))
-    train(TrainConfig(data, model, lr=1e-3, max_steps=8, eval_every=8, out=Path(out)), context)
-    evaluate(EvaluateConfig(Path(out) / "best", f"{shards}/test", out=Path(out) / "scores.json"), context)
+    model = gd.ModelConfig(encoder="plain_cnn", decoder_channels=(32, 32, 16, 16, 8))
+    run = gd.train(gd.TrainConfig(data, model, lr=1e-3, max_steps=8, eval_every=8, out=Path(out)))
+    scores = gd.evaluate(gd.EvaluateConfig(run.best, f"{shards}/test", out=Path(out) / "scores.json"))
+    print(f"mean Dice {scores.mean_dice:.3f}")
 
 
 if __name__ == "__main__":

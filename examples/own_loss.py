@@ -13,11 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
-from glioma_dist.distributed.context import DistributedContext
+import glioma_dist as gd
 from glioma_dist.registry import losses
-from glioma_dist.size import Size
-from glioma_dist.training.loop import train
 
 ALPHA, BETA = 0.3, 0.7
 """Weights of false positives and false negatives."""
@@ -38,12 +35,16 @@ def tversky(logits: Tensor, masks: Tensor, total: Callable[[Tensor], Tensor]) ->
 
 
 def main(shards: str, out: str) -> None:
-    data = DataConfig(
-        train=(f"{shards}/train",), val=f"{shards}/val", size=Size(64, 64), transform="random-resized-crop", workers=0
+    data = gd.DataConfig(
+        train=(f"{shards}/train",),
+        val=f"{shards}/val",
+        size=gd.Size(64, 64),
+        transform="random-resized-crop",
+        workers=0,
     )
-    model = ModelConfig(encoder="mit_tiny", decoder_channels=(32, 32, 16, 16, 8))
-    config = TrainConfig(data, model, loss="tversky+bce", lr=1e-3, max_steps=8, eval_every=8, out=Path(out))
-    train(config, DistributedContext.start())
+    model = gd.ModelConfig(encoder="mit_tiny", decoder_channels=(32, 32, 16, 16, 8))
+    run = gd.train(gd.TrainConfig(data, model, loss="tversky+bce", lr=1e-3, max_steps=8, eval_every=8, out=Path(out)))
+    print(f"step {run.step}, in {run.best}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ docs/api.md has an example of each name.
     run it     train, evaluate, predict
     settings   TrainConfig(DataConfig, ModelConfig, ScaleConfig), EvaluateConfig, PredictConfig, Size
     results    TrainResult, EvaluationResult, PredictionResult
-    models     build_model, load_model, normalise, PretrainedUNet
+    models     build_model, load_model, normalise, PretrainedUNet, Encoder
     data       ShardReader, ShardWriter, Sample, DeterministicSampler, training_batches, Batch
     memory     estimate_step_memory, StepMemory, checkpoint_activations
     errors     RunError, InputError
@@ -54,6 +54,7 @@ _HOMES = {
     "load_model": "model.unet",
     "normalise": "model.unet",
     "PretrainedUNet": "model.hub",
+    "Encoder": "model.encoders.contract",
     "ShardReader": "data.shards.reader",
     "ShardWriter": "data.shards.reader",
     "Sample": "data.sample",
@@ -72,6 +73,7 @@ __all__ = [
     "Batch",
     "DataConfig",
     "DeterministicSampler",
+    "Encoder",
     "EvaluateConfig",
     "EvaluationResult",
     "InferenceScaleConfig",
@@ -119,6 +121,7 @@ if TYPE_CHECKING:
     from glioma_dist.evaluation.protocol import EvaluationResult, evaluate
     from glioma_dist.inference.predict import predict
     from glioma_dist.inference.results import PredictionResult
+    from glioma_dist.model.encoders.contract import Encoder
     from glioma_dist.model.hub import PretrainedUNet
     from glioma_dist.model.unet import build_model, load_model, normalise
     from glioma_dist.scale.activation_checkpointing import checkpoint_activations
