@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
@@ -149,8 +151,39 @@ def load_any_timm(
     if broken:
         raise InputError(f"{where}: {one_line(broken[0], 100)} is not finite; give another file")
     try:
-        body = create(pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})[0]
+        with _missing_tensors() as missing:
+            body = create(pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})[0]
+        own = {_flat(each.removeprefix("model.")) for each in body.state_dict()}  # and no classifier's
+        missing = [each for each in missing if _flat(each) in own]
+        if missing:
+            raise InputError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     except InputError as error:
         raise InputError(f"{where} does not fit {name} ({one_line(error.__cause__ or error, 250)})") from error
     encoder.body.load_state_dict(body.state_dict())
     return lineage(file, source, [], str(published.license or "not stated"))
+
+
+@contextmanager
+def _missing_tensors() -> Iterator[list[str]]:
+    """Names of weights that a network of timm's misses in the file that it loads. For some families timm only tells its
+    logger of them, and they would stay as they were drawn."""
+    missing: list[str] = []
+    logger = logging.getLogger("timm.models._builder")
+    handler = logging.Handler()
+    handler.emit = lambda record: missing.extend(_names_told(record.getMessage()))
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield missing
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+
+
+def _names_told(text: str) -> list[str]:
+    found = re.match(r"Missing keys \((.*?)\) discovered", text)
+    # Older versions of PyTorch did not write this counter, and nothing is computed from it.
+    return [each for each in (found[1].split(", ") if found else []) if not each.endswith("num_batches_tracked")]
