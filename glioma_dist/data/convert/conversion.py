@@ -27,7 +27,7 @@ from glioma_dist.data.shards.index import INDEX_NAME
 from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, draw_splits
 from glioma_dist.errors import InputError, printable
-from glioma_dist.files import cannot_write
+from glioma_dist.files import cannot_write, check_new_folder
 
 AUDIT_NAME = "audit.json"
 
@@ -50,6 +50,7 @@ def convert(
     converted, or, with `strict`, at the first defect.
     """
     out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
+    check_new_folder("--out", out)
     if split_seed is not None and source.has_own_splits:
         names = ", ".join(split.name for split in source.splits)
         raise InputError(f"{source.folder}: has splits of its own ({names}); omit --split-seed")

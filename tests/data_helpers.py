@@ -17,7 +17,7 @@ CELL = {"id": 1, "name": "cell", "supercategory": "cell"}
 
 def real_data(name: str) -> Path:
     """A folder of real images, or a skip that says where it was looked for."""
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     folder = Path(os.environ.get("GLIOMA_DIST_DATA", beside)) / name
     if not folder.is_dir():
         pytest.skip(f"real images are not here: {folder} (GLIOMA_DIST_DATA names another folder)")
