@@ -71,12 +71,12 @@ NO_GPU = {"ACCELERATE_USE_CPU": "false", "ACCELERATE_MIXED_PRECISION": "bf16", "
     ids=["accumulation", "DeepSpeed", "no GPU"],
 )
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "predict.py"])
-def test_every_command_refuses_alike(one, tmp_path, script, environment, expected):
+def test_every_command_refuses_alike(one, shards, tmp_path, script, environment, expected):
     (tmp_path / "in").mkdir()
     arguments = {
         "train.py": ["--config", one / "config.json"],
-        "evaluate.py": ["--checkpoint", one / "best", "--data", one],
-        "predict.py": ["--checkpoint", one / "best", "--images", tmp_path / "in"],
+        "evaluate.py": ["--checkpoint", one / "last", "--data", shards / "train"],
+        "predict.py": ["--checkpoint", one / "last", "--images", tmp_path / "in"],
     }[script]
     ended: Ended = command(script, *arguments, "--out", tmp_path / "out", environment=environment)
     assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1), ended.stderr[-2000:]

@@ -76,7 +76,7 @@ def leave_three(folder: Path) -> None:
     ("harm", "fragments"),
     [
         (shutil.rmtree, ("train: no such folder", "convert")),
-        (lambda folder: (folder / "index.json").unlink(), ("index.json", "--index")),
+        (lambda folder: (folder / "index.json").unlink(), ("index.json", "shards index")),
         (lambda folder: (folder / "index.json").write_text("{"), ("index.json", "convert again")),
         (lambda folder: (folder / "00002.tar").unlink(), ("00002.tar", "convert again")),
         (truncate, ("00001.tar", "bytes found", "convert again")),

@@ -157,7 +157,7 @@ def test_text_is_taken_for_paths_and_sizes(shards, tmp_path, runtime):
         (gd.train, gd.TrainConfig(), "no training data"),
         (gd.train, gd.TrainConfig(gd.DataConfig(train=("nowhere",))), "nowhere: no such folder"),
         (gd.train, gd.TrainConfig(gd.DataConfig(train=("x",)), lr="fast"), "lr: cannot use 'fast', expected float"),
-        (gd.train, gd.TrainConfig(gd.DataConfig(train=("x",)), loss="dyce"), "loss: cannot use 'dyce'"),
+        (gd.train, gd.TrainConfig(gd.DataConfig(train=("x",)), loss="dyce"), "--loss dyce: unknown; did you mean dice"),
         (gd.train, gd.TrainConfig(gd.DataConfig(train=("x",), size="big")), "size"),
         (gd.train, gd.TrainConfig(gd.DataConfig(train=("x",)), batch_size=2.5), "batch_size: cannot use 2.5"),
         (gd.train, gd.TrainConfig(gd.DataConfig(train=("x",)), out="s3://bucket/run"), "--out s3:"),
