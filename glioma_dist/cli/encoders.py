@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from glioma_dist.benchmark.encoder_table import encoder_table
 from glioma_dist.cli.command import Command
+from glioma_dist.errors import one_line
+from glioma_dist.registry import encoders
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,15 @@ class EncodersConfig:
 
 
 def run(_: EncodersConfig) -> None:
-    """Print the table."""
+    """Print the table, and a line for each encoder that another installed distribution brings, or fails to bring."""
     print(encoder_table())
+    print("Also timm/NAME: any timm model that gives feature maps, as timm/convnext_tiny.")
+    own = encoders.names()
+    for entry in encoders.entries():
+        if entry.name not in own:
+            print(f"Also {one_line(entry.described, 200)}.")
+    for fault in encoders.unread():
+        print(f"Cannot be used: {one_line(fault, 300)}")
 
 
 ENCODERS = Command(EncodersConfig, run, ("glioma-dist encoders",))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from glioma_dist.cli import encoders as encoders_command
 from glioma_dist.errors import InputError
 from glioma_dist.registry import (
     BrokenEntryError,
@@ -293,3 +294,13 @@ def test_declarations_are_light_and_only_declare():
             tree = ast.parse(Path(import_module(module).__file__).read_text())
             imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
             assert imported <= {"glioma_dist.registry", "__future__", "dataclasses", "typing"}, module
+
+
+def test_the_command_lists_encoders_of_other_distributions_and_those_that_are_broken(installed, monkeypatch, capsys):
+    installed.add("outside", "[glioma_dist.encoders]\nfrom_outside = outside_package:thing\n")
+    installed.add("odd", "[glioma_dist.encoders]\nmodule_alone = x\n")
+    monkeypatch.setattr(encoders_command, "encoders", fresh(encoders))
+    encoders_command.run(encoders_command.EncodersConfig())
+    said = capsys.readouterr().out
+    assert "Also from_outside (outside_package:thing, an entry point of outside 1.2)." in said
+    assert [line for line in said.splitlines() if line.startswith("Cannot be used: ") and "odd" in line]
