@@ -190,6 +190,19 @@ def free_port() -> int:
     raise RuntimeError("no port is free")
 
 
+def wait_for_listener(port: int, seconds: float = 120) -> None:
+    """Until somebody listens at a port of this machine, looked for without a connection of our own."""
+    until = time.monotonic() + seconds
+    while not any(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in _sockets()):
+        assert time.monotonic() < until, f"nobody listens at {port}"
+        time.sleep(0.05)
+
+
+def _sockets() -> list[list[str]]:
+    """Rows of the system's tables: number, local address, remote address, state (0A: listens), …"""
+    return [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+
+
 def start(
     function: Callable,
     *arguments: Any,

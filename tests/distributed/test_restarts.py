@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, rows, run, tiny_config, train_here
+from helpers import REPOSITORY, free_port, rows, run, tiny_config, train_here, wait_for_listener
 from torch import distributed
 
 from glioma_dist.config.file import to_dict
@@ -25,12 +24,6 @@ STEPS = 30
 TORCHRUN = ["torch.distributed.run", "--standalone", "--max-restarts", "2", "--nproc-per-node"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 ACCELERATE += ["--dynamo_backend", "no", "--max_restarts", "2"]
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def launch(arguments: list[str], out, config) -> subprocess.Popen:
@@ -59,7 +52,10 @@ def kill_in_mid_run(out, launchers: list[subprocess.Popen], rank: int) -> None:
     until = time.monotonic() + 200
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 2:
         assert time.monotonic() < until, "no step was finished"
-        assert [each.poll() for each in launchers] == [None] * len(launchers), "a launcher ended"
+        if any(each.poll() is not None for each in launchers):
+            for each in launchers:
+                each.terminate()
+            pytest.fail("a launcher ended:\n" + "\n".join(each.communicate(timeout=60)[0] for each in launchers))
         time.sleep(0.02)
     found = {key: value for each in launchers for key, value in workers(each.pid).items()}
     os.kill(found[rank], signal.SIGKILL)
@@ -105,7 +101,7 @@ def check(out, whole, launchers) -> None:
 )
 def test_a_restarted_run_ends_as_if_nothing_had_been(whole, tmp_path, launcher, num_processes, lost):
     reference = whole(num_processes)
-    arguments = [free_port() if word == "PORT" else word for word in launcher]
+    arguments = [str(free_port()) if word == "PORT" else word for word in launcher]
     with launch([*arguments, str(num_processes)], tmp_path / "out", tmp_path / "whole.json") as process:
         try:
             kill_in_mid_run(tmp_path / "out", [process], lost)
@@ -118,19 +114,21 @@ def test_two_machines_of_which_one_loses_its_process(whole, tmp_path):
     """Only the machine that lost it counts a restart: the number of the attempt differs between the two."""
     reference = whole(2)
     machines = ["--num_machines", "2", "--num_processes", "2", "--rdzv_backend", "c10d"]
-    machines += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--machine_rank"]
+    port = free_port()
+    machines += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--machine_rank"]
     arguments = [word for word in ACCELERATE if word != "1"]
     arguments.remove("--num_machines")
-    launchers = [
-        launch([*arguments, *machines, number], tmp_path / "out", tmp_path / "whole.json") for number in ("0", "1")
-    ]
+    launchers = [launch([*arguments, *machines, "0"], tmp_path / "out", tmp_path / "whole.json")]
     try:
+        # Here both machines have its address, and the second would take the port if it came first.
+        wait_for_listener(port)
+        launchers.append(launch([*arguments, *machines, "1"], tmp_path / "out", tmp_path / "whole.json"))
         kill_in_mid_run(tmp_path / "out", launchers, rank=1)
         check(tmp_path / "out", reference, launchers)
     finally:
         for each in launchers:
-            each.terminate()
-            each.wait(timeout=60)
+            with each:  # waits, and closes its pipe
+                each.terminate()
 
 
 @pytest.mark.parametrize("worlds", [(2, 2), (3, 2), (2, 4)])
