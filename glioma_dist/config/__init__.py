@@ -1,8 +1,8 @@
 """The settings of a run: frozen dataclasses, one file per concern.
 
-Everything here is checked before any data is read or any GPU is touched. Settings that decide numbers live in
-`DataConfig`, `ModelConfig` and the upper part of `TrainConfig`; those that decide cost only live in `ScaleConfig` or
-are listed in `COST_FIELDS`, and a run may be resumed with others.
+All settings are checked before any data is read or any GPU is used. Settings that change results are in `DataConfig`,
+`ModelConfig` and the upper part of `TrainConfig`. Settings that change only the cost are in `ScaleConfig` or in
+`COST_FIELDS`; they may differ when a run is resumed.
 """
 
 from glioma_dist.config.data import ARTICLE_SMALL, DataConfig

@@ -1,4 +1,4 @@
-"""What the benchmarks are asked: `glioma-dist bench resolution`, `glioma-dist bench spatial-parallel`."""
+"""The flags of the benchmarks: `glioma-dist bench resolution`, `glioma-dist bench spatial-parallel`."""
 
 from __future__ import annotations
 
@@ -18,45 +18,48 @@ from glioma_dist.registry import encoders
 from glioma_dist.size import Size, SizeFlag
 
 SIDE_STEP = 32
-"""Sides of images that segmentation_models.pytorch takes are multiples of it."""
+"""segmentation_models.pytorch accepts image sides that are multiples of this."""
 NATIVE = Size(2592, 1952)
-"""Of the microscope's images, cut to multiples of 32."""
+"""Size of the microscope's images, cut to multiples of 32."""
 
 
 @dataclass(frozen=True)
 class ResolutionConfig:
-    """Time and peak memory of a training step at each size: JSON, CSV, a Markdown table and two plots."""
+    """Measure time and peak memory of a training step at each image size. Writes JSON, CSV, a Markdown table and two
+    plots."""
 
     sizes: tuple[SizeFlag, ...]
-    """Sizes of an image, as 704x512 1472x1120 2592x1952."""
+    """Image sizes to measure, for example 704x512 1472x1120 2592x1952."""
     encoder: str = "mit_b3"
     """The U-Net's encoder."""
     levels: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
-    """What is computed a second time in the backward pass, as --scale.activation-checkpointing."""
+    """Levels of activation checkpointing to measure; see --scale.activation-checkpointing of glioma-dist train."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ()
-    """By default bf16 on a GPU, fp32 on a CPU."""
+    """Precisions to measure. By default: bf16 on a GPU, fp32 on a CPU."""
     baselines: tuple[Literal["smp", "eager"], ...] = ()
-    """Measured beside ours. smp: segmentation_models.pytorch (pip install 'glioma-dist[bench]'). eager: our U-Net with
-    transformers' attention as it is written, without a fused kernel."""
+    """Networks to compare with. smp: segmentation_models.pytorch (pip install 'glioma-dist[bench]'). eager: our U-Net
+    with transformers' plain attention, without a fused kernel."""
     batch_size: int = 1
     """Images in a step."""
     repeats: int = 5
-    """Steps that are timed; the median counts."""
+    """Number of timed steps; the median is reported."""
     warm_up: int = 2
-    """Steps before those."""
+    """Number of steps before the timed ones."""
     channels_last: bool = False
-    """Measure our levels in this layout too."""
+    """Also measure each level in channels-last layout."""
     data: LocalPath = "drawn"
-    """Images a second are measured on a batch at hand, and again with data loading: from this folder of shards, or
-    from images drawn at the microscope's size. none omits that."""
+    """Where images come from to measure the speed with data loading: a folder of shards, or drawn (synthetic images of
+    the microscope's size). none: measure only with a batch that is already in memory."""
     workers: int = 2
-    """Processes that load data."""
+    """Worker processes that load data."""
     find_largest: bool = False
-    """Also look for the largest size, and the largest batch of the largest of --sizes, that train here."""
+    """Also search for the largest image size, and for the largest batch at the largest of --sizes, that fit this
+    device."""
     max_megapixels: float = 100.0
-    """How far that search goes, over all images of a batch."""
+    """Limit of the search of --find-largest: megapixels of all images of a batch together."""
     timeout_s: float = 600.0
-    """For a cell, from the start of its process; a cell that takes longer is ended, which is a result, too."""
+    """Time limit in seconds for one measurement, from the start of its process. A measurement that takes longer is
+    stopped and reported as such."""
     out: Path = Path("docs/benchmarks/resolution")
     """A new folder for resolution.json, .csv, .md, memory.png and speed.png."""
 
@@ -77,7 +80,7 @@ class ResolutionConfig:
         if min(self.warm_up, self.workers) < 0:
             raise InputError(f"--warm-up {self.warm_up} --workers {self.workers}: give 0 or more")
         if not self.sizes:
-            raise InputError("--sizes: give one or more, as 704x512 1472x1120")
+            raise InputError("--sizes: give one or more, for example 704x512 1472x1120")
         if not self.levels and not self.baselines:
             raise InputError("--levels: give one or more, or --baselines")
         if "smp" in self.baselines:
@@ -88,10 +91,10 @@ class ResolutionConfig:
     def _validate_smp(self) -> None:
         if util.find_spec("segmentation_models_pytorch") is None:
             raise InputError(
-                "--baselines smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'"
+                "--baselines smp: segmentation_models.pytorch is not installed; pip install 'glioma-dist[bench]'"
             )
         if encoders.find(self.encoder).smp_name is None:
-            raise InputError(f"--baselines smp: it has no {self.encoder}; give another --encoder, as mit_b0")
+            raise InputError(f"--baselines smp: it has no {self.encoder}; give another --encoder, for example mit_b0")
         odd = [str(size) for size in self.sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]
         if odd:
             raise InputError(f"--sizes {' '.join(odd)}: --baselines smp takes multiples of {SIDE_STEP} only")
@@ -99,29 +102,29 @@ class ResolutionConfig:
 
 @dataclass(frozen=True)
 class SpatialParallelConfig:
-    """A JSON file and a Markdown table of memory, time and traffic against the number of strips."""
+    """Measure memory, time and traffic of a step for several numbers of strips. Writes JSON and a Markdown table."""
 
     sizes: tuple[SizeFlag, ...] = (Size(1472, 1120),)
-    """Sizes of an image that are measured."""
+    """Image sizes to measure."""
     spatial_parallel: tuple[int, ...] = (1, 2, 4)
-    """Numbers of processes that share an image."""
+    """Numbers of processes that share an image, each measured."""
     levels: tuple[Literal["none", "selective", "full"], ...] = ("none", "full")
-    """Levels of activation checkpointing."""
+    """Levels of activation checkpointing to measure."""
     encoder: str = "mit_b0"
     """The encoder of the U-Net that is measured."""
     repeats: int = 2
-    """Steps that are timed; the median counts."""
+    """Number of timed steps; the median is reported."""
     warm_up: int = 1
-    """Steps before those."""
+    """Number of steps before the timed ones."""
     launch_file: Path | None = None
-    """File for accelerate launch; by default accelerate_configs/spatial_parallel.yaml on GPUs, cpu_2_processes.yaml
-    without."""
+    """File for accelerate launch --config_file. By default: accelerate_configs/spatial_parallel.yaml where there are
+    GPUs, else cpu_2_processes.yaml."""
     foretold_encoder: str = "mit_b3"
-    """The encoder of the U-Net whose traffic is counted."""
+    """Encoder of the U-Net whose traffic is estimated without a measurement."""
     foretold_size: SizeFlag = NATIVE
-    """Size of the image whose traffic is counted, in bf16."""
+    """Image size for this estimate, in bf16."""
     tflop_s: float = 100.0
-    """What a GPU computes in a second, sustained, to compare the time of sending with."""
+    """Assumed sustained speed of a GPU in TFLOP/s; the estimate compares computing time with sending time."""
     out: Path = Path("docs/benchmarks/spatial_parallel")
     """A new folder for spatial_parallel.json and spatial_parallel.md."""
 
@@ -130,7 +133,7 @@ class SpatialParallelConfig:
             ModelConfig(encoder=name).validate()
             check_spatial_parallel(max(self.spatial_parallel, default=1), name)
         if not self.spatial_parallel or min(self.spatial_parallel) < 1 or not self.levels:
-            raise InputError("--spatial-parallel, --levels: give one or more, as 1 2 4")
+            raise InputError("--spatial-parallel, --levels: give one or more values of each")
         for size in (*self.sizes, self.foretold_size):
             strip_edges(size.height, max(self.spatial_parallel))
         if self.repeats < 1 or self.warm_up < 0 or not self.tflop_s > 0:

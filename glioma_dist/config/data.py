@@ -1,4 +1,4 @@
-"""What the network is shown, and how: settings that decide numbers, and where the data is."""
+"""Settings of the data: where it is, and how an image is prepared for the network."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from glioma_dist.registry import augmentations
 from glioma_dist.size import Size, SizeFlag
 
 ARTICLE_SMALL = Size(704, 512)
-"""The article's smallest, 704p: images of LIVECell as they are, cut to multiples of 32."""
+"""The article's smallest size, 704p: LIVECell's own size, cut to multiples of 32."""
 ARTICLE_COUNTS = (15, 5, 10)
-"""The article's division of its 30 images, to train, validate and test."""
+"""How the article splits its 30 images: train, validation, test."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data the network is trained on, and how images are brought to one size and changed."""
+    """Training and validation data, and how images get one size and are augmented."""
 
     train: tuple[PathOrUrl, ...] = ()
     """Folders of shards to train on, or URLs (s3://, gs://, az://, hf://, http://, https://). Several are
     joined."""
     weights: tuple[float, ...] = ()
-    """Share of samples from each of several --data.train, as 0.8 0.2. By default: every sample equally often."""
+    """Share of samples from each folder of --data.train, for example 0.8 0.2. By default: every sample equally
+    often."""
     val: PathOrUrl | None = None
     """Folder or URL of shards to validate on. Without it there is no validation, and `best` is not written."""
     cache: Path | None = None
@@ -35,7 +36,7 @@ class DataConfig:
     cache_size: str = "50GB"
     """Maximum size of the cache. When it is full, the least recently used shards are deleted."""
     cache_in_memory: bool = False
-    """Keep all training images decoded in memory: for small sets and many epochs."""
+    """Keep all training images decoded in memory: for small data sets and many epochs."""
     size: SizeFlag = ARTICLE_SMALL
     """Size of a training image in pixels, WIDTHxHEIGHT."""
     transform: Literal["resize", "random-crop", "random-resized-crop"] = "resize"
@@ -45,20 +46,20 @@ class DataConfig:
     """Smallest and largest side of a random-resized-crop's window, as a fraction of the image's SIDE (not area).
     The article's wide range is 0.27 0.87 (57 +- 30 %), its narrow range 0.52 0.62."""
     augment: tuple[str, ...] = ()
-    """Random changes: flips (mirrors both axes), sharpen, contrast; rand-augment and trivial-augment: --data.num-ops
-    operations drawn at random (data/augmentations.py), all of --data.magnitude or each of a random one; or one that you
+    """Random augmentations: flips (along both axes), sharpen, contrast; rand-augment or trivial-augment, which apply
+    --data.num-ops random operations, with strength --data.magnitude or a random one; or the name of one that you
     registered."""
     num_ops: int = 2
     """Number of operations of rand-augment and trivial-augment."""
     magnitude: float = 0.3
     """Strength of each operation of rand-augment, from 0 to 1."""
     intensity_normalization: Literal["percentile", "clahe", "none"] = "percentile"
-    """How the contrast of every image is stretched before the network, in training and in testing."""
+    """How the contrast of every image is stretched before the network, in training and in prediction."""
     workers: int = 2
-    """Worker processes that read and augment, per training process. 0: the training process does it itself."""
+    """Worker processes per training process that read and augment images. 0: the training process does it itself."""
 
     def __post_init__(self) -> None:
-        # One folder may be given as it is, as text or as a path.
+        # One folder may be given without a tuple, as text or as a path.
         if isinstance(self.train, str | Path):
             object.__setattr__(self, "train", (self.train,))
         object.__setattr__(self, "train", tuple(map(str, self.train)))
@@ -66,11 +67,11 @@ class DataConfig:
 
     @property
     def cache_bytes(self) -> int:
-        """Raises InputError where `cache_size` is no number of bytes."""
+        """`cache_size` in bytes. Raises InputError if it cannot be read."""
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B", self.cache_size.strip())
         num_bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ") if match else 0.0
         if num_bytes < 1:
-            raise InputError(f"--data.cache-size {self.cache_size}: give a number of bytes, as 50GB or 500MB")
+            raise InputError(f"--data.cache-size {self.cache_size}: give a number of bytes, for example 50GB or 500MB")
         return int(num_bytes)
 
     def validate(self) -> None:
@@ -81,7 +82,7 @@ class DataConfig:
                 "no training data: give a folder of shards with --data.train (glioma-dist convert makes them)"
             )
         self._validate_weights()
-        _ = self.cache_bytes  # raises where it is none
+        _ = self.cache_bytes  # raises if it cannot be read
         least, greatest = self.crop_side
         if not 0 < least <= greatest <= 1:
             raise InputError(
@@ -92,10 +93,10 @@ class DataConfig:
         for name in self.augment:
             augmentations.find(name, "--data.augment")
         if len(set(self.augment)) != len(self.augment):
-            raise InputError(f"--data.augment {' '.join(self.augment)}: name each change once")
+            raise InputError(f"--data.augment {' '.join(self.augment)}: name each augmentation once")
         if self.num_ops < 1 or not 0 <= self.magnitude <= 1:
             told = f"--data.num-ops {self.num_ops} --data.magnitude {self.magnitude}"
-            raise InputError(f"{told}: give 1 or more changes, of a strength from 0 to 1")
+            raise InputError(f"{told}: give 1 or more operations, and a strength from 0 to 1")
 
     def _validate_weights(self) -> None:
         told = f"--data.weights {' '.join(map(str, self.weights))}"

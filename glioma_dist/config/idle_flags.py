@@ -1,4 +1,4 @@
-"""Flags that other flags leave without an effect: named on the screen, because a user meant something by them."""
+"""Find flags that have no effect because of other flags. They are printed, because the user expects an effect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from glioma_dist.registry import augmentations
 
 
 def idle_flags(config: object, metadata: Sequence[tuple[str, bool, str]], prefix: str = "--") -> list[str]:
-    """Of metadata (a field, whether it has an effect, why it has none), those of fields that were given, as texts."""
+    """Return a text for each field of `metadata` that was given and has no effect.
+
+    metadata: name of a field, whether it has an effect, and the reason if it has none.
+    """
     defaults = {each.name: each.default for each in fields(config)}
     return [
         f"{prefix}{name.replace('_', '-')} {reason}"
@@ -20,13 +23,13 @@ def idle_flags(config: object, metadata: Sequence[tuple[str, bool, str]], prefix
 
 
 def idle_flags_of_training(config: Any) -> list[str]:
-    """Those of a TrainConfig, which imports this module."""
+    """Return the same texts for a TrainConfig. Its type is Any because its module imports this one."""
     data = config.data
     chains = {name for name in data.augment if augmentations.find(name).kind == "chain"}
     has_url = any("://" in each for each in (*data.train, data.val or ""))
     metadata = (
         ("crop_side", data.transform == "random-resized-crop", f"with --data.transform {data.transform}"),
-        ("num_ops", bool(chains), "without a chain in --data.augment"),
+        ("num_ops", bool(chains), "without rand-augment or trivial-augment in --data.augment"),
         ("magnitude", "rand-augment" in chains, "without rand-augment in --data.augment"),
         ("cache_size", data.cache is not None, "without --data.cache"),
         ("cache", has_url, "without a URL to read from"),

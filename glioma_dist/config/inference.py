@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint, and prediction with it."""
+"""Settings for evaluating a checkpoint and predicting with it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from glioma_dist.size import SizeFlag
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Dice of a checkpoint on shards, as the article measures it: DS(x, y, R1, R2)."""
+    """Score a checkpoint on shards with Dice, as the article defines it: DS(x, y, R1, R2)."""
 
     checkpoint: Path
-    """A checkpoint folder, as runs/x/best."""
+    """A checkpoint folder, for example runs/x/best."""
     data: PathOrUrl
-    """Folder of shards, or the URL of one."""
+    """Folder or URL of shards."""
     input_size: SizeFlag | None = None
     """R1: size to which an image is scaled for the network. By default: each image's own size."""
     metric_size: SizeFlag | None = None
-    """R2: size to which output and reference are scaled for Dice. By default: each image's own size."""
+    """R2: size to which the output and the reference mask are scaled for Dice. By default: each image's own size."""
     out: Path | None = None
-    """JSON file for the scores."""
+    """JSON file to write the scores to."""
     workers: int = 2
-    """Worker processes that read images ahead, per evaluating process."""
+    """Worker processes per evaluating process that read images ahead."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
@@ -38,19 +38,19 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Predict cell masks: a mask and an overlay for each TIFF or PNG, and summary.csv."""
+    """Segment images: write a mask and an overlay for each TIFF or PNG, and summary.csv."""
 
     checkpoint: Path
-    """A checkpoint folder, as runs/x/best."""
+    """A checkpoint folder, for example runs/x/best."""
     images: LocalPath
-    """A folder, a file, or a pattern in quotes, as 'plates/**/*.tif'."""
+    """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif'."""
     out: Path
     """Folder for the masks, overlays and summary.csv."""
     input_size: SizeFlag | None = None
-    """Size to which an image is scaled for the network; by default the training size if the checkpoint was trained with
-    --data.transform resize, else each image's own size. The mask always has the image's own size."""
+    """Size to which an image is scaled for the network. By default: the training size if the checkpoint was trained
+    with --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
-    """Probability from which a pixel belongs to a cell."""
+    """A pixel belongs to a cell if its probability is at least this value."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:

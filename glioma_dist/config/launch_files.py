@@ -1,4 +1,4 @@
-"""The files for `accelerate launch --config_file` that come with the package: one short, commented YAML a situation."""
+"""The files for `accelerate launch --config_file` that come with the package: short, commented YAML."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import glioma_dist
 
 FOLDER = Path(glioma_dist.__file__).parent / "accelerate_configs"
 CLONE = Path("accelerate_configs")
-"""The same folder by its short name, in a clone of the repository."""
+"""A short path of the same folder, in a clone of the repository."""
 
 
 def launch_file(name: str) -> Path:
-    """The file `name`: by its short name where the current folder is a clone, else where the package is."""
+    """Return the path of the file `name`: the short one if the current folder is a clone, else the one in the
+    package."""
     return CLONE / name if (CLONE / name).is_file() else FOLDER / name
 
 
 def purposes() -> dict[str, str]:
-    """Name of each file -> what it is for: the first sentence of its comment."""
+    """Return for each file name what the file is for: the first sentence of its comment."""
     found = {}
     for path in sorted(FOLDER.glob("*.yaml")):
         comment = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))

@@ -1,4 +1,4 @@
-"""Which U-Net, and with which starting weights."""
+"""Settings of the U-Net and its starting weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from glioma_dist.registry import encoders
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The U-Net: its encoder and decoder, and the weights that it starts from."""
+    """The U-Net's encoder, decoder and starting weights."""
 
     encoder: str = "mit_b3"
     """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), one of the article's
     convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered.
-    `glioma-dist encoders` lists all with what they cost."""
+    `glioma-dist encoders` lists all with their costs."""
     init: LocalPath = "random"
     """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
-    checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder of its save_pretrained."""
+    checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder from its save_pretrained."""
     weights: Path | None = None
-    """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to take instead of the hub's."""
+    """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to load instead of a
+    download."""
     norm: Literal["batch", "group"] = "batch"
     """The decoder's normalisation. Batch norm takes its statistics over all processes."""
     decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)

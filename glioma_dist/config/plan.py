@@ -1,4 +1,4 @@
-"""What the memory planner is asked: `glioma-dist plan`."""
+"""The flags of the memory planner: `glioma-dist plan`."""
 
 from __future__ import annotations
 
@@ -20,45 +20,46 @@ MAX_GPU_GIB = 2**20
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Peak memory of a training step, Adam included, for each level of activation checkpointing; and what fits on a
-    GPU."""
+    """Estimate the peak memory of a training step, Adam included, for each level of activation checkpointing, and what
+    fits a GPU. Needs no GPU."""
 
     size: tuple[SizeFlag, ...]
-    """Sizes of an image, as 704x512 2592x1952."""
+    """Image sizes, for example 704x512 2592x1952."""
     model: ModelConfig = field(default_factory=ModelConfig)
     batch_size: int = 1
-    """Images in a step, over all GPUs."""
+    """Images in a step, over all GPUs together."""
     gpu_memory: str | None = None
-    """Memory of one GPU, as 24GiB or 24GB: adds what fits, the largest batch and size, and the command to run."""
+    """Memory of one GPU, for example 24GiB or 24GB. Then the output also says which levels fit, the largest batch and
+    size, and the command to run."""
     gpus: int = 1
-    """GPUs that share the work: the batch (DDP), each image by its rows (--scale.spatial-parallel), the weights
+    """Number of GPUs. They can share the batch (DDP), each image (--scale.spatial-parallel), and the weights
     (FSDP2)."""
     smp: bool = False
     """Also estimate the same network of segmentation_models.pytorch (pip install 'glioma-dist[bench]')."""
     json: Path | None = None
-    """File for the same as JSON: {"levels": [{"name", "size", "peak_gib", …}], "choice": …}."""
+    """JSON file to write the result to: {"levels": [{"name", "size", "peak_gib", …}], "choice": …}."""
 
     def without_effect(self) -> list[str]:
-        """Flags that do not matter here, each with the reason."""
+        """Flags that have no effect here, each with the reason."""
         chosen = {"init": self.model.init != "random", "weights": self.model.weights is not None}
         return [f"--model.{name}: no weights are read to count memory" for name, given in chosen.items() if given]
 
     def validate(self) -> None:
         self.model.validate()
         if not self.size:
-            raise InputError("--size: give one or more, as 704x512 1472x1120")
+            raise InputError("--size: give one or more, for example 704x512 1472x1120")
         if self.smp and util.find_spec("segmentation_models_pytorch") is None:
-            raise InputError("--smp: segmentation_models.pytorch is not here; pip install 'glioma-dist[bench]'")
+            raise InputError("--smp: segmentation_models.pytorch is not installed; pip install 'glioma-dist[bench]'")
         if self.smp and encoders.find(self.model.encoder).smp_name is None:
-            raise InputError(f"--smp: it has no {self.model.encoder}; give another --model.encoder, as mit_b0")
+            raise InputError(f"--smp: it has no {self.model.encoder}; give another --model.encoder, for example mit_b0")
         if self.smp and self.batch_size % max(1, self.gpus):
             raise InputError("--smp: it cannot split an image; give a --batch-size that is a multiple of --gpus")
         if self.batch_size < 1 or self.gpus < 1:
             raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
         if not all(spatial_parallel_sizes(self, size) for size in self.size):
             raise InputError(
-                f"--batch-size {self.batch_size} cannot be shared by {self.gpus} GPUs, nor can the images by their "
-                f"rows: give a --batch-size that is a multiple of {self.gpus}, or other --gpus"
+                f"--batch-size {self.batch_size}: {self.gpus} GPUs can share neither this batch nor its images' rows; "
+                f"give a --batch-size that is a multiple of {self.gpus}, or another number of --gpus"
             )
         if self.gpu_memory is not None:
             parse_memory(self.gpu_memory)
@@ -67,15 +68,16 @@ class PlanConfig:
 
 
 def parse_memory(text: str) -> float:
-    """Bytes of "24GiB", or of "24GB" as GPUs are sold, which is the same. Raises InputError for anything else."""
+    """Return the bytes of "24GiB". "24GB" means the same, because GPUs are sold so. Raises InputError for other
+    texts."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
     if not match or not 0 < float(match[1]) < MAX_GPU_GIB:
-        raise InputError(f"--gpu-memory {text}: give gibibytes, as 24GiB")
+        raise InputError(f"--gpu-memory {text}: give gibibytes, for example 24GiB")
     return float(match[1]) * 2**30
 
 
 def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:
-    """Over how many GPUs each image may be split: so that the groups of GPUs divide the batch."""
+    """Return over how many GPUs each image may be split, so that the groups of GPUs can share the batch equally."""
     most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in SPATIAL_PARALLEL_ENCODERS else 1
     divisors = [number for number in range(1, min(plan.gpus, most) + 1) if plan.gpus % number == 0]
     return [number for number in divisors if plan.batch_size % (plan.gpus // number) == 0]

@@ -1,4 +1,4 @@
-"""What a step or an image costs; none of it changes a number."""
+"""Settings that change time and memory only. None changes a result beyond rounding."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from glioma_dist.errors import InputError
 from glioma_dist.registry import encoders
 
 SPATIAL_PARALLEL_ENCODERS = tuple(name for name in encoders.names() if encoders.find(name).spatial_parallel)
-"""Those whose images may be split over processes; tests/distributed/test_spatial_parallel.py proves each family."""
+"""Encoders that support spatial parallelism; tests/distributed/test_spatial_parallel.py proves it for each family."""
 
 UNIT_ROWS = 32
 """Tiles are cut at multiples of it, the coarsest stride of the encoders, so that no layer's window starts elsewhere."""
 
 
 def check_spatial_parallel(num_processes: int, encoder: str) -> None:
-    """Raises InputError where an image cannot be split over `num_processes` processes."""
+    """Raises InputError if an image cannot be split over `num_processes` processes."""
     if num_processes < 1:
         raise InputError(f"--scale.spatial-parallel {num_processes}: give 1 or more")
     if num_processes > 1 and encoder not in SPATIAL_PARALLEL_ENCODERS:
@@ -26,8 +26,8 @@ def check_spatial_parallel(num_processes: int, encoder: str) -> None:
 
 
 def strip_edges(height: int, size: int) -> list[int]:
-    """Row numbers at which `size` strips of an image begin and end, as even as whole units allow: `size` + 1
-    numbers."""
+    """Return the `size` + 1 row numbers at which `size` strips of an image begin and end. Strips are as equal as
+    multiples of UNIT_ROWS allow."""
     units = math.ceil(height / UNIT_ROWS)
     if units < size:
         raise InputError(
@@ -39,7 +39,7 @@ def strip_edges(height: int, size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class InferenceScaleConfig:
-    """What an image costs; it changes no number."""
+    """Time and memory of an image. These flags change no result beyond rounding."""
 
     spatial_parallel: int = 1
     """Number of processes that share each image, one strip of its rows each; it must divide the number of processes of
@@ -48,21 +48,21 @@ class InferenceScaleConfig:
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """What a step costs; none of it changes a number."""
+    """Time and memory of a step. These flags change no result beyond rounding."""
 
     activation_checkpointing: Literal["none", "selective", "full", "auto"] = "none"
     """Which activations are computed again in the backward pass instead of being kept. selective: the encoder's layers,
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
     cheapest level that fits this device's memory, as glioma-dist plan estimates it."""
     channels_last: bool = False
-    """Store maps in channels-last layout, which is faster on tensor cores."""
+    """Store feature maps in channels-last layout, which is faster on tensor cores."""
     compile: bool = False
-    """Compile the encoder's layers with torch.compile. Needs a C++ compiler, and takes minutes at the start."""
+    """Compile the encoder's layers with torch.compile. Needs a C++ compiler; the start takes minutes longer."""
     spatial_parallel: int = 1
     """Number of processes that share each image, one strip of its rows each; it must divide the number of processes of
     the launch."""
     timeout_s: float = 600.0
-    """A process or a worker of the run that does not answer for this many seconds counts as lost."""
+    """A process or worker that does not answer for this many seconds counts as lost."""
 
     def validate(self, encoder: str) -> None:
         """Check the settings for `encoder`. Raises InputError."""

@@ -1,4 +1,4 @@
-"""A whole training run, and which of its settings may differ when it is resumed."""
+"""The settings of a training run, and which of them may change when it is resumed."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ COST_FIELDS = (
     "scale.spatial_parallel",
     "scale.timeout_s",
 )
-"""Fields with which a run may be resumed though they differ: where it runs, how long, and how often it is looked at.
-The data sets may move, their contents may not: those are held by the fingerprint in the checkpoint."""
+"""Fields that may change when a run is resumed: where it runs, how long, how often it validates and saves. Data sets
+may move, but their contents must stay the same: the checkpoint has a fingerprint of them."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a U-Net on shards, on one device or, by accelerate launch, on several."""
+    """Train a U-Net on shards, on one device, or on several with accelerate launch."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     loss: str = DEFAULT_LOSS
-    """dice (soft Dice), bce (binary cross-entropy), one that you registered, or a sum as dice+bce; each per image."""
+    """dice (soft Dice), bce (binary cross-entropy), one that you registered, or a sum such as dice+bce. Computed for
+    each image."""
     batch_size: int = 4
     """Images in a step, over all processes together."""
     lr: float = 1e-4
@@ -56,7 +57,7 @@ class TrainConfig:
     clip_norm: float | None = None
     """Clip gradients: their total norm is scaled down to at most this value. By default: no clipping."""
     seed: int = 0
-    """Decides the starting weights, the order of the samples, augmentation and stochastic depth."""
+    """Random seed of the starting weights, the order of the samples, augmentation and stochastic depth."""
     epochs: int = 60
     """Train for this many passes over the training data."""
     max_steps: int | None = None
@@ -66,13 +67,13 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many validations in a row without a lower validation loss. By default: never."""
     save_every: int | None = None
-    """Steps between writes of the checkpoint `last`, which is also written at each validation and at the end."""
+    """Number of steps between checkpoints `last`, which is also written at each validation and at the end."""
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
     out: Path = Path("runs/run")
-    """Where the run is written: config.json, metrics.jsonl, last/, last.1/, best/."""
+    """Folder of the run: config.json, metrics.jsonl, last/, last.1/, best/."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: resume the run that --out holds. never: start a new one, in an empty folder only."""
+    """auto: resume the run in --out, if there is one. never: start a new run; --out must be empty."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
@@ -92,9 +93,9 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
         if not 0 < self.lr < 1e3:
-            raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, as in 1e-4")
+            raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, for example 1e-4")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, as in 1.0")
+            raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, for example 1.0")
         if self.patience is not None and self.data.val is None:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:
