@@ -1,4 +1,4 @@
-"""From the words of a command line to a config."""
+"""Parse a command line into a config."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Config = TypeVar("Config")
 def parse(
     kind: type[Config], argv: Sequence[str] | None = None, prog: str | None = None, examples: Sequence[str] = ()
 ) -> Config:
-    """Make a config of the dataclass `kind`, checked, from the command line (by default this process's).
+    """Parse a command line (by default this process's) into a config of the dataclass `kind`, and check it.
 
-    `--config FILE` (JSON, as runs write it) is read first; flags override it. Every command reads its flags through
-    this function, so that all refuse the same paths: URLs where none is read, empty values, `~`. Flags without an
-    effect are named on the screen. prog, examples: what `--help` begins and ends with.
+    `--config FILE` (JSON, as runs write it) is read first; flags override it. Every command parses its flags with this
+    function, so all refuse the same paths: URLs for flags that take none, empty values, `~`. Flags without an effect
+    are printed. prog, examples: the beginning and the end of `--help`.
 
-    Raises InputError for flags that are not known and for values that cannot be used.
+    Raises InputError for unknown flags and for values that cannot be used.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _refuse_empty(argv)
@@ -49,7 +49,7 @@ def parse(
 
 
 def _parsed(kind: type[Config], argv: list[str], prog: str | None, examples: Sequence[str], **default: Any) -> Config:
-    """tyro's result; its message, in a box of several lines, becomes an InputError of one."""
+    """Return tyro's result. Raises InputError with one line instead of tyro's boxed message."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -65,7 +65,7 @@ def _parsed(kind: type[Config], argv: list[str], prog: str | None, examples: Seq
 
 
 def _plainly(said: str) -> str:
-    """tyro's message in the words of this program."""
+    """Return tyro's message in the words of this program."""
     if unknown := re.match(r"Unrecognized options: (.*?)(?: Perhaps you meant: (-\S+).*)?$", said):
         near = f"; did you mean {unknown[2].rstrip(',')}?" if unknown[2] else ""
         flags = [word for word in unknown[1].split(", ") if word.startswith("-")]
@@ -81,13 +81,13 @@ def _plainly(said: str) -> str:
         if not name.startswith("-"):
             return f"missing: {name.upper()}"
         return f"{name}: give {'a value' if count == '1' else f'{count} values'}"
-    said = re.sub(r"could not convert string to float: (.+?)\.?(?= \(|$)", r"\1 is no number", said)
-    said = re.sub(r"invalid literal for int\(\) with base 10: (.+?)\.?(?= \(|$)", r"\1 is no whole number", said)
+    said = re.sub(r"could not convert string to float: (.+?)\.?(?= \(|$)", r"\1 is not a number", said)
+    said = re.sub(r"invalid literal for int\(\) with base 10: (.+?)\.?(?= \(|$)", r"\1 is not a whole number", said)
     return said.removeprefix("Error parsing ")
 
 
 def _unboxed(text: str) -> str:
-    """tyro's message without its box, its title and the text of `--help`, as one line."""
+    """Return tyro's message as one line, without its box, its title and the text of `--help`."""
     bare = [re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]+|-{3,}|^[|+]|[|+]$", " ", line).strip() for line in text.splitlines()]
     title, *lines = [line for line in bare if line] or [""]
     missing = [line for line in lines if line.startswith("--") and not line.startswith("--help")]
@@ -97,7 +97,7 @@ def _unboxed(text: str) -> str:
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:
-    """An empty value is a variable of the shell that is not set; as a path it would be the current folder."""
+    """Refuse empty values: usually a shell variable is not set, and as a path it would mean the current folder."""
     for before, word in zip(["", *argv], argv, strict=False):
         if not word.strip():
             raise InputError(f"{before or 'an argument'}: the value is empty; check that the shell variable is set")
@@ -117,7 +117,7 @@ def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
             position += 1
             file = Path(argv[position])
         else:
-            raise InputError("--config: name a JSON file, as runs/x/config.json")
+            raise InputError("--config: give a JSON file, for example runs/x/config.json")
         position += 1
     if file is not None:
         check_path("--config", str(file))

@@ -1,4 +1,4 @@
-"""`glioma-dist bench`: what a training step takes, measured."""
+"""`glioma-dist bench`: measure time and memory of a training step."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from glioma_dist.errors import InputError
 
 
 def check_resolution(config: ResolutionConfig) -> None:
-    """Raises InputError where the shards are not there, and for a launch of several processes."""
+    """Raises InputError if the shards are missing, and for a launch of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("this benchmark is one process, on one device: launch it with --num_processes 1")
+        raise InputError("this benchmark runs in one process, on one device; launch it with --num_processes 1")
     if config.data not in ("drawn", "none"):
         check_shards("--data", config.data)
 
 
 def check_spatial_parallel(config: SpatialParallelConfig) -> None:
-    """Raises InputError for a launch file that is none."""
+    """Raises InputError if the launch file is missing or cannot be used."""
     if config.launch_file is not None:
         check_file("--launch-file", config.launch_file)
         check_launch_file("--launch-file", config.launch_file)
 
 
 def run_resolution(config: ResolutionConfig) -> None:
-    """Measure every cell; exit code 1 where one failed."""
+    """Measure every cell; exit code 1 if one failed."""
     from glioma_dist.benchmark.resolution import bench
 
     if any(row["status"] == "failed" for row in bench(config)):

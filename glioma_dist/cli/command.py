@@ -1,4 +1,4 @@
-"""What a command is."""
+"""The parts of a command."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def _nothing(_: Any) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the program. Its module imports nothing that takes long; `run` imports what it calls."""
+    """A command of the program. Its module imports nothing slow; `run` imports what it needs."""
 
     config: type
     """The dataclass of its flags; its docstring is the first line of `--help`."""
     run: Callable[[Any], None]
-    """Does the work, given the config. Errors that end it are RunErrors."""
+    """Does the work for a config. Raises RunError for errors with a message for the user."""
     examples: tuple[str, ...]
-    """Lines that can be typed, for the end of `--help`."""
+    """Complete commands for the end of `--help`."""
     check: Callable[[Any], None] = _nothing
-    """Raises InputError for inputs that are not there, before `run` imports the large libraries."""
+    """Raises InputError for missing inputs, before `run` imports the large libraries."""

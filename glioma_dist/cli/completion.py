@@ -1,4 +1,4 @@
-"""Completion of commands and flags by the shell, as tyro makes it."""
+"""Shell completion of commands and flags, made by tyro."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glioma_dist.cli.help import help_registry
 
 
 def print_completion(program: str, commands: dict[str, tuple[type, str]], shell: str) -> None:
-    """Print the script for `shell`. commands: name, one word or two -> the dataclass of its flags, its summary."""
+    """Print the script for `shell`. commands: name (one or two words) -> dataclass of its flags, summary."""
     tree: dict[str, Any] = {}
     for name, (kind, summary) in commands.items():
         *groups, last = name.split()
@@ -27,7 +27,7 @@ def print_completion(program: str, commands: dict[str, tuple[type, str]], shell:
 
 
 def _union(tree: dict[str, Any]) -> Any:
-    """A union of subcommands for tyro, with unions inside for groups."""
+    """Return a union of subcommands for tyro; a group of commands is a nested union."""
     arms = []
     for name, found in tree.items():
         if isinstance(found, dict):
@@ -35,4 +35,4 @@ def _union(tree: dict[str, Any]) -> Any:
         else:
             kind, summary = found
             arms.append(Annotated[kind, tyro.conf.subcommand(name, description=summary)])
-    return Union[tuple(arms)]  # noqa: UP007 (of a list that is made here)
+    return Union[tuple(arms)]  # noqa: UP007 (the list is made here)

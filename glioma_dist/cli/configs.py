@@ -13,13 +13,13 @@ from glioma_dist.errors import InputError
 
 @dataclass(frozen=True)
 class ConfigsConfig:
-    """Show the folder of the files for `accelerate launch --config_file`, and what each file is for."""
+    """List the files for `accelerate launch --config_file`: their folder, and what each file is for."""
 
     name: tyro.conf.Positional[str | None] = None
-    """Print the path of this file only, as gpu.yaml."""
+    """Print only the path of this file, for example gpu.yaml."""
 
     def validate(self) -> None:
-        """Raises InputError for a name that is none of the files."""
+        """Raises InputError if there is no file of this name."""
         if self.name is not None and self.name.removesuffix(".yaml") + ".yaml" not in purposes():
             raise InputError(f"NAME {self.name}: no such file; there are {', '.join(purposes())}")
 

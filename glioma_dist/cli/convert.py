@@ -1,4 +1,4 @@
-"""`glioma-dist convert`: turn data sets into shards, one folder a split, with an audit of their defects."""
+"""`glioma-dist convert`: convert data sets to shards, one folder per split, and list their defects."""
 
 from __future__ import annotations
 
@@ -14,60 +14,60 @@ from glioma_dist.errors import InputError
 
 @dataclass(frozen=True)
 class LivecellConfig:
-    """Turn LIVECell, as its authors publish it, into shards."""
+    """Convert LIVECell, as published, to shards."""
 
     source: Path
-    """The folder with livecell_coco_{train,val,test}.json, whichever are there, and the images."""
+    """Folder with the images and any of livecell_coco_train.json, livecell_coco_val.json, livecell_coco_test.json."""
     out: Path
-    """Where the folders of the splits and audit.json are written, for example shards/livecell."""
+    """Folder to write the splits and audit.json to, for example shards/livecell."""
     strict: bool = False
-    """Stop at the first defect instead of leaving out the images that it spoils."""
+    """Stop at the first defect. By default: leave out the images with defects, and continue."""
     categories: tuple[str, ...] | None = None
-    """Names of the categories whose labels are cells; by default all, except those whose names say otherwise, such as
+    """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
 
 
 @dataclass(frozen=True)
 class GliomaC6Config:
-    """Turn Glioma C6, as published or as a CVAT export (COCO 1.0), or any data set in these layouts, into shards."""
+    """Convert Glioma C6, as published or as a CVAT export (COCO 1.0), or a data set of the same layout, to shards."""
 
     source: Path
-    """The published archive's folder, a folder of it, or the folder of a CVAT export."""
+    """Folder of the published archive, one of its subfolders, or the folder of a CVAT export."""
     out: Path
-    """Where the folders of the splits and audit.json are written; its name becomes the data set's."""
+    """Folder to write the splits and audit.json to; its name becomes the name of the data set."""
     split_seed: int | None = None
-    """Draw train, val and test at random with this seed; otherwise an export is one split, all."""
+    """Draw train, val and test at random with this seed. By default: a CVAT export becomes one split, all."""
     split_counts: tuple[int, int, int] = ARTICLE_COUNTS
-    """How many samples train, val and test get where they are drawn."""
+    """Number of samples for train, val and test, with --split-seed."""
     strict: bool = False
-    """Stop at the first defect instead of leaving out the images that it spoils."""
+    """Stop at the first defect. By default: leave out the images with defects, and continue."""
     categories: tuple[str, ...] | None = None
-    """Names of the categories whose labels are cells; by default all, except those whose names say otherwise, such as
+    """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
 
 
 @dataclass(frozen=True)
 class CocoConfig:
-    """Turn any COCO file with its folder of images into shards."""
+    """Convert any COCO file with its folder of images to shards."""
 
     annotations: Path
-    """The COCO file: JSON with images, categories, and annotations as polygons or run lengths."""
+    """COCO file: JSON with images, categories, and annotations as polygons or run lengths (RLE)."""
     images: Path
-    """The folder with the images (TIFF or PNG) that the file names, at any depth."""
+    """Folder with the images (TIFF or PNG) that the COCO file names; subfolders are searched, too."""
     out: Path
-    """Where the folders of the splits and audit.json are written; its name becomes the data set's."""
+    """Folder to write the splits and audit.json to; its name becomes the name of the data set."""
     split: str = "all"
-    """Name of the one split, where none are drawn: train, val, test or another."""
+    """Name of the split, without --split-seed: train, val, test or another name."""
     licence: str | None = None
-    """Licence of the data; by default what the COCO file says. It is handed on to what is trained from it."""
+    """Licence of the data. By default: what the COCO file says. Checkpoints trained on the data name it."""
     split_seed: int | None = None
     """Draw train, val and test at random with this seed."""
     split_counts: tuple[int, int, int] = ARTICLE_COUNTS
-    """How many samples train, val and test get where they are drawn."""
+    """Number of samples for train, val and test, with --split-seed."""
     strict: bool = False
-    """Stop at the first defect instead of leaving out the images that it spoils."""
+    """Stop at the first defect. By default: leave out the images with defects, and continue."""
     categories: tuple[str, ...] | None = None
-    """Names of the categories whose labels are cells; by default all, except those whose names say otherwise, such as
+    """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
 
     def without_effect(self) -> list[str]:
@@ -75,9 +75,9 @@ class CocoConfig:
         return idle_flags(self, [("split", self.split_seed is None, "with --split-seed, which draws the splits")])
 
     def validate(self) -> None:
-        """Raises InputError for a name that no split can have."""
+        """Raises InputError for a bad name of a split."""
         if not self.split.replace("-", "").replace("_", "").isalnum() or self.split != self.split.lower():
-            raise InputError(f"--split {self.split}: give a name of small letters and digits, as train")
+            raise InputError(f"--split {self.split}: give a name of lower-case letters and digits, for example train")
 
 
 def run_livecell(config: LivecellConfig) -> None:
@@ -113,7 +113,7 @@ def _convert_drawn(convert, source, config: GliomaC6Config | CocoConfig) -> None
 
 
 def check_coco(config: CocoConfig) -> None:
-    """Raises InputError for inputs that are not there."""
+    """Raises InputError for missing inputs."""
     check_file("--annotations", config.annotations)
     check_source(config.images)
 

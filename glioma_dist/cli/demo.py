@@ -1,4 +1,4 @@
-"""`glioma-dist demo`: from drawn cells to scores and masks, by the commands that a user types."""
+"""`glioma-dist demo`: run all commands on drawn cells, from converting to masks."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from glioma_dist.errors import InputError
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Draw cells, convert them, train on them, score and mask, in some minutes and without any data. Every command that
-    is run is printed. The cells are drawn, not photographed: the scores say nothing about biology."""
+    """Draw cells, convert them, train, evaluate and predict, in a few minutes and without any data. Prints every
+    command that it runs. The cells are synthetic: the scores say nothing about biology."""
 
     out: Path = Path("runs/demo")
-    """Folder for everything: source/, shards/, run/, scores.json, masks/."""
+    """Folder for all results: source/, shards/, run/, scores.json, masks/."""
     draw_only: bool = False
-    """Draw the two data sets into source/, and do nothing else."""
+    """Only draw the two data sets into source/."""
     seed: int = 0
-    """Of the drawing: the same seed (and the same libraries) gives the same bytes."""
+    """Random seed of the drawing. The same seed gives the same bytes with the same versions of the libraries."""
     livecell: tuple[int, int, int] = (24, 6, 6)
     """Number of LIVECell-like images for training, validation and test."""
     glioma: tuple[int, int, int] = (15, 5, 10)
     """Number of Glioma-like images for training, validation and test."""
     max_steps: int = 64
-    """Steps of the training."""
+    """Number of training steps."""
 
     def validate(self) -> None:
-        """Raises InputError where nothing could be drawn."""
+        """Raises InputError for values that cannot be used."""
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: give 0 or more")
         for flag, counts in (("--livecell", self.livecell), ("--glioma", self.glioma)):
@@ -44,7 +44,7 @@ class DemoConfig:
 
 
 def run(config: DemoConfig) -> None:
-    """Draw, or draw and do all the rest."""
+    """Draw the data sets, and unless --draw-only, run all other commands."""
     if config.draw_only:
         from glioma_dist.demo.drawing import draw_sets
 
@@ -54,13 +54,13 @@ def run(config: DemoConfig) -> None:
 
     training = [] if config.max_steps == DemoConfig.max_steps else ["--max-steps", str(config.max_steps)]
     run_steps(demo_steps(config.out, drawing_flags(config), training, choose_launch_file()))
-    print(f"\nScores: {config.out / 'scores.json'}. Pictures to look at (drawn cells, not photographed ones):")
+    print(f"\nScores: {config.out / 'scores.json'}. Overlays of the predicted masks (synthetic cells):")
     for path in sorted((config.out / "masks").glob("*.overlay.png")):
         print(f"  {path}")
 
 
 def drawing_flags(config: DemoConfig) -> list[str]:
-    """Those of the drawing that differ from the defaults."""
+    """Return the flags of the drawing that differ from the defaults."""
     flags = []
     for name in ("livecell", "glioma"):
         if getattr(config, name) != getattr(DemoConfig, name):

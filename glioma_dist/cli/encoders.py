@@ -1,4 +1,4 @@
-"""`glioma-dist encoders`: the encoders, and what each costs."""
+"""`glioma-dist encoders`: list the encoders with their costs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from glioma_dist.registry import encoders
 
 @dataclass(frozen=True)
 class EncodersConfig:
-    """List the encoders with their parameters, operations and memory, as counted for two sizes of images."""
+    """List the encoders with their parameters, and the operations and memory estimated for two image sizes."""
 
 
 def run(_: EncodersConfig) -> None:
-    """Print the table, and a line for each encoder that another installed distribution brings, or fails to bring."""
+    """Print the table, and a line for each encoder of another installed distribution, usable or not."""
     print(encoder_table())
     print("Also timm/NAME: any timm model that gives feature maps, as timm/convnext_tiny.")
     own = encoders.names()

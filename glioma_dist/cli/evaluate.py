@@ -1,4 +1,4 @@
-"""`glioma-dist evaluate`: Dice of a checkpoint on shards, as the article measures it."""
+"""`glioma-dist evaluate`: score a checkpoint on shards with Dice, as the article defines it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from glioma_dist.config import EvaluateConfig
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises InputError for inputs that are not there."""
+    """Raises InputError for missing inputs."""
     check_checkpoint("--checkpoint", config.checkpoint)
     check_shards("--data", config.data)
 
 
 def run(config: EvaluateConfig) -> None:
-    """Score, and print a line an image and the mean."""
+    """Score, and print one line per image and the mean."""
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.evaluation.protocol import evaluate
 
@@ -24,8 +24,8 @@ def run(config: EvaluateConfig) -> None:
         for image in result.images:
             print(f"{image.dice:.4f}  {image.key}")
         print(
-            f"{result.mean_dice:.4f}  mean Dice of {len(result.images)} images (input {result.input_size or 'own'}, "
-            f"compared at {result.metric_size or 'own'} size)"
+            f"{result.mean_dice:.4f}  mean Dice of {len(result.images)} images (input size "
+            f"{result.input_size or 'own'}, metric size {result.metric_size or 'own'})"
         )
 
 

@@ -1,4 +1,4 @@
-"""Configs as JSON: runs write theirs into config.json and into every checkpoint, and read them back."""
+"""Configs as JSON. A run writes its config into config.json and every checkpoint, and reads it when it resumes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Config = TypeVar("Config")
 
 
 OLD_NAMES = ("chain_length", "chain_strength", "fit", "keep_decoded", "raise_contrast", "recompute", "rows")
-"""Settings of versions before the first release; they have other names now, and some other values."""
+"""Old names of settings, from before the first release. Such a config is refused."""
 
 
 def read_config(kind: type[Config], path: Path) -> Config:
-    """A config from a JSON file, as runs write it. Raises InputError naming the file and what is wrong with it."""
+    """Read a config from a JSON file, as runs write it. Raises InputError naming the file and the fault."""
     try:
         values = read_json(path)
     except InputError as error:
@@ -33,7 +33,7 @@ def read_config(kind: type[Config], path: Path) -> Config:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON values; sizes and paths as text, tuples as lists."""
+    """Return the config as plain JSON values: sizes and paths as text, tuples as lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Size | Path):
@@ -46,7 +46,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
-    """The inverse of `to_dict`. Raises InputError naming `where` for unknown names and unusable values."""
+    """Make a config from the values of `to_dict`. Raises InputError naming `where` for unknown names and bad values."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected an object of settings, found {type(values).__name__}")
     known = {f.name for f in dataclasses.fields(kind)}
@@ -54,8 +54,8 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
         if name not in known:
             if name in OLD_NAMES:
                 raise InputError(
-                    f"{where}: the setting {name} is of an older version of glioma-dist; train with the flags that "
-                    "glioma-dist train --help lists"
+                    f"{where}: the setting {name} belongs to an older version of glioma-dist; train again with the "
+                    "flags that glioma-dist train --help lists"
                 )
             near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
             raise InputError(f"{where}: unknown setting {shown(name)}; did you mean {near}?")
@@ -67,10 +67,11 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
 
 
 def checked(kind: type[Config], config: Config) -> Config:
-    """`config`, made by Python code, with each value of the type that its field has: a path given as text becomes a
-    path, a size given as text a size, a list a tuple.
+    """Return a config that Python code made, with every value converted to its field's type.
 
-    Raises InputError for a value of another kind, and for whatever the command line would refuse.
+    A path or size given as text becomes a path or size; a list becomes a tuple.
+
+    Raises InputError for a value that cannot be converted, and for everything that the command line would refuse.
     """
     if not isinstance(config, kind):
         raise InputError(f"a {kind.__name__} is needed, not {shown(config)} of type {type(config).__name__}")
@@ -82,7 +83,7 @@ def checked(kind: type[Config], config: Config) -> Config:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the settings that differ and are no matter of cost."""
+    """Return the settings that differ and change results, by dotted name; those of COST_FIELDS are ignored."""
     found: list[str] = []
     for name in sorted({*old, *new}):
         dotted = prefix + name
@@ -94,7 +95,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """One JSON value into what a field of a config holds. Raises InputError where it is of another kind."""
+    """Convert one JSON value to the type of a config's field. Raises InputError if it cannot be converted."""
     arms = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return None if value is None else _convert(next(arm for arm in arms if arm is not NoneType), value, where)
@@ -124,7 +125,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _is_name(text: str) -> bool:
-    """Whether the system could take `text` for a file's name."""
+    """Whether `text` can be a file name on this system."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -139,7 +140,7 @@ def _size(text: str, where: str) -> Size:
 
 
 def shown(value: Any) -> str:
-    """A value from a file, short enough for a message."""
+    """Return a value from a file as text, short enough for a message."""
     try:
         return one_line(repr(value), 80)
     except RecursionError:

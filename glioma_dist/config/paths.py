@@ -1,4 +1,4 @@
-"""Paths on a command line: which fields of a config hold one, and which values no path of this machine can have."""
+"""Paths on a command line: which fields of a config hold one, and which values cannot be a local path."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ import tyro
 from glioma_dist.errors import InputError
 
 URL_SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
-"""Of URLs that shards are read from."""
+"""Schemes of the URLs that shards can be read from."""
 MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
-"""Linux's limits, of a path and of each name in it."""
+"""Linux's limits for a path and for each name in it."""
 
 
 @dataclass(frozen=True)
 class _Marker:
-    """Says that a text is a path, and whether it may be a URL, too."""
+    """Marks a text as a path. takes_urls: whether it may also be a URL."""
 
     takes_urls: bool
 
 
 LocalPath = Annotated[str, _Marker(takes_urls=False)]
-"""Text that names a file or folder of this machine, or several by a pattern. Path fields need no mark."""
+"""Text that names a local file or folder, or several by a pattern. Fields of type Path need no mark."""
 PathOrUrl = Annotated[str, _Marker(takes_urls=True)]
-"""Text that names a folder of this machine or a URL."""
+"""Text that names a local folder or a URL."""
 
 
 def check_paths(hints: dict[str, Any], values: dict[str, Any], prefix: str = "--") -> None:
-    """Raises InputError for the first path among `values` that cannot be one, naming its flag.
+    """Raises InputError, naming the flag, for the first value that cannot be a path.
 
-    hints: the type of each value by its name, with what `Annotated` adds. Configs inside configs are looked at, too.
+    hints: the type of each value by its name, including `Annotated`. Nested configs are checked, too.
     """
     for flag, text, takes_urls in _paths_of(hints, values, prefix):
         check_path(flag, text, takes_urls)
 
 
 def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
-    """Raises InputError for a path that would be taken for something else than the user means."""
+    """Raises InputError for a path that would not mean what the user expects."""
     scheme = re.match(r"[^/]*[A-Za-z0-9+.-](?=:/)|pipe(?=:)", text)
     if scheme and takes_urls and scheme[0] in URL_SCHEMES and text.startswith(f"{scheme[0]}://"):
-        return  # what else a URL must be is known where it is read
+        return  # the code that reads the URL checks the rest
     if scheme and takes_urls:
         schemes = ", ".join(f"{each}://" for each in URL_SCHEMES)
         raise InputError(
-            f"{flag} {_without_secrets(text)}: is no URL that is read; give a path of this machine, or a URL that "
-            f"begins with one of {schemes}"
+            f"{flag} {_without_secrets(text)}: cannot read this kind of URL; give a path of this machine, or a URL "
+            f"that begins with one of {schemes}"
         )
     if scheme:
         raise InputError(
@@ -62,7 +62,7 @@ def check_path(flag: str, text: str, takes_urls: bool = False) -> None:
     if not text.strip():
         raise InputError(f"{flag}: its value is empty; give a path")
     if "\0" in text:
-        raise InputError(f"{flag} {text}: has a zero byte, which no path can have")
+        raise InputError(f"{flag} {text}: contains a zero byte; give a path without one")
     if os.path.expanduser(text) != text:
         raise InputError(f"{flag} {text}: the shell did not expand ~; give {os.path.expanduser(text)}")
     if _is_loop(text):
@@ -81,7 +81,7 @@ def _is_loop(path: str) -> bool:
 
 
 def path_flags(kind: Any, prefix: str = "--") -> dict[str, bool]:
-    """Flag -> whether it takes URLs, of each path that a config (its class) or a function takes."""
+    """Return for each path flag of a config class or function whether it takes URLs."""
     flags = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
@@ -107,7 +107,7 @@ def _paths_of(hints: dict[str, Any], values: dict[str, Any], prefix: str) -> Ite
 
 
 def path_marker(hint: Any) -> _Marker | None:
-    """The mark of a path in a type, also of one that may be None or of several."""
+    """Return the path mark of a type, also if it is optional or a tuple."""
     if get_origin(hint) is Annotated:
         found = next((each for each in hint.__metadata__ if isinstance(each, _Marker)), None)
         return found or path_marker(get_args(hint)[0])
@@ -121,7 +121,7 @@ def _flag(name: str, hint: Any, prefix: str) -> str:
 
 
 def is_positional(hint: Any) -> bool:
-    """Whether a command takes a value by its place, without a flag."""
+    """Whether a value is given by its position, without a flag."""
     return get_origin(hint) is Annotated and tyro.conf.Positional[str].__metadata__[0] in hint.__metadata__
 
 
@@ -130,5 +130,5 @@ def _dashed(name: str) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    """A URL without a password and a signature: messages end up in logs."""
+    """Return a URL without password and signature, because messages end up in logs."""
     return re.sub(r"(:/+)[^/@]*@", r"\1…@", url.partition("?")[0])

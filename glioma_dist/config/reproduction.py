@@ -1,4 +1,4 @@
-"""Which of the article's studies are run, and on what: `glioma-dist reproduce`."""
+"""The flags of `glioma-dist reproduce`: which of the article's studies to run, and with which data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.registry import encoders
 
 OWN_GROUP = "group"
-"""For --group-by: the groups that the shards name."""
+"""Value of --group-by for the groups that the shards name."""
 StudyName = Literal[
     "table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure6", "encoders", "all"
 ]
@@ -22,52 +22,55 @@ StudyName = Literal[
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """One of the article's tables or figures, or all of them; docs/study.md says what is run."""
+    """Reproduce one of the article's tables or figures, or all. docs/study.md describes what is run."""
 
     study: tyro.conf.Positional[StudyName]
-    """table1 to table5, figure3, figure4 or figure6; encoders: the article's comparison of encoders; all: every one."""
+    """table1 to table5, figure3, figure4 or figure6; encoders: the article's comparison of encoders; all: all of
+    these."""
     source: Path = Path("shards/livecell")
-    """Shards to pretrain on, a folder a split."""
+    """Folder of the shards to pretrain on, with one folder per split."""
     target: tuple[Path, ...] = (Path("shards/glioma_c6/all"),)
-    """Folders of shards whose images together are divided again for each repetition."""
+    """Folders of shards. Each repetition splits all their images at random."""
     out: Path = Path("studies/article")
-    """The study's runs and reports. Tables of one folder share their runs."""
+    """Folder for the study's runs and reports. Tables in one folder share their runs."""
     preset: Literal["small", "medium", "full"] = "full"
     """full: the article's protocol. medium: its sizes, three repetitions, a fifth of the epochs. small: a quarter of
     the sizes, two repetitions, a few steps, for two CPU cores."""
     native: bool = False
-    """In table 3 also MiT-B3 at 2592p, which the article could not run."""
+    """Also run MiT-B3 at 2592p in table 3, which the article could not train."""
     dry_run: bool = False
     """List the runs with an estimate of their hours on a GPU; needs no data."""
     report_only: bool = False
-    """Write the report of what is finished, and run nothing."""
+    """Write the report of the finished runs, and run nothing."""
     shard: str = "1/1"
-    """Of several machines, which this is, as 2/4: each runs its part, and the last report has all of them where they
-    share --out, or where their `runs` folders are copied together."""
+    """Part of the runs for this machine: 2/4 is the second of four. The report covers all machines if they share --out,
+    or if you copy their `runs` folders together."""
     source_splits: tuple[str, str, str] = ("train", "val", "test")
-    """Which of the source's splits to pretrain on, to validate and to test with."""
+    """Splits of the source for training, validation and test."""
     repetitions: int | None = None
-    """How many, where not as many as the preset has."""
+    """Number of repetitions. By default: as many as the preset has."""
     counts: tuple[int, int, int] = (15, 5, 10)
-    """Images of the target to train on, to validate and to test."""
+    """Numbers of target images for training, validation and test."""
     group_by: str = OWN_GROUP
-    """What never stands on two sides of a split. group: the fact of that name in the shards. none: single images. Or a
-    regular expression whose first group is that of an image's file name, as '(culture\\d+)_'."""
+    """Images of one group always belong to the same split. group: the groups that the shards name. none: every image is
+    its own group. Or a regular expression for the file name whose first group is the image's group, for example
+    '(culture\\d+)_'."""
     seed: int = 0
-    """Of the splits and the starting weights: repetition k takes seed + k for both."""
+    """Random seed of the splits and the starting weights: repetition k uses seed + k for both."""
     imagenet: tuple[str, ...] = ("hub",)
-    """Where ImageNet weights come from: hub, and files as vgg19=vgg19.pth; none where there are none: then rows that
-    start from ImageNet are left out, and pretraining begins from random weights, which the report says."""
+    """Source of the ImageNet weights: hub, and files such as vgg19=vgg19.pth. none: omit rows that start from ImageNet,
+    and pretrain from random weights; the report says so."""
     picture: Path | None = None
-    """For figure 6: an image; by default one that the first repetition tests."""
+    """Image for figure 6. By default: a test image of the first repetition."""
     launch: Path | None = None
-    """A file for accelerate launch; by default the package's gpu.yaml where there is a GPU, else its cpu.yaml."""
+    """File for accelerate launch --config_file. By default: the package's gpu.yaml if there is a GPU, else its
+    cpu.yaml."""
     activation_checkpointing: Literal["none", "selective", "full", "auto"] = "auto"
-    """As --scale.activation-checkpointing; it changes no number."""
+    """Level of activation checkpointing, as --scale.activation-checkpointing. It changes no result beyond rounding."""
     workers: int = 2
-    """As --data.workers."""
+    """Worker processes that load data, as --data.workers."""
     gpu_tflops: float = 20.0
-    """For --dry-run: 10^12 operations a second that a GPU is taken to do, all in all."""
+    """Assumed overall speed of a GPU in TFLOP/s, for the estimate of --dry-run."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
@@ -81,7 +84,7 @@ class ReproduceConfig:
     def validate(self) -> None:
         number, count = self.machine
         if not 1 <= number <= count:
-            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, as 2/4")
+            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, for example 2/4")
         if self.repetitions is not None and not 1 <= self.repetitions <= 1000:
             raise InputError(f"--repetitions {self.repetitions}: give 1 to 1000")
         if min(self.counts) < 1:
@@ -92,7 +95,7 @@ class ReproduceConfig:
         if self.source_splits[0] in self.source_splits[1:]:
             raise InputError(
                 f"--source-splits {' '.join(self.source_splits)}: {self.source_splits[0]} would be pretrained on and "
-                "scored; give another to pretrain on"
+                "scored; give another split to pretrain on"
             )
         for flag, folder in [("source", self.source), *(("target", each) for each in self.target)]:
             if re.match(r"\w+:/", str(folder)):
@@ -123,5 +126,5 @@ class ReproduceConfig:
     def machine(self) -> tuple[int, int]:
         match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.shard)
         if not match:
-            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, as 2/4")
+            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, for example 2/4")
         return int(match[1]), int(match[2])
