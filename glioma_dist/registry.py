@@ -1,8 +1,8 @@
-"""What people add, by name: encoders, losses, augmentations. No torch here.
+"""Registries of encoders, losses and augmentations by name. Does not import torch.
 
-An entry is a name, "module:attribute", and what can be said about it without importing that module. The package's own
-entries stand in light modules beside the code (`DECLARATIONS`). Others come from `Registry.register`, or from an
-installed distribution's entry points, which are read only where a name is not known otherwise, or all are listed.
+An entry is a name, "module:attribute", and metadata; the module is imported only when the entry is loaded. The
+package's own entries are declared in small modules next to the code. Others come from `Registry.register`, or from the
+entry points of installed distributions, which are read only for a name that is otherwise unknown, and to list all.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,98}\w)?", re.ASCII)
 
 
 class UnknownNameError(InputError):
-    """Nothing is registered under a name."""
+    """No entry has this name."""
 
 
 class BrokenEntryError(InputError):
-    """What is registered under a name cannot be imported, or is not what it should be."""
+    """An entry cannot be imported, or is not of the right kind."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is registered under a name."""
+    """An entry of a registry."""
 
     name: str
     target: str | Callable[..., Any]
-    """Where it is, as "package.module:attribute"; or the object itself, where a script registered it."""
+    """The text "package.module:attribute", or the object itself if a script registered it."""
     aliases: tuple[str, ...] = ()
-    """Other names of the same thing, in small letters, with `_` for spaces and hyphens."""
+    """Other names of the entry, in lower case, with `_` instead of spaces and hyphens."""
     distribution: str | None = None
-    """Name and version of the installed distribution whose entry point it is."""
+    """Name and version of the installed distribution that declares the entry point."""
 
     def load(self) -> Any:
-        """Import it. Raises BrokenEntryError, naming the distribution, where that fails."""
+        """Import the target. Raises BrokenEntryError, naming the distribution, if that fails."""
         if not isinstance(self.target, str):
             return self.target
         module, _, attribute = self.target.partition(":")
@@ -59,7 +59,7 @@ class Entry:
 
     @property
     def described(self) -> str:
-        """For messages: name, target, and where it comes from."""
+        """Name, target and distribution as text, for messages."""
         source = f", an entry point of {one_line(self.distribution, 80)}" if self.distribution else ""
         target = (
             self.target if isinstance(self.target, str) else getattr(self.target, "__qualname__", repr(self.target))
@@ -68,7 +68,7 @@ class Entry:
 
     @property
     def _advice(self) -> str:
-        return "install it again, or remove it" if self.distribution else "correct its registration"
+        return "reinstall or uninstall this distribution" if self.distribution else "correct its registration"
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,19 @@ class EncoderEntry(Entry):
 
     family: str = "own"
     smp_name: str | None = None
-    """Its name in segmentation_models.pytorch, where that library has it."""
+    """Its name in segmentation_models.pytorch, if that library has it."""
     spatial_parallel: bool = False
-    """Whether a test proves that an image may be split over processes."""
+    """Whether it supports spatial parallelism, as a test proves."""
 
 
 @dataclass(frozen=True)
 class LossEntry(Entry):
-    """A loss. Its target is a function of logits and masks that returns a number an image (losses.py)."""
+    """A loss. Its target is a function of logits and masks that returns one number per image (losses.py)."""
 
 
 @dataclass(frozen=True)
 class AugmentationEntry(Entry):
-    """An augmentation. Its target depends on `kind`, as data/transforms.py has it."""
+    """An augmentation. Its target depends on `kind`; see data/transforms.py."""
 
     kind: str = "function"
 
@@ -99,7 +99,7 @@ Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
 class Registry(Generic[AnyEntry]):
-    """Entries of one kind by name."""
+    """Entries of one kind, by name."""
 
     def __init__(
         self,
@@ -109,8 +109,9 @@ class Registry(Generic[AnyEntry]):
         declarations: tuple[str, ...],
         prefixes: tuple[str, ...] = (),
     ) -> None:
-        """what: the kind, for messages. group: of entry points. declarations: modules whose DECLARED has entries.
-        prefixes: names such as timm/, of which the rest is for the target to judge."""
+        """what: the kind, for messages. group: name of the entry points' group. declarations: modules with a list
+        DECLARED of entries. prefixes: such as timm/; a name is accepted with any text after it, which the target
+        checks."""
         self.what, self.group = what, group
         self._entry, self._declarations, self._prefixes = entry, declarations, prefixes
         self._added: dict[str, AnyEntry] = {}
@@ -118,8 +119,8 @@ class Registry(Generic[AnyEntry]):
     def register(self, name: str, target: str | Registered | None = None, **metadata: Any) -> Any:
         """Add an entry: `register("mine", "my_module:Mine")`, `register("mine", Mine)`, or as a decorator.
 
-        metadata: fields of the registry's kind of entry. A second call for the same target replaces the first, as when
-        a cell of a notebook runs again. Raises InputError where the name cannot be used or is taken.
+        metadata: fields of the registry's kind of entry. A second call for the same target replaces the first, so a
+        notebook's cell can run again. Raises InputError if the name is invalid or taken.
         """
         if target is None:
             return lambda each: self.register(name, each, **metadata) and each
@@ -128,7 +129,7 @@ class Registry(Generic[AnyEntry]):
         if unknown:
             raise InputError(f"{self.what} {name}: no such metadata: {', '.join(sorted(unknown))}")
         if not callable(target) and not (isinstance(target, str) and _is_target(target)):
-            raise InputError(f'{self.what} {name}: {one_line(target, 100)} is no "module:attribute" and no callable')
+            raise InputError(f'{self.what} {name}: {one_line(target, 100)} is neither "module:attribute" nor callable')
         entry = self._entry(name, target, **metadata)
         for each in (name, *entry.aliases):
             other = self._by_name.get(each) or next(
@@ -140,9 +141,9 @@ class Registry(Generic[AnyEntry]):
         return target
 
     def find(self, name: str, flag: str = "") -> AnyEntry:
-        """The entry of `name`, which may be written as others write it. flag: where it was given, for messages.
+        """Return the entry of a name or alias. flag: where the name was given, for messages.
 
-        Raises UnknownNameError with the nearest names, and BrokenEntryError where several distributions claim the name.
+        Raises UnknownNameError with the nearest names, and BrokenEntryError if several distributions declare the name.
         """
         ours = self.canonical(name)
         prefix = self._prefix_of(ours)
@@ -157,11 +158,11 @@ class Registry(Generic[AnyEntry]):
         told = f"{flag or self.what} {one_line(name, 60)}"
         if claims:
             named = ", ".join(str(each.distribution) for each in claims)
-            raise BrokenEntryError(f"{told}: several installed distributions have it ({named}); uninstall all but one")
+            raise BrokenEntryError(f"{told}: several installed distributions declare it ({named}); uninstall all but one")
         raise UnknownNameError(f"{told}: unknown; {self._near(name)}")
 
     def load(self, name: str, flag: str = "") -> Any:
-        """Import what `name` stands for. Raises as `find` and `Entry.load`."""
+        """Import the target of a name or alias. Raises as `find` and `Entry.load`."""
         entry = self.find(name, flag)
         try:
             return entry.load()
@@ -169,7 +170,7 @@ class Registry(Generic[AnyEntry]):
             raise BrokenEntryError(f"{flag or self.what} {error}") from error.__cause__
 
     def canonical(self, name: str) -> str:
-        """Our name for one that is written as others write it, as ResNet-50; one that is not known stays as it is."""
+        """Return this package's name for an alias such as ResNet-50. An unknown name is returned unchanged."""
         name = name.strip()
         if name in self._by_name or name in self._added or self._prefix_of(name) is not None:
             return name
@@ -184,12 +185,14 @@ class Registry(Generic[AnyEntry]):
         return name
 
     def names(self) -> tuple[str, ...]:
-        """Names that come with the package, in the order of their declaration."""
+        """Return the names of the package's own entries, in the order of their declaration."""
         return tuple(name for name in self._by_name if name not in self._prefixes)
 
     def entries(self) -> tuple[AnyEntry, ...]:
-        """The package's own entries, those that were registered, and those of installed distributions. Nothing of them
-        is imported. Raises BrokenEntryError where a distribution claims a name that is taken."""
+        """Return the package's own entries, registered entries, and those of installed distributions; imports none.
+
+        Raises BrokenEntryError if a distribution declares a name that is taken.
+        """
         own = [each for name, each in self._by_name.items() if name not in self._prefixes]
         for name, claims in self._installed.items():
             taken = self._by_name.get(name) or self._added.get(name)
@@ -198,7 +201,7 @@ class Registry(Generic[AnyEntry]):
         return (*own, *self._added.values(), *(self.find(name) for name in self._installed))
 
     def unread(self) -> list[str]:
-        """A line for each installed distribution whose entry points cannot be used."""
+        """Return a line for each entry point, or distribution, that cannot be used."""
         _ = self._installed
         return list(self._faults)
 
@@ -214,7 +217,7 @@ class Registry(Generic[AnyEntry]):
             try:
                 self._check_name(point.name)
                 if not _is_target(point.value):
-                    raise InputError(f'{one_line(point.value, 100)} is no "module:attribute"')
+                    raise InputError(f'{one_line(point.value, 100)} is not "module:attribute"')
             except InputError as error:
                 self._faults.append(f"{distribution}: {error}")
                 continue
@@ -239,19 +242,22 @@ class Registry(Generic[AnyEntry]):
 
 
 def _entry_points(group: str, faults: list[str]) -> Iterator[tuple[str, EntryPoint]]:
-    """Entry points of a group with the name and version of their distribution, by name. The first of several copies of
-    a distribution on the path counts, as in an import. What cannot be read adds a line to `faults`."""
+    """Yield the entry points of a group with the name and version of their distribution, sorted by name.
+
+    If the path has several copies of a distribution, the first one counts, as in an import. What cannot be read adds a
+    line to `faults`.
+    """
     found: dict[str, Distribution] = {}
     for each in distributions():
         try:
             found.setdefault(str(each.metadata["Name"]).lower().replace("_", "-"), each)
-        except Exception:  # a folder without metadata, which is no distribution
+        except Exception:  # a folder without metadata is no distribution
             continue
     for name, each in sorted(found.items()):
         try:
             points = [point for point in each.entry_points if point.group == group]
         except Exception as error:
-            # A distribution that means something else is none of our business.
+            # Ignore broken distributions that have nothing to do with this group.
             if group in _text_of_entry_points(each):
                 faults.append(f"{name}: its entry points cannot be read ({type(error).__name__})")
             continue
@@ -261,7 +267,7 @@ def _entry_points(group: str, faults: list[str]) -> Iterator[tuple[str, EntryPoi
 def _text_of_entry_points(distribution: Distribution) -> str:
     try:
         return distribution.read_text("entry_points.txt") or ""
-    except Exception:  # not UTF-8, or not readable: it may mean us
+    except Exception:  # not UTF-8, or not readable
         return ""
 
 
@@ -272,7 +278,7 @@ def _is_target(text: str) -> bool:
 
 
 def _place(target: str | Callable[..., Any]) -> str:
-    """Where a target is, so that the same one is known when it is registered again."""
+    """Return the location of a target, to recognise it when it is registered again."""
     return target if isinstance(target, str) else f"{target.__module__}:{getattr(target, '__qualname__', repr(target))}"
 
 

@@ -1,4 +1,4 @@
-"""`glioma-dist export`: a trained network as one ONNX file, from image to logits."""
+"""`glioma-dist export`: write a trained network as one ONNX file, from image to logits."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ NUM_CHECKED = 3
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a checkpoint's network as one ONNX file. Contrast, normalising and padding are in the graph, and sizes are
-    free. It is written only if onnxruntime gives PyTorch's logits to 1e-3."""
+    """Write a checkpoint's network as one ONNX file that takes images of any size. Contrast, normalisation and padding
+    are in the graph. The file is written only if the logits of onnxruntime and PyTorch agree within 1e-3."""
 
     checkpoint: Path
-    """A checkpoint folder, as runs/x/best."""
+    """A checkpoint folder, for example runs/x/best."""
     out: Path
-    """The file to write, as model.onnx."""
+    """File to write, for example model.onnx."""
     bits: Literal[8, 16] = 8
-    """Bits of the images that the graph is to take: uint8, or int32 holding 16 bits."""
+    """Bits per pixel value of the images. The graph takes uint8 for 8, and int32 for 16."""
     images: LocalPath | None = None
-    """A folder, file or pattern of real images; on the first three the masks must be the same, too, but for rounding in
-    one pixel of 100,000."""
+    """A folder, file or pattern of real images. On the first three the masks must agree, too, except in one pixel of
+    100,000."""
 
 
 def check(config: ExportConfig) -> None:
-    """Raises InputError for inputs and libraries that are not there."""
+    """Raises InputError for missing inputs and libraries."""
     check_checkpoint("--checkpoint", config.checkpoint)
     check_images(config.images)
     if util.find_spec("onnx") is None or util.find_spec("onnxruntime") is None:
@@ -40,7 +40,7 @@ def check(config: ExportConfig) -> None:
 
 
 def run(config: ExportConfig) -> None:
-    """Export, and say how far the results are from PyTorch's."""
+    """Export, and print how much the results differ from PyTorch's."""
     from glioma_dist.data.sample import read_image
     from glioma_dist.inference.export import export
     from glioma_dist.inference.images import find_images

@@ -1,4 +1,4 @@
-"""What `--help` shows: tyro's help, in words that do not presuppose Python, and with example lines at its end."""
+"""The text of `--help`: tyro's help without Python's terms, with examples at its end."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from tyro.constructors import (
 
 from glioma_dist.config.paths import is_positional, path_marker
 
-CONFIG_HELP = "JSON file with values for these flags, as runs write it (config.json); flags given here come first."
+CONFIG_HELP = "JSON file with values for these flags, as runs write it (config.json). Flags override it."
 PLAIN_WORDS = {"INT": "N", "FLOAT": "NUMBER", "STR": "TEXT"}
-"""What stands for a value, in place of the name of its Python type."""
+"""Placeholders for values, instead of the names of Python types."""
 PLAIN_DEFAULTS = {"True": "yes", "False": "no"}
 
 
 def help_registry(*kinds: type) -> ConstructorRegistry:
-    """Rules for tyro, under which it builds dataclasses as always. They change the words of the help only, and add to
-    `kinds`, those of commands, the flag `--config`, which is taken from the command line before tyro reads it."""
+    """Return rules for tyro that change the texts of the help only.
+
+    They also add the flag `--config` to the help of `kinds`, the dataclasses of commands. `parse` takes this flag from
+    the command line before tyro reads it.
+    """
     registry, inside = ConstructorRegistry(), set()
 
     @registry.primitive_rule
@@ -71,19 +74,19 @@ def help_registry(*kinds: type) -> ConstructorRegistry:
 
 
 def examples_text(examples: Sequence[str]) -> str:
-    """The end of a help: lines that can be typed as they are."""
+    """Return the end of a help text: complete commands."""
     head = "example:" if len(examples) == 1 else "examples:"
     return "\n".join([head, *(f"  {each}" for each in examples), ""])
 
 
 def _plain(metavar: str) -> str:
     without_none = re.sub(r"\{None\}\||\|\{None\}", "", metavar)
-    without_none = re.sub(r"^\{(\[.*\])\}$", r"\1", without_none)  # of several values that may be None
+    without_none = re.sub(r"^\{(\[.*\])\}$", r"\1", without_none)  # an optional tuple
     return re.sub(r"\b(INT|FLOAT|STR)\b", lambda found: PLAIN_WORDS[found[0]], without_none)
 
 
 def _with_hint(name: str, hint: Any) -> Any:
-    """The type of a field, with the words that say its default, and for a path what it may be."""
+    """Return the type of a field with the text of its default, and for a path its placeholder."""
     marker, metavar = path_marker(hint), None
     if is_positional(hint):
         metavar = f"[{name.upper()}]" if NoneType in get_args(get_args(hint)[0]) else name.upper()
@@ -94,11 +97,11 @@ def _with_hint(name: str, hint: Any) -> Any:
 
 
 def _told_default(label: str) -> str:
-    # The text of a flag without a default value says itself what happens without it.
+    # If a flag has no default value, its own text says what happens without it.
     return "" if label in ("", "None") else f"(default: {PLAIN_DEFAULTS.get(label, label)})"
 
 
 def _one_paragraph(text: str | Callable[[], str | None] | None) -> str | None:
-    """A flag's text without the line breaks of the source; the terminal's width decides."""
+    """Return a flag's text without the line breaks of the source, to be wrapped at the terminal's width."""
     text = text() if callable(text) else text
     return text and " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Inputs that are not there are refused before the large libraries are imported, in the words of their readers."""
+"""Refuse missing inputs before the large libraries are imported, with the messages of the code that reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glioma_dist.files import cannot_read
 
 
 def check_shards(flag: str, folder: str | Path | None) -> None:
-    """Raises InputError where a local folder holds no shards. A URL is looked at when it is read."""
+    """Raises InputError if a local folder has no shards. A URL is checked when it is read."""
     if folder is None or "://" in str(folder):
         return
     from glioma_dist.data.shards.index import check_folder
@@ -23,28 +23,28 @@ def check_shards(flag: str, folder: str | Path | None) -> None:
 
 
 def check_checkpoint(flag: str, folder: Path) -> None:
-    """Raises InputError where there is nothing of this name."""
+    """Raises InputError if there is no such checkpoint."""
     if not _is_checkpoint_there(flag, folder):
-        raise InputError(f"{flag} {folder}: no such folder; give a checkpoint folder, as runs/x/best")
+        raise InputError(f"{flag} {folder}: no such folder; give a checkpoint folder, for example runs/x/best")
 
 
 def check_init(flag: str, init: str) -> None:
-    """Raises InputError where starting weights are neither a word that is known nor a file or folder."""
+    """Raises InputError if starting weights are neither a known word nor an existing file or folder."""
     if init not in ("random", "imagenet") and not _is_checkpoint_there(flag, Path(init)):
         raise InputError(
-            f"{flag} {init}: no such file or folder; give random, imagenet, a checkpoint folder as runs/x/best, or a "
-            "file of weights"
+            f"{flag} {init}: no such file or folder; give random, imagenet, a checkpoint folder such as runs/x/best, "
+            "or a file of weights"
         )
 
 
 def check_file(flag: str, file: Path | None) -> None:
-    """Raises InputError where there is no such file."""
+    """Raises InputError if there is no such file."""
     if file is not None and not _is_there(flag, file):
         raise InputError(f"{flag} {file}: no such file")
 
 
 def check_folder_there(flag: str, folder: Path) -> None:
-    """Raises InputError where there is no such folder."""
+    """Raises InputError if there is no such folder."""
     if not _is_there(flag, folder):
         raise InputError(f"{flag} {folder}: no such folder")
     if not folder.is_dir():
@@ -52,7 +52,7 @@ def check_folder_there(flag: str, folder: Path) -> None:
 
 
 def check_images(pattern: str | None) -> None:
-    """Raises InputError where there is no such file or folder, and no file that the pattern matches."""
+    """Raises InputError if there is no such file or folder, and no file matches the pattern."""
     if pattern is not None and not os.path.exists(pattern):
         from glioma_dist.inference.images import find_images
 
@@ -60,7 +60,7 @@ def check_images(pattern: str | None) -> None:
 
 
 def check_source(folder: Path) -> None:
-    """Raises InputError where the folder of a data set is not there."""
+    """Raises InputError if the folder of a data set is missing."""
     data_folder(folder)
 
 
@@ -75,6 +75,6 @@ def _is_there(flag: str, path: Path) -> bool:
 
 
 def _is_checkpoint_there(flag: str, path: Path) -> bool:
-    """Whether `path` is there, or what a write that was killed between its renames left of it."""
+    """Whether `path` exists, or the checkpoint before it, which a write that was killed between its renames leaves."""
     before = path.absolute()
     return _is_there(flag, path) or (bool(before.name) and _is_there(flag, before.with_name(f"{before.name}.1")))

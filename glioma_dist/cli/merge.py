@@ -1,4 +1,4 @@
-"""`glioma-dist merge`: plain files from the parts of several processes."""
+"""`glioma-dist merge`: join the files of a sharded checkpoint."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from glioma_dist.errors import InputError
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """Write a checkpoint of FSDP2's parts as whole files, for other programs; this toolkit reads both."""
+    """Join the sharded files of an FSDP2 checkpoint into one file each, for other programs. This toolkit reads both."""
 
     checkpoint: Path
-    """A checkpoint folder, as runs/x/last."""
+    """A checkpoint folder, for example runs/x/last."""
     out: Path
-    """A new folder for it."""
+    """New folder for the joined checkpoint."""
 
     def validate(self) -> None:
-        """Raises InputError where the folder is there already."""
+        """Raises InputError if the folder exists already."""
         if self.out.exists():
             raise InputError(f"--out {self.out} exists; give a new folder")
 
 
 def run(config: MergeConfig) -> None:
-    """Read the parts, and write them as one checkpoint."""
+    """Read the sharded files, and write the joined checkpoint."""
     from glioma_dist.model.checkpoint import Checkpoint, naming_another
     from glioma_dist.model.checkpoint_writer import write_checkpoint
     from glioma_dist.model.manifest import MODEL, OPTIMIZER

@@ -1,4 +1,4 @@
-"""`glioma-dist plan`: the memory of a training step, estimated without a GPU."""
+"""`glioma-dist plan`: estimate the memory of a training step without a GPU."""
 
 from __future__ import annotations
 

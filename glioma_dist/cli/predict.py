@@ -1,4 +1,4 @@
-"""`glioma-dist predict`: masks for images."""
+"""`glioma-dist predict`: segment images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from glioma_dist.config import PredictConfig
 
 
 def check(config: PredictConfig) -> None:
-    """Raises InputError for inputs that are not there."""
+    """Raises InputError for missing inputs."""
     check_checkpoint("--checkpoint", config.checkpoint)
     check_images(config.images)
 
 
 def run(config: PredictConfig) -> None:
-    """Predict, and say where the masks are."""
+    """Predict, and print where the masks are."""
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.inference.predict import predict
 

@@ -1,4 +1,4 @@
-"""The program `glioma-dist`, which `python -m glioma_dist` is, too: it finds the command and runs it.
+"""The program `glioma-dist`, also started by `python -m glioma_dist`: find the command and run it.
 
 A command is a row of `COMMANDS`. Its module is imported when it is called.
 """
@@ -23,7 +23,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command is, and what it is for."""
+    """Where a command is defined, and its summary."""
 
     target: str
     """module:attribute"""
@@ -37,37 +37,40 @@ class Entry:
 COMMANDS = {
     "train": Entry("glioma_dist.cli.train:TRAIN", "Train a U-Net on shards."),
     "evaluate": Entry("glioma_dist.cli.evaluate:EVALUATE", "Score a checkpoint on shards with Dice."),
-    "predict": Entry("glioma_dist.cli.predict:PREDICT", "Mask the cells of new images."),
-    "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Make shards of LIVECell."),
-    "convert glioma-c6": Entry("glioma_dist.cli.convert:GLIOMA_C6", "Make shards of Glioma C6 or a CVAT export."),
-    "convert coco": Entry("glioma_dist.cli.convert:COCO", "Make shards of a COCO file and a folder of images."),
+    "predict": Entry("glioma_dist.cli.predict:PREDICT", "Segment the cells of new images."),
+    "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Convert LIVECell to shards."),
+    "convert glioma-c6": Entry("glioma_dist.cli.convert:GLIOMA_C6", "Convert Glioma C6 or a CVAT export to shards."),
+    "convert coco": Entry("glioma_dist.cli.convert:COCO", "Convert a COCO file and its images to shards."),
     "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
     "shards index": Entry("glioma_dist.cli.shards:INDEX", "Write the index of plain WebDataset tars."),
     "shards verify": Entry("glioma_dist.cli.shards:VERIFY", "Check every byte of a folder of shards."),
-    "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with what they cost."),
+    "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
-    "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure one image over several GPUs."),
+    "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure steps with images split over GPUs."),
     "export": Entry("glioma_dist.cli.export:EXPORT", "Write a checkpoint as one ONNX file."),
-    "merge": Entry("glioma_dist.cli.merge:MERGE", "Make whole files of a checkpoint in parts (FSDP2)."),
-    "demo": Entry("glioma_dist.cli.demo:DEMO", "Draw cells, train on them, score and mask: all in minutes."),
-    "reproduce": Entry("glioma_dist.cli.reproduce:REPRODUCE", "Run the article's tables and figures."),
-    "configs": Entry("glioma_dist.cli.configs:CONFIGS", "Show the files for accelerate launch."),
+    "merge": Entry("glioma_dist.cli.merge:MERGE", "Join the sharded files of an FSDP2 checkpoint."),
+    "demo": Entry("glioma_dist.cli.demo:DEMO", "Draw cells, train, evaluate and predict, in minutes."),
+    "reproduce": Entry("glioma_dist.cli.reproduce:REPRODUCE", "Reproduce the article's tables and figures."),
+    "configs": Entry("glioma_dist.cli.configs:CONFIGS", "List the files for accelerate launch."),
 }
 
 
 def main() -> None:
-    """The console script: run the command that this process's arguments name."""
+    """Run the command that this process's arguments name: the console script."""
     run_command(lambda: run(sys.argv[1:]))
 
 
 def run_script(name: str) -> None:
-    """Run the command `name`, for a script that is this command only, such as train.py."""
+    """Run the command `name`, for a script of one command such as train.py."""
     run_command(lambda: run_one(name, sys.argv[1:], sys.argv[0].rpartition("/")[2]))
 
 
 def run(words: Sequence[str]) -> None:
-    """Run what `words` name: a command of one or two words, and its flags. Raises InputError for an unknown one."""
+    """Run the command that `words` begin with, one or two words, with the rest as its flags.
+
+    Raises InputError for an unknown command.
+    """
     for length in (2, 1):
         name = " ".join(words[:length])
         if len(words) >= length and name in COMMANDS:
@@ -89,7 +92,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def run_one(name: str, words: Sequence[str], prog: str) -> None:
-    """Run the command `name` with its flags. prog: what its help and its messages call it."""
+    """Run the command `name` with its flags. prog: the name of the program in its help."""
     command = COMMANDS[name].load()
     config = parse(command.config, words, prog, command.examples)
     command.check(config)
@@ -97,7 +100,7 @@ def run_one(name: str, words: Sequence[str], prog: str) -> None:
 
 
 def overview(group: str = "") -> str:
-    """The help of the program, or of a group of commands, such as convert."""
+    """Return the help of the program, or of a group of commands such as convert."""
     prefix = f"{group} " if group else ""
     rows = {name: entry.summary for name, entry in COMMANDS.items() if name.startswith(prefix)}
     width = max(map(len, rows)) + 2
@@ -120,7 +123,7 @@ def overview(group: str = "") -> str:
 
 
 def _unknown(group: str, rest: Sequence[str]) -> str:
-    """What is wrong with a first word that is no command, and which was meant."""
+    """Return the message for an unknown command, with the nearest known one."""
     own = [name.removeprefix(f"{group} ") for name in COMMANDS if name.startswith(f"{group} ".lstrip())]
     known = {name: name for name in own}
     if not group:
@@ -137,7 +140,7 @@ def _unknown(group: str, rest: Sequence[str]) -> str:
 
 def _print_completion(words: Sequence[str]) -> None:
     if len(words) != 1 or words[0] not in SHELLS:
-        raise InputError(f"--print-completion: name a shell, one of {', '.join(SHELLS)}")
+        raise InputError(f"--print-completion: give a shell, one of {', '.join(SHELLS)}")
     from glioma_dist.cli.completion import print_completion
 
     print_completion(NAME, {name: (entry.load().config, entry.summary) for name, entry in COMMANDS.items()}, words[0])

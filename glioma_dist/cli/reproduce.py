@@ -1,4 +1,4 @@
-"""`glioma-dist reproduce`: the article's tables and figures, one command each."""
+"""`glioma-dist reproduce`: reproduce the article's tables and figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glioma_dist.reproduction.protocol import Pretraining, find_studies
 
 
 def check(config: ReproduceConfig) -> None:
-    """Raises InputError for inputs that are not there; a dry run needs none."""
+    """Raises InputError for missing inputs; a dry run needs none."""
     if config.dry_run:
         return
     if config.launch is not None:
@@ -20,7 +20,7 @@ def check(config: ReproduceConfig) -> None:
         check_launch_file("--launch", config.launch)
     if config.report_only:
         return
-    if not (config.out / "target" / "all").is_dir():  # else a study that was begun has the images there
+    if not (config.out / "target" / "all").is_dir():  # a study that was started before has the images in this folder
         for folder in config.target:
             check_shards("--target", folder)
     if config.machine[1] == 1 and not (config.out / "runs").is_dir() and pretrains(config):
@@ -29,13 +29,13 @@ def check(config: ReproduceConfig) -> None:
 
 
 def pretrains(config: ReproduceConfig) -> bool:
-    """Whether a row of what is asked for starts from a pretraining."""
+    """Whether a row of the chosen studies starts from a pretrained model."""
     studies = find_studies(config.study, config.native)
     return any(isinstance(row.start, Pretraining) for study in studies for row in study.rows)
 
 
 def run(config: ReproduceConfig) -> None:
-    """Run or list the study; exit code 1 where a run did not end well."""
+    """Run or list the study; exit code 1 if a run failed."""
     from glioma_dist.reproduction.run import reproduce
 
     if not reproduce(config):

@@ -1,4 +1,4 @@
-"""`glioma-dist shards`: what is in shards, here or at a URL, whether they are whole, and an index for others' tars."""
+"""`glioma-dist shards`: inspect and verify shards, local or at a URL, and index the WebDataset tars of others."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ MOST_LINES = 20
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """List the shards of a folder or URL, and draw a sheet of some images with their masks."""
+    """List the shards of a folder or URL, and draw a contact sheet of some images with their masks."""
 
     shards: Annotated[PathOrUrl, tyro.conf.Positional]
     """Folder or URL of shards."""
     sheet: Path | None = None
-    """PNG to draw some images into, with their masks outlined."""
+    """PNG file to write the contact sheet to: some images with their masks outlined."""
     num_images: int = 12
-    """How many images the sheet has."""
+    """Number of images on the sheet."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
         return idle_flags(self, [("num_images", self.sheet is not None, "without --sheet")])
 
     def validate(self) -> None:
-        """Raises InputError for a sheet that cannot be drawn."""
+        """Raises InputError for a sheet that cannot be written."""
         if self.num_images < 1:
             raise InputError(f"--num-images {self.num_images}: give 1 or more")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
-            raise InputError(f"--sheet {self.sheet}: name a .png")
+            raise InputError(f"--sheet {self.sheet}: give a file name that ends with .png")
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Read every byte of a folder or URL of shards and decode every image; name what is wrong, shard by shard."""
+    """Verify a folder or URL of shards: read every byte, decode every image, and print the faults of each shard."""
 
     shards: Annotated[PathOrUrl, tyro.conf.Positional]
     """Folder or URL of shards."""
@@ -56,30 +56,31 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Write index.json and the tables of members for a folder of plain WebDataset tars."""
+    """Write index.json and the tables of members for a folder of plain WebDataset tars, so that this toolkit reads
+    them."""
 
     shards: Annotated[LocalPath, tyro.conf.Positional]
-    """Folder of tars on this machine; for those at a URL, index a copy and upload it."""
+    """Local folder of tars. For tars at a URL, index a local copy and upload the index."""
     image: str = "png"
-    """What an image's name ends with in the tars, after the key and a dot; a PNG."""
+    """Extension of the images in the tars, after the key and a dot. Images must be PNG."""
     mask: str = "mask.png"
-    """What a mask's name ends with, after the key and a dot; a PNG, black where no cell is."""
+    """Extension of the masks in the tars, after the key and a dot. Masks must be PNG, black where there is no cell."""
     dataset: str = "unnamed"
-    """The data set's name."""
+    """Name of the data set."""
     split: str = "all"
-    """The split's name."""
+    """Name of the split."""
     licence: str = "unknown; see the data's publisher"
-    """The data's licence; it is handed on to what is trained from it."""
+    """Licence of the data. Checkpoints trained on the data name it."""
 
     def validate(self) -> None:
-        """Raises InputError for members that are not read."""
+        """Raises InputError for members that are not PNG."""
         for flag, ending in (("--image", self.image), ("--mask", self.mask)):
             if ending.rpartition(".")[2] != "png":
-                raise InputError(f"{flag} {ending}: is no PNG, and only PNG is read; convert the images first")
+                raise InputError(f"{flag} {ending}: is not PNG, the only supported format; convert the images first")
 
 
 def list_shards(reader: ShardReader) -> None:
-    """Print what the index says, and the shards, the first MOST_LINES of them."""
+    """Print the content of the index, and the first MOST_LINES shards."""
     from glioma_dist.data.shards.inspection import tell_unused
     from glioma_dist.data.shards.unlisted import describe_unlisted
 
@@ -99,14 +100,14 @@ def list_shards(reader: ShardReader) -> None:
 
 
 def draw_sheet(path: Path, pixels: ndarray) -> None:
-    """Write a contact sheet, uint8 (H, W, 3) RGB, as PNG. Raises InputError where it cannot be written."""
+    """Write a contact sheet, uint8 (H, W, 3) RGB, as PNG. Raises InputError if it cannot be written."""
     import cv2
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path.parent, error) from None
-    # OpenCV's own writer takes no name that is not UTF-8.
+    # cv2.imwrite refuses file names that are not UTF-8.
     encoded, data = cv2.imencode(".png", pixels[..., ::-1])
     if not encoded:
         raise ValueError(f"OpenCV could not write a PNG of {pixels.shape}")
@@ -121,16 +122,16 @@ def run_inspect(config: InspectConfig) -> None:
     reader = ShardReader(config.shards)
     list_shards(reader)
     if config.sheet is not None:
-        # Imported here, because it brings PyTorch along.
+        # Imported here because it imports PyTorch.
         from glioma_dist.inference.results import overlay
 
         samples = pick_samples(reader, config.num_images)
         draw_sheet(config.sheet, contact_sheet(samples, overlay))
-        print(f"{len(samples)} images are in {printable(config.sheet)}")
+        print(f"wrote {len(samples)} images to {printable(config.sheet)}")
 
 
 def run_index(config: IndexConfig) -> None:
-    """Write the index, and list what it says."""
+    """Write the index, and list its content."""
     from glioma_dist.data.shards.inspection import index_folder
     from glioma_dist.data.shards.reader import ShardReader
 
@@ -140,7 +141,7 @@ def run_index(config: IndexConfig) -> None:
 
 
 def run_verify(config: VerifyConfig) -> None:
-    """Verify. Raises InputError where a shard is not whole, after all have been looked at."""
+    """Verify all shards. Raises InputError afterwards if one is damaged."""
     from glioma_dist.data.shards.inspection import find_unused, tell_unused, verify
     from glioma_dist.data.shards.reader import ShardReader
     from glioma_dist.data.shards.storage import is_url
@@ -149,11 +150,11 @@ def run_verify(config: VerifyConfig) -> None:
     list_shards(reader)
     faults = []
     for name, fault in verify(reader):
-        print(f"  {name}  {printable(fault or 'whole')}", flush=True)
+        print(f"  {name}  {printable(fault or 'ok')}", flush=True)
         faults += [fault] if fault else []
     if faults:
-        raise InputError(f"{len(faults)} of {len(reader.shard_sizes)} shards are not whole; the first: {faults[0]}")
-    print("every checksum is right")
+        raise InputError(f"{len(faults)} of {len(reader.shard_sizes)} shards are damaged; the first: {faults[0]}")
+    print("all checksums match")
     if not is_url(config.shards) and "unused_members" not in reader.index:
         line = tell_unused(find_unused(reader))
         if line:

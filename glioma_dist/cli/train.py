@@ -8,11 +8,11 @@ from glioma_dist.config import TrainConfig
 
 
 def check(config: TrainConfig) -> None:
-    """Raises InputError for inputs that are not there."""
+    """Raises InputError for missing inputs."""
     for folder in config.data.train:
         check_shards("--data.train", folder)
     check_shards("--data.val", config.data.val)
-    if not any(config.out.glob("last*")):  # a run that is resumed reads its own weights
+    if not any(config.out.glob("last*")):  # a resumed run reads its own weights
         check_init("--model.init", config.model.init)
         check_file("--model.weights", config.model.weights)
 

@@ -1,4 +1,4 @@
-"""How the processes of a launch find each other, and a bound on waits for which libraries have none."""
+"""Connect the processes of a launch, with time limits on waits for which the libraries have none."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from glioma_dist.distributed.signals import STOP_SIGNALS
 from glioma_dist.errors import InputError, RunError, StopRequested, UnavailableError, one_line
 
 SECONDS_OF_GRACE = 10.0
-"""That libraries get beyond their own bound, to say themselves what they waited for."""
+"""Extra time for a library to report its own timeout, with what it waited for."""
 SECONDS_FOR_PYTHON_TO_NOTICE = 2.0
-"""A signal. It does not, as long as a library waits."""
+"""Time for Python's own signal handler to run. It cannot run while a library waits."""
 PORT_IN_USE = ("EADDRINUSE", "address already in use")
-"""In what PyTorch says of a port that another program has."""
+"""Parts of PyTorch's messages for a port that another program uses."""
 
 
 @contextmanager
 def bounded(seconds: float, ending: RunError) -> Iterator[None]:
-    """Within it, this process ends as by `ending` once so many seconds have passed.
+    """Context manager: end this process with `ending` if its body takes longer than `seconds`.
 
-    For calls that wait without a bound, out of Python's reach: PyTorch's store, where the process that holds it was
-    stopped, and gloo, where a process is lost while the two connect.
+    For calls that wait without a limit and that Python cannot interrupt: PyTorch's store if the process that holds it
+    is stopped, and gloo if a process is lost while two connect.
     """
     timer = threading.Timer(seconds, end_at_once, [ending])
     timer.daemon = True
@@ -39,8 +39,10 @@ def bounded(seconds: float, ending: RunError) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it, a request to stop ends this process also where the main thread waits in a library, which Python's own
-    handlers would not interrupt. For times at which there is nothing to save."""
+    """Context manager: a stop signal ends this process even while the main thread waits in a library.
+
+    Python's own handlers cannot interrupt such a wait. Use it only while there is nothing to save.
+    """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     left = threading.Event()
@@ -65,9 +67,9 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def joining(environment: Mapping[str, str], seconds: float) -> Iterator[None]:
-    """Within it, the processes of a launch find each other, or this one ends: none waits much longer than `seconds`.
+    """Context manager: connect the processes of a launch in its body, or end this one soon after `seconds`.
 
-    Raises InputError where the launch's port cannot be used, UnavailableError where other processes do not come.
+    Raises InputError if the launch's port cannot be used, UnavailableError if other processes do not connect.
     """
     if environment.get("WORLD_SIZE", "1") == "1":
         yield
@@ -75,7 +77,7 @@ def joining(environment: Mapping[str, str], seconds: float) -> Iterator[None]:
     place = one_line(f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}", 100)
     late = UnavailableError(
         f"the {environment['WORLD_SIZE']} processes of this launch did not find each other at {place} within "
-        f"{seconds:g} s; see whether all were started and can reach it, then run the same command again"
+        f"{seconds:g} s; check that all were started and can reach this address, then run the same command again"
     )
     began = time.monotonic()
     with stoppable(), bounded(seconds + SECONDS_OF_GRACE, late):
@@ -85,29 +87,30 @@ def joining(environment: Mapping[str, str], seconds: float) -> Iterator[None]:
             said = str(error)
             if any(sign in said for sign in PORT_IN_USE):
                 raise InputError(
-                    f"{place}: another program has this port; give another one with --main_process_port, torchrun's "
+                    f"{place}: another program uses this port; give another one with --main_process_port, torchrun's "
                     "--master-port, or MASTER_PORT"
                 ) from error
-            # PyTorch's own errors of a store or a connection, which it does not number.
+            # PyTorch's errors of a store or a connection have no codes.
             if type(error).__name__.startswith("Dist") or "gloo" in said.lower() or as_run_error(error) is not None:
                 if time.monotonic() - began >= seconds:
                     raise late from error
                 raise UnavailableError(
                     f"the {environment['WORLD_SIZE']} processes of this launch could not connect to one another at "
-                    f"{place}: one ended, or cannot be reached ({one_line(said, 200)}); run the same command again"
+                    f"{place}: one ended or cannot be reached ({one_line(said, 200)}); run the same command again"
                 ) from error
             raise
 
 
 def check_place(environment: Mapping[str, str]) -> None:
-    """Raises InputError where the variables that tell a process its place in a launch cannot be used together."""
+    """Raises InputError if RANK, WORLD_SIZE and the other variables of a launch are invalid or contradict each
+    other."""
     if "WORLD_SIZE" not in environment and "RANK" not in environment:
         return
     world = _count(environment, "WORLD_SIZE", 1)
     for name, count in (("RANK", world), ("LOCAL_RANK", _count(environment, "LOCAL_WORLD_SIZE", 1, world))):
         if _count(environment, name, 0, 0) >= count:
             raise InputError(
-                f"{name}={environment[name]}: {count} processes are counted from 0 to {count - 1}; "
+                f"{name}={environment[name]}: with {count} processes it must be from 0 to {count - 1}; "
                 "start with accelerate launch or torchrun, which set it"
             )
     if world > 1 and "RANK" in environment and "LOCAL_RANK" in environment:

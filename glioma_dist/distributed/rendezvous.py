@@ -1,9 +1,9 @@
-"""A store of their own for the processes of one attempt, where torchrun or `accelerate launch` starts a run again.
+"""Give each attempt of a launch its own store, for torchrun and `accelerate launch` with restarts.
 
-The launcher's agent keeps one TCPStore for all attempts (`TORCHELASTIC_USE_AGENT_STORE`), so that the processes of the
-second attempt find the addresses that those of the first left there, and connect to nobody
-(https://github.com/pytorch/pytorch/issues/135712). The number of the attempt tells no attempts apart: each machine
-counts its own. So the first process draws a name for the attempt and tells it to each process that is alive.
+The launcher's agent keeps one TCPStore for all attempts (`TORCHELASTIC_USE_AGENT_STORE`). The processes of the second
+attempt would find the addresses of the first attempt's processes, which have ended, and fail to connect
+(https://github.com/pytorch/pytorch/issues/135712). The restart count does not identify an attempt, because each machine
+counts its own restarts. So rank 0 draws a name for the attempt and sends it to each living process.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore, regi
 
 SCHEME = "glioma-dist"
 INIT_METHOD = f"{SCHEME}://"
-"""For `init_process_group`; `register` comes first."""
+"""For `init_process_group`, after a call of `register`."""
 SECONDS_BETWEEN_LOOKS = 0.02
 
 
 def register() -> None:
-    """Make PyTorch know `INIT_METHOD`. May be called again."""
+    """Register `INIT_METHOD` with PyTorch. May be called more than once."""
     try:
         register_rendezvous_handler(SCHEME, _meet)
-    except RuntimeError:  # registered before: PyTorch has no way to ask
+    except RuntimeError:  # already registered; PyTorch has no function to ask
         return
 
 
 def _meet(url: str, timeout: timedelta, **options: object) -> Iterator[tuple[Store, int, int]]:
-    """A rendezvous handler of PyTorch: its `env://`, with a store of its own for each attempt of an elastic launch."""
+    """A rendezvous handler for PyTorch: as `env://`, but each attempt of an elastic launch gets its own store."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         yield from rendezvous("env://", timeout=timeout, **options)
         return
@@ -43,12 +43,12 @@ def _meet(url: str, timeout: timedelta, **options: object) -> Iterator[tuple[Sto
 
 
 def agree_on_attempt(store: Store, rank: int, num_processes: int, timeout: timedelta) -> str:
-    """A name that the living processes of a launch share, and no process that ended before.
+    """Return a name that only the living processes of this attempt share.
 
-    Each process but the first asks under a name that it has just drawn, so that the answer can only be for itself.
-    What an ended process asked is answered, too, and read by nobody.
+    Each rank except 0 sends a request under a random key of its own, so no other process can take the answer. Requests
+    of processes that have ended are answered, too; nobody reads these answers.
 
-    Raises torch.distributed.DistStoreError where the others do not come within `timeout`.
+    Raises torch.distributed.DistStoreError if the others do not answer within `timeout`.
     """
     mine = secrets.token_hex(8)
     if rank:
@@ -66,6 +66,6 @@ def agree_on_attempt(store: Store, rank: int, num_processes: int, timeout: timed
                 answered[other] = asked
         if time.monotonic() > until:
             missing = [str(other) for other in range(1, num_processes) if other not in answered]
-            raise DistStoreError(f"no word from the processes {', '.join(missing)} within {timeout}")
+            raise DistStoreError(f"no answer from the ranks {', '.join(missing)} within {timeout}")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return mine

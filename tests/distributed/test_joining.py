@@ -67,7 +67,7 @@ def test_a_port_that_another_program_has_is_the_users_to_change():
         (ended,) = start_alone(0, port).wait()
     assert ended.exit_code == ExitCode.USER_ERROR, ended.stderr
     (line,) = lines_of(ended.stderr)
-    assert line.startswith(f"error: 127.0.0.1:{port}: another program has this port")
+    assert line.startswith(f"error: 127.0.0.1:{port}: another program uses this port")
 
 
 def test_a_request_to_stop_ends_a_process_that_waits_for_others():
@@ -93,10 +93,10 @@ def join_patiently() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("RANK", "2", "RANK=2: 2 processes are counted from 0 to 1"),
+        ("RANK", "2", "RANK=2: with 2 processes it must be from 0 to 1"),
         ("RANK", "x", "RANK=x: give a number"),
         ("LOCAL_RANK", "-1", "LOCAL_RANK=-1: give a number"),
-        ("LOCAL_RANK", "3", "LOCAL_RANK=3: 2 processes are counted from 0 to 1"),
+        ("LOCAL_RANK", "3", "LOCAL_RANK=3: with 2 processes it must be from 0 to 1"),
         ("WORLD_SIZE", "0", "WORLD_SIZE=0: give a number from 1"),
         ("WORLD_SIZE", "9" * 4000, "WORLD_SIZE=9+ … 9+: give a number from 1"),
         ("WORLD_SIZE", "²", "WORLD_SIZE=²: give a number"),

@@ -158,5 +158,5 @@ def test_the_processes_of_an_attempt_share_a_name_that_none_before_had(worlds):
 
 
 def test_a_first_process_that_is_alone_says_who_is_missing():
-    with pytest.raises(distributed.DistStoreError, match="no word from the processes 1, 2"):
+    with pytest.raises(distributed.DistStoreError, match="no answer from the ranks 1, 2"):
         agree_on_attempt(distributed.HashStore(), 0, 3, timedelta(seconds=0.1))

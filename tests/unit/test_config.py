@@ -182,8 +182,8 @@ def test_a_config_of_one_folder_as_it_was_written_before_is_still_read():
         ({"train": ("a", "b"), "weights": (1.0, 0.0)}, "greater than 0"),
         ({"train": ("a", "b"), "weights": (1.0, math.nan)}, "greater than 0"),
         ({"cache_size": "50"}, "--data.cache-size 50: "),
-        ({"cache_size": "0GB"}, "as 50GB"),
-        ({"cache_size": "-1GB"}, "as 50GB"),
+        ({"cache_size": "0GB"}, "for example 50GB"),
+        ({"cache_size": "-1GB"}, "for example 50GB"),
     ],
 )
 def test_sources_and_cache_are_checked(fields, fragment):

@@ -47,16 +47,16 @@ def test_it_lists_what_the_index_says(shards, capsys):
         assert f"{shard['name']}  {shard['num_samples']} samples  {shard['bytes']} bytes" in printed
 
 
-def test_whole_shards_are_said_to_be_whole(shards, capsys):
+def test_undamaged_shards_are_said_to_be_ok(shards, capsys):
     inspect(shards / "train", verify=True)
-    assert capsys.readouterr().out.count("  whole\n") == 4
+    assert capsys.readouterr().out.count("  ok\n") == 4
 
 
 def test_shards_at_a_url_are_verified_too(copy, capsys):
     pytest.importorskip("aiohttp", reason="needs the extra cloud")
     with serve(files_of(copy.parent)) as server:
         inspect(f"{server.url}/train", verify=True)
-        assert "every checksum is right" in capsys.readouterr().out
+        assert "all checksums match" in capsys.readouterr().out
 
 
 def test_damage_is_named_and_the_other_shards_looked_at(copy, capsys):
@@ -64,10 +64,10 @@ def test_damage_is_named_and_the_other_shards_looked_at(copy, capsys):
     path = copy / "00003.tar"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + b"\1")  # in the padding, where no sample is
-    with pytest.raises(InputError, match=r"2 of 4 shards are not whole; the first: .*cell-004.png"):
+    with pytest.raises(InputError, match=r"2 of 4 shards are damaged; the first: .*cell-004.png"):
         inspect(copy, verify=True)
     printed = capsys.readouterr().out
-    assert "00000.tar  whole" in printed
+    assert "00000.tar  ok" in printed
     assert "00003.tar  " + str(path) + ": its SHA-256 is" in printed
 
 
@@ -88,7 +88,7 @@ def test_the_contact_sheet_shows_each_image_with_its_outline(shards, tmp_path, c
             picture = outlined[top : top + 300, left : left + 360]
             assert 300 < picture.sum() < 20_000
             assert np.ptp(sheet[top : top + 300, left : left + 360]) > 150
-    assert "4 images are in" in capsys.readouterr().out
+    assert "wrote 4 images to" in capsys.readouterr().out
 
 
 def write_tar(path, members: list[tuple[str, bytes]]) -> None:
@@ -190,7 +190,7 @@ def test_flags_that_cannot_be_are_refused(tmp_path):
         (INDEX, ["s3://a/b"], "is not supported by this flag; give a path of this machine"),
         (INDEX, ["x", "--image", "jpg"], "only PNG is read"),
         (INSPECT, ["x", "--num-images", "0"], "1 or more"),
-        (INSPECT, ["x", "--sheet", str(tmp_path / "x.jpg")], "name a .png"),
+        (INSPECT, ["x", "--sheet", str(tmp_path / "x.jpg")], "give a file name that ends with .png"),
         (INSPECT, ["x", "--sheet", "s3://bucket/x.png"], "is not supported by this flag"),
     ):
         with pytest.raises(InputError, match=fragment):
