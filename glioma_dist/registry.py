@@ -158,7 +158,7 @@ class Registry(Generic[AnyEntry]):
         told = f"{flag or self.what} {one_line(name, 60)}"
         if claims:
             named = ", ".join(str(each.distribution) for each in claims)
-            raise BrokenEntryError(f"{told}: several installed distributions declare it ({named}); uninstall all but one")
+            raise BrokenEntryError(f"{told}: several distributions declare it ({named}); uninstall all but one")
         raise UnknownNameError(f"{told}: unknown; {self._near(name)}")
 
     def load(self, name: str, flag: str = "") -> Any:
