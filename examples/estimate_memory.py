@@ -1,4 +1,4 @@
-"""Count the memory of a training step of other libraries' networks, without a GPU and without data.
+"""Estimate the memory of a training step for networks of other libraries, without a GPU and without data.
 
 python examples/estimate_memory.py 704x512 1472x1120
 """
@@ -35,6 +35,6 @@ show("LR-ASPP MobileNetV3", network(num_classes=1), loss_of_torchvision, sizes)
 try:
     from segmentation_models_pytorch import Unet
 except ImportError:
-    print("segmentation_models.pytorch is not installed (pip install '.[bench]'): its U-Net is not counted")
+    print("segmentation_models.pytorch is not installed (pip install '.[bench]'): its U-Net is omitted")
 else:
     show("U-Net MiT-B0", Unet("mit_b0", encoder_weights=None, classes=1), loss_of_logits, sizes)

@@ -1,9 +1,9 @@
-"""Train a U-Net with an encoder of your own.
+"""Train a U-Net with your own encoder.
 
     python examples/own_encoder.py runs/demo/shards/glioma_c6 runs/own_encoder
 
-The first folder has train, val and test, as `make demo` leaves them. To use the encoder with `accelerate launch
-train.py`, put the class into a package of yours and name it as an entry point (docs/encoders.md, Add an encoder).
+The first folder has train, val and test, as `make demo` makes them. To use the encoder with `accelerate launch
+train.py`, put the class into your own package and declare an entry point (docs/encoders.md, Add an encoder).
 """
 
 import sys
@@ -18,7 +18,7 @@ from glioma_dist.registry import encoders
 
 @encoders.register("plain_cnn")
 class PlainCNN(gd.Encoder):
-    """Five stages, each a strided convolution and a plain one, at strides 2 to 32."""
+    """Five stages, each with a strided and a plain convolution, at strides 2 to 32."""
 
     strides = (2, 4, 8, 16, 32)
     channels = (16, 24, 32, 48, 64)
@@ -32,12 +32,12 @@ class PlainCNN(gd.Encoder):
         """images: (B, 3, H, W). Returns maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         features, maps = images, []
         for each in self.stages:
-            features = self.run_part(each, features)  # so that --scale.activation-checkpointing can take hold of it
+            features = self.run_part(each, features)  # so that activation checkpointing can compute it again
             maps.append(features)
         return maps
 
     def blocks(self) -> list[nn.Module]:
-        """What FSDP2 shards and --scale.compile compiles one by one."""
+        """Return the units that FSDP2 shards and --scale.compile compiles."""
         return list(self.stages)
 
 

@@ -1,9 +1,9 @@
-"""Train a U-Net with a loss of your own.
+"""Train a U-Net with your own loss.
 
     python examples/own_loss.py runs/demo/shards/glioma_c6 runs/own_loss
 
-The first folder has train and val, as `make demo` leaves them. To use the loss with `accelerate launch train.py`, put
-the function into a package of yours and name it as an entry point (docs/encoders.md, Add a loss).
+The first folder has train and val, as `make demo` makes them. To use the loss with `accelerate launch train.py`, put
+the function into your own package and declare an entry point (docs/encoders.md, Add a loss).
 """
 
 import sys
@@ -24,8 +24,8 @@ ALPHA, BETA = 0.3, 0.7
 def tversky(logits: Tensor, masks: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
     """Tversky loss of each image (Salehi et al. 2017, arXiv 1706.05721, equation 4).
 
-    logits, masks: (B, H, W), fp32; masks are 0 and 1. total: makes of sums over a strip of each image, (N, B), those
-    over the whole image, where several processes share an image. Returns (B,).
+    logits, masks: (B, H, W), fp32; masks are 0 and 1. total: converts sums over a strip of each image, (N, B), to sums
+    over the whole image, in case several processes share an image. Returns (B,).
     """
     probabilities = logits.sigmoid()
     sums = torch.stack([(probabilities * masks).sum((1, 2)), probabilities.sum((1, 2)), masks.sum((1, 2))])

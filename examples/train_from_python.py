@@ -2,7 +2,7 @@
 
     python examples/train_from_python.py runs/demo/shards/glioma_c6 runs/from_python
 
-`make demo` draws these shards. To use several GPUs, write `accelerate launch --config_file FILE` instead of `python`.
+`make demo` makes these shards. To use several GPUs, write `accelerate launch --config_file FILE` instead of `python`.
 """
 
 import argparse
@@ -41,4 +41,4 @@ model, _ = gd.load_model(run.best)
 sample = gd.ShardReader(arguments.shards / "test").read(shard=0, place=0)
 with torch.no_grad():
     logits = model(gd.normalise(torch.from_numpy(sample.image)[None, None]))  # a grey uint8 image: (1, 1, H, W)
-print(f"{sample.key}: {(logits > 0).float().mean():.1%} of the picture are cells")
+print(f"{sample.key}: {(logits > 0).float().mean():.1%} of the image is covered by cells")

@@ -1,4 +1,4 @@
-"""Modules import from lower floors only, as the table of docs/architecture.md has them."""
+"""Modules import only from lower layers (here: floors), as in the table of docs/architecture.md."""
 
 import ast
 import re
