@@ -21,7 +21,7 @@ class LivecellConfig:
     out: Path
     """Folder to write the splits and audit.json to, for example shards/livecell."""
     strict: bool = False
-    """Stop at the first defect. By default: leave out the images with defects, and continue."""
+    """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
     categories: tuple[str, ...] | None = None
     """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
@@ -40,7 +40,7 @@ class GliomaC6Config:
     split_counts: tuple[int, int, int] = ARTICLE_COUNTS
     """Number of samples for train, val and test, with --split-seed."""
     strict: bool = False
-    """Stop at the first defect. By default: leave out the images with defects, and continue."""
+    """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
     categories: tuple[str, ...] | None = None
     """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
@@ -65,7 +65,7 @@ class CocoConfig:
     split_counts: tuple[int, int, int] = ARTICLE_COUNTS
     """Number of samples for train, val and test, with --split-seed."""
     strict: bool = False
-    """Stop at the first defect. By default: leave out the images with defects, and continue."""
+    """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
     categories: tuple[str, ...] | None = None
     """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""

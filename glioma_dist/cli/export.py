@@ -27,8 +27,8 @@ class ExportConfig:
     bits: Literal[8, 16] = 8
     """Bits per pixel value of the images. The graph takes uint8 for 8, and int32 for 16."""
     images: LocalPath | None = None
-    """A folder, file or pattern of real images. On the first three the masks must agree, too, except in one pixel of
-    100,000."""
+    """A folder, file or pattern of real images. On the first three the masks must agree, too, except for at most one
+    pixel of 100,000."""
 
 
 def check(config: ExportConfig) -> None:

@@ -47,7 +47,7 @@ COMMANDS = {
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
-    "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure images split over GPUs."),
+    "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure spatial parallelism."),
     "export": Entry("glioma_dist.cli.export:EXPORT", "Write a checkpoint as one ONNX file."),
     "merge": Entry("glioma_dist.cli.merge:MERGE", "Join the sharded files of an FSDP2 checkpoint."),
     "demo": Entry("glioma_dist.cli.demo:DEMO", "Draw cells, train, evaluate and predict, in minutes."),

@@ -33,7 +33,7 @@ class ResolutionConfig:
     encoder: str = "mit_b3"
     """The U-Net's encoder."""
     levels: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
-    """Levels of activation checkpointing to measure; see --scale.activation-checkpointing of glioma-dist train."""
+    """Levels of activation checkpointing to measure; glioma-dist train --help explains them."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ()
     """Precisions to measure. By default: bf16 on a GPU, fp32 on a CPU."""
     baselines: tuple[Literal["smp", "eager"], ...] = ()
@@ -53,8 +53,8 @@ class ResolutionConfig:
     workers: int = 2
     """Worker processes that load data."""
     find_largest: bool = False
-    """Also search for the largest image size, and for the largest batch at the largest of --sizes, that fit this
-    device."""
+    """Also search for the largest image size that fits this device, and for the largest batch of images of the largest
+    given size."""
     max_megapixels: float = 100.0
     """Limit of the search of --find-largest: megapixels of all images of a batch together."""
     timeout_s: float = 600.0

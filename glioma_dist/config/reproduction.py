@@ -77,7 +77,7 @@ class ReproduceConfig:
         metadata = (
             ("picture", self.study in ("figure6", "all"), f"with {self.study}: it is for figure6"),
             ("gpu_tflops", self.dry_run, "without --dry-run"),
-            ("launch", not self.dry_run and not self.report_only, "where nothing is run"),
+            ("launch", not self.dry_run and not self.report_only, "with --dry-run or --report-only"),
         )
         return idle_flags(self, metadata)
 
@@ -120,7 +120,7 @@ class ReproduceConfig:
             if not self.dry_run and not Path(file).is_file():
                 raise InputError(f"--imagenet {encoder}={file}: no such file")
         if "none" in self.imagenet and len(self.imagenet) > 1:
-            raise InputError(f"--imagenet {' '.join(self.imagenet)}: none stands alone")
+            raise InputError(f"--imagenet {' '.join(self.imagenet)}: none cannot be combined with other values")
 
     @property
     def machine(self) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class ScaleConfig:
     activation_checkpointing: Literal["none", "selective", "full", "auto"] = "none"
     """Which activations are computed again in the backward pass instead of being kept. selective: the encoder's layers,
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
-    cheapest level that fits this device's memory, as glioma-dist plan estimates it."""
+    fastest level that fits this device's memory, as glioma-dist plan estimates it."""
     channels_last: bool = False
     """Store feature maps in channels-last layout, which is faster on tensor cores."""
     compile: bool = False

@@ -423,7 +423,7 @@ def test_a_dry_run_needs_no_data_and_lists_every_run(tmp_path):
         ({"shard": "all"}, "--shard all"),
         ({"study": "table1", "native": True}, "--native is for table3"),
         ({"imagenet": ("mit_b3",)}, "ENCODER=FILE"),
-        ({"imagenet": ("none", "hub")}, "none stands alone"),
+        ({"imagenet": ("none", "hub")}, "none cannot be combined"),
         ({"repetitions": 0}, "--repetitions"),
         ({"repetitions": 100_000}, "--repetitions"),
         ({"counts": (15, 0, 10)}, "--counts 15 0 10"),
