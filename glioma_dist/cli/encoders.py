@@ -18,7 +18,7 @@ class EncodersConfig:
 def run(_: EncodersConfig) -> None:
     """Print the table, and a line for each encoder of another installed distribution, usable or not."""
     print(encoder_table())
-    print("Also timm/NAME: any timm model that gives feature maps, as timm/convnext_tiny.")
+    print("Also timm/NAME: any timm model that gives feature maps, for example timm/convnext_tiny.")
     own = encoders.names()
     for entry in encoders.entries():
         if entry.name not in own:
