@@ -188,7 +188,7 @@ def test_tars_that_are_no_shards_are_refused(tmp_path, members, fragment):
 def test_flags_that_cannot_be_are_refused(tmp_path):
     for command, flags, fragment in (
         (INDEX, ["s3://a/b"], "is not supported by this flag; give a path of this machine"),
-        (INDEX, ["x", "--image", "jpg"], "only PNG is read"),
+        (INDEX, ["x", "--image", "jpg"], "is not PNG, the only supported format"),
         (INSPECT, ["x", "--num-images", "0"], "1 or more"),
         (INSPECT, ["x", "--sheet", str(tmp_path / "x.jpg")], "give a file name that ends with .png"),
         (INSPECT, ["x", "--sheet", "s3://bucket/x.png"], "is not supported by this flag"),
