@@ -159,7 +159,9 @@ class Registry(Generic[AnyEntry]):
         if claims:
             named = ", ".join(str(each.distribution) for each in claims)
             raise BrokenEntryError(f"{told}: several distributions declare it ({named}); uninstall all but one")
-        raise UnknownNameError(f"{told}: unknown; {self._near(name)}")
+        opened = next((each for each in self._prefixes if f"{name}/".lower().startswith(each)), None)
+        advice = f"write {opened}NAME, with NAME of letters, digits, `_`, `.` and `-`" if opened else self._near(name)
+        raise UnknownNameError(f"{told}: unknown; {advice}")
 
     def load(self, name: str, flag: str = "") -> Any:
         """Import the target of a name or alias. Raises as `find` and `Entry.load`."""
@@ -226,7 +228,7 @@ class Registry(Generic[AnyEntry]):
         return found
 
     def _check_name(self, name: str) -> None:
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(
                 f"{self.what} {one_line(repr(name), 80)}: give a name of letters, digits, `_`, `.` and `-`, at most 100"
             )

@@ -62,6 +62,21 @@ def _parsed(kind: type[Config], argv: list[str], prog: str | None, examples: Seq
                 print(examples_text(examples), end="")
             raise
         raise InputError(f"{_plainly(_unboxed(said.getvalue()))} (--help lists the flags)") from None
+    except InputError as error:  # of a value that is read by this package, as a size: it does not know its flag
+        raise InputError(f"{_flag_of(argv, str(error))}{error}") from None
+
+
+def _flag_of(argv: Sequence[str], said: str) -> str:
+    """The flag, with a colon, whose value a message begins with, quoted; nothing where there is none."""
+    flag = ""
+    for word in argv:
+        name, is_joined, value = word.partition("=")
+        if name.startswith("--"):
+            flag = f"{name}: "
+            word = value if is_joined else word
+        if said.startswith(f"{word!r} "):
+            return flag
+    return ""
 
 
 def _plainly(said: str) -> str:
@@ -90,9 +105,13 @@ def _unboxed(text: str) -> str:
     """Return tyro's message as one line, without its box, its title and the text of `--help`."""
     bare = [re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]+|-{3,}|^[|+]|[|+]$", " ", line).strip() for line in text.splitlines()]
     title, *lines = [line for line in bare if line] or [""]
-    missing = [line for line in lines if line.startswith("--") and not line.startswith("--help")]
-    if title == "Required options" and missing:
-        return f"missing: {', '.join(missing)}"
+    if title == "Required options":
+        unknown = lines.index("Unrecognized options:") if "Unrecognized options:" in lines else len(lines)
+        missing = [line for line in lines[:unknown] if line.startswith("--") and not line.startswith("--help")]
+        mistyped = [line.partition("=")[0] for line in lines[unknown:] if re.match(r"--?[a-z]", line)]
+        if missing:
+            also = f"; unknown flag {mistyped[0]}" if mistyped else ""
+            return f"missing: {', '.join(missing)}{also}"
     return re.sub(r"\s*(Argument helptext:|For full helptext).*", "", " ".join(" ".join(lines or [title]).split()))
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from glioma_dist.cli.command import Command
 from glioma_dist.errors import InputError
+from glioma_dist.files import check_new_folder
+
+BATCH_SIZE = 4
+"""Of the training (see `glioma_dist.demo.steps`)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class DemoConfig:
         for flag, counts in (("--livecell", self.livecell), ("--glioma", self.glioma)):
             if min(counts) < 1:
                 raise InputError(f"{flag} {' '.join(map(str, counts))}: give 1 image or more for each split")
+        if not self.draw_only and self.glioma[0] < BATCH_SIZE:
+            raise InputError(
+                f"--glioma {' '.join(map(str, self.glioma))}: a batch has {BATCH_SIZE} images; give {BATCH_SIZE} or "
+                "more for training"
+            )
         if self.max_steps < 1:
             raise InputError(f"--max-steps {self.max_steps}: give 1 or more")
 
@@ -72,4 +81,5 @@ DEMO = Command(
     DemoConfig,
     run,
     ("glioma-dist demo", "glioma-dist demo --out runs/small_demo --glioma 6 2 2 --max-steps 8"),
+    lambda config: check_new_folder("--out", config.out),
 )

@@ -49,7 +49,7 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     """Make a config from the values of `to_dict`. Raises InputError naming `where` for unknown names and bad values."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected an object of settings, found {type(values).__name__}")
-    known = {f.name for f in dataclasses.fields(kind)}
+    known = [f.name for f in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
             if name in OLD_NAMES:
@@ -57,8 +57,9 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
                     f"{where}: the setting {name} belongs to an older version of glioma-dist; train again with the "
                     "flags that glioma-dist train --help lists"
                 )
-            near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
-            raise InputError(f"{where}: unknown setting {shown(name)}; did you mean {near}?")
+            near = difflib.get_close_matches(name[:100], known, n=1)
+            advice = f"did you mean {near[0]}?" if near else one_line(f"known: {', '.join(known) or 'none'}", 200)
+            raise InputError(f"{where}: unknown setting {shown(name)}; {advice}")
     hints = get_type_hints(kind)
     try:
         return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})

@@ -30,10 +30,10 @@ def draw_splits(
     """
     keys = sorted(set(keys))
     if min(counts.values()) < 1 or seed < 0:
-        raise InputError(f"splits {dict(counts)} with seed {seed}: each needs a sample, and the seed is 0 or more")
+        raise InputError(f"{_told(counts)} with seed {seed}: each split needs a sample, and the seed is 0 or more")
     wanted = sum(counts.values())
     if wanted > len(keys):
-        raise InputError(f"splits {dict(counts)} need {wanted} samples, there are {len(keys)}; lower the counts")
+        raise InputError(f"{_told(counts)} need {wanted} samples, there are {len(keys)}; lower the counts")
     generator = np.random.default_rng(seed)
     if groups is not None and len({groups[key] for key in keys}) < len(keys):
         return _draw_grouped(keys, counts, generator, groups)
@@ -111,3 +111,7 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
         if doubled is not None:
             raise InputError(f"{path}: repetition {number} has {doubled} twice; remove the file to draw again")
     return repetitions
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return f"splits {', '.join(f'{name} {count}' for name, count in counts.items())}"

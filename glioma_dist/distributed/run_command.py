@@ -45,6 +45,9 @@ def run_command(function: Callable[[], None]) -> None:
     wait a few seconds, because the launcher ends all as soon as one has ended. An error that only one of the others
     sees is told by that one, after the same few seconds.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
     # Names of files can hold bytes that are not UTF-8.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -85,12 +85,15 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     return model, checkpoint.lineage
 
 
-def load_model(folder: Path) -> tuple[UNet, Checkpoint]:
+def load_model(folder: str | Path) -> tuple[UNet, Checkpoint]:
     """Load the U-Net that a checkpoint folder, as runs/x/best, holds.
 
     Returns the model in evaluation mode on the CPU (see `build_model`), and the `Checkpoint`: its `config`, `step` and
     `lineage`. Raises InputError where there is no checkpoint, or where it is damaged: every byte is checked.
     """
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise InputError(f"load_model: cannot use {folder!r}; give a checkpoint folder, as runs/x/best")
+    folder = Path(folder)
     with naming_another(folder):
         checkpoint = Checkpoint.read(folder)
         model = UNet(checkpoint.config.model)

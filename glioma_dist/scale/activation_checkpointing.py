@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
+from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
@@ -47,7 +48,13 @@ def checkpoint_activations(model: UNet, level: Literal["none", "selective", "ful
     full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
+
+    Raises InputError for another level, and for a model that is no U-Net of this package.
     """
+    if level not in ("none", "selective", "full"):
+        raise InputError(f"level {one_line(repr(level), 80)}: give none, selective or full")
+    if not isinstance(model, UNet):
+        raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
     if level == "none":
         return
     keeps_attention = level == "selective" and len(model.encoder.attention_layers()) > 0

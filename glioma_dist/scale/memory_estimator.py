@@ -71,8 +71,10 @@ def estimate_step_memory(
     Returns bytes, by what they are for, at the moment when most is alive.
 
     Raises InputError where the module has nothing to train, cannot be copied, or looks at values of tensors, which
-    are not there.
+    are not there; for a shape that is none, and for a loss that is no tensor with a gradient.
     """
+    if not all(isinstance(side, int) and side > 0 for side in input_shape):
+        raise InputError(f"input_shape {one_line(input_shape, 80)}: give whole numbers above 0, as (4, 3, 512, 704)")
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise InputError(f"{type(module).__name__} has no parameter that requires a gradient: no step trains it")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -83,6 +85,9 @@ def estimate_step_memory(
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = copied(inputs)
         losses = loss(outputs)
+        if not isinstance(losses, Tensor) or not losses.requires_grad:
+            given = "a tensor without a gradient" if isinstance(losses, Tensor) else type(losses).__name__
+            raise InputError(f"loss: gave {given} for what {type(module).__name__} returns; return a tensor of it")
         ledger.name_rest("kept")
         losses.sum().backward()
         return inputs, outputs, losses

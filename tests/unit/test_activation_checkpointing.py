@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.scale import tiled_statistics, tiles
@@ -140,3 +141,16 @@ def test_two_forward_passes_before_one_backward_pass(kind):
         losses = [segmentation_loss("dice", model(images, each), masks).mean() for each in (seeds, seeds + 5)]
         sum(losses).backward()
     check_equal(*({name: each.grad for name, each in model.named_parameters()} for model in (ours, plain)), 1e-9)
+
+
+@pytest.mark.parametrize("level", ["auto", "Full", "", None, 3])
+def test_another_level_is_refused(level):
+    with pytest.raises(InputError, match="give none, selective or full"):
+        checkpoint_activations(build(), level)
+
+
+@pytest.mark.parametrize("level", ["none", *KINDS])
+@pytest.mark.parametrize("foreign", [nn.Linear(2, 2), None, (1, 2)], ids=["module", "None", "pair"])
+def test_a_model_that_is_no_unet_is_refused(foreign, level):
+    with pytest.raises(InputError, match=f"{type(foreign).__name__}: is no U-Net of this package"):
+        checkpoint_activations(foreign, level)

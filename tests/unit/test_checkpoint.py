@@ -297,3 +297,14 @@ def test_the_format_is_the_library_s_for_every_type_and_shape(tmp_path):
     assert (tmp_path / "theirs").read_bytes() == (tmp_path / "ours").read_bytes()
     again = tensor_files.read_tensors(tmp_path / "ours", entry)
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("folder", [None, 3, ""])
+def test_what_is_no_folder_is_refused(folder):
+    with pytest.raises(InputError, match="load_model: cannot use"):
+        load_model(folder)
+
+
+def test_a_folder_may_be_text(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint there"):
+        load_model(str(tmp_path))

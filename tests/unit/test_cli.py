@@ -291,3 +291,12 @@ def test_every_default_of_a_command_is_valid():
         given = [word for flag, value in required_arguments(kind).items() for word in words(flag, value)]
         given += ["--data.train", "x"] if name == "train" else []
         assert parse(kind, given) is not None
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_output_that_is_closed_from_the_start_changes_no_exit_code(closed):
+    for arguments, code in (("--version", 0), ("no-such-command", 2)):
+        line = f"{shlex.quote(sys.executable)} -m glioma_dist {arguments} {closed}"
+        ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True)
+        assert ended.returncode == code
+        assert "Traceback" not in ended.stderr

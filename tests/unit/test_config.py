@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from glioma_dist.cli.arguments import parse
+from glioma_dist.cli.configs import ConfigsConfig
+from glioma_dist.cli.encoders import EncodersConfig
 from glioma_dist.config import (
     COST_FIELDS,
     DataConfig,
@@ -321,6 +323,27 @@ def test_flags_that_are_required_are_named_and_nothing_else():
     with pytest.raises(InputError) as error:
         parse(EvaluateConfig, ["--workers", "0"])
     assert str(error.value) == "missing: --checkpoint PATH, --data PATH|URL (--help lists the flags)"
+
+
+@pytest.mark.parametrize("mistyped", [["--checkpont", "x"], ["--checkpont=x"]], ids=len)
+def test_a_mistyped_flag_is_not_called_a_missing_one(mistyped):
+    with pytest.raises(InputError) as error:
+        parse(EvaluateConfig, [*mistyped, "--data", "d"])
+    assert str(error.value) == "missing: --checkpoint PATH; unknown flag --checkpont (--help lists the flags)"
+
+
+@pytest.mark.parametrize("flag", ["--input-size", "--metric-size"])
+@pytest.mark.parametrize("size", ["0x0", "64", "99999x99999"])
+def test_a_size_that_cannot_be_used_is_told_with_its_flag(flag, size):
+    for words in ([flag, size], [f"{flag}={size}"]):
+        with pytest.raises(InputError, match=f"^{flag}: '{size}' is "):
+            parse(EvaluateConfig, ["--checkpoint", "c", "--data", "d", *words])
+
+
+@pytest.mark.parametrize(("kind", "known"), [(EncodersConfig, "none"), (ConfigsConfig, "name")])
+def test_a_config_file_of_another_command_is_refused(kind, known):
+    with pytest.raises(InputError, match=f"x.json: unknown setting 'data'; known: {known}$"):
+        from_dict(kind, {"data": {}}, "x.json")
 
 
 @pytest.mark.parametrize("flags", [["--no-such-flag", "1"], ["--data.transform", "stretch"], ["--lr", "fast"]])

@@ -90,3 +90,21 @@ def test_the_exit_code_and_the_words_of_a_child(tmp_path):
         code = run_child([sys.executable, "-c", "import sys; print('said'); sys.exit(4)"], output=log)
     assert code == 4
     assert (tmp_path / "log").read_text() == "said\n"
+
+
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_fewer_images_than_a_batch_are_refused_before_anything_is_drawn(num_images):
+    words = ["--glioma", str(num_images), "1", "1"]
+    with pytest.raises(InputError, match="a batch has 4 images; give 4 or more"):
+        parse(DEMO.config, words)
+    assert parse(DEMO.config, [*words, "--draw-only"]).glioma == (num_images, 1, 1)
+    training = next(each for each in steps(DemoConfig(), Path("x")) if "train" in each)
+    assert training[training.index("--batch-size") + 1] == "4"
+
+
+@pytest.mark.parametrize("draw_only", [True, False])
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_drawn(draw_only, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=f"^--out {out}: "):
+            DEMO.check(DemoConfig(out=out, draw_only=draw_only))

@@ -151,3 +151,21 @@ class CannotBeCopied(nn.Linear):
 def test_what_cannot_be_counted_is_named(module, expected):
     with pytest.raises(InputError, match=expected):
         estimate_step_memory(module, (2, 4), torch.sum)
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss", "expected"),
+    [
+        ((-1, 4), torch.sum, r"input_shape \(-1, 4\): give whole numbers"),
+        ((2.0, 4), torch.sum, "input_shape"),
+        ("2x4", torch.sum, "input_shape 2x4"),
+        (torch.zeros(2, 4), torch.sum, "input_shape"),
+        ((2, 4), lambda _: None, "loss: gave NoneType for what Linear returns"),
+        ((2, 4), lambda _: 1.0, "loss: gave float"),
+        ((2, 4), lambda output: output.detach().sum(), "loss: gave a tensor without a gradient"),
+    ],
+    ids=["negative", "fractions", "text", "tensor", "no-loss", "number", "detached"],
+)
+def test_a_shape_or_a_loss_that_is_none_is_named(shape, loss, expected):
+    with pytest.raises(InputError, match=expected):
+        estimate_step_memory(nn.Linear(4, 4), shape, loss)

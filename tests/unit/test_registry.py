@@ -304,3 +304,15 @@ def test_the_command_lists_encoders_of_other_distributions_and_those_that_are_br
     said = capsys.readouterr().out
     assert "Also from_outside (outside_package:thing, an entry point of outside 1.2)." in said
     assert [line for line in said.splitlines() if line.startswith("Cannot be used: ") and "odd" in line]
+
+
+@pytest.mark.parametrize("name", ["timm/", "timm", "timm/../x", "TIMM/resnet18", "timm/hf-hub:a/b", "timm/a[b]"])
+def test_a_name_of_timm_that_cannot_be_one_is_answered_with_how_to_write_it(name):
+    with pytest.raises(UnknownNameError, match="unknown; write timm/NAME"):
+        encoders.find(name)
+
+
+@pytest.mark.parametrize("name", [None, 3, ("a",)])
+def test_a_name_that_is_no_text_cannot_be_registered(name):
+    with pytest.raises(InputError, match="give a name of letters"):
+        fresh(encoders).register(name, "collections:Counter")
