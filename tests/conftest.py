@@ -3,10 +3,18 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
 from tiers import is_long
+
+
+def pytest_configure() -> None:
+    """Signals that a shell had this process ignore (`nohup`, `&` in a script) are noticed again: tests send them."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
