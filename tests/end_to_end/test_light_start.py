@@ -14,9 +14,8 @@ from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.paths import path_flags
 
 HEAVY = {"torch", "transformers", "timm", "albumentations", "accelerate", "matplotlib", "webdataset", "scipy"}
-SECONDS = 2.0
-"""Of processor time, for the whole process with the start of Python. On an idle machine none takes 1; a busy one can
-double it."""
+SECONDS = 1.0
+"""Of processor time, for the whole process with the start of Python."""
 PROGRAM = """
 import atexit, json, resource, runpy, sys
 def tell():
