@@ -21,6 +21,7 @@ ALLOWED = {
     "glioma_dist/model/tensor_files.py: write_tensors": "in a checkpoint's folder, which is renamed as a whole",
     "glioma_dist/training/telemetry.py: MetricsFile.__init__": "rows are appended; a torn last one is taken out",
     "glioma_dist/distributed/run_command.py: drop_closed_output": "the null device",
+    "glioma_dist/distributed/run_command.py: run_command": "the null device, in place of an output that was closed",
     "glioma_dist/training/folder_lock.py: folder_lock": "a lock file, which has no content",
     "glioma_dist/reproduction/execute.py: launcher.launch": "a log that the entry points append to",
     "glioma_dist/benchmark/cell.py: measure_or_say_why_not": "/proc",
