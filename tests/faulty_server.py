@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from glioma_dist.data.shards.storage import Patience
+
 FAULTS = {
     "error": "500",
     "unavailable": "503",
@@ -52,6 +54,8 @@ FAULTS = {
     "forbidden": "403",
 }
 """Every fault by name. In the texts, words in braces and backticks are attributes of the server."""
+SILENT = {"stall", "stall-body", "drip"}
+"""Faults that only the client's bound on time ends."""
 Fault = str | None
 PIECE = bytes(2**16)
 Answer = tuple[int, dict[str, str], bytes]
@@ -104,6 +108,12 @@ def always(fault: Fault, ending: str = "") -> Callable[[str, int], Fault]:
 def first(fault: Fault, ending: str = "", count: int = 1) -> Callable[[str, int], Fault]:
     """`fault` in the first `count` answers about each path that ends with `ending`."""
     return lambda path, number: fault if path.endswith(ending) and number < count else None
+
+
+def patience_for(fault: Fault, attempts: int = 2) -> Patience:
+    """Little time where a fault is silent, as all of it is waited for. Much where something answers: a slow machine is
+    not taken for a fault."""
+    return Patience(attempts, seconds=1.0 if fault in SILENT else 10.0, wait_seconds=0.01)
 
 
 def outage(seconds: float, fault: Fault = "unavailable", after: int = 0) -> Callable[[str, int], Fault]:

@@ -74,13 +74,13 @@ def test_a_process_that_is_stopped_while_it_fetches_holds_nobody_up(server, shar
     os.kill(holder.processes[0].pid, signal.SIGSTOP)
     try:
         before = time.monotonic()
-        patience = Patience(attempts=2, seconds=1.0, wait_seconds=0.01)
+        patience = Patience(attempts=2, seconds=3.0, wait_seconds=0.01)
         assert read_all(f"{server.url}/train", tmp_path / "cache", 10**8, patience) == expected(shards)
-        assert time.monotonic() - before < 15
+        assert time.monotonic() - before < 20
         told = capsys.readouterr().err.splitlines()
         assert len(told) == 1
         assert "warning: --data.cache" in told[0]
-        assert "00000.tar did not answer for 1 s; reading from the URL" in told[0]
+        assert "00000.tar did not answer for 3 s; reading from the URL" in told[0]
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
     finally:
         os.kill(holder.processes[0].pid, signal.SIGKILL)
@@ -97,9 +97,9 @@ def test_the_lock_of_the_folder_held_by_a_stopped_process_holds_nobody_up(server
     with open(tmp_path / "cache" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = time.monotonic()
-        patience = Patience(attempts=2, seconds=0.5, wait_seconds=0.01)
+        patience = Patience(attempts=2, seconds=3.0, wait_seconds=0.01)
         assert read_all(f"{server.url}/train", tmp_path / "cache", 10**8, patience) == expected(shards)
-        assert time.monotonic() - before < 15
+        assert time.monotonic() - before < 20
     assert "did not answer for" in capsys.readouterr().err
     assert not list((tmp_path / "cache").glob("*.tar"))
 
@@ -186,7 +186,7 @@ def test_a_cache_that_is_removed_in_mid_run_is_made_again(server, shards, tmp_pa
 def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path):
     """The bound on all waiting, for a holder that is heard of again and again."""
     path, ended = tmp_path / "x.partial", threading.Event()
-    with held(path, 0.2, "nobody") as file:
+    with held(path, 0.5, "nobody") as file:
 
         def write() -> None:
             while not ended.wait(0.02):
@@ -195,10 +195,10 @@ def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path)
         writer = threading.Thread(target=write)
         writer.start()
         before = time.monotonic()
-        with pytest.raises(HeldError, match="the other did not finish within 2 s"), held(path, 0.2, "the other"):
+        with pytest.raises(HeldError, match="the other did not finish within 5 s"), held(path, 0.5, "the other"):
             pass
-        assert 2 <= time.monotonic() - before < 20
+        assert 5 <= time.monotonic() - before < 30
         ended.set()
         writer.join()
-    with held(path, 0.2, "nobody"):
+    with held(path, 0.5, "nobody"):
         pass

@@ -4,18 +4,17 @@ import time
 
 import numpy as np
 import pytest
-from faulty_server import FAULTS, always, serve, server_at
+from faulty_server import FAULTS, always, patience_for, serve, server_at
 from helpers import draw_shards
 
 from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.data.shards.storage import Patience
 from glioma_dist.errors import ExitCode, InputError
 
 pytest.importorskip("s3fs", reason="needs the extra cloud")
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server], of the extra dev")
 boto3 = pytest.importorskip("boto3", reason="needs moto[server], of the extra dev")
-PATIENCE = Patience(attempts=3, seconds=5.0, wait_seconds=0.01)
+PATIENCE = patience_for(None, attempts=3)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_the_store_gives_the_folders_samples_or_is_asked_again(store, tmp_path, 
     server, local = store
     server.requests.clear()
     server.faults = lambda path, number: fault if number == 0 and path.endswith((".tar", ".members.json")) else None
-    patience = Patience(attempts=3, seconds=0.5 if fault == "stall" else 5.0, wait_seconds=0.01)
+    patience = patience_for(fault, attempts=4)
     cache = ShardCache(tmp_path / "cache", 10**7) if cached else None
     check_same(ShardReader("s3://cells/train", cache, patience), ShardReader(local))
     assert len(server.requests) > 6
@@ -77,7 +76,7 @@ def test_a_store_that_stays_bad_is_one_line_in_bounded_time_and_bytes(store, fau
     server.faults = always(fault, what)
     start, refused = time.monotonic(), None
     try:
-        ShardReader("s3://cells/train", patience=Patience(2, 1.0, 0.01)).read(1, 0)
+        ShardReader("s3://cells/train", patience=patience_for(fault)).read(1, 0)
     except InputError as error:
         refused = error
     assert time.monotonic() - start < 30

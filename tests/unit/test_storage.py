@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from faulty_server import files_of, serve
+from faulty_server import files_of, patience_for, serve
 from helpers import draw_shards
 
 from glioma_dist.data.loader import evaluation_samples
@@ -14,7 +14,7 @@ from glioma_dist.data.shards.storage import Patience, RemoteFolder, check_url, i
 from glioma_dist.errors import InputError
 
 pytest.importorskip("aiohttp", reason="needs the extra cloud")
-QUICK = Patience(attempts=3, seconds=1.0, wait_seconds=0.01)
+QUICK = patience_for(None, attempts=3)
 
 
 @pytest.fixture
@@ -49,8 +49,7 @@ def test_what_goes_wrong_once_is_asked_again(server, shards, fault):
     is another test's."""
     spared = "index" if fault == "changed" else "nothing"
     server.faults = lambda path, number: fault if number % 4 == 0 and spared not in path else None
-    patience = Patience(attempts=3, seconds=0.5, wait_seconds=0.01)
-    check_same_samples(ShardReader(f"{server.url}/train", patience=patience), ShardReader(shards / "train"))
+    check_same_samples(ShardReader(f"{server.url}/train", patience=patience_for(fault, attempts=4)), ShardReader(shards / "train"))
 
 
 FAULTS = ["error", "stall", "drop", "short", "empty", "changed"]
@@ -61,10 +60,9 @@ FAULTY_FILES.remove(("changed", "index.json"))  # some changes there do not matt
 @pytest.mark.parametrize(("fault", "what"), FAULTY_FILES)
 def test_what_stays_wrong_is_one_line_that_names_it(server, fault, what):
     server.faults = lambda path, number: fault if path.endswith(what) else None
-    patience = Patience(attempts=2, seconds=0.3, wait_seconds=0.01)
     start = time.monotonic()
     with pytest.raises(InputError) as error:
-        ShardReader(f"{server.url}/train", patience=patience).read(2, 1)
+        ShardReader(f"{server.url}/train", patience=patience_for(fault)).read(2, 1)
     assert time.monotonic() - start < 30
     assert "\n" not in str(error.value)
     assert f"{server.url}/train/" in str(error.value)
@@ -86,7 +84,7 @@ def test_any_byte_of_the_index_that_a_server_changes_is_noticed_or_does_not_matt
 
         server.answer = lie
         try:
-            reader = ShardReader(f"{server.url}/train", patience=Patience(1, 1.0, 0.01))
+            reader = ShardReader(f"{server.url}/train", patience=patience_for(None, attempts=1))
             found = [reader.read(shard, 0) for shard in range(len(local.shard_sizes))]
         except InputError:
             noticed += 1
@@ -98,7 +96,7 @@ def test_any_byte_of_the_index_that_a_server_changes_is_noticed_or_does_not_matt
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_server_that_goes_away_ends_the_reading(server, workers):
-    reader = ShardReader(f"{server.url}/train", patience=Patience(2, 0.5, 0.01))
+    reader = ShardReader(f"{server.url}/train", patience=patience_for(None))
     samples = evaluation_samples(reader, 0, 1, workers)
     next(samples)
     server.faults = lambda path, number: "drop"
