@@ -49,7 +49,9 @@ def test_what_goes_wrong_once_is_asked_again(server, shards, fault):
     is another test's."""
     spared = "index" if fault == "changed" else "nothing"
     server.faults = lambda path, number: fault if number % 4 == 0 and spared not in path else None
-    check_same_samples(ShardReader(f"{server.url}/train", patience=patience_for(fault, attempts=4)), ShardReader(shards / "train"))
+    check_same_samples(
+        ShardReader(f"{server.url}/train", patience=patience_for(fault, attempts=4)), ShardReader(shards / "train")
+    )
 
 
 FAULTS = ["error", "stall", "drop", "short", "empty", "changed"]
