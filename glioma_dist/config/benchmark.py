@@ -119,9 +119,9 @@ class SpatialParallelConfig:
     launch_file: Path | None = None
     """File for accelerate launch --config_file. By default: accelerate_configs/spatial_parallel.yaml where there are
     GPUs, else cpu_2_processes.yaml."""
-    foretold_encoder: str = "mit_b3"
+    estimated_encoder: str = "mit_b3"
     """Encoder of the U-Net whose traffic is estimated without a measurement."""
-    foretold_size: SizeFlag = NATIVE
+    estimated_size: SizeFlag = NATIVE
     """Image size for this estimate, in bf16."""
     tflop_s: float = 100.0
     """Assumed sustained speed of a GPU in TFLOP/s; the estimate compares computing time with sending time."""
@@ -129,12 +129,12 @@ class SpatialParallelConfig:
     """A new folder for spatial_parallel.json and spatial_parallel.md."""
 
     def validate(self) -> None:
-        for name in (self.encoder, self.foretold_encoder):
+        for name in (self.encoder, self.estimated_encoder):
             ModelConfig(encoder=name).validate()
             check_spatial_parallel(max(self.spatial_parallel, default=1), name)
         if not self.spatial_parallel or min(self.spatial_parallel) < 1 or not self.levels:
             raise InputError("--spatial-parallel, --levels: give one or more values of each")
-        for size in (*self.sizes, self.foretold_size):
+        for size in (*self.sizes, self.estimated_size):
             strip_edges(size.height, max(self.spatial_parallel))
         if self.repeats < 1 or self.warm_up < 0 or not self.tflop_s > 0:
             raise InputError("--repeats and --tflop-s: give more than 0, --warm-up 0 or more")

@@ -150,7 +150,9 @@ def _apply_function(
     because an image that is cached in memory must not change."""
     stream = zlib.crc32(entry.name.encode())
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, FUNCTIONS)))
-    changed = entry.load()(image.copy(), mask.copy(), generator)
+    function = entry.load()
+    with entry.named_in_errors("augmentation"):
+        changed = function(image.copy(), mask.copy(), generator)
     described = [(np.shape(each), getattr(each, "dtype", type(each).__name__)) for each in _pair(changed)]
     wanted = [(each.shape, each.dtype) for each in (image, mask)]
     if described != wanted:

@@ -59,9 +59,9 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     paths = found.paths
     names = output_names(paths)
     check_folder(config.out, names)
+    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
     if context.is_main and found.not_read:
         print(f"{printable(config.images)}: {found.describe()}", flush=True)
-    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
     group = network.spatial_group
     make_folder(config.out)
     mine = list(zip(paths, names, strict=True))[group.dp_rank :: group.dp_size]

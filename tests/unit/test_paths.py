@@ -23,7 +23,7 @@ from glioma_dist.errors import InputError, one_line
 NO_PATHS = {
     "--model.encoder": "a name",
     "--encoder": "a name",
-    "--foretold-encoder": "a name",
+    "--estimated-encoder": "a name",
     "--data.cache-size": "a number with a unit",
     "--gpu-memory": "a number with a unit",
     "--shard": "as 2/4",
