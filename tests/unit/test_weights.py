@@ -340,7 +340,9 @@ def test_imagenet_weights_without_a_network_are_one_line_without_minutes_of_retr
         host = "nowhere.invalid" if kind == "has no address" else "127.0.0.1"
         arguments = ["--data.train", shards / "train", "--data.workers", 0, "--model.init", "imagenet"]
         arguments += ["--model.encoder", encoder, "--out", tmp_path / f"{encoder} {kind}", "--batch-size", 1]
-        running.append(start(train_with_hub, f"http://{host}:{servers[-1].port}", list(map(str, arguments))))
+        running.append(
+            start(train_with_hub, f"http://{host}:{servers[-1].port}", list(map(str, arguments)), timeout=200)
+        )
     for (encoder, kind), each in zip(cases, running, strict=True):
         (ended,) = each.wait()
         print(f"{encoder}, {kind}: {time.monotonic() - started:.1f} s, {ended.stderr}")
@@ -354,7 +356,7 @@ def test_imagenet_weights_without_a_network_are_one_line_without_minutes_of_retr
         server.close()
     # Alone each takes less than 10 s on a machine that has nothing else to do. Nor is a slow one held for the minutes
     # that the libraries' own retries take.
-    assert time.monotonic() - started < 100
+    assert time.monotonic() - started < 150
 
 
 def test_weights_at_a_plain_url_are_given_up_as_soon(monkeypatch, tmp_path):
