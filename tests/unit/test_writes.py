@@ -1,4 +1,4 @@
-"""Every file is written under a temporary name and renamed, by files.py: a scan of the package, the benchmarks and the scripts."""
+"""Every file is written under a temporary name and renamed, by files.py: a scan of all code but the tests."""
 
 import ast
 from collections.abc import Callable
