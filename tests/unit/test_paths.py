@@ -99,12 +99,17 @@ WITHOUT_PATHS = ("benchmarks/convert.py", "benchmarks/sampler_cost.py", "encoder
 
 def test_only_the_program_and_the_benchmarks_read_command_lines():
     """What else calls tyro or argparse would not refuse what `parse` refuses."""
-    for script in (REPOSITORY / "glioma_dist").rglob("*.py"):
-        calls = [
-            ast.unparse(node.func) for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)
-        ]
-        if script.parent.name != "cli":
-            assert not {"tyro.cli", "argparse.ArgumentParser", "parse_args"} & set(calls), script
+    scripts = [
+        *REPOSITORY.glob("*.py"),
+        *(REPOSITORY / "tools").glob("*.py"),
+        *(REPOSITORY / "glioma_dist").rglob("*.py"),
+    ]
+    for script in scripts:
+        if script.parent == REPOSITORY / "glioma_dist" / "cli":
+            continue
+        nodes = [node.func for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+        names = {ast.unparse(node).rpartition(".")[2] for node in nodes}
+        assert not {"cli", "ArgumentParser", "parse_args"} & names, script
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -71,12 +71,14 @@ def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
 def test_an_answer_is_not_taken_from_other_code(monkeypatch):
     count(TINY, "full")
     monkeypatch.setattr(planner, "estimate_unet_step", None)
-    for other in ("other code", None):  # None: the code is in no file
-        monkeypatch.setattr(planner, "code_fingerprint", lambda kinds, other=other: other)
+    try:
+        for other in ("other code", None):  # None: the code is in no file
+            monkeypatch.setattr(planner, "code_fingerprint", lambda kinds, other=other: other)
+            planner._code.cache_clear()
+            with pytest.raises(TypeError):
+                count(TINY, "full")
+    finally:
         planner._code.cache_clear()
-        with pytest.raises(TypeError):
-            count(TINY, "full")
-    planner._code.cache_clear()
 
 
 def test_sides_are_padded_as_the_network_pads_them():

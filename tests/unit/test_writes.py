@@ -1,4 +1,4 @@
-"""Every file is written under a temporary name and renamed, by files.py: a scan of the package and the benchmarks."""
+"""Every file is written under a temporary name and renamed, by files.py: a scan of all code but the tests."""
 
 import ast
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = sorted([*(REPOSITORY / "glioma_dist").rglob("*.py"), *(REPOSITORY / "benchmarks").glob("*.py")])
+FOLDERS = ("glioma_dist", "benchmarks", "tools")
+SOURCES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
 SOURCES += [REPOSITORY / name for name in ("train.py", "evaluate.py", "predict.py")]
 METHODS = {
     *("write_text", "write_bytes", "savefig", "imwrite", "imsave", "to_csv", "to_json", "tofile", "save_file"),
