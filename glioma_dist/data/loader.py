@@ -10,25 +10,40 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 
-import numpy as np
 import torch
 
 from glioma_dist.config import DataConfig
-from glioma_dist.config.scale import strip_edges
-from glioma_dist.data.batch import Batch, channels_first, image_tensor
+from glioma_dist.data.batch import Batch, image_tensor
 from glioma_dist.data.device_copies import HostBatches, batches_on
+from glioma_dist.data.jobs import (
+    PlainJob,
+    TrainingJob,
+    ValidationJob,
+    prepare_evaluation_sample,
+    prepare_training_sample,
+)
 from glioma_dist.data.mixture import MixtureSampler, Shards
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.sample_cache import CachedSamples, NormalizedSamples, cache_samples
+from glioma_dist.data.sample_cache import NormalizedSamples, cache_samples
 from glioma_dist.data.sampler import DeterministicSampler
-from glioma_dist.data.shared_memory_ring import BatchHandle, SharedMemoryRing, write_batch
+from glioma_dist.data.shared_memory_ring import SharedMemoryRing
 from glioma_dist.data.streams import Stream, StreamHere
-from glioma_dist.data.transforms import augment, normalize_intensity, transform_evaluation, transform_training
-from glioma_dist.data.worker_pool import Job, Note, WorkerPool
+from glioma_dist.data.transforms import IntensityNormalization
+from glioma_dist.data.worker_pool import Job, WorkerPool
 from glioma_dist.errors import InputError, RunError
 from glioma_dist.registry import augmentations
 
-__all__ = ["Batch", "ValidationImages", "evaluation_samples", "image_tensor", "start_workers", "training_batches"]
+__all__ = [
+    "Batch",
+    "ValidationImages",
+    "evaluation_samples",
+    "image_tensor",
+    "places_of",
+    "prepare_evaluation_sample",
+    "prepare_training_sample",
+    "start_workers",
+    "training_batches",
+]
 
 TASKS_AHEAD = 2
 """That each worker is given before their results are asked for."""
@@ -91,9 +106,8 @@ def training_batches(
     num_workers = config.workers if pool is None else pool.num_workers
     # Three channels and the mask.
     ring = _make_ring(num_workers, 4 * share * (rows.stop - rows.start) * config.size.width)
-    job = _TrainingJob(samples, reader, order, config, slots, rows, ring)
-    work = _Work(job, num_workers, seconds_to_answer, pool)
-    return _until_closed(work, work.batches(count(first_step), device))
+    job = TrainingJob(samples, reader, order, config, slots, rows, ring)
+    return _Work(job, num_workers, seconds_to_answer, pool).batches(count(first_step), device, is_last=True)
 
 
 class ValidationImages:
@@ -119,7 +133,7 @@ class ValidationImages:
     ) -> None:
         num_workers = config.workers if pool is None else pool.num_workers
         place_bytes = max(LEAST_PLACE_BYTES, 4 * config.size.height * config.size.width)
-        job = _ValidationJob(reader, config, strip, _make_ring(num_workers, place_bytes))
+        job = ValidationJob(reader, config, strip, _make_ring(num_workers, place_bytes))
         self._places, self._device = places, device
         self._work = _Work(job, num_workers, seconds_to_answer, pool)
 
@@ -135,103 +149,24 @@ def evaluation_samples(
     num_processes: int,
     workers: int,
     seconds_to_answer: float = 0,
+    intensity_normalization: IntensityNormalization | None = None,
     pool: WorkerPool | None = None,
 ) -> Generator[Sample]:
-    """Every sample as taken, once over all processes: this process's share. Raises as `training_batches` does."""
-    work = _Work(_PlainJob(reader), workers, seconds_to_answer, pool)
-    with work.stream(iter(places_of(reader)[rank::num_processes])) as stream:
-        for sample, place in stream:
-            stream.release(place)
-            yield sample
+    """Every sample once over all processes: this process's share. They are as taken, or with their contrast raised,
+    uint8. Raises as `training_batches` does."""
+    work = _Work(PlainJob(reader, intensity_normalization), workers, seconds_to_answer, pool)
+    try:
+        with work.stream(iter(places_of(reader)[rank::num_processes])) as stream:
+            for sample, place in stream:
+                stream.release(place)
+                yield sample
+    finally:
+        work.end()
 
 
 def places_of(reader: Shards) -> list[tuple[int, int]]:
     """(shard, place) of every sample, in the shards' order."""
     return [(shard, place) for shard, size in enumerate(reader.shard_sizes) for place in range(size)]
-
-
-def prepare_training_sample(sample: Sample, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
-    `sample` is as `NormalizedSamples` gives it."""
-    image, mask = transform_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key)
-    return augment(image, mask, config.augment, seed, config.num_ops, config.magnitude)
-
-
-def prepare_evaluation_sample(sample: Sample, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """One sample as validation shows it to the network (see `transform_evaluation`)."""
-    return transform_evaluation(normalize_intensity(sample.image, config.intensity_normalization), sample.mask, config)
-
-
-class _Job:
-    """What workers do, and whose samples they read. ring: where they write."""
-
-    def __init__(self, reader: Shards, ring: SharedMemoryRing | None = None) -> None:
-        self.reader, self.ring = reader, ring
-
-    def describe(self, shard: int, place: int) -> str:
-        return self.reader.describe(shard, place)
-
-
-class _TrainingJob(_Job):
-    """Makes batch number `task` of a run: the samples of `slots`, and of each the rows `rows`."""
-
-    def __init__(
-        self,
-        samples: NormalizedSamples | CachedSamples,
-        reader: Shards,
-        order: DeterministicSampler | MixtureSampler,
-        config: DataConfig,
-        slots: range,
-        rows: slice,
-        ring: SharedMemoryRing | None,
-    ) -> None:
-        super().__init__(reader, ring)
-        self.samples, self.order, self.config, self.slots, self.rows = samples, order, config, slots, rows
-
-    def make(self, task: int, place: int | None, note: Note) -> BatchHandle:
-        images, masks, keys, seeds = [], [], [], []
-        for each in self.order.batch(task, self.slots):
-            note(each.shard, each.sample)
-            sample = self.samples.read(each.shard, each.sample)
-            image, mask = prepare_training_sample(sample, self.config, each.seed)
-            images.append(channels_first(image[self.rows]))
-            masks.append(mask[self.rows])
-            keys.append(sample.key)
-            seeds.append(each.seed)
-        channels = max(map(len, images))
-        images = [np.broadcast_to(image, (channels, *image.shape[1:])) for image in images]
-        shape, flat = write_batch(images, masks, place, self.ring)
-        return BatchHandle(shape, tuple(seeds), tuple(keys), self.config.size.height, flat)
-
-
-class _ValidationJob(_Job):
-    """Makes the image at (shard, place) `task`, and of it one strip."""
-
-    def __init__(
-        self, reader: Shards, config: DataConfig, strip: tuple[int, int], ring: SharedMemoryRing | None
-    ) -> None:
-        super().__init__(reader, ring)
-        self.config, self.strip = config, strip
-
-    def make(self, task: tuple[int, int], place: int | None, note: Note) -> BatchHandle:
-        note(*task)
-        sample = self.reader.read(*task)
-        image, mask = prepare_evaluation_sample(sample, self.config)
-        number, size = self.strip
-        try:
-            start, stop = strip_edges(len(mask), size)[number : number + 2]
-        except InputError as error:
-            raise InputError(f"validation sample {sample.key}: {error}") from error
-        shape, flat = write_batch([channels_first(image[start:stop])], [mask[start:stop]], place, self.ring)
-        return BatchHandle(shape, (0,), (sample.key,), len(mask), flat)
-
-
-class _PlainJob(_Job):
-    """Reads the sample at (shard, place) `task`."""
-
-    def make(self, task: tuple[int, int], _place: int | None, note: Note) -> Sample:
-        note(*task)
-        return self.reader.read(*task)
 
 
 class _Work:
@@ -260,10 +195,14 @@ class _Work:
             stack.callback(stream.close)
             yield stream
 
-    def batches(self, tasks: Iterator, device: torch.device) -> Generator[Batch]:
-        """The same as batches on a device, of a job that has a ring."""
-        with self.stream(tasks) as stream:
-            yield from batches_on(device, HostBatches(stream, self._job.ring))
+    def batches(self, tasks: Iterator, device: torch.device, is_last: bool = False) -> Generator[Batch]:
+        """The same as batches on a device, of a job that has a ring. is_last: `end` it afterwards."""
+        try:
+            with self.stream(tasks) as stream:
+                yield from batches_on(device, HostBatches(stream, self._job.ring))
+        finally:
+            if is_last:
+                self.end()
 
     def end(self) -> None:
         """Have a pool that lives on forget the job."""
@@ -278,10 +217,3 @@ def num_places(num_workers: int) -> int:
 
 def _make_ring(num_workers: int, place_bytes: int) -> SharedMemoryRing | None:
     return SharedMemoryRing(num_places(num_workers), place_bytes) if num_workers else None
-
-
-def _until_closed(work: _Work, batches: Generator[Batch]) -> Generator[Batch]:
-    try:
-        yield from batches
-    finally:
-        work.end()

@@ -20,6 +20,8 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.registry import AugmentationEntry, augmentations
 from glioma_dist.size import Size
 
+IntensityNormalization = Literal["percentile", "clahe", "none"]
+"""`DataConfig.intensity_normalization`."""
 LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
 MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
@@ -27,7 +29,7 @@ FUNCTIONS = 2
 """Part of the seeds of registered functions."""
 
 
-def normalize_intensity(image: np.ndarray, how: Literal["percentile", "clahe", "none"]) -> np.ndarray:
+def normalize_intensity(image: np.ndarray, how: IntensityNormalization) -> np.ndarray:
     """Raise an image's contrast. image: (H, W) or (H, W, 3), uint8 or uint16; returns the same shape, uint8.
 
     percentile: the 0.5th percentile of all values goes to 0, the 99.5th to 255, linearly, by a look-up table.

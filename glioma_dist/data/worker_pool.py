@@ -29,7 +29,7 @@ from glioma_dist.data.worker_process import AT, NOWHERE, work
 from glioma_dist.distributed.signals import STOP_SIGNALS
 from glioma_dist.errors import InputError, UnavailableError
 
-SECONDS_TO_END = 5.0
+SECONDS_TO_END = 2.0
 """That workers have to end by themselves before they are killed."""
 AGAIN = "run the same command again"
 
