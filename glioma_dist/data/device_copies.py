@@ -17,6 +17,9 @@ from glioma_dist.data.batch import Batch
 from glioma_dist.data.shared_memory_ring import BatchHandle, SharedMemoryRing, flat_bytes
 from glioma_dist.data.streams import Stream, StreamHere
 
+MOST_IN_HAND = 3
+"""Batches that are not released: the one that is given out, the next, and one before whose copy may not be complete."""
+
 
 class HostBatch(NamedTuple):
     """A batch in this process's memory, to be released when it has been read."""
@@ -59,8 +62,8 @@ class Copier(Protocol):
     def finish(self, copy: Any) -> Batch:
         """The batch on the device, for what is computed there from now on."""
 
-    def is_read(self, copy: Any) -> bool:
-        """Whether the batch's memory has been read, and so may be written again."""
+    def wait(self, copy: Any) -> None:
+        """Until the batch's memory has been read, and so may be written again."""
 
     def close(self) -> None:
         """Wait until all that has begun has been read, and let go of the memory."""
@@ -91,7 +94,9 @@ def copy_ahead(batches: HostBatches, copier: Copier) -> Generator[Batch]:
                 return
             if begun.error is not None:
                 raise begun.error
-            while read and copier.is_read(read[0].copy):
+            # A ring has places for MOST_IN_HAND batches beside those that workers make.
+            while len(read) > MOST_IN_HAND - 2:
+                copier.wait(read[0].copy)
                 batches.release(read.popleft().batch)
             if batches.is_ready():
                 ahead = _begin(batches, copier)
@@ -154,9 +159,9 @@ class CudaCopier:
         copy.flat.record_stream(current)  # it was allocated on the other stream
         return Batch.of(copy.handle, copy.flat)
 
-    def is_read(self, copy: CudaCopy) -> bool:
+    def wait(self, copy: CudaCopy) -> None:
         """See `Copier`."""
-        return copy.done.query()
+        copy.done.synchronize()
 
     def close(self) -> None:
         """See `Copier`."""

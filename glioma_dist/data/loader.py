@@ -14,7 +14,7 @@ import torch
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.batch import Batch, image_tensor
-from glioma_dist.data.device_copies import HostBatches, batches_on
+from glioma_dist.data.device_copies import MOST_IN_HAND, HostBatches, batches_on
 from glioma_dist.data.jobs import (
     PlainJob,
     TrainingJob,
@@ -47,8 +47,6 @@ __all__ = [
 
 TASKS_AHEAD = 2
 """That each worker is given before their results are asked for."""
-BATCHES_IN_HAND = 3
-"""Places of a ring for what is given out: a batch that is worked on, and those whose copies are under way."""
 LEAST_PLACE_BYTES = 2**25
 """Of a ring for validation images of any size; larger ones cross in the ordinary way. What is not written takes no
 memory."""
@@ -212,7 +210,7 @@ class _Work:
 
 def num_places(num_workers: int) -> int:
     """Of a ring: for all that so many workers have under way, and for what is given out."""
-    return num_workers * TASKS_AHEAD + BATCHES_IN_HAND
+    return num_workers * TASKS_AHEAD + MOST_IN_HAND
 
 
 def _make_ring(num_workers: int, place_bytes: int) -> SharedMemoryRing | None:

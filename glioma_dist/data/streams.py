@@ -32,6 +32,8 @@ class Stream:
         `WorkerPool.get` does."""
         self._ask()
         if not self._under_way:
+            if not self._free:
+                raise RuntimeError("all places of the ring are in use: release one before the next is asked for")
             raise StopIteration
         ticket, place = self._under_way[0]
         made = self._pool.get(ticket, self._seconds_to_answer)
