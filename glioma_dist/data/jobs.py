@@ -25,10 +25,12 @@ from glioma_dist.data.worker_pool import Note
 from glioma_dist.errors import InputError
 
 
-def prepare_training_sample(sample: Sample, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def prepare_training_sample(
+    sample: Sample, config: DataConfig, seed: int, table: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
-    `sample` is as `NormalizedSamples` gives it."""
-    image, mask = transform_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key)
+    `sample` and `table` are as `NormalizedSamples` gives them."""
+    image, mask = transform_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key, table)
     return augment(image, mask, config.augment, seed, config.num_ops, config.magnitude)
 
 
@@ -67,8 +69,8 @@ class TrainingJob(_Job):
         images, masks, keys, seeds = [], [], [], []
         for each in self.order.batch(task, self.slots):
             note(each.shard, each.sample)
-            sample = self.samples.read(each.shard, each.sample)
-            image, mask = prepare_training_sample(sample, self.config, each.seed)
+            sample, table = self.samples.read_with_table(each.shard, each.sample)
+            image, mask = prepare_training_sample(sample, self.config, each.seed, table)
             images.append(channels_first(image[self.rows]))
             masks.append(mask[self.rows])
             keys.append(sample.key)

@@ -16,7 +16,7 @@ from glioma_dist.config import DataConfig
 from glioma_dist.data.mixture import Shards
 from glioma_dist.data.sample import Sample, one_channel
 from glioma_dist.data.shared_memory_ring import SharedMemory, anonymous_file
-from glioma_dist.data.transforms import normalize_intensity
+from glioma_dist.data.transforms import look_up, normalize_intensity, percentile_table
 from glioma_dist.errors import InputError
 
 MOST_OF_MEMORY = 0.5
@@ -31,8 +31,16 @@ class NormalizedSamples:
 
     def read(self, shard: int, place: int) -> Sample:
         """A sample, its image uint8. Raises InputError as the reader does."""
+        sample, table = self.read_with_table(shard, place)
+        return replace(sample, image=look_up(sample.image, table))
+
+    def read_with_table(self, shard: int, place: int) -> tuple[Sample, np.ndarray | None]:
+        """The same, where the image's values are still to be looked up in the table, unless it is None."""
         sample = self._reader.read(shard, place)
-        return replace(sample, image=normalize_intensity(one_channel(sample.image), self._how))
+        image = one_channel(sample.image)
+        if self._how == "percentile":
+            return replace(sample, image=image), percentile_table(image)
+        return replace(sample, image=normalize_intensity(image, self._how)), None
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,10 @@ class CachedSamples:
         image = self._memory.array(found.start, num_bytes).reshape(found.shape)
         mask = self._memory.array(found.start + num_bytes, math.prod(mask_shape)).reshape(mask_shape)
         return Sample(found.key, image, mask, found.metadata)
+
+    def read_with_table(self, shard: int, place: int) -> tuple[Sample, None]:
+        """The same; as `NormalizedSamples` has it."""
+        return self.read(shard, place), None
 
 
 def cache_samples(reader: Shards, config: DataConfig) -> CachedSamples:
