@@ -114,8 +114,8 @@ def measure(batches_of: Callable, folder: Path, config: DataConfig, batch_size: 
     """From a loader that runs, first as bytes and then normalised: images a second, and milliseconds of processor time
     for each; and how many MiB this process grew by in the second part."""
     batches = batches_of(folder, config, batch_size)
-    for _ in islice(batches, WARM_UP * (1 + config.workers)):
-        pass
+    for images, _masks in islice(batches, WARM_UP * (1 + config.workers)):
+        normalise(images)
     found, num_batches = {}, -(-num_images // batch_size)
     for part, finish in (("uint8", lambda images: images), ("normalised", normalise)):
         start, start_processor, held = time.perf_counter(), processor_seconds(), resident_mib()
