@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import checked
-from glioma_dist.data.loader import Batch, training_batches
+from glioma_dist.data.loader import Batch, start_workers
 from glioma_dist.data.mixture import open_training_data, open_validation_data
+from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
@@ -38,7 +40,9 @@ from glioma_dist.training.trainer import Scores, Trainer, save
 from glioma_dist.training.validation import validate
 
 
-def train(config: TrainConfig, context: DistributedContext | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, context: DistributedContext | None = None, workers: WorkerPool | None = None
+) -> TrainResult:
     """Train a U-Net, or resume the run that `config.out` holds, to its end.
 
     Starts no processes: it trains in this one, and in all processes of the launch where the script was started by
@@ -48,6 +52,7 @@ def train(config: TrainConfig, context: DistributedContext | None = None) -> Tra
     Args:
         config: all settings of the run. Paths and sizes may be given as text.
         context: who this process is; by default found out, and let go of at the end.
+        workers: that read the data (`start_workers`); by default they are started first of all, and end with the call.
 
     Returns the run's folder, its checkpoints and its best score, the same on all processes.
 
@@ -59,19 +64,20 @@ def train(config: TrainConfig, context: DistributedContext | None = None) -> Tra
         StopRequested: a signal (Ctrl-C, SIGTERM) asked the run to stop; it is saved, and the same call resumes it.
     """
     config = checked(TrainConfig, config)
-    with given_or_own(context, config.scale.timeout_s) as here:
+    started = nullcontext(workers) if workers else start_workers(config.data)
+    with started as pool, given_or_own(context, config.scale.timeout_s) as here:
         try:
-            return TrainResult.of(config.out, _train(config, here))
+            return TrainResult.of(config.out, _train(config, here, pool))
         except Interrupted as interrupted:  # before there was anything to save
             raise interrupted.request from interrupted
 
 
-def _train(config: TrainConfig, context: DistributedContext) -> TrainState:
+def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainState:
     """Returns how far the run has come."""
     with StopSignal() as stop:
         group = join_spatial_group(config, context)
         with RunFolder(config, context) as folder:
-            trainer, position = prepare(config, context, group, folder, stop)
+            trainer, position = prepare(config, context, group, folder, stop, workers)
             context.wait()
             folder.claim()
             # A signal waits until the loop asks for it, or until status.json says how the run has ended.
@@ -80,7 +86,12 @@ def _train(config: TrainConfig, context: DistributedContext) -> TrainState:
 
 
 def prepare(
-    config: TrainConfig, context: DistributedContext, group: SpatialGroup, folder: RunFolder, stop: StopSignal
+    config: TrainConfig,
+    context: DistributedContext,
+    group: SpatialGroup,
+    folder: RunFolder,
+    stop: StopSignal,
+    pool: WorkerPool,
 ) -> tuple[Trainer, TrainState]:
     """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
@@ -113,7 +124,7 @@ def prepare(
     if old is not None:
         load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
         load_scaler_state(context.accelerator, read_scaler(old))
-    trainer = Trainer(config, context, train, val, order, model, optimizer, kind, group, metadata, folder, stop)
+    trainer = Trainer(config, context, train, val, order, model, optimizer, kind, group, metadata, folder, stop, pool)
     return trainer, position
 
 
@@ -127,16 +138,7 @@ class TrainingLoop:
         self.trainer, self.position, self.reporter = trainer, position, reporter
         self._saved = position
         self._in_step = False
-        group = trainer.spatial_group
-        self._batches = training_batches(
-            trainer.train,
-            trainer.order,
-            trainer.config.data,
-            position.step,
-            group.dp_rank,
-            group.dp_size,
-            trainer.context.seconds_to_answer,
-        )
+        self._batches = trainer.batches(position.step)
 
     def run(self) -> TrainState:
         """Step until the end, until validation stops falling, or until the system asks to stop."""
@@ -183,8 +185,8 @@ class TrainingLoop:
         trainer = self.trainer
         try:
             with trainer.stop.immediate():
-                strip = trainer.spatial_group.cut(trainer.config.data.size.height)
-                batch = next(self._batches).strip(strip).to(trainer.context.device)
+                trainer.spatial_group.cut(trainer.config.data.size.height)  # a validation may have cut otherwise
+                batch = next(self._batches)
         except (Exception, Interrupted) as error:
             problem = as_run_error(error, trainer.context.seconds_to_answer)
             if problem is None:
