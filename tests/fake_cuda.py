@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 CUDA = torch.device("cuda:0")
@@ -175,6 +175,59 @@ def _add(gradients: dict[int, Tensor], place: int, gradient: Tensor) -> None:
     gradients[place] = gradients[place] + gradient if place in gradients else gradient
 
 
+def _stats(features, eps):
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    return mean, (variance + eps).rsqrt()
+
+
+def _gather_stats(features, means, scales, running_mean, running_var, momentum, eps, counts):
+    shares = (counts / counts.sum())[:, None]
+    mean = (shares * means).sum(0)
+    variance = (shares * (scales**-2 - eps + (means - mean) ** 2)).sum(0)
+    running_mean.lerp_(mean.to(running_mean), momentum)
+    running_var.lerp_((variance * (counts.sum() / (counts.sum() - 1))).to(running_var), momentum)
+    return mean, (variance + eps).rsqrt()
+
+
+def _elementwise(features, weight, bias, mean, scale, _eps):
+    mean, scale = (each.view(1, -1, 1, 1) for each in (mean, scale))
+    output = (features - mean) * scale
+    output = output if weight is None else output * weight.view(1, -1, 1, 1)
+    return (output if bias is None else output + bias.view(1, -1, 1, 1)).to(features.dtype)
+
+
+def _reduce_backward(gradient, features, mean, scale, _weight, *_):
+    gradient = gradient.to(mean.dtype)
+    sum_gradient = gradient.sum((0, 2, 3))
+    sum_product = (gradient * (features - mean.view(1, -1, 1, 1))).sum((0, 2, 3))
+    return sum_gradient, sum_product, sum_product * scale, sum_gradient
+
+
+def _elementwise_backward(gradient, features, mean, scale, weight, sum_gradient, sum_product, counts):
+    sums = sum_gradient / counts.sum(), sum_product / counts.sum()
+    mean, scale, of_gradient, of_product = (each.view(1, -1, 1, 1) for each in (mean, scale, *sums))
+    slope = scale if weight is None else scale * weight.view(1, -1, 1, 1)
+    return ((gradient - of_gradient - (features - mean) * scale**2 * of_product) * slope).to(features.dtype)
+
+
+GPU_ONLY = {
+    ATEN.batch_norm_stats.default: _stats,
+    ATEN.batch_norm_gather_stats_with_counts.default: _gather_stats,
+    ATEN.batch_norm_elemt.default: _elementwise,
+    ATEN.batch_norm_backward_reduce.default: _reduce_backward,
+    ATEN.batch_norm_backward_elemt.default: _elementwise_backward,
+}
+"""Kernels that PyTorch has for GPUs only, written out (aten/src/ATen/native/cuda/Normalization.cuh)."""
+
+
+class GpuKernels(TorchDispatchMode):
+    """Within it, `GPU_ONLY` work anywhere."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return GPU_ONLY.get(func, func)(*args, **(kwargs or {}))
+
+
 class Watch(TorchDispatchMode):
     """Counts what makes the CPU wait for a GPU, or copies between them. Enter it within a `FakeTensorMode`.
 
@@ -188,6 +241,7 @@ class Watch(TorchDispatchMode):
         self.to_device: list[tuple[str, int, bool]] = []
         """What was copied to the GPU: by which operation, how many numbers, and whether the CPU may go ahead."""
         self.operations: Counter = Counter()
+        self._pinned: list[Tensor] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -198,25 +252,29 @@ class Watch(TorchDispatchMode):
             return 1
         if func in (ATEN.nonzero.default, ATEN.masked_select.default, ATEN.equal.default) and "cuda" in devices:
             self.to_host.append(str(func))
+        if func is ATEN._pin_memory.default:
+            self._pinned.append(args[0].clone())
+            return self._pinned[-1]
         if func is ATEN._to_copy.default:
             target = torch.device(kwargs.get("device") or args[0].device)
             if args[0].device.type == "cuda" and target.type == "cpu":
                 self.to_host.append("copy")
-                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+                with _disable_current_modes():
+                    return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
             if args[0].device.type == "cpu" and target.type == "cuda":
                 self._note("copy", args[0], kwargs.get("non_blocking", False))
         if func is ATEN.copy_.default and args[0].device.type != args[1].device.type:
             if args[0].device.type == "cpu":
                 self.to_host.append("copy_")
             else:
-                waits_not = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
-                self._note("copy_", args[1], waits_not)
-        result = func(*args, **kwargs)
+                self._note("copy_", args[1], args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+        result = GPU_ONLY.get(func, func)(*args, **kwargs)
         if func is ATEN.lift_fresh.default and any(
             isinstance(each, FakeTensor) and each.device.type == "cuda" for each in tree_leaves(result)
         ):
             self._note("constant", result, False)
         return result
 
-    def _note(self, what: str, tensor: Tensor, goes_ahead: bool) -> None:
-        self.to_device.append((what, tensor.numel(), bool(goes_ahead)))
+    def _note(self, what: str, tensor: Tensor, non_blocking: bool) -> None:
+        pinned = any(tensor is each for each in self._pinned)
+        self.to_device.append((what, tensor.numel(), bool(non_blocking) and pinned))

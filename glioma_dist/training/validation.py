@@ -17,7 +17,7 @@ from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import normalise
+from glioma_dist.scale.gradients import normalised
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.trainer import Scores, Trainer, save
@@ -58,7 +58,8 @@ def validation_scores(trainer: Trainer) -> Scores:
     """
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
     trainer.model.eval()
-    total = torch.zeros(3, dtype=torch.float64)
+    # On the device, and read once: for each read the CPU waits for the GPU.
+    total = torch.zeros(3, dtype=torch.float64, device=context.device)
     num_rounds = math.ceil(len(trainer.val) / group.dp_size)
     num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
     own = evaluation_samples(trainer.val, group.dp_rank, group.dp_size, config.data.workers, context.seconds_to_answer)
@@ -70,7 +71,7 @@ def validation_scores(trainer: Trainer) -> Scores:
             if number < num_own:
                 total += sums
     trainer.model.train()
-    loss, score, count = context.sum(total.to(context.device)).tolist()
+    loss, score, count = context.sum(total).tolist()
     return Scores(loss / count, score / count)
 
 
@@ -96,13 +97,13 @@ def _next_pair(
 
 
 def _score(trainer: Trainer, image: np.ndarray, mask: np.ndarray) -> Tensor:
-    """Loss, Dice and 1 of one image, (3,) fp64 on the CPU, divided among the processes that share it."""
+    """Loss, Dice and 1 of one image, (3,) fp64 on the device, divided among the processes that share it."""
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
     strip = group.cut(len(mask))
     parts = (image_tensor(image)[:, strip], torch.from_numpy(mask)[strip])
     images, masks = (part.to(context.device)[None] for part in parts)
     with context.accelerator.autocast():
-        logits = trainer.model(normalise(images))
+        logits = trainer.model(normalised(trainer.model, images))
     loss = segmentation_loss(config.loss, logits, masks, group.total)
     score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, masks)))
-    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]).cpu() / group.size
+    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]) / group.size
