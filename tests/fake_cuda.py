@@ -231,11 +231,12 @@ class GpuKernels(TorchDispatchMode):
 class Watch(TorchDispatchMode):
     """Counts what makes the CPU wait for a GPU, or copies between them. Enter it within a `FakeTensorMode`.
 
-    What the host reads of a fake GPU are real ones: a step that looks at its loss can be watched to its end.
+    What the host reads of a fake GPU is `value`: a step that looks at its loss can be watched to its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, value: float = 0) -> None:
         super().__init__()
+        self.value = value
         self.to_host: list[str] = []
         """What was copied from the GPU or read there: each makes the CPU wait."""
         self.to_device: list[tuple[str, int, bool]] = []
@@ -249,7 +250,7 @@ class Watch(TorchDispatchMode):
         devices = {each.device.type for each in tree_leaves(args) if isinstance(each, Tensor)}
         if func is ATEN._local_scalar_dense.default and "cuda" in devices:
             self.to_host.append("item")
-            return 1
+            return self.value
         if func in (ATEN.nonzero.default, ATEN.masked_select.default, ATEN.equal.default) and "cuda" in devices:
             self.to_host.append(str(func))
         if func is ATEN._pin_memory.default:
@@ -260,7 +261,7 @@ class Watch(TorchDispatchMode):
             if args[0].device.type == "cuda" and target.type == "cpu":
                 self.to_host.append("copy")
                 with _disable_current_modes():
-                    return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+                    return torch.full(args[0].shape, self.value, dtype=kwargs.get("dtype") or args[0].dtype)
             if args[0].device.type == "cpu" and target.type == "cuda":
                 self._note("copy", args[0], kwargs.get("non_blocking", False))
         if func is ATEN.copy_.default and args[0].device.type != args[1].device.type:

@@ -176,7 +176,7 @@ def test_validation_reads_once(on_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "_next_pair", lambda *_: (pair, None))
     monkeypatch.setattr(validation, "evaluation_samples", lambda *_: (each for each in ()))
     trainer = SimpleNamespace(config=config, context=on_gpu, model=model, spatial_group=SpatialGroup(), val=[None] * 5)
-    with put_on(model), Watch() as watch:
+    with put_on(model), Watch(value=1) as watch:
         validation.validation_scores(trainer)
     assert watch.to_host == ["copy"]
     assert [numbers for _, numbers, _ in watch.to_device] == [SIDE * SIDE] * 10, "images and masks"
