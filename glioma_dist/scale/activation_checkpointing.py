@@ -74,7 +74,7 @@ def _checkpointed(_name: str, module: nn.Module) -> nn.Module | None:
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
     """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs."""
     contexts = partial(_first_and_again, norms) if norms is not None else _first_and_again
-    return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+    return _checkpoint(part, *inputs, context_fn=contexts)
 
 
 def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
@@ -85,7 +85,11 @@ def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Te
 def compute_again_but_attention(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """`part(features)`, of which the input and the outputs of attention are kept."""
     contexts = partial(_attention_contexts, part if isinstance(part, nn.Module) else None)
-    return checkpoint(part, features, use_reentrant=False, context_fn=contexts)
+    return _checkpoint(part, features, context_fn=contexts)
+
+
+# Nothing draws from a global generator, so none has its state copied from the GPU and put back.
+_checkpoint = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def _attention_contexts(norms: nn.Module | None) -> tuple[AbstractContextManager, AbstractContextManager]:

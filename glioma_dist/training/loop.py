@@ -24,8 +24,9 @@ from glioma_dist.model.unet import build_model
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards, clip_gradients
-from glioma_dist.scale.gradients import compute_gradients
-from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
+from glioma_dist.scale.gradients import compute_gradients, read_numbers
+from glioma_dist.scale.loss_scale import load_scaler_state, overflow, scale_is_exhausted, step_was_skipped
+from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
@@ -109,7 +110,7 @@ def prepare(
     kind = choose_level(config, context)
     scale_model(model, config.scale, kind, group)
     model.to(context.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    optimizer = make_adam(model, config.lr)
     position = TrainState()
     if old is not None:
         if old.metadata["fingerprints"] != fingerprints:
@@ -262,10 +263,11 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     with torch.no_grad():
         scores = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))
         sums = torch.stack([losses.double().sum() / group.size, scores.sum() / group.size])
-        loss, score = context.sum(sums).tolist()
-    # Averaged over the processes by now, and so finite on all or on none. fp16's scaler looks for itself.
+        sums = context.accelerator.reduce(sums, reduction="sum")
+    # Averaged over the processes by now, and so finite on all or on none.
     norm = clip_gradients(trainer.model, context, config.clip_norm)
-    finite = context.accelerator.scaler is not None or math.isfinite(norm)
+    overflows = overflow(context.accelerator, trainer.optimizer)
+    loss, score, norm, overflows = read_numbers(*sums, norm, overflows)
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
         named = ", ".join(dict.fromkeys(context.gather_objects(keys)))
@@ -275,7 +277,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
                 f"look at these images, or give a smaller --lr than {config.lr}, in another --out"
             )
         )
-    if not finite:
+    if context.accelerator.scaler is None and not math.isfinite(norm):  # with fp16 its scale is looked at first
         raise _shared(
             NonFiniteError(
                 f"step {step + 1}: the loss is {loss / config.batch_size} but its gradient is not finite; give a "
@@ -286,7 +288,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     trainer.optimizer.step()
     trainer.guard.weights_move = False
     trainer.optimizer.zero_grad()
-    if step_was_skipped(context.accelerator, trainer.optimizer):
+    if step_was_skipped(context.accelerator, trainer.optimizer, overflows):
         if scale_is_exhausted(context.accelerator):
             raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
         return None

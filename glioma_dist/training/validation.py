@@ -15,7 +15,7 @@ from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import normalise
+from glioma_dist.scale.gradients import normalised
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.trainer import Scores, Trainer, save
@@ -56,7 +56,8 @@ def validation_scores(trainer: Trainer) -> Scores:
     """
     context, group = trainer.context, trainer.spatial_group
     trainer.model.eval()
-    total = torch.zeros(3, dtype=torch.float64)
+    # On the device, and read once: for each read the CPU waits for the GPU.
+    total = torch.zeros(3, dtype=torch.float64, device=context.device)
     num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
     with closing(iter(trainer.validation_images)) as images:
         for number in range(math.ceil(len(trainer.val) / group.dp_size)):
@@ -66,7 +67,7 @@ def validation_scores(trainer: Trainer) -> Scores:
             if number < num_own:
                 total += sums
     trainer.model.train()
-    loss, score, count = context.sum(total.to(context.device)).tolist()
+    loss, score, count = context.sum(total).tolist()
     return Scores(loss / count, score / count)
 
 
@@ -83,11 +84,11 @@ def _next_image(trainer: Trainer, images: Iterator[Batch]) -> tuple[Batch | None
 
 
 def _score(trainer: Trainer, image: Batch) -> Tensor:
-    """Loss, Dice and 1 of one image, (3,) fp64 on the CPU, divided among the processes that share it."""
+    """Loss, Dice and 1 of one image, (3,) fp64 on the device, divided among the processes that share it."""
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
     group.cut(image.height)
     with context.accelerator.autocast():
-        logits = trainer.model(normalise(image.images))
+        logits = trainer.model(normalised(trainer.model, image.images))
     loss = segmentation_loss(config.loss, logits, image.masks, group.total)
     score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, image.masks)))
-    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]).cpu() / group.size
+    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]) / group.size

@@ -7,7 +7,7 @@ import pytest
 import torch
 from encoder_helpers import narrow_transformers
 from helpers import TINY_CHANNELS, run
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from glioma_dist.config import ModelConfig
@@ -21,7 +21,7 @@ from glioma_dist.scale.batch_norm import (
 )
 from glioma_dist.scale.batch_norm_layer import ProcessesBatchNorm2d
 from glioma_dist.scale.tiled_statistics import BatchStatistics, normalise_with
-from glioma_dist.scale.timm_batch_norm import ProcessesBatchNormAct2d
+from glioma_dist.scale.timm_batch_norm import GpuBatchNormAct2d, ProcessesBatchNormAct2d
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -179,7 +179,7 @@ def test_pytorch_s_own_conversion_would_lose_activations():
     expected = model(batches()[0])
     assert not torch.allclose(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))(batches()[0]), expected)
     ours = synchronise_batch_norm(copy.deepcopy(model), GPU)
-    assert [type(module) for module in ours].count(SyncBatchNormAct) == 2
+    assert [type(module) for module in ours].count(GpuBatchNormAct2d) == 2
     assert torch.equal(ours(batches()[0]), expected)
 
 

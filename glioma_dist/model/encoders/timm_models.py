@@ -51,7 +51,7 @@ class TimmEncoder(Encoder):
         steps = [step for child, module in self.body.items() for step in _steps(child, module)]
         self._tapped = frozenset(next(step for step in reversed(steps) if _within(step, tap)) for tap in taps)
         self._parts = _cut(self.body, steps, self._tapped)
-        self.colours = colours_of(self.published)
+        keep_colours(self, self.published)
         self.strides, self.channels = self._measure()
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
@@ -59,9 +59,7 @@ class TimmEncoder(Encoder):
 
         Returns maps (B, channels[i], H / strides[i], W / strides[i]).
         """
-        if self.colours:
-            scale, shift = (images.new_tensor(values).view(1, 3, 1, 1) for values in self.colours)
-            images = images * scale + shift
+        images = recolour(self, images)
         features, maps = images.contiguous(memory_format=self.memory_format), []
         for names in self._parts:
             part = nn.Sequential(*(self.body.get_submodule(name) for name in names))
@@ -69,6 +67,9 @@ class TimmEncoder(Encoder):
             if names[-1] in self._tapped:
                 maps.append(functional.relu(features) if self._rectified else features)
         return maps
+
+    def draw(self, seeds: Tensor) -> None:
+        """As `Encoder.draw`: nothing is drawn."""
 
     def blocks(self) -> list[nn.Module]:
         """The modules of more than one layer that the network is a chain of."""
@@ -145,6 +146,21 @@ def _pad(model: nn.Module) -> None:
             module.padding = (1, 1)
         elif isinstance(module, nn.MaxPool2d) and module.kernel_size == 3:
             module.padding = 1
+
+
+def keep_colours(encoder: Encoder, published: PretrainedCfg) -> None:
+    """Give `encoder` what `recolour` needs, `colours` and, on its device and in no checkpoint, their tensors."""
+    encoder.colours = colours_of(published)
+    for name, values in zip(("colour_scale", "colour_shift"), encoder.colours or (), strict=False):
+        # fp64, of which every narrower type is rounded once
+        encoder.register_buffer(name, torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1), persistent=False)
+
+
+def recolour(encoder: Encoder, images: Tensor) -> Tensor:
+    """images (B, 3, H, W) of ImageNet's mean 0 and deviation 1, with the mean and deviation of `encoder`'s weights."""
+    if encoder.colours is None:
+        return images
+    return images * encoder.colour_scale.to(images.dtype) + encoder.colour_shift.to(images.dtype)
 
 
 def colours_of(published: PretrainedCfg) -> tuple[list[float], list[float]] | None:
