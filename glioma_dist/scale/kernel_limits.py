@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glioma_dist.model.encoders.contract import build_encoder
+from glioma_dist.config.scale import strip_edges
+from glioma_dist.errors import InputError
+from glioma_dist.model.encoders.contract import COARSEST_STRIDE, build_encoder
 from glioma_dist.scale.memory_estimator import make_fake
 from glioma_dist.scale.tile_size import MAX_ELEMENTS
+from glioma_dist.size import Size
+
+if TYPE_CHECKING:
+    from glioma_dist.scale.planner import Level, Step
 
 IMAGE_CHANNELS = 3
 PROBE_SIDES, NUM_PROBES = (512, 1024), 2
@@ -57,6 +65,53 @@ def starts_kernel(operation: Any) -> bool:
     returns = operation._schema.returns
     is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
     return namespace != "prim" and bool(returns) and not is_view and name not in MAKES_NO_KERNEL
+
+
+def kernel_pixels(step: Step, level: Level) -> float:
+    """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
+    if step.tile_size.max_elements is None:
+        return math.inf
+    return largest_pixels_of_kernels(step.model.encoder, level == "full")
+
+
+def device_pixels(step: Step) -> int:
+    """Pixels over all padded images or strips of the device that has most."""
+    edges = strip_edges(step.size.height, step.spatial_parallel)
+    height = max(stop - start for start, stop in pairwise(edges))
+    return (
+        step.batch_size
+        * math.prod(math.ceil(side / COARSEST_STRIDE) for side in (step.size.width, height))
+        * (COARSEST_STRIDE**2)
+    )
+
+
+def kernels_fit(step: Step, level: Level) -> bool:
+    """Whether no kernel of the device is given a larger tensor than it can take (`kernel_limits.py`)."""
+    if step.tile_size.max_elements is None or device_pixels(step) <= SURE_PIXELS:
+        return True
+    return device_pixels(step) <= kernel_pixels(step, level)
+
+
+def check_kernels(step: Step, level: Level) -> None:
+    """Raises InputError where a kernel would be given a tensor that is too large, with what fits."""
+    if kernels_fit(step, level):
+        return
+    most, size = kernel_pixels(step, level), step.size
+    images = int(most / (device_pixels(step) / step.batch_size))
+    share = math.sqrt(most / device_pixels(replace(step, batch_size=1)))
+    smaller = Size(*(int(side * share) // COARSEST_STRIDE * COARSEST_STRIDE for side in (size.width, size.height)))
+    if kernels_fit(step, "full"):
+        fitting = "--scale.activation-checkpointing full"
+    elif images:
+        fitting = f"--batch-size {images * step.num_devices // step.spatial_parallel}"
+    else:
+        fitting = f"at most --data.size {smaller}"
+    raise InputError(
+        f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {size}: a GPU would get "
+        f"{device_pixels(step) / 1e6:.1f} million pixels, and its kernels take tensors of less than 2^31 numbers, with "
+        f"{step.model.encoder} and --scale.activation-checkpointing {level} those of {most / 1e6:.1f} million pixels: "
+        f"give {fitting}"
+    )
 
 
 def largest_pixels_of_kernels(encoder: str, full: bool) -> int:

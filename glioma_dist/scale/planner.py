@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.files import write_json_atomically
 from glioma_dist.fingerprint import code_fingerprint
@@ -27,7 +25,7 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.fsdp import sharded_units
-from glioma_dist.scale.kernel_limits import SURE_PIXELS, largest_pixels_of_kernels
+from glioma_dist.scale.kernel_limits import check_kernels, kernel_pixels, kernels_fit
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
@@ -130,49 +128,6 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     own = pixels if fits(step, level, memory) else 0
     by_memory = pixels * times * (1 + (memory - low) / (high - low))
     return max(own, min(by_memory, kernel_pixels(step, level) * step.spatial_parallel))
-
-
-def kernel_pixels(step: Step, level: Level) -> float:
-    """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
-    if step.tile_size.max_elements is None:
-        return math.inf
-    return largest_pixels_of_kernels(step.model.encoder, level == "full")
-
-
-def device_pixels(step: Step) -> int:
-    """Pixels over all padded images or strips of the device that has most."""
-    edges = strip_edges(step.size.height, step.spatial_parallel)
-    strip = padded(Size(step.size.width, max(stop - start for start, stop in pairwise(edges))))
-    return step.batch_size * strip.width * strip.height
-
-
-def kernels_fit(step: Step, level: Level) -> bool:
-    """Whether no kernel of the device is given a larger tensor than it can take (`kernel_limits.py`)."""
-    if step.tile_size.max_elements is None or device_pixels(step) <= SURE_PIXELS:
-        return True
-    return device_pixels(step) <= kernel_pixels(step, level)
-
-
-def check_kernels(step: Step, level: Level) -> None:
-    """Raises InputError where a kernel would be given a tensor that is too large, with what fits."""
-    if kernels_fit(step, level):
-        return
-    most, size = kernel_pixels(step, level), step.size
-    images = int(most / (device_pixels(step) / step.batch_size))
-    share = math.sqrt(most / device_pixels(replace(step, batch_size=1)))
-    smaller = Size(*(int(side * share) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
-    if kernels_fit(step, "full"):
-        fitting = "--scale.activation-checkpointing full"
-    elif images:
-        fitting = f"--batch-size {images * step.num_devices // step.spatial_parallel}"
-    else:
-        fitting = f"at most --data.size {smaller}"
-    raise InputError(
-        f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {size}: a GPU would get "
-        f"{device_pixels(step) / 1e6:.1f} million pixels, and its kernels take tensors of less than 2^31 numbers, with "
-        f"{step.model.encoder} and --scale.activation-checkpointing {level} those of {most / 1e6:.1f} million pixels: "
-        f"give {fitting}"
-    )
 
 
 def fits(step: Step, level: Level, memory: float) -> bool:

@@ -118,7 +118,9 @@ def normalise_with(norm: nn.Module, features: Tensor, mean: Tensor, variance: Te
     return (normalised if norm.bias is None else normalised + norm.bias.view(shape)).to(features.dtype)
 
 
-def batch_moments(features: Tensor, over_processes: bool, size: TileSize | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def batch_moments(
+    features: Tensor, over_processes: bool, size: TileSize | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), variance (C,) and number of pixels (), over (B, H, W) and over the processes; fp32 at least."""
     parts = []
     for values in chunks(features, size):

@@ -130,9 +130,7 @@ class _CheckpointInTiles(torch.autograd.Function):
                     output = tile.crop(ctx.function(*slices, *loose), ctx.ratio)
                 sources = [part for part in slices if part.requires_grad]
                 of_output = dense(gradient[:, :, tile.rows(ctx.ratio)], gradient, ctx.size)
-                gradients = torch.autograd.grad(
-                    output, [*sources, *loose, *parameters], of_output, allow_unused=True
-                )
+                gradients = torch.autograd.grad(output, [*sources, *loose, *parameters], of_output, allow_unused=True)
                 inner = iter(gradients[: len(sources)])
                 for number, total in enumerate(map_gradients):
                     if total is not None:
