@@ -111,7 +111,7 @@ def estimate_unet_step(
     replaced by fake ones: it is of no use afterwards. loss: takes logits and masks (B, H, W), returns (B,).
     """
     mode = FakeTensorMode()
-    _make_fake(model, mode)
+    make_fake(model, mode)
 
     def step(ledger: _StorageLedger) -> tuple[Any, ...]:
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
@@ -151,7 +151,8 @@ def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     optimizer.zero_grad()
 
 
-def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Put fake tensors on the CPU in the place of the parameters and buffers of `model`."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(mode.from_tensor(parameter.detach())))

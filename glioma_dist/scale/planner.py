@@ -25,9 +25,11 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.fsdp import sharded_units
+from glioma_dist.scale.kernel_limits import check_kernels, kernel_pixels, kernels_fit
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
+from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.size import Size
 
 Level = Literal["none", "selective", "full"]
@@ -55,6 +57,8 @@ class Step:
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
     loss_name: str = DEFAULT_LOSS
+    tile_size: TileSize = TileSize()
+    """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
 
@@ -85,8 +89,8 @@ def count_sent(step: Step, level: Level) -> tuple[int, int]:
 def _model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
     """The model as one device has it, and the size of its strip."""
     model, group = UNet(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
-    checkpoint_activations(model, level)
-    split_spatially(model, group)
+    checkpoint_activations(model, level, step.tile_size)
+    split_spatially(model, group, step.tile_size)
     strip = group.cut(step.size.height)
     return model, Size(step.size.width, strip.stop - strip.start), group
 
@@ -121,8 +125,14 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     low, high = (
         count(replace(step, size=Size(size.width, number * size.height)), level).peak for number in (times, 2 * times)
     )
-    own = pixels if count(step, level).peak <= memory else 0
-    return max(own, pixels * times * (1 + (memory - low) / (high - low)))
+    own = pixels if fits(step, level, memory) else 0
+    by_memory = pixels * times * (1 + (memory - low) / (high - low))
+    return max(own, min(by_memory, kernel_pixels(step, level) * step.spatial_parallel))
+
+
+def fits(step: Step, level: Level, memory: float) -> bool:
+    """Whether a device can take the step: its memory, and its kernels."""
+    return kernels_fit(step, level) and count(step, level).peak <= memory
 
 
 def largest_batch(step: Step, level: Level, memory: float) -> int:
@@ -146,7 +156,7 @@ def padded(size: Size) -> Size:
 
 def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS) -> Level | None:
     """The quickest level of recomputation with which the step fits into `memory` bytes; None where none does."""
-    return next((level for level in among if count(step, level).peak <= memory), None)
+    return next((level for level in among if fits(step, level, memory)), None)
 
 
 def usable(memory: float) -> float:
@@ -171,7 +181,10 @@ def device_memory(device: torch.device, num_local_processes: int) -> float:
 def resolve(level: Literal["none", "selective", "full", "auto"], step: Step, memory: float) -> Level:
     """`level`, and for auto the quickest that fits. Raises InputError where none does."""
     if level != "auto":
+        check_kernels(step, level)
         return level
+    if not any(kernels_fit(step, each) for each in LEVELS):
+        check_kernels(step, "full")
     chosen = choose(step, memory)
     if chosen is None:
         raise InputError(f"--scale.activation-checkpointing auto: {advice(step, memory)}")
@@ -213,6 +226,7 @@ def _key(step: Step, level: Level) -> str | None:
         step.loss_name,
         level,
         step.spatial_parallel,
+        step.tile_size,
         torch.__version__,
         version("timm"),
         code,

@@ -1,0 +1,148 @@
+"""Up to which size of images every tensor that a GPU's kernels are given stays below 2^31 elements.
+
+Decoder blocks go in tiles where their maps would be larger (`activation_checkpointing.py`), so the encoder sets the
+bound, and the image itself. An encoder's layers go in tiles at the level full only, and only those it says can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from glioma_dist.config.scale import strip_edges
+from glioma_dist.errors import InputError
+from glioma_dist.model.encoders.contract import COARSEST_STRIDE, build_encoder
+from glioma_dist.scale.memory_estimator import make_fake
+from glioma_dist.scale.tile_size import MAX_ELEMENTS
+from glioma_dist.size import Size
+
+if TYPE_CHECKING:
+    from glioma_dist.scale.planner import Level, Step
+
+IMAGE_CHANNELS = 3
+PROBE_SIDES, NUM_PROBES = (512, 1024), 2
+"""Sides of the square images at which maps are counted, and how many at once: norms over a batch want two."""
+SURE_PIXELS = MAX_ELEMENTS // 256
+"""Images of so many pixels are within the bounds of every encoder of the package, whose widest has 144 elements a pixel;
+others are counted."""
+MAKES_NO_KERNEL = frozenset(
+    ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "detach")
+    + ("alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "set_")
+)
+"""Operations of aten that give memory or another view of it."""
+
+
+class KernelCalls(TorchDispatchMode):
+    """Looks at every operation that starts a kernel on a GPU, on fake tensors, too.
+
+    look: takes the operation and all tensors that it reads and writes.
+    """
+
+    def __init__(self, look: Callable[[Any, list[Tensor]], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if starts_kernel(func):
+            self._look(func, [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)])
+        return result
+
+
+def starts_kernel(operation: Any) -> bool:
+    """Whether an operation computes or copies something, as opposed to views, allocations and questions."""
+    namespace, name = operation._schema.name.split("::")
+    returns = operation._schema.returns
+    is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
+    return namespace != "prim" and bool(returns) and not is_view and name not in MAKES_NO_KERNEL
+
+
+def kernel_pixels(step: Step, level: Level) -> float:
+    """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
+    if step.tile_size.max_elements is None:
+        return math.inf
+    return largest_pixels_of_kernels(step.model.encoder, level == "full")
+
+
+def device_pixels(step: Step) -> int:
+    """Pixels over all padded images or strips of the device that has most."""
+    edges = strip_edges(step.size.height, step.spatial_parallel)
+    height = max(stop - start for start, stop in pairwise(edges))
+    return (
+        step.batch_size
+        * math.prod(math.ceil(side / COARSEST_STRIDE) for side in (step.size.width, height))
+        * (COARSEST_STRIDE**2)
+    )
+
+
+def kernels_fit(step: Step, level: Level) -> bool:
+    """Whether no kernel of the device is given a larger tensor than it can take (`kernel_limits.py`)."""
+    if step.tile_size.max_elements is None or device_pixels(step) <= SURE_PIXELS:
+        return True
+    return device_pixels(step) <= kernel_pixels(step, level)
+
+
+def check_kernels(step: Step, level: Level) -> None:
+    """Raises InputError where a kernel would be given a tensor that is too large, with what fits."""
+    if kernels_fit(step, level):
+        return
+    most, size = kernel_pixels(step, level), step.size
+    images = int(most / (device_pixels(step) / step.batch_size))
+    share = math.sqrt(most / device_pixels(replace(step, batch_size=1)))
+    smaller = Size(*(int(side * share) // COARSEST_STRIDE * COARSEST_STRIDE for side in (size.width, size.height)))
+    if kernels_fit(step, "full"):
+        fitting = "--scale.activation-checkpointing full"
+    elif images:
+        fitting = f"--batch-size {images * step.num_devices // step.spatial_parallel}"
+    else:
+        fitting = f"at most --data.size {smaller}"
+    raise InputError(
+        f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {size}: a GPU would get "
+        f"{device_pixels(step) / 1e6:.1f} million pixels, and its kernels take tensors of less than 2^31 numbers, with "
+        f"{step.model.encoder} and --scale.activation-checkpointing {level} those of {most / 1e6:.1f} million pixels: "
+        f"give {fitting}"
+    )
+
+
+def largest_pixels_of_kernels(encoder: str, full: bool) -> int:
+    """The most pixels of the padded images on one GPU (batch * height * width) with which no kernel of a step is given
+    a tensor of more than MAX_ELEMENTS.
+
+    encoder: by name. full: whether layers of it go in tiles (level full).
+    """
+    counted = [_largest_tensor(encoder, full, side) for side in PROBE_SIDES]
+    pixels = [NUM_PROBES * side**2 for side in PROBE_SIDES]
+    # Straight for all that convolves and for fused attention; a matrix of attention grows with the square.
+    power = max(1.0, math.log(counted[1] / counted[0]) / math.log(pixels[1] / pixels[0]))
+    if power < 1.01:
+        return pixels[1] * MAX_ELEMENTS // counted[1]
+    return int(pixels[1] * (MAX_ELEMENTS / counted[1]) ** (1 / power))
+
+
+@lru_cache
+def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
+    """Elements of the largest tensor in one pass through the encoder and back, tiles aside."""
+    largest = NUM_PROBES * IMAGE_CHANNELS * side**2
+
+    def look(_: Any, tensors: Sequence[Tensor]) -> None:
+        nonlocal largest
+        largest = max(largest, *(each.numel() for each in tensors), 0)
+
+    encoder, mode = build_encoder(encoder_name), FakeTensorMode()
+    make_fake(encoder, mode)
+    for layer in encoder.tileable_layers() if full else ():
+        layer.run_tiles = lambda _function, maps, *_: maps[0].clone()
+    with mode, KernelCalls(look):
+        images = torch.zeros(NUM_PROBES, IMAGE_CHANNELS, side, side)
+        sum(each.sum() for each in encoder(images)).backward()
+    return largest
