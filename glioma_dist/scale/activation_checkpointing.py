@@ -151,8 +151,7 @@ class TiledBlock(DecoderBlock):
         return functional.relu(self.norm2(features), inplace=True)
 
     def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
-        features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-        return self.conv1(torch.cat([features, *skips], dim=1))
+        return self.conv1(torch.cat([self.upsample(features), *skips], dim=1))
 
     def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
         """convolution(relu(norm(features))) in tiles."""
