@@ -21,6 +21,7 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.data.transforms import normalize_intensity, resize_image, resize_mask
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
@@ -96,7 +97,7 @@ def evaluate(config: EvaluateConfig, context: DistributedContext | None = None) 
         UnavailableError: a process, a worker or a store did not answer.
     """
     config = checked(EvaluateConfig, config)
-    with given_or_own(context) as here:
+    with given_or_own(context) as here, numerics():
         return _evaluate(config, here)
 
 

@@ -25,7 +25,8 @@ class StreamGroupNorm(nn.GroupNorm):
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, H, W) of any float type. Returns the same shape, type and layout."""
         widens = features.device.type != "cpu" if self.as_on_gpu is None else self.as_on_gpu
-        if self.weight is None or features.dtype == self.weight.dtype or not widens:
+        is_plain = features.dtype == self.weight.dtype and layout_of(features) == torch.contiguous_format
+        if is_plain or not widens:
             return super().forward(features)
         return _NormaliseGroups.apply(features, self.weight, self.bias, self.num_groups, self.eps)
 

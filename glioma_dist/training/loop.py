@@ -12,6 +12,7 @@ from glioma_dist.config.file import checked
 from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.mixture import open_training_data, open_validation_data
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import Numerics, numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
@@ -24,7 +25,7 @@ from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards, clip_gradients
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
-from glioma_dist.scale.scale_model import scale_model
+from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
 from glioma_dist.training.memory import choose_level, explain_full_memory
@@ -59,7 +60,8 @@ def train(config: TrainConfig, context: DistributedContext | None = None) -> Tra
         StopRequested: a signal (Ctrl-C, SIGTERM) asked the run to stop; it is saved, and the same call resumes it.
     """
     config = checked(TrainConfig, config)
-    with given_or_own(context, config.scale.timeout_s) as here:
+    chosen = Numerics(config.scale.tf32, config.scale.cudnn_benchmark, config.deterministic)
+    with given_or_own(context, config.scale.timeout_s) as here, numerics(chosen):
         try:
             return TrainResult.of(config.out, _train(config, here))
         except Interrupted as interrupted:  # before there was anything to save
@@ -96,7 +98,7 @@ def prepare(
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
     kind = choose_level(config, context)
-    scale_model(model, config.scale, kind, group)
+    scale_model(model, resolve_layout(config, context), kind, group)
     model.to(context.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     position = TrainState()
