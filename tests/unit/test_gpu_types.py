@@ -3,11 +3,9 @@
 A fake CUDA tensor has no backward pass without a driver, so these are forward passes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
+from fake_helpers import autocast, on_fake
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,35 +16,10 @@ from glioma_dist.model.layout import layout_of
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.memory_estimator import compute_as_on_gpu
 
 MIB = 2**20
 NATIVE = (1952, 2592)
-
-
-@contextmanager
-def autocast(device: str) -> Iterator[None]:
-    """bf16 autocast; `torch.autocast` would disable that of a GPU that is not there."""
-    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    torch.set_autocast_enabled(device, True)
-    torch.set_autocast_dtype(device, torch.bfloat16)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
-        torch.set_autocast_enabled(device, before[0])
-        torch.set_autocast_dtype(device, before[1])
-
-
-def on_fake(model: nn.Module, device: str, mode: FakeTensorMode) -> nn.Module:
-    """Give `model`, in place, fake parameters and buffers on `device`."""
-    for module in model.modules():
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            with mode:
-                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-            setattr(module, name, nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake)
-    return model
 
 
 class Largest(TorchDispatchMode):
@@ -118,26 +91,28 @@ def test_the_largest_tensor_of_the_decoder_is_bf16(norm):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_channels_last_reaches_every_map_of_the_decoder(norm):
-    mode = FakeTensorMode()
-    with torch.device("meta"):
-        model = UNet(ModelConfig(encoder="mit_tiny", norm=norm)).train().to(memory_format=torch.channels_last)
-    on_fake(model, "cuda", mode)
+def test_the_decoder_keeps_channels_last(norm):
+    """Outputs and gradients of every layer, as a GPU computes them. On real CPU tensors: a fake CUDA convolution knows
+    no cuDNN, and so no layout."""
+    model = UNet(ModelConfig(encoder="mit_tiny", norm=norm)).train().to(memory_format=torch.channels_last)
     found = {}
+    compute_as_on_gpu(model)
 
     def note(name):
-        return lambda _module, _inputs, output: found.__setitem__(name, layout_of(output))
+        def hook(_module, _inputs, output):
+            found[name] = layout_of(output)
+            output.register_hook(lambda gradient: found.__setitem__(f"gradient of {name}", layout_of(gradient)))
+
+        return hook
 
     for name, module in model.decoder.named_modules():
         if name and not isinstance(module, nn.ModuleList | nn.Identity) and name != "head":
             module.register_forward_hook(note(name))
-    with mode, autocast("cuda"):
-        maps = [
-            torch.zeros(2, channels, 64 // stride, 96 // stride, dtype=torch.bfloat16, device="cuda").to(
-                memory_format=torch.channels_last
-            )
-            for channels, stride in zip(model.encoder.channels, model.encoder.strides, strict=True)
-        ]
-        model.decoder(maps)
-    assert len(found) >= 25
+    maps = [
+        torch.zeros(2, channels, 64 // stride, 96 // stride).to(memory_format=torch.channels_last).requires_grad_()
+        for channels, stride in zip(model.encoder.channels, model.encoder.strides, strict=True)
+    ]
+    model.decoder(maps).sum().backward()
+    found |= {f"gradient of map {number}": layout_of(each.grad) for number, each in enumerate(maps)}
+    assert len(found) >= 60
     assert {name for name, layout in found.items() if layout != torch.channels_last} == set()
