@@ -215,11 +215,11 @@ def rows_between(above: Tensor, features: Tensor, below: Tensor, start: int, sto
         first += part.shape[2]
     if len(parts) == 1:
         return parts[0]
-    # Halos arrive contiguous, and parts of two layouts would be joined to a contiguous one.
-    layout = layout_of(features)
-    return torch.cat(
-        [each if layout_of(each) == layout else each.contiguous(memory_format=layout) for each in parts], dim=2
-    )
+    # Halos arrive contiguous, and parts of two layouts join to a contiguous one, which cuDNN would transpose. On a
+    # CPU it stays so, because convolutions of another layout give other last bits there.
+    if features.device.type != "cpu":
+        parts = [each.contiguous(memory_format=layout_of(features)) for each in parts]
+    return torch.cat(parts, dim=2)
 
 
 def add_to_borders(total: Tensor, from_previous: Tensor, from_next: Tensor) -> None:

@@ -13,10 +13,15 @@ from torch.utils._pytree import tree_leaves
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.model.layout import layout_of
+from glioma_dist.model.modules import rebuild
 from glioma_dist.model.unet import UNet
+from glioma_dist.model.upsampling import BilinearUpsample
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.memory_estimator import compute_as_on_gpu
+from glioma_dist.scale.spatial_convolution import SpatialConv2d
+from glioma_dist.scale.spatial_group import ImaginarySpatialGroup, rows_between
+from glioma_dist.scale.spatial_layers import SpatialGroupNorm, SpatialMaxPool2d, SpatialUpsample
 
 MIB = 2**20
 NATIVE = (1952, 2592)
@@ -116,3 +121,38 @@ def test_the_decoder_keeps_channels_last(norm):
     found |= {f"gradient of map {number}": layout_of(each.grad) for number, each in enumerate(maps)}
     assert len(found) >= 60
     assert {name for name, layout in found.items() if layout != torch.channels_last} == set()
+
+
+SPATIAL = {
+    "convolution": (SpatialConv2d, nn.Conv2d(4, 8, 3, padding=1)),
+    "strided convolution": (SpatialConv2d, nn.Conv2d(4, 8, 3, stride=2, padding=1)),
+    "pooling": (SpatialMaxPool2d, nn.MaxPool2d(3, stride=2, padding=1)),
+    "upsampling": (SpatialUpsample, BilinearUpsample()),
+    "group norm": (SpatialGroupNorm, nn.GroupNorm(2, 4)),
+}
+
+
+@pytest.mark.parametrize("place", ["first", "middle"])
+@pytest.mark.parametrize("as_on_gpu", [False, True])
+@pytest.mark.parametrize("name", SPATIAL)
+def test_spatial_layers_keep_channels_last(name, as_on_gpu, place):
+    """Outputs and gradients, where a strip has one neighbour and where it has two."""
+    kind, plain = SPATIAL[name]
+    group = ImaginarySpatialGroup(2 if place == "first" else 3, 192)
+    layer = rebuild(plain, kind, spatial_group=group, as_on_gpu=as_on_gpu)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        features = torch.randn(2, 4, 64, 32).to(memory_format=layout).requires_grad_()
+        output = layer(features)
+        output.backward(torch.randn(output.shape).to(memory_format=layout))
+        assert layout_of(output) == layout_of(features.grad) == layout
+
+
+def test_halos_take_the_layout_of_the_strip_on_a_gpu():
+    with FakeTensorMode():
+        above, below = (torch.zeros(2, 4, 1, 8, device="cuda") for _ in range(2))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            strip = torch.zeros(2, 4, 6, 8, device="cuda").to(memory_format=layout)
+            for start, stop in ((-1, 7), (-1, 3), (4, 7), (0, 6)):
+                joined = rows_between(above, strip, below, start, stop)
+                assert joined.shape == (2, 4, stop - start, 8)
+                assert layout_of(joined) == layout
