@@ -23,6 +23,7 @@ from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.data.transforms import normalize_intensity, resize_image, resize_mask
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
@@ -103,7 +104,7 @@ def evaluate(
     """
     config = checked(EvaluateConfig, config)
     started = nullcontext(workers) if workers else WorkerPool(config.workers)
-    with started as pool, given_or_own(context) as here:
+    with started as pool, given_or_own(context) as here, numerics():
         return _evaluate(config, here, pool)
 
 

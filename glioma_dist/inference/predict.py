@@ -12,6 +12,7 @@ from glioma_dist.config.file import checked
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, is_out_of_memory, printable
 from glioma_dist.evaluation.protocol import Contrast, Network, cell_probability, load_network
@@ -50,7 +51,7 @@ def predict(config: PredictConfig, context: DistributedContext | None = None) ->
         MemoryFullError: an image does not fit the memory of the processes that share it.
     """
     config = checked(PredictConfig, config)
-    with given_or_own(context) as here:
+    with given_or_own(context) as here, numerics():
         return _predict(config, here)
 
 

@@ -185,8 +185,7 @@ class TiledBlock(DecoderBlock):
         return size.too_large(num_images, channels, ratio * most_rows, ratio * width)
 
     def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
-        features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-        return _convolve(self.conv1, torch.cat([features, *skips], dim=1))
+        return _convolve(self.conv1, torch.cat([self.upsample(features), *skips], dim=1))
 
     def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d | None, features: Tensor) -> Tensor:
         """convolution(relu(norm(features))) in tiles; without a convolution relu(norm(features))."""

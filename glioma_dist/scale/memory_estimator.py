@@ -112,6 +112,7 @@ def estimate_unet_step(
     """
     mode = FakeTensorMode()
     make_fake(model, mode)
+    compute_as_on_gpu(model)
 
     def step(ledger: _StorageLedger) -> tuple[Any, ...]:
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
@@ -121,6 +122,13 @@ def estimate_unet_step(
         )
 
     return _count_step(model, mode, step)
+
+
+def compute_as_on_gpu(model: nn.Module) -> None:
+    """Have the layers of `model` that compute differently on a GPU (those with `as_on_gpu`) do so on the CPU too."""
+    for module in model.modules():
+        if hasattr(module, "as_on_gpu"):
+            module.as_on_gpu = True
 
 
 def _count_step(

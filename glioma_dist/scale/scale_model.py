@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from glioma_dist.config import ScaleConfig
+from glioma_dist.config import ScaleConfig, TrainConfig
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import Level
@@ -26,12 +30,22 @@ def scale_model(
     size = None if scale.tile_elements == "auto" else tile_size(scale.tile_elements, device or "cpu")
     checkpoint_activations(model, level, size)
     split_spatially(model, group, size)
-    if scale.channels_last:
+    if scale.channels_last not in ("auto", "on", "off"):
+        raise InputError(f"channels_last {scale.channels_last}: give auto, on or off")
+    # Training has resolved auto by now (`resolve_layout`); a model without a device is on the CPU.
+    if scale.channels_last == "on":
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
     if scale.compile:
         for block in _compilable(model):
             block.compile()
+
+
+def resolve_layout(config: TrainConfig, context: DistributedContext) -> ScaleConfig:
+    """The scale settings of a training, with `channels_last` on or off where it was auto."""
+    kind, precision = context.device.type, context.accelerator.mixed_precision
+    is_on = config.scale.uses_channels_last(kind, precision, config.model.norm)
+    return replace(config.scale, channels_last="on" if is_on else "off")
 
 
 def _compilable(model: UNet) -> list[nn.Module]:

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from glioma_dist.config.scale import UNIT_ROWS, strip_edges
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
+from glioma_dist.model.layout import layout_of
 
 
 class SpatialGroup:
@@ -212,7 +213,13 @@ def rows_between(above: Tensor, features: Tensor, below: Tensor, start: int, sto
         if part_start < part_stop:
             parts.append(part[:, :, part_start:part_stop])
         first += part.shape[2]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    if len(parts) == 1:
+        return parts[0]
+    # Halos arrive contiguous, and parts of two layouts join to a contiguous one, which cuDNN would transpose. On a
+    # CPU it stays so, because convolutions of another layout give other last bits there.
+    if features.device.type != "cpu":
+        parts = [each.contiguous(memory_format=layout_of(features)) for each in parts]
+    return torch.cat(parts, dim=2)
 
 
 def add_to_borders(total: Tensor, from_previous: Tensor, from_next: Tensor) -> None:

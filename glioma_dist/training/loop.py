@@ -14,6 +14,7 @@ from glioma_dist.data.loader import Batch, start_workers
 from glioma_dist.data.mixture import open_training_data, open_validation_data
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import Numerics, numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
@@ -27,7 +28,7 @@ from glioma_dist.scale.fsdp import choose_shards, clip_gradients
 from glioma_dist.scale.gradients import compute_gradients, read_numbers
 from glioma_dist.scale.loss_scale import load_scaler_state, overflow, scale_is_exhausted, step_was_skipped
 from glioma_dist.scale.optimizer import make_adam
-from glioma_dist.scale.scale_model import scale_model
+from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
 from glioma_dist.training.memory import choose_level, explain_full_memory
@@ -65,8 +66,9 @@ def train(
         StopRequested: a signal (Ctrl-C, SIGTERM) asked the run to stop; it is saved, and the same call resumes it.
     """
     config = checked(TrainConfig, config)
+    chosen = Numerics(config.scale.tf32, config.scale.cudnn_benchmark, config.deterministic)
     started = nullcontext(workers) if workers else start_workers(config.data)
-    with started as pool, given_or_own(context, config.scale.timeout_s) as here:
+    with started as pool, given_or_own(context, config.scale.timeout_s) as here, numerics(chosen):
         try:
             return TrainResult.of(config.out, _train(config, here, pool))
         except Interrupted as interrupted:  # before there was anything to save
@@ -108,7 +110,7 @@ def prepare(
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
     kind = choose_level(config, context)
-    scale_model(model, config.scale, kind, group, context.device)
+    scale_model(model, resolve_layout(config, context), kind, group, context.device)
     model.to(context.device)
     optimizer = make_adam(model, config.lr)
     position = TrainState()

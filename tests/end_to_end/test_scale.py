@@ -16,8 +16,8 @@ from glioma_dist.training import loop, memory, validation
 SCALES = {
     "selective": ScaleConfig(activation_checkpointing="selective"),
     "full": ScaleConfig(activation_checkpointing="full"),
-    "channels_last": ScaleConfig(channels_last=True),
-    "all, channels_last": ScaleConfig(activation_checkpointing="full", channels_last=True),
+    "channels_last": ScaleConfig(channels_last="on"),
+    "all, channels_last": ScaleConfig(activation_checkpointing="full", channels_last="on"),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers.split_attn import RadixSoftmax
 from timm.models import PretrainedCfg
 from timm.models.regnet import RegStage
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from glioma_dist.model.encoders.contract import CLASSIFIERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
 from glioma_dist.model.encoders.timm_names import TIMM_MODELS
-from glioma_dist.model.modules import rebuild
+from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.pretrained.timm_weights import load_timm, rename_timm
 
 
@@ -40,6 +41,7 @@ class TimmEncoder(Encoder):
             _centre(model, each)
         for each in map(model.get_submodule, source.linear):
             each.act = nn.Identity()
+        replace_modules(model, _narrow)
         self._rectified = source.rectified
         last = taps[-1].split(".")[0]
         names = [child for child, _ in model.named_children()]
@@ -91,6 +93,19 @@ class TimmEncoder(Encoder):
         maps = self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
         self.train()
         return tuple(side // each.shape[-1] for each in maps), tuple(each.shape[1] for each in maps)
+
+
+class StreamRadixSoftmax(RadixSoftmax):
+    """Of ResNeSt's split attention, in its input's type: CUDA autocast takes softmax in fp32, and the maps that it
+    weights would become fp32 with it. CPU autocast keeps bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, channels, 1, 1). Returns (B, channels)."""
+        return super().forward(x).to(x.dtype)
+
+
+def _narrow(_name: str, module: nn.Module) -> nn.Module | None:
+    return rebuild(module, StreamRadixSoftmax) if type(module) is RadixSoftmax else None
 
 
 def _centre(model: nn.Module, name: str) -> None:
