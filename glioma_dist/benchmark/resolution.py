@@ -20,14 +20,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from glioma_dist.benchmark.cell import BASELINES, OURS, Cell
+from glioma_dist.benchmark.drawn_shards import NATIVE, draw_shards
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
 from glioma_dist.config.benchmark import SIDE_STEP, ResolutionConfig
-from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards.reader import ShardReader, ShardWriter
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.launched import without_launch
 from glioma_dist.errors import OUT_OF_MEMORY, says_memory_is_full
 from glioma_dist.files import make_folder, write_json_atomically
@@ -35,8 +32,6 @@ from glioma_dist.size import Size
 
 SOURCE = Path(__file__).parent
 LIBRARIES = ("torch", "transformers", "segmentation-models-pytorch", "glioma-dist")
-NATIVE = Size(2592, 1952)
-"""Of the microscope's images: what drawn shards hold, and the proportions of the largest size."""
 CELL_MODULE = "glioma_dist.benchmark.cell"
 NUM_DRAWN = 8
 PRECISION_OF_LARGEST = 0.05
@@ -147,19 +142,6 @@ def search(trial: Callable[[int], dict], least: int, most: int) -> dict:
         if best["status"] != "ok" or high - low <= max(1, PRECISION_OF_LARGEST * low) or low >= most:
             return {**best, "limited_by": limit}
         amount = min(2 * low, most) if high == math.inf else (low + high) // 2
-
-
-def draw_shards(folder: Path, count: int) -> None:
-    """Shards of grey noise with discs, as large as the microscope's images and about as long in PNG."""
-    generator = np.random.default_rng(0)
-    with ShardWriter(folder, "drawn", "train", "CC0") as writer:
-        for number in range(count):
-            mask = np.zeros((NATIVE.height, NATIVE.width), np.uint8)
-            for x, y in generator.integers(0, (NATIVE.width, NATIVE.height), (60, 2)).tolist():
-                cv2.circle(mask, (x, y), 50, 1, thickness=-1)
-            noise = generator.standard_normal(mask.shape, np.float32)
-            image = 110 + 30 * mask + 4 * noise + 60 * cv2.GaussianBlur(noise, (0, 0), 2)
-            writer.write(Sample(f"drawn-{number:05d}", image.clip(0, 255).astype(np.uint8), mask, {"num_cells": 60}))
 
 
 @contextlib.contextmanager
