@@ -49,7 +49,7 @@ def count_gpus() -> tuple[int, str]:
 
 def device_folder(device: str) -> Path:
     """The folder of a device's results, named after it: docs/benchmarks/nvidia_h100_80gb_hbm3."""
-    name = re.sub(r"\(R\)|\(TM\)", "", describe_device(device))
+    name = re.sub(r"\(R\)|\(TM\)", "", describe_device(device).partition(",")[0])
     return BENCHMARKS / re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 

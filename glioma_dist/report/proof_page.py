@@ -26,8 +26,9 @@ def proof_page(content: Mapping[str, Any]) -> str:
     parts = [f"# {title}: {metadata['device']}\n"]
     if metadata["kind"] != "cuda":
         parts.append("This page shows that the checks run, at tiny sizes. It says nothing of a GPU.\n")
+    devices = f"{metadata['num_devices']} {'GPUs' if metadata['kind'] == 'cuda' else 'processes'}"
     parts += [
-        f"**{summary(lines)}**; {metadata['num_devices']} device{'s' if metadata['num_devices'] > 1 else ''}, {versions}; "
+        f"**{summary(lines)}**; {devices if metadata['num_devices'] > 1 else '1 GPU'}, {versions}; "
         f"commit {metadata['commit']}; {metadata['started']}, {content['seconds']:.0f} s.\n",
         f"```\n{metadata['command']}\n```\n",
     ]

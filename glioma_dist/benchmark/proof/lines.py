@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -96,24 +96,19 @@ def judge(check: str, row: Mapping[str, Any]) -> Line:
     if "skipped" in row:
         return Line(check, name, "SKIPPED", note=one_line(row["skipped"], MAX_NOTE))
     value, relation, limit = row.get("value"), row.get("relation"), row.get("limit")
-    line = Line(
-        check, name, "FAIL", value, relation, limit, row.get("unit", ""), one_line(row.get("note", ""), MAX_NOTE)
-    )
+    note = one_line(row.get("note", ""), MAX_NOTE)
+    line = Line(check, name, "FAIL", value, relation, limit, row.get("unit", ""), note)
     if relation not in get_args(Relation):
-        return _with(line, note=f"no limit was given; {line.note}")
+        return replace(line, relation=None, note=f"no limit was given; {note}")
     if not (_is_figure(value) and _is_figure(limit)):
-        return _with(line, value=None if _is_number(value) else value, note=f"the value is {value}; {line.note}")
+        told = f"the value is {value}, the limit {limit}; {note}"
+        return replace(line, value=None, limit=None, note=one_line(told, MAX_NOTE))
+    comparable = _is_number(value) == _is_number(limit)
     if relation == "equal to":
-        good = (type(value) is type(limit) and value == limit) or (_is_number(value) and value == limit)
-    elif not (_is_number(value) and _is_number(limit)):
-        good = False
+        good = comparable and value == limit
     else:
-        good = value <= limit if relation == "at most" else value >= limit
-    return _with(line, status="PASS" if good else "FAIL")
-
-
-def _with(line: Line, **changes: Any) -> Line:
-    return Line(**{**line.__dict__, **changes})
+        good = comparable and _is_number(value) and (value <= limit if relation == "at most" else value >= limit)
+    return replace(line, status="PASS" if good else "FAIL")
 
 
 def _is_number(value: object) -> bool:
