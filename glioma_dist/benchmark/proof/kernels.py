@@ -61,7 +61,7 @@ def look_at_compiling(setting: Setting, findings: Findings) -> None:
     from torch._dynamo.utils import counters
 
     device = torch.device(setting.device)
-    encoder, size = ("mit_b1", Size(64, 64)) if setting.tiny else ("mit_b3", Size(704, 512))
+    encoder, size = ("mit_b0", Size(64, 64)) if setting.tiny else ("mit_b3", Size(704, 512))
     images = draw_images(size, device)
     expected = make_step(build(encoder, "none", device), images, None)()
     model = build(encoder, "none", device, ScaleConfig(compile=True))

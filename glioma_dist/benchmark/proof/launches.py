@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -55,15 +56,26 @@ def wait_for(ranks: Sequence[subprocess.Popen], seconds: float) -> list[int | No
     return codes
 
 
-def ask_ranks(task: str, setting: Setting, num_processes: int, **given: str) -> list[dict]:
-    """What `task` of ranks.py found in each process of a launch. Raises RuntimeError where one did not end well."""
-    folder = Path(setting.folder) / f"{task} {' '.join(given.values())}".strip()
-    folder.mkdir()
-    words = [sys.executable, "-m", RANKS, task, json.dumps(asdict(setting)), json.dumps(given), str(folder)]
-    codes = [rank.wait() for rank in start_ranks(words, setting, num_processes)]
+class LaunchFailedError(Exception):
+    """A process of a launch did not end well."""
+
+
+def ask_ranks(
+    task: str, setting: Setting, num_processes: int, extra: Mapping[str, str] | None = None, **given: str
+) -> Iterator[tuple[str, float]]:
+    """What `task` of ranks.py finds in a launch: each name, and the largest of the processes' figures.
+
+    Raises LaunchFailedError where a process did not end well, after what all had found before.
+    """
+    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
+        words = [sys.executable, "-m", RANKS, task, json.dumps(asdict(setting)), json.dumps(given), folder]
+        codes = [rank.wait() for rank in start_ranks(words, setting, num_processes, extra)]
+        files = [Path(folder) / f"{rank}.jsonl" for rank in range(num_processes)]
+        told = [[json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [] for file in files]
+    for row in zip(*told, strict=False):
+        yield row[0][0], max(value for _, value in row)
     if any(codes):
-        raise RuntimeError(f"{task} {given}: the processes ended with {codes}; their own lines say why")
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
+        raise LaunchFailedError(f"{task} {given}: the processes ended with {codes}; the lines above say why")
 
 
 def _end_with_this_process() -> None:

@@ -16,7 +16,7 @@ from glioma_dist.scale.planner import Level, Step, count
 from glioma_dist.size import Size
 
 SIZES = ("704x512", "1472x1120", "2592x1952")
-TINY_SIZES = ("160x128", "192x160", "256x192")
+TINY_SIZES = ("96x64", "160x128", "256x192")
 ENCODER, TINY_ENCODER = "mit_b3", "mit_b0"
 TOLERANCE = 0.10
 NAMES = ("small", "middle", "native")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from glioma_dist.benchmark.proof.lines import Setting
-from glioma_dist.benchmark.proof.steps import LOSS
-from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS
+from glioma_dist.benchmark.proof.steps import LEVELS, LOSS
+from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, make_config
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import run_command
@@ -20,43 +22,55 @@ from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.training.loop import train
 
 FAR = 1e-3
 """Below which a tensor's largest number is taken for this, where differences are measured by it."""
+SECONDS_TO_ANSWER = 60.0
 WIDTH, HEIGHT = 64, 160
 """Five units of 32 rows: strips of unequal height."""
 
 
-def compare_engine(setting: Setting, context: DistributedContext, encoder: str) -> dict[str, float]:
+def compare_engine(_: Setting, context: DistributedContext, encoders: str) -> Iterator[tuple[str, float]]:
     """DDP, each process with its image of a batch, against one process with the whole batch, in fp64."""
-    count = context.num_processes
-    plain, images = build_double(encoder, context.device), draw(count, context.device)
-    expected = found_in(plain, take_step(plain, images, slice(None), 1))
-    model = synchronise_batch_norm(build_double(encoder, context.device), context.device)
-    own = slice(context.rank, context.rank + 1)
-    logits = take_step(context.accelerator.prepare_model(model), images, own, count)
-    return {"difference": largest_difference(found_in(model, logits), expected, own)}
+    count, own = context.num_processes, slice(context.rank, context.rank + 1)
+    for encoder in encoders.split():
+        plain, images = build_double(encoder, context.device), draw(count, context.device)
+        expected = found_in(plain, take_step(plain, images, slice(None), 1))
+        model = synchronise_batch_norm(build_double(encoder, context.device), context.device)
+        logits = take_step(context.accelerator.prepare_model(model), images, own, count)
+        yield encoder, largest_difference(found_in(model, logits), expected, own)
+        context.accelerator._models.clear()
+        gc.collect()  # or DDP's hooks on the parameters would stay
 
 
-def compare_strips(setting: Setting, context: DistributedContext, encoder: str) -> dict[str, float]:
+def compare_strips(_: Setting, context: DistributedContext, encoder: str) -> Iterator[tuple[str, float]]:
     """Each process a strip of one image, at each level, against one process with the whole image, in fp64."""
-    count, found = context.num_processes, {}
+    count = context.num_processes
     plain, images = build_double(encoder, context.device), draw(1, context.device)
     expected = found_in(plain, take_step(plain, images, slice(None), 1))
     group = SpatialGroup.join(context, count)
-    for level in ("none", "selective", "full"):
+    for level in LEVELS:
         model = synchronise_batch_norm(build_double(encoder, context.device), context.device)
         scale_model(model, ScaleConfig(spatial_parallel=count), level, group)
         strip = group.cut(HEIGHT)
-        parallel = context.accelerator.prepare_model(model)
-        logits = take_step(parallel, images[:, :, strip], slice(None), count, group)
-        logits = group.gather_strip(logits)
-        found[level] = largest_difference(found_in(model, logits), expected, slice(None))
+        logits = take_step(context.accelerator.prepare_model(model), images[:, :, strip], slice(None), count, group)
+        found = found_in(model, group.gather_strip(logits))
+        yield level, largest_difference(found, expected, slice(None))
         context.accelerator._models.clear()
-    return found
+        gc.collect()
 
 
-TASKS = {"engine": compare_engine, "strips": compare_strips}
+def train_some(setting: Setting, context: DistributedContext, runs: str) -> Iterator[tuple[str, float]]:
+    """Trainings of a launch, one after the other. runs: "whole 4 parts 2": names of folders, and their last steps."""
+    words = runs.split()
+    for name, steps in zip(words[::2], words[1::2], strict=True):
+        config = make_config(setting, name, max_steps=int(steps), eval_every=100, val=None, timeout_s=SECONDS_TO_ANSWER)
+        train(config, context)
+        yield name, float(steps)
+
+
+TASKS = {"engine": compare_engine, "strips": compare_strips, "trainings": train_some}
 
 
 def build_double(encoder: str, device: torch.device) -> UNet:
@@ -112,11 +126,13 @@ def largest_difference(found: dict[str, Tensor], plain: dict[str, Tensor], own: 
 
 
 def main() -> None:
-    """Do the task of the first argument, and write what it found into a file of the folder of the last."""
+    """Do the task of the first argument, and write each thing that it finds into a file of the folder of the last."""
     task, setting, given, folder = sys.argv[1:]
-    context = DistributedContext.start()
-    found = TASKS[task](Setting(**json.loads(setting)), context, **json.loads(given))
-    (Path(folder) / f"{context.rank}.json").write_text(json.dumps(found))
+    context = DistributedContext.start(SECONDS_TO_ANSWER)
+    with (Path(folder) / f"{context.rank}.jsonl").open("w") as file:
+        for found in TASKS[task](Setting(**json.loads(setting)), context, **json.loads(given)):
+            file.write(json.dumps(found) + "\n")
+            file.flush()
     context.wait()
 
 

@@ -34,15 +34,15 @@ FSDP2 = {
 
 
 def compare_ddp(setting: Setting, findings: Findings) -> None:
-    for encoder in ENCODERS:
-        found = ask_ranks("engine", setting, NUM_PROCESSES, encoder=encoder)
-        findings.at_most(f"DDP, {encoder}", max(each["difference"] for each in found), EXACT)
+    """DDP on two devices against one process, for encoders with each kind of norm."""
+    for encoder, difference in ask_ranks("engine", setting, NUM_PROCESSES, encoders=" ".join(ENCODERS)):
+        findings.at_most(f"DDP, {encoder}", difference, EXACT)
 
 
 def compare_spatial(setting: Setting, findings: Findings) -> None:
-    found = ask_ranks("strips", setting, NUM_PROCESSES, encoder="mit_tiny")
-    for level in LEVELS:
-        findings.at_most(f"spatial, {level}", max(each[level] for each in found), EXACT)
+    """An image on two devices against one process, at each level."""
+    for level, difference in ask_ranks("strips", setting, NUM_PROCESSES, encoder="mit_tiny"):
+        findings.at_most(f"spatial, {level}", difference, EXACT)
 
 
 def save_and_resume(setting: Setting, findings: Findings) -> None:
@@ -51,13 +51,11 @@ def save_and_resume(setting: Setting, findings: Findings) -> None:
         if engine == "FSDP2" and setting.device == "cpu":
             findings.skipped("FSDP2, saved and resumed", "accelerate takes FSDP2 on GPUs only")
             continue
-        whole, parts = (Path(setting.folder) / f"{engine} {name}" for name in ("whole", "parts"))
-        for out, steps in ((whole, 4), (parts, 2), (parts, 4)):
-            codes = [rank.wait() for rank in start_ranks(_training(setting, out, steps), setting, NUM_PROCESSES, extra)]
-            if any(codes):
-                raise RuntimeError(f"{engine}, {steps} steps: the processes ended with {codes}")
-        difference = largest_difference(read_rows(parts), read_rows(whole))
-        findings.at_most(f"{engine}, saved and resumed", difference, RESUMED)
+        for runs in (f"{engine}_whole 4 {engine}_parts 2", f"{engine}_parts 4"):
+            for _ in ask_ranks("trainings", setting, NUM_PROCESSES, extra, runs=runs):
+                pass
+        parts, whole = (read_rows(Path(setting.folder) / f"{engine}_{name}") for name in ("parts", "whole"))
+        findings.at_most(f"{engine}, saved and resumed", largest_difference(parts, whole), RESUMED)
 
 
 def kill_one(setting: Setting, findings: Findings) -> None:
