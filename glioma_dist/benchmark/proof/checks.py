@@ -20,7 +20,7 @@ CHECKS = (
             *("PyTorch", "deterministic algorithms by default", "a product on the device"),
             *("driver", "compute capability", "cuDNN", "memory"),
         ),
-        seconds=40,
+        seconds=25,
     ),
     Check(
         "cpu",
@@ -40,7 +40,7 @@ CHECKS = (
             for name in ("as by default", "deterministic")
             for what in ("losses", "weights")
         ),
-        seconds=45,
+        seconds=40,
         environment=_DETERMINISTIC,
     ),
     Check(
@@ -57,7 +57,7 @@ CHECKS = (
         "attention",
         f"{HERE}.kernels:look_at_attention",
         tuple(f"{precision}: {kind} attention" for precision in _PRECISIONS for kind in ("math", "fused")),
-        seconds=40,
+        seconds=30,
     ),
     Check(
         "large_maps",
@@ -68,7 +68,7 @@ CHECKS = (
             for layout in ("contiguous", "channels_last")
             for megapixels in (68, 100, 135)
         ),
-        seconds=60,
+        seconds=45,
     ),
     Check(
         "steps",
@@ -91,7 +91,7 @@ CHECKS = (
             for level in _LEVELS
             for kind in ("allocated", "reserved")
         ),
-        seconds=130,
+        seconds=175,
     ),
     Check(
         "ddp",

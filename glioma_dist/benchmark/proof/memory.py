@@ -3,70 +3,95 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from glioma_dist.benchmark.peak_memory import GIB, PeakMemory, peak_of_profile
 from glioma_dist.benchmark.proof.lines import Findings, Setting
-from glioma_dist.benchmark.proof.steps import LEVELS, LOSS, build, draw_images, make_step
-from glioma_dist.config import ModelConfig
-from glioma_dist.errors import is_out_of_memory
-from glioma_dist.scale.planner import Level, Step, count
+from glioma_dist.benchmark.proof.steps import LEVELS
+from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step, watched_steps
+from glioma_dist.config import TrainConfig
+from glioma_dist.errors import MemoryFullError
+from glioma_dist.scale.planner import count
 from glioma_dist.size import Size
+from glioma_dist.training.memory import step_of
+from glioma_dist.training.trainer import Trainer
 
-SIZES = ("704x512", "1472x1120", "2592x1952")
-TINY_SIZES = ("96x64", "160x128", "256x192")
-ENCODER, TINY_ENCODER = "mit_b3", "mit_b0"
+ENCODER = "mit_b3"
+SIZES = {"small": "704x512", "middle": "1472x1120", "native": "2592x1952"}
+TINY_ENCODER = "mit_b0"
+TINY_SIZES = {"small": "96x64", "middle": "160x128", "native": "256x192"}
 TOLERANCE = 0.10
-NAMES = ("small", "middle", "native")
-"""Of the three sizes: lines keep their names in a rehearsal."""
+NUM_STEPS = 2
+"""Adam's moments are there from the second on, which is measured."""
+
+
+@dataclass
+class Peak:
+    """GiB of one step."""
+
+    counted: float
+    allocated: float
+    reserved: float | None
+    """None on a CPU."""
 
 
 def compare_with_estimator(setting: Setting, findings: Findings) -> None:
-    """Peak memory of a step, at three sizes and all levels, beside what the planner says."""
+    """Peak memory of a step of training, at three sizes and all levels, beside what the planner says of it."""
     encoder, sizes = (TINY_ENCODER, TINY_SIZES) if setting.tiny else (ENCODER, SIZES)
-    for name, size in zip(NAMES, map(Size.parse, sizes), strict=True):
+    for name, size in sizes.items():
         for level in LEVELS:
-            step = Step(ModelConfig(encoder=encoder), size, 1, bf16=not setting.tiny, loss=LOSS)
-            counted = count(step, level).peak / GIB
             place = f"{name}, {level}"
+            config = step_config(setting, place, level, encoder, Size.parse(size), NUM_STEPS, tiny=False)
             try:
-                allocated, reserved = measure_peak(encoder, level, size, torch.device(setting.device))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
+                peak = measure_peak(config, setting)
+            except MemoryFullError as error:
                 for kind in ("allocated", "reserved"):
-                    findings.skipped(f"{place}: {kind}", f"{size} needs {counted:.1f} GiB: {error}")
+                    findings.skipped(f"{place}: {kind}", str(error))
                 continue
-            told = f"{encoder} {size}: counted {counted:.3f} GiB, allocated {allocated:.3f} GiB"
-            findings.at_most(f"{place}: allocated", abs(counted / allocated - 1), TOLERANCE, note=told)
-            if reserved is None:
+            told = f"{encoder} {size}: counted {peak.counted:.3f} GiB, allocated {peak.allocated:.3f} GiB"
+            findings.at_most(f"{place}: allocated", abs(peak.counted / peak.allocated - 1), TOLERANCE, note=told)
+            if peak.reserved is None:
                 findings.skipped(f"{place}: reserved", "PyTorch reserves memory on GPUs only")
             else:
-                told = f"counted {counted:.3f} GiB, reserved {reserved:.3f} GiB"
-                findings.at_most(f"{place}: reserved", abs(reserved / counted - 1), TOLERANCE, note=told)
+                told = f"counted {peak.counted:.3f} GiB, reserved {peak.reserved:.3f} GiB"
+                findings.at_most(f"{place}: reserved", abs(peak.reserved / peak.counted - 1), TOLERANCE, note=told)
 
 
-def measure_peak(encoder: str, level: Level, size: Size, device: torch.device) -> tuple[float, float | None]:
-    """GiB allocated, and reserved, at the worst moment of a second step: by then Adam's moments are there."""
+def measure_peak(config: TrainConfig, setting: Setting) -> Peak:
+    """Of the run's last step. Raises MemoryFullError."""
+    found: list[Peak] = []
+
+    def watch(take_step: Callable[[], Any], trainer: Trainer, number: int) -> Any:
+        if number < NUM_STEPS - 1:
+            return take_step()
+        counted = count(step_of(trainer.config, trainer.context), trainer.level).peak / GIB
+        result, allocated, reserved = measure_step(take_step, trainer)
+        found.append(Peak(counted, allocated, reserved))
+        return result
+
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    model = build(encoder, level, device)
-    optimizer = torch.optim.Adam(model.parameters())
-    images = draw_images(size, device)
-    take_step = make_step(model, images, torch.bfloat16 if device.type == "cuda" else None, optimizer)
-    take_step()
-    if device.type == "cuda":
+    with watched_steps(watch):
+        train_here(config, variables_of_step(setting))
+    return found[0]
+
+
+def measure_step(take_step: Callable[[], Any], trainer: Trainer) -> tuple[Any, float, float | None]:
+    """What a step returns, and GiB allocated and reserved at its worst moment."""
+    gc.collect()
+    if trainer.context.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        memory = PeakMemory(device)
-        take_step()
+        memory = PeakMemory(trainer.context.device)
+        result = take_step()
         torch.cuda.synchronize()
-        return memory.allocated(), memory.reserved()
-    held = [images, *model.parameters(), *model.buffers()]
-    held += [each for state in optimizer.state.values() for each in state.values()]
+        return result, memory.allocated(), memory.reserved()
+    held = [*trainer.model.parameters(), *trainer.model.buffers()]
+    held += [each for state in trainer.optimizer.state.values() for each in state.values()]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        take_step()
-    return peak_of_profile(profiler, sum(each.nbytes for each in held)), None
+        result = take_step()
+    return result, peak_of_profile(profiler, sum(each.nbytes for each in held)), None

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.benchmark.proof.lines import Findings, Setting
 from glioma_dist.benchmark.proof.steps import LEVELS
-from glioma_dist.benchmark.proof.trainings import environment, make_config, variables
+from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step, watched_steps
 from glioma_dist.config import TrainConfig
-from glioma_dist.data.loader import Batch
-from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.size import Size
-from glioma_dist.training.launch_and_data import join_spatial_group
-from glioma_dist.training.loop import prepare, train_step
-from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.trainer import Trainer
 
-NATIVE = Size(2592, 1952)
+ENCODER, NATIVE = "mit_b3", "2592x1952"
 SLOWEST_STEP_S = 5.0
 """Of MiT-B3 at the native size: about 4 TFLOP. A step that takes longer does not run on the GPU."""
 DEAREST = {"selective": 2.0, "full": 2.5}
@@ -44,6 +36,7 @@ MOST_SYNCHRONISATIONS = 1
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 WARM_UP, TIMED = 3, 5
+END_OF_STEP = "end of the step"
 
 
 @dataclass(frozen=True)
@@ -59,14 +52,10 @@ class Costs:
 def measure_levels(setting: Setting, findings: Findings) -> None:
     """A step of training itself, its reads of the loss included, at each level."""
     device = torch.device(setting.device)
-    changes: dict[str, Any] = {"val": None} if setting.tiny else {"val": None, "encoder": "mit_b3", "size": NATIVE}
-    if not setting.tiny:
-        changes |= {"decoder_channels": (256, 128, 64, 32, 16), "batch_size": 1, "transform": "resize"}
     plain: Costs | None = None
     for level in LEVELS:
-        config = make_config(setting, f"steps {level}", activation_checkpointing=level, **changes)
-        with environment(variables(setting, "no" if setting.tiny else "bf16")), training(config) as (trainer, batch):
-            costs = measure(lambda number, trainer=trainer, batch=batch: train_step(trainer, batch, number), device)
+        config = step_config(setting, f"steps {level}", level, ENCODER, Size.parse(NATIVE), WARM_UP + TIMED + 1)
+        costs = measure(config, variables_of_step(setting), device)
         plain = plain or costs
         told = f"{config.model.encoder} {config.data.size}: {1000 * costs.seconds:.1f} ms"
         launches = f"{costs.launches} launches"
@@ -86,42 +75,46 @@ def measure_levels(setting: Setting, findings: Findings) -> None:
             findings.at_most(f"{level}: synchronisations", costs.synchronisations, MOST_SYNCHRONISATIONS, "a step")
 
 
-@contextmanager
-def training(config: TrainConfig) -> Iterator[tuple[Trainer, Batch]]:
-    """A run that is ready for its first step, and a batch on its device."""
-    context = DistributedContext.start()
-    with StopSignal() as stop, RunFolder(config, context) as folder:
-        trainer, _ = prepare(config, context, join_spatial_group(config, context), folder, stop)
-        trainer.model.train()
-        size, count = config.data.size, config.batch_size
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (count, 1, size.height, size.width), dtype=torch.uint8, generator=generator)
-        batch = Batch(images, (images[:, 0] > 180).to(torch.uint8), torch.arange(count), tuple(map(str, range(count))))
-        yield trainer, batch.to(context.device)
-
-
-def measure(take_step: Callable[[int], Any], device: torch.device) -> Costs:
-    """take_step: is given the number of the step."""
+def measure(config: TrainConfig, with_variables: Mapping[str, str], device: torch.device) -> Costs:
+    """Train for `WARM_UP` + `TIMED` steps and one more, which is looked into."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = []
-    for number in range(WARM_UP + TIMED):
+    seconds: list[float] = []
+    found: list[Costs] = []
+
+    def watch(take_step: Callable[[], Any], number: int) -> Any:
         synchronise()
         start = time.perf_counter()
-        take_step(number)
-        synchronise()
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[WARM_UP:])
+        if number < WARM_UP + TIMED:
+            result = take_step()
+            synchronise()
+            seconds.append(time.perf_counter() - start)
+            return result
+        result, costs = look_into(take_step, statistics.median(seconds[WARM_UP:]), device)
+        found.append(costs)
+        return result
+
+    with watched_steps(lambda take_step, _, number: watch(take_step, number)):
+        train_here(config, with_variables)
+    return found[0]
+
+
+def look_into(take_step: Callable[[], Any], seconds: float, device: torch.device) -> tuple[Any, Costs]:
+    """What a step returns, and what it costs. seconds: of a step that nobody looks into."""
     if device.type != "cuda":
         with _Operations() as operations:
-            take_step(WARM_UP + TIMED)
-        return Costs(median, operations.count)
+            result = take_step()
+        return result, Costs(seconds, operations.count)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        take_step(WARM_UP + TIMED)
+        result = take_step()
+        # The profiler itself waits for the GPU when it ends: what comes after this mark is not the step's.
+        with record_function(END_OF_STEP):
+            pass
     events = list(profiler.profiler.kineto_results.events())
-    waits = sum(event.name() in WAITS for event in events)
-    torch.cuda.synchronize()
-    launches = sum(event.name() in LAUNCHES for event in events)
-    return Costs(median, launches, busy_seconds(kernel_spans(events)) / median, waits)
+    end = min(event.start_ns() for event in events if event.name() == END_OF_STEP)
+    own = [event for event in events if event.start_ns() < end]
+    waits = sum(event.name() in WAITS for event in own)
+    launches = sum(event.name() in LAUNCHES for event in own)
+    return result, Costs(seconds, launches, busy_seconds(kernel_spans(events)) / seconds, waits)
 
 
 def kernel_spans(events: Iterable[Any]) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any
 
 from glioma_dist.benchmark.proof.lines import Setting
 from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
+from glioma_dist.data.loader import Batch
+from glioma_dist.scale.planner import Level
 from glioma_dist.size import Size
-from glioma_dist.training.loop import train
+from glioma_dist.training import loop
+from glioma_dist.training.trainer import Trainer
 
 SIZE, BATCH_SIZE, LEARNING_RATE = Size(64, 64), 4, 1e-4
 DECODER_CHANNELS = (16, 16, 8, 8, 8)
@@ -47,6 +50,39 @@ def make_config(setting: Setting, name: str, **changes: Any) -> TrainConfig:
     return replace(config, **changes)
 
 
+def step_config(
+    setting: Setting, name: str, level: Level, encoder: str, size: Size, num_steps: int, tiny: bool | None = None
+) -> TrainConfig:
+    """A run of one image a step without validation, of the network at its full width. tiny: of the smallest network
+    and size instead; by default in a rehearsal."""
+    changes: dict[str, Any] = {"val": None, "max_steps": num_steps, "eval_every": num_steps, "batch_size": 1}
+    changes |= {"activation_checkpointing": level, "transform": "resize", "epochs": num_steps}
+    if not (setting.tiny if tiny is None else tiny):
+        changes |= {"encoder": encoder, "size": size, "decoder_channels": ModelConfig.decoder_channels}
+    return make_config(setting, name, **changes)
+
+
+def variables_of_step(setting: Setting) -> dict[str, str]:
+    """Of the environment of such a run: bf16 on a GPU, as its launch files have it."""
+    return variables(setting, "no" if setting.tiny else "bf16")
+
+
+@contextmanager
+def watched_steps(watch: Callable[[Callable[[], Any], Trainer, int], Any]) -> Iterator[None]:
+    """Within it, `watch` stands before each step of the trainings of this process: it is given a function that takes
+    the step, the trainer and the number of the step, and returns what that function does."""
+    original = loop.train_step
+
+    def watched(trainer: Trainer, batch: Batch, step: int) -> Any:
+        return watch(lambda: original(trainer, batch, step), trainer, step)
+
+    loop.train_step = watched
+    try:
+        yield
+    finally:
+        loop.train_step = original
+
+
 def variables(setting: Setting, precision: str = "no") -> dict[str, str]:
     """What the environment of a run on the setting's device has in it."""
     return {USE_CPU: "true" if setting.device == "cpu" else "false", PRECISION: precision}
@@ -70,7 +106,7 @@ def environment(changes: Mapping[str, str]) -> Iterator[None]:
 def train_here(config: TrainConfig, with_variables: Mapping[str, str]) -> list[dict]:
     """Train in this process; returns the rows of its metrics."""
     with environment(with_variables):
-        train(config)
+        loop.train(config)
     return read_rows(config.out)
 
 
