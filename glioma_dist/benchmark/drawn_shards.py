@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards.reader import ShardWriter
+from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.size import Size
 
 NATIVE = Size(2592, 1952)
@@ -30,3 +33,18 @@ def draw_shards(folder: Path, count: int, size: Size = NATIVE, seed: int = 0) ->
             noise = generator.standard_normal(mask.shape, np.float32)
             image = 110 + 30 * mask + 4 * noise + 60 * cv2.GaussianBlur(noise, (0, 0), 2)
             writer.write(Sample(f"drawn-{number:05d}", image.clip(0, 255).astype(np.uint8), mask, {"num_cells": DISCS}))
+
+
+@contextmanager
+def drawn_or_given(data: Path | str, count: int) -> Iterator[str]:
+    """The folder of shards `data`, and for "drawn" one of `count` images, which is there within this context.
+
+    Raises InputError now, where the shards cannot be used, rather than in each process that is started.
+    """
+    if str(data) != "drawn":
+        ShardReader(data)
+        yield str(data)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        draw_shards(Path(folder) / "train", count)
+        yield str(Path(folder) / "train")

@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from glioma_dist.benchmark.peak_memory import GIB, PeakMemory, peak_of_profile
 from glioma_dist.benchmark.proof.lines import Findings, Setting
 from glioma_dist.benchmark.proof.steps import LEVELS
-from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step, watched_steps
+from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step
+from glioma_dist.benchmark.watched_steps import watched_steps
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import MemoryFullError
 from glioma_dist.scale.planner import count

@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from glioma_dist.benchmark.launching import FSDP2, wait_for
 from glioma_dist.benchmark.proof.interruption import EVERY_LOOK
-from glioma_dist.benchmark.proof.launches import ask_ranks, start_ranks, wait_for
+from glioma_dist.benchmark.proof.launches import ask_ranks, start_on
 from glioma_dist.benchmark.proof.lines import Findings, Setting
 from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, SIZE, largest_difference, read_rows
 from glioma_dist.errors import ExitCode
@@ -22,15 +23,6 @@ RESUMED = 1e-4
 SECONDS_TO_END = 60.0
 SECONDS_TO_ANSWER = 20
 NUM_PROCESSES = 2
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    "FSDP_OFFLOAD_PARAMS": "false",
-}
-"""As accelerate_configs/fsdp2.yaml sets them."""
 
 
 def compare_ddp(setting: Setting, findings: Findings) -> None:
@@ -61,7 +53,7 @@ def save_and_resume(setting: Setting, findings: Findings) -> None:
 def kill_one(setting: Setting, findings: Findings) -> None:
     """The second process is killed in the middle of a run: the first must not wait for it for ever."""
     out = Path(setting.folder) / "killed"
-    first, second = ranks = start_ranks(_training(setting, out, 100_000), setting, NUM_PROCESSES)
+    first, second = ranks = start_on(setting, _training(setting, out, 100_000), NUM_PROCESSES)
     while len(read_rows(out)) < 3 and first.poll() is None:
         time.sleep(EVERY_LOOK)
     second.send_signal(signal.SIGKILL)

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.benchmark.proof.lines import Findings, Setting
 from glioma_dist.benchmark.proof.steps import LEVELS
-from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step, watched_steps
+from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step
+from glioma_dist.benchmark.watched_steps import watched_steps
 from glioma_dist.config import TrainConfig
 from glioma_dist.size import Size
 

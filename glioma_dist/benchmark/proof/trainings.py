@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,11 +12,9 @@ from typing import Any
 
 from glioma_dist.benchmark.proof.lines import Setting
 from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
-from glioma_dist.data.loader import Batch
 from glioma_dist.scale.planner import Level
 from glioma_dist.size import Size
 from glioma_dist.training import loop
-from glioma_dist.training.trainer import Trainer
 
 SIZE, BATCH_SIZE, LEARNING_RATE = Size(64, 64), 4, 1e-4
 DECODER_CHANNELS = (16, 16, 8, 8, 8)
@@ -65,22 +63,6 @@ def step_config(
 def variables_of_step(setting: Setting) -> dict[str, str]:
     """Of the environment of such a run: bf16 on a GPU, as its launch files have it."""
     return variables(setting, "no" if setting.tiny else "bf16")
-
-
-@contextmanager
-def watched_steps(watch: Callable[[Callable[[], Any], Trainer, int], Any]) -> Iterator[None]:
-    """Within it, `watch` stands before each step of the trainings of this process: it is given a function that takes
-    the step, the trainer and the number of the step, and returns what that function does."""
-    original = loop.train_step
-
-    def watched(trainer: Trainer, batch: Batch, step: int) -> Any:
-        return watch(lambda: original(trainer, batch, step), trainer, step)
-
-    loop.train_step = watched
-    try:
-        yield
-    finally:
-        loop.train_step = original
 
 
 def variables(setting: Setting, precision: str = "no") -> dict[str, str]:
