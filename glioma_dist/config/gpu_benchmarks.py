@@ -51,8 +51,9 @@ class ScalingConfig:
     """Images of a step: for each GPU, or with spatial for all GPUs together."""
     repeats: int = 20
     """Number of timed steps."""
-    warm_up: int = 5
-    """Number of steps before the timed ones."""
+    warm_up: int = 10
+    """Number of steps before the timed ones. Each worker has two batches ready: more steps than that show what data
+    loading costs."""
     data: LocalPath = "drawn"
     """Where images come from: a folder of shards, or drawn (synthetic images of the microscope's size)."""
     workers: int = 4

@@ -35,8 +35,8 @@ def markdown_text(rows: Sequence[Mapping]) -> str:
     parts = [
         f"# U-Net {first['encoder']}: speed and memory by the number of GPUs\n",
         f"{first['device']}; {versions}; commit {first['commit']}. Activation checkpointing {first['level']}, "
-        f"{first['precision']}, {first['workers']} workers for each GPU, data: {first['data']}. DDP and FSDP2: each GPU "
-        "has its own images. Spatial parallel: all GPUs share each image.\n",
+        f"{first['precision']}, {first['workers']} workers for each GPU, data: {first['data']}. DDP and FSDP2: each "
+        "GPU has its own images. Spatial parallel: all GPUs share each image.\n",
         f"```\n{first['command']}\n```\n",
     ]
     if not any(row["mfu"] is not None for row in rows):
@@ -80,13 +80,13 @@ def draw(rows: Sequence[Mapping], title: str, value: Callable[[Mapping], float |
         axes.set_title(size, loc="left", color=GREY)
         axes.set_xlabel("GPUs")
         axes.set_xticks(numbers)
-        single = [(1, each) for row in own if row["engine"] == "single" and (each := value(row)) is not None]
+        points = {name: [(row["num_gpus"], value(row)) for row in own if row["engine"] == name] for name in NAMES}
+        points = {name: [each for each in found if each[1] is not None] for name, found in points.items()}
+        single = points["single"]
         for engine, colour in COLOURS.items():
-            points = [
-                (row["num_gpus"], each) for row in own if row["engine"] == engine and (each := value(row)) is not None
-            ]
-            if points:
-                axes.plot(*zip(*sorted(single + points), strict=True), color=colour, marker="o", label=NAMES[engine])
+            if points[engine]:
+                line = sorted(single + points[engine])
+                axes.plot(*zip(*line, strict=True), color=colour, marker="o", label=NAMES[engine])
         if single:
             axes.plot(*single[0], color=GREY, marker="o", linestyle="none", label=NAMES["single"])
             if ideal:
