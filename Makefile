@@ -59,7 +59,8 @@ gpu: setup
 	$(BIN)/glioma-dist bench gpu
 
 gpu-bench: setup
-	$(BIN)/glioma-dist bench resolution --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last 	  --find-largest
+	$(BIN)/glioma-dist bench resolution --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last \
+	  --find-largest
 	$(BIN)/glioma-dist bench scaling
 
 clean:

@@ -30,7 +30,7 @@ def compare_with_cpu(setting: Setting, findings: Findings) -> None:
     expected = train_here(make_config(setting, "expected"), on_cpu)
     rows = train_here(make_config(setting, "fp32"), variables(setting))
     findings.at_most("losses in fp32", largest_difference(rows, expected), FP32_LIMIT)
-    layout = make_config(setting, "channels_last", channels_last=True)
+    layout = make_config(setting, "channels_last", channels_last="on")
     rows = train_here(layout, variables(setting))
     findings.at_most("losses in channels_last", largest_difference(rows, expected), FP32_LIMIT)
     for precision, limit in (("bf16", BF16_LIMIT), ("fp16", FP16_LIMIT)):
