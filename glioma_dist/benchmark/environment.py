@@ -8,16 +8,11 @@ import platform
 import re
 import subprocess
 import sys
-import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import torch
-
-LIBRARIES = ("torch", "accelerate", "timm", "transformers", "segmentation-models-pytorch", "glioma-dist")
-"""Whose versions a measurement depends on."""
-BENCHMARKS = Path("docs/benchmarks")
 
 
 def find_device() -> Literal["cuda", "cpu"]:
@@ -34,23 +29,6 @@ def describe_device(device: str) -> str:
     model = re.search(r"^model name\s*: (.+)$", table, re.MULTILINE)
     threads = torch.get_num_threads()
     return f"{model[1] if model else platform.processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def count_gpus() -> tuple[int, str]:
-    """Number of GPUs that PyTorch can use, and why it can use none. They stay untouched."""
-    if find_device() == "cpu" and not torch.cuda.is_available():
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            torch.cuda.is_available()
-        built = "" if torch.version.cuda else "this PyTorch is built without CUDA"
-        return 0, built or " ".join(str(each.message) for each in said)
-    return torch.cuda.device_count(), ""
-
-
-def device_folder(device: str) -> Path:
-    """The folder of a device's results, named after it: docs/benchmarks/nvidia_h100_80gb_hbm3."""
-    name = re.sub(r"\(R\)|\(TM\)", "", describe_device(device).partition(",")[0])
-    return BENCHMARKS / re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def find_commit(repository: Path) -> str | None:

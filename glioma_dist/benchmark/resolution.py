@@ -21,15 +21,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from glioma_dist.benchmark.cell import BASELINES, OURS, Cell
+from glioma_dist.benchmark.devices import LIBRARIES, device_folder
 from glioma_dist.benchmark.drawn_shards import NATIVE, drawn_or_given
-from glioma_dist.benchmark.environment import (
-    LIBRARIES,
-    describe_device,
-    device_folder,
-    find_commit,
-    find_device,
-    find_version,
-)
+from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
 from glioma_dist.benchmark.rows import Rows
 from glioma_dist.config.benchmark import SIDE_STEP, ResolutionConfig

@@ -14,16 +14,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder
 from glioma_dist.benchmark.drawn_shards import drawn_or_given
-from glioma_dist.benchmark.environment import (
-    LIBRARIES,
-    count_gpus,
-    describe_device,
-    device_folder,
-    find_commit,
-    find_device,
-    find_version,
-)
+from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
 from glioma_dist.benchmark.launching import FSDP2, start_ranks, wait_for
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
 from glioma_dist.benchmark.rows import Rows

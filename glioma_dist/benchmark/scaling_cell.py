@@ -4,6 +4,7 @@ clock."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from glioma_dist.benchmark.peak_memory import PeakMemory
 from glioma_dist.benchmark.watched_steps import watched_steps
 from glioma_dist.config import DataConfig, ModelConfig, ScaleConfig, TrainConfig
-from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.launched import USE_CPU
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_json_atomically
 from glioma_dist.scale.planner import Level
@@ -70,8 +71,8 @@ class ScalingCell:
 class Clock:
     """Begin and end of each step after the warm-up, of which the device has finished the last."""
 
-    def __init__(self, warm_up: int, device: torch.device) -> None:
-        self._warm_up, self._device = warm_up, device
+    def __init__(self, warm_up: int) -> None:
+        self._warm_up = warm_up
         self.begins: list[float] = []
         self.ends: list[float] = []
 
@@ -79,7 +80,7 @@ class Clock:
         """Stand before a step (see `watched_steps`)."""
         begin = time.perf_counter()
         result = take_step()
-        if self._device.type == "cuda":
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         if number >= self._warm_up:
             self.begins.append(begin)
@@ -101,14 +102,14 @@ def main() -> None:
     """Train as the cell of the first argument says, on the shards of the second, in a folder of the third; each process
     writes what it measured there."""
     cell, shards, folder = ScalingCell(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-    context = DistributedContext.start()
-    memory, clock = PeakMemory(context.device), Clock(cell.warm_up, context.device)
+    on_cpu = os.environ.get(USE_CPU, "false") == "true"
+    # `train` joins the launch itself: its workers are forked before.
+    memory, clock = PeakMemory(torch.device("cpu" if on_cpu else "cuda")), Clock(cell.warm_up)
     with watched_steps(clock.watch):
-        train(cell.config(shards, folder / "run"), context)
+        train(cell.config(shards, folder / "run"))
     found = {"seconds": clock.seconds, "seconds_between": clock.seconds_between, "num_steps": len(clock.ends)}
     found |= {"peak_gib": memory.allocated(), "peak_reserved_gib": memory.reserved()}
-    write_json_atomically(folder / f"{context.rank}.json", found)
-    context.wait()
+    write_json_atomically(folder / f"{os.environ['RANK']}.json", found)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder
 from glioma_dist.benchmark.drawn_shards import draw_shards
-from glioma_dist.benchmark.environment import (
-    LIBRARIES,
-    count_gpus,
-    describe_device,
-    device_folder,
-    find_commit,
-    find_version,
-)
+from glioma_dist.benchmark.environment import describe_device, find_commit, find_version
 from glioma_dist.benchmark.proof.checks import CHECKS
 from glioma_dist.benchmark.proof.lines import Line, Setting
 from glioma_dist.benchmark.proof.runner import Check, run_check
