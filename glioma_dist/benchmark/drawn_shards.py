@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def draw_shards(folder: Path, count: int, size: Size = NATIVE, seed: int = 0) ->
 
 
 @contextmanager
-def drawn_or_given(data: Path | str, count: int) -> Iterator[str]:
+def drawn_or_given(data: Path | str, count: int) -> Generator[str]:
     """The folder of shards `data`, and for "drawn" one of `count` images, which is there within this context.
 
     Raises InputError now, where the shards cannot be used, rather than in each process that is started.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from glioma_dist.training.trainer import Trainer
 
 
 @contextmanager
-def watched_steps(watch: Callable[[Callable[[], Any], Trainer, int], Any]) -> Iterator[None]:
+def watched_steps(watch: Callable[[Callable[[], Any], Trainer, int], Any]) -> Generator[None]:
     """Within it, `watch` stands before each step of the trainings of this process: it is given a function that takes
     the step, the trainer and the number of the step, and returns what that function does."""
     original = loop.train_step

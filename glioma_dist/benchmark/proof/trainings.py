@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -71,7 +71,7 @@ def variables(setting: Setting, precision: str = "no") -> dict[str, str]:
 
 
 @contextmanager
-def environment(changes: Mapping[str, str]) -> Iterator[None]:
+def environment(changes: Mapping[str, str]) -> Generator[None]:
     """Within it, this process's environment has these variables."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
