@@ -19,6 +19,8 @@ LONG = {
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
+    "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",
+    "tests/end_to_end/test_bench_scaling.py::test_each_engine_is_measured_once": "launches",
     "tests/end_to_end/test_bench_resolution.py::test_each_rung_is_a_row_with_figures_and_circumstances": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_out_of_memory_is_a_row_and_the_benchmark_goes_on": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_the_peer_is_measured_beside_ours": "a process",

@@ -117,7 +117,7 @@ def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
         "seconds": seconds,
         "median_seconds": median,
         "images_per_second": cell.batch_size / median,
-        "images_per_second_with_data": None if cell.data is None else rate_with_data(cell, take_step, device, pool),
+        **({} if cell.data is None else rate_with_data(cell, take_step, device, pool)),
     }
 
 
@@ -176,9 +176,9 @@ def time_steps(
 
 def rate_with_data(
     cell: Cell, take_step: Callable[[Batch], None], device: torch.device, pool: WorkerPool | None
-) -> float:
-    """Images a second over all timed steps together: batches come in bursts, a step's median would hide the wait.
-    Those that the workers had ready before are not timed."""
+) -> dict[str, float]:
+    """Images a second over all timed steps together, and the share of the time spent waiting for batches: these come in
+    bursts, a step's median would hide the wait. Those that the workers had ready before are not timed."""
     reader = ShardReader(cell.data)
     data = DataConfig(
         size=Size.parse(cell.size),
@@ -187,9 +187,28 @@ def rate_with_data(
         workers=cell.workers,
     )
     order = DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0)
-    batches = training_batches(reader, order, data, device=device, pool=pool)
+    batches = Waited(training_batches(reader, order, data, device=device, pool=pool))
     time_steps(take_step, batches, cell.warm_up + cell.workers * BATCHES_AHEAD, device)
-    return cell.batch_size * cell.repeats / sum(time_steps(take_step, batches, cell.repeats, device))
+    batches.seconds = 0.0
+    seconds = sum(time_steps(take_step, batches, cell.repeats, device))
+    rate = cell.batch_size * cell.repeats / seconds
+    return {"images_per_second_with_data": rate, "waiting_share": batches.seconds / seconds}
+
+
+class Waited:
+    """An iterator, and the seconds that its user has waited for it."""
+
+    def __init__(self, items: Iterator[Batch]) -> None:
+        self._items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        item = next(self._items)
+        self.seconds += time.perf_counter() - start
+        return item
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ NATIVE = Size(2592, 1952)
 @dataclass(frozen=True)
 class ResolutionConfig:
     """Measure time and peak memory of a training step at each image size. Writes JSON, CSV, a Markdown table and two
-    plots."""
+    plots; run it again to continue."""
 
     sizes: tuple[SizeFlag, ...]
     """Image sizes to measure, for example 704x512 1472x1120 2592x1952."""
@@ -60,8 +60,9 @@ class ResolutionConfig:
     timeout_s: float = 600.0
     """Time limit in seconds for one measurement, from the start of its process. A measurement that takes longer is
     stopped and reported as such."""
-    out: Path = Path("docs/benchmarks/resolution")
-    """A new folder for resolution.json, .csv, .md, memory.png and speed.png."""
+    out: Path | None = None
+    """Folder for resolution.json, .csv, .md, memory.png and speed.png. By default: docs/benchmarks/ and the name of the
+    device. A benchmark that was stopped continues there."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
@@ -85,8 +86,8 @@ class ResolutionConfig:
             raise InputError("--levels: give one or more, or --baselines")
         if "smp" in self.baselines:
             self._validate_smp()
-        if (self.out / "resolution.json").exists():
-            raise InputError(f"--out {self.out} holds a benchmark already; give another folder")
+        if self.out is not None:
+            check_new_folder("--out", self.out)
 
     def _validate_smp(self) -> None:
         if util.find_spec("segmentation_models_pytorch") is None:

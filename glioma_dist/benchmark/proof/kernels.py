@@ -1,0 +1,89 @@
+"""Which kernels a device takes: of attention, and of layers that torch.compile translates."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from glioma_dist.benchmark.proof.lines import Findings, Setting
+from glioma_dist.benchmark.proof.steps import build, draw_images, make_step
+from glioma_dist.config import ScaleConfig
+from glioma_dist.size import Size
+
+FUSED = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+MATH = "attention_math"
+"""In the names of PyTorch's operations: the one that holds the matrix of all weights."""
+PREFIX = "aten::_scaled_dot_product_"
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILED_LIMIT = 1e-3
+"""Between a compiled and a plain network's losses: a compiler may sum in another order."""
+
+
+def look_at_attention(setting: Setting, findings: Findings) -> None:
+    """Which implementation scaled_dot_product_attention takes in a training step, by the profiler."""
+    device = torch.device(setting.device)
+    encoder, size = ("mit_tiny", Size(64, 64)) if setting.tiny else ("mit_b3", Size(704, 512))
+    for precision, dtype in PRECISIONS.items():
+        names = (f"{precision}: math attention", f"{precision}: fused attention")
+        if precision == "fp16" and setting.device == "cpu":
+            for name in names:
+                findings.skipped(name, "fp16 needs a GPU")
+            continue
+        model = build(encoder, "none", device)
+        found = attention_operations(make_step(model, draw_images(size, device), dtype), device)
+        math = sum(number for name, number in found.items() if MATH in name)
+        fused = sum(number for name, number in found.items() if any(each in name for each in FUSED))
+        told = f"{encoder} {size}: " + (
+            ", ".join(f"{number} {name}" for name, number in found.items()) or "no attention"
+        )
+        findings.equal(names[0], math, 0, "calls", told)
+        findings.equal(names[1], fused, len(model.encoder.attention_layers()), "calls", told)
+
+
+def attention_operations(take_step, device: torch.device) -> Counter[str]:
+    """Name of each forward operation of attention in a step -> number of calls."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        take_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    names = (
+        event.name for event in profiler.events() if event.name.startswith(PREFIX) and "backward" not in event.name
+    )
+    return Counter(name.removeprefix(PREFIX) for name in names)
+
+
+def look_at_compiling(setting: Setting, findings: Findings) -> None:
+    """Whether torch.compile translates each kind of layer once, and gives the same losses."""
+    from torch._dynamo.utils import counters
+
+    device = torch.device(setting.device)
+    encoder, size = ("mit_b0", Size(64, 64)) if setting.tiny else ("mit_b3", Size(704, 512))
+    images = draw_images(size, device)
+    expected = make_step(build(encoder, "none", device), images, None)()
+    model = build(encoder, "none", device, ScaleConfig(compile=True))
+    compiled = [block for block in model.encoder.blocks() if block._compiled_call_impl is not None]
+    if setting.tiny:  # inductor takes minutes on a CPU, and what is counted here comes before it
+        for block in compiled:
+            block.compile(backend="aot_eager")
+    counters.clear()
+    take_step = make_step(model, images, None)
+    start = time.perf_counter()
+    losses = take_step()
+    seconds = time.perf_counter() - start
+    take_step()
+    kinds = {tuple((name, tuple(each.shape)) for name, each in block.named_parameters()) for block in compiled}
+    graphs, told = (
+        counters["stats"]["unique_graphs"],
+        f"{encoder} {size}: {len(compiled)} layers, first step {seconds:.0f} s",
+    )
+    findings.equal("graphs, one a kind of layer", graphs, max(len(kinds), 1), note=told)
+    findings.equal("graph breaks", sum(counters["graph_break"].values()), 0)
+    findings.at_most("losses against those of the plain network", _relative(losses, expected), COMPILED_LIMIT)
+
+
+def _relative(losses: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((losses - expected).abs() / expected.abs().clamp(min=1e-6)).max())
