@@ -58,7 +58,7 @@ BASES = {
 }
 """Flags of which every input is there, for the commands that have one."""
 WITH = {"--model.weights": ("--model.init", "imagenet")}
-WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs")
+WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs", "bench gpu")
 
 
 @functools.cache
