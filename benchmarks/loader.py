@@ -1,4 +1,4 @@
-"""Images a second of the loader beside others (loader_peers.py), and processor time for each.
+"""Images a second of the loader beside others (peers/loaders.py), and processor time for each.
 
 All decode the same images, make the same changes, and hand batches of uint8 to the training process, which normalises
 them. On a GPU it is the GPU that normalises, so both are measured: handed over, and normalised on the CPU.
@@ -34,7 +34,7 @@ from glioma_dist.model.unet import normalise
 from glioma_dist.size import Size
 
 sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or imported
-from loader_peers import PIPELINES, SAMPLES_PER_SHARD
+from peers.loaders import PIPELINES, SAMPLES_PER_SHARD
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "webdataset", "litdata", "mosaicml-streaming", "opencv-python-headless", "glioma-dist")

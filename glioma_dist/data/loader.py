@@ -188,7 +188,7 @@ class _Work:
             if pool is None:
                 pool, number, places = stack.enter_context(WorkerPool(self._num_workers, self._job)), 0, [*places]
             elif number is None:
-                number = self._number = pool.open(self._job)
+                number = self._number = pool.add_job(self._job)
             stream = Stream(pool, number, tasks, places, self._num_workers * TASKS_AHEAD, self._seconds_to_answer)
             stack.callback(stream.close)
             yield stream
@@ -205,7 +205,7 @@ class _Work:
     def end(self) -> None:
         """Have a pool that lives on forget the job."""
         if self._number is not None:
-            self._pool.close_job(self._number)
+            self._pool.drop_job(self._number)
 
 
 def num_places(num_workers: int) -> int:

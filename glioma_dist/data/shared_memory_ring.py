@@ -1,7 +1,7 @@
 """Memory that a process shares with its workers, and the ring of places in it through which they hand batches over.
 
 Workers may have been forked before the memory was made: a file without a name holds it, whose descriptor can be sent
-to them (`WorkerPool.open`).
+to them (`WorkerPool.add_job`).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Stream:
         `WorkerPool.get` does."""
         self._ask()
         if not self._under_way:
-            if not self._free:
+            if not self._free and next(self._tasks, None) is not None:
                 raise RuntimeError("all places of the ring are in use: release one before the next is asked for")
             raise StopIteration
         ticket, place = self._under_way[0]

@@ -103,7 +103,7 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, job: Job) -> int:
+    def add_job(self, job: Job) -> int:
         """Hand a job to all workers. It is pickled; `SharedMemory` in it stays shared. Returns its number."""
         number = next(self._next_job)
         pickler = _Pickler()
@@ -118,7 +118,7 @@ class WorkerPool:
         self._jobs[number] = job
         return number
 
-    def close_job(self, number: int) -> None:
+    def drop_job(self, number: int) -> None:
         """Have workers forget a job."""
         if self._jobs.pop(number, None) is not None:
             for end in self._ends:

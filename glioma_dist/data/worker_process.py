@@ -16,6 +16,7 @@ import cv2
 import torch
 
 from glioma_dist.data.shared_memory_ring import SharedMemory
+from glioma_dist.distributed.freed_memory import keep_freed_memory
 from glioma_dist.distributed.signals import STOP_SIGNALS, get_signal_at_parents_death
 from glioma_dist.errors import RunError
 
@@ -54,6 +55,7 @@ def work(
 
 
 def _set_up() -> None:
+    keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)  # one forked from a process that has used several would wait for them for ever
     # A scheduler or a terminal may signal the whole process group. The training process saves, and ends its workers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import warnings
@@ -16,14 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from glioma_dist.distributed import rendezvous
+from glioma_dist.distributed.freed_memory import keep_freed_memory
 from glioma_dist.distributed.joining import SECONDS_OF_GRACE, bounded, check_place, joining
 from glioma_dist.distributed.launch import check_launch
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
 
-MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
-"""Numbers of mallopt's parameters, from glibc's malloc.h."""
 SECONDS_TO_ANSWER = 600.0
 """After which a process or a worker that does not answer counts as lost."""
 WORD_OF_AN_END = "glioma_dist/ended"
@@ -163,15 +161,3 @@ class DistributedContext:
         except (RuntimeError, ValueError):
             return ending
         return ending
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
-
-    By default it gives each back to the system and asks for it again, page by page: a quarter of a step's time on a
-    CPU (docs/log.md).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(MALLOPT_MMAP_MAX, 0)
-        libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)

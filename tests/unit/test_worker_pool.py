@@ -395,7 +395,7 @@ def test_memory_that_is_sent_is_shared():
     Writer.__qualname__ = "Writer"
     with WorkerPool(2) as pool:
         job = Writer()
-        list(stream_of(pool, pool.open(job), range(8)))
+        list(stream_of(pool, pool.add_job(job), range(8)))
         assert job.memory.array(0, 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 0]
 
 

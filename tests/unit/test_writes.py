@@ -34,7 +34,6 @@ ALLOWED = {
     "glioma_dist/report/resolution.py: write_report": "a figure into memory",
     "glioma_dist/report/study_plots.py: draw_plot": "a figure into memory",
     "glioma_dist/demo/drawing.py: draw_split": "a TIFF into memory",
-    "benchmarks/loader.py: write_data": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: write_json": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: bench_speed": "scratch data of a benchmark, in a temporary folder",
 }
