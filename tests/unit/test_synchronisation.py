@@ -36,6 +36,7 @@ from glioma_dist.training.trainer import StepGuard
 
 LEVELS = ("none", "selective", "full")
 SEEDS = torch.tensor([3, 4])
+PLACES = torch.tensor([0, 2])
 SIDE = 64
 NAMES = (*encoders.names(), "timm/convnext_atto", "timm/edgenext_xx_small")
 
@@ -204,8 +205,10 @@ def test_the_watch_sees_what_it_is_there_for():
         here.to(CUDA)
         here.to(CUDA, non_blocking=True)
         there.copy_(here)
+        there[[0, 2]]
+        there[PLACES]
         here.pin_memory().to(CUDA, non_blocking=True)
-        assert [waits_not for *_, waits_not in watch.to_device] == [False] * 5 + [True]
+        assert [waits_not for *_, waits_not in watch.to_device] == [False] * 7 + [True]
 
 
 @pytest.mark.parametrize("level", LEVELS)
