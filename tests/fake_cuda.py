@@ -228,6 +228,15 @@ class GpuKernels(TorchDispatchMode):
         return GPU_ONLY.get(func, func)(*args, **(kwargs or {}))
 
 
+MOVERS = (
+    ATEN.index.Tensor,
+    ATEN.index_put.default,
+    ATEN.index_put_.default,
+    ATEN._index_put_impl_.default,
+)
+"""Operations whose kernels for GPUs copy places that they are given on the CPU."""
+
+
 class Watch(TorchDispatchMode):
     """Counts what makes the CPU wait for a GPU, or copies between them. Enter it within a `FakeTensorMode`.
 
@@ -269,6 +278,9 @@ class Watch(TorchDispatchMode):
                 self.to_host.append("copy_")
             else:
                 self._note("copy_", args[1], args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+        if func in MOVERS and devices == {"cpu", "cuda"}:
+            moved = next(each for each in tree_leaves(args) if isinstance(each, Tensor) and each.device.type == "cpu")
+            self._note(str(func), moved, False)
         result = GPU_ONLY.get(func, func)(*args, **kwargs)
         if func is ATEN.lift_fresh.default and any(
             isinstance(each, FakeTensor) and each.device.type == "cuda" for each in tree_leaves(result)

@@ -25,5 +25,4 @@ def pixel_counts(predicted: Tensor, reference: Tensor) -> Tensor:
 def dice_from(counts: Tensor) -> Tensor:
     """Dice from `pixel_counts`. Returns (...) fp64."""
     overlap, total = counts.unbind(-1)
-    # Not `where`, which copies its number to the device.
-    return (2 * overlap / total).masked_fill(total == 0, 1.0)
+    return (2 * overlap / total).where(total > 0, 1.0)
