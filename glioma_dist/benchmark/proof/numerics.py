@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from glioma_dist.benchmark.proof.lines import Findings, Setting
+from glioma_dist.benchmark.proof.lines import Findings, Setting, worst
 from glioma_dist.benchmark.proof.trainings import (
     PRECISION,
     USE_CPU,
@@ -65,9 +65,9 @@ def repeat(setting: Setting, findings: Findings) -> None:
 
 def _largest_of(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest difference of two sets of weights, in shares of each tensor's largest number."""
-    if one.keys() != other.keys() or not one:
+    if one.keys() != other.keys():
         return float("inf")
-    return max(
+    return worst(
         float((one[name].double() - other[name].double()).abs().max() / one[name].double().abs().max().clamp(min=1e-3))
         for name in one
     )
