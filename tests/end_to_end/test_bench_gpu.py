@@ -74,7 +74,7 @@ def broken_training(monkeypatch, breaks: Callable[[str], bool]) -> None:
 
     def other(config):
         broken = breaks(config.out.name)
-        return train(trainings.replace(config, lr=config.lr * (1.01 if broken else 1)))
+        return train(trainings.replace(config, lr=config.lr * (3 if broken else 1)))
 
     monkeypatch.setattr(loop, "train", other)
 
