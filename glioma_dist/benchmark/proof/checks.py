@@ -33,6 +33,13 @@ CHECKS = (
         environment=_WITHOUT_TF32,
     ),
     Check(
+        "gradients",
+        f"{HERE}.numerics:compare_gradients",
+        tuple(f"gradients in fp32, {level}" for level in _LEVELS),
+        seconds=25,
+        environment=_WITHOUT_TF32,
+    ),
+    Check(
         "repeat",
         f"{HERE}.numerics:repeat",
         tuple(
@@ -91,7 +98,7 @@ CHECKS = (
             for level in _LEVELS
             for kind in ("allocated", "reserved")
         ),
-        seconds=175,
+        seconds=150,
     ),
     Check(
         "ddp",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -17,6 +20,7 @@ FUSED = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_att
 MATH = "attention_math"
 """In the names of PyTorch's operations: the one that holds the matrix of all weights."""
 PREFIX = "aten::_scaled_dot_product_"
+KERNELS = re.compile("fmha|flash|attention", re.IGNORECASE)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILED_LIMIT = 1e-3
 """Between a compiled and a plain network's losses: a compiler may sum in another order."""
@@ -33,27 +37,28 @@ def look_at_attention(setting: Setting, findings: Findings) -> None:
                 findings.skipped(name, "fp16 needs a GPU")
             continue
         model = build(encoder, "none", device)
-        found = attention_operations(make_step(model, draw_images(size, device), dtype), device)
+        found, names_of_kernels = attention_operations(make_step(model, draw_images(size, device), dtype), device)
         math = sum(number for name, number in found.items() if MATH in name)
         fused = sum(number for name, number in found.items() if any(each in name for each in FUSED))
-        told = f"{encoder} {size}: " + (
-            ", ".join(f"{number} {name}" for name, number in found.items()) or "no attention"
-        )
+        listed = [f"{number} {name}" for name, number in found.items()]
+        told = f"{encoder} {size}: {', '.join(listed + names_of_kernels) or 'no attention'}"
         findings.equal(names[0], math, 0, "calls", told)
         findings.equal(names[1], fused, len(model.encoder.attention_layers()), "calls", told)
 
 
-def attention_operations(take_step, device: torch.device) -> Counter[str]:
-    """Name of each forward operation of attention in a step -> number of calls."""
+def attention_operations(take_step: Callable[[], Any], device: torch.device) -> tuple[Counter[str], list[str]]:
+    """Name of each forward operation of attention in a step -> number of calls; and the names of a GPU's kernels that
+    seem to compute attention."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:
         take_step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-    names = (
-        event.name for event in profiler.events() if event.name.startswith(PREFIX) and "backward" not in event.name
-    )
-    return Counter(name.removeprefix(PREFIX) for name in names)
+    events = list(profiler.profiler.kineto_results.events())
+    names = [event.name() for event in events if event.name().startswith(PREFIX)]
+    kernels = {event.name() for event in events if event.device_type() == torch.autograd.DeviceType.CUDA}
+    found = sorted(name[:60] for name in kernels if KERNELS.search(name))
+    return Counter(name.removeprefix(PREFIX) for name in names if "backward" not in name), found
 
 
 def look_at_compiling(setting: Setting, findings: Findings) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from glioma_dist.benchmark.launching import start_ranks
-from glioma_dist.benchmark.proof.lines import Setting
+from glioma_dist.benchmark.proof.lines import Setting, worst
 from glioma_dist.benchmark.proof.trainings import variables
 
 RANKS = "glioma_dist.benchmark.proof.ranks"
@@ -42,6 +42,6 @@ def ask_ranks(
         files = [Path(folder) / f"{rank}.jsonl" for rank in range(num_processes)]
         told = [[json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [] for file in files]
     for row in zip(*told, strict=False):
-        yield row[0][0], max(value for _, value in row)
+        yield row[0][0], worst(value for _, value in row)
     if any(codes):
         raise LaunchFailedError(f"{task} {given}: the processes ended with {codes}; the lines above say why")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -88,6 +88,12 @@ def read_findings(file: Path) -> dict[str, dict]:
         except (ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def worst(differences: Iterable[float]) -> float:
+    """The largest; infinite where one is no number, which Python's `max` may pass over, or where there are none."""
+    found = list(differences)
+    return max(found) if found and all(map(math.isfinite, found)) else math.inf
 
 
 def judge(check: str, row: Mapping[str, Any]) -> Line:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from glioma_dist.benchmark.proof.lines import Findings, Setting
+from glioma_dist.benchmark.proof.lines import Findings, Setting, worst
+from glioma_dist.benchmark.proof.steps import LEVELS, build, draw_images, make_step
 from glioma_dist.benchmark.proof.trainings import (
     PRECISION,
     USE_CPU,
@@ -15,11 +16,16 @@ from glioma_dist.benchmark.proof.trainings import (
 )
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
+from glioma_dist.scale.planner import Level
+from glioma_dist.size import Size
 
 FP32_LIMIT, BF16_LIMIT, FP16_LIMIT = 1e-4, 2e-2, 1e-2
 """Of a loss, as a share of it, after four steps: bf16 keeps 8 bits of a number, fp16 11."""
 LEAST_ROUNDING = 1e-7
 """A run in bf16 or fp16 whose losses are nearer to fp32 than this was none."""
+GRADIENT_LIMIT, FAR = 1e-3, 1e-4
+"""Of a gradient, in shares of its tensor's largest number, which is taken for `FAR` where it is smaller."""
+ENCODER, SIZE = "mit_b0", Size(128, 96)
 NOT_ALIKE_LIMIT = 1e-3
 """Between two runs on a GPU that may choose its kernels freely."""
 
@@ -48,6 +54,23 @@ def compare_with_cpu(setting: Setting, findings: Findings) -> None:
             findings.at_most("fp16, resumed", largest_difference(again, rows), NOT_ALIKE_LIMIT)
 
 
+def compare_gradients(setting: Setting, findings: Findings) -> None:
+    """Gradients of one step in fp32: the device's at each level against the CPU's plain ones."""
+    expected = gradients("none", torch.device("cpu"))
+    for level in LEVELS:
+        found = gradients(level, torch.device(setting.device))
+        findings.at_most(f"gradients in fp32, {level}", _largest_of(found, expected), GRADIENT_LIMIT)
+
+
+def gradients(level: Level, device: torch.device) -> dict[str, torch.Tensor]:
+    """Of every weight, on the CPU, but for the biases of attention's keys: they move all of a query's scores alike, so
+    that their gradients are rounding alone."""
+    model = build(ENCODER, level, device)
+    make_step(model, draw_images(SIZE, device), None)()
+    found = {name: each.grad.cpu() for name, each in model.named_parameters() if each.grad is not None}
+    return {name: each for name, each in found.items() if not name.endswith("k_proj.bias")}
+
+
 def repeat(setting: Setting, findings: Findings) -> None:
     """Two runs of the same settings, as a user gets them, and two under deterministic algorithms."""
     for name, chosen, limit in (
@@ -64,10 +87,10 @@ def repeat(setting: Setting, findings: Findings) -> None:
 
 
 def _largest_of(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest difference of two sets of weights, in shares of each tensor's largest number."""
-    if one.keys() != other.keys() or not one:
+    """The largest difference of two sets of tensors, in shares of each tensor's largest number."""
+    if one.keys() != other.keys():
         return float("inf")
-    return max(
-        float((one[name].double() - other[name].double()).abs().max() / one[name].double().abs().max().clamp(min=1e-3))
-        for name in one
+    return worst(
+        float((one[name].double() - other[name].double()).abs().max() / other[name].double().abs().max().clamp(min=FAR))
+        for name in other
     )

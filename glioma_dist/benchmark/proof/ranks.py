@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glioma_dist.benchmark.proof.lines import Setting
+from glioma_dist.benchmark.proof.lines import Setting, worst
 from glioma_dist.benchmark.proof.steps import LEVELS, LOSS
 from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, make_config
 from glioma_dist.config import ModelConfig, ScaleConfig
@@ -122,7 +122,7 @@ def largest_difference(found: dict[str, Tensor], plain: dict[str, Tensor], own: 
         expected = tensor[own] if name == "logits" else tensor
         scale = expected.abs().max().clamp(min=FAR) if expected.is_floating_point() else 1
         differences.append(float((found[name] - expected).abs().max() / scale))
-    return max(differences)
+    return worst(differences)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from glioma_dist.benchmark.proof.lines import Setting
+from glioma_dist.benchmark.proof.lines import Setting, worst
 from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
 from glioma_dist.scale.planner import Level
 from glioma_dist.size import Size
@@ -102,11 +102,9 @@ def largest_difference(rows: list[dict], expected: list[dict]) -> float:
     """Of the losses and scores of two runs: the largest difference, in shares of the expected number. Infinite where
     the runs have not the same rows, or none."""
     names = ("step", "epoch", "split")
-    if not expected or [[row.get(name) for name in names] for row in rows] != [
-        [row.get(name) for name in names] for row in expected
-    ]:
+    if [[row.get(name) for name in names] for row in rows] != [[row.get(name) for name in names] for row in expected]:
         return float("inf")
-    return max(
+    return worst(
         abs(one["loss"] - other["loss"]) / max(abs(other["loss"]), 1e-12)
         for one, other in zip(rows, expected, strict=True)
     )
