@@ -66,7 +66,7 @@ def starts_kernel(operation: Any) -> bool:
     namespace, name = operation._schema.name.split("::")
     returns = operation._schema.returns
     is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
-    return namespace != "prim" and bool(returns) and not is_view and name not in MAKES_NO_KERNEL
+    return namespace != "prim" and not is_view and name not in MAKES_NO_KERNEL
 
 
 def kernel_pixels(step: Step, level: Level) -> float:

@@ -86,22 +86,30 @@ def take_step(
     return seen.calls
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("size", SIZES)
 def test_no_call_of_a_step_is_too_large(size, level, layout):
-    assert not take_step(level, SIZES[size], layout=layout)
+    assert not take_step(level, SIZES[size], layout=LAYOUTS[layout])
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(
-    "how",
-    [{"norm": "group"}, {"batch_size": 4}, {"spatial_parallel": 2}, {"spatial_parallel": 3, "norm": "group"}],
-    ids=["group norm", "batch of 4", "2 strips", "3 strips, group norm"],
-)
-def test_norms_batches_and_strips(how, level):
-    side = {4: 8224, 1: 16448}[how.get("batch_size", 1)]
-    side = 23264 if "spatial_parallel" in how else side  # 541 Mpx, 270 or 180 a device
+HOW = {
+    "group norm": {"norm": "group"},
+    "batch of 4": {"batch_size": 4},
+    "2 strips": {"spatial_parallel": 2},
+    "3 strips, group norm": {"spatial_parallel": 3, "norm": "group"},
+}
+
+
+@pytest.mark.parametrize("level", ["none", "full"])
+@pytest.mark.parametrize("name", HOW)
+def test_norms_batches_and_strips(name, level):
+    how = HOW[name]
+    side = 8224 if "batch_size" in how else 16448
+    side = 23264 if "spatial_parallel" in how else side  # 541 million pixels, 270 or 180 of them a device
     assert not take_step(level, Size(side, side), layout=torch.channels_last, **how)
 
 

@@ -126,10 +126,8 @@ def test_another_setting_is_refused(value):
 
 
 SIZES = {
-    "tiles of a row": TileSize(1000, None),
     "no kernel takes a map": TileSize(5000, 700),
-    "some blocks too large": TileSize(20_000, 60_000),
-    "one tile": TileSize(2**28, MAX_ELEMENTS),
+    "some blocks too large": TileSize(40_000, 60_000),
 }
 
 
