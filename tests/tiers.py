@@ -45,6 +45,7 @@ LONG = {
     "tests/unit/test_cache.py::test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way": (
         "killed at many moments"
     ),
+    "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": "every encoder, compiled",
     "tests/unit/test_kernel_limits.py::test_norms_batches_and_strips": "steps of 270 Mpx in many tiles",
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",
     "tests/unit/test_kernel_limits.py::test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large": "encoders",
