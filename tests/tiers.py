@@ -47,10 +47,17 @@ LONG = {
     "tests/unit/test_cache.py::test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way": (
         "killed at many moments"
     ),
+    "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": "every encoder, compiled",
+    "tests/unit/test_kernel_limits.py::test_norms_batches_and_strips": "steps of 270 Mpx in many tiles",
+    "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",
+    "tests/unit/test_kernel_limits.py::test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large": "encoders",
+    "tests/unit/test_kernel_limits.py::test_the_usual_tiles_of_a_gpu": "a step of 68 Mpx in very many tiles",
     "tests/unit/test_peer.py::test_logits_and_gradients_are_the_peers": "encoders of full size",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",
     "tests/unit/test_planner.py::test_the_largest_batch_and_size_are_what_counting_finds_there": "counts many steps",
+    "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": "native steps",
+    "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": "native steps",
     "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
 }
 """Test, file or folder -> what takes the time."""

@@ -33,11 +33,13 @@ IMAGE_CHANNELS = 3
 PROBE_SIDES, NUM_PROBES = (512, 1024), 2
 """Sides of the square images at which maps are counted, and how many at once: norms over a batch want two."""
 SURE_PIXELS = MAX_ELEMENTS // 256
-"""Images of so many pixels are within the bounds of every encoder of the package, whose widest has 144 elements a pixel;
-others are counted."""
+"""Images of so many pixels are within the bounds of every encoder of the package, whose widest maps have 64 elements a
+pixel (vgg19); larger ones are counted."""
 MAKES_NO_KERNEL = frozenset(
-    ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "detach")
-    + ("alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "set_")
+    (
+        *("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"),
+        *("detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "set_"),
+    )
 )
 """Operations of aten that give memory or another view of it."""
 
@@ -64,7 +66,7 @@ def starts_kernel(operation: Any) -> bool:
     namespace, name = operation._schema.name.split("::")
     returns = operation._schema.returns
     is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
-    return namespace != "prim" and bool(returns) and not is_view and name not in MAKES_NO_KERNEL
+    return namespace != "prim" and not is_view and name not in MAKES_NO_KERNEL
 
 
 def kernel_pixels(step: Step, level: Level) -> float:

@@ -29,7 +29,7 @@ from glioma_dist.scale.kernel_limits import check_kernels, kernel_pixels, kernel
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
-from glioma_dist.scale.tile_size import TileSize
+from glioma_dist.scale.tile_size import CPU_TILE, TileSize
 from glioma_dist.size import Size
 
 Level = Literal["none", "selective", "full"]
@@ -57,7 +57,7 @@ class Step:
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
     loss_name: str = DEFAULT_LOSS
-    tile_size: TileSize = TileSize()
+    tile_size: TileSize = CPU_TILE
     """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +18,9 @@ from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.scale.tile_size import tile_size
+
+GRAPHS_PER_KIND = 4
+"""In training and in evaluation, each for the first size of images and for all others."""
 
 
 def scale_model(
@@ -37,8 +42,7 @@ def scale_model(
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
     if scale.compile:
-        for block in _compilable(model):
-            block.compile()
+        compile_blocks(compilable(model))
 
 
 def resolve_layout(config: TrainConfig, context: DistributedContext) -> ScaleConfig:
@@ -48,7 +52,25 @@ def resolve_layout(config: TrainConfig, context: DistributedContext) -> ScaleCon
     return replace(config.scale, channels_last="on" if is_on else "off")
 
 
-def _compilable(model: UNet) -> list[nn.Module]:
+def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
+    """Have torch.compile translate blocks when they first compute: blocks of one kind share a graph for training and one
+    for evaluation. settings: of torch.compile.
+
+    PyTorch gives up after `recompile_limit` graphs of one piece of code, by default 8. All blocks of a class are the
+    same code, and some encoders have more kinds of one class.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS_PER_KIND * len(blocks))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
+    for block in blocks:
+        # timm/NAME: the encoder calls it, and its class's method computes it.
+        if "forward" in vars(block):
+            block.compute = torch.compile(type(block).forward, **settings)
+        else:
+            block.compile(**settings)
+
+
+def compilable(model: UNet) -> list[nn.Module]:
     """The encoder's blocks, but for those in which a layer goes in tiles: a tile's work is a new function each time,
     which would be translated each time."""
     tiled = {layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None}

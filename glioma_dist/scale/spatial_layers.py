@@ -40,14 +40,15 @@ PER_PIXEL = (
 def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None = None) -> None:
     """Make `model`, in place, work on this process's strip of each image; weights and their names stay as they are.
 
-    tile_size: of group norms' tiles; by default what suits the device that computes. Call it after `checkpoint_activations`. Raises InputError where a layer is not known to be exact in strips.
+    tile_size: of group norms' tiles; by default what suits the device that computes. Call it after
+    `checkpoint_activations`. Raises InputError where a layer is not known to be exact in strips.
     """
     if group.size == 1:
         return
     tiled_layers = [layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None]
     blocks = [module for module in model.modules() if isinstance(module, TiledBlock)]
-    # Tiles bring the rows that these convolutions need with them. The other blocks go in tiles only where their maps are
-    # too large: in a tile their convolutions are plain ones, too.
+    # Tiles bring the rows that these convolutions need with them. The other blocks go in tiles only where their maps
+    # are too large, and then compute these layers as plain ones.
     in_tiles = {
         inner
         for module in (*tiled_layers, *(block for block in blocks if block.always))

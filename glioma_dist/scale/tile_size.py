@@ -16,9 +16,9 @@ LEAST_GPU_ELEMENTS, MOST_GPU_ELEMENTS = 2**22, 2**24
 """Between them a GPU's tile is chosen. With the larger one a step of mit_b3 on an image of 2592x1952 stays under 1.8
 GiB, with the smaller one under 1.6 (docs/memory.md)."""
 LAUNCH_S = 10e-6
-"""Seconds from one PyTorch operation to the next on the CPU that drives a GPU: Python, dispatch, autograd, the launch. An
-assumption, within the 5 to 25 µs an operation of "From PyTorch op to kernel launch" (J. Huang, jiahuanglin.xyz, GPU
-kernels lesson 18); not measured here yet: `make gpu` compares tiles of several sizes."""
+"""Seconds from one PyTorch operation to the next on the CPU that drives a GPU: Python, dispatch, autograd, the launch.
+An assumption, within the 5 to 25 µs an operation of "From PyTorch op to kernel launch" (J. Huang, jiahuanglin.xyz, GPU
+kernels, lesson 18). It has not been measured here on a GPU yet."""
 LAUNCHES_PER_TILE = 27
 BYTES_PER_ELEMENT = 61
 """Of a tile of a Mix-FFN in bf16, forwards and backwards: operations that start a kernel, and bytes that they read and
@@ -27,8 +27,8 @@ DEFAULT_BANDWIDTH = 2.0e12
 """Bytes a second where a device does not say: an A100's (NVIDIA A100 80GB data sheet)."""
 MAX_ELEMENTS = 2**31 - 2
 """Of a tensor that a CUDA kernel is given. Many number elements in 32 bits. In PyTorch's UpSampleBilinear2d.cu the
-channels_last kernel asks for fewer than INT_MAX, and the backward one multiplies batch, channels, height and width in an
-int before it widens the product."""
+channels_last kernel asks for fewer than INT_MAX, and the backward one multiplies batch, channels, height and width in
+an int before it widens the product."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ def tile_size(setting: int | Literal["auto"], device: torch.device | str) -> Til
     if setting != "auto":
         return TileSize(setting, limit)
     return TileSize(CPU_ELEMENTS if limit is None else roofline_elements(bandwidth(device)), limit)
+
+
+CPU_TILE = TileSize()
 
 
 def largest_gpu_tile() -> TileSize:

@@ -274,7 +274,8 @@ class _Plain(nn.Module):
         self.block = block
 
     def forward(self, features: Tensor) -> Tensor:
-        return type(self.block).forward(self.block, features)
+        # `compute`: the class's forward as torch.compile translated it.
+        return getattr(self.block, "compute", type(self.block).forward)(self.block, features)
 
 
 def _route(encoder: AnyTimmEncoder, block: nn.Module) -> None:

@@ -252,8 +252,11 @@ class StochasticDepth:
         return torch.from_numpy((draws >= self.rates) / (1 - self.rates)).to(device)
 
     def of_layer(self, scales: Tensor | None, number: int) -> tuple[Tensor, Tensor] | None:
-        """The factors (B, 1, 1) of a layer's two branches; None where nothing can be dropped."""
-        if scales is None or not self.rates[2 * number : 2 * number + 2].any():
+        """The factors (B, 1, 1) of a layer's two branches; None where nothing is dropped.
+
+        The first layer's are 1, which changes no number: so torch.compile needs no graph of its own for this layer.
+        """
+        if scales is None:
             return None
         return scales[:, 2 * number, None, None], scales[:, 2 * number + 1, None, None]
 
