@@ -53,7 +53,7 @@ BASES = {
 }
 """Flags of which every input is there, for the commands that have one."""
 WITH = {"--model.weights": ("--model.init", "imagenet")}
-WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs")
+WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs", "bench gpu")
 
 
 def run(script: str, arguments: list[str], code: int) -> tuple[str, str]:
