@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import TINY_CHANNELS, run
+from helpers import TINY_CHANNELS, load_benchmark, run
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -119,3 +119,23 @@ def test_tensors_are_gathered_and_added_as_lists_are():
         assert torch.allclose(of_list, total[rank], rtol=0, atol=1e-12)
         assert torch.allclose(of_tensor, total[rank], rtol=0, atol=1e-12)
         assert torch.equal(gathered, torch.stack([parts[0] for *_, parts in ranks]))
+
+
+def measure_overlap(size: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds in flight, and of these computing, of each kind of communication of one step."""
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.size import Size
+
+    for script in load_benchmark("overlap"):
+        config = script.OverlapConfig(size=Size(256, 256), spatial_parallel=size)
+        found = script.measure(config, DistributedContext.start())
+        return {name: (each.milliseconds, each.computing) for name, each in found.items()}
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("size", "kind", "least"), [(1, "gloo:all_reduce", 0.01), (2, "gloo:recv", 0.5)])
+def test_processes_compute_while_they_communicate(size, kind, least):
+    """Gradients are sent while others are computed, all but the last bucket's; halos while the strip is convolved."""
+    for found in run(measure_overlap, size, num_processes=2):
+        in_flight, computing = found[kind]
+        assert computing > least * in_flight > 0
