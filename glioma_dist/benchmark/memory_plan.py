@@ -13,7 +13,8 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
-from glioma_dist.scale.planner import GIB, Level, Step, count, largest_batch, largest_size, usable
+from glioma_dist.scale.planner import GIB, Level, Step, count, fits, largest_batch, largest_size, usable
+from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
 COMPARED: tuple[tuple[str, bool, Level], ...] = (
@@ -64,7 +65,8 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
             compared.append((f"{COMPARED[-1][0]}, FSDP2", *COMPARED[-1][1:], True))
         for name, bf16, level, shards in compared:
             images = plan.batch_size * number // plan.gpus
-            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, loss=loss)
+            tile = largest_gpu_tile()
+            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, tile_size=tile, loss=loss)
             row = described(f"{name}, {number} GPUs an image" if number > 1 else name, size, count(step, level))
             row |= {
                 "bf16": bf16,
@@ -74,7 +76,7 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
             }
             if memory is not None:
                 free = usable(memory)
-                row["fits"] = row["peak_gib"] * GIB <= free
+                row["fits"] = fits(step, level, free)
                 row["largest_batch"] = largest_batch(replace(step, batch_size=1), level, free) * plan.gpus // number
                 row["largest_size"] = str(largest_size(step, level, free))
             yield row

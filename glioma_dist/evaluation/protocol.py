@@ -27,6 +27,7 @@ from glioma_dist.evaluation.dice import dice
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import load_model, normalise
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.size import Size
@@ -149,6 +150,7 @@ def load_network(folder: Path, num_processes: int, context: DistributedContext) 
     model, checkpoint = load_model(folder)
     check_spatial_parallel(num_processes, checkpoint.config.model.encoder)
     group = SpatialGroup.join(context, num_processes)
+    checkpoint_activations(model, "none")  # nothing is kept here; maps too large for a GPU's kernels go in tiles
     split_spatially(model, group)
     model = context.accelerator.prepare_model(model.to(context.device), evaluation_mode=True)
     return Network(model, context.device, group), checkpoint

@@ -25,6 +25,7 @@ from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.tile_size import TileSize, default_tile_size
 from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 
@@ -38,7 +39,9 @@ ATTENTION_KERNELS = (
 """What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
 
 
-def checkpoint_activations(model: UNet, level: Literal["none", "selective", "full"]) -> None:
+def checkpoint_activations(
+    model: UNet, level: Literal["none", "selective", "full"], tile_size: TileSize | None = None
+) -> None:
     """Have `model` compute activations again in its backward pass instead of keeping them.
 
     Its weights, their names and its results stay as they are.
@@ -48,6 +51,9 @@ def checkpoint_activations(model: UNet, level: Literal["none", "selective", "ful
     full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
+    At each level, none too, a decoder block on a GPU goes in tiles where its maps are too large for a kernel.
+
+    tile_size: of tiles, and what is too large; by default what suits the device that computes.
 
     Raises InputError for another level, and for a model that is no U-Net of this package.
     """
@@ -55,20 +61,21 @@ def checkpoint_activations(model: UNet, level: Literal["none", "selective", "ful
         raise InputError(f"level {one_line(repr(level), 80)}: give none, selective or full")
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
+    kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level == "full" else LargeDecoder}
+    settings = {DecoderBlock: {"always": level == "full", "tile_size": tile_size}}
+    replace_modules(
+        model,
+        lambda _, module: (
+            rebuild(module, kinds[type(module)], **settings.get(type(module), {})) if type(module) in kinds else None
+        ),
+    )
     if level == "none":
         return
     keeps_attention = level == "selective" and len(model.encoder.attention_layers()) > 0
     model.encoder.run_part = compute_again_but_attention if keeps_attention else compute_part_again
     if level == "full":
         for layer in model.encoder.tileable_layers():
-            layer.run_tiles = checkpoint_in_tiles
-        replace_modules(model, _checkpointed)
-
-
-def _checkpointed(_name: str, module: nn.Module) -> nn.Module | None:
-    """What takes the place of the decoder and of its blocks."""
-    kinds = {BilinearDecoder: CheckpointedDecoder, DecoderBlock: TiledBlock}
-    return rebuild(module, kinds[type(module)]) if type(module) in kinds else None
+            layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
@@ -133,45 +140,86 @@ class _AttentionReplayer(_AttentionMode):
 
 
 class TiledBlock(DecoderBlock):
-    """A decoder block of which the outputs of its two convolutions exist as a whole; whatever stands between them
-    exists a tile of rows at a time."""
+    """A decoder block of which, in tiles, the outputs of its two convolutions exist as a whole; whatever stands between
+    them exists a tile of rows at a time."""
 
     spatial_group = SpatialGroup()
+    always = True
+    """Whether it goes in tiles at any size, or only where a kernel cannot take its maps."""
+    tile_size: TileSize | None = None
 
     def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
         """As DecoderBlock's; with `head` what it makes of the block's output."""
+        if not self.always and not self._too_large(max(self.conv1.in_channels, self.conv1.out_channels), features, 2):
+            features = super().forward(features, skip)
+            return features if head is None else head(features)
         maps = [features] if skip is None else [features, skip]
         parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
         features = checkpoint_in_tiles(
-            self._upsample_and_convolve, maps, parameters, inner_channels, ratio=2, group=self.spatial_group
+            self._upsample_and_convolve,
+            maps,
+            parameters,
+            inner_channels,
+            ratio=2,
+            group=self.spatial_group,
+            size=self.tile_size,
         )
         features = self._normalise_and_convolve(self.norm1, self.conv2, features)
-        if head is not None:
+        if head is not None or self._too_large(features.shape[1], features):
             return self._normalise_and_convolve(self.norm2, head, features)
         return functional.relu(self.norm2(features), inplace=True)
 
+    def _too_large(self, channels: int, features: Tensor, ratio: int = 1) -> bool:
+        """Whether a map of `channels`, with `ratio` rows and columns for each of `features`, is too large for a kernel.
+
+        Of the processes that share an image the one with the most rows decides, so that all do the same.
+        """
+        num_images, _, height, width = features.shape
+        units = self.spatial_group.units
+        most_rows = height * max(units) // units[self.spatial_group.rank]
+        size = self.tile_size or default_tile_size(features.device)
+        return size.too_large(num_images, channels, ratio * most_rows, ratio * width)
+
     def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
         features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-        return self.conv1(torch.cat([features, *skips], dim=1))
+        return _convolve(self.conv1, torch.cat([features, *skips], dim=1))
 
-    def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
-        """convolution(relu(norm(features))) in tiles."""
+    def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d | None, features: Tensor) -> Tensor:
+        """convolution(relu(norm(features))) in tiles; without a convolution relu(norm(features))."""
 
         def compute_tile(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-            return convolution(functional.relu(normalise_with(norm, part, mean, variance), inplace=True))
+            part = functional.relu(normalise_with(norm, part, mean, variance), inplace=True)
+            return part if convolution is None else _convolve(convolution, part)
 
         if isinstance(norm, nn.GroupNorm):
-            statistics: Statistics = GroupStatistics(norm, self.spatial_group)
+            statistics: Statistics = GroupStatistics(norm, self.spatial_group, self.tile_size)
         else:
-            statistics = BatchStatistics(norm, over_processes=isinstance(norm, OVER_PROCESSES))
+            statistics = BatchStatistics(norm, isinstance(norm, OVER_PROCESSES), self.tile_size)
         return checkpoint_in_tiles(
             compute_tile,
             [features],
-            [*norm.parameters(), *convolution.parameters()],
-            convolution.in_channels,
+            [*norm.parameters(), *([] if convolution is None else convolution.parameters())],
+            features.shape[1],
             statistics=statistics,
             group=self.spatial_group,
+            size=self.tile_size,
         )
+
+
+def _convolve(convolution: nn.Conv2d, part: Tensor) -> Tensor:
+    """As a plain convolution, also where the module is one over strips: a tile brings the neighbours' rows with it."""
+    return nn.Conv2d.forward(convolution, part)
+
+
+class LargeDecoder(BilinearDecoder):
+    """The plain decoder; its last block takes the head with it, so that both can go in the same tiles."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """As BilinearDecoder's."""
+        features, skips = self.center(maps[-1]), self.skips(maps)
+        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
+            features = block(features, skip)
+        return self.blocks[-1](features, skips[-1], self.head)
 
 
 class CheckpointedDecoder(BilinearDecoder):

@@ -104,7 +104,7 @@ def _count_unet_step(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int, bf16: bool
 ) -> _StorageLedger:
     mode = FakeTensorMode()
-    _make_fake(model, mode)
+    make_fake(model, mode)
 
     def step(ledger: _StorageLedger) -> tuple[Any, ...]:
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
@@ -158,7 +158,7 @@ def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             }
 
 
-def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
     """Fake parameters and buffers on the CPU in the model's place; what two layers share, they share still."""
     known: dict[int, Tensor] = {}
 

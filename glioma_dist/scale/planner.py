@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.files import write_json_atomically
 from glioma_dist.fingerprint import code_fingerprint
@@ -25,9 +27,11 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.fsdp import sharded_units
+from glioma_dist.scale.kernel_limits import SURE_PIXELS, largest_pixels_of_kernels
 from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
+from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.size import Size
 
 Level = Literal["none", "selective", "full"]
@@ -55,6 +59,8 @@ class Step:
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
     loss_name: str = DEFAULT_LOSS
+    tile_size: TileSize = TileSize()
+    """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
 
@@ -85,8 +91,8 @@ def count_sent(step: Step, level: Level) -> tuple[int, int]:
 def _model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
     """The model as one device has it, and the size of its strip."""
     model, group = UNet(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
-    checkpoint_activations(model, level)
-    split_spatially(model, group)
+    checkpoint_activations(model, level, step.tile_size)
+    split_spatially(model, group, step.tile_size)
     strip = group.cut(step.size.height)
     return model, Size(step.size.width, strip.stop - strip.start), group
 
@@ -121,8 +127,57 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     low, high = (
         count(replace(step, size=Size(size.width, number * size.height)), level).peak for number in (times, 2 * times)
     )
-    own = pixels if count(step, level).peak <= memory else 0
-    return max(own, pixels * times * (1 + (memory - low) / (high - low)))
+    own = pixels if fits(step, level, memory) else 0
+    by_memory = pixels * times * (1 + (memory - low) / (high - low))
+    return max(own, min(by_memory, kernel_pixels(step, level) * step.spatial_parallel))
+
+
+def kernel_pixels(step: Step, level: Level) -> float:
+    """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
+    if step.tile_size.max_elements is None:
+        return math.inf
+    return largest_pixels_of_kernels(step.model.encoder, level == "full")
+
+
+def device_pixels(step: Step) -> int:
+    """Pixels over all padded images or strips of the device that has most."""
+    edges = strip_edges(step.size.height, step.spatial_parallel)
+    strip = padded(Size(step.size.width, max(stop - start for start, stop in pairwise(edges))))
+    return step.batch_size * strip.width * strip.height
+
+
+def kernels_fit(step: Step, level: Level) -> bool:
+    """Whether no kernel of the device is given a larger tensor than it can take (`kernel_limits.py`)."""
+    if step.tile_size.max_elements is None or device_pixels(step) <= SURE_PIXELS:
+        return True
+    return device_pixels(step) <= kernel_pixels(step, level)
+
+
+def check_kernels(step: Step, level: Level) -> None:
+    """Raises InputError where a kernel would be given a tensor that is too large, with what fits."""
+    if kernels_fit(step, level):
+        return
+    most, size = kernel_pixels(step, level), step.size
+    images = int(most / (device_pixels(step) / step.batch_size))
+    share = math.sqrt(most / device_pixels(replace(step, batch_size=1)))
+    smaller = Size(*(int(side * share) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
+    if kernels_fit(step, "full"):
+        fitting = "--scale.activation-checkpointing full"
+    elif images:
+        fitting = f"--batch-size {images * step.num_devices // step.spatial_parallel}"
+    else:
+        fitting = f"at most --data.size {smaller}"
+    raise InputError(
+        f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {size}: a GPU would get "
+        f"{device_pixels(step) / 1e6:.1f} million pixels, and its kernels take tensors of less than 2^31 numbers, with "
+        f"{step.model.encoder} and --scale.activation-checkpointing {level} those of {most / 1e6:.1f} million pixels: "
+        f"give {fitting}"
+    )
+
+
+def fits(step: Step, level: Level, memory: float) -> bool:
+    """Whether a device can take the step: its memory, and its kernels."""
+    return kernels_fit(step, level) and count(step, level).peak <= memory
 
 
 def largest_batch(step: Step, level: Level, memory: float) -> int:
@@ -146,7 +201,7 @@ def padded(size: Size) -> Size:
 
 def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS) -> Level | None:
     """The quickest level of recomputation with which the step fits into `memory` bytes; None where none does."""
-    return next((level for level in among if count(step, level).peak <= memory), None)
+    return next((level for level in among if fits(step, level, memory)), None)
 
 
 def usable(memory: float) -> float:
@@ -171,7 +226,10 @@ def device_memory(device: torch.device, num_local_processes: int) -> float:
 def resolve(level: Literal["none", "selective", "full", "auto"], step: Step, memory: float) -> Level:
     """`level`, and for auto the quickest that fits. Raises InputError where none does."""
     if level != "auto":
+        check_kernels(step, level)
         return level
+    if not any(kernels_fit(step, each) for each in LEVELS):
+        check_kernels(step, "full")
     chosen = choose(step, memory)
     if chosen is None:
         raise InputError(f"--scale.activation-checkpointing auto: {advice(step, memory)}")
@@ -213,6 +271,7 @@ def _key(step: Step, level: Level) -> str | None:
         step.loss_name,
         level,
         step.spatial_parallel,
+        step.tile_size,
         torch.__version__,
         version("timm"),
         code,

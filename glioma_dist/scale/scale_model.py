@@ -11,16 +11,21 @@ from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
+from glioma_dist.scale.tile_size import tile_size
 
 
-def scale_model(model: UNet, scale: ScaleConfig, level: Level, group: SpatialGroup) -> None:
+def scale_model(
+    model: UNet, scale: ScaleConfig, level: Level, group: SpatialGroup, device: torch.device | None = None
+) -> None:
     """Change, in place, how `model` computes and what it keeps; not what it gives.
 
     level: the recomputation that `scale.activation_checkpointing` comes down to on this device (`planner.resolve`).
-    rows: the processes that share each image.
+    group: the processes that share each image. device: that will compute, where
+    `scale.tile_elements` is a number.
     """
-    checkpoint_activations(model, level)
-    split_spatially(model, group)
+    size = None if scale.tile_elements == "auto" else tile_size(scale.tile_elements, device or "cpu")
+    checkpoint_activations(model, level, size)
+    split_spatially(model, group, size)
     if scale.channels_last:
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last

@@ -17,6 +17,7 @@ from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder, TiledBlock
 from glioma_dist.scale.spatial_convolution import SpatialConv2d, reaches_over, window_of
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders
+from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.scale.tiled_statistics import GroupStatistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 
@@ -33,19 +34,20 @@ PER_PIXEL = (
 """Layers that need no other row."""
 
 
-def split_spatially(model: UNet, group: SpatialGroup) -> None:
+def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None = None) -> None:
     """Make `model`, in place, work on this process's strip of each image; weights and their names stay as they are.
 
-    Call it after `checkpoint_activations`. Raises InputError where a layer is not known to be exact in strips.
+    tile_size: of group norms' tiles; by default what suits the device that computes. Call it after `checkpoint_activations`. Raises InputError where a layer is not known to be exact in strips.
     """
     if group.size == 1:
         return
     tiled_layers = [layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None]
     blocks = [module for module in model.modules() if isinstance(module, TiledBlock)]
-    # Tiles bring the rows that these convolutions need with them.
+    # Tiles bring the rows that these convolutions need with them. The other blocks go in tiles only where their maps are
+    # too large: in a tile their convolutions are plain ones, too.
     in_tiles = {
         inner
-        for module in (*tiled_layers, *blocks)
+        for module in (*tiled_layers, *(block for block in blocks if block.always))
         for inner in module.modules()
         if isinstance(inner, nn.Conv2d | nn.Upsample)
     }
@@ -54,6 +56,9 @@ def split_spatially(model: UNet, group: SpatialGroup) -> None:
     replace_modules(model, lambda name, module: None if module in in_tiles else _split_layer(name, module, group))
     for block in blocks:
         block.spatial_group = group
+    for module in model.modules():
+        if isinstance(module, SpatialGroupNorm):
+            module.tile_size = tile_size
     for layer in tiled_layers:
         layer.run_tiles = partial(layer.run_tiles, group=group)
     for layer in model.encoder.attention_layers():
@@ -171,6 +176,7 @@ class SpatialGroupNorm(nn.GroupNorm):
     """GroupNorm over all strips of an image."""
 
     spatial_group: SpatialGroup
+    tile_size: TileSize | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, rows of this strip, W). Returns the same shape."""
@@ -178,9 +184,14 @@ class SpatialGroupNorm(nn.GroupNorm):
         def normalise(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
             return normalise_with(self, part, mean, variance)
 
-        statistics = GroupStatistics(self, self.spatial_group)
+        statistics = GroupStatistics(self, self.spatial_group, self.tile_size)
         return checkpoint_in_tiles(
-            normalise, [features], list(self.parameters()), self.num_channels, statistics=statistics
+            normalise,
+            [features],
+            list(self.parameters()),
+            self.num_channels,
+            statistics=statistics,
+            size=self.tile_size,
         )
 
 

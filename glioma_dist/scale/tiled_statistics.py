@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.tile_size import CPU_ELEMENTS, TileSize, default_tile_size, dense
 
-CHUNK_NUMBERS = 2**22
-"""Numbers of a map that are widened to fp32 at once."""
+CHUNK_NUMBERS = CPU_ELEMENTS
+"""Elements of a map that are widened to fp32 at once on a CPU, where no size of tiles is given."""
 
 
 class Statistics(Protocol):
@@ -33,15 +34,17 @@ class BatchStatistics:
     In evaluation mode they are the running ones, where the norm keeps any; in training mode these are updated.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, over_processes: bool) -> None:
+    def __init__(
+        self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, over_processes: bool, size: TileSize | None = None
+    ) -> None:
         # As PyTorch's SyncBatchNorm: in evaluation mode each process is on its own.
-        self.norm, self.over_processes = norm, over_processes and norm.training
+        self.norm, self.over_processes, self.size = norm, over_processes and norm.training, size
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (C,)."""
         if self.fixed:
             return self.norm.running_mean, self.norm.running_var
-        mean, variance, self.count = batch_moments(features, self.over_processes)
+        mean, variance, self.count = batch_moments(features, self.over_processes, self.size)
         if self.norm.training:
             update_running(self.norm, mean, variance, self.count)
         return mean, variance
@@ -62,21 +65,21 @@ class BatchStatistics:
         mean_gradient, variance_gradient = (each.view(1, -1, 1, 1) for each in (both / self.count).chunk(2))
         mean = found[0].view(1, -1, 1, 1)
         # d mean / d x = 1 / n; d variance / d x = 2 (x - mean) / n
-        for part, values in zip(chunks(total), chunks(features), strict=True):
+        for part, values in zip(chunks(total, self.size), chunks(features, self.size), strict=True):
             part += mean_gradient + 2 * variance_gradient * (values.to(both.dtype) - mean)
 
 
 class GroupStatistics:
     """Of a GroupNorm: per image and group of channels, over all tiles of the image."""
 
-    def __init__(self, norm: nn.GroupNorm, group: SpatialGroup) -> None:
-        self.num_groups, self.spatial_group = norm.num_groups, group
+    def __init__(self, norm: nn.GroupNorm, group: SpatialGroup, size: TileSize | None = None) -> None:
+        self.num_groups, self.spatial_group, self.size = norm.num_groups, group, size
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (B, groups)."""
         parts = []
-        for values in chunks(features):
-            wide = values.to(_wide(values)).unflatten(1, (self.num_groups, -1))
+        for values in chunks(features, self.size):
+            wide = _widened(values, features, self.size).unflatten(1, (self.num_groups, -1))
             variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
             parts.append(torch.stack([mean, variance, torch.full_like(mean, wide[0, 0].numel())]))
         moments = torch.stack(parts).flatten(2)
@@ -95,7 +98,7 @@ class GroupStatistics:
         shape = (*found[0].shape, 1, 1, 1)
         both = self.spatial_group.all_reduce(torch.stack(gradients))
         mean, mean_gradient, variance_gradient, count = (each.view(shape) for each in (found[0], *both, self.count))
-        for part, values in zip(chunks(total), chunks(features), strict=True):
+        for part, values in zip(chunks(total, self.size), chunks(features, self.size), strict=True):
             wide = values.to(mean.dtype).unflatten(1, (self.num_groups, -1))
             part += ((mean_gradient + 2 * variance_gradient * (wide - mean)) / count).flatten(1, 2)
 
@@ -115,11 +118,13 @@ def normalise_with(norm: nn.Module, features: Tensor, mean: Tensor, variance: Te
     return (normalised if norm.bias is None else normalised + norm.bias.view(shape)).to(features.dtype)
 
 
-def batch_moments(features: Tensor, over_processes: bool) -> tuple[Tensor, Tensor, Tensor]:
+def batch_moments(
+    features: Tensor, over_processes: bool, size: TileSize | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), variance (C,) and number of pixels (), over (B, H, W) and over the processes; fp32 at least."""
     parts = []
-    for values in chunks(features):
-        wide = values.to(_wide(values))
+    for values in chunks(features, size):
+        wide = _widened(values, features, size)
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
         parts.append(torch.cat([mean, variance, mean.new_tensor([wide.numel() // wide.shape[1]])]))
     moments = torch.stack(parts)
@@ -152,17 +157,21 @@ def update_running(norm: nn.Module, mean: Tensor, variance: Tensor, count: Tenso
     norm.running_var.lerp_(unbiased.to(norm.running_var), share)
 
 
-def chunks(features: Tensor) -> Iterator[Tensor]:
+def chunks(features: Tensor, size: TileSize | None = None) -> Iterator[Tensor]:
     """Views of some rows each, of (B, C, H, W), together all of it."""
-    rows = max(1, CHUNK_NUMBERS // (features.numel() // features.shape[2]))
+    numbers = CHUNK_NUMBERS if features.device.type == "cpu" else default_tile_size(features.device).widened
+    numbers = size.widened if size else numbers
+    rows = max(1, numbers // (features.numel() // features.shape[2]))
     yield from features.split(rows, dim=2)
+
+
+def _widened(values: Tensor, features: Tensor, size: TileSize | None) -> Tensor:
+    """A chunk of `features` in fp32 at least."""
+    size = size or default_tile_size(features.device)
+    return dense(values.to(torch.promote_types(features.dtype, torch.float32)), features, size)
 
 
 def _split(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(parts, 2 C + 1) to means (parts, C), variances (parts, C), counts (parts,)."""
     means, variances = moments[:, :-1].chunk(2, dim=1)
     return means, variances, moments[:, -1]
-
-
-def _wide(features: Tensor) -> torch.dtype:
-    return torch.promote_types(features.dtype, torch.float32)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders, rows_between
-from glioma_dist.scale.tiled_statistics import Statistics
+from glioma_dist.scale.tile_size import CPU_ELEMENTS, TileSize, default_tile_size, dense, layout
+from glioma_dist.scale.tiled_statistics import Statistics, chunks
 
-TILE_NUMBERS = 2**22
-"""Numbers in the largest map inside a tile, at most (a row at least): small beside those of an image of several
-million pixels, and enough to keep a GPU busy."""
-NUM_SETTINGS = 6
+TILE_NUMBERS = CPU_ELEMENTS
+"""Elements of the widest map inside a CPU's tile, at most, where no size is given."""
+NUM_SETTINGS = 7
 """Arguments of `_CheckpointInTiles` before the tensors."""
 
 
@@ -51,6 +51,7 @@ def checkpoint_in_tiles(
     ratio: int = 1,
     statistics: Statistics | None = None,
     group: SpatialGroup | None = None,
+    size: TileSize | None = None,
 ) -> Tensor:
     """`function(*maps, mean, variance)`, or `function(*maps)` without `statistics`, a tile of rows at a time.
 
@@ -61,15 +62,18 @@ def checkpoint_in_tiles(
     inner_channels: of the widest map inside `function`, by which the tiles are cut.
     ratio: rows of the output, and of the further maps, for each row of the first map.
     statistics: computes mean and variance of the first map, all rows of it.
-    rows: the processes that have the image's other rows, where `function` needs neighbouring rows of them.
+    group: the processes that have the image's other rows, where `function` needs neighbouring rows of them.
+    size: of tiles; by default what suits the maps' device.
 
     Returns (B, C', ratio * H, ratio * W). For the backward pass only `maps` are kept; gradients are the plain ones up
     to the order of sums.
     """
     trained = [each for each in parameters if each.requires_grad]
     group = group or SpatialGroup()
-    tiles = cut(maps[0], ratio, inner_channels, group)
-    return _CheckpointInTiles.apply(function, tiles, ratio, statistics, group, len(maps), *maps, *trained)
+    device = maps[0].device
+    size = size or (TileSize(TILE_NUMBERS) if device.type == "cpu" else default_tile_size(device))
+    tiles = cut(maps[0], ratio, inner_channels, group, size.widened if statistics else size.elements)
+    return _CheckpointInTiles.apply(function, tiles, size, ratio, statistics, group, len(maps), *maps, *trained)
 
 
 class _CheckpointInTiles(torch.autograd.Function):
@@ -78,6 +82,7 @@ class _CheckpointInTiles(torch.autograd.Function):
         ctx,
         function: Callable[..., Tensor],
         tiles: list[Tile],
+        size: TileSize,
         ratio: int,
         statistics: Statistics | None,
         group: SpatialGroup,
@@ -90,13 +95,13 @@ class _CheckpointInTiles(torch.autograd.Function):
         found = statistics.forward(maps[0]) if statistics else ()
         output = None
         for tile in tiles:
-            part = tile.crop(function(*_slices(maps, halos, tile, ratio), *found), ratio)
+            part = tile.crop(function(*_slices(maps, halos, tile, ratio, size), *found), ratio)
             if output is None:
                 shape = (*part.shape[:2], maps[0].shape[2] * ratio, part.shape[3])
-                output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_layout(part))
+                output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout(part))
             output[:, :, tile.rows(ratio)] = part
         ctx.function, ctx.tiles, ctx.ratio, ctx.statistics, ctx.num_maps = function, tiles, ratio, statistics, num_maps
-        ctx.group = group
+        ctx.group, ctx.size = group, size
         ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
         return output
 
@@ -109,40 +114,44 @@ class _CheckpointInTiles(torch.autograd.Function):
         found = list(islice(saved, num_found))
         halos = list(zip(saved, saved, strict=True))
         map_gradients = [
-            _Gradient(each, halo) if needed else None
+            _Gradient(each, halo, ctx.size) if needed else None
             for each, halo, needed in zip(maps, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
         ]
-        totals: list[Tensor | None] = [None] * (num_found + len(parameters))
-        for tile in ctx.tiles:
-            slices = [
-                part.detach().requires_grad_(total is not None)
-                for part, total in zip(_slices(maps, halos, tile, ctx.ratio), map_gradients, strict=True)
-            ]
-            loose = [each.detach().requires_grad_() for each in found]
-            with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                output = tile.crop(ctx.function(*slices, *loose), ctx.ratio)
-            sources = [part for part in slices if part.requires_grad]
-            gradients = torch.autograd.grad(
-                output, [*sources, *loose, *parameters], gradient[:, :, tile.rows(ctx.ratio)], allow_unused=True
-            )
-            inner = iter(gradients[: len(sources)])
-            for number, total in enumerate(map_gradients):
-                if total is not None:
-                    total.add(next(inner), tile.halo_start * (ctx.ratio if number else 1))
-            for number, part in enumerate(gradients[len(sources) :]):
-                if part is not None:
-                    totals[number] = part if totals[number] is None else totals[number].add_(part)
+        totals = _Totals(num_found + len(parameters))
+        # One context around all tiles: the weights are translated once, and forgotten at its end.
+        with torch.autocast(**ctx.autocast):
+            for tile in ctx.tiles:
+                slices = [
+                    part.detach().requires_grad_(total is not None)
+                    for part, total in zip(_slices(maps, halos, tile, ctx.ratio, ctx.size), map_gradients, strict=True)
+                ]
+                loose = [each.detach().requires_grad_() for each in found]
+                with torch.enable_grad():
+                    output = tile.crop(ctx.function(*slices, *loose), ctx.ratio)
+                sources = [part for part in slices if part.requires_grad]
+                of_output = dense(gradient[:, :, tile.rows(ctx.ratio)], gradient, ctx.size)
+                gradients = torch.autograd.grad(output, [*sources, *loose, *parameters], of_output, allow_unused=True)
+                inner = iter(gradients[: len(sources)])
+                for number, total in enumerate(map_gradients):
+                    if total is not None:
+                        total.add(next(inner), tile.halo_start * (ctx.ratio if number else 1))
+                totals.add(gradients[len(sources) :])
         if ctx.statistics and map_gradients[0] is not None:
-            ctx.statistics.add_gradient(map_gradients[0].inside, maps[0], found, totals[:num_found])
+            ctx.statistics.add_gradient(map_gradients[0].inside, maps[0], found, totals.values[:num_found])
         whole = [None if each is None else each.exchanged(ctx.group) for each in map_gradients]
-        return *[None] * NUM_SETTINGS, *whole, *totals[num_found:]
+        return *[None] * NUM_SETTINGS, *whole, *totals.values[num_found:]
 
 
 class _Gradient:
     """Gradient of a map and of its halo, as it is summed up tile by tile."""
 
-    def __init__(self, features: Tensor, halo: tuple[Tensor, Tensor]) -> None:
-        self.inside = torch.zeros_like(features)
+    def __init__(self, features: Tensor, halo: tuple[Tensor, Tensor], size: TileSize) -> None:
+        if size.too_large(features.numel()):
+            self.inside = torch.empty_like(features)
+            for part in chunks(self.inside, size):
+                part.zero_()
+        else:
+            self.inside = torch.zeros_like(features)
         self.halo = [torch.zeros_like(each) for each in halo]
 
     def add(self, part: Tensor, start: int) -> None:
@@ -161,12 +170,33 @@ class _Gradient:
         return self.inside
 
 
-def cut(first: Tensor, ratio: int, inner_channels: int, group: SpatialGroup) -> list[Tile]:
+class _Totals:
+    """Gradients of weights and statistics, summed over the tiles."""
+
+    def __init__(self, number: int) -> None:
+        self.values: list[Tensor | None] = [None] * number
+
+    def add(self, parts: Sequence[Tensor | None]) -> None:
+        known, new = [], []
+        for number, part in enumerate(parts):
+            if part is None:
+                continue
+            total = self.values[number]
+            if total is None:
+                self.values[number] = part
+            else:
+                known.append(total)
+                new.append(part)
+        if known:
+            torch._foreach_add_(known, new)  # one launch for all
+
+
+def cut(first: Tensor, ratio: int, inner_channels: int, group: SpatialGroup, elements: int) -> list[Tile]:
     """Even tiles of a map's rows, with one row of halo on each side that is not the image's border; row -1 and the row
-    after the last are other processes'."""
+    after the last are other processes'. elements: of the widest map inside a tile, at most."""
     height, width = first.shape[2:]
     numbers = len(first) * inner_channels * height * width * ratio**2
-    num_tiles = min(height, math.ceil(numbers / TILE_NUMBERS))
+    num_tiles = min(height, math.ceil(numbers / elements))
     edges = [height * number // num_tiles for number in range(num_tiles + 1)]
     first_row, last_row = -group.has_previous, height + group.has_next
     return [Tile(start, stop, max(first_row, start - 1), min(last_row, stop + 1)) for start, stop in pairwise(edges)]
@@ -179,23 +209,21 @@ def _halo(features: Tensor, num_rows: int, group: SpatialGroup) -> tuple[Tensor,
     return group.exchange(features[:, :, :num_rows], features[:, :, -num_rows:])()
 
 
-def _slices(maps: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], tile: Tile, ratio: int) -> list[Tensor]:
+def _slices(
+    maps: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], tile: Tile, ratio: int, size: TileSize
+) -> list[Tensor]:
     each_ratio = [ratio if number else 1 for number in range(len(maps))]
     return [
-        rows_between(halo[0], each, halo[1], tile.halo_start * factor, tile.halo_stop * factor)
+        dense(rows_between(halo[0], each, halo[1], tile.halo_start * factor, tile.halo_stop * factor), each, size)
         for each, halo, factor in zip(maps, halos, each_ratio, strict=True)
     ]
 
 
-def _layout(part: Tensor) -> torch.memory_format:
-    return torch.channels_last if part.stride(1) == 1 and part.shape[1] > 1 else torch.contiguous_format
-
-
 def _autocast_state(device_type: str) -> dict[str, Any]:
-    """Arguments of `torch.autocast` as it stands; without its cache of weights, which would outlive a tile."""
+    """Arguments of `torch.autocast` as it stands, with its cache of translated weights."""
     return {
         "device_type": device_type,
         "enabled": torch.is_autocast_enabled(device_type),
         "dtype": torch.get_autocast_dtype(device_type),
-        "cache_enabled": False,
+        "cache_enabled": True,
     }

@@ -96,7 +96,7 @@ def prepare(
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
     kind = choose_level(config, context)
-    scale_model(model, config.scale, kind, group)
+    scale_model(model, config.scale, kind, group, context.device)
     model.to(context.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     position = TrainState()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.planner import GIB, Level, Step, advice, device_memory, free_memory, resolve
+from glioma_dist.scale.tile_size import tile_size
 
 SECONDS_FOR_ADVICE = 10.0
 """After memory is full. A launcher that has seen one process end kills the others some 30 s later."""
@@ -28,14 +30,18 @@ def step_of(config: TrainConfig, context: DistributedContext) -> Step:
         spatial_parallel=config.scale.spatial_parallel,
         shards=context.accelerator.is_fsdp2,
         loss_name=config.loss,
+        tile_size=tile_size(config.scale.tile_elements, context.device),
         loss=partial(segmentation_loss, config.loss),
     )
 
 
 def choose_level(config: TrainConfig, context: DistributedContext) -> Level:
-    """The run's recomputation: the setting's, or what the planner finds, the same on all processes."""
+    """The run's recomputation: the setting's, or what the planner finds, the same on all processes.
+
+    Raises InputError where no level fits the memory, and where a GPU's kernels cannot take tensors of the level.
+    """
     if config.scale.activation_checkpointing != "auto":
-        return config.scale.activation_checkpointing
+        return resolve(config.scale.activation_checkpointing, step_of(config, context), math.inf)
     free = context.gather_objects([free_memory(context.device, context.num_local_processes)])
     return resolve("auto", step_of(config, context), min(free))
 

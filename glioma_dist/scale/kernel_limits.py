@@ -1,0 +1,93 @@
+"""Up to which size of images every tensor that a GPU's kernels are given stays below 2^31 elements.
+
+Decoder blocks go in tiles where their maps would be larger (`activation_checkpointing.py`), so the encoder sets the
+bound, and the image itself. An encoder's layers go in tiles at the level full only, and only those it says can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from glioma_dist.model.encoders.contract import build_encoder
+from glioma_dist.scale.memory_estimator import make_fake
+from glioma_dist.scale.tile_size import MAX_ELEMENTS
+
+IMAGE_CHANNELS = 3
+PROBE_SIDES, NUM_PROBES = (512, 1024), 2
+"""Sides of the square images at which maps are counted, and how many at once: norms over a batch want two."""
+SURE_PIXELS = MAX_ELEMENTS // 256
+"""Images of so many pixels are within the bounds of every encoder of the package, whose widest has 144 elements a pixel;
+others are counted."""
+MAKES_NO_KERNEL = frozenset(
+    ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "detach")
+    + ("alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "set_")
+)
+"""Operations of aten that give memory or another view of it."""
+
+
+class KernelCalls(TorchDispatchMode):
+    """Looks at every operation that starts a kernel on a GPU, on fake tensors, too.
+
+    look: takes the operation and all tensors that it reads and writes.
+    """
+
+    def __init__(self, look: Callable[[Any, list[Tensor]], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if starts_kernel(func):
+            self._look(func, [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)])
+        return result
+
+
+def starts_kernel(operation: Any) -> bool:
+    """Whether an operation computes or copies something, as opposed to views, allocations and questions."""
+    namespace, name = operation._schema.name.split("::")
+    returns = operation._schema.returns
+    is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
+    return namespace != "prim" and bool(returns) and not is_view and name not in MAKES_NO_KERNEL
+
+
+def largest_pixels_of_kernels(encoder: str, full: bool) -> int:
+    """The most pixels of the padded images on one GPU (batch * height * width) with which no kernel of a step is given
+    a tensor of more than MAX_ELEMENTS.
+
+    encoder: by name. full: whether layers of it go in tiles (level full).
+    """
+    counted = [_largest_tensor(encoder, full, side) for side in PROBE_SIDES]
+    pixels = [NUM_PROBES * side**2 for side in PROBE_SIDES]
+    # Straight for all that convolves and for fused attention; a matrix of attention grows with the square.
+    power = max(1.0, math.log(counted[1] / counted[0]) / math.log(pixels[1] / pixels[0]))
+    if power < 1.01:
+        return pixels[1] * MAX_ELEMENTS // counted[1]
+    return int(pixels[1] * (MAX_ELEMENTS / counted[1]) ** (1 / power))
+
+
+@lru_cache
+def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
+    """Elements of the largest tensor in one pass through the encoder and back, tiles aside."""
+    largest = NUM_PROBES * IMAGE_CHANNELS * side**2
+
+    def look(_: Any, tensors: Sequence[Tensor]) -> None:
+        nonlocal largest
+        largest = max(largest, *(each.numel() for each in tensors), 0)
+
+    encoder, mode = build_encoder(encoder_name), FakeTensorMode()
+    make_fake(encoder, mode)
+    for layer in encoder.tileable_layers() if full else ():
+        layer.run_tiles = lambda _function, maps, *_: maps[0].clone()
+    with mode, KernelCalls(look):
+        images = torch.zeros(NUM_PROBES, IMAGE_CHANNELS, side, side)
+        sum(each.sum() for each in encoder(images)).backward()
+    return largest
