@@ -126,8 +126,7 @@ def _count_step(
     with mode, _StorageLedger() as ledger:
         ledger.name("parameters", (*model.parameters(), *model.buffers()))
         optimizer = torch.optim.Adam(model.parameters())
-        _make_moments(optimizer, model)
-        ledger.name("optimizer", (each for state in optimizer.state.values() for each in state.values()))
+        _make_moments(optimizer, model, ledger)
         ledger.begin_step()
         _held = step(ledger)
         ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
@@ -135,11 +134,11 @@ def _count_step(
     return ledger
 
 
-def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module, ledger: _StorageLedger) -> None:
     """Adam's moments are born in its first step, and stay.
 
     Adam works on one parameter after the other and lets go of all that it took for one: it is run on one parameter of
-    each size, which is where most is alive. All others get moments like theirs.
+    each size, which is where most is alive. Of all others, moments like theirs are written down.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     first = {(each.numel(), each.dtype): each for each in reversed(trained)}
@@ -149,13 +148,11 @@ def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
+    ledger.name("optimizer", (each for state in optimizer.state.values() for each in state.values()))
     for parameter in trained:
-        if parameter not in optimizer.state:
-            like = optimizer.state[first[parameter.numel(), parameter.dtype]]
-            optimizer.state[parameter] = {
-                name: torch.empty_like(parameter if value.shape == like["exp_avg"].shape else value)
-                for name, value in like.items()
-            }
+        representative = first[parameter.numel(), parameter.dtype]
+        if representative is not parameter:
+            ledger.note("optimizer", sum(each.nbytes for each in optimizer.state[representative].values()))
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -205,6 +202,9 @@ def _uncompiled(module: nn.Module) -> AbstractContextManager:
     return nullcontext()
 
 
+_DEVICE = torch.ops.prim.device.default
+
+
 @dataclass(eq=False)
 class _Entry:
     num_bytes: int
@@ -232,6 +232,8 @@ class _StorageLedger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is _DEVICE:  # PyTorch asks for it more often than it computes
+            return result
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._enter(leaf)
@@ -241,6 +243,10 @@ class _StorageLedger(TorchDispatchMode):
         """Say what the storages of `tensors` are for."""
         for tensor in tensors:
             self._enter(tensor).part = part
+
+    def note(self, part: Part, num_bytes: int) -> None:
+        """Count memory that is alive from now to the end and that no tensor stands for."""
+        self._add(_Entry(num_bytes, self._moment + 1, part=part))
 
     def name_rest(self, part: Part) -> None:
         """Say what all storages are for that are alive and have no name yet."""
@@ -263,15 +269,18 @@ class _StorageLedger(TorchDispatchMode):
     def _enter(self, tensor: Tensor) -> _Entry:
         storage = tensor.untyped_storage()
         if storage not in self._known:
-            self._moment += 1
-            entry = _Entry(storage.nbytes(), self._moment)
+            entry = _Entry(storage.nbytes(), self._moment + 1)
             self._known[storage] = entry
-            self._entries.append(entry)
-            self.alive += entry.num_bytes
-            if self.alive > self.peak:
-                self.peak, self._peak_moment = self.alive, self._moment
+            self._add(entry)
             weakref.finalize(storage, self._free, entry)
         return self._known[storage]
+
+    def _add(self, entry: _Entry) -> None:
+        self._moment = entry.born
+        self._entries.append(entry)
+        self.alive += entry.num_bytes
+        if self.alive > self.peak:
+            self.peak, self._peak_moment = self.alive, self._moment
 
     def _free(self, entry: _Entry) -> None:
         self._moment += 1

@@ -51,6 +51,8 @@ class SizeFormula:
 
     moments: tuple[tuple[Coefficients, ...], ...]
     """Of each moment that is the peak at some size, in their order: the coefficients of each of `PARTS`."""
+    max_pixels: int
+    """Of an image, beyond which maps may be too large to be computed as smaller ones are."""
 
     def at(self, height: int, width: int) -> StepMemory:
         """At the peak. height, width: in units, 32 pixels."""
@@ -59,7 +61,7 @@ class SizeFormula:
         return StepMemory(*max(peaks, key=sum))
 
     @classmethod
-    def of_trace(cls, trace: Iterable[Allocation], begin: int, height: int, width: int) -> SizeFormula:
+    def of_trace(cls, trace: Iterable[Allocation], begin: int, height: int, width: int, max_pixels: int) -> SizeFormula:
         """From a step at one size, whose height and width in units are primes that divide no number of channels: each
         storage's bytes then say whether it grows with the height, the width, both or neither.
 
@@ -87,18 +89,15 @@ class SizeFormula:
             if not any(_reaches(other, total) for other, _ in found):
                 found = [each for each in found if not _reaches(total, each[0])]
                 found.append((total, tuple(alive[name] for name in PARTS)))
-        return cls(tuple(parts for _, parts in found))
-
-    def as_json(self) -> list:
-        return [[list(each) for each in moment] for moment in self.moments]
+        return cls(tuple(parts for _, parts in found), max_pixels)
 
     @classmethod
-    def of_json(cls, moments: list) -> SizeFormula:
-        """Raises ValueError or TypeError where `moments` is not what `as_json` gives."""
-        found = tuple(tuple(tuple(map(int, each)) for each in moment) for moment in moments)
+    def of_json(cls, values: dict) -> SizeFormula:
+        """From `dataclasses.asdict`. Raises ValueError, TypeError or KeyError where `values` is something else."""
+        found = tuple(tuple(tuple(map(int, each)) for each in moment) for moment in values["moments"])
         if not found or any(len(moment) != len(PARTS) or any(len(each) != 4 for each in moment) for moment in found):
             raise ValueError("no formula of a step's memory")
-        return cls(found)
+        return cls(found, int(values["max_pixels"]))
 
 
 def _coefficients(allocation: Allocation, height: int, width: int) -> Coefficients:

@@ -16,7 +16,7 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
-from glioma_dist.scale import planner
+from glioma_dist.scale import planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import GIB, LEVELS, Step, count
 from glioma_dist.size import Size
@@ -181,7 +181,7 @@ def test_kept_activations_are_shared_by_rows(num_rows, most):
     shared = replace(step, spatial_parallel=num_rows, num_devices=num_rows)
     kept = [count(each, "none").kept for each in (shared, step)]
     assert 1 / num_rows < kept[0] / kept[1] <= most
-    halos, gathered = planner.count_sent(shared, "none")
+    halos, gathered = step_count.count_sent(shared, "none")
     assert 0 < halos < kept[0] / 20
     assert gathered > 0
 
