@@ -6,6 +6,7 @@ expensive gets a line here; `make test-all` prints the slowest twenty.
 """
 
 LONG = {
+    "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": "four processes, traced",
     "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": "each encoder, twice",
     "tests/distributed/test_every_encoder.py::test_fsdp2_shards_every_weight_and_gathers_it_block_by_block": "the same",
     "tests/distributed/test_joining.py::test_a_first_process_that_never_answers_does_not_hold_the_others": "it waits",
@@ -50,6 +51,7 @@ LONG = {
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",
     "tests/unit/test_planner.py::test_the_largest_batch_and_size_are_what_counting_finds_there": "counts many steps",
     "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
+    "tests/unit/test_step_formulas.py::test_the_formula_is_exact": "three counts for each encoder",
 }
 """Test, file or folder -> what takes the time."""
 

@@ -1,5 +1,5 @@
 """Steps of the package's encoders, counted before (`benchmarks/count_steps.py`) and kept beside this module, so that
-the planner answers at once. Does not import torch.
+the planner answers at once.
 
 They hold for the versions of the libraries and for the code that they were counted with; with others it counts.
 """
@@ -11,14 +11,11 @@ import json
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.loss_names import DEFAULT_LOSS
+from glioma_dist.scale.step import Level, Step
 from glioma_dist.scale.step_memory import SizeFormula
-
-if TYPE_CHECKING:
-    from glioma_dist.scale.planner import Level, Step
 
 FILE = Path(__file__).with_name("counted_steps.json")
 LIBRARIES = ("torch", "timm")

@@ -4,33 +4,29 @@ fits."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import psutil
 import torch
-from torch import Tensor
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.fingerprint import code_fingerprint
-from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
 from glioma_dist.scale.fsdp import sharded_units
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, largest_pixels_of_kernels
+from glioma_dist.scale.step import LEVELS, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
-from glioma_dist.scale.tile_size import TileSize, largest_gpu_tile
+from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
-Level = Literal["none", "selective", "full"]
-LEVELS: tuple[Level, ...] = get_args(Level)
-"""From the quickest step to the smallest."""
 GIB = 2**30
 RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
 """Of a card's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
@@ -38,27 +34,6 @@ SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
 _formulas: dict[str, SizeFormula] = {}
 """Those of this process, by their keys."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training step, as far as its memory depends on it."""
-
-    model: ModelConfig
-    size: Size
-    batch_size: int
-    """Images on one device, or on the devices that share them by rows."""
-    bf16: bool
-    num_devices: int = 1
-    spatial_parallel: int = 1
-    """Devices that share each image."""
-    shards: bool = False
-    """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
-    loss_name: str = DEFAULT_LOSS
-    tile_size: TileSize = TileSize()
-    """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
-    loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
-    """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
 
 
 def count(step: Step, level: Level) -> StepMemory:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,11 +16,9 @@ from glioma_dist.scale.answers import is_own_encoder
 from glioma_dist.scale.memory_estimator import estimate_unet_step, trace_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
+from glioma_dist.scale.step import Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.size import Size
-
-if TYPE_CHECKING:
-    from glioma_dist.scale.planner import Level, Step
 
 UNIT = 32
 """Pixels. Maps of all strides have whole sides where an image's are multiples of it."""

@@ -58,7 +58,7 @@ def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
 
 def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
     first = count(TINY, "full")
-    monkeypatch.setattr(planner, "estimate_unet_step", None)
+    monkeypatch.setattr(step_count, "estimate_unet_step", None)
     assert count(TINY, "full") == first
     with pytest.raises(TypeError):
         count(replace(TINY, size=Size(96, 64)), "full")
@@ -70,7 +70,7 @@ def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
 
 def test_an_answer_is_not_taken_from_other_code(monkeypatch):
     count(TINY, "full")
-    monkeypatch.setattr(planner, "estimate_unet_step", None)
+    monkeypatch.setattr(step_count, "estimate_unet_step", None)
     for other in ("other code", None):  # None: the code is in no file
         monkeypatch.setattr(planner, "code_fingerprint", lambda kinds, other=other: other)
         planner._code.cache_clear()
