@@ -29,7 +29,8 @@ from glioma_dist.files import make_folder, write_atomically, write_json_atomical
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.operations import forward_operations
-from glioma_dist.scale.planner import GIB, Step, count, count_sent
+from glioma_dist.scale.planner import GIB, Step, count
+from glioma_dist.scale.step_count import count_sent
 
 LINKS_GB_S = {"NVLink, 450 GB/s": 450.0, "PCIe 5, 50 GB/s": 50.0, "Ethernet, 100 Gbit/s": 12.5, "10 Gbit/s": 1.25}
 """Bytes that one card can send in a second, at best."""

@@ -18,14 +18,19 @@ from glioma_dist.distributed import rendezvous
 from glioma_dist.distributed.freed_memory import keep_freed_memory
 from glioma_dist.distributed.joining import SECONDS_OF_GRACE, bounded, check_place, joining
 from glioma_dist.distributed.launch import check_launch
-from glioma_dist.distributed.run_command import as_run_error
+from glioma_dist.distributed.leaving import call_at_terminate, leave_at_exit
+from glioma_dist.distributed.run_command import as_run_error, end_at_once
 from glioma_dist.distributed.signals import get_signal_at_parents_death
-from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
+from glioma_dist.errors import InputError, RunError, StopRequested, UnavailableError, as_error, one_line
 
 SECONDS_TO_ANSWER = 600.0
 """After which a process or a worker that does not answer counts as lost."""
 WORD_OF_AN_END = "glioma_dist/ended"
 """Key in the launch's store under which a process records why it ends."""
+WATCHDOG_ENDED = (
+    "NCCL's watchdog ended this process: another process of this run ended or did not answer, or a GPU failed; the "
+    "lines before this one say which. Run the same command again"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,11 @@ class DistributedContext:
         if accelerator.num_processes > 1:
             with joining(os.environ, seconds_to_answer):
                 group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
-        return cls(accelerator, seconds_to_answer, group)
+            leave_at_exit()
+        here = cls(accelerator, seconds_to_answer, group)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            call_at_terminate(here.end_as_watchdog)
+        return here
 
     @property
     def rank(self) -> int:
@@ -146,7 +155,8 @@ class DistributedContext:
 
         Where another process ended first, its reason is taken; where this one ends first, it records its own.
         """
-        ending = as_run_error(error, self.seconds_to_answer)
+        ending = UnavailableError(str(error)) if isinstance(error, _WatchdogError) else None
+        ending = ending or as_run_error(error, self.seconds_to_answer)
         if self.num_processes == 1 or ending is None or ending.is_shared:
             return ending
         # The launch's store outlives a process that ends, unless it was the first.
@@ -161,3 +171,12 @@ class DistributedContext:
         except (RuntimeError, ValueError):
             return ending
         return ending
+
+    def end_as_watchdog(self) -> None:
+        """End this process because NCCL's watchdog thread is about to, which has printed why: with what another
+        process recorded as its reason, where one did."""
+        end_at_once(self.explain(_WatchdogError(WATCHDOG_ENDED)) or UnavailableError(WATCHDOG_ENDED))
+
+
+class _WatchdogError(RuntimeError):
+    """In place of the error that the watchdog met, which Python does not see."""

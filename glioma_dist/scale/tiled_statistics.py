@@ -130,9 +130,8 @@ def batch_moments(
     moments = torch.stack(parts)
     if over_processes and dist.is_initialized():
         here = torch.cat([each.flatten() for each in join_moments(*_split(moments))])
-        theirs = [torch.empty_like(here) for _ in range(dist.get_world_size())]
-        dist.all_gather(theirs, here)
-        moments = torch.stack(theirs)
+        moments = here.new_empty(dist.get_world_size(), len(here))
+        dist.all_gather_into_tensor(moments.flatten(), here)
     return join_moments(*_split(moments))
 
 
