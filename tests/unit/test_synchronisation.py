@@ -41,7 +41,7 @@ SEEDS = torch.tensor([3, 4])
 PLACES = torch.tensor([0, 2])
 SIDE = 64
 NAMES = (*encoders.names(), "timm/convnext_atto")
-"""Some of timm's other models make constants on the CPU in each forward pass (edgenext's positions)."""
+"""Some of timm's other models make constants on the CPU in each forward pass, as edgenext its positions."""
 
 
 def put_on(model: UNet) -> FakeTensorMode:
