@@ -20,7 +20,7 @@ LAUNCH_S = 10e-6
 An assumption, within the 5 to 25 µs an operation of "From PyTorch op to kernel launch" (J. Huang, jiahuanglin.xyz, GPU
 kernels, lesson 18). It has not been measured here on a GPU yet."""
 LAUNCHES_PER_TILE = 27
-BYTES_PER_ELEMENT = 61
+BYTES_PER_ELEMENT = 57
 """Of a tile of a Mix-FFN in bf16, forwards and backwards: operations that start a kernel, and bytes that they read and
 write for each element of the widest map. Counted by `tests/unit/test_tile_size.py`."""
 DEFAULT_BANDWIDTH = 2.0e12
