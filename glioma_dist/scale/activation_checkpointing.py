@@ -23,6 +23,7 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
+from glioma_dist.model.upsampling import BilinearUpsample
 from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
@@ -151,7 +152,8 @@ class TiledBlock(DecoderBlock):
         return functional.relu(self.norm2(features), inplace=True)
 
     def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
-        return self.conv1(torch.cat([self.upsample(features), *skips], dim=1))
+        features = BilinearUpsample.forward(self.upsample, features)  # a tile brings the neighbours' rows with it
+        return self.conv1(torch.cat([features, *skips], dim=1))
 
     def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d, features: Tensor) -> Tensor:
         """convolution(relu(norm(features))) in tiles."""
