@@ -23,6 +23,7 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
+from glioma_dist.model.upsampling import BilinearUpsample
 from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.tile_size import TileSize, default_tile_size
@@ -185,7 +186,8 @@ class TiledBlock(DecoderBlock):
         return size.too_large(num_images, channels, ratio * most_rows, ratio * width)
 
     def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
-        return _convolve(self.conv1, torch.cat([self.upsample(features), *skips], dim=1))
+        features = BilinearUpsample.forward(self.upsample, features)  # a tile brings the neighbours' rows with it
+        return _convolve(self.conv1, torch.cat([features, *skips], dim=1))
 
     def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d | None, features: Tensor) -> Tensor:
         """convolution(relu(norm(features))) in tiles; without a convolution relu(norm(features))."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.layers.split_attn import RadixSoftmax
+from timm.layers.split_attn import RadixSoftmax, SplitAttn
 from timm.models import PretrainedCfg
 from timm.models.regnet import RegStage
 from torch import Tensor, nn
@@ -104,8 +104,18 @@ class StreamRadixSoftmax(RadixSoftmax):
         return super().forward(x).to(x.dtype)
 
 
+class StreamSplitAttn(SplitAttn):
+    """ResNeSt's split attention, in its input's type: CUDA autocast takes its sum over the splits in fp32, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, channels, H, W). Returns a map of the same type."""
+        return super().forward(x).to(x.dtype)
+
+
 def _narrow(_name: str, module: nn.Module) -> nn.Module | None:
-    return rebuild(module, StreamRadixSoftmax) if type(module) is RadixSoftmax else None
+    kinds: dict[type[nn.Module], type[nn.Module]]
+    kinds = {RadixSoftmax: StreamRadixSoftmax, SplitAttn: StreamSplitAttn}
+    return rebuild(module, kinds[type(module)]) if type(module) in kinds else None
 
 
 def _centre(model: nn.Module, name: str) -> None:
