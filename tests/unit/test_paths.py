@@ -23,6 +23,7 @@ from glioma_dist.errors import InputError, one_line
 NO_PATHS = {
     "--model.encoder": "a name",
     "--encoder": "a name",
+    "--encoders": "names",
     "--foretold-encoder": "a name",
     "--data.cache-size": "a number with a unit",
     "--gpu-memory": "a number with a unit",
