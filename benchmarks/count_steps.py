@@ -49,6 +49,8 @@ def count_encoder(name: str) -> dict[str, dict]:
             loss=partial(segmentation_loss, DEFAULT_LOSS),
         )
         formula = step_count.find_formula(step, level)
+        if formula is None:  # an encoder that pads its maps: counted at each size
+            continue
         formula = straight(formula) if level == "full" else pruned(formula)
         found[counted_steps.name_of(level, bf16)] = asdict(formula)
     pixels = {name_of: largest_pixels_of_kernels(name, full) for name_of, full in (("full", True), ("other", False))}

@@ -1,4 +1,4 @@
-"""The levels of activation checkpointing at one size, estimated, and what fits a GPU: the rows of glioma-dist plan."""
+"""Rows of `glioma-dist plan`: the levels of activation checkpointing at one size, estimated, and what fits a GPU."""
 
 from __future__ import annotations
 

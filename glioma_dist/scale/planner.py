@@ -30,7 +30,7 @@ RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
 """Of a card's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
-_formulas: dict[str, SizeFormula] = {}
+_formulas: dict[str, SizeFormula | None] = {}
 """Those of this process, by their keys."""
 
 
@@ -46,16 +46,26 @@ def count(step: Step, level: Level) -> StepMemory:
 def _by_formula(step: Step, level: Level) -> StepMemory | None:
     if not step_count.has_formula(step, level):
         return None
-    key = _key(step, level, "any size")
-    formula = counted_steps.find_formula(step, level) or (_formulas.get(key) if key else None)
-    if formula is None:
-        formula = answers.read_formula(key) or step_count.find_formula(step, level)
-        answers.write(key, {} if formula is None else asdict(formula))
-        if key:
-            _formulas[key] = formula
+    formula = counted_steps.find_formula(step, level) or _find_formula(step, level)
     if formula is None or step.size.width * step.size.height > formula.max_pixels:
         return None
     return formula.at(*step_count.padded_units(step.size))
+
+
+def _find_formula(step: Step, level: Level) -> SizeFormula | None:
+    """Known to this process, known to the cache, or traced; that there is none is known as well."""
+    key = _key(step, level, "any size")
+    if key is None:
+        return None  # it would be traced for each question
+    if key not in _formulas:
+        known = answers.read(key)
+        if known is None:
+            found = step_count.find_formula(step, level)
+            answers.write(key, {} if found is None else asdict(found))
+        else:
+            found = answers.read_formula(key)
+        _formulas[key] = found
+    return _formulas[key]
 
 
 def _at_size(step: Step, level: Level) -> StepMemory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -26,7 +27,7 @@ TRACE_HEIGHT, TRACE_WIDTH = 83, 97
 """Units: primes that divide no number of channels of the package's encoders. An image of 2656x3104 is small enough that
 no map goes in tiles because a GPU's kernels could not take it (`kernel_limits.SURE_PIXELS`)."""
 CHECK_HEIGHT, CHECK_WIDTH = 5, 7
-"""At which the formula of an encoder that no test has seen is compared with a count."""
+"""At which a formula is compared with a count. Encoders that pad their maps, as efficientnet does, have none."""
 LEAST_UNITS = 2
 """Of a side. On maps of one row or column some operations need no copy."""
 FORMULA_ELEMENTS = 2**31
@@ -61,8 +62,8 @@ def has_formula(step: Step, level: Level) -> bool:
 
 
 def find_formula(step: Step, level: Level) -> SizeFormula | None:
-    """The memory of the step at any size, from one trace; None where it is no formula, as a check at another size
-    shows for encoders that are not the package's own."""
+    """The memory of the step at any size, from one trace; None where a count at another size shows that it is no
+    formula."""
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
@@ -73,13 +74,11 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
     formula = SizeFormula.of_trace(
         allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, 2 * FORMULA_ELEMENTS * pixels // largest
     )
-    if not is_own_encoder(step.model.encoder):
-        small = Size(CHECK_WIDTH * UNIT, CHECK_HEIGHT * UNIT)
-        model, _, _ = model_of_one_device(step, level)
-        counted = estimate_unet_step(model, step.loss, small, step.batch_size, step.bf16)
-        if counted != formula.at(CHECK_HEIGHT, CHECK_WIDTH):
-            return None
-    return formula
+    if level == "full":
+        return formula  # close only: tiles are cut by the size
+    small = Size(CHECK_WIDTH * UNIT, CHECK_HEIGHT * UNIT)
+    counted = count_at_size(replace(step, size=small), level)
+    return formula if counted == formula.at(CHECK_HEIGHT, CHECK_WIDTH) else None
 
 
 @contextmanager

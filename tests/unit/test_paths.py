@@ -25,6 +25,7 @@ NO_PATHS = {
     "--encoder": "a name",
     "--checks": "names",
     "--estimated-encoder": "a name",
+    "--encoders": "names",
     "--data.cache-size": "a number with a unit",
     "--gpu-memory": "a number with a unit",
     "--shard": "as 2/4",

@@ -44,6 +44,9 @@ def test_the_formula_is_exact(encoder, level, bf16):
     """Every byte of every part, for every encoder of the package's table, each with one of the levels."""
     step = step_of(encoder, bf16=bf16)
     formula = step_count.find_formula(step, level)
+    if encoder.startswith("efficientnet"):
+        assert formula is None  # it pads its maps by rows that no product of sides is
+        return
     for size in ODD_SIZES if encoder == "mit_tiny" else ODD_SIZES[:2]:
         counted = step_count.count_at_size(replace(step, size=size), level)
         assert formula.at(*step_count.padded_units(size)) == counted
@@ -136,17 +139,15 @@ def test_the_table_answers_only_what_was_counted(change):
     assert counted_steps.find_formula(replace(step_of("mit_tiny"), **change), "none") is None
 
 
-def test_an_encoder_of_others_without_a_formula_is_counted(monkeypatch, tmp_path):
+def test_a_step_without_a_formula_is_counted(monkeypatch, tmp_path):
     """As one whose maps do not grow as the image does."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(step_count, "is_own_encoder", lambda _: False)
-    monkeypatch.setattr(planner.answers, "is_own_encoder", lambda _: False)
     monkeypatch.setattr(counted_steps, "find_formula", lambda *_: None)
     monkeypatch.setattr(SizeFormula, "at", lambda *_: None)
-    planner._code.cache_clear()
+    monkeypatch.setattr(planner, "_formulas", {})
     step = step_of("mit_tiny")
-    assert planner.count(step, "none") == step_count.count_at_size(step, "none")
-    planner._code.cache_clear()
+    for _ in range(2):
+        assert planner.count(step, "none") == step_count.count_at_size(step, "none")
 
 
 PLAN = """
