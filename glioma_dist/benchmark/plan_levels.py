@@ -48,7 +48,7 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
                 free = usable(memory)
                 row["fits"] = fits(step, level, free)
                 row["largest_batch"] = largest_batch(replace(step, batch_size=1), level, free) * plan.gpus // number
-                row["largest_size"] = str(largest_size(step, level, free))
+                row["largest_size"] = str(largest_size(step, level, free) or "none")
             yield row
     for name, bf16 in (("smp, fp32", False), ("smp, bf16", True)) if plan.smp else ():
         model = build_smp(plan.model.encoder)

@@ -99,7 +99,8 @@ def check_kernels(step: Step, level: Level) -> None:
     most, size = kernel_pixels(step, level), step.size
     images = int(most / (device_pixels(step) / step.batch_size))
     share = math.sqrt(most / device_pixels(replace(step, batch_size=1)))
-    smaller = Size(*(int(side * share) // COARSEST_STRIDE * COARSEST_STRIDE for side in (size.width, size.height)))
+    units = (max(1, int(side * share) // COARSEST_STRIDE) for side in (size.width, size.height))
+    smaller = Size(*(COARSEST_STRIDE * each for each in units))
     if kernels_fit(step, "full"):
         fitting = "--scale.activation-checkpointing full"
     elif images:

@@ -141,12 +141,13 @@ def largest_batch(step: Step, level: Level, memory: float) -> int:
     return int(largest_pixels(step, level, memory) / (size.width * size.height))
 
 
-def largest_size(step: Step, level: Level, memory: float) -> Size:
-    """The largest size of the step's shape and batch; sides are multiples of 32."""
+def largest_size(step: Step, level: Level, memory: float) -> Size | None:
+    """The largest size of the step's shape and batch; sides are multiples of 32. None where none fits."""
     size = padded(step.size)
     factor = math.sqrt(largest_pixels(step, level, memory) / (size.width * size.height * step.batch_size))
-    found = Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
-    return found if found.height >= SIDE_STEP * step.spatial_parallel else Size(0, 0)
+    width, height = (int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height))
+    is_possible = width >= SIDE_STEP and height >= SIDE_STEP * step.spatial_parallel
+    return Size(width, height) if is_possible else None
 
 
 def padded(size: Size) -> Size:
@@ -206,7 +207,7 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     if 0 < images < step.batch_size:
         batch_size = images * step.num_devices // step.spatial_parallel
         return f"{text}: give --scale.activation-checkpointing full and --batch-size {batch_size}"
-    if SIDE_STEP <= size.width < step.size.width and size.height >= SIDE_STEP:
+    if size is not None and size.width < step.size.width:
         return f"{text}: give --scale.activation-checkpointing full and at most --data.size {size}"
     return f"{text}: give a smaller --batch-size, --data.size or --model.encoder, and see what else uses the memory"
 

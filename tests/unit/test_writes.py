@@ -38,6 +38,7 @@ ALLOWED = {
     "glioma_dist/report/scaling.py: write_report": "a figure into memory",
     "glioma_dist/report/study_plots.py: draw_plot": "a figure into memory",
     "glioma_dist/demo/drawing.py: draw_split": "a TIFF into memory",
+    "benchmarks/peers/loaders.py: write_pngs": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: write_json": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: bench_speed": "scratch data of a benchmark, in a temporary folder",
 }
