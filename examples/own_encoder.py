@@ -32,7 +32,7 @@ class PlainCNN(gd.Encoder):
         """images: (B, 3, H, W). Returns maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         features, maps = images, []
         for each in self.stages:
-            features = self.run_part(each, features)  # so that activation checkpointing can compute it again
+            features = self.run_segment(each, features)  # so that activation checkpointing can compute it again
             maps.append(features)
         return maps
 

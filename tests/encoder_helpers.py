@@ -21,7 +21,7 @@ NARROW = {
     "densenet169": {"options": {"growth_rate": 4, "block_config": (2, 2, 2, 2)}},
     "dpn92": {
         "options": {"fc_act_layer": "relu", "k_sec": (1, 2, 1, 1), "inc_sec": (4, 4, 4, 4), "k_r": 32, "groups": 2},
-        "taps": (
+        "out_modules": (
             "features.conv1_1",
             "features.conv2_1",
             "features.conv3_2",

@@ -34,6 +34,7 @@ from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.size import Size
 
 OURS = "glioma-dist"
@@ -93,7 +94,7 @@ def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
     build = network_builder(cell)
     memory = PeakMemory(device)
     model = build().to(device).train()
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = make_adam(model)
 
     def take_step(batch: Batch) -> None:
         batch = batch.to(device)
@@ -186,8 +187,8 @@ def rate_with_data(
         augment=("flips", "sharpen", "contrast"),
         workers=cell.workers,
     )
-    order = DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0)
-    batches = Waited(training_batches(reader, order, data, device=device, pool=pool))
+    sampler = DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0)
+    batches = Waited(training_batches(reader, sampler, data, device=device, pool=pool))
     time_steps(take_step, batches, cell.warm_up + cell.workers * BATCHES_AHEAD, device)
     batches.seconds = 0.0
     seconds = sum(time_steps(take_step, batches, cell.repeats, device))

@@ -23,6 +23,7 @@ from glioma_dist.model.unet import UNet
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.fsdp import choose_shards
 from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
@@ -54,7 +55,7 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
     scale_model(model, ScaleConfig(spatial_parallel=cell.spatial_parallel), cell.level, group)
     model.to(device)
     choose_shards(model, context)
-    model, optimizer = context.accelerator.prepare(model, torch.optim.Adam(model.parameters()))
+    model, optimizer = context.accelerator.prepare(model, make_adam(model))
     seconds = []
     for _ in range(cell.warm_up + cell.repeats):
         context.wait()

@@ -33,7 +33,7 @@ from glioma_dist.scale.planner import GIB, Step, count
 from glioma_dist.scale.step_count import count_sent
 
 LINKS_GB_S = {"NVLink, 450 GB/s": 450.0, "PCIe 5, 50 GB/s": 50.0, "Ethernet, 100 Gbit/s": 12.5, "10 Gbit/s": 1.25}
-"""Bytes that one card can send in a second, at best."""
+"""Bytes that one GPU can send in a second, at best."""
 TIMES_FORWARD = 3
 """A backward pass takes two forward passes' work."""
 
@@ -67,7 +67,7 @@ def measured(config: SpatialParallelConfig) -> list[dict]:
 
 
 def estimated(config: SpatialParallelConfig) -> list[dict]:
-    """A row for each number of strips and level: memory, work and bytes sent by one card in a bf16 step."""
+    """A row for each number of strips and level: memory, work and bytes sent by one GPU in a bf16 step."""
     model = ModelConfig(encoder=config.estimated_encoder)
     flop = forward_operations(model, config.estimated_size)
     found = []
@@ -100,7 +100,7 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         place = f"| {row['size']} | {row['level']} | {row['spatial_parallel']}"
         lines.append(f"{place} | {row['median_seconds']:.2f} | {peaks} | {share:.2f} |")
     lines += [
-        f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, a card's share of a step\n"
+        f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, a GPU's share of a step\n"
     ]
     lines += [f"Time to send, in shares of the time to compute at {config.tflop_s:g} TFLOP/s, nothing overlapping.\n"]
     heads = ("activation checkpointing", "GPUs an image", "peak GiB", "TFLOP", "halos MiB", "keys and values MiB")

@@ -56,18 +56,18 @@ class TrainingJob(_Job):
         self,
         samples: NormalizedSamples | CachedSamples,
         reader: Shards,
-        order: DeterministicSampler | MixtureSampler,
+        sampler: DeterministicSampler | MixtureSampler,
         config: DataConfig,
         slots: range,
         rows: slice,
         ring: SharedMemoryRing | None,
     ) -> None:
         super().__init__(reader, ring)
-        self.samples, self.order, self.config, self.slots, self.rows = samples, order, config, slots, rows
+        self.samples, self.sampler, self.config, self.slots, self.rows = samples, sampler, config, slots, rows
 
     def make(self, task: int, place: int | None, note: Note) -> BatchHandle:
         images, masks, keys, seeds = [], [], [], []
-        for each in self.order.batch(task, self.slots):
+        for each in self.sampler.batch(task, self.slots):
             note(each.shard, each.sample)
             sample, table = self.samples.read_with_table(each.shard, each.sample)
             image, mask = prepare_training_sample(sample, self.config, each.seed, table)

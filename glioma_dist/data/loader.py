@@ -64,7 +64,7 @@ def start_workers(config: DataConfig) -> WorkerPool:
 
 def training_batches(
     reader: Shards,
-    order: DeterministicSampler | MixtureSampler,
+    sampler: DeterministicSampler | MixtureSampler,
     config: DataConfig,
     first_step: int = 0,
     rank: int = 0,
@@ -79,7 +79,7 @@ def training_batches(
 
     Args:
         reader: the samples, a `ShardReader` or several joined.
-        order: which sample stands in which slot of which batch; its batch size counts all processes' images.
+        sampler: which sample stands in which slot of which batch; its batch size counts all processes' images.
         config: size, augmentation and number of worker processes. Its folders are not looked at.
         first_step: counted from 0 over all epochs.
         rank: which of `num_processes` this process is; each gets an equal share of a batch.
@@ -92,19 +92,19 @@ def training_batches(
     Yields `Batch`es; close the generator to end the workers. Raises InputError for samples that cannot be used or a
     batch that the processes do not divide, UnavailableError where a worker is lost.
     """
-    if order.batch_size % num_processes:
+    if sampler.batch_size % num_processes:
         raise InputError(
-            f"--batch-size {order.batch_size} cannot be shared by {num_processes} processes: give a "
+            f"--batch-size {sampler.batch_size} cannot be shared by {num_processes} processes: give a "
             f"multiple of {num_processes}"
         )
-    share = order.batch_size // num_processes
+    share = sampler.batch_size // num_processes
     slots = range(rank * share, (rank + 1) * share)
     samples = cache_samples(reader, config) if config.cache_in_memory else NormalizedSamples(reader, config)
     rows = rows or slice(0, config.size.height)
     num_workers = config.workers if pool is None else pool.num_workers
     # Three channels and the mask.
     ring = _make_ring(num_workers, 4 * share * (rows.stop - rows.start) * config.size.width)
-    job = TrainingJob(samples, reader, order, config, slots, rows, ring)
+    job = TrainingJob(samples, reader, sampler, config, slots, rows, ring)
     return _Work(job, num_workers, seconds_to_answer, pool).batches(count(first_step), device, is_last=True)
 
 

@@ -88,14 +88,14 @@ class BilinearDecoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Conv2d(width, 1, 3, padding=1)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
-        features = self.center(maps[-1])
-        for block, skip in zip(self.blocks, self.skips(maps), strict=True):
+    def forward(self, encoder_features: list[Tensor]) -> Tensor:
+        """encoder_features: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
+        features = self.center(encoder_features[-1])
+        for block, skip in zip(self.blocks, self.skips(encoder_features), strict=True):
             features = block(features, skip)
         return self.head(features)
 
-    def skips(self, maps: list[Tensor]) -> list[Tensor | None]:
+    def skips(self, encoder_features: list[Tensor]) -> list[Tensor | None]:
         """The encoder's map that each block joins; None where the encoder has none of that size."""
-        by_stride = dict(zip(self.encoder_strides, maps, strict=True))
+        by_stride = dict(zip(self.encoder_strides, encoder_features, strict=True))
         return [by_stride.get(stride) for stride in self.skip_strides]

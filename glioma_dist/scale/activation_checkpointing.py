@@ -73,7 +73,7 @@ def checkpoint_activations(
     if level == "none":
         return
     keeps_attention = level == "selective" and len(model.encoder.attention_layers()) > 0
-    model.encoder.run_part = compute_again_but_attention if keeps_attention else compute_part_again
+    model.encoder.run_segment = compute_again_but_attention if keeps_attention else compute_segment_again
     if level == "full":
         for layer in model.encoder.tileable_layers():
             layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
@@ -85,7 +85,7 @@ def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn
     return _checkpoint(part, *inputs, context_fn=contexts)
 
 
-def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+def compute_segment_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """`part(features)`, a part of an encoder, of which only the input is kept."""
     return compute_again(part, features, norms=part if isinstance(part, nn.Module) else None)
 
@@ -158,11 +158,11 @@ class TiledBlock(DecoderBlock):
         if not self.always and not self._too_large(max(self.conv1.in_channels, self.conv1.out_channels), features, 2):
             features = super().forward(features, skip)
             return features if head is None else head(features)
-        maps = [features] if skip is None else [features, skip]
+        inputs = [features] if skip is None else [features, skip]
         parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
         features = checkpoint_in_tiles(
             self._upsample_and_convolve,
-            maps,
+            inputs,
             parameters,
             inner_channels,
             ratio=2,
@@ -219,9 +219,9 @@ def _convolve(convolution: nn.Conv2d, part: Tensor) -> Tensor:
 class LargeDecoder(BilinearDecoder):
     """The plain decoder; its last block takes the head with it, so that both can go in the same tiles."""
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, encoder_features: list[Tensor]) -> Tensor:
         """As BilinearDecoder's."""
-        features, skips = self.center(maps[-1]), self.skips(maps)
+        features, skips = self.center(encoder_features[-1]), self.skips(encoder_features)
         for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
             features = block(features, skip)
         return self.blocks[-1](features, skips[-1], self.head)
@@ -231,11 +231,11 @@ class CheckpointedDecoder(BilinearDecoder):
     """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
     convolutions."""
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """maps: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
-        features, skips = maps[-1], self.skips(maps)
+    def forward(self, encoder_features: list[Tensor]) -> Tensor:
+        """encoder_features: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
+        features, skips = encoder_features[-1], self.skips(encoder_features)
         if isinstance(self.center, CenterBlock):
-            features = compute_part_again(self.center, features)
+            features = compute_segment_again(self.center, features)
         for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
             features = compute_again(block, features, skip, norms=block)
         return self.blocks[-1](features, skips[-1], self.head)

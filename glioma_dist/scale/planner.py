@@ -27,7 +27,7 @@ from glioma_dist.size import Size
 
 GIB = 2**30
 RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
-"""Of a card's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
+"""Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
 _formulas: dict[str, SizeFormula | None] = {}
@@ -161,7 +161,7 @@ def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS) -> Level 
 
 
 def usable(memory: float) -> float:
-    """Bytes for tensors on a card of `memory` bytes."""
+    """Bytes for tensors on a GPU of `memory` bytes."""
     return memory * (1 - RESERVED_SHARE) - RESERVED_GIB * GIB
 
 

@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 
 def checkpoint_in_tiles(
     function: Callable[..., Tensor],
-    maps: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     parameters: Sequence[Tensor],
     inner_channels: int,
     ratio: int = 1,
@@ -53,11 +53,11 @@ def checkpoint_in_tiles(
     group: SpatialGroup | None = None,
     size: TileSize | None = None,
 ) -> Tensor:
-    """`function(*maps, mean, variance)`, or `function(*maps)` without `statistics`, a tile of rows at a time.
+    """`function(*inputs, mean, variance)`, or `function(*inputs)` without `statistics`, a tile of rows at a time.
 
     function: a row of its output depends on the same and the neighbouring rows of the first map only, on the border of
         the image as `function` itself treats the border of what it is given.
-    maps: (B, C, H, W) and further maps of `ratio` rows for each of the first's.
+    inputs: feature maps (B, C, H, W) and further maps of `ratio` rows for each of the first's.
     parameters: all tensors with gradients that `function` uses beside its arguments.
     inner_channels: of the widest map inside `function`, by which the tiles are cut.
     ratio: rows of the output, and of the further maps, for each row of the first map.
@@ -65,15 +65,15 @@ def checkpoint_in_tiles(
     group: the processes that have the image's other rows, where `function` needs neighbouring rows of them.
     size: of tiles; by default what suits the maps' device.
 
-    Returns (B, C', ratio * H, ratio * W). For the backward pass only `maps` are kept; gradients are the plain ones up
+    Returns (B, C', ratio * H, ratio * W). For the backward pass only `inputs` are kept; gradients are the plain ones up
     to the order of sums.
     """
     trained = [each for each in parameters if each.requires_grad]
     group = group or SpatialGroup()
-    device = maps[0].device
+    device = inputs[0].device
     size = size or (TileSize(TILE_NUMBERS) if device.type == "cpu" else default_tile_size(device))
-    tiles = cut(maps[0], ratio, inner_channels, group, size.widened if statistics else size.elements)
-    return _CheckpointInTiles.apply(function, tiles, size, ratio, statistics, group, len(maps), *maps, *trained)
+    tiles = cut(inputs[0], ratio, inner_channels, group, size.widened if statistics else size.elements)
+    return _CheckpointInTiles.apply(function, tiles, size, ratio, statistics, group, len(inputs), *inputs, *trained)
 
 
 class _CheckpointInTiles(torch.autograd.Function):
@@ -90,14 +90,14 @@ class _CheckpointInTiles(torch.autograd.Function):
         *tensors: Tensor,
     ):
         ctx.autocast = _autocast_state(tensors[0].device.type)
-        maps = tensors[:num_maps]
-        halos = [_halo(each, ratio if number else 1, group) for number, each in enumerate(maps)]
-        found = statistics.forward(maps[0]) if statistics else ()
+        inputs = tensors[:num_maps]
+        halos = [_halo(each, ratio if number else 1, group) for number, each in enumerate(inputs)]
+        found = statistics.forward(inputs[0]) if statistics else ()
         output = None
         for tile in tiles:
-            part = tile.crop(function(*_slices(maps, halos, tile, ratio, size), *found), ratio)
+            part = tile.crop(function(*_slices(inputs, halos, tile, ratio, size), *found), ratio)
             if output is None:
-                shape = (*part.shape[:2], maps[0].shape[2] * ratio, part.shape[3])
+                shape = (*part.shape[:2], inputs[0].shape[2] * ratio, part.shape[3])
                 output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout(part))
             output[:, :, tile.rows(ratio)] = part
         ctx.function, ctx.tiles, ctx.ratio, ctx.statistics, ctx.num_maps = function, tiles, ratio, statistics, num_maps
@@ -109,13 +109,13 @@ class _CheckpointInTiles(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         saved, num_maps, num_found = iter(ctx.saved_tensors), ctx.num_maps, 2 if ctx.statistics else 0
-        maps = list(islice(saved, num_maps))
+        inputs = list(islice(saved, num_maps))
         parameters = list(islice(saved, len(ctx.needs_input_grad) - NUM_SETTINGS - num_maps))
         found = list(islice(saved, num_found))
         halos = list(zip(saved, saved, strict=True))
         map_gradients = [
             _Gradient(each, halo, ctx.size) if needed else None
-            for each, halo, needed in zip(maps, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
+            for each, halo, needed in zip(inputs, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
         ]
         totals = _Totals(num_found + len(parameters))
         # One context around all tiles: the weights are translated once, and forgotten at its end.
@@ -123,7 +123,9 @@ class _CheckpointInTiles(torch.autograd.Function):
             for tile in ctx.tiles:
                 slices = [
                     part.detach().requires_grad_(total is not None)
-                    for part, total in zip(_slices(maps, halos, tile, ctx.ratio, ctx.size), map_gradients, strict=True)
+                    for part, total in zip(
+                        _slices(inputs, halos, tile, ctx.ratio, ctx.size), map_gradients, strict=True
+                    )
                 ]
                 loose = [each.detach().requires_grad_() for each in found]
                 with torch.enable_grad():
@@ -137,7 +139,7 @@ class _CheckpointInTiles(torch.autograd.Function):
                         total.add(next(inner), tile.halo_start * (ctx.ratio if number else 1))
                 totals.add(gradients[len(sources) :])
         if ctx.statistics and map_gradients[0] is not None:
-            ctx.statistics.add_gradient(map_gradients[0].inside, maps[0], found, totals.values[:num_found])
+            ctx.statistics.add_gradient(map_gradients[0].inside, inputs[0], found, totals.values[:num_found])
         whole = [None if each is None else each.exchanged(ctx.group) for each in map_gradients]
         return *[None] * NUM_SETTINGS, *whole, *totals.values[num_found:]
 
@@ -210,12 +212,12 @@ def _halo(features: Tensor, num_rows: int, group: SpatialGroup) -> tuple[Tensor,
 
 
 def _slices(
-    maps: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], tile: Tile, ratio: int, size: TileSize
+    inputs: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], tile: Tile, ratio: int, size: TileSize
 ) -> list[Tensor]:
-    each_ratio = [ratio if number else 1 for number in range(len(maps))]
+    each_ratio = [ratio if number else 1 for number in range(len(inputs))]
     return [
         dense(rows_between(halo[0], each, halo[1], tile.halo_start * factor, tile.halo_stop * factor), each, size)
-        for each, halo, factor in zip(maps, halos, each_ratio, strict=True)
+        for each, halo, factor in zip(inputs, halos, each_ratio, strict=True)
     ]
 
 

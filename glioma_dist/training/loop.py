@@ -35,7 +35,7 @@ from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.result import TrainResult
-from glioma_dist.training.resume import OtherRunError
+from glioma_dist.training.resume import check_same_data
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
 from glioma_dist.training.trainer import Scores, Trainer, save
@@ -80,12 +80,12 @@ def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool
     with StopSignal() as stop:
         group = join_spatial_group(config, context)
         with RunFolder(config, context) as folder:
-            trainer, position = prepare(config, context, group, folder, stop, workers)
+            trainer, state = prepare(config, context, group, folder, stop, workers)
             context.wait()
             folder.claim()
             # A signal waits until the loop asks for it, or until status.json says how the run has ended.
-            with stop.deferred(), open_reporter(trainer, position) as reporter:
-                return TrainingLoop(trainer, position, reporter).run()
+            with stop.deferred(), open_reporter(trainer, state) as reporter:
+                return TrainingLoop(trainer, state, reporter).run()
 
 
 def prepare(
@@ -98,7 +98,7 @@ def prepare(
 ) -> tuple[Trainer, TrainState]:
     """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
-    train, order = open_training_data(config.data, config.batch_size, config.seed)
+    train, sampler = open_training_data(config.data, config.batch_size, config.seed)
     val = open_validation_data(config.data)
     notes = notes_on_data(train, val)
     if context.is_main:
@@ -113,35 +113,31 @@ def prepare(
     scale_model(model, resolve_layout(config, context), kind, group, context.device)
     model.to(context.device)
     optimizer = make_adam(model, config.lr)
-    position = TrainState()
+    state = TrainState()
     if old is not None:
-        if old.metadata["fingerprints"] != fingerprints:
-            raise OtherRunError(
-                f"--out {config.out} was trained on other data than {' '.join(config.data.train)} and "
-                f"{config.data.val}; give the same data, or another --out"
-            )
-        position = load_weights(old, model)
+        check_same_data(config, old, fingerprints)
+        state = load_weights(old, model)
     choose_shards(model, context)
     model, optimizer = context.accelerator.prepare(model, optimizer)
     fix_buckets(model)
     if old is not None:
         load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
         load_scaler_state(context.accelerator, read_scaler(old))
-    trainer = Trainer(config, context, train, val, order, model, optimizer, kind, group, metadata, folder, stop, pool)
-    return trainer, position
+    trainer = Trainer(config, context, train, val, sampler, model, optimizer, kind, group, metadata, folder, stop, pool)
+    return trainer, state
 
 
 class TrainingLoop:
-    """Steps, validations and checkpoints from `position` to the end of the run.
+    """Steps, validations and checkpoints from `state` to the end of the run.
 
     Whatever ends it early, all that is finished is saved first, where that can be done. reporter: of the main process.
     """
 
-    def __init__(self, trainer: Trainer, position: TrainState, reporter: Reporter | None) -> None:
-        self.trainer, self.position, self.reporter = trainer, position, reporter
-        self._saved = position
+    def __init__(self, trainer: Trainer, state: TrainState, reporter: Reporter | None) -> None:
+        self.trainer, self.state, self.reporter = trainer, state, reporter
+        self._saved = state
         self._in_step = False
-        self._batches = trainer.batches(position.step)
+        self._batches = trainer.batches(state.step)
 
     def run(self) -> TrainState:
         """Step until the end, until validation stops falling, or until the system asks to stop."""
@@ -149,13 +145,13 @@ class TrainingLoop:
         try:
             with trainer.stop.deferred():
                 while True:
-                    if trainer.validation_is_due(self.position):
-                        self.position = validate(trainer, self.position, self.reporter)
-                    if trainer.checkpoint_is_due(self.position) and self._saved != self.position:
+                    if trainer.validation_is_due(self.state):
+                        self.state = validate(trainer, self.state, self.reporter)
+                    if trainer.checkpoint_is_due(self.state) and self._saved != self.state:
                         self._save()
-                    if trainer.finished(self.position):
+                    if trainer.finished(self.state):
                         self._end_well()
-                        return self.position
+                        return self.state
                     self._take_step()
         except Exception as error:
             with trainer.stop.deferred():
@@ -170,7 +166,7 @@ class TrainingLoop:
         self.trainer.context.agree(None if isinstance(problem, StopRequested) else problem)
 
     def _take_step(self) -> None:
-        trainer, step = self.trainer, self.position.step
+        trainer, step = self.trainer, self.state.step
         batch, problem = self._next_batch()
         trainer.context.agree(problem)
         self._in_step = True
@@ -179,9 +175,9 @@ class TrainingLoop:
             while (scores := train_step(trainer, batch, step)) is None:
                 trainer.guard.undo()
         self._in_step = False
-        self.position = replace(self.position, step=step + 1)
+        self.state = replace(self.state, step=step + 1)
         if self.reporter:
-            self.reporter.step(step + 1, trainer.epoch(self.position), *scores)
+            self.reporter.step(step + 1, trainer.epoch(self.state), *scores)
 
     def _next_batch(self) -> tuple[Batch | None, RunError | None]:
         """This process's part of the next batch; or what ends the run before it."""
@@ -198,8 +194,8 @@ class TrainingLoop:
         return batch, self.reporter.problem if self.reporter else None
 
     def _save(self, alone: bool = False) -> None:
-        save(self.trainer, self.position, "last", self.reporter, alone)
-        self._saved = self.position
+        save(self.trainer, self.state, "last", self.reporter, alone)
+        self._saved = self.state
 
     def _end_early(self, error: Exception) -> None:
         """Save what is finished, then raise what ends the run; its message says what was saved.
@@ -212,7 +208,7 @@ class TrainingLoop:
             trainer.guard.undo()
         together = context.num_processes == 1 or (ending is not None and ending.is_shared)
         alone = not together and context.is_main and not context.accelerator.is_fsdp2
-        if self._saved != self.position and (together or alone) and not trainer.guard.weights_move:
+        if self._saved != self.state and (together or alone) and not trainer.guard.weights_move:
             try:
                 self._save(alone)
             except Exception as second:
@@ -221,7 +217,7 @@ class TrainingLoop:
                     return
                 kind = type(why) if isinstance(ending, StopRequested) and isinstance(why, RunError) else type(ending)
                 reason = "" if str(why) == str(ending) else f": {why}"
-                said = kind(f"{ending}; a checkpoint of step {self.position.step} could not be saved{reason}")
+                said = kind(f"{ending}; a checkpoint of step {self.state.step} could not be saved{reason}")
                 said.is_shared = together and isinstance(why, RunError) and why.is_shared
                 raise said from error
         if ending is None or (self._saved.step == 0 and ending is error):

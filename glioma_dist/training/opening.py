@@ -15,32 +15,32 @@ from glioma_dist.training.status import StatusFile, mark_finished
 from glioma_dist.training.trainer import Trainer
 
 
-def open_reporter(trainer: Trainer, position: TrainState) -> AbstractContextManager[Reporter | None]:
+def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager[Reporter | None]:
     """What the main process tells with; None on the others, and where the run was over before.
 
     Raises RunError on all processes where the main one cannot write.
     """
     config, context = trainer.config, trainer.context
     reporter, problem = None, None
-    start = describe_start(config, context, trainer.level, position.step)
+    start = describe_start(config, context, trainer.level, state.step)
     trainer.folder.has_begun = True
     if context.is_main:
         try:
-            if trainer.finished(position) and not trainer.validation_is_due(position):
-                mark_finished(config.out, position.step)
-                print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
+            if trainer.finished(state) and not trainer.validation_is_due(state):
+                mark_finished(config.out, state.step)
+                print(f"{config.out}: the run is finished, at step {state.step}", flush=True)
             else:
                 write_json_atomically(config.out / "config.json", to_dict(config))
                 record = RunRecord(config.out, start, trainer.folder.check, trainer.folder.say)
                 old = trainer.folder.checkpoint
                 added = read_unwritten_rows(old) if old else []
-                reporter = Reporter(config, position, trainer.num_steps, trainer.folder.check, added, record)
+                reporter = Reporter(config, state, trainer.num_steps, trainer.folder.check, added, record)
         except (RunError, OSError) as error:
             problem = as_run_error(error)
             if problem is None:
                 raise
             with suppress(RunError):  # what cannot be written may be this file
-                StatusFile(config.out, position.step, position.step or None, trainer.folder.check).ended(problem)
+                StatusFile(config.out, state.step, state.step or None, trainer.folder.check).ended(problem)
     try:
         context.agree(problem)
     except RuntimeError as error:  # a process is lost
@@ -52,6 +52,6 @@ def open_reporter(trainer: Trainer, position: TrainState) -> AbstractContextMana
     processes = f"{context.num_processes} process{'es' if context.num_processes > 1 else ''} ({context.device.type})"
     reporter.say(
         f"{len(trainer.train)} images, batch {config.batch_size} on {processes}, "
-        f"activation checkpointing {trainer.level}, from step {position.step} to {trainer.num_steps}, in {config.out}"
+        f"activation checkpointing {trainer.level}, from step {state.step} to {trainer.num_steps}, in {config.out}"
     )
     return reporter

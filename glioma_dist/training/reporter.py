@@ -29,16 +29,16 @@ class Reporter:
     def __init__(
         self,
         config: TrainConfig,
-        position: TrainState,
+        state: TrainState,
         num_steps: int,
         check: Callable[[], None],
         added: Sequence[dict[str, Any]] = (),
         record: RunRecord | None = None,
     ) -> None:
         self.problem: RunError | None = None
-        self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check, added)
-        self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
-        self._status = StatusFile(config.out, position.step, position.step or None, check)
+        self._metrics = MetricsFile(config.out / "metrics.jsonl", state.step, check, added)
+        self._progress = TrainingProgress(state.step, num_steps, config.batch_size)
+        self._status = StatusFile(config.out, state.step, state.step or None, check)
         self._record = record
 
     def __enter__(self) -> Reporter:

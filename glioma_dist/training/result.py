@@ -27,9 +27,9 @@ class TrainResult:
     """Validation Dice of `best`, from 0 to 1: the mean over the validation images; None without validation."""
 
     @classmethod
-    def of(cls, out: Path, position: TrainState) -> TrainResult:
-        """The result of the run in `out` that ended at `position`."""
+    def of(cls, out: Path, state: TrainState) -> TrainResult:
+        """The result of the run in `out` that ended at `state`."""
         last = out / "last"
-        if position.best_loss == math.inf:
-            return cls(out, position.step, last, last, None, None)
-        return cls(out, position.step, last, out / "best", position.best_loss, position.best_dice)
+        if state.best_loss == math.inf:
+            return cls(out, state.step, last, last, None, None)
+        return cls(out, state.step, last, out / "best", state.best_loss, state.best_dice)

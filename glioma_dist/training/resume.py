@@ -17,7 +17,7 @@ from glioma_dist.model.manifest import MANIFEST, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.training.folder_lock import LOCK
 from glioma_dist.training.run_record import DAMAGED, RUN
-from glioma_dist.training.state import read_position, read_scaler, read_unwritten_rows
+from glioma_dist.training.state import read_train_state, read_scaler, read_unwritten_rows
 from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
 from glioma_dist.training.telemetry import read_rows
 
@@ -41,6 +41,15 @@ class Found:
     """What is wrong with the checkpoints that are newer."""
     best_fault: str | None = None
     """What is wrong with best/, where the checkpoint says that there is one."""
+
+
+def check_same_data(config: TrainConfig, checkpoint: Checkpoint, fingerprints: dict[str, str | None]) -> None:
+    """Raises OtherRunError where a run was trained on other data than `config` names."""
+    if checkpoint.metadata["fingerprints"] != fingerprints:
+        raise OtherRunError(
+            f"--out {config.out} was trained on other data than {' '.join(config.data.train)} and {config.data.val}; "
+            "give the same data, or another --out"
+        )
 
 
 def holds_run(config: TrainConfig) -> bool:
@@ -109,7 +118,7 @@ def _read_resumable(folder: Path) -> Checkpoint:
     if find_checkpoint(folder) is None:
         raise DamagedError(folder / MANIFEST, "is missing")
     checkpoint = Checkpoint.read(folder)
-    read_position(checkpoint)
+    read_train_state(checkpoint)
     read_scaler(checkpoint)
     read_unwritten_rows(checkpoint)
     if not isinstance(checkpoint.metadata.get("fingerprints"), dict):

@@ -19,6 +19,7 @@ from glioma_dist.distributed.numerics import numerics_in_force
 from glioma_dist.errors import ExitCode, InputError, one_line
 from glioma_dist.files import read_json, remove_tree, rename_in_order, write_json_atomically
 from glioma_dist.scale.scale_model import resolve_layout
+from glioma_dist.scale.tile_size import tile_size
 
 RUN = "run.json"
 DAMAGED = "run.json.damaged"
@@ -82,7 +83,7 @@ def describe_start(config: TrainConfig, context: DistributedContext, level: str,
     level: of activation checkpointing, as `auto` was resolved. step: from which the run starts or resumes.
     """
     here = {"host": platform.node(), "device": device_name(context.device)}
-    precision = context.accelerator.mixed_precision
+    precision, elements = context.accelerator.mixed_precision, config.scale.tile_elements
     return {
         "started": _now(),
         "ended": None,
@@ -96,7 +97,8 @@ def describe_start(config: TrainConfig, context: DistributedContext, level: str,
         "processes": context.gather_objects([here]),
         "engine": _engine(context),
         "mixed_precision": precision,
-        "scale": asdict(resolve_layout(config, context)) | {"activation_checkpointing": level},
+        "scale": asdict(resolve_layout(config, context))
+        | {"activation_checkpointing": level, "tile_elements": tile_size(elements, context.device).elements},
         "deterministic": config.deterministic,
         "numerics": numerics_in_force(),
         "versions": versions(),

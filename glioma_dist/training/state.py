@@ -44,7 +44,7 @@ class TrainState:
 def save_state(
     folder: Path,
     config: TrainConfig,
-    position: TrainState,
+    state: TrainState,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     metadata: dict,
@@ -58,7 +58,7 @@ def save_state(
     checkpoints stay. Raises InputError on all processes where one cannot write, and NonFiniteError where a weight or
     a value of the optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
     """
-    where = {key: value for key, value in dataclasses.asdict(position).items() if value != math.inf}
+    where = {key: value for key, value in dataclasses.asdict(state).items() if value != math.inf}
     metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
     weights, moments = model.state_dict(), None if optimizer is None else _optimizer_tensors(model, optimizer)
     in_parts = any(isinstance(tensor, DTensor) for tensor in weights.values())
@@ -68,7 +68,7 @@ def save_state(
         weights, moments = _plain(weights), moments and _plain(moments)
     else:
         weights, moments = {}, None
-    writer.together(lambda: _check_finite({**weights, **(moments or {})}, position.step))
+    writer.together(lambda: _check_finite({**weights, **(moments or {})}, state.step))
     num_parts = writer.count if in_parts else 1
     write_checkpoint(folder, config, metadata, weights, moments, writer, num_parts, keep)
 
@@ -114,12 +114,12 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> TrainState:
 
     Raises InputError where they are damaged or do not fit, or where the position is none.
     """
-    position = read_position(checkpoint)
+    state = read_train_state(checkpoint)
     checkpoint.load_into(model, checkpoint.config.model.encoder)
-    return position
+    return state
 
 
-def read_position(checkpoint: Checkpoint) -> TrainState:
+def read_train_state(checkpoint: Checkpoint) -> TrainState:
     """Where the run was. Raises DamagedError naming the value that cannot be used."""
     path, values = checkpoint.folder / STATE, checkpoint.metadata.get("position")
     kinds = {"step": int, "best_loss": float, "best_dice": float, "evaluations_since_best": int, "validated_step": int}

@@ -68,13 +68,13 @@ class Trainer:
     context: DistributedContext
     train: Shards
     val: ShardReader | None
-    order: DeterministicSampler | MixtureSampler
+    sampler: DeterministicSampler | MixtureSampler
     model: nn.Module
     optimizer: torch.optim.Optimizer
     level: Level
     spatial_group: SpatialGroup
     metadata: dict
-    """What checkpoints say beside the position: lineage, fingerprints."""
+    """What checkpoints say beside the train state: lineage, fingerprints."""
     folder: RunFolder
     stop: StopSignal
     workers: WorkerPool
@@ -89,7 +89,7 @@ class Trainer:
         group = self.spatial_group
         return training_batches(
             self.train,
-            self.order,
+            self.sampler,
             self.config.data,
             first_step,
             group.dp_rank,
@@ -118,33 +118,33 @@ class Trainer:
 
     @property
     def num_steps(self) -> int:
-        steps = self.config.epochs * self.order.steps_per_epoch
+        steps = self.config.epochs * self.sampler.steps_per_epoch
         return min(steps, self.config.max_steps or steps)
 
-    def finished(self, position: TrainState) -> bool:
+    def finished(self, state: TrainState) -> bool:
         """All steps are taken, or validation has not got better for as often as `patience` allows."""
-        impatient = self.config.patience is not None and position.evaluations_since_best >= self.config.patience
-        return impatient or position.step >= self.num_steps
+        impatient = self.config.patience is not None and state.evaluations_since_best >= self.config.patience
+        return impatient or state.step >= self.num_steps
 
-    def epoch(self, position: TrainState) -> int:
+    def epoch(self, state: TrainState) -> int:
         """Number of the epoch, from 0, that the last step belonged to."""
-        return (position.step - 1) // self.order.steps_per_epoch
+        return (state.step - 1) // self.sampler.steps_per_epoch
 
-    def is_milestone(self, position: TrainState) -> bool:
+    def is_milestone(self, state: TrainState) -> bool:
         """Whether the run is validated after this step."""
-        every = self.config.eval_every or self.order.steps_per_epoch
-        return position.step > 0 and (position.step == self.num_steps or position.step % every == 0)
+        every = self.config.eval_every or self.sampler.steps_per_epoch
+        return state.step > 0 and (state.step == self.num_steps or state.step % every == 0)
 
-    def validation_is_due(self, position: TrainState) -> bool:
+    def validation_is_due(self, state: TrainState) -> bool:
         """A run that stopped between a step and its validation has this still to do."""
-        return self.val is not None and self.is_milestone(position) and position.validated_step != position.step
+        return self.val is not None and self.is_milestone(state) and state.validated_step != state.step
 
-    def checkpoint_is_due(self, position: TrainState) -> bool:
+    def checkpoint_is_due(self, state: TrainState) -> bool:
         every = self.config.save_every
-        return self.is_milestone(position) or bool(every and position.step and position.step % every == 0)
+        return self.is_milestone(state) or bool(every and state.step and state.step % every == 0)
 
 
-def save(trainer: Trainer, position: TrainState, name: str, reporter: Reporter | None, alone: bool = False) -> None:
+def save(trainer: Trainer, state: TrainState, name: str, reporter: Reporter | None, alone: bool = False) -> None:
     """Write <out>/last, from which training can resume, or <out>/best, the model alone; all processes wait for it.
 
     alone: this process writes full tensors and waits for no other, because some are lost.
@@ -164,8 +164,8 @@ def save(trainer: Trainer, position: TrainState, name: str, reporter: Reporter |
         metadata = metadata | {
             "unwritten_rows": reporter.unwritten_rows
         }  # the checkpoint can lie on a disk that has space
-    save_state(folder, trainer.config, position, model, optimizer, metadata, writer, keep, scaler)
+    save_state(folder, trainer.config, state, model, optimizer, metadata, writer, keep, scaler)
     if name == "last":
         trainer.folder.mark_resumable()
         if reporter:
-            reporter.saved(position.step)
+            reporter.saved(state.step)

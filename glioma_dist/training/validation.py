@@ -21,7 +21,7 @@ from glioma_dist.training.state import TrainState
 from glioma_dist.training.trainer import Scores, Trainer, save
 
 
-def validate(trainer: Trainer, position: TrainState, reporter: Reporter | None) -> TrainState:
+def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> TrainState:
     """Validate, report it, and keep the model as `best` where its loss is the lowest so far.
 
     Raises NonFiniteError where the loss is not finite.
@@ -29,21 +29,21 @@ def validate(trainer: Trainer, position: TrainState, reporter: Reporter | None) 
     scores = validation_scores(trainer)
     if not math.isfinite(scores.loss):
         error = NonFiniteError(
-            f"step {position.step}: the validation loss is {scores.loss}; look at the validation images, or give a "
+            f"step {state.step}: the validation loss is {scores.loss}; look at the validation images, or give a "
             f"smaller --lr than {trainer.config.lr}, in another --out"
         )
         error.is_shared = True
         raise error
-    better = scores.loss < position.best_loss
-    position = replace(position, validated_step=position.step)
+    better = scores.loss < state.best_loss
+    state = replace(state, validated_step=state.step)
     if better:
-        position = replace(position, best_loss=scores.loss, best_dice=scores.dice, evaluations_since_best=0)
-        save(trainer, position, "best", reporter)
+        state = replace(state, best_loss=scores.loss, best_dice=scores.dice, evaluations_since_best=0)
+        save(trainer, state, "best", reporter)
     else:
-        position = replace(position, evaluations_since_best=position.evaluations_since_best + 1)
+        state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
     if reporter:
-        reporter.validated(position.step, trainer.epoch(position), *scores, better)
-    return position
+        reporter.validated(state.step, trainer.epoch(state), *scores, better)
+    return state
 
 
 @torch.no_grad()

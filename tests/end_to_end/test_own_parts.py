@@ -34,8 +34,8 @@ class Two(Encoder):
         self.shift = nn.Parameter(nn.init.normal_(nn.Linear(10, 1, bias=False).weight).reshape(10, 1, 1).detach())
 
     def forward(self, images, seeds=None):
-        first = self.run_part(self.first, images)
-        return [first, self.run_part(self.second, first) + self.shift]
+        first = self.run_segment(self.first, images)
+        return [first, self.run_segment(self.second, first) + self.shift]
 
     def blocks(self):
         return [self.first, self.second]

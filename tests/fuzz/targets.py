@@ -295,12 +295,12 @@ def read_checkpoint(folder: Path) -> None:
     """As evaluate.py and predict.py load it, and as train.py resumes."""
     from glioma_dist.model.checkpoint import Checkpoint
     from glioma_dist.model.unet import load_model
-    from glioma_dist.training.state import read_position
+    from glioma_dist.training.state import read_train_state
 
     load_model(folder)
     checkpoint = Checkpoint.read(folder)
     checkpoint.check()
-    read_position(checkpoint)
+    read_train_state(checkpoint)
 
 
 def change_weights(rng: random.Random, good: Path, bad: Path) -> None:

@@ -97,11 +97,11 @@ def test_its_blocks_hold_nearly_all_weights_and_each_goes_through_run_part(name)
     encoder = build_encoder(f"timm/{name}")
     ran = []
 
-    def run_part(part, features):
+    def run_segment(part, features):
         ran.append(part)
         return part(features)
 
-    encoder.run_part = run_part
+    encoder.run_segment = run_segment
     encoder(torch.zeros(2, 3, 64, 64))
     assert len(ran) == len(encoder.blocks()) > 3
     within = [parameter for block in encoder.blocks() for parameter in block.parameters()]

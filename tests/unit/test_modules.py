@@ -100,8 +100,8 @@ class PlainEncoder(Encoder):
         self.first, self.second = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 6, 8, 8)
 
     def forward(self, images: torch.Tensor, seeds: torch.Tensor | None = None) -> list[torch.Tensor]:
-        fine = self.run_part(self.first, images)
-        return [fine, self.run_part(self.second, fine)]
+        fine = self.run_segment(self.first, images)
+        return [fine, self.run_segment(self.second, fine)]
 
 
 @pytest.mark.parametrize("level", ["none", "selective", "full"])

@@ -24,7 +24,7 @@ from glioma_dist.model.hub import model_card
 from glioma_dist.model.manifest import MANIFEST, STATE
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.resume import look
-from glioma_dist.training.state import TrainState, read_position, read_scaler, save_state
+from glioma_dist.training.state import TrainState, read_train_state, read_scaler, save_state
 from glioma_dist.training.telemetry import MetricsFile, read_rows
 
 DEEP = ("deep", "deeper", "deepest")
@@ -147,7 +147,7 @@ def test_every_change_of_state_json_is_usable_or_one_line(run):
 
     def use() -> None:
         checkpoint = Checkpoint.read(last)
-        position = read_position(checkpoint)
+        position = read_train_state(checkpoint)
         assert 0 <= position.step <= 10**12
         assert type(position.step) is type(position.evaluations_since_best) is int
         assert not math.isnan(position.best_loss)

@@ -24,7 +24,7 @@ from glioma_dist.model.unet import build_model
 from glioma_dist.training.folder_lock import LOCK, folder_lock
 from glioma_dist.training.resume import RESUMABLE
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import TrainState, read_position, save_state
+from glioma_dist.training.state import TrainState, read_train_state, save_state
 
 FACTS = {"lineage": [], "fingerprints": {"train": "a", "val": "b"}}
 
@@ -141,7 +141,7 @@ def test_a_best_that_is_lost_is_said_and_not_taken_for_the_best(run, runtime, ca
         (best / STATE).write_text(json.dumps(state))
         seal(best)
     checkpoint = opened(run, runtime)
-    assert read_position(checkpoint) == TrainState(6, evaluations_since_best=1)
+    assert read_train_state(checkpoint) == TrainState(6, evaluations_since_best=1)
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert str(best) in said

@@ -85,7 +85,7 @@ def test_parts_are_the_whole_and_names_are_timms(monkeypatch, name):
     narrow(monkeypatch, name)
     encoder = TimmEncoder(name)
     parts = []
-    encoder.run_part = lambda part, features: parts.append(part) or part(features)
+    encoder.run_segment = lambda part, features: parts.append(part) or part(features)
     encoder(draw_images(2, 32, 32, torch.float32))
     assert len(parts) > 5
     held = [parameter for part in parts for parameter in part.parameters()]

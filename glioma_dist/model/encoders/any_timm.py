@@ -30,13 +30,13 @@ DROPS = ("p", "drop_prob", "prob")
 class AnyTimmEncoder(Encoder):
     """timm's feature network of a model (`features_only`), with its maps at strides up to 32.
 
-    `body` has timm's names of weights. The blocks that the network is made of are its parts: each goes through
-    `run_part`. Nothing is dropped at random, as in the other timm encoders.
+    `body` has timm's names of weights. The blocks that the network is made of are its segments: each goes through
+    `run_segment`. Nothing is dropped at random, as in the other timm encoders.
     """
 
-    def __init__(self, name: str, part_names: tuple[str, ...] | None = None) -> None:
-        """part_names: of the modules that are parts; by default the model is tried, once a process, and they are found
-        then."""
+    def __init__(self, name: str, segment_names: tuple[str, ...] | None = None) -> None:
+        """segment_names: of the modules that are segments; by default the model is tried, once a process, and they are
+        found then."""
         super().__init__()
         self.published = find_published(name)
         self.body, self.strides = create_body(name)
@@ -44,23 +44,23 @@ class AnyTimmEncoder(Encoder):
         keep_colours(self, self.published)
         channels = dict(zip(self.body.feature_info.reduction(), self.body.feature_info.channels(), strict=True))
         self.channels = tuple(channels[stride] for stride in self.strides)
-        self._part_names = find_parts(name) if part_names is None else part_names
-        for each in self._part_names:
+        self._segment_names = find_segments(name) if segment_names is None else segment_names
+        for each in self._segment_names:
             _route(self, self.body.get_submodule(each))
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """As `Encoder.forward`; seeds are not needed, nothing is drawn."""
         images = recolour(self, images)
-        maps = list(self.body(images.contiguous(memory_format=self.memory_format)))
+        outputs = list(self.body(images.contiguous(memory_format=self.memory_format)))
         if getattr(self.body, "output_fmt", None) == Format.NHWC:
-            maps = [each.permute(0, 3, 1, 2) for each in maps]
-        return maps
+            outputs = [each.permute(0, 3, 1, 2) for each in outputs]
+        return outputs
 
     def draw(self, seeds: Tensor) -> None:
         """As `Encoder.draw`: nothing is drawn."""
 
     def blocks(self) -> list[nn.Module]:
-        return [self.body.get_submodule(each) for each in self._part_names]
+        return [self.body.get_submodule(each) for each in self._segment_names]
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Encoder.rename_weights`, from a feature network of timm's, also as segmentation_models.pytorch has it."""
@@ -136,8 +136,8 @@ def _stop_drops(body: nn.Module) -> None:
 
 
 @lru_cache
-def find_parts(name: str) -> tuple[str, ...]:
-    """Names of the modules of a model that can be parts, found by computing maps of small images.
+def find_segments(name: str) -> tuple[str, ...]:
+    """Names of the modules of a model that can be segments, found by computing maps of small images.
 
     Raises InputError where the decoder cannot use the maps, where they are drawn at random, and where a weight has no
     part in them (of several processes each would wait for its gradient).
@@ -145,15 +145,15 @@ def find_parts(name: str) -> tuple[str, ...]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         encoder = AnyTimmEncoder(name, ()).float().train()
         _check_strides(name, encoder)
-        watch = _PartWatch(encoder.body)
+        watch = _SegmentWatch(encoder.body)
         try:
             size = PROBE_SIZES[0]
             with watch:
                 for size in PROBE_SIZES:
-                    maps = encoder(_probe(size))
-                    _check_shapes(name, encoder, size, maps)
+                    outputs = encoder(_probe(size))
+                    _check_shapes(name, encoder, size, outputs)
                     watch.look_at_inputs()
-            torch.stack([each.double().sum() for each in maps]).sum().backward()
+            torch.stack([each.double().sum() for each in outputs]).sum().backward()
             constant = _repeats(encoder, size)
         except (RunError, MemoryError):
             raise
@@ -173,7 +173,7 @@ def find_parts(name: str) -> tuple[str, ...]:
             f"--model.encoder {name}: {len(idle)} of its weights have no part in its maps, the first is {idle[0]}; "
             "give another model"
         )
-    return watch.parts()
+    return watch.segments()
 
 
 def _probe(size: tuple[int, int]) -> Tensor:
@@ -200,8 +200,8 @@ def _check_strides(name: str, encoder: AnyTimmEncoder) -> None:
         )
 
 
-def _check_shapes(name: str, encoder: AnyTimmEncoder, size: tuple[int, int], maps: list[Tensor]) -> None:
-    found = [tuple(each.shape[1:]) for each in maps]
+def _check_shapes(name: str, encoder: AnyTimmEncoder, size: tuple[int, int], outputs: list[Tensor]) -> None:
+    found = [tuple(each.shape[1:]) for each in outputs]
     wanted = [
         (channels, size[0] // stride, size[1] // stride)
         for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
@@ -213,8 +213,8 @@ def _check_shapes(name: str, encoder: AnyTimmEncoder, size: tuple[int, int], map
         )
 
 
-class _PartWatch:
-    """Which modules of a network can be parts: they are called once with one map and return one, and nobody changes
+class _SegmentWatch:
+    """Which modules of a network can be segments: they are called once with one map and return one, and nobody changes
     that input in place, because it is what activation checkpointing keeps."""
 
     def __init__(self, body: nn.Module) -> None:
@@ -251,7 +251,7 @@ class _PartWatch:
                 self._refused.add(name)
             seen.clear()
 
-    def parts(self) -> tuple[str, ...]:
+    def segments(self) -> tuple[str, ...]:
         """The innermost ones."""
         fit = [each for each in self._candidates if each not in self._refused]
         return tuple(each for each in fit if not any(other.startswith(each + ".") for other in fit))
@@ -267,7 +267,7 @@ def _is_block(body: nn.Module, name: str, module: nn.Module) -> bool:
 
 
 class _Plain(nn.Module):
-    """A block as the part that it is: its own computation, and its norms, which activation checkpointing guards."""
+    """A block as the segment that it is: its own computation, and its norms, which activation checkpointing guards."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -279,11 +279,11 @@ class _Plain(nn.Module):
 
 
 def _route(encoder: AnyTimmEncoder, block: nn.Module) -> None:
-    """Have a block that timm calls computed through `encoder.run_part`. Its class and its names stay as they are."""
+    """Have a block that timm calls computed through `encoder.run_segment`. Its class and its names stay as they are."""
     # In a tuple, so that the encoder does not become a module of its own block.
     block.forward = partial(_run, (encoder,), (block,))
 
 
 def _run(encoder: tuple[AnyTimmEncoder], block: tuple[nn.Module], features: Tensor) -> Tensor:
-    part: Callable[[Tensor], Tensor] = _Plain(block[0])
-    return part(features) if encoder[0].run_part is compute else encoder[0].run_part(part, features)
+    segment: Callable[[Tensor], Tensor] = _Plain(block[0])
+    return segment(features) if encoder[0].run_segment is compute else encoder[0].run_segment(segment, features)

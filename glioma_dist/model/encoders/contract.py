@@ -26,9 +26,9 @@ COARSEST_STRIDE = 32
 """The decoder begins there."""
 
 
-def compute(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """The plain way to run a part."""
-    return part(features)
+def compute(segment: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """The plain way to run a segment."""
+    return segment(features)
 
 
 def filled(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
@@ -61,7 +61,7 @@ class TileableLayer(Protocol):
 
 class Encoder(nn.Module):
     """From an image to feature maps at growing strides. A new encoder derives from this class, sets `strides` and
-    `channels`, and computes through `run_part`; all else has a default.
+    `channels`, and computes through `run_segment`; all else has a default.
 
     Nothing in it may draw at random from a global generator while it computes: what a layer drops is drawn from the
     images' seeds, so that a result depends neither on the batch's layout nor on what is computed again.
@@ -81,10 +81,10 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.run_part: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
-        """How `forward` runs each of its parts, from map to map. Activation checkpointing replaces it. A part that runs
-        batch norms is an `nn.Module` that holds them; none changes its input in place. An encoder that never calls it
-        keeps all its activations."""
+        self.run_segment: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
+        """How `forward` runs each of its segments, from feature map to feature map. Activation checkpointing replaces
+        it. A segment that runs batch norms is an `nn.Module` that holds them; none changes its input in place. An
+        encoder that never calls it keeps all its activations."""
         self.memory_format: Any = torch.contiguous_format
         """In which `forward` lays out its maps."""
 
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         """images: (B, 3, H, W) float, H and W multiples of 32, of ImageNet's mean 0 and deviation 1. seeds: (B,) int64,
         each image's own, from which alone an encoder draws what is random; or what `draw` made of them.
 
-        Returns maps (B, channels[i], H / strides[i], W / strides[i]), finest first.
+        Returns feature maps (B, channels[i], H / strides[i], W / strides[i]), finest first.
         """
         raise NotImplementedError
 

@@ -62,20 +62,20 @@ class MitEncoder(Encoder):
         """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, each image's own, or what `draw` made
         of them; without them, and in evaluation mode, nothing is dropped.
 
-        Returns maps (B, channels[i], H / strides[i], W / strides[i]).
+        Returns feature maps (B, channels[i], H / strides[i], W / strides[i]).
         """
         scales = seeds if self.training else None
         if scales is not None and not scales.is_floating_point():
             scales = self.stochastic_depth.draw(scales, images.device)
-        features, maps, first = images, [], 0
+        features, outputs, first = images, [], 0
         for stage in self.segformer["stages"]:
-            for layers in parts_of(len(stage.blocks)):
+            for layers in segments_of(len(stage.blocks)):
                 branches = [self.stochastic_depth.of_layer(scales, first + number) for number in layers]
-                features = self.run_part(partial(stage.compute_layers, layers, branches), features)
+                features = self.run_segment(partial(stage.compute_layers, layers, branches), features)
             features = features.contiguous(memory_format=self.memory_format)
-            maps.append(features)
+            outputs.append(features)
             first += len(stage.blocks)
-        return maps
+        return outputs
 
     def draw(self, seeds: Tensor) -> Tensor | None:
         """As `Encoder.draw`: (B, branches) fp64, the factor of each residual branch; None in evaluation mode."""
@@ -114,8 +114,8 @@ class Stage(nn.Module):
     def compute_layers(self, layers: range, branches: list[tuple[Tensor, Tensor] | None], features: Tensor) -> Tensor:
         """Some layers of the stage; with the first goes the patch embedding before it, with the last the norm behind.
 
-        features: (B, C, H, W), what the part before gave. branches: for each layer what stochastic depth makes of its
-        two branches. Returns a map of the stage's channels and size, a view of its tokens (B, HW, C).
+        features: (B, C, H, W), what the segment before gave. branches: for each layer what stochastic depth makes of
+        its two branches. Returns a map of the stage's channels and size, a view of its tokens (B, HW, C).
         """
         if layers.start == 0:
             tokens, height, width = self.patch_embeddings(features)
@@ -278,7 +278,7 @@ def as_map(tokens: Tensor, height: int, width: int) -> Tensor:
     return channels_first.view(*channels_first.shape[:2], height, width)
 
 
-def parts_of(depth: int) -> list[range]:
+def segments_of(depth: int) -> list[range]:
     """A stage's layers one by one, or two by two in deep stages (the third's of b2 and larger): there are so many that
     what recomputation keeps between them outweighs what two of them hold at once."""
     length = 2 if depth >= DEEP_STAGE else 1

@@ -1,4 +1,4 @@
-"""The article's convolutional encoders: timm's models, cut into parts, with maps at strides 2, 4, 8, 16 and 32.
+"""The article's convolutional encoders: timm's models, cut into segments, with maps at strides 2, 4, 8, 16 and 32.
 
 The contract is `contract.py`'s; the table of the models, timm_names.py. None of them drops anything at random.
 """
@@ -25,7 +25,7 @@ from glioma_dist.model.pretrained.timm_weights import load_timm, rename_timm
 class TimmEncoder(Encoder):
     """A timm model without its classifier: five maps at strides 2 to 32.
 
-    `body` holds the model's modules under timm's own names. A part is an `nn.Sequential` of neighbouring ones, made
+    `body` holds the model's modules under timm's own names. A segment is an `nn.Sequential` of neighbouring ones, made
     again for each forward pass, so that modules may be replaced.
     `published` is what timm says of its weights.
     """
@@ -34,7 +34,9 @@ class TimmEncoder(Encoder):
         super().__init__()
         source = TIMM_MODELS[name]
         model = timm.create_model(source.name, pretrained=False, **source.options)
-        taps = source.taps or tuple(info["module"] for info in model.feature_info if info["reduction"] > 1)
+        out_modules = source.out_modules or tuple(
+            info["module"] for info in model.feature_info if info["reduction"] > 1
+        )
         if source.pad:
             _pad(model)
         for each in source.centred:
@@ -43,7 +45,7 @@ class TimmEncoder(Encoder):
             each.act = nn.Identity()
         replace_modules(model, _narrow)
         self._rectified = source.rectified
-        last = taps[-1].split(".")[0]
+        last = out_modules[-1].split(".")[0]
         names = [child for child, _ in model.named_children()]
         left_out = tuple(names[names.index(last) + 1 :])
         self.classifiers = (*CLASSIFIERS, *left_out)
@@ -51,31 +53,33 @@ class TimmEncoder(Encoder):
         self.published: PretrainedCfg = timm.get_pretrained_cfg(source.name)
         self.body = nn.ModuleDict({child: getattr(model, child) for child in names if child not in left_out})
         steps = [step for child, module in self.body.items() for step in _steps(child, module)]
-        self._tapped = frozenset(next(step for step in reversed(steps) if _within(step, tap)) for tap in taps)
-        self._parts = _cut(self.body, steps, self._tapped)
+        self._out_modules = frozenset(
+            next(step for step in reversed(steps) if _within(step, name)) for name in out_modules
+        )
+        self._segments = _cut(self.body, steps, self._out_modules)
         keep_colours(self, self.published)
         self.strides, self.channels = self._measure()
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """images: (B, 3, H, W) float, H and W multiples of 32. seeds: not needed, nothing is drawn.
 
-        Returns maps (B, channels[i], H / strides[i], W / strides[i]).
+        Returns feature maps (B, channels[i], H / strides[i], W / strides[i]).
         """
         images = recolour(self, images)
-        features, maps = images.contiguous(memory_format=self.memory_format), []
-        for names in self._parts:
-            part = nn.Sequential(*(self.body.get_submodule(name) for name in names))
-            features = self.run_part(part, features)
-            if names[-1] in self._tapped:
-                maps.append(functional.relu(features) if self._rectified else features)
-        return maps
+        features, outputs = images.contiguous(memory_format=self.memory_format), []
+        for names in self._segments:
+            segment = nn.Sequential(*(self.body.get_submodule(name) for name in names))
+            features = self.run_segment(segment, features)
+            if names[-1] in self._out_modules:
+                outputs.append(functional.relu(features) if self._rectified else features)
+        return outputs
 
     def draw(self, seeds: Tensor) -> None:
         """As `Encoder.draw`: nothing is drawn."""
 
     def blocks(self) -> list[nn.Module]:
         """The modules of more than one layer that the network is a chain of."""
-        modules = (self.body.get_submodule(name) for names in self._parts for name in names)
+        modules = (self.body.get_submodule(name) for names in self._segments for name in names)
         return [module for module in modules if _is_block(module)]
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,9 +94,9 @@ class TimmEncoder(Encoder):
     def _measure(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Strides and channels, from the maps of a small image."""
         side = 32
-        maps = self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
+        outputs = self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
         self.train()
-        return tuple(side // each.shape[-1] for each in maps), tuple(each.shape[1] for each in maps)
+        return tuple(side // each.shape[-1] for each in outputs), tuple(each.shape[1] for each in outputs)
 
 
 class StreamRadixSoftmax(RadixSoftmax):
@@ -135,21 +139,21 @@ def _steps(name: str, module: nn.Module) -> Iterator[str]:
 
 
 def _cut(body: nn.ModuleDict, steps: list[str], tapped: frozenset[str]) -> list[list[str]]:
-    """Parts: a block, or layers of the first map's kind (convolution, norm, activation) up to a pooling.
+    """Segments: a block, or layers of the first map's kind (convolution, norm, activation) up to a pooling.
 
     None begins with what changes its input in place, for that input is what recomputation keeps.
     """
-    parts: list[list[str]] = [[]]
+    segments: list[list[str]] = [[]]
     for step in steps:
         module = body.get_submodule(step)
-        before = [body.get_submodule(name) for name in parts[-1]]
+        before = [body.get_submodule(name) for name in segments[-1]]
         pooling = isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
         full = _is_block(module) and any(_convolves(each) for each in before)
         after_block = _convolves(module) and any(_is_block(each) for each in before)
-        if before and (parts[-1][-1] in tapped or pooling or full or after_block):
-            parts.append([])
-        parts[-1].append(step)
-    return parts
+        if before and (segments[-1][-1] in tapped or pooling or full or after_block):
+            segments.append([])
+        segments[-1].append(step)
+    return segments
 
 
 def _convolves(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ class TimmModel:
     """Where an encoder of ours is found in timm."""
 
     name: str
-    taps: tuple[str, ...] = ()
+    out_modules: tuple[str, ...] = ()
     """Modules after which maps are taken, finest first; by default those that timm names."""
     options: dict[str, Any] = field(default_factory=dict)
     """For `timm.create_model`."""
@@ -40,7 +40,7 @@ _UNUSED_CLASSIFIER = {"mlp_ratio": 2**-12}
 TIMM_MODELS: dict[str, TimmModel] = {
     "densenet169": TimmModel(
         "densenet169",
-        taps=(
+        out_modules=(
             "features.norm0",
             "features.transition1.norm",
             "features.transition2.norm",
@@ -51,7 +51,7 @@ TIMM_MODELS: dict[str, TimmModel] = {
     ),
     "dpn92": TimmModel(
         "dpn92",
-        taps=(
+        out_modules=(
             "features.conv1_1",
             "features.conv2_3",
             "features.conv3_4",
@@ -63,7 +63,7 @@ TIMM_MODELS: dict[str, TimmModel] = {
     ),
     "efficientnet_b5": TimmModel(
         "tf_efficientnet_b5",
-        taps=("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+        out_modules=("bn1", "blocks.1", "blocks.2", "blocks.4", "blocks.6"),
         # At the 456 pixels that it was trained with, these two see maps of odd sides, and TensorFlow centres them.
         centred=("blocks.3.0.conv_dw", "blocks.5.0.conv_dw"),
         aliases=("efficientnetb5", "tf_efficientnet_b5"),
@@ -83,13 +83,13 @@ TIMM_MODELS: dict[str, TimmModel] = {
     ),
     "inceptionv4": TimmModel(
         "inception_v4",
-        taps=("features.2", "features.4", "features.8", "features.14", "features.21"),
+        out_modules=("features.2", "features.4", "features.8", "features.14", "features.21"),
         pad=True,
         aliases=("inception_v4",),
     ),
     "mobilenet_v2": TimmModel(
         "mobilenetv2_100",
-        taps=("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"),
+        out_modules=("blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"),
         aliases=("mobilenetv2", "mobilenetv2_100"),
     ),
     "regnetx_064": TimmModel(
@@ -132,7 +132,7 @@ TIMM_MODELS: dict[str, TimmModel] = {
     ),
     "xception": TimmModel(
         "legacy_xception",
-        taps=("act2", "block1", "block2", "block11", "bn4"),
+        out_modules=("act2", "block1", "block2", "block11", "bn4"),
         pad=True,
         aliases=("legacy_xception",),
     ),
