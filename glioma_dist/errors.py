@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 MAX_LINE = 500
@@ -119,6 +120,16 @@ def as_error(exit_code: int, message: str) -> RunError:
     """The error of this exit code, to be raised on processes that heard of it from another."""
     kinds = (InputError, MemoryFullError, NonFiniteError, UnavailableError, StopRequested)
     return next((kind for kind in kinds if kind.exit_code == exit_code), RunError)(message)
+
+
+@contextmanager
+def noting(text: str) -> Iterator[None]:
+    """Context manager: an error of its body gets `text` as a note, which a traceback shows below the message."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(text)
+        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, noting
 from glioma_dist.registry import losses
 
 SMOOTH = 1.0
@@ -35,7 +35,7 @@ def segmentation_loss(names: str, logits: Tensor, masks: Tensor, total: Total = 
     loss = logits.new_zeros(len(logits))
     for name in names.split("+"):
         function, takes_total = _loss(name)
-        with losses.find(name).named_in_errors("loss"):
+        with noting(f"in the loss {losses.find(name).described}"):
             own = function(logits, masks, total=total) if takes_total else function(logits, masks)
         if not isinstance(own, Tensor) or own.shape != loss.shape:
             shape = tuple(own.shape) if isinstance(own, Tensor) else type(own).__name__

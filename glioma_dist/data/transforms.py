@@ -16,7 +16,7 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augmentations import apply_change, import_albumentations
-from glioma_dist.errors import InputError, one_line
+from glioma_dist.errors import InputError, noting, one_line
 from glioma_dist.registry import AugmentationEntry, augmentations
 from glioma_dist.size import Size
 
@@ -170,7 +170,7 @@ def _apply_function(
     stream = zlib.crc32(entry.name.encode())
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, FUNCTIONS)))
     function = entry.load()
-    with entry.named_in_errors("augmentation"):
+    with noting(f"in the augmentation {entry.described}"):
         changed = function(image.copy(), mask.copy(), generator)
     described = [(np.shape(each), getattr(each, "dtype", type(each).__name__)) for each in _pair(changed)]
     wanted = [(each.shape, each.dtype) for each in (image, mask)]

@@ -17,7 +17,7 @@ from glioma_dist.files import write_atomically
 
 OURS = "glioma-dist"
 CARDS_GB = (8, 16, 24, 48, 80)
-"""Memory of the graphics cards that plots show."""
+"""Memory of the GPUs that plots show."""
 COLOURS = {
     (OURS, "none"): "#5aa9e6",
     (OURS, "selective"): "#1f6fb5",
@@ -140,7 +140,7 @@ def _largest_table(rows: list[dict]) -> str:
 
 
 def draw_memory(rows: list[dict]) -> Figure:
-    """Peak memory against the image's size, with the memory of common cards."""
+    """Peak memory against the image's size, with the memory of common GPUs."""
     return _draw(rows, "peak_gib", "Peak memory of a training step, GiB", CARDS_GB, height_of_ended=1)
 
 
@@ -149,7 +149,7 @@ def draw_speed(rows: list[dict]) -> Figure:
     return _draw(rows, "images_per_second", "Images trained on in a second", (), height_of_ended=0)
 
 
-def _draw(rows: list[dict], column: str, title: str, cards: tuple[int, ...], height_of_ended: float) -> Figure:
+def _draw(rows: list[dict], column: str, title: str, gpus: tuple[int, ...], height_of_ended: float) -> Figure:
     """A panel for each precision, both axes logarithmic; a line for each variant, those of baselines dashed."""
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
     figure = Figure(figsize=(1 + 7.5 * len(precisions), 5), layout="constrained")
@@ -160,11 +160,11 @@ def _draw(rows: list[dict], column: str, title: str, cards: tuple[int, ...], hei
         axes.set_title(precision, loc="left", color=GREY)
         _name_sizes(axes, rows)
         _name_values(axes)
-        for card in cards:
-            if low < card < high:
-                axes.axhline(card, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-                place = {"xy": (0.01, card), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-                axes.annotate(f"{card} GB card", xytext=(0, 2), color=GREY, fontsize=8, **place)
+        for gpu in gpus:
+            if low < gpu < high:
+                axes.axhline(gpu, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+                place = {"xy": (0.01, gpu), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                axes.annotate(f"{gpu} GB GPU", xytext=(0, 2), color=GREY, fontsize=8, **place)
         _draw_lines(axes, [row for row in rows if row["precision"] == precision], column, height_of_ended)
     first = rows[0]
     figure.suptitle(

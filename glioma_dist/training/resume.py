@@ -17,7 +17,7 @@ from glioma_dist.model.manifest import MANIFEST, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.training.folder_lock import LOCK
 from glioma_dist.training.run_record import DAMAGED, RUN
-from glioma_dist.training.state import read_train_state, read_scaler, read_unwritten_rows
+from glioma_dist.training.state import read_scaler, read_train_state, read_unwritten_rows
 from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
 from glioma_dist.training.telemetry import read_rows
 

@@ -24,7 +24,7 @@ from glioma_dist.model.hub import model_card
 from glioma_dist.model.manifest import MANIFEST, STATE
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.resume import look
-from glioma_dist.training.state import TrainState, read_train_state, read_scaler, save_state
+from glioma_dist.training.state import TrainState, read_scaler, read_train_state, save_state
 from glioma_dist.training.telemetry import MetricsFile, read_rows
 
 DEEP = ("deep", "deeper", "deepest")
