@@ -30,6 +30,9 @@ def _normalise_by(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 class UNet(nn.Module):
     """One logit a pixel: above 0 is a cell."""
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = build_encoder(config.encoder)

@@ -121,7 +121,7 @@ def compute_as_on_gpu(model: nn.Module) -> None:
     """Have the layers of `model` that compute differently on a GPU (those with `as_on_gpu`) do so on the CPU too."""
     for module in model.modules():
         if hasattr(module, "as_on_gpu"):
-            module.as_on_gpu = True
+            vars(module)["as_on_gpu"] = True
 
 
 def _count_step(
