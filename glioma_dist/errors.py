@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -123,7 +123,7 @@ def as_error(exit_code: int, message: str) -> RunError:
 
 
 @contextmanager
-def noting(text: str) -> Iterator[None]:
+def noting(text: str) -> Generator[None]:
     """Context manager: an error of its body gets `text` as a note, which a traceback shows below the message."""
     try:
         yield
