@@ -40,8 +40,9 @@ def scale_model(
 
 
 def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
-    """Have torch.compile translate blocks when they first compute: blocks of one kind share a graph for training and one
-    for evaluation. settings: of torch.compile.
+    """Have torch.compile translate blocks when they first compute.
+
+    Blocks of one kind share a graph for training and one for evaluation. settings: of torch.compile.
 
     PyTorch gives up after `recompile_limit` graphs of one piece of code, by default 8. All blocks of a class are the
     same code, and some encoders have more kinds of one class.

@@ -16,6 +16,8 @@ from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.scale_model import compilable, compile_blocks
 
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+"""PyTorch's compiler looks at it, and warns itself."""
 ANY_TIMM = ("timm/convnext_atto", "timm/resnet18")
 LEVELS = ("none", "selective", "full")
 
@@ -38,9 +40,11 @@ def images(side: int = 64) -> Tensor:
 def kinds_of(model: UNet, blocks: list[nn.Module]) -> int:
     """Blocks that differ in what they are made of, or in the shape of what they are given."""
     seen: dict[nn.Module, tuple] = {}
-    hooks = [
-        block.register_forward_pre_hook(lambda block, given: seen.update({block: given[0].shape})) for block in blocks
-    ]
+
+    def note(block: nn.Module, given: tuple[Tensor]) -> None:
+        seen[block] = given[0].shape
+
+    hooks = [block.register_forward_pre_hook(note) for block in blocks]
     with torch.no_grad():
         copy_of_state = copy.deepcopy(model.state_dict())
         model(images(), torch.arange(2))
