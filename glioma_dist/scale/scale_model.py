@@ -51,9 +51,7 @@ def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS_PER_KIND * len(blocks))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     for block in blocks:
-        if "forward" in vars(
-            block
-        ):  # timm/NAME: it is called by way of the encoder, and computed by its class's method
+        if "forward" in vars(block):  # timm/NAME: called by way of the encoder, computed by its class's forward
             block.compute = torch.compile(type(block).forward, **settings)
         else:
             block.compile(**settings)
