@@ -3,7 +3,9 @@
 # make test    the tests that are quick; make test-all: all that need no GPU (tests/tiers.py: what is in which)
 # make lint    style and types; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
-# make gpu     on a machine with a GPU: its tests, and the resolution benchmark beside its baselines
+# make gpu     on a machine with GPUs: checks that all works, in ten minutes on one GPU; a page with PASS or FAIL a line
+# make gpu-test   the tests that need a GPU: the same checks, and those of single parts
+# make gpu-bench  speed and memory by image size beside other libraries, and by the number of GPUs; continues if stopped
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -15,7 +17,7 @@ SEED ?= 0
 # longest ones come first, so that no core waits for a long file at the end.
 PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-slow faults fuzz lint bench gpu clean
+.PHONY: setup demo test test-all test-slow faults fuzz lint bench gpu gpu-test gpu-bench clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt .ci/install.py
@@ -53,10 +55,17 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/convert.py
 
+# Their results are in docs/benchmarks/ and the name of the GPU.
 gpu: setup
+	$(BIN)/glioma-dist bench gpu
+
+gpu-test: setup
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/gpu.yaml -m glioma_dist bench resolution \
-	  --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last --find-largest --out docs/benchmarks/gpu
+
+gpu-bench: setup
+	$(BIN)/glioma-dist bench resolution --sizes 704x512 1472x1120 2592x1952 --baselines smp eager --channels-last \
+	  --find-largest
+	$(BIN)/glioma-dist bench scaling
 
 clean:
 	rm -rf .venv runs/demo

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Callable
 from enum import IntEnum
 
 MAX_LINE = 500
@@ -11,8 +13,21 @@ MAX_LINE = 500
 
 OUT_OF_MEMORY = "out of memory"
 """In messages, and as the result of a benchmark's cell."""
-_SIGNS_OF_A_FULL_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
-"""In what PyTorch's allocators and the C++ library say."""
+_SIGNS_OF_A_FULL_MEMORY = (
+    "out of memory",  # PyTorch's allocators, CUDA itself, and NCCL with CUDA's words
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",  # the system's words (ENOMEM)
+    "bad_alloc",
+    "alloc_failed",  # cuBLAS, cuDNN, cuFFT, cuSOLVER, cuSPARSE
+    "allocation_failed",  # cuDNN 9's codes, which name the memory
+    "error_out_of_memory",
+    "cudaerrormemoryallocation",
+    "failed to cuda malloc",  # NCCL, after CUDA's words, of which it hands on the last line only
+    "failed to cuda calloc",
+    "failed to cuda host alloc",
+)
+"""In what PyTorch, CUDA's libraries, NCCL and the C++ library say, in lower case."""
 
 
 class ExitCode(IntEnum):
@@ -44,6 +59,8 @@ class RunError(Exception):
     exit_code = ExitCode.UNEXPECTED
     is_shared = False
     """Whether every process of the run ends with this same error, so that the first can speak for all."""
+    advise: Callable[[], str] | None = None
+    """Finds advice that takes seconds; a command asks for it when it has left the other processes of its launch."""
 
 
 class InputError(RunError):
@@ -108,6 +125,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's or the machine's memory is full."""
     # By name, because importing torch takes seconds.
     names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
         "RuntimeError" in names and ("OutOfMemoryError" in names or says_memory_is_full(str(error)))
     )
@@ -115,7 +134,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def says_memory_is_full(text: str) -> bool:
     """Whether words of PyTorch, or of a process that has ended, say that a device's or the machine's memory is full."""
-    return any(sign in text for sign in _SIGNS_OF_A_FULL_MEMORY)
+    said = text.lower()
+    return any(sign in said for sign in _SIGNS_OF_A_FULL_MEMORY)
 
 
 def one_line(text: object, limit: int = MAX_LINE) -> str:

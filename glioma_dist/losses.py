@@ -35,7 +35,8 @@ def segmentation_loss(names: str, logits: Tensor, masks: Tensor, total: Total = 
     loss = logits.new_zeros(len(logits))
     for name in names.split("+"):
         function, takes_total = _loss(name)
-        own = function(logits, masks, total=total) if takes_total else function(logits, masks)
+        with losses.find(name).named_in_errors("loss"):
+            own = function(logits, masks, total=total) if takes_total else function(logits, masks)
         if not isinstance(own, Tensor) or own.shape != loss.shape:
             shape = tuple(own.shape) if isinstance(own, Tensor) else type(own).__name__
             raise InputError(

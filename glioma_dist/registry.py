@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import import_module
@@ -56,6 +57,15 @@ class Entry:
             reason = one_line(f"{type(error).__name__}: {error}", 160)
             raise BrokenEntryError(f"{self.described}: cannot be imported ({reason}); {self._advice}") from error
         return found
+
+    @contextmanager
+    def named_in_errors(self, what: str) -> Iterator[None]:
+        """Context manager: an error of the target's own gets a note that names it. what: as "loss"."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"in the {what} {self.described}")
+            raise
 
     @property
     def described(self) -> str:

@@ -19,6 +19,10 @@ class Size:
     width: int
     height: int
 
+    def __post_init__(self) -> None:
+        if not (self.width >= 1 and self.height >= 1):
+            raise InputError(f"Size({self.width}, {self.height}): give a width and a height of 1 pixel or more")
+
     @classmethod
     def parse(cls, text: str) -> Size:
         """Read "1472x1120". Raises InputError for anything else."""

@@ -190,7 +190,7 @@ def free_port() -> int:
     raise RuntimeError("no port is free")
 
 
-def wait_for_listener(port: int, seconds: float = 120) -> None:
+def wait_for_listener(port: int, seconds: float = 240) -> None:
     """Until somebody listens at a port of this machine, looked for without a connection of our own."""
     until = time.monotonic() + seconds
     while not any(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in _sockets()):
@@ -208,7 +208,7 @@ def start(
     *arguments: Any,
     num_processes: int = 1,
     environment: dict[str, str] | None = None,
-    timeout: float = 120,
+    timeout: float = 240,
 ) -> Started:
     """Start `function(*arguments)` in fresh processes, on the CPU; several form a launch of local ranks over gloo."""
     # The server is started by the first call, and these reach it through its environment.

@@ -6,6 +6,7 @@ expensive gets a line here; `make test-all` prints the slowest twenty.
 """
 
 LONG = {
+    "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": "four processes, traced",
     "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": "each encoder, twice",
     "tests/distributed/test_every_encoder.py::test_fsdp2_shards_every_weight_and_gathers_it_block_by_block": "the same",
     "tests/distributed/test_joining.py::test_a_first_process_that_never_answers_does_not_hold_the_others": "it waits",
@@ -19,6 +20,8 @@ LONG = {
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
+    "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",
+    "tests/end_to_end/test_bench_scaling.py::test_each_engine_is_measured_once": "launches",
     "tests/end_to_end/test_bench_resolution.py::test_each_rung_is_a_row_with_figures_and_circumstances": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_out_of_memory_is_a_row_and_the_benchmark_goes_on": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_the_peer_is_measured_beside_ours": "a process",
@@ -57,6 +60,7 @@ LONG = {
     "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": "native steps",
     "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": "native steps",
     "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
+    "tests/unit/test_step_formulas.py::test_the_formula_is_exact": "three counts for each encoder",
 }
 """Test, file or folder -> what takes the time."""
 

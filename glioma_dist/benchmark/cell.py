@@ -24,6 +24,7 @@ from glioma_dist.config import DataConfig, ModelConfig
 from glioma_dist.data.loader import Batch, training_batches
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import keep_freed_memory
 from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.errors import OUT_OF_MEMORY, is_out_of_memory
@@ -38,7 +39,7 @@ from glioma_dist.size import Size
 OURS = "glioma-dist"
 BASELINES = {"smp": "segmentation_models.pytorch", "eager": "transformers eager"}
 BATCHES_AHEAD = 2
-"""That each worker of a DataLoader has ready, by default."""
+"""That each worker has ready (data/loader.py)."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,18 @@ def measure_or_say_why_not(cell: Cell) -> dict:
     with contextlib.suppress(OSError):  # where memory ends, the system shall end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        return {"status": "ok", **measure(cell)}
+        # Forked before the device is set up, as a run's workers are.
+        with WorkerPool(cell.workers if cell.data else 0) as pool:
+            return {"status": "ok", **measure(cell, pool)}
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0]}
 
 
-def measure(cell: Cell) -> dict:
-    """Seconds of steps, and peak memory from before the model (`PeakMemory`); the uint8 batch at hand is not in it."""
+def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
+    """Seconds of steps, and peak memory from before the model (`PeakMemory`); the uint8 batch at hand is not in it.
+    pool: workers that read the data."""
     device = torch.device(cell.device)
     if device.type == "cpu" and cell.keeps_freed_memory:
         keep_freed_memory()
@@ -113,7 +117,7 @@ def measure(cell: Cell) -> dict:
         "seconds": seconds,
         "median_seconds": median,
         "images_per_second": cell.batch_size / median,
-        "images_per_second_with_data": None if cell.data is None else rate_with_data(cell, take_step, device),
+        **({} if cell.data is None else rate_with_data(cell, take_step, device, pool)),
     }
 
 
@@ -170,9 +174,11 @@ def time_steps(
     return seconds
 
 
-def rate_with_data(cell: Cell, take_step: Callable[[Batch], None], device: torch.device) -> float:
-    """Images a second over all timed steps together: batches come in bursts, a step's median would hide the wait.
-    Those that the workers had ready before are not timed."""
+def rate_with_data(
+    cell: Cell, take_step: Callable[[Batch], None], device: torch.device, pool: WorkerPool | None
+) -> dict[str, float]:
+    """Images a second over all timed steps together, and the share of the time spent waiting for batches: these come in
+    bursts, a step's median would hide the wait. Those that the workers had ready before are not timed."""
     reader = ShardReader(cell.data)
     data = DataConfig(
         size=Size.parse(cell.size),
@@ -180,9 +186,29 @@ def rate_with_data(cell: Cell, take_step: Callable[[Batch], None], device: torch
         augment=("flips", "sharpen", "contrast"),
         workers=cell.workers,
     )
-    batches = training_batches(reader, DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0), data, 0, 0, 1)
+    order = DeterministicSampler(reader.shard_sizes, cell.batch_size, seed=0)
+    batches = Waited(training_batches(reader, order, data, device=device, pool=pool))
     time_steps(take_step, batches, cell.warm_up + cell.workers * BATCHES_AHEAD, device)
-    return cell.batch_size * cell.repeats / sum(time_steps(take_step, batches, cell.repeats, device))
+    batches.seconds = 0.0
+    seconds = sum(time_steps(take_step, batches, cell.repeats, device))
+    rate = cell.batch_size * cell.repeats / seconds
+    return {"images_per_second_with_data": rate, "waiting_share": batches.seconds / seconds}
+
+
+class Waited:
+    """An iterator, and the seconds that its user has waited for it."""
+
+    def __init__(self, items: Iterator[Batch]) -> None:
+        self._items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        item = next(self._items)
+        self.seconds += time.perf_counter() - start
+        return item
 
 
 if __name__ == "__main__":

@@ -1,29 +1,21 @@
-"""What a training step needs, and what fits on a GPU, without one: what `glioma-dist plan` prints."""
+"""What a training step needs, and what fits on a GPU, without one: what `glioma-dist plan` prints.
+
+An answer that is known is printed without importing torch, which takes longer than all the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import chain
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.config.plan import PlanConfig, parse_memory, spatial_parallel_sizes
+from glioma_dist.config.plan import PlanConfig, parse_memory
 from glioma_dist.files import make_folder, write_json_atomically
-from glioma_dist.loss_names import DEFAULT_LOSS
-from glioma_dist.losses import segmentation_loss
-from glioma_dist.registry import encoders
-from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
-from glioma_dist.scale.planner import GIB, Level, Step, count, fits, largest_batch, largest_size, usable
-from glioma_dist.scale.tile_size import largest_gpu_tile
+from glioma_dist.fingerprint import code_fingerprint
+from glioma_dist.scale import answers
 from glioma_dist.size import Size
 
-COMPARED: tuple[tuple[str, bool, Level], ...] = (
-    ("fp32", False, "none"),
-    ("bf16", True, "none"),
-    ("bf16, selective", True, "selective"),
-    ("bf16, full", True, "full"),
-)
-"""Name, bf16, level of activation checkpointing."""
 NAME_WIDTH = 36
 COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
 """Those of StepMemory's parts, then what fits, the largest batch, the largest size."""
@@ -33,16 +25,18 @@ def print_plan(plan: PlanConfig) -> None:
     """Print the levels at each size, and the command for the quickest that fits."""
     memory = None if plan.gpu_memory is None else parse_memory(plan.gpu_memory)
     gpus = f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
-    print(
+    head = (
         f"U-Net {plan.model.encoder}, batch {plan.batch_size} on {gpus}: estimated peak memory of a step on each, GiB"
     )
     levels: list[dict] = []
     for size in plan.size:
-        print(
-            f"\n{size!s:<{NAME_WIDTH}}"
-            + "".join(f"{name:>{max(8, len(name) + 2)}}" for name in COLUMNS[: 6 if memory is None else None])
-        )
-        for level in levels_of(plan, size, memory):
+        found = rows(plan, size, memory)
+        first = next(found)  # what is refused is refused before anything of it is printed
+        if not levels:
+            print(head)
+        columns = COLUMNS[: 6 if memory is None else None]
+        print(f"\n{size!s:<{NAME_WIDTH}}" + "".join(f"{name:>{max(8, len(name) + 2)}}" for name in columns))
+        for level in chain([first], found):
             print(line(level), flush=True)
             levels.append(level)
     choices = {str(size): choice(plan, size, levels) for size in plan.size} if memory is not None else {}
@@ -55,53 +49,33 @@ def print_plan(plan: PlanConfig) -> None:
         write_json_atomically(plan.json, {"levels": levels, "choice": chosen})
 
 
-def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
-    """The levels at one size, one after the other as they are estimated; with several GPUs all levels for each number
-    of GPUs an image, and FSDP2 with the last level."""
-    loss = partial(segmentation_loss, DEFAULT_LOSS)
-    for number in spatial_parallel_sizes(plan, size):
-        compared = [(*each, False) for each in COMPARED]
-        if plan.gpus > 1:
-            compared.append((f"{COMPARED[-1][0]}, FSDP2", *COMPARED[-1][1:], True))
-        for name, bf16, level, shards in compared:
-            images = plan.batch_size * number // plan.gpus
-            tile = largest_gpu_tile()
-            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, tile_size=tile, loss=loss)
-            row = described(f"{name}, {number} GPUs an image" if number > 1 else name, size, count(step, level))
-            row |= {
-                "bf16": bf16,
-                "activation_checkpointing": level,
-                "spatial_parallel": number,
-                "fsdp2": shards,
-            }
-            if memory is not None:
-                free = usable(memory)
-                row["fits"] = fits(step, level, free)
-                row["largest_batch"] = largest_batch(replace(step, batch_size=1), level, free) * plan.gpus // number
-                row["largest_size"] = str(largest_size(step, level, free))
-            yield row
-    for name, bf16 in (("smp, fp32", False), ("smp, bf16", True)) if plan.smp else ():
-        model = build_smp(plan.model.encoder)
-        yield described(name, size, estimate_unet_step(model(), loss, size, plan.batch_size // plan.gpus, bf16))
+def rows(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
+    """The levels at one size, as `plan_levels.levels_of` estimates them or as they are known.
+
+    Raises InputError for an encoder that cannot be made, and where a step is not possible.
+    """
+    key = _key(plan, size)
+    known = (answers.read(key) or {}).get("levels")
+    if known:
+        yield from known
+        return
+    from glioma_dist.benchmark.plan_levels import levels_of
+
+    found = []
+    for level in levels_of(plan, size, memory):
+        found.append(level)
+        yield level
+    answers.write(key, {"levels": found})
 
 
-def build_smp(encoder: str) -> Callable:
-    import segmentation_models_pytorch
-
-    name = encoders.find(encoder).smp_name
-    return lambda: segmentation_models_pytorch.Unet(name, encoder_weights=None, decoder_interpolation="bilinear")
-
-
-def described(name: str, size: Size, memory: StepMemory) -> dict:
-    parts = {
-        "parameters_gib": memory.parameters,
-        "gradients_gib": memory.gradients,
-        "optimizer_gib": memory.optimizer,
-        "kept_gib": memory.kept,
-        "momentary_gib": memory.momentary,
-        "peak_gib": memory.peak,
-    }
-    return {"name": name, "size": str(size)} | {part: value / GIB for part, value in parts.items()}
+def _key(plan: PlanConfig, size: Size) -> str | None:
+    """All that the rows depend on; None where that cannot be told without making the network."""
+    if plan.smp or not answers.is_own_encoder(plan.model.encoder):
+        return None
+    model = (plan.model.encoder, plan.model.norm, plan.model.decoder_channels)
+    libraries = [f"{name} {version(name)}" for name in ("torch", "timm")]
+    asked = (size, plan.batch_size, plan.gpu_memory, plan.gpus)
+    return " ".join(map(str, ("plan", *model, *asked, *libraries, code_fingerprint([]))))
 
 
 def line(level: dict) -> str:

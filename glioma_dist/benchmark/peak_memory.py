@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.profiler import profile
 
 GIB = 2**30
 
@@ -18,6 +19,8 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        if device.type == "cuda" and torch.cuda.is_initialized():  # else there is no peak yet, nor a context
+            torch.cuda.reset_peak_memory_stats()
         with contextlib.suppress(OSError):  # the peak so far, that of importing, is forgotten
             Path("/proc/self/clear_refs").write_text("5")
         self._before = _resident_gib("VmRSS")
@@ -31,6 +34,19 @@ class PeakMemory:
     def reserved(self) -> float | None:
         """What PyTorch took from the GPU, gaps included; None on a CPU."""
         return torch.cuda.max_memory_reserved() / GIB if self._device.type == "cuda" else None
+
+
+def peak_of_profile(profiler: profile, held_before: int) -> float:
+    """Peak GiB of all that PyTorch allocates on a CPU within a profile taken with `profile_memory`.
+
+    held_before: bytes of the tensors that were there when it began.
+    """
+    held = peak = held_before
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / GIB
 
 
 def _resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:

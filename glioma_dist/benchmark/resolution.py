@@ -16,27 +16,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from glioma_dist.benchmark.cell import BASELINES, OURS, Cell
+from glioma_dist.benchmark.devices import LIBRARIES, device_folder
+from glioma_dist.benchmark.drawn_shards import NATIVE, drawn_or_given
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.peak_speed import step_operations, utilisation
+from glioma_dist.benchmark.rows import Rows
 from glioma_dist.config.benchmark import SIDE_STEP, ResolutionConfig
-from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.distributed.launched import without_launch
 from glioma_dist.errors import OUT_OF_MEMORY, says_memory_is_full
-from glioma_dist.files import make_folder, write_json_atomically
+from glioma_dist.files import make_folder
 from glioma_dist.size import Size
 
 SOURCE = Path(__file__).parent
-LIBRARIES = ("torch", "transformers", "segmentation-models-pytorch", "glioma-dist")
-NATIVE = Size(2592, 1952)
-"""Of the microscope's images: what drawn shards hold, and the proportions of the largest size."""
 CELL_MODULE = "glioma_dist.benchmark.cell"
 NUM_DRAWN = 8
 PRECISION_OF_LARGEST = 0.05
@@ -90,7 +86,7 @@ def measure_in_some_way(cell: Cell, metadata: dict, timeout_s: float) -> dict:
 def measure_apart(cell: Cell, metadata: dict, timeout_s: float, kind: str = "step") -> dict:
     """A row of the result: a cell, measured in its own process."""
     nothing = {"peak_gib": None, "peak_reserved_gib": None, "seconds": [], "median_seconds": None, "error": None}
-    nothing |= {"images_per_second": None, "images_per_second_with_data": None}
+    nothing |= {"images_per_second": None, "images_per_second_with_data": None, "waiting_share": None}
     figures = run_child([sys.executable, "-m", CELL_MODULE, json.dumps(asdict(cell))], timeout_s)
     row = {
         "kind": kind,
@@ -101,16 +97,36 @@ def measure_apart(cell: Cell, metadata: dict, timeout_s: float, kind: str = "ste
         **figures,
         **metadata,
     }
-    told = f"{row['peak_gib'] or 0:.2f} GiB, {row['median_seconds']:.3f} s" if row["status"] == "ok" else row["error"]
+    operations = step_operations(cell.encoder, Size.parse(cell.size), cell.batch_size)
+    median, done = row["median_seconds"], row["status"] == "ok"
+    row |= {
+        "tflop": operations / 1e12,
+        "mfu": utilisation(operations, median, row["device"], cell.precision) if done else None,
+    }
+    told = f"{row['peak_gib'] or 0:.2f} GiB, {median:.3f} s" if done else row["error"]
     place = f"{cell.size} x{cell.batch_size} {cell.precision} {cell.network} {cell.level} {cell.layout}"
     print(f"{place}: {row['status']}, {told}", flush=True)
     return row
 
 
-def largest_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict) -> Iterator[dict]:
+def name_of(cell: Cell, kind: str = "step") -> dict:
+    """The columns that say what a row measures, in words that a row has."""
+    left_out = ("device", "data", "keeps_freed_memory")
+    return {"kind": kind} | {name: value for name, value in asdict(cell).items() if name not in left_out}
+
+
+def step_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict, rows: Rows) -> None:
+    """A row for each cell, those that are there left out."""
+    for cell in cells:
+        name = name_of(cell) | {"data": metadata["data"]}
+        rows.get(name, lambda cell=cell: measure_in_some_way(cell, metadata, config.timeout_s))
+
+
+def largest_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict, rows: Rows) -> None:
     """Two rows for each network, level, layout and precision: its largest size at batch 1, and its largest batch."""
     by_pixels = sorted(cells, key=lambda cell: cell.megapixels)
     smallest, largest = by_pixels[0].megapixels, by_pixels[-1]
+    bound = {"max_megapixels": config.max_megapixels}
     for cell in (each for each in cells if each.size == largest.size):
         # Two steps: Adam's moments are there from the second on.
         trial = replace(cell, warm_up=1, repeats=1, data=None)
@@ -122,8 +138,13 @@ def largest_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict) ->
         def at_batch(count: int, trial: Cell = trial) -> dict:
             return measure_apart(replace(trial, batch_size=count), metadata, config.timeout_s, "largest")
 
-        yield {**search(at_pixels, round(smallest * 1e6), round(config.max_megapixels * 1e6)), "sought": "size"}
-        yield {**search(at_batch, 1, int(config.max_megapixels / largest.megapixels)), "sought": "batch"}
+        name = name_of(trial, "largest") | bound
+        of_size = {key: value for key, value in name.items() if key not in ("size", "batch_size")} | {"sought": "size"}
+        of_batch = {key: value for key, value in name.items() if key != "batch_size"} | {"sought": "batch"}
+        least, most = round(smallest * 1e6), round(config.max_megapixels * 1e6)
+        rows.get(of_size, lambda at=at_pixels, few=least, many=most: search(at, few, many) | bound | {"sought": "size"})
+        many = int(config.max_megapixels / largest.megapixels)
+        rows.get(of_batch, lambda at=at_batch, many=many: search(at, 1, many) | bound | {"sought": "batch"})
 
 
 def size_of(pixels: int) -> Size:
@@ -149,56 +170,33 @@ def search(trial: Callable[[int], dict], least: int, most: int) -> dict:
         amount = min(2 * low, most) if high == math.inf else (low + high) // 2
 
 
-def draw_shards(folder: Path, count: int) -> None:
-    """Shards of grey noise with discs, as large as the microscope's images and about as long in PNG."""
-    generator = np.random.default_rng(0)
-    with ShardWriter(folder, "drawn", "train", "CC0") as writer:
-        for number in range(count):
-            mask = np.zeros((NATIVE.height, NATIVE.width), np.uint8)
-            for x, y in generator.integers(0, (NATIVE.width, NATIVE.height), (60, 2)).tolist():
-                cv2.circle(mask, (x, y), 50, 1, thickness=-1)
-            noise = generator.standard_normal(mask.shape, np.float32)
-            image = 110 + 30 * mask + 4 * noise + 60 * cv2.GaussianBlur(noise, (0, 0), 2)
-            writer.write(Sample(f"drawn-{number:05d}", image.clip(0, 255).astype(np.uint8), mask, {"num_cells": 60}))
-
-
-@contextlib.contextmanager
-def shards_for(config: ResolutionConfig) -> Iterator[str | None]:
-    """The folder that data loading is measured on; drawn ones are there within this context."""
-    if config.data == "none":
-        yield None
-    elif config.data != "drawn":
-        ShardReader(config.data)  # raises InputError now rather than in each cell
-        yield str(config.data)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            draw_shards(Path(folder) / "train", max(NUM_DRAWN, config.batch_size))
-            yield str(Path(folder) / "train")
-
-
 def bench(config: ResolutionConfig) -> list[dict]:
-    """Measure all cells and write the results, the JSON after every row. Returns the rows."""
+    """Measure the cells that are not there yet and write the results, the JSON after every row. Returns all rows.
+
+    Raises InputError where `config.out` holds rows of another device, other versions or another commit.
+    """
     from glioma_dist.report.resolution import write_report
 
     device = find_device()
-    metadata = {
+    conditions = {
         "device": describe_device(device),
         "versions": {library: find_version(library) for library in LIBRARIES},
         "commit": find_commit(SOURCE),
-        "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
-        "data": str(config.data),
     }
-    rows: list[dict] = []
-    with shards_for(config) as data:
-        make_folder(config.out)
+    metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]]), "data": str(config.data)}
+    out = config.out or device_folder(device)
+    rows = Rows(out / "resolution.json", conditions)
+    images = max(NUM_DRAWN, config.batch_size)
+    with contextlib.nullcontext() if str(config.data) == "none" else drawn_or_given(config.data, images) as data:
+        make_folder(out)
         cells = make_cells(config, device, data)
-        results = (measure_in_some_way(cell, metadata, config.timeout_s) for cell in cells)
+        before = len(rows.rows)
         try:
-            for row in itertools.chain(results, largest_rows(config, cells, metadata) if config.find_largest else ()):
-                rows.append(row)
-                write_json_atomically(config.out / "resolution.json", rows)
+            step_rows(config, cells, metadata, rows)
+            if config.find_largest:
+                largest_rows(config, cells, metadata, rows)
         finally:  # whoever interrupts it shall have a report of what is there
-            if rows:
-                write_report(rows, config.out)
-    print(f"{len(rows)} rows, a table and plots are in {config.out}")
-    return rows
+            if rows.rows:
+                write_report(rows.rows, out)
+    print(f"{len(rows.rows)} rows, {len(rows.rows) - before} of them new, a table and plots are in {out}")
+    return rows.rows

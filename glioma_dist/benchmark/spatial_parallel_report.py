@@ -29,7 +29,8 @@ from glioma_dist.files import make_folder, write_atomically, write_json_atomical
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.operations import forward_operations
-from glioma_dist.scale.planner import GIB, Step, count, count_sent
+from glioma_dist.scale.planner import GIB, Step, count
+from glioma_dist.scale.step_count import count_sent
 
 LINKS_GB_S = {"NVLink, 450 GB/s": 450.0, "PCIe 5, 50 GB/s": 50.0, "Ethernet, 100 Gbit/s": 12.5, "10 Gbit/s": 1.25}
 """Bytes that one card can send in a second, at best."""
@@ -65,13 +66,15 @@ def measured(config: SpatialParallelConfig) -> list[dict]:
     return found
 
 
-def foretold(config: SpatialParallelConfig) -> list[dict]:
+def estimated(config: SpatialParallelConfig) -> list[dict]:
     """A row for each number of strips and level: memory, work and bytes sent by one card in a bf16 step."""
-    model = ModelConfig(encoder=config.foretold_encoder)
-    flop = forward_operations(model, config.foretold_size)
+    model = ModelConfig(encoder=config.estimated_encoder)
+    flop = forward_operations(model, config.estimated_size)
     found = []
     for level, number in itertools.product(config.levels, config.spatial_parallel):
-        step = Step(model, config.foretold_size, 1, True, number, number, loss=partial(segmentation_loss, DEFAULT_LOSS))
+        step = Step(
+            model, config.estimated_size, 1, True, number, number, loss=partial(segmentation_loss, DEFAULT_LOSS)
+        )
         halos, gathered = count_sent(step, level) if number > 1 else (0, 0)
         again = TIMES_FORWARD + (level != "none")  # upper bound: the decoder's part is computed again in "full" only
         row = {"level": level, "spatial_parallel": number, "peak_gib": count(step, level).peak / GIB}
@@ -97,7 +100,7 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         place = f"| {row['size']} | {row['level']} | {row['spatial_parallel']}"
         lines.append(f"{place} | {row['median_seconds']:.2f} | {peaks} | {share:.2f} |")
     lines += [
-        f"\n## Counted: U-Net {config.foretold_encoder}, {config.foretold_size}, bf16, a card's share of a step\n"
+        f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, a card's share of a step\n"
     ]
     lines += [f"Time to send, in shares of the time to compute at {config.tflop_s:g} TFLOP/s, nothing overlapping.\n"]
     heads = ("activation checkpointing", "GPUs an image", "peak GiB", "TFLOP", "halos MiB", "keys and values MiB")
@@ -120,7 +123,7 @@ def bench(config: SpatialParallelConfig) -> None:
         "commit": find_commit(Path(__file__).parent),
         "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
     }
-    steps, traffic = measured(config), foretold(config)
+    steps, traffic = measured(config), estimated(config)
     make_folder(config.out)
     content = {"metadata": metadata, "measured": steps, "counted": traffic}
     write_json_atomically(config.out / "spatial_parallel.json", content)

@@ -8,14 +8,20 @@ import sys
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_shards
 from glioma_dist.config.benchmark import ResolutionConfig, SpatialParallelConfig
+from glioma_dist.config.gpu_benchmarks import ProofConfig, ScalingConfig
 from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.errors import InputError
 
 
-def check_resolution(config: ResolutionConfig) -> None:
-    """Raises InputError if the shards are missing, and for a launch of several processes."""
+def check_one_process(_: object) -> None:
+    """Raises InputError in a launch of several processes: what needs them is launched by the benchmark itself."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("this benchmark runs in one process, on one device; launch it with --num_processes 1")
+
+
+def check_resolution(config: ResolutionConfig) -> None:
+    """Raises InputError if the shards are missing, and for a launch of several processes."""
+    check_one_process(config)
     if config.data not in ("drawn", "none"):
         check_shards("--data", config.data)
 
@@ -25,6 +31,29 @@ def check_spatial_parallel(config: SpatialParallelConfig) -> None:
     if config.launch_file is not None:
         check_file("--launch-file", config.launch_file)
         check_launch_file("--launch-file", config.launch_file)
+
+
+def check_scaling(config: ScalingConfig) -> None:
+    """Raises InputError if the shards are missing, and for a launch of several processes."""
+    check_one_process(config)
+    if config.data != "drawn":
+        check_shards("--data", config.data)
+
+
+def run_proof(config: ProofConfig) -> None:
+    """Run the checks; exit code 1 if a line failed."""
+    from glioma_dist.benchmark.proof.prove import prove
+
+    if any(line.status == "FAIL" for line in prove(config)):
+        sys.exit(1)
+
+
+def run_scaling(config: ScalingConfig) -> None:
+    """Measure every launch; exit code 1 if one failed."""
+    from glioma_dist.benchmark.scaling import bench
+
+    if any(row["status"] == "failed" for row in bench(config)):
+        sys.exit(1)
 
 
 def run_resolution(config: ResolutionConfig) -> None:
@@ -60,4 +89,23 @@ SPATIAL_PARALLEL = Command(
         "glioma-dist bench spatial-parallel --sizes 704x512 --spatial-parallel 1 2 --out bench/two_strips",
     ),
     check_spatial_parallel,
+)
+PROOF = Command(
+    ProofConfig,
+    run_proof,
+    (
+        "glioma-dist bench gpu",
+        "glioma-dist bench gpu --checks preflight memory --out runs/proof",
+        "glioma-dist bench gpu --device cpu --out runs/rehearsal",
+    ),
+    check_one_process,
+)
+SCALING = Command(
+    ScalingConfig,
+    run_scaling,
+    (
+        "glioma-dist bench scaling",
+        "glioma-dist bench scaling --engines ddp --num-gpus 1 2 4 8 --sizes 1472x1120 --out bench/ddp",
+    ),
+    check_scaling,
 )

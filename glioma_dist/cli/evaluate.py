@@ -15,11 +15,13 @@ def check(config: EvaluateConfig) -> None:
 
 def run(config: EvaluateConfig) -> None:
     """Score, and print one line per image and the mean."""
+    from glioma_dist.data.worker_pool import WorkerPool
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.evaluation.protocol import evaluate
 
-    context = DistributedContext.start()
-    result = evaluate(config, context)
+    with WorkerPool(config.workers) as workers:  # before anything that does not bear a fork
+        context = DistributedContext.start()
+        result = evaluate(config, context, workers)
     if context.is_main:
         for image in result.images:
             print(f"{image.dice:.4f}  {image.key}")

@@ -47,6 +47,8 @@ COMMANDS = {
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
+    "bench gpu": Entry("glioma_dist.cli.bench:PROOF", "Check on this machine's GPUs that all works, in ten minutes."),
+    "bench scaling": Entry("glioma_dist.cli.bench:SCALING", "Measure steps against the number of GPUs."),
     "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure spatial parallelism."),
     "export": Entry("glioma_dist.cli.export:EXPORT", "Write a checkpoint as one ONNX file."),
     "merge": Entry("glioma_dist.cli.merge:MERGE", "Join the sharded files of an FSDP2 checkpoint."),

@@ -19,10 +19,12 @@ def check(config: TrainConfig) -> None:
 
 def run(config: TrainConfig) -> None:
     """Train."""
+    from glioma_dist.data.loader import start_workers
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.training.loop import train
 
-    train(config, DistributedContext.start(config.scale.timeout_s))
+    with start_workers(config.data) as workers:  # before anything that does not bear a fork
+        train(config, DistributedContext.start(config.scale.timeout_s), workers)
 
 
 TRAIN = Command(

@@ -26,7 +26,7 @@ NATIVE = Size(2592, 1952)
 @dataclass(frozen=True)
 class ResolutionConfig:
     """Measure time and peak memory of a training step at each image size. Writes JSON, CSV, a Markdown table and two
-    plots."""
+    plots; run it again to continue."""
 
     sizes: tuple[SizeFlag, ...]
     """Image sizes to measure, for example 704x512 1472x1120 2592x1952."""
@@ -60,8 +60,9 @@ class ResolutionConfig:
     timeout_s: float = 600.0
     """Time limit in seconds for one measurement, from the start of its process. A measurement that takes longer is
     stopped and reported as such."""
-    out: Path = Path("docs/benchmarks/resolution")
-    """A new folder for resolution.json, .csv, .md, memory.png and speed.png."""
+    out: Path | None = None
+    """Folder for resolution.json, .csv, .md, memory.png and speed.png. By default: docs/benchmarks/ and the name of the
+    device. A benchmark that was stopped continues there."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
@@ -85,8 +86,8 @@ class ResolutionConfig:
             raise InputError("--levels: give one or more, or --baselines")
         if "smp" in self.baselines:
             self._validate_smp()
-        if (self.out / "resolution.json").exists():
-            raise InputError(f"--out {self.out} holds a benchmark already; give another folder")
+        if self.out is not None:
+            check_new_folder("--out", self.out)
 
     def _validate_smp(self) -> None:
         if util.find_spec("segmentation_models_pytorch") is None:
@@ -119,9 +120,9 @@ class SpatialParallelConfig:
     launch_file: Path | None = None
     """File for accelerate launch --config_file. By default: accelerate_configs/spatial_parallel.yaml where there are
     GPUs, else cpu_2_processes.yaml."""
-    foretold_encoder: str = "mit_b3"
+    estimated_encoder: str = "mit_b3"
     """Encoder of the U-Net whose traffic is estimated without a measurement."""
-    foretold_size: SizeFlag = NATIVE
+    estimated_size: SizeFlag = NATIVE
     """Image size for this estimate, in bf16."""
     tflop_s: float = 100.0
     """Assumed sustained speed of a GPU in TFLOP/s; the estimate compares computing time with sending time."""
@@ -129,12 +130,12 @@ class SpatialParallelConfig:
     """A new folder for spatial_parallel.json and spatial_parallel.md."""
 
     def validate(self) -> None:
-        for name in (self.encoder, self.foretold_encoder):
+        for name in (self.encoder, self.estimated_encoder):
             ModelConfig(encoder=name).validate()
             check_spatial_parallel(max(self.spatial_parallel, default=1), name)
         if not self.spatial_parallel or min(self.spatial_parallel) < 1 or not self.levels:
             raise InputError("--spatial-parallel, --levels: give one or more values of each")
-        for size in (*self.sizes, self.foretold_size):
+        for size in (*self.sizes, self.estimated_size):
             strip_edges(size.height, max(self.spatial_parallel))
         if self.repeats < 1 or self.warm_up < 0 or not self.tflop_s > 0:
             raise InputError("--repeats and --tflop-s: give more than 0, --warm-up 0 or more")

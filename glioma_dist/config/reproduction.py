@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from glioma_dist.config.data import ARTICLE_COUNTS
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.errors import InputError
 from glioma_dist.registry import encoders
@@ -49,7 +50,7 @@ class ReproduceConfig:
     """Splits of the source for training, validation and test."""
     repetitions: int | None = None
     """Number of repetitions. By default: as many as the preset has."""
-    counts: tuple[int, int, int] = (15, 5, 10)
+    counts: tuple[int, int, int] = ARTICLE_COUNTS
     """Numbers of target images for training, validation and test."""
     group_by: str = OWN_GROUP
     """Images of one group always belong to the same split. group: the groups that the shards name. none: every image is

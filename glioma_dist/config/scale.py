@@ -69,8 +69,14 @@ class ScaleConfig:
     """Numbers of the widest feature map in a tile of the level full. Larger tiles mean fewer launches on a GPU and more
     memory: 4194304 needs 1.6 GiB for mit_b3 at 2592x1952, 16777216 needs 1.7. auto: 4194304 on a CPU, and on a GPU by
     its memory bandwidth up to 16777216. The order of sums depends on it, so a run records it."""
-    channels_last: bool = False
-    """Store feature maps in channels-last layout, which is faster on tensor cores."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Store feature maps in channels-last layout, which is the layout of tensor cores. auto: on a GPU that computes in
+    bf16, fp16 or TF32, with batch norm in the decoder."""
+    tf32: bool = False
+    """Round fp32 numbers to TF32 (10 bits of mantissa) in matrix products and convolutions on a GPU. It has no effect
+    on what is computed in bf16 or fp16."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its convolutions on a GPU and take the quickest. Two equal runs may then take different ones."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile. Needs a C++ compiler; the start takes minutes longer."""
     spatial_parallel: int = 1
@@ -78,6 +84,19 @@ class ScaleConfig:
     the launch."""
     timeout_s: float = 600.0
     """A process or worker that does not answer for this many seconds counts as lost."""
+
+    def uses_channels_last(self, device_type: str, mixed_precision: str, norm: str) -> bool:
+        """What `channels_last` comes down to on a device ("cpu", "cuda"), for the name of a precision ("no", "bf16",
+        "fp16") and of the decoder's norm.
+
+        cuDNN's tensor-core convolutions work on channels last and would transpose contiguous maps before and after;
+        MiT's maps have that layout by themselves. fp32 without TF32 uses no tensor core. PyTorch's group norm takes
+        contiguous maps only, and would be transposed to instead. On a CPU it was slower (docs/log.md).
+        """
+        if self.channels_last != "auto":
+            return self.channels_last == "on"
+        has_tensor_cores = mixed_precision in ("bf16", "fp16") or self.tf32
+        return device_type == "cuda" and has_tensor_cores and norm == "batch"
 
     def validate(self, encoder: str) -> None:
         """Check the settings for `encoder`. Raises InputError."""

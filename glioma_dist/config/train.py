@@ -30,8 +30,11 @@ COST_FIELDS = (
     "keep_last",
     "out",
     "resume",
+    "deterministic",
     "scale.activation_checkpointing",
     "scale.channels_last",
+    "scale.tf32",
+    "scale.cudnn_benchmark",
     "scale.compile",
     "scale.spatial_parallel",
     "scale.timeout_s",
@@ -70,8 +73,11 @@ class TrainConfig:
     """Number of steps between checkpoints `last`, which is also written at each validation and at the end."""
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
+    deterministic: bool = False
+    """Give the same bits in every run of the same command on the same machine, on a GPU too. It is slower there; a CPU
+    always does."""
     out: Path = Path("runs/run")
-    """Folder of the run: config.json, metrics.jsonl, last/, last.1/, best/."""
+    """Folder of the run: config.json, run.json, metrics.jsonl, last/, last.1/, best/."""
     resume: Literal["auto", "never"] = "auto"
     """auto: resume the run in --out, if there is one. never: start a new run; --out must be empty."""
 
@@ -96,6 +102,11 @@ class TrainConfig:
             raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, for example 1e-4")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, for example 1.0")
+        if self.deterministic and self.scale.cudnn_benchmark:
+            raise InputError(
+                "--deterministic and --scale.cudnn-benchmark cannot be combined: timing decides which algorithms are "
+                "taken, and they differ in their last bits; omit one of them"
+            )
         if self.patience is not None and self.data.val is None:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:

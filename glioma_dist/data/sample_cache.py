@@ -5,15 +5,18 @@ Contrast is raised on the whole image, so that a crop looks as it does at test t
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import psutil
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.mixture import Shards
 from glioma_dist.data.sample import Sample, one_channel
-from glioma_dist.data.transforms import normalize_intensity
+from glioma_dist.data.shared_memory_ring import SharedMemory, anonymous_file
+from glioma_dist.data.transforms import look_up, normalize_intensity, percentile_table
 from glioma_dist.errors import InputError
 
 MOST_OF_MEMORY = 0.5
@@ -28,19 +31,48 @@ class NormalizedSamples:
 
     def read(self, shard: int, place: int) -> Sample:
         """A sample, its image uint8. Raises InputError as the reader does."""
+        sample, table = self.read_with_table(shard, place)
+        return replace(sample, image=look_up(sample.image, table))
+
+    def read_with_table(self, shard: int, place: int) -> tuple[Sample, np.ndarray | None]:
+        """The same, where the image's values are still to be looked up in the table, unless it is None."""
         sample = self._reader.read(shard, place)
-        return replace(sample, image=normalize_intensity(one_channel(sample.image), self._how))
+        image = one_channel(sample.image)
+        if self._how == "percentile":
+            return replace(sample, image=image), percentile_table(image)
+        return replace(sample, image=normalize_intensity(image, self._how)), None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in memory a sample lies: its image's first byte, and behind the image its mask."""
+
+    start: int
+    shape: tuple[int, ...]
+    key: str
+    metadata: dict
 
 
 class CachedSamples:
-    """Samples at hand in memory, by [shard][place]. Worker processes that are forked share it with their parent."""
+    """Samples at hand in memory that worker processes share.
 
-    def __init__(self, samples: list[list[Sample]]) -> None:
-        self._samples = samples
+    memory: images and masks, uint8. places: by [shard][place].
+    """
+
+    def __init__(self, memory: SharedMemory, places: list[list[_Place]]) -> None:
+        self._memory, self._places = memory, places
 
     def read(self, shard: int, place: int) -> Sample:
         """A sample, its image uint8; not to be written to."""
-        return self._samples[shard][place]
+        found = self._places[shard][place]
+        num_bytes, mask_shape = math.prod(found.shape), found.shape[:2]
+        image = self._memory.array(found.start, num_bytes).reshape(found.shape)
+        mask = self._memory.array(found.start + num_bytes, math.prod(mask_shape)).reshape(mask_shape)
+        return Sample(found.key, image, mask, found.metadata)
+
+    def read_with_table(self, shard: int, place: int) -> tuple[Sample, None]:
+        """The same; as `NormalizedSamples` has it."""
+        return self.read(shard, place), None
 
 
 def cache_samples(reader: Shards, config: DataConfig) -> CachedSamples:
@@ -48,17 +80,30 @@ def cache_samples(reader: Shards, config: DataConfig) -> CachedSamples:
     whole = NormalizedSamples(reader, config)
     # Each process of this machine keeps its own.
     most = MOST_OF_MEMORY * psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    kept: list[list[Sample]] = []
-    num_bytes = 0
-    for shard, size in enumerate(reader.shard_sizes):
-        kept.append([])
-        for place in range(size):
-            sample = whole.read(shard, place)
-            num_bytes += sample.image.nbytes + sample.mask.nbytes
-            kept[-1].append(sample)
-            if num_bytes > most:
-                raise InputError(
-                    f"--data.cache-in-memory: {sum(map(len, kept))} of {len(reader)} samples take {num_bytes} bytes "
-                    "already, half of this process's share of the free memory; omit the flag"
-                )
-    return CachedSamples(kept)
+    places: list[list[_Place]] = []
+    num_bytes, file = 0, anonymous_file()
+    try:
+        for shard, size in enumerate(reader.shard_sizes):
+            places.append([])
+            for place in range(size):
+                sample = whole.read(shard, place)
+                places[-1].append(_Place(num_bytes, sample.image.shape, sample.key, sample.metadata))
+                for array in (sample.image, sample.mask):
+                    num_bytes += _append(file, array)
+                if num_bytes > most:
+                    raise InputError(
+                        f"--data.cache-in-memory: {sum(map(len, places))} of {len(reader)} samples take {num_bytes} "
+                        "bytes already, half of this process's share of the free memory; omit the flag"
+                    )
+    except BaseException:
+        os.close(file)
+        raise
+    return CachedSamples(SharedMemory(num_bytes, file), places)
+
+
+def _append(file: int, array: np.ndarray) -> int:
+    """Write an array to the end of a file; returns its number of bytes."""
+    rest = memoryview(np.ascontiguousarray(array)).cast("B")
+    while rest:
+        rest = rest[os.write(file, rest) :]
+    return array.nbytes

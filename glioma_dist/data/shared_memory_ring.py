@@ -1,55 +1,107 @@
-"""Batches from worker processes to their training process, through memory that both keep.
+"""Memory that a process shares with its workers, and the ring of places in it through which they hand batches over.
 
-PyTorch's loader makes a new piece of shared memory for every batch, and both processes then get its pages from the
-system one by one: up to 18 ms of processor time an image of 1472x1120, more than it takes to make (docs/log.md).
+Workers may have been forked before the memory was made: a file without a name holds it, whose descriptor can be sent
+to them (`WorkerPool.add_job`).
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from glioma_dist.size import Size
+
+class SharedMemory:
+    """`num_bytes` bytes, zero at first. What is never written takes no memory, and /dev/shm is not used.
+
+    descriptor: of a file that holds them already; it then belongs to this object.
+    """
+
+    def __init__(self, num_bytes: int, descriptor: int | None = None) -> None:
+        self.num_bytes = num_bytes
+        self.descriptor = anonymous_file() if descriptor is None else descriptor
+        if descriptor is None:
+            os.ftruncate(self.descriptor, max(1, num_bytes))
+        self.map = mmap.mmap(self.descriptor, max(1, num_bytes))
+
+    def array(self, start: int, num_bytes: int) -> np.ndarray:
+        """(num_bytes,) uint8 from byte `start` on: the memory itself. It stays while arrays of it are in use."""
+        return np.frombuffer(self.map, np.uint8, num_bytes, start)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def anonymous_file() -> int:
+    """The descriptor of an empty file in memory; on a disk where the system has no such files."""
+    try:
+        return os.memfd_create("glioma-dist")
+    except (AttributeError, OSError):
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
 
 
 @dataclass(frozen=True)
 class BatchHandle:
-    """What crosses in the ordinary way: where in the ring a batch lies, and the rest of it."""
+    """A batch as a worker hands it over.
 
-    place: int
-    channels: int
+    shape: of the images, (B, channels, H, W). height: of the whole images, of which the batch may hold a strip.
+    flat: masks and images in one piece, see `split_flat`; None where they lie at a place of a ring.
+    """
+
+    shape: tuple[int, ...]
     seeds: tuple[int, ...]
     keys: tuple[str, ...]
+    height: int
+    flat: np.ndarray | None
 
 
 class SharedMemoryRing:
-    """Room for `num_places` batches of `count` images of `size`, shared by all processes forked after it was made.
+    """Room for `num_places` batches of up to `place_bytes` bytes each (`flat_bytes`).
 
-    A place may be written again when the batch before was taken out. Memory that is never written takes none.
+    A place may be written again when whoever reads it is done with it: `Stream` sees to that.
     """
 
-    def __init__(self, num_places: int, count: int, size: Size) -> None:
+    def __init__(self, num_places: int, place_bytes: int) -> None:
         self.num_places = num_places
-        self._shape = (count, size.height, size.width)
-        self._num_pixels = count * size.height * size.width
-        self._places = [mmap.mmap(-1, 4 * self._num_pixels) for _ in range(num_places)]
+        self.place_bytes = -(-place_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = SharedMemory(num_places * self.place_bytes)
 
-    def put(self, place: int, images: list[Tensor], masks: list[Tensor]) -> None:
-        """Write a batch: images of (channels, H, W) and masks of (H, W), both uint8."""
-        whole_images, whole_masks = self._views(place, len(images[0]))
-        torch.stack(images, out=whole_images)
-        torch.stack(masks, out=whole_masks)
+    def flat(self, place: int, num_bytes: int) -> np.ndarray:
+        """The first bytes of a place, (num_bytes,) uint8: the memory itself."""
+        return self._memory.array(place * self.place_bytes, num_bytes)
 
-    def take(self, place: int, channels: int) -> tuple[Tensor, Tensor]:
-        """A copy of what `put` wrote: (count, channels, H, W) and (count, H, W), uint8."""
-        images, masks = self._views(place, channels)
-        return images.clone(), masks.clone()
 
-    def _views(self, place: int, channels: int) -> tuple[Tensor, Tensor]:
-        count, height, width = self._shape
-        memory = torch.frombuffer(self._places[place], dtype=torch.uint8)
-        images = memory[self._num_pixels : (1 + channels) * self._num_pixels]
-        return images.view(count, channels, height, width), memory[: self._num_pixels].view(self._shape)
+def write_batch(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], place: int | None, ring: SharedMemoryRing | None
+) -> tuple[tuple[int, ...], np.ndarray | None]:
+    """Put images of (channels, H, W) and masks of (H, W), all uint8, into one piece: at a place of a ring where they
+    fit it, else in memory of their own. Returns `BatchHandle.shape` and `flat`."""
+    shape = (len(images), *images[0].shape)
+    fits = ring is not None and place is not None and flat_bytes(shape) <= ring.place_bytes
+    flat = ring.flat(place, flat_bytes(shape)) if fits else np.empty(flat_bytes(shape), np.uint8)
+    whole_images, whole_masks = split_flat(torch.from_numpy(flat), shape)
+    np.stack(images, out=whole_images.numpy())
+    np.stack(masks, out=whole_masks.numpy())
+    return shape, None if fits else flat
+
+
+def flat_bytes(shape: Sequence[int]) -> int:
+    """Of the images of a batch, (B, channels, H, W) uint8, and their masks."""
+    count, channels, height, width = shape
+    return count * (channels + 1) * height * width
+
+
+def split_flat(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images (B, channels, H, W) and masks (B, H, W) of a batch whose masks and then images lie in one piece. They are
+    views of it."""
+    count, channels, height, width = shape
+    num_pixels = count * height * width
+    return flat[num_pixels:].view(count, channels, height, width), flat[:num_pixels].view(count, height, width)

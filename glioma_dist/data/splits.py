@@ -28,9 +28,8 @@ def draw_splits(
     Raises InputError where a count is below 1, the seed is negative, more is asked for than there is, or the groups
     leave a split empty.
     """
+    check_division(counts, seed)
     keys = sorted(set(keys))
-    if min(counts.values()) < 1 or seed < 0:
-        raise InputError(f"{_told(counts)} with seed {seed}: each split needs a sample, and the seed is 0 or more")
     wanted = sum(counts.values())
     if wanted > len(keys):
         raise InputError(f"{_told(counts)} need {wanted} samples, there are {len(keys)}; lower the counts")
@@ -43,6 +42,12 @@ def draw_splits(
         splits[name] = sorted(keys[place] for place in shuffled[start : start + count])
         start += count
     return splits
+
+
+def check_division(counts: Mapping[str, int], seed: int) -> None:
+    """Raises InputError where no data can be divided in this way."""
+    if min(counts.values()) < 1 or seed < 0:
+        raise InputError(f"{_told(counts)} with seed {seed}: each split needs a sample, and the seed is 0 or more")
 
 
 def _draw_grouped(

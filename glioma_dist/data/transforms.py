@@ -20,6 +20,8 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.registry import AugmentationEntry, augmentations
 from glioma_dist.size import Size
 
+IntensityNormalization = Literal["percentile", "clahe", "none"]
+"""`DataConfig.intensity_normalization`."""
 LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
 MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
@@ -27,7 +29,7 @@ FUNCTIONS = 2
 """Part of the seeds of registered functions."""
 
 
-def normalize_intensity(image: np.ndarray, how: Literal["percentile", "clahe", "none"]) -> np.ndarray:
+def normalize_intensity(image: np.ndarray, how: IntensityNormalization) -> np.ndarray:
     """Raise an image's contrast. image: (H, W) or (H, W, 3), uint8 or uint16; returns the same shape, uint8.
 
     percentile: the 0.5th percentile of all values goes to 0, the 99.5th to 255, linearly, by a look-up table.
@@ -42,10 +44,21 @@ def normalize_intensity(image: np.ndarray, how: Literal["percentile", "clahe", "
         return planes[0] if image.ndim == 2 else np.stack(planes, axis=-1)
     if how == "none":
         return _to_8_bit(image)
+    return look_up(image, percentile_table(image))
+
+
+def percentile_table(image: np.ndarray) -> np.ndarray:
+    """What `normalize_intensity` makes of each value by percentiles of `image`: (256,) or (65536,) uint8."""
     num_values = np.iinfo(image.dtype).max + 1
     share = np.cumsum(_count_values(image, num_values)) / image.size
     low, high = np.searchsorted(share, (LOW_PERCENT / 100, HIGH_PERCENT / 100))
-    table = ((np.arange(num_values) - low) * (255 / max(high - low, 1))).round().clip(0, 255).astype(np.uint8)
+    return ((np.arange(num_values) - low) * (255 / max(high - low, 1))).round().clip(0, 255).astype(np.uint8)
+
+
+def look_up(image: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+    """Each value of an image in a table, uint8; the image itself where there is none."""
+    if table is None:
+        return image
     return cv2.LUT(image, table) if image.dtype == np.uint8 else table[image]
 
 
@@ -63,18 +76,24 @@ def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     if mask.shape == (size.height, size.width):
         return mask
     scaled = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_LINEAR)
-    return (scaled > 0).astype(np.uint8)
+    return (scaled > 0).view(np.uint8)
 
 
 def transform_training(
-    image: np.ndarray, mask: np.ndarray, config: DataConfig, generator: np.random.Generator, key: str
+    image: np.ndarray,
+    mask: np.ndarray,
+    config: DataConfig,
+    generator: np.random.Generator,
+    key: str,
+    table: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring image and mask to `config.size` by `config.transform`; windows are drawn uniformly from `generator`.
 
+    table: that the image's values are still to be looked up in, which is less work for a window than for the whole.
     Raises InputError where a crop is larger than the image; `key` names the sample in it.
     """
     if config.transform == "resize":
-        return resize_image(image, config.size), resize_mask(mask, config.size)
+        return resize_image(look_up(image, table), config.size), resize_mask(mask, config.size)
     height, width = mask.shape
     if config.transform == "random-crop":
         window = config.size
@@ -88,7 +107,7 @@ def transform_training(
         window = Size(max(1, round(side * width)), max(1, round(side * height)))
     left = int(generator.integers(width - window.width + 1))
     top = int(generator.integers(height - window.height + 1))
-    return _cut(image, mask, left, top, window, config.size)
+    return _cut(image, mask, left, top, window, config.size, table)
 
 
 def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +169,9 @@ def _apply_function(
     because an image that is cached in memory must not change."""
     stream = zlib.crc32(entry.name.encode())
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, FUNCTIONS)))
-    changed = entry.load()(image.copy(), mask.copy(), generator)
+    function = entry.load()
+    with entry.named_in_errors("augmentation"):
+        changed = function(image.copy(), mask.copy(), generator)
     described = [(np.shape(each), getattr(each, "dtype", type(each).__name__)) for each in _pair(changed)]
     wanted = [(each.shape, each.dtype) for each in (image, mask)]
     if described != wanted:
@@ -175,10 +196,16 @@ def _changes(names: tuple[str, ...]) -> Callable:
 
 
 def _cut(
-    image: np.ndarray, mask: np.ndarray, left: int, top: int, window: Size, size: Size
+    image: np.ndarray,
+    mask: np.ndarray,
+    left: int,
+    top: int,
+    window: Size,
+    size: Size,
+    table: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = slice(top, top + window.height), slice(left, left + window.width)
-    return resize_image(image[rows, columns], size), resize_mask(mask[rows, columns], size)
+    return resize_image(look_up(image[rows, columns], table), size), resize_mask(mask[rows, columns], size)
 
 
 def _count_values(image: np.ndarray, num_values: int) -> np.ndarray:

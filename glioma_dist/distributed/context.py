@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import warnings
@@ -16,18 +15,22 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 
 from glioma_dist.distributed import rendezvous
+from glioma_dist.distributed.freed_memory import keep_freed_memory
 from glioma_dist.distributed.joining import SECONDS_OF_GRACE, bounded, check_place, joining
 from glioma_dist.distributed.launch import check_launch
-from glioma_dist.distributed.run_command import as_run_error
+from glioma_dist.distributed.leaving import call_at_terminate, leave_at_exit
+from glioma_dist.distributed.run_command import as_run_error, end_at_once
 from glioma_dist.distributed.signals import get_signal_at_parents_death
-from glioma_dist.errors import InputError, RunError, StopRequested, as_error, one_line
+from glioma_dist.errors import InputError, RunError, StopRequested, UnavailableError, as_error, one_line
 
-MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
-"""Numbers of mallopt's parameters, from glibc's malloc.h."""
 SECONDS_TO_ANSWER = 600.0
 """After which a process or a worker that does not answer counts as lost."""
 WORD_OF_AN_END = "glioma_dist/ended"
 """Key in the launch's store under which a process records why it ends."""
+WATCHDOG_ENDED = (
+    "NCCL's watchdog ended this process: another process of this run ended or did not answer, or a GPU failed; the "
+    "lines before this one say which. Run the same command again"
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,11 @@ class DistributedContext:
         if accelerator.num_processes > 1:
             with joining(os.environ, seconds_to_answer):
                 group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
-        return cls(accelerator, seconds_to_answer, group)
+            leave_at_exit()
+        here = cls(accelerator, seconds_to_answer, group)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            call_at_terminate(here.end_as_watchdog)
+        return here
 
     @property
     def rank(self) -> int:
@@ -148,7 +155,8 @@ class DistributedContext:
 
         Where another process ended first, its reason is taken; where this one ends first, it records its own.
         """
-        ending = as_run_error(error, self.seconds_to_answer)
+        ending = UnavailableError(str(error)) if isinstance(error, _WatchdogError) else None
+        ending = ending or as_run_error(error, self.seconds_to_answer)
         if self.num_processes == 1 or ending is None or ending.is_shared:
             return ending
         # The launch's store outlives a process that ends, unless it was the first.
@@ -164,14 +172,11 @@ class DistributedContext:
             return ending
         return ending
 
+    def end_as_watchdog(self) -> None:
+        """End this process because NCCL's watchdog thread is about to, which has printed why: with what another
+        process recorded as its reason, where one did."""
+        end_at_once(self.explain(_WatchdogError(WATCHDOG_ENDED)) or UnavailableError(WATCHDOG_ENDED))
 
-def keep_freed_memory() -> None:
-    """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
 
-    By default it gives each back to the system and asks for it again, page by page: a quarter of a step's time on a
-    CPU (docs/log.md).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(MALLOPT_MMAP_MAX, 0)
-        libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)
+class _WatchdogError(RuntimeError):
+    """In place of the error that the watchdog met, which Python does not see."""

@@ -15,12 +15,8 @@ from dataclasses import replace
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from glioma_dist.distributed.context import (
-    MALLOPT_MMAP_MAX,
-    MALLOPT_TRIM_THRESHOLD,
-    SECONDS_TO_ANSWER,
-    DistributedContext,
-)
+from glioma_dist.distributed.context import SECONDS_TO_ANSWER, DistributedContext
+from glioma_dist.distributed.freed_memory import MALLOPT_MMAP_MAX, MALLOPT_TRIM_THRESHOLD
 
 DEFAULT_MMAP_MAX, DEFAULT_TRIM_THRESHOLD = 65_536, 128 * 1024
 """Of glibc's malloc (mallopt(3))."""

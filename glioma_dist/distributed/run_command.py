@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 from glioma_dist.distributed.launcher import tell_launcher
+from glioma_dist.distributed.leaving import leave
+from glioma_dist.distributed.lost_processes import Loss, find_loss
 from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
 from glioma_dist.errors import (
     OUT_OF_MEMORY,
@@ -27,10 +31,6 @@ from glioma_dist.files import cannot_read, cannot_write
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
 SIGNS_OF_A_LOST_WORKER = ("DataLoader worker (pid",)
 """In PyTorch's error when a process that reads data was killed."""
-SIGNS_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
-"""In what gloo says of a process that has ended."""
-SIGNS_OF_A_SILENT_PROCESS = ("Timed out waiting", "wait timeout", "Socket Timeout", "operation timeout")
-"""In what gloo and the store say of a process that does not answer."""
 SIGN_OF_NO_MORE_THREADS = "Resource temporarily unavailable"
 """The system's words (EAGAIN) where PyTorch cannot start a thread: a limit on memory or on processes."""
 CLOSED_OUTPUT = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -65,7 +65,29 @@ def run_command(function: Callable[[], None]) -> None:
         ending = as_run_error(error)
         if ending is None:
             raise
-        _end(ending)
+        _end(_with_advice(ending, error))
+
+
+def _with_advice(ending: RunError, error: BaseException) -> RunError:
+    """`ending` with the advice that an error behind it offers and that takes time to find; before, this process leaves
+    the others of its launch, so that they do not wait for it."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    advise = next((each.advise for each in chain if isinstance(each, RunError) and each.advise is not None), None)
+    if advise is None:
+        return ending
+    _hear_no_more_requests()
+    for each in chain:  # what their frames hold keeps connections open
+        traceback.clear_frames(each.__traceback__)
+    gc.collect()
+    leave()
+    try:
+        return type(ending)(f"{ending}; {advise()}")
+    except Exception:  # the advice is an extra: the reason is known
+        return ending
 
 
 def _end(ending: RunError) -> None:
@@ -129,9 +151,9 @@ def as_run_error(error: BaseException, seconds: float | None = None) -> RunError
         return error
     if isinstance(error, Interrupted):
         return error.request
-    if isinstance(error, OSError):
-        return _of_the_system(error)
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and not is_out_of_memory(error):
+        return _of_the_system(error)
     if is_out_of_memory(error):
         return MemoryFullError(f"{OUT_OF_MEMORY} ({text[:200]}); use smaller images or batches, or more memory")
     if isinstance(error, RuntimeError):
@@ -160,9 +182,10 @@ def _of_a_process(text: str, seconds: float | None) -> RunError | None:
             f"the system gives this process no more threads or memory ({text[:200]}); see its limits (ulimit -u, "
             f"ulimit -v, the container's), then {again}"
         )
-    if any(sign in text for sign in SIGNS_OF_A_SILENT_PROCESS):
+    loss = find_loss(text)
+    if loss is Loss.SILENT:
         how_long = f" for {seconds:g} s" if seconds else ""
         return UnavailableError(f"another process of this run did not answer{how_long}; {again}")
-    if any(sign in text for sign in SIGNS_OF_A_LOST_PROCESS):
+    if loss is Loss.ENDED:
         return UnavailableError(f"another process of this run ended; its own line says why; {again}")
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,9 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.data.transforms import normalize_intensity, resize_image, resize_mask
+from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
@@ -80,7 +83,9 @@ class EvaluationResult:
         }
 
 
-def evaluate(config: EvaluateConfig, context: DistributedContext | None = None) -> EvaluationResult:
+def evaluate(
+    config: EvaluateConfig, context: DistributedContext | None = None, workers: WorkerPool | None = None
+) -> EvaluationResult:
     """Score a checkpoint on shards with DS, the Dice of the article (`dice_at_sizes`).
 
     Starts no processes: it computes in this one, and in all processes of the launch where the script was started by
@@ -89,6 +94,7 @@ def evaluate(config: EvaluateConfig, context: DistributedContext | None = None) 
     Args:
         config: the checkpoint, the shards and the two sizes. Paths and sizes may be given as text.
         context: who this process is; by default found out, and let go of at the end.
+        workers: that read the data; by default they are started first of all, and end with the call.
 
     Returns the scores, the same on all processes. They are written to `config.out` where given.
 
@@ -97,11 +103,12 @@ def evaluate(config: EvaluateConfig, context: DistributedContext | None = None) 
         UnavailableError: a process, a worker or a store did not answer.
     """
     config = checked(EvaluateConfig, config)
-    with given_or_own(context) as here:
-        return _evaluate(config, here)
+    started = nullcontext(workers) if workers else WorkerPool(config.workers)
+    with started as pool, given_or_own(context) as here, numerics():
+        return _evaluate(config, here, pool)
 
 
-def _evaluate(config: EvaluateConfig, context: DistributedContext) -> EvaluationResult:
+def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerPool) -> EvaluationResult:
     if config.out:
         check_new_file("--out", config.out)
     reader = ShardReader(config.data)
@@ -112,9 +119,12 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext) -> Evaluation
     network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
     contrast = checkpoint.config.data.intensity_normalization
     group = network.spatial_group
-    here = [
-        ImageScore(sample.key, dice_at_sizes(network, sample, contrast, config.input_size, config.metric_size))
-        for sample in evaluation_samples(reader, group.dp_rank, group.dp_size, config.workers)
+    samples = evaluation_samples(
+        reader, group.dp_rank, group.dp_size, config.workers, context.seconds_to_answer, contrast, pool
+    )
+    here = [  # their contrast is raised already
+        ImageScore(sample.key, dice_at_sizes(network, sample, "none", config.input_size, config.metric_size))
+        for sample in samples
     ]
     images = tuple(sorted(context.gather_objects(here if group.rank == 0 else []), key=lambda image: image.key))
     result = EvaluationResult(

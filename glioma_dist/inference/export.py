@@ -168,7 +168,7 @@ def _with_metadata(graph: bytes, checkpoint: Checkpoint) -> bytes:
     metadata = {
         "encoder": checkpoint.config.model.encoder,
         "training_size": str(data.size),
-        "training_fit": data.transform,
+        "training_transform": data.transform,
         "intensity_normalization": data.intensity_normalization,
         "lineage": json.dumps(checkpoint.lineage),
     }

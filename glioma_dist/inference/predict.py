@@ -12,6 +12,7 @@ from glioma_dist.config.file import checked
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, is_out_of_memory, printable
 from glioma_dist.evaluation.protocol import Contrast, Network, cell_probability, load_network
@@ -50,7 +51,7 @@ def predict(config: PredictConfig, context: DistributedContext | None = None) ->
         MemoryFullError: an image does not fit the memory of the processes that share it.
     """
     config = checked(PredictConfig, config)
-    with given_or_own(context) as here:
+    with given_or_own(context) as here, numerics():
         return _predict(config, here)
 
 
@@ -59,9 +60,9 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     paths = found.paths
     names = output_names(paths)
     check_folder(config.out, names)
+    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
     if context.is_main and found.not_read:
         print(f"{printable(config.images)}: {found.describe()}", flush=True)
-    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
     group = network.spatial_group
     make_folder(config.out)
     mine = list(zip(paths, names, strict=True))[group.dp_rank :: group.dp_size]

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glioma_dist.model.group_norm import StreamGroupNorm
+from glioma_dist.model.upsampling import BilinearUpsample
+
 CHANNELS_PER_GROUP = 16
 """Of group norm: Wu & He 2018 (arXiv 1803.08494), table 3, found 16 channels a group best."""
 
@@ -18,7 +21,7 @@ def make_norm(kind: Literal["batch", "group"], channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     groups = next(groups for groups in range(max(1, channels // CHANNELS_PER_GROUP), 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels)
+    return StreamGroupNorm(groups, channels)
 
 
 class DecoderBlock(nn.Module):
@@ -28,7 +31,7 @@ class DecoderBlock(nn.Module):
         self, in_channels: int, skip_channels: int, out_channels: int, norm: Literal["batch", "group"]
     ) -> None:
         super().__init__()
-        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.upsample = BilinearUpsample()
         self.conv1 = nn.Conv2d(in_channels + skip_channels, out_channels, 3, padding=1, bias=False)
         self.norm1 = make_norm(norm, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)

@@ -12,15 +12,17 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder
+from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder, filled
 from glioma_dist.model.pretrained.weights import initialise, is_smp, load_smp
 
 
 def normalise(images: Tensor) -> Tensor:
     """Turn uint8 images (B, 1 or 3, H, W) into what the encoders were pretrained on: fp32 (B, 3, H, W), ImageNet's mean
     0 and deviation 1 a channel. Grey images are repeated over the channels."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return _normalise_by(images, *(filled(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD)))
+
+
+def _normalise_by(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     # In place where a map is this function's own, and repeated as late as can be: a third of the time on a CPU.
     return images.float().div_(255).sub(mean).div_(std)
 
@@ -38,11 +40,19 @@ class UNet(nn.Module):
             config.norm,
             center=self.encoder.decoder_center,
         )
+        # On the model's device, so that no step copies them there; in no checkpoint.
+        self.register_buffer("image_mean", filled(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("image_std", filled(IMAGENET_STD), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the function `normalise` returns, of images on the model's device."""
+        return _normalise_by(images, self.image_mean, self.image_std)
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
         """images: (B, 3, H, W) as `normalise` makes them, of any size; they are padded inside with zeros (the mean
         colour) at the right and bottom to a multiple of the coarsest stride, and the logits are cropped back.
-        seeds: (B,) int64, each image's own, needed in training mode for stochastic depth.
+        seeds: (B,) int64, each image's own, needed in training mode for stochastic depth; or what `encoder.draw` made
+        of them, on the device of the images, for which no seed has to be read in the forward pass.
 
         Returns logits (B, 1, H, W).
         """
@@ -52,6 +62,11 @@ class UNet(nn.Module):
             images = functional.pad(images, (0, -width % stride, 0, -height % stride))
         logits = self.decoder(self.encoder(images, seeds))
         return logits if logits.shape[-2:] == (height, width) else logits[..., :height, :width]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that DDP has wrapped, or `model` itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, str]]]:

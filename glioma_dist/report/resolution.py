@@ -91,6 +91,11 @@ def markdown_text(rows: list[dict]) -> str:
     if any(row["images_per_second_with_data"] for row in steps):
         title = f"Images a second with data loading ({first['data']}, {first['workers']} workers)"
         parts.append(_table(title, steps, lambda row: _short(row["images_per_second_with_data"])))
+    if any(row.get("waiting_share") is not None for row in steps):
+        title = "Time spent waiting for data, %"
+        parts.append(_table(title, steps, lambda row: _percent(row.get("waiting_share"))))
+    if any("tflop" in row for row in steps):
+        parts.append(_utilisation(steps))
     plain = {_place(row): row["median_seconds"] for row in steps if row["level"] == "none" and row["status"] == "ok"}
     compared = [row for row in steps if row["network"] == OURS and row["level"] != "none" and _place(row) in plain]
     if compared:
@@ -109,6 +114,20 @@ def _table(title: str, rows: list[dict], text: Callable[[dict], str]) -> str:
         found = " | ".join(cells.get((variant, size), "–") for size in sizes)
         lines.append(f"| {variant.name} | {variant.precision} | {found} |")
     return "\n".join(lines) + "\n"
+
+
+def _utilisation(rows: list[dict]) -> str:
+    """Model FLOPs utilisation, where the device's peak is known."""
+    if not any(row.get("mfu") is not None for row in rows):
+        return (
+            "## Model FLOPs utilisation\n\nNot given: the peak speed of this device in this precision is not in the "
+            "table of glioma_dist/benchmark/peak_speed.py.\n"
+        )
+    return _table("Model FLOPs utilisation, %", rows, lambda row: _percent(row.get("mfu")))
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else _short(100 * share)
 
 
 def _largest_table(rows: list[dict]) -> str:

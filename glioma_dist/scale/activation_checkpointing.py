@@ -23,6 +23,7 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
+from glioma_dist.model.upsampling import BilinearUpsample
 from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.tile_size import TileSize, default_tile_size
@@ -81,7 +82,7 @@ def checkpoint_activations(
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
     """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs."""
     contexts = partial(_first_and_again, norms) if norms is not None else _first_and_again
-    return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+    return _checkpoint(part, *inputs, context_fn=contexts)
 
 
 def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
@@ -92,7 +93,11 @@ def compute_part_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Te
 def compute_again_but_attention(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """`part(features)`, of which the input and the outputs of attention are kept."""
     contexts = partial(_attention_contexts, part if isinstance(part, nn.Module) else None)
-    return checkpoint(part, features, use_reentrant=False, context_fn=contexts)
+    return _checkpoint(part, features, context_fn=contexts)
+
+
+# Nothing draws from a global generator, so none has its state copied from the GPU and put back.
+_checkpoint = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def _attention_contexts(norms: nn.Module | None) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -181,7 +186,7 @@ class TiledBlock(DecoderBlock):
         return size.too_large(num_images, channels, ratio * most_rows, ratio * width)
 
     def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
-        features = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        features = BilinearUpsample.forward(self.upsample, features)  # a tile brings the neighbours' rows with it
         return _convolve(self.conv1, torch.cat([features, *skips], dim=1))
 
     def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d | None, features: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Batch norm whose statistics are taken over all processes, so that many processes equal one.
 
-On GPUs PyTorch's SyncBatchNorm does it, and timm's where an activation belongs to the norm. Both refuse CPU tensors, so
-here is the same for any device.
+On GPUs PyTorch's SyncBatchNorm does it, and timm's where an activation belongs to the norm, both without the reads from
+the GPU that PyTorch's has. Both refuse CPU tensors, so here is the same for any device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from glioma_dist.errors import InputError
 from glioma_dist.model.modules import rebuild, replace_modules
-from glioma_dist.scale.batch_norm_layer import ProcessesBatchNorm2d
+from glioma_dist.scale.batch_norm_layer import GpuBatchNorm2d, ProcessesBatchNorm2d
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -51,7 +51,7 @@ def counterparts_on(device: torch.device) -> dict[type[nn.Module], type[nn.Modul
     else."""
     on_gpu = device.type == "cuda"
     found: dict[type[nn.Module], type[nn.Module]]
-    found = {nn.BatchNorm2d: nn.SyncBatchNorm if on_gpu else ProcessesBatchNorm2d}
+    found = {nn.BatchNorm2d: GpuBatchNorm2d if on_gpu else ProcessesBatchNorm2d}
     if "timm" in sys.modules:  # else no module of the model can be one of its norms
         from glioma_dist.scale import timm_batch_norm
 

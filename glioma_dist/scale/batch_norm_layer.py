@@ -1,4 +1,4 @@
-"""Batch norm over processes on any device: the layer."""
+"""Batch norm over processes: the layer for any device, and the one of GPUs' own kernels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules import _functions
 
 from glioma_dist.scale.tiled_statistics import batch_moments, update_running
 
@@ -20,6 +21,32 @@ class ProcessesBatchNorm2d(nn.BatchNorm2d):
         output, mean, variance, count = _NormaliseOverProcesses.apply(features, self.weight, self.bias, self.eps)
         update_running(self, mean, variance, count)
         return output
+
+
+class GpuBatchNorm2d(nn.SyncBatchNorm):
+    """PyTorch's SyncBatchNorm, with its kernels, but without the CPU waiting for the GPU.
+
+    PyTorch's own leaves out the statistics of processes that have no images. How many are left the CPU has to know, so
+    it waits three times a layer (pytorch issue 78549). Here each process has images.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, C, H, W) on a GPU, of any float type; statistics are kept in fp32 at least."""
+        if not self.is_exchanging:
+            return super().forward(features)
+        self.num_batches_tracked.add_(1)
+        running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        group = self.process_group or dist.group.WORLD
+        return _NormaliseOnGpus.apply(
+            features, self.weight, self.bias, *running, self.eps, self.momentum, group, dist.get_world_size(group)
+        )
+
+    @property
+    def is_exchanging(self) -> bool:
+        """Whether several processes share statistics now, as all of the package's norms do in training. A mean over all
+        batches so far (`momentum` None) is left to PyTorch."""
+        tracked = self.track_running_stats and self.momentum is not None
+        return self.training and tracked and dist.is_initialized() and dist.get_world_size() > 1
 
 
 OVER_PROCESSES = (ProcessesBatchNorm2d, nn.SyncBatchNorm)
@@ -61,3 +88,34 @@ class _NormaliseOverProcesses(torch.autograd.Function):
             sum_gradient if of_bias else None,
             None,
         )
+
+
+class _NormaliseOnGpus(_functions.SyncBatchNorm):
+    """The forward pass of PyTorch's function for processes that all have images; its backward pass as it is."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        features: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+        momentum: float,
+        group: dist.ProcessGroup,
+        num_processes: int,
+    ) -> Tensor:
+        if not features.is_contiguous(memory_format=torch.channels_last):
+            features = features.contiguous()
+        mean, scale = torch.batch_norm_stats(features, eps)
+        here = torch.cat([mean, scale, mean.new_full((1,), features.numel() // len(mean))])
+        gathered = here.new_empty(num_processes * len(here))
+        dist.all_gather_into_tensor(gathered, here, group)
+        means, scales, counts = gathered.view(num_processes, -1).split(len(mean), dim=1)
+        mean, scale = torch.batch_norm_gather_stats_with_counts(
+            features, means, scales, running_mean, running_var, momentum, eps, counts.reshape(-1).to(running_mean.dtype)
+        )
+        ctx.save_for_backward(features, weight, mean, scale, counts.to(torch.int32))
+        ctx.process_group = group
+        return torch.batch_norm_elemt(features, weight, bias, mean, scale, eps)

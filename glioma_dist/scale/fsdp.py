@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from glioma_dist.distributed.context import DistributedContext
@@ -44,8 +44,9 @@ def sharded_units(model: UNet) -> list[nn.Module]:
     ]
 
 
-def clip_gradients(model: nn.Module, context: DistributedContext, greatest: float | None) -> float:
-    """Norm of all gradients together, as they were; they are scaled down to the norm `greatest` where given."""
+def clip_gradients(model: nn.Module, context: DistributedContext, greatest: float | None) -> Tensor:
+    """Norm of all gradients together, as they were, () on their device; they are scaled down to the norm `greatest`
+    where given. Nothing is read from the device."""
     context.accelerator.unscale_gradients()
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
@@ -53,4 +54,4 @@ def clip_gradients(model: nn.Module, context: DistributedContext, greatest: floa
         norm = norm.full_tensor()
     if greatest is not None:
         nn.utils.clip_grads_with_norm_(parameters, greatest, norm)
-    return float(norm)
+    return norm

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
 
-from glioma_dist.model.unet import normalise
+from glioma_dist.model.unet import UNet, normalise, unwrapped
 
 
 def compute_gradients(
@@ -25,14 +26,43 @@ def compute_gradients(
     """Forward pass, loss and backward pass. Returns the logits (B, 1, H, W) and the losses (B,) of the images.
 
     images: (B, 1 or 3, H, W) uint8. masks: (B, H, W) of 0 and 1. loss: takes logits and masks, returns (B,).
-    seeds: (B,) int64, for models that drop paths. factor: what the sum of the losses is multiplied by before the
-    backward pass. backward: the engine's. after_forward: is called between the two passes.
+    seeds: (B,) int64 on the CPU, for models that drop paths. factor: what the sum of the losses is multiplied by
+    before the backward pass. backward: the engine's. after_forward: is called between the two passes.
     """
+    drawn = None if seeds is None else draw(model, seeds, images.device)
     with autocast:
         # Nothing else refers to the normalised images: a model that does not keep them lets them go.
-        logits = model(normalise(images)) if seeds is None else model(normalise(images), seeds)
+        logits = model(normalised(model, images)) if drawn is None else model(normalised(model, images), drawn)
     losses = loss(logits, masks)
     after_forward()
     # Not multiplied by 1: the memory estimator would count one number more.
     backward(losses.sum() if factor == 1 else losses.sum() * factor)
     return logits, losses
+
+
+def normalised(model: nn.Module, images: Tensor) -> Tensor:
+    """`normalise(images)`, by constants that are on the model's device, where it has them."""
+    inner = unwrapped(model)
+    return inner.normalise(images) if isinstance(inner, UNet) else normalise(images)
+
+
+def draw(model: nn.Module, seeds: Tensor, device: torch.device) -> Tensor | None:
+    """What is random in a forward pass, drawn before it and on its way to `device`; None where nothing is.
+
+    DDP and FSDP2 move the tensors that a model is given to the GPU: from seeds that were read there, the forward pass
+    could begin only once the GPU has nothing else to do. A model of another package gets the seeds themselves.
+    """
+    inner = unwrapped(model)
+    drawn = inner.encoder.draw(seeds) if isinstance(inner, UNet) else seeds
+    if drawn is None or drawn is seeds or device.type != "cuda":
+        return drawn
+    return drawn.pin_memory().to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def read_numbers(*values: Tensor | float) -> list[float]:
+    """The values of tensors () on one device, and of plain numbers, in fp64, by one read: for each read the CPU waits
+    until the GPU has done all that it was asked for."""
+    on_device = [value.double() for value in values if isinstance(value, Tensor)]
+    found = iter(torch.stack(on_device).cpu().tolist())
+    return [next(found) if isinstance(value, Tensor) else value for value in values]

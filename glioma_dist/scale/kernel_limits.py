@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,9 @@ from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoders.contract import COARSEST_STRIDE, build_encoder
 from glioma_dist.scale.memory_estimator import make_fake
+from glioma_dist.scale.step import Level, Step
 from glioma_dist.scale.tile_size import MAX_ELEMENTS
 from glioma_dist.size import Size
-
-if TYPE_CHECKING:
-    from glioma_dist.scale.planner import Level, Step
 
 IMAGE_CHANNELS = 3
 PROBE_SIDES, NUM_PROBES = (512, 1024), 2
@@ -101,7 +99,8 @@ def check_kernels(step: Step, level: Level) -> None:
     most, size = kernel_pixels(step, level), step.size
     images = int(most / (device_pixels(step) / step.batch_size))
     share = math.sqrt(most / device_pixels(replace(step, batch_size=1)))
-    smaller = Size(*(int(side * share) // COARSEST_STRIDE * COARSEST_STRIDE for side in (size.width, size.height)))
+    units = (max(1, int(side * share) // COARSEST_STRIDE) for side in (size.width, size.height))
+    smaller = Size(*(COARSEST_STRIDE * each for each in units))
     if kernels_fit(step, "full"):
         fitting = "--scale.activation-checkpointing full"
     elif images:

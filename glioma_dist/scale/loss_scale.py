@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from glioma_dist.errors import InputError
 
@@ -33,10 +34,26 @@ def load_scaler_state(accelerator: Accelerator, state: dict[str, float] | None) 
     accelerator.scaler.load_state_dict(state)
 
 
-def step_was_skipped(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> bool:
+def overflow(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> Tensor | float:
+    """Above 0 where a gradient is not finite at this loss scale: () fp32 on the device. 0 without a loss scale.
+
+    Call it after `accelerator.unscale_gradients()`. optimizer: as `accelerator.prepare` returned it.
+    """
+    if accelerator.scaler is None:
+        return 0.0
+    # PyTorch has no public name for it; GradScaler.step reads the same, by one `item()` more.
+    found = accelerator.scaler._found_inf_per_device(getattr(optimizer, "optimizer", optimizer))
+    return torch.stack(list(found.values())).sum()
+
+
+def step_was_skipped(accelerator: Accelerator, optimizer: torch.optim.Optimizer, found_overflow: float = 0.0) -> bool:
     """Whether the last `optimizer.step()` moved no weight, because a gradient was not finite at this loss scale, which
-    has been halved since. optimizer: as `accelerator.prepare` returned it. The same on all processes."""
-    return accelerator.scaler is not None and bool(optimizer.step_was_skipped)
+    has been halved since. The same on all processes.
+
+    optimizer: as `accelerator.prepare` returned it. found_overflow: the value of `overflow`: a fused optimizer skips
+    the step on the device, and accelerate takes it for done.
+    """
+    return accelerator.scaler is not None and (found_overflow > 0 or bool(optimizer.step_was_skipped))
 
 
 def scale_is_exhausted(accelerator: Accelerator) -> bool:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,29 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.step_memory import Allocation, Part, StepMemory
 from glioma_dist.size import Size
-
-Part = Literal["parameters", "optimizer", "gradients", "kept", "momentary"]
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes of one training step with Adam, at the moment when most is alive, by what they are for: `peak` in all."""
-
-    parameters: int
-    """With buffers."""
-    optimizer: int
-    """Adam's two moments."""
-    gradients: int
-    """Of parameters, as far as they are there at that moment."""
-    kept: int
-    """Alive since the forward pass, for the backward pass: activations."""
-    momentary: int
-    """All the rest: what the operations of that moment work with."""
-
-    @property
-    def peak(self) -> int:
-        return self.parameters + self.optimizer + self.gradients + self.kept + self.momentary
 
 
 def estimate_step_memory(
@@ -94,7 +73,7 @@ def estimate_step_memory(
 
     try:
         with _uncompiled(copied):
-            return _count_step(copied, mode, step)
+            return _count_step(copied, mode, step).at_peak()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
             f"{type(module).__name__} or its loss looks at the values of a tensor ({one_line(error, 100)}), and "
@@ -110,8 +89,23 @@ def estimate_unet_step(
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
     replaced by fake ones: it is of no use afterwards. loss: takes logits and masks (B, H, W), returns (B,).
     """
+    return _count_unet_step(model, loss, size, batch_size, bf16).at_peak()
+
+
+def trace_unet_step(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
+) -> tuple[list[Allocation], int]:
+    """All storages of the step that `estimate_unet_step` counts, and the moment at which it begins."""
+    ledger = _count_unet_step(model, loss, size, batch_size, bf16)
+    return ledger.allocations(), ledger.begin
+
+
+def _count_unet_step(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int, bf16: bool
+) -> _StorageLedger:
     mode = FakeTensorMode()
     make_fake(model, mode)
+    compute_as_on_gpu(model)
 
     def step(ledger: _StorageLedger) -> tuple[Any, ...]:
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
@@ -123,9 +117,16 @@ def estimate_unet_step(
     return _count_step(model, mode, step)
 
 
+def compute_as_on_gpu(model: nn.Module) -> None:
+    """Have the layers of `model` that compute differently on a GPU (those with `as_on_gpu`) do so on the CPU too."""
+    for module in model.modules():
+        if hasattr(module, "as_on_gpu"):
+            module.as_on_gpu = True
+
+
 def _count_step(
     model: nn.Module, mode: FakeTensorMode, step: Callable[[_StorageLedger], tuple[Any, ...]]
-) -> StepMemory:
+) -> _StorageLedger:
     """Count `step`, which makes the gradients of `model`'s fake parameters, and Adam's step after it.
 
     step: returns what a training step holds until its end.
@@ -133,31 +134,50 @@ def _count_step(
     with mode, _StorageLedger() as ledger:
         ledger.name("parameters", (*model.parameters(), *model.buffers()))
         optimizer = torch.optim.Adam(model.parameters())
-        _make_moments(optimizer, model)
-        ledger.name("optimizer", (each for state in optimizer.state.values() for each in state.values()))
+        _make_moments(optimizer, model, ledger)
         ledger.begin_step()
         _held = step(ledger)
         ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
         optimizer.step()
-    return ledger.at_peak()
+    return ledger
 
 
-def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Adam's moments are born in its first step, and stay."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module, ledger: _StorageLedger) -> None:
+    """Adam's moments are born in its first step, and stay.
+
+    Adam works on one parameter after the other and lets go of all that it took for one: it is run on one parameter of
+    each size, which is where most is alive. Of all others, moments like theirs are written down.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    first = {(each.numel(), each.dtype): each for each in reversed(trained)}
+    (group,) = optimizer.param_groups
+    group["params"] = [each for each in trained if first[each.numel(), each.dtype] is each]
+    for parameter in group["params"]:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
+    ledger.name("optimizer", (each for state in optimizer.state.values() for each in state.values()))
+    for parameter in trained:
+        representative = first[parameter.numel(), parameter.dtype]
+        if representative is not parameter:
+            ledger.note("optimizer", sum(each.nbytes for each in optimizer.state[representative].values()))
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Put fake tensors on the CPU in the place of the parameters and buffers of `model`."""
+    """Fake parameters and buffers on the CPU in the model's place; what two layers share, they share still."""
+    known: dict[int, Tensor] = {}
+
+    def fake_like(tensor: Tensor) -> Tensor:
+        if id(tensor) not in known:
+            with mode:
+                known[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        return known[id(tensor)]
+
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(mode.from_tensor(parameter.detach())))
+            setattr(module, name, nn.Parameter(fake_like(parameter), requires_grad=parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, mode.from_tensor(buffer))
+            setattr(module, name, fake_like(buffer))
 
 
 def _fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -190,6 +210,9 @@ def _uncompiled(module: nn.Module) -> AbstractContextManager:
     return nullcontext()
 
 
+_DEVICE = torch.ops.prim.device.default
+
+
 @dataclass(eq=False)
 class _Entry:
     num_bytes: int
@@ -212,10 +235,13 @@ class _StorageLedger(TorchDispatchMode):
     def begin_step(self) -> None:
         """Forget the dead, and look for the peak again."""
         self._entries = [entry for entry in self._entries if entry.died is None]
+        self.begin = self._moment
         self.peak, self._peak_moment = self.alive, self._moment
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is _DEVICE:  # PyTorch asks for it more often than it computes
+            return result
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._enter(leaf)
@@ -226,11 +252,19 @@ class _StorageLedger(TorchDispatchMode):
         for tensor in tensors:
             self._enter(tensor).part = part
 
+    def note(self, part: Part, num_bytes: int) -> None:
+        """Count memory that is alive from now to the end and that no tensor stands for."""
+        self._add(_Entry(num_bytes, self._moment + 1, part=part))
+
     def name_rest(self, part: Part) -> None:
         """Say what all storages are for that are alive and have no name yet."""
         for entry in self._entries:
             if entry.died is None and entry.part == "momentary":
                 entry.part = part
+
+    def allocations(self) -> list[Allocation]:
+        """All storages that were alive in the step, or since before it."""
+        return [Allocation(entry.num_bytes, entry.born, entry.died, entry.part) for entry in self._entries]
 
     def at_peak(self) -> StepMemory:
         """What was alive at the moment of the peak."""
@@ -243,15 +277,18 @@ class _StorageLedger(TorchDispatchMode):
     def _enter(self, tensor: Tensor) -> _Entry:
         storage = tensor.untyped_storage()
         if storage not in self._known:
-            self._moment += 1
-            entry = _Entry(storage.nbytes(), self._moment)
+            entry = _Entry(storage.nbytes(), self._moment + 1)
             self._known[storage] = entry
-            self._entries.append(entry)
-            self.alive += entry.num_bytes
-            if self.alive > self.peak:
-                self.peak, self._peak_moment = self.alive, self._moment
+            self._add(entry)
             weakref.finalize(storage, self._free, entry)
         return self._known[storage]
+
+    def _add(self, entry: _Entry) -> None:
+        self._moment = entry.born
+        self._entries.append(entry)
+        self.alive += entry.num_bytes
+        if self.alive > self.peak:
+            self.peak, self._peak_moment = self.alive, self._moment
 
     def _free(self, entry: _Entry) -> None:
         self._moment += 1

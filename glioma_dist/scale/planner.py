@@ -3,96 +3,78 @@ fits."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import psutil
 import torch
-from torch import Tensor
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_json_atomically
 from glioma_dist.fingerprint import code_fingerprint
-from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale import answers, counted_steps, step_count
 from glioma_dist.scale.fsdp import sharded_units
-from glioma_dist.scale.kernel_limits import check_kernels, kernel_pixels, kernels_fit
-from glioma_dist.scale.memory_estimator import StepMemory, estimate_unet_step
-from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
-from glioma_dist.scale.spatial_layers import split_spatially
-from glioma_dist.scale.tile_size import CPU_TILE, TileSize
+from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
+from glioma_dist.scale.step import LEVELS, Level, Step
+from glioma_dist.scale.step_memory import SizeFormula, StepMemory
+from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
-Level = Literal["none", "selective", "full"]
-LEVELS: tuple[Level, ...] = get_args(Level)
-"""From the quickest step to the smallest."""
 GIB = 2**30
 RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
 """Of a card's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training step, as far as its memory depends on it."""
-
-    model: ModelConfig
-    size: Size
-    batch_size: int
-    """Images on one device, or on the devices that share them by rows."""
-    bf16: bool
-    num_devices: int = 1
-    spatial_parallel: int = 1
-    """Devices that share each image."""
-    shards: bool = False
-    """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
-    loss_name: str = DEFAULT_LOSS
-    tile_size: TileSize = CPU_TILE
-    """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
-    loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
-    """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
+_formulas: dict[str, SizeFormula | None] = {}
+"""Those of this process, by their keys."""
 
 
 def count(step: Step, level: Level) -> StepMemory:
-    """Memory of one device in a step with recomputation `level`; a second question is answered from a file."""
-    answers, key = _read_answers(), _key(step, level)
-    if key in answers:
-        memory = StepMemory(**answers[key])
-    else:
-        model, size, _ = _model_of_one_device(step, level)
-        memory = estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
-        if key is not None:
-            _write_answers(_read_answers() | {key: asdict(memory)})
+    """Memory of one device in a step with recomputation `level`; a second question is answered from a file, and so are
+    those about other sizes where one formula holds for all (`step_count.py`)."""
+    memory = _by_formula(step, level) or _at_size(step, level)
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
         memory = replace(memory, gradients=memory.optimizer // 2)
     return _shard(memory, step) if step.shards else memory
 
 
-def count_sent(step: Step, level: Level) -> tuple[int, int]:
-    """Bytes that one device of those that share an image sends in a step: halos to its neighbours, and keys and values
-    to all (by rings). Those of gradients, which every engine sends, and of norms' statistics are not in it."""
-    model, size, group = _model_of_one_device(step, level)
-    estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
-    return group.halo_bytes, group.gathered_bytes
+def _by_formula(step: Step, level: Level) -> StepMemory | None:
+    if not step_count.has_formula(step, level):
+        return None
+    formula = counted_steps.find_formula(step, level) or _find_formula(step, level)
+    if formula is None or step.size.width * step.size.height > formula.max_pixels:
+        return None
+    return formula.at(*step_count.padded_units(step.size))
 
 
-def _model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
-    """The model as one device has it, and the size of its strip."""
-    model, group = UNet(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
-    checkpoint_activations(model, level, step.tile_size)
-    split_spatially(model, group, step.tile_size)
-    strip = group.cut(step.size.height)
-    return model, Size(step.size.width, strip.stop - strip.start), group
+def _find_formula(step: Step, level: Level) -> SizeFormula | None:
+    """Known to this process, known to the cache, or traced; that there is none is known as well."""
+    key = _key(step, level, "any size")
+    if key is None:
+        return None  # it would be traced for each question
+    if key not in _formulas:
+        known = answers.read(key)
+        if known is None:
+            found = step_count.find_formula(step, level)
+            answers.write(key, {} if found is None else asdict(found))
+        else:
+            found = answers.read_formula(key)
+        _formulas[key] = found
+    return _formulas[key]
+
+
+def _at_size(step: Step, level: Level) -> StepMemory:
+    key = _key(step, level, str(step.size))
+    memory = answers.read_memory(key)
+    if memory is None:
+        memory = step_count.count_at_size(step, level)
+        answers.write(key, asdict(memory))
+    return memory
 
 
 def _shard(memory: StepMemory, step: Step) -> StepMemory:
@@ -107,7 +89,7 @@ def _shard(memory: StepMemory, step: Step) -> StepMemory:
 @lru_cache
 def _unit_bytes(config: ModelConfig) -> tuple[int, int]:
     """Bytes of the weights of the largest unit that FSDP2 gathers, and of all that is in no unit."""
-    model = UNet(config)
+    model = step_count.build_without_weights(config)
     units = [sum(each.nbytes for each in unit.parameters()) for unit in sharded_units(model)]
     return max(units), sum(each.nbytes for each in model.parameters()) - sum(units)
 
@@ -120,14 +102,32 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     have their full size. It is drawn through two heights of the size asked for, there.
     """
     size = padded(step.size)
-    pixels = size.width * size.height * step.batch_size
+    pixels = size.width * size.height
     times = math.ceil(STRAIGHT_PIXELS * step.spatial_parallel / pixels)
     low, high = (
-        count(replace(step, size=Size(size.width, number * size.height)), level).peak for number in (times, 2 * times)
+        _peak_of_one(replace(step, size=Size(size.width, number * size.height)), level) for number in (times, 2 * times)
     )
-    own = pixels if fits(step, level, memory) else 0
+    own = pixels * step.batch_size if fits(step, level, memory) else 0
     by_memory = pixels * times * (1 + (memory - low) / (high - low))
-    return max(own, min(by_memory, kernel_pixels(step, level) * step.spatial_parallel))
+    if by_memory > SURE_PIXELS * step.spatial_parallel and step.tile_size.max_elements is not None:
+        counted = counted_steps.find_kernel_pixels(step.model.encoder, level == "full")
+        by_memory = min(by_memory, (counted or kernel_pixels(step, level)) * step.spatial_parallel)
+    return max(own, by_memory)
+
+
+def _peak_of_one(step: Step, level: Level) -> int:
+    """Of one image, or of two of half the height where an encoder needs two, such as a norm of globally pooled maps."""
+    try:
+        one = replace(step, batch_size=1)
+        line = (
+            counted_steps.find_formula(one, level) if level == "full" and one.tile_size == largest_gpu_tile() else None
+        )
+        if line is not None and step.num_devices == 1:
+            return line.at(*step_count.padded_units(step.size)).peak
+        return count(one, level).peak
+    except InputError:
+        half = Size(step.size.width, max(SIDE_STEP, step.size.height // 2 // SIDE_STEP * SIDE_STEP))
+        return count(replace(step, batch_size=2, size=half), level).peak
 
 
 def fits(step: Step, level: Level, memory: float) -> bool:
@@ -141,12 +141,13 @@ def largest_batch(step: Step, level: Level, memory: float) -> int:
     return int(largest_pixels(step, level, memory) / (size.width * size.height))
 
 
-def largest_size(step: Step, level: Level, memory: float) -> Size:
-    """The largest size of the step's shape and batch; sides are multiples of 32."""
+def largest_size(step: Step, level: Level, memory: float) -> Size | None:
+    """The largest size of the step's shape and batch; sides are multiples of 32. None where none fits."""
     size = padded(step.size)
     factor = math.sqrt(largest_pixels(step, level, memory) / (size.width * size.height * step.batch_size))
-    found = Size(*(int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height)))
-    return found if found.height >= SIDE_STEP * step.spatial_parallel else Size(0, 0)
+    width, height = (int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height))
+    is_possible = width >= SIDE_STEP and height >= SIDE_STEP * step.spatial_parallel
+    return Size(width, height) if is_possible else None
 
 
 def padded(size: Size) -> Size:
@@ -206,12 +207,12 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     if 0 < images < step.batch_size:
         batch_size = images * step.num_devices // step.spatial_parallel
         return f"{text}: give --scale.activation-checkpointing full and --batch-size {batch_size}"
-    if SIDE_STEP <= size.width < step.size.width and size.height >= SIDE_STEP:
+    if size is not None and size.width < step.size.width:
         return f"{text}: give --scale.activation-checkpointing full and at most --data.size {size}"
     return f"{text}: give a smaller --batch-size, --data.size or --model.encoder, and see what else uses the memory"
 
 
-def _key(step: Step, level: Level) -> str | None:
+def _key(step: Step, level: Level, size: str) -> str | None:
     """All that an answer depends on; None where that cannot be told, so that the answer is not kept."""
     code = _code(step.model)
     if code is None:
@@ -220,7 +221,7 @@ def _key(step: Step, level: Level) -> str | None:
         step.model.encoder,
         step.model.norm,
         step.model.decoder_channels,
-        str(step.size),
+        size,
         step.batch_size,
         step.bf16,
         step.loss_name,
@@ -237,34 +238,11 @@ def _key(step: Step, level: Level) -> str | None:
 @lru_cache
 def _code(config: ModelConfig) -> str | None:
     """Of the code that decides what a step of the model holds."""
+    if answers.is_own_encoder(config.encoder):
+        return code_fingerprint([])
     try:
         with torch.device("meta"):
             model = UNet(config)
     except Exception:  # an encoder of others that cannot be made without its numbers
         return None
     return code_fingerprint(type(module) for module in model.modules())
-
-
-def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glioma-dist" / "step_memory.json"
-
-
-def _read_answers() -> dict[str, dict[str, int]]:
-    try:
-        answers = json.loads(_cache_file().read_text())
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home
-        return {}
-    parts = {part.name for part in fields(StepMemory)}
-    if not isinstance(answers, dict):
-        return {}
-    return {key: each for key, each in answers.items() if isinstance(each, dict) and each.keys() == parts}
-
-
-def _write_answers(answers: dict[str, dict[str, int]]) -> None:
-    """Where the cache cannot be written, the next question is counted again."""
-    try:
-        path = _cache_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(path, answers, indent=None, by_several=True)
-    except (OSError, InputError, RuntimeError):
-        return

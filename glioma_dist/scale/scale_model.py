@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from glioma_dist.config import ScaleConfig
+from glioma_dist.config import ScaleConfig, TrainConfig
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import Level
@@ -32,17 +35,26 @@ def scale_model(
     size = None if scale.tile_elements == "auto" else tile_size(scale.tile_elements, device or "cpu")
     checkpoint_activations(model, level, size)
     split_spatially(model, group, size)
-    if scale.channels_last:
+    if scale.channels_last not in ("auto", "on", "off"):
+        raise InputError(f"channels_last {scale.channels_last}: give auto, on or off")
+    # Training has resolved auto by now (`resolve_layout`); a model without a device is on the CPU.
+    if scale.channels_last == "on":
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
     if scale.compile:
         compile_blocks(compilable(model))
 
 
-def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
-    """Have torch.compile translate blocks when they first compute.
+def resolve_layout(config: TrainConfig, context: DistributedContext) -> ScaleConfig:
+    """The scale settings of a training, with `channels_last` on or off where it was auto."""
+    kind, precision = context.device.type, context.accelerator.mixed_precision
+    is_on = config.scale.uses_channels_last(kind, precision, config.model.norm)
+    return replace(config.scale, channels_last="on" if is_on else "off")
 
-    Blocks of one kind share a graph for training and one for evaluation. settings: of torch.compile.
+
+def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
+    """Have torch.compile translate blocks when they first compute: blocks of one kind share a graph for training and
+    one for evaluation. settings: of torch.compile.
 
     PyTorch gives up after `recompile_limit` graphs of one piece of code, by default 8. All blocks of a class are the
     same code, and some encoders have more kinds of one class.
@@ -51,7 +63,8 @@ def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS_PER_KIND * len(blocks))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     for block in blocks:
-        if "forward" in vars(block):  # timm/NAME: called by way of the encoder, computed by its class's forward
+        # timm/NAME: the encoder calls it, and its class's method computes it.
+        if "forward" in vars(block):
             block.compute = torch.compile(type(block).forward, **settings)
         else:
             block.compile(**settings)

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from glioma_dist.config.scale import UNIT_ROWS, strip_edges
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
+from glioma_dist.model.layout import layout_of
 
 
 class SpatialGroup:
@@ -117,9 +118,11 @@ class SpatialGroup:
 
     def gather(self, part: Tensor, lengths: list[int]) -> Tensor:
         """Join parts along dimension 2, of `lengths` on each process."""
-        longest = part.new_zeros(*part.shape[:2], max(lengths), *part.shape[3:])
-        longest[:, :, : part.shape[2]] = part
-        parts = self._all_gather(longest)
+        if part.shape[2] < max(lengths):  # all processes send as many numbers
+            longest = part.new_zeros(*part.shape[:2], max(lengths), *part.shape[3:])
+            longest[:, :, : part.shape[2]] = part
+            part = longest
+        parts = self._all_gather(part.contiguous())
         return torch.cat([each[:, :, :length] for each, length in zip(parts, lengths, strict=True)], dim=2)
 
     def sum_of_own(self, whole: Tensor, lengths: list[int]) -> Tensor:
@@ -135,14 +138,22 @@ class SpatialGroup:
             dist.all_reduce(values, group=self.group)
         return values
 
-    def _all_gather(self, part: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(part) for _ in range(self.size)]
-        dist.all_gather(parts, part, group=self.group)
+    def _all_gather(self, part: Tensor) -> Tensor:
+        """part: (B, C, …), contiguous. Returns (processes, B, C, …)."""
+        # One tensor: NCCL receives a list of them in a copy of its own.
+        parts = part.new_empty(self.size, *part.shape)
+        dist.all_gather_into_tensor(parts.flatten(0, 1), part, group=self.group)
         return parts
 
     def _reduce_scatter(self, parts: Tensor) -> Tensor:
+        """parts: (processes, B, C, …), contiguous. Returns (B, C, …)."""
         total = torch.empty_like(parts[0])
-        dist.reduce_scatter(total, list(parts), group=self.group)
+        if parts.device.type == "cpu":
+            # gloo adds the parts of a list in another order than those of one tensor, which from three processes on
+            # changes last bits: a run on CPUs keeps those that it had. The list holds views.
+            dist.reduce_scatter(total, list(parts), group=self.group)
+        else:
+            dist.reduce_scatter_tensor(total, parts.flatten(0, 1), group=self.group)
         return total
 
     def _start(self, transfers: list[tuple[int, Tensor, Tensor]]) -> list[dist.Work]:
@@ -181,9 +192,9 @@ class ImaginarySpatialGroup(SpatialGroup):
         self.gathered_bytes += 2 * (self.size - 1) * values.nbytes // self.size
         return values
 
-    def _all_gather(self, part: Tensor) -> list[Tensor]:
+    def _all_gather(self, part: Tensor) -> Tensor:
         self.gathered_bytes += (self.size - 1) * part.nbytes
-        return [torch.empty_like(part) for _ in range(self.size)]
+        return part.new_empty(self.size, *part.shape)
 
     def _reduce_scatter(self, parts: Tensor) -> Tensor:
         self.gathered_bytes += (self.size - 1) * parts[0].nbytes
@@ -212,7 +223,13 @@ def rows_between(above: Tensor, features: Tensor, below: Tensor, start: int, sto
         if part_start < part_stop:
             parts.append(part[:, :, part_start:part_stop])
         first += part.shape[2]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    if len(parts) == 1:
+        return parts[0]
+    # Halos arrive contiguous, and parts of two layouts join to a contiguous one, which cuDNN would transpose. On a
+    # CPU it stays so, because convolutions of another layout give other last bits there.
+    if features.device.type != "cpu":
+        parts = [each.contiguous(memory_format=layout_of(features)) for each in parts]
+    return torch.cat(parts, dim=2)
 
 
 def add_to_borders(total: Tensor, from_previous: Tensor, from_next: Tensor) -> None:

@@ -12,8 +12,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from glioma_dist.errors import InputError
+from glioma_dist.model.group_norm import StreamGroupNorm
+from glioma_dist.model.layout import layout_of
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
+from glioma_dist.model.upsampling import BilinearUpsample, upsample, upsample_gradient
 from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder, TiledBlock
 from glioma_dist.scale.spatial_convolution import SpatialConv2d, reaches_over, window_of
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders
@@ -50,7 +53,7 @@ def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None
         inner
         for module in (*tiled_layers, *(block for block in blocks if block.always))
         for inner in module.modules()
-        if isinstance(inner, nn.Conv2d | nn.Upsample)
+        if isinstance(inner, nn.Conv2d | BilinearUpsample)
     }
     if isinstance(model.decoder, CheckpointedDecoder):
         in_tiles.add(model.decoder.head)
@@ -79,19 +82,19 @@ def _split_layer(name: str, module: nn.Module, group: SpatialGroup) -> nn.Module
     return None
 
 
-class SpatialUpsample(nn.Upsample):
+class SpatialUpsample(BilinearUpsample):
     """Bilinear upsampling to twice the size over all strips of an image: one row from each side."""
 
     spatial_group: SpatialGroup
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, rows of this strip, W). Returns (B, C, 2 rows, 2 W)."""
-        return _UpsampleStrip.apply(features, self.spatial_group)
+        return _UpsampleStrip.apply(features, self.spatial_group, self.gathers(features.device))
 
 
 class _UpsampleStrip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, group: SpatialGroup) -> Tensor:
+    def forward(ctx, features: Tensor, group: SpatialGroup, gathers: bool) -> Tensor:
         wait = group.exchange(features[:, :, :1], features[:, :, -1:])
         output = upsample(features)
         above, below = wait()
@@ -100,36 +103,33 @@ class _UpsampleStrip(torch.autograd.Function):
             output[:, :, :1] = upsample(torch.cat([above, features[:, :, :1]], dim=2))[:, :, 2:3]
         if group.has_next:
             output[:, :, -1:] = upsample(torch.cat([features[:, :, -1:], below], dim=2))[:, :, 1:2]
-        ctx.shape, ctx.dtype, ctx.group = features.shape, features.dtype, group
+        ctx.shape, ctx.group, ctx.gathers = features.shape, group, gathers
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        group = ctx.group
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        group, gradient_of = ctx.group, upsample_gradient if ctx.gathers else _cpu_gradient
         # A quarter of a border row comes from the neighbour's row, and not, as at the image's border, from its own.
         quarters = [
-            _upsample_gradient(0.125 * part.expand(-1, -1, 2, -1), (*ctx.shape[:2], 1, ctx.shape[3])).to(ctx.dtype)
-            for part in (gradient[:, :, :1], gradient[:, :, -1:])
+            gradient_of(0.125 * part.expand(-1, -1, 2, -1)) for part in (gradient[:, :, :1], gradient[:, :, -1:])
         ]
         wait = group.exchange(*quarters)
-        total = _upsample_gradient(gradient, ctx.shape).to(ctx.dtype)
+        total = gradient_of(gradient)
         if group.has_previous:
             total[:, :, :1] -= quarters[0]
         if group.has_next:
             total[:, :, -1:] -= quarters[1]
         add_to_borders(total, *wait())
-        return total, None
+        return total, None, None
 
 
-def upsample(features: Tensor) -> Tensor:
-    return functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def _upsample_gradient(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.ops.aten.upsample_bilinear2d_backward(
-        gradient.contiguous(), gradient.shape[2:], shape, False, 2.0, 2.0
-    )
+def _cpu_gradient(gradient: Tensor) -> Tensor:
+    """What PyTorch's own backward pass gives, which is deterministic on the CPU; in the gradient's layout."""
+    output_size = gradient.shape[2:]
+    shape = (*gradient.shape[:2], *(side // 2 for side in output_size))
+    dense = gradient.contiguous(memory_format=layout_of(gradient))
+    return torch.ops.aten.upsample_bilinear2d_backward(dense, output_size, shape, False, 2.0, 2.0)
 
 
 class SpatialMaxPool2d(nn.MaxPool2d):
@@ -146,9 +146,8 @@ class _SpatialPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, layer: SpatialMaxPool2d) -> Tensor:
         window, group = window_of(layer), layer.spatial_group
-        halo = list(
-            group.exchange(features[:, :, : window.below], features[:, :, features.shape[2] - window.above :])()
-        )
+        received = group.exchange(features[:, :, : window.below], features[:, :, features.shape[2] - window.above :])()
+        halo = [each.contiguous(memory_format=layout_of(features)) for each in received]
         for number, present in enumerate((group.has_previous, group.has_next)):
             if not present:
                 halo[number].fill_(-math.inf)
@@ -162,14 +161,17 @@ class _SpatialPool(torch.autograd.Function):
         features, above, below = (each.detach().requires_grad_() for each in ctx.saved_tensors)
         with torch.enable_grad():
             output = _pool(ctx.layer, above, features, below)
-        total, of_above, of_below = torch.autograd.grad(output, [features, above, below], gradient)
+        total, of_above, of_below = torch.autograd.grad(
+            output, [features, above, below], gradient, allow_unused=True, materialize_grads=True
+        )
         add_to_borders(total, *ctx.layer.spatial_group.exchange(of_above, of_below)())
         return total, None
 
 
 def _pool(layer: nn.MaxPool2d, above: Tensor, features: Tensor, below: Tensor) -> Tensor:
     padding = layer.padding if isinstance(layer.padding, int) else layer.padding[1]
-    joined = torch.cat([above, features, below], dim=2)
+    # An empty part would change the layout of what is joined.
+    joined = torch.cat([each for each in (above, features, below) if each.shape[2]], dim=2)
     return functional.max_pool2d(joined, layer.kernel_size, layer.stride, (0, padding), layer.dilation)
 
 
@@ -199,7 +201,8 @@ class SpatialGroupNorm(nn.GroupNorm):
 SPATIAL_LAYERS = {
     nn.Conv2d: SpatialConv2d,
     nn.MaxPool2d: SpatialMaxPool2d,
-    nn.Upsample: SpatialUpsample,
+    BilinearUpsample: SpatialUpsample,
     nn.GroupNorm: SpatialGroupNorm,
+    StreamGroupNorm: SpatialGroupNorm,
 }
 """What takes a layer's place."""

@@ -126,13 +126,12 @@ def batch_moments(
     for values in chunks(features, size):
         wide = _widened(values, features, size)
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
-        parts.append(torch.cat([mean, variance, mean.new_tensor([wide.numel() // wide.shape[1]])]))
+        parts.append(torch.cat([mean, variance, mean.new_full((1,), wide.numel() // wide.shape[1])]))
     moments = torch.stack(parts)
     if over_processes and dist.is_initialized():
         here = torch.cat([each.flatten() for each in join_moments(*_split(moments))])
-        theirs = [torch.empty_like(here) for _ in range(dist.get_world_size())]
-        dist.all_gather(theirs, here)
-        moments = torch.stack(theirs)
+        moments = here.new_empty(dist.get_world_size(), len(here))
+        dist.all_gather_into_tensor(moments.flatten(), here)
     return join_moments(*_split(moments))
 
 
@@ -152,7 +151,9 @@ def update_running(norm: nn.Module, mean: Tensor, variance: Tensor, count: Tenso
     if norm.running_mean is None:
         return
     norm.num_batches_tracked += 1
-    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    share: float | Tensor | None = norm.momentum
+    if share is None:  # not read: on a GPU the CPU would wait for it
+        share = norm.num_batches_tracked.double().reciprocal().to(norm.running_mean.dtype)
     unbiased = variance * (count / (count - 1).clamp(min=1))
     norm.running_mean.lerp_(mean.to(norm.running_mean), share)
     norm.running_var.lerp_(unbiased.to(norm.running_var), share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
-from glioma_dist.scale.batch_norm_layer import ProcessesBatchNorm2d
+from glioma_dist.scale.batch_norm_layer import GpuBatchNorm2d, ProcessesBatchNorm2d
 
 
 class ProcessesBatchNormAct2d(ProcessesBatchNorm2d, BatchNormAct2d):
@@ -18,5 +18,15 @@ class ProcessesBatchNormAct2d(ProcessesBatchNorm2d, BatchNormAct2d):
         return self.act(self.drop(output)) if self.training else output
 
 
+class GpuBatchNormAct2d(GpuBatchNorm2d, SyncBatchNormAct):
+    """The same on GPUs."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, C, H, W) on a GPU, of any float type."""
+        output = super().forward(features)
+        # Where nothing is exchanged this was SyncBatchNormAct's own forward, activation included.
+        return self.act(self.drop(output)) if self.is_exchanging else output
+
+
 CPU_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {BatchNormAct2d: ProcessesBatchNormAct2d}
-GPU_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {BatchNormAct2d: SyncBatchNormAct}
+GPU_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {BatchNormAct2d: GpuBatchNormAct2d}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import checked
-from glioma_dist.data.loader import Batch, training_batches
+from glioma_dist.data.loader import Batch, start_workers
 from glioma_dist.data.mixture import open_training_data, open_validation_data
+from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import Numerics, numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
@@ -22,9 +25,10 @@ from glioma_dist.model.unet import build_model
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards, clip_gradients
-from glioma_dist.scale.gradients import compute_gradients
-from glioma_dist.scale.loss_scale import load_scaler_state, scale_is_exhausted, step_was_skipped
-from glioma_dist.scale.scale_model import scale_model
+from glioma_dist.scale.gradients import compute_gradients, read_numbers
+from glioma_dist.scale.loss_scale import load_scaler_state, overflow, scale_is_exhausted, step_was_skipped
+from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
 from glioma_dist.training.memory import choose_level, explain_full_memory
@@ -38,7 +42,9 @@ from glioma_dist.training.trainer import Scores, Trainer, save
 from glioma_dist.training.validation import validate
 
 
-def train(config: TrainConfig, context: DistributedContext | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, context: DistributedContext | None = None, workers: WorkerPool | None = None
+) -> TrainResult:
     """Train a U-Net, or resume the run that `config.out` holds, to its end.
 
     Starts no processes: it trains in this one, and in all processes of the launch where the script was started by
@@ -48,6 +54,7 @@ def train(config: TrainConfig, context: DistributedContext | None = None) -> Tra
     Args:
         config: all settings of the run. Paths and sizes may be given as text.
         context: who this process is; by default found out, and let go of at the end.
+        workers: that read the data (`start_workers`); by default they are started first of all, and end with the call.
 
     Returns the run's folder, its checkpoints and its best score, the same on all processes.
 
@@ -59,19 +66,21 @@ def train(config: TrainConfig, context: DistributedContext | None = None) -> Tra
         StopRequested: a signal (Ctrl-C, SIGTERM) asked the run to stop; it is saved, and the same call resumes it.
     """
     config = checked(TrainConfig, config)
-    with given_or_own(context, config.scale.timeout_s) as here:
+    chosen = Numerics(config.scale.tf32, config.scale.cudnn_benchmark, config.deterministic)
+    started = nullcontext(workers) if workers else start_workers(config.data)
+    with started as pool, given_or_own(context, config.scale.timeout_s) as here, numerics(chosen):
         try:
-            return TrainResult.of(config.out, _train(config, here))
+            return TrainResult.of(config.out, _train(config, here, pool))
         except Interrupted as interrupted:  # before there was anything to save
             raise interrupted.request from interrupted
 
 
-def _train(config: TrainConfig, context: DistributedContext) -> TrainState:
+def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainState:
     """Returns how far the run has come."""
     with StopSignal() as stop:
         group = join_spatial_group(config, context)
         with RunFolder(config, context) as folder:
-            trainer, position = prepare(config, context, group, folder, stop)
+            trainer, position = prepare(config, context, group, folder, stop, workers)
             context.wait()
             folder.claim()
             # A signal waits until the loop asks for it, or until status.json says how the run has ended.
@@ -80,7 +89,12 @@ def _train(config: TrainConfig, context: DistributedContext) -> TrainState:
 
 
 def prepare(
-    config: TrainConfig, context: DistributedContext, group: SpatialGroup, folder: RunFolder, stop: StopSignal
+    config: TrainConfig,
+    context: DistributedContext,
+    group: SpatialGroup,
+    folder: RunFolder,
+    stop: StopSignal,
+    pool: WorkerPool,
 ) -> tuple[Trainer, TrainState]:
     """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
@@ -96,9 +110,9 @@ def prepare(
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
     kind = choose_level(config, context)
-    scale_model(model, config.scale, kind, group, context.device)
+    scale_model(model, resolve_layout(config, context), kind, group, context.device)
     model.to(context.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    optimizer = make_adam(model, config.lr)
     position = TrainState()
     if old is not None:
         if old.metadata["fingerprints"] != fingerprints:
@@ -113,7 +127,7 @@ def prepare(
     if old is not None:
         load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
         load_scaler_state(context.accelerator, read_scaler(old))
-    trainer = Trainer(config, context, train, val, order, model, optimizer, kind, group, metadata, folder, stop)
+    trainer = Trainer(config, context, train, val, order, model, optimizer, kind, group, metadata, folder, stop, pool)
     return trainer, position
 
 
@@ -127,16 +141,7 @@ class TrainingLoop:
         self.trainer, self.position, self.reporter = trainer, position, reporter
         self._saved = position
         self._in_step = False
-        group = trainer.spatial_group
-        self._batches = training_batches(
-            trainer.train,
-            trainer.order,
-            trainer.config.data,
-            position.step,
-            group.dp_rank,
-            group.dp_size,
-            trainer.context.seconds_to_answer,
-        )
+        self._batches = trainer.batches(position.step)
 
     def run(self) -> TrainState:
         """Step until the end, until validation stops falling, or until the system asks to stop."""
@@ -183,8 +188,8 @@ class TrainingLoop:
         trainer = self.trainer
         try:
             with trainer.stop.immediate():
-                strip = trainer.spatial_group.cut(trainer.config.data.size.height)
-                batch = next(self._batches).strip(strip).to(trainer.context.device)
+                trainer.spatial_group.cut(trainer.config.data.size.height)  # a validation may have cut otherwise
+                batch = next(self._batches)
         except (Exception, Interrupted) as error:
             problem = as_run_error(error, trainer.context.seconds_to_answer)
             if problem is None:
@@ -260,10 +265,11 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     with torch.no_grad():
         scores = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))
         sums = torch.stack([losses.double().sum() / group.size, scores.sum() / group.size])
-        loss, score = context.sum(sums).tolist()
-    # Averaged over the processes by now, and so finite on all or on none. fp16's scaler looks for itself.
+        sums = context.accelerator.reduce(sums, reduction="sum")
+    # Averaged over the processes by now, and so finite on all or on none.
     norm = clip_gradients(trainer.model, context, config.clip_norm)
-    finite = context.accelerator.scaler is not None or math.isfinite(norm)
+    overflows = overflow(context.accelerator, trainer.optimizer)
+    loss, score, norm, overflows = read_numbers(*sums, norm, overflows)
     if not math.isfinite(loss):
         keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
         named = ", ".join(dict.fromkeys(context.gather_objects(keys)))
@@ -273,7 +279,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
                 f"look at these images, or give a smaller --lr than {config.lr}, in another --out"
             )
         )
-    if not finite:
+    if context.accelerator.scaler is None and not math.isfinite(norm):  # with fp16 its scale is looked at first
         raise _shared(
             NonFiniteError(
                 f"step {step + 1}: the loss is {loss / config.batch_size} but its gradient is not finite; give a "
@@ -284,7 +290,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     trainer.optimizer.step()
     trainer.guard.weights_move = False
     trainer.optimizer.zero_grad()
-    if step_was_skipped(context.accelerator, trainer.optimizer):
+    if step_was_skipped(context.accelerator, trainer.optimizer, overflows):
         if scale_is_exhausted(context.accelerator):
             raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,8 +12,11 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.scale.planner import Level, Step, advice, device_memory, free_memory, resolve
+from glioma_dist.scale.planner import GIB, Level, Step, advice, device_memory, free_memory, resolve
 from glioma_dist.scale.tile_size import tile_size
+
+SECONDS_FOR_ADVICE = 10.0
+"""After memory is full. A launcher that has seen one process end kills the others some 30 s later."""
 
 
 def step_of(config: TrainConfig, context: DistributedContext) -> Step:
@@ -44,11 +48,37 @@ def choose_level(config: TrainConfig, context: DistributedContext) -> Level:
 
 @contextmanager
 def explain_full_memory(config: TrainConfig, context: DistributedContext, tried: Level) -> Iterator[None]:
-    """Make a MemoryFullError of an error that says the device's memory is full: what was asked, and what fits."""
+    """Make a MemoryFullError of an error that says the device's memory is full: what was asked, and what fits.
+
+    To find what fits takes seconds. One process of several raises the error first, so that the others do not wait, and
+    the command asks for the rest when it has left them (`RunError.advise`).
+    """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        memory = device_memory(context.device, context.num_local_processes)
-        raise MemoryFullError(f"{OUT_OF_MEMORY}: {advice(step_of(config, context), memory, tried)}") from error
+        step, memory = step_of(config, context), device_memory(context.device, context.num_local_processes)
+        advise = partial(_advice_in_time, step, memory, tried)
+        if context.num_processes == 1:
+            raise MemoryFullError(f"{OUT_OF_MEMORY}: {advise()}") from error
+        full = MemoryFullError(f"{OUT_OF_MEMORY} on rank {context.rank} with activation checkpointing {tried}")
+        full.advise = advise
+        raise full from error
+
+
+def _advice_in_time(step: Step, memory: float, tried: Level) -> str:
+    """What fits, or, where it cannot be found in `SECONDS_FOR_ADVICE`, the command that finds it."""
+    found: list[str] = []
+    # In a thread, which ends with the process.
+    thread = threading.Thread(target=lambda: found.append(advice(step, memory, tried)), daemon=True)
+    thread.start()
+    thread.join(SECONDS_FOR_ADVICE)
+    return (
+        found[0]
+        if found
+        else (
+            f"{step.batch_size} images of {step.size} on this device; to see what fits, run glioma-dist plan "
+            f"--model.encoder {step.model.encoder} --size {step.size} --gpu-memory {memory / GIB:.1f}GiB"
+        )
+    )

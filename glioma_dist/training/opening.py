@@ -9,6 +9,7 @@ from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import RunError
 from glioma_dist.files import write_json_atomically
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.run_record import RunRecord, describe_start
 from glioma_dist.training.state import TrainState, read_unwritten_rows
 from glioma_dist.training.status import StatusFile, mark_finished
 from glioma_dist.training.trainer import Trainer
@@ -21,6 +22,7 @@ def open_reporter(trainer: Trainer, position: TrainState) -> AbstractContextMana
     """
     config, context = trainer.config, trainer.context
     reporter, problem = None, None
+    start = describe_start(config, context, trainer.level, position.step)
     trainer.folder.has_begun = True
     if context.is_main:
         try:
@@ -29,9 +31,10 @@ def open_reporter(trainer: Trainer, position: TrainState) -> AbstractContextMana
                 print(f"{config.out}: the run is finished, at step {position.step}", flush=True)
             else:
                 write_json_atomically(config.out / "config.json", to_dict(config))
+                record = RunRecord(config.out, start, trainer.folder.check, trainer.folder.say)
                 old = trainer.folder.checkpoint
                 added = read_unwritten_rows(old) if old else []
-                reporter = Reporter(config, position, trainer.num_steps, trainer.folder.check, added)
+                reporter = Reporter(config, position, trainer.num_steps, trainer.folder.check, added, record)
         except (RunError, OSError) as error:
             problem = as_run_error(error)
             if problem is None:

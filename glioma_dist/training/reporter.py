@@ -10,6 +10,7 @@ from typing import Any
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.run_command import as_run_error, drop_closed_output
 from glioma_dist.errors import RunError, StopRequested
+from glioma_dist.training.run_record import RunRecord
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
@@ -21,8 +22,8 @@ class Reporter:
     Where telling fails (a full disk, a closed pipe), the error stays in `problem`, for the run to save and to end
     together with the other processes.
 
-    added: rows that the run before could not write. check: called before each write; it raises InputError where the
-    run may not write any more.
+    added: rows that the run before could not write. record: of this start, in run.json. check: called before each
+    write; it raises InputError where the run may not write any more.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Reporter:
         num_steps: int,
         check: Callable[[], None],
         added: Sequence[dict[str, Any]] = (),
+        record: RunRecord | None = None,
     ) -> None:
         self.problem: RunError | None = None
         self._metrics = MetricsFile(config.out / "metrics.jsonl", position.step, check, added)
         self._progress = TrainingProgress(position.step, num_steps, config.batch_size)
         self._status = StatusFile(config.out, position.step, position.step or None, check)
+        self._record = record
 
     def __enter__(self) -> Reporter:
         self._metrics.__enter__()
@@ -48,9 +51,13 @@ class Reporter:
             self._metrics.catch_up()
         with self._noting_problems():
             self._progress.__exit__(kind, error, trace)
+        ending = None if error is None else as_run_error(error) or error
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
-            self._status.ended(None if error is None else as_run_error(error) or error)
+            self._status.ended(ending)
+        with contextlib.suppress(RunError):
+            if self._record is not None:
+                self._record.ended(ending, self._status.step)
 
     @property
     def unwritten_rows(self) -> list[dict[str, Any]]:

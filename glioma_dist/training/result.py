@@ -14,7 +14,7 @@ class TrainResult:
     """A finished training run."""
 
     out: Path
-    """The run's folder: config.json, metrics.jsonl, status.json, last/, best/."""
+    """The run's folder: config.json, run.json, metrics.jsonl, status.json, last/, best/."""
     step: int
     """Optimizer steps taken, over all starts of the run."""
     last: Path

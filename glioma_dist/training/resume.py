@@ -16,6 +16,7 @@ from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, is_whole, 
 from glioma_dist.model.manifest import MANIFEST, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.training.folder_lock import LOCK
+from glioma_dist.training.run_record import DAMAGED, RUN
 from glioma_dist.training.state import read_position, read_scaler, read_unwritten_rows
 from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
 from glioma_dist.training.telemetry import read_rows
@@ -23,7 +24,7 @@ from glioma_dist.training.telemetry import read_rows
 CONFIG, METRICS, LAST, BEST = "config.json", "metrics.jsonl", "last", "best"
 RESUMABLE = ".resumable"
 """An empty file: last/ was complete here once. Tells a run that lost it from one that ended before its first."""
-BEFORE_FIRST_CHECKPOINT = {CONFIG, METRICS, STATUS, LOCK, "last.new", "best.new"}
+BEFORE_FIRST_CHECKPOINT = {CONFIG, METRICS, STATUS, RUN, DAMAGED, LOCK, "last.new", "best.new"}
 
 
 class OtherRunError(InputError):

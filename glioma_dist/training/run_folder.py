@@ -86,13 +86,13 @@ class RunFolder:
         """Set aside what is damaged, and say so."""
         checkpoint = found.checkpoint
         for fault in found.faults:
-            self._say(
+            self.say(
                 f"{fault.path}: {fault.fault}; resuming from {checkpoint.folder.name}/, step {checkpoint.step}, "
                 "instead (the damaged checkpoint is kept as last.damaged/)"
             )
             self._set_aside(fault.path.parent, LAST)
         if best_fault is not None:
-            self._say(
+            self.say(
                 f"{best_fault}: the best model so far is lost (what is left of it is kept as best.damaged/); the best "
                 "of the validations from here on becomes best/"
             )
@@ -114,7 +114,8 @@ class RunFolder:
             except OSError as error:
                 raise cannot_write(aside, error) from error
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a warning, on the first process."""
         if self.is_main:
             sys.stderr.write(f"warning: {one_line(line)}\n")
             sys.stderr.flush()
@@ -122,9 +123,7 @@ class RunFolder:
     def _hold(self) -> None:
         """Lock the folder, and note which one it is. Raises InputError where another training holds it."""
         if not self._open.enter_context(folder_lock(self.path)):
-            self._say(
-                f"--out {self.path}: this file system has no locks; make sure that no other training writes there"
-            )
+            self.say(f"--out {self.path}: this file system has no locks; make sure that no other training writes there")
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY)  # so that its inode is given to no other folder
         except OSError as error:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.data.loader import Batch, ValidationImages, places_of, training_batches
 from glioma_dist.data.mixture import MixtureSampler, Shards
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.model.checkpoint_writer import Writer
@@ -72,10 +77,44 @@ class Trainer:
     """What checkpoints say beside the position: lineage, fingerprints."""
     folder: RunFolder
     stop: StopSignal
+    workers: WorkerPool
+    """That read and prepare images, in training and in validation."""
     guard: StepGuard = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
+
+    def batches(self, first_step: int) -> Generator[Batch]:
+        """This process's part of each batch from number `first_step` on, on its device."""
+        group = self.spatial_group
+        return training_batches(
+            self.train,
+            self.order,
+            self.config.data,
+            first_step,
+            group.dp_rank,
+            group.dp_size,
+            self.context.seconds_to_answer,
+            rows=group.cut(self.config.data.size.height),
+            device=self.context.device,
+            pool=self.workers,
+        )
+
+    @cached_property
+    def validation_images(self) -> ValidationImages:
+        """This process's images, and where it has fewer than others the first of all once more."""
+        group, places = self.spatial_group, places_of(self.val)
+        own = places[group.dp_rank :: group.dp_size]
+        own += places[:1] * (math.ceil(len(places) / group.dp_size) - len(own))
+        return ValidationImages(
+            self.val,
+            self.config.data,
+            own,
+            (group.rank, group.size),
+            self.context.seconds_to_answer,
+            self.context.device,
+            self.workers,
+        )
 
     @property
     def num_steps(self) -> int:

@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from glioma_dist.data.loader import evaluation_samples, image_tensor, prepare_evaluation_sample
-from glioma_dist.data.sample import Sample
+from glioma_dist.data.batch import Batch
 from glioma_dist.distributed.run_command import as_run_error
-from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
+from glioma_dist.errors import Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import normalise
+from glioma_dist.scale.gradients import normalised
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.trainer import Scores, Trainer, save
@@ -56,53 +54,41 @@ def validation_scores(trainer: Trainer) -> Scores:
     spread over the processes, all must take part in every pass. Before each image the processes agree to continue, so
     that a request to stop, or an image that cannot be read, ends all of them.
     """
-    config, context, group = trainer.config, trainer.context, trainer.spatial_group
+    context, group = trainer.context, trainer.spatial_group
     trainer.model.eval()
-    total = torch.zeros(3, dtype=torch.float64)
-    num_rounds = math.ceil(len(trainer.val) / group.dp_size)
+    # On the device, and read once: for each read the CPU waits for the GPU.
+    total = torch.zeros(3, dtype=torch.float64, device=context.device)
     num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
-    own = evaluation_samples(trainer.val, group.dp_rank, group.dp_size, config.data.workers, context.seconds_to_answer)
-    with closing(own):
-        for number in range(num_rounds):
-            pair, problem = _next_pair(trainer, own if number < num_own else None)
+    with closing(iter(trainer.validation_images)) as images:
+        for number in range(math.ceil(len(trainer.val) / group.dp_size)):
+            image, problem = _next_image(trainer, images)
             context.agree(problem)
-            sums = _score(trainer, *pair)
+            sums = _score(trainer, image)
             if number < num_own:
                 total += sums
     trainer.model.train()
-    loss, score, count = context.sum(total.to(context.device)).tolist()
+    loss, score, count = context.sum(total).tolist()
     return Scores(loss / count, score / count)
 
 
-def _next_pair(
-    trainer: Trainer, own: Iterator[Sample] | None
-) -> tuple[tuple[np.ndarray, np.ndarray] | None, RunError | None]:
-    """The next of this process's images with its mask, as the network is shown it; that of the first sample of all
-    where `own` is None. Or what prevents it."""
+def _next_image(trainer: Trainer, images: Iterator[Batch]) -> tuple[Batch | None, RunError | None]:
+    """The next of this process's images, or what prevents it."""
     try:
         with trainer.stop.immediate():
-            sample = trainer.val.read(0, 0) if own is None else next(own)
-            image, mask = prepare_evaluation_sample(sample, trainer.config.data)
-            try:
-                trainer.spatial_group.cut(len(mask))
-            except InputError as error:
-                raise InputError(f"validation sample {sample.key}: {error}") from error
+            return next(images), None
     except (Exception, Interrupted) as error:
         problem = as_run_error(error, trainer.context.seconds_to_answer)
         if problem is None:
             raise
         return None, problem
-    return (image, mask), None
 
 
-def _score(trainer: Trainer, image: np.ndarray, mask: np.ndarray) -> Tensor:
-    """Loss, Dice and 1 of one image, (3,) fp64 on the CPU, divided among the processes that share it."""
+def _score(trainer: Trainer, image: Batch) -> Tensor:
+    """Loss, Dice and 1 of one image, (3,) fp64 on the device, divided among the processes that share it."""
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
-    strip = group.cut(len(mask))
-    parts = (image_tensor(image)[:, strip], torch.from_numpy(mask)[strip])
-    images, masks = (part.to(context.device)[None] for part in parts)
+    group.cut(image.height)
     with context.accelerator.autocast():
-        logits = trainer.model(normalise(images))
-    loss = segmentation_loss(config.loss, logits, masks, group.total)
-    score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, masks)))
-    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]).cpu() / group.size
+        logits = trainer.model(normalised(trainer.model, image.images))
+    loss = segmentation_loss(config.loss, logits, image.masks, group.total)
+    score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, image.masks)))
+    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]) / group.size

@@ -12,8 +12,7 @@ from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, part_name
-from glioma_dist.scale import gradients
-from glioma_dist.training import loop, validation
+from glioma_dist.training import loop
 
 
 def train_here(config) -> list[str]:
@@ -51,13 +50,12 @@ def check_losses(ours: list[dict], plain: list[dict], tolerance: float) -> None:
 
 
 def train_in_double(config) -> list[str]:
-    build_model, normalise = loop.build_model, gradients.normalise
+    build_model = loop.build_model
     loop.build_model = lambda *given: (build_model(*given)[0].double(), [])
-    gradients.normalise = validation.normalise = lambda images: normalise(images).double()
     try:
         return train_here(config)
     finally:
-        loop.build_model, gradients.normalise, validation.normalise = build_model, normalise, normalise
+        loop.build_model = build_model
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def workers(launcher: int) -> dict[int, int]:
 
 def kill_in_mid_run(out, launchers: list[subprocess.Popen], rank: int) -> None:
     """SIGKILL for one process of the first attempt, after two steps."""
-    until = time.monotonic() + 200
+    until = time.monotonic() + 300
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 2:
         assert time.monotonic() < until, "no step was finished"
         if any(each.poll() is not None for each in launchers):

@@ -57,6 +57,8 @@ BASES = {
     "demo": "--draw-only --out OUT --livecell 1 1 1 --glioma 1 1 1",
     "bench resolution": "--sizes 64x64 --encoder mit_tiny --out OUT",
     "bench spatial-parallel": "--out OUT",
+    "bench gpu": "--device cpu --checks preflight --out OUT",
+    "bench scaling": "--sizes 64x64 --encoder mit_tiny --out OUT",
     "reproduce": "table1 --source SHARDS --source-splits train val val --target SHARDS/train --out OUT --preset small",
     "benchmarks/loader.py": "--workers 0 --num-images 1 --rounds 1 --batch-size 1",
     "benchmarks/starting_weights.py": "--source SHARDS --out OUT",

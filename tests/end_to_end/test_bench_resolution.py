@@ -14,8 +14,10 @@ import torch
 from helpers import REPOSITORY, Ended, command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glioma_dist.benchmark import cell, resolution
+from glioma_dist.benchmark import cell, drawn_shards, resolution
+from glioma_dist.benchmark.rows import Rows
 from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.errors import InputError
 
 TINY = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 1, "--warm-up", 1)
 IMPOSSIBLE_BATCH = 10**11
@@ -47,6 +49,9 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
         assert row["seconds"] == [row["median_seconds"]]
         assert row["images_per_second"] == pytest.approx(1 / row["median_seconds"])
         assert row["images_per_second_with_data"] > 0
+        assert 0 < row["waiting_share"] < 1
+        assert row["tflop"] > 0
+        assert row["mfu"] is None
         assert row["versions"]["torch"] == metadata.version("torch")
         assert "1 thread" in row["device"]
         assert "--levels none full" in row["command"]
@@ -56,9 +61,16 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
     assert all(cv2.imread(str(out / name)).size > 0 for name in ("memory.png", "speed.png"))
     assert len((out / "resolution.csv").read_text().splitlines()) == 3
 
-    again = bench(*TINY, "--out", out)
-    assert again.exit_code == 2
-    assert "holds a benchmark already" in again.stderr
+    again = bench(*TINY, "--levels", "none", "full", "--data", shards / "train", "--out", out, **launched)
+    assert again.exit_code == 0, again.stderr
+    assert "2 rows, 0 of them new" in again.stdout
+    assert read(out) == rows
+    changed = [{**row, "commit": "another"} for row in rows]
+    (out / "resolution.json").write_text(json.dumps(changed))
+    refused = bench(*TINY, "--out", out)
+    assert refused.exit_code == 2
+    assert "holds a benchmark already, measured with commit another" in refused.stderr
+    assert read(out) == changed
 
 
 def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(tmp_path):
@@ -170,10 +182,53 @@ def test_channels_last_reaches_weights_and_maps():
 
 
 def test_drawn_shards_have_the_microscopes_size(tmp_path):
-    resolution.draw_shards(tmp_path / "train", 1)
+    drawn_shards.draw_shards(tmp_path / "train", 1)
     sample = ShardReader(tmp_path / "train").read(0, 0)
     assert sample.image.shape == sample.mask.shape == (1952, 2592)
     assert 0 < sample.mask.mean() < 0.5
+
+
+def test_a_stopped_benchmark_measures_only_what_is_missing(tmp_path, monkeypatch):
+    """Each row is in the file when the next one begins; what failed is tried again."""
+    config = resolution.ResolutionConfig(
+        sizes=(resolution.Size(64, 64),), encoder="mit_tiny", find_largest=True, data="none", out=tmp_path
+    )
+    tried, ends = [], iter(["ok", "failed", "stop"])
+
+    def measure(made, metadata, timeout_s, kind="step"):
+        tried.append((kind, made.level, made.size, made.batch_size))
+        ending = next(ends, "ok")
+        if ending == "stop":
+            raise KeyboardInterrupt
+        figures = {"peak_gib": 1.0, "seconds": [1.0], "median_seconds": 1.0, "images_per_second": 1.0}
+        figures |= {"images_per_second_with_data": None, "error": None, "megapixels": made.megapixels}
+        row = {"kind": kind, "status": ending, **resolution.asdict(made), **figures, **metadata}
+        return row if ending == "ok" else row | dict.fromkeys(("peak_gib", "images_per_second", "median_seconds"))
+
+    monkeypatch.setattr(resolution, "measure_apart", measure)
+    with pytest.raises(KeyboardInterrupt):
+        resolution.bench(config)
+    assert [row["status"] for row in read(tmp_path)] == ["ok", "failed"]
+    del tried[:]
+    rows = resolution.bench(config)
+    steps = [(level, "64x64", 1) for level in ("selective", "full")]
+    assert [each[1:] for each in tried if each[0] == "step"] == steps
+    assert [(row["kind"], row.get("sought")) for row in rows] == [
+        *[("step", None)] * 3,
+        *[("largest", "size"), ("largest", "batch")] * 3,
+    ]
+    del tried[:]
+    assert resolution.bench(config) == rows == read(tmp_path)
+    assert tried == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"kind": "step"}]', "[", '{"rows": []}'])
+def test_a_file_that_holds_no_rows_is_refused_and_kept(tmp_path, content):
+    file = tmp_path / "resolution.json"
+    file.write_text(content)
+    with pytest.raises(InputError):
+        Rows(file, {})
+    assert file.read_text() == content
 
 
 @pytest.mark.parametrize("largest", [0, 1, 7, 100, 1000, 5_060_000])

@@ -87,3 +87,27 @@ def test_every_public_name_is_on_the_page():
         "StepMemory",
         "TrainResult",
     }
+
+
+def test_the_blocks_of_the_page_on_encoders_run(tmp_path):
+    """The parts and their package's declaration as the page has them; the hub's blocks need a checkpoint, test_hub.py
+    has them."""
+    text = (REPOSITORY / "docs" / "encoders.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    own = [block for block in blocks if "from_pretrained" not in block]
+    run(run_blocks, [*own, CALLS_OF_OWN_PARTS], tmp_path)
+
+
+CALLS_OF_OWN_PARTS = """
+import torch
+from glioma_dist.losses import segmentation_loss
+
+losses_of_images = segmentation_loss("squared_error", torch.zeros(2, 1, 4, 4), torch.ones(2, 4, 4))
+assert losses_of_images.tolist() == [0.25, 0.25]
+for shape in ((6, 8), (6, 8, 3)):
+    image, mask = vignette(np.full(shape, 200, np.uint8), np.ones((6, 8), np.uint8), np.random.default_rng(0))
+    assert image.shape == shape and image.dtype == np.uint8 and mask.all()
+    assert image[0, 0].max() < image[3, 4].max() <= 200
+assert encoders.find("plain_cnn").target == "my_parts:PlainCNN"
+"""

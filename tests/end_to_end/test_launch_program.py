@@ -21,6 +21,8 @@ def test_the_program_trains_under_a_launcher_as_without(shards, tmp_path, file, 
     launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", str(FOLDER / file)]
     command = [sys.executable, *launch, "-m", "glioma_dist", "train", "--config", str(tmp_path / "config.json")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert ended.returncode == 0, f"{shlex.join(command)}\n{ended.stderr[-3000:]}"
     assert rows(tmp_path / "run") == rows(tmp_path / "expected")

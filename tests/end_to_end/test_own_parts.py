@@ -235,6 +235,39 @@ def test_a_checkpoint_needs_its_encoder_only_and_says_so(package, shards, tmp_pa
     assert "copy" not in told[1], "the file is whole"
 
 
+def raised_by_parts() -> list[list[str]]:
+    """The notes of the errors of a loss and an augmentation that fail, and of those that take no arguments."""
+    import torch
+
+    from glioma_dist.losses import segmentation_loss
+    from glioma_dist.registry import augmentations, losses
+
+    def fails(*_):
+        raise ZeroDivisionError("mine")
+
+    logits, masks = torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4)
+    found = []
+    for number, own in enumerate((fails, lambda: None)):
+        losses.register(f"own_{number}", own)
+        augmentations.register(f"own_{number}", own)
+        for call in (
+            lambda name=f"own_{number}": segmentation_loss(f"dice+{name}", logits, masks),
+            lambda name=f"own_{number}": augment(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8), (name,), 0),
+        ):
+            with pytest.raises((ZeroDivisionError, TypeError)) as error:
+                call()
+            found.append(error.value.__notes__)
+    return found
+
+
+def test_the_error_of_an_own_part_names_it():
+    ((first, second, third, fourth),) = run(raised_by_parts)
+    assert first[0].startswith("in the loss own_0 (")
+    assert second[0].startswith("in the augmentation own_0 (")
+    assert third[0].startswith("in the loss own_1 (")
+    assert fourth[0].startswith("in the augmentation own_1 (")
+
+
 def test_an_augmentation_draws_by_its_name_and_the_seed_alone(monkeypatch):
     from glioma_dist.registry import augmentations
 

@@ -8,26 +8,24 @@ from helpers import rows, tiny_config
 
 from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import MemoryFullError
-from glioma_dist.scale import gradients, tiles
+from glioma_dist.scale import tiles
 from glioma_dist.scale.planner import count
 from glioma_dist.size import Size
-from glioma_dist.training import loop, memory, validation
+from glioma_dist.training import loop, memory
 
 SCALES = {
     "selective": ScaleConfig(activation_checkpointing="selective"),
     "full": ScaleConfig(activation_checkpointing="full"),
-    "channels_last": ScaleConfig(channels_last=True),
-    "all, channels_last": ScaleConfig(activation_checkpointing="full", channels_last=True),
+    "channels_last": ScaleConfig(channels_last="on"),
+    "all, channels_last": ScaleConfig(activation_checkpointing="full", channels_last="on"),
 }
 
 
 @pytest.fixture
 def plain(shards, tmp_path, runtime, monkeypatch):
     """A run in fp64, as all others of the test then are: in fp32 Adam makes steps of a sum's last bits."""
-    build_model, normalise = loop.build_model, gradients.normalise
+    build_model = loop.build_model
     monkeypatch.setattr(loop, "build_model", lambda *given: (build_model(*given)[0].double(), []))
-    for module in (gradients, validation):
-        monkeypatch.setattr(module, "normalise", lambda images: normalise(images).double())
     config = tiny_config(shards, tmp_path / "plain")
     loop.train(config, runtime)
     return config

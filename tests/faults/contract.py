@@ -50,7 +50,7 @@ class Fault:
     aloud: str | None = None
     saved: bool = True
     resumes: bool = True
-    seconds: float = 60
+    seconds: float = 120
     mebibytes: float = 1100
     ci: bool = False
     reference: str = "one"

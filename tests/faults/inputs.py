@@ -220,7 +220,7 @@ def config_file(make: Callable[[Path], None]) -> Callable[[Stage], Sequence[Ende
 
 def _faults() -> list[Fault]:
     predicts = {"kind": "Input", "trains": False}
-    refused = {"codes": (USER_ERROR,), "kind": "Input", "mebibytes": 1000, "seconds": 60}
+    refused = {"codes": (USER_ERROR,), "kind": "Input", "mebibytes": 1000}
     trained = {**refused, "telling": False, "resumes": False}
     faults = [
         Fault(

@@ -98,7 +98,7 @@ def _signals() -> list[Fault]:
             hurt(partial(at_rename, SIGKILL), save_every=2),
             **kill,
         ),
-        Fault("SIGKILL with workers, instant restart", "Signals", instant_restart, seconds=60),
+        Fault("SIGKILL with workers, instant restart", "Signals", instant_restart),
     ]
     for number in STOPS:
         stop = {"codes": (STOPPED,), "says": f"received {number.name}"}
@@ -113,7 +113,7 @@ def _signals() -> list[Fault]:
                 **stop,
             ),
         ]
-    waiting = {"codes": (STOPPED,), "says": "received SIGTERM", "seconds": 30}
+    waiting = {"codes": (STOPPED,), "says": "received SIGTERM", "seconds": 90}
     return [
         *faults,
         Fault("SIGTERM while a store does not answer", "Signals", partial(stalled_store, workers=0), **waiting),

@@ -111,7 +111,7 @@ def _names(stage: Stage) -> None:
 def _streams() -> list[Fault]:
     lost = {"codes": (UNAVAILABLE,), "says": "train/0000", "seconds": 150, "mebibytes": BOMB_MIB}
     wrong = {**lost, "codes": (USER_ERROR,)}  # the same command would get the same answer
-    fine = {"seconds": 90}
+    fine = {"seconds": 150}
     return [
         Fault("store out for 2 s", "Streaming", outages(partial(outage, 2.0, after=GOOD_REQUESTS)), **fine),
         Fault("store out for 5 s", "Streaming", outages(partial(outage, 5.0, after=GOOD_REQUESTS)), **fine),
@@ -152,9 +152,9 @@ def _streams() -> list[Fault]:
 
 def _caches() -> list[Fault]:
     return [
-        Fault("three trainings, room for one shard", "Cache", shared_cache, (FINISHED,) * 3, seconds=120, check=_names),
+        Fault("three trainings, room for one shard", "Cache", shared_cache, (FINISHED,) * 3, seconds=150, check=_names),
         Fault("poisoned cache", "Cache", poisoned_cache, (FINISHED,), check=_names),
-        Fault("stopped holder of the cache", "Cache", stopped_holder, (FINISHED,), seconds=90),
+        Fault("stopped holder of the cache", "Cache", stopped_holder, (FINISHED,), seconds=150),
         Fault(
             "disk of the cache full",
             "Cache",

@@ -8,6 +8,7 @@ import torch
 from helpers import TINY_CHANNELS, tiny_config
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
@@ -35,7 +36,8 @@ def config_of(name: str, **changes) -> ModelConfig:
     return ModelConfig(encoder=f"timm/{name}", decoder_channels=TINY_CHANNELS, **changes)
 
 
-def timms_own(name: str) -> nn.Module:
+def timms_own(name: str) -> tuple[nn.Module, list[int]]:
+    """timm's feature network without stochastic depth, and the strides of its maps."""
     fixed = {"strict_img_size": False} if name.startswith("swin") else {}
     reductions = timm.create_model(name, features_only=True, **fixed).feature_info.reduction()
     return timm.create_model(name, features_only=True, drop_path_rate=0.0, **fixed), reductions
@@ -91,7 +93,7 @@ def test_every_level_of_checkpointing_gives_what_none_gives(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_its_blocks_are_really_computed_again(name):
+def test_its_blocks_hold_nearly_all_weights_and_each_goes_through_run_part(name):
     encoder = build_encoder(f"timm/{name}")
     ran = []
 
@@ -106,6 +108,31 @@ def test_its_blocks_are_really_computed_again(name):
     assert len({id(each) for each in within}) == len(within), "no weight is in two blocks"
     whole = sum(each.numel() for each in encoder.parameters())
     assert sum(each.numel() for each in within) > 0.85 * whole
+
+
+class Products(TorchDispatchMode):
+    """Counts convolutions and products of matrices, not the operations that compute their gradients."""
+
+    num = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.num += operation in (torch.ops.aten.convolution.default, torch.ops.aten.addmm.default)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_its_blocks_are_really_computed_again(name):
+    plain = UNet(config_of(name)).train()
+    for level in ("none", *LEVELS):
+        model = copy.deepcopy(plain)
+        checkpoint_activations(model, level)
+        with Products() as forward:
+            maps = model.encoder(make_batch()[0].float(), torch.arange(2))
+        with Products() as backward:
+            sum(each.square().sum() for each in maps).backward()
+        assert forward.num > 5
+        # PyTorch ends a part's second computation where the rest of it is not needed.
+        assert (level != "none") * 0.7 * forward.num <= backward.num <= (level != "none") * forward.num
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])

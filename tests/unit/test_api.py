@@ -57,7 +57,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         _ = gd.traim
 
 
-def test_the_version_is_that_of_the_installed_distribution():
+def test_the_version_stands_in_one_place():
     text = (REPOSITORY / "pyproject.toml").read_text()
     assert 'dynamic = ["version"]' in text
     assert 'attr = "glioma_dist.__version__"' in text

@@ -7,7 +7,7 @@ import pytest
 import torch
 from encoder_helpers import narrow_transformers
 from helpers import TINY_CHANNELS, run
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from glioma_dist.config import ModelConfig
@@ -21,22 +21,25 @@ from glioma_dist.scale.batch_norm import (
 )
 from glioma_dist.scale.batch_norm_layer import ProcessesBatchNorm2d
 from glioma_dist.scale.tiled_statistics import BatchStatistics, normalise_with
-from glioma_dist.scale.timm_batch_norm import ProcessesBatchNormAct2d
+from glioma_dist.scale.timm_batch_norm import GpuBatchNormAct2d, ProcessesBatchNormAct2d
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Batch norms with every setting that changes what they do; each one's gradient passes through those before it."""
+def make_model(dtype: torch.dtype = torch.float64, with_rare: bool = True) -> nn.Module:
+    """Batch norms with every setting that changes what they do; each one's gradient passes through those before it.
+
+    with_rare: settings, too, for which PyTorch's own layer is taken on GPUs.
+    """
     torch.manual_seed(0)
+    rare = [BatchNormAct2d(5, momentum=None, eps=1e-3), nn.BatchNorm2d(5, track_running_stats=False)]
     model = nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1),
         nn.BatchNorm2d(5),
         nn.ReLU(),
         nn.BatchNorm2d(5, affine=False),
         BatchNormAct2d(5, act_layer=nn.SiLU),
-        BatchNormAct2d(5, momentum=None, eps=1e-3),
-        nn.BatchNorm2d(5, track_running_stats=False),
+        *(rare if with_rare else []),
         nn.Conv2d(5, 4, 1),
         nn.BatchNorm2d(4, momentum=0.3, eps=1e-3),
     ).to(dtype)
@@ -109,6 +112,34 @@ def test_several_processes_with_unequal_shares_equal_the_joined_batch(shares):
     assert all(rank["buffer 1.num_batches_tracked"] == 3 for rank in ranks)
 
 
+def rank_steps_as_on_gpus(shares: list[int]) -> dict[str, np.ndarray]:
+    """`rank_steps` with the layers of GPUs, whose kernels are written out."""
+    from fake_cuda import GpuKernels
+
+    from glioma_dist.distributed.context import DistributedContext
+
+    here = DistributedContext.start()
+    first = sum(shares[: here.rank])
+    model = synchronise_batch_norm(make_model(with_rare=False), GPU)
+    assert all(module.is_exchanging for module in model if isinstance(module, nn.SyncBatchNorm))
+    with GpuKernels():
+        return steps(model, slice(first, first + shares[here.rank]))
+
+
+def test_the_layers_of_gpus_equal_the_joined_batch():
+    """The way from PyTorch's kernels to outputs, gradients and running statistics; not the kernels."""
+    shares = [5, 2]
+    expected = steps(make_model(with_rare=False), slice(None))
+    ranks = run(rank_steps_as_on_gpus, shares, num_processes=2)
+    for name, value in expected.items():
+        parts = [rank[name] for rank in ranks]
+        if name.startswith("buffer"):
+            found = parts[0]
+        else:
+            found = sum(parts) if name.startswith("gradient") else np.concatenate(parts, 1)
+        np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
 def test_one_process_equals_pytorchs_own():
     expected = steps(make_model(), slice(None))
     for name, value in steps(synchronise_batch_norm(make_model(), CPU), slice(None)).items():
@@ -179,7 +210,7 @@ def test_pytorch_s_own_conversion_would_lose_activations():
     expected = model(batches()[0])
     assert not torch.allclose(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))(batches()[0]), expected)
     ours = synchronise_batch_norm(copy.deepcopy(model), GPU)
-    assert [type(module) for module in ours].count(SyncBatchNormAct) == 2
+    assert [type(module) for module in ours].count(GpuBatchNormAct2d) == 2
     assert torch.equal(ours(batches()[0]), expected)
 
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -15,6 +16,7 @@ from faulty_server import files_of, serve
 from helpers import draw_shards, run, start
 from test_cache import QUICK, expected, fetched, read_all, shard_bytes
 
+from glioma_dist.data.shards import file_locks
 from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.file_locks import HeldError, held
 from glioma_dist.data.shards.reader import ShardReader
@@ -80,7 +82,8 @@ def test_a_process_that_is_stopped_while_it_fetches_holds_nobody_up(server, shar
         told = capsys.readouterr().err.splitlines()
         assert len(told) == 1
         assert "warning: --data.cache" in told[0]
-        assert "00000.tar did not answer for 3 s; reading from the URL" in told[0]
+        (seconds,) = re.findall(r"00000\.tar did not answer for (\d+) s; reading from the URL", told[0])
+        assert 3 <= int(seconds) < 20
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
     finally:
         os.kill(holder.processes[0].pid, signal.SIGKILL)
@@ -183,10 +186,13 @@ def test_a_cache_that_is_removed_in_mid_run_is_made_again(server, shards, tmp_pa
         shutil.rmtree(tmp_path / "cache")
 
 
-def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path):
-    """The bound on all waiting, for a holder that is heard of again and again."""
+def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    """The bound on all waiting, for a holder that is heard of again and again. It writes a hundred times in the time
+    after which it would be taken for silent, so that it is not even where the machine is slow."""
+    assert file_locks.MAX_WAITS > 2
+    monkeypatch.setattr(file_locks, "MAX_WAITS", 2)
     path, ended = tmp_path / "x.partial", threading.Event()
-    with held(path, 0.5, "nobody") as file:
+    with held(path, 2.0, "nobody") as file:
 
         def write() -> None:
             while not ended.wait(0.02):
@@ -195,10 +201,10 @@ def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path)
         writer = threading.Thread(target=write)
         writer.start()
         before = time.monotonic()
-        with pytest.raises(HeldError, match="the other did not finish within 5 s"), held(path, 0.5, "the other"):
+        with pytest.raises(HeldError, match=r"the other did not finish within \d+ s"), held(path, 2.0, "the other"):
             pass
-        assert 5 <= time.monotonic() - before < 30
+        assert 4 <= time.monotonic() - before < 30
         ended.set()
         writer.join()
-    with held(path, 0.5, "nobody"):
+    with held(path, 2.0, "nobody"):
         pass

@@ -45,6 +45,12 @@ def check_line(error: pytest.ExceptionInfo, *fragments: str) -> None:
         assert fragment in message
 
 
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 5), (5, 0), (-3, 4), (4, -3)])
+def test_a_size_of_no_pixel_is_refused_in_python_too(width, height):
+    with pytest.raises(InputError, match="give a width and a height of 1 pixel or more"):
+        Size(width, height)
+
+
 @pytest.mark.parametrize(("text", "size"), [("1472x1120", (1472, 1120)), (" 1x9 ", (1, 9)), ("100000x2", (100000, 2))])
 def test_a_size_is_width_then_height(text, size):
     assert (Size.parse(text).width, Size.parse(text).height) == size

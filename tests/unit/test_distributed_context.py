@@ -13,10 +13,9 @@ import torch
 from helpers import Ended, run, start
 
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.lost_processes import SIGNS_OF_AN_END, SIGNS_OF_SILENCE
 from glioma_dist.distributed.run_command import (
-    SIGNS_OF_A_LOST_PROCESS,
     SIGNS_OF_A_LOST_WORKER,
-    SIGNS_OF_A_SILENT_PROCESS,
     as_run_error,
     run_command,
 )
@@ -210,10 +209,7 @@ def test_every_error_has_its_own_exit_code_and_one_line(kind):
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError(),
         OSError(errno.ENOSPC, "No space left on device"),
-        *(
-            RuntimeError(sign)
-            for sign in (*SIGNS_OF_A_LOST_WORKER, *SIGNS_OF_A_LOST_PROCESS, *SIGNS_OF_A_SILENT_PROCESS)
-        ),
+        *(RuntimeError(sign) for sign in (*SIGNS_OF_A_LOST_WORKER, *SIGNS_OF_AN_END, *SIGNS_OF_SILENCE)),
     ],
 )
 def test_advice_that_every_command_gives_names_no_flag(error):

@@ -8,20 +8,23 @@ import glioma_dist.fingerprint
 from glioma_dist.fingerprint import code_fingerprint
 
 
-def load(path: Path, name: str = "others_encoder") -> type:
-    spec = importlib.util.spec_from_file_location(name, path)
+def load(path: Path, monkeypatch) -> type:
+    spec = importlib.util.spec_from_file_location("others_encoder", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    monkeypatch.setitem(sys.modules, "others_encoder", module)
     spec.loader.exec_module(module)
     return module.Encoder
 
 
-def test_it_changes_with_the_file_of_a_class_and_with_its_librarys_version(tmp_path):
+def test_it_changes_with_the_file_of_a_class_and_with_its_librarys_version(tmp_path, monkeypatch):
     path = tmp_path / "others_encoder.py"
     found = []
     for text in ("class Encoder: pass", "class Encoder: pass  # other", "__version__ = '2'\nclass Encoder: pass"):
         path.write_text(text)
-        found += [code_fingerprint([load(path)]), code_fingerprint([sys.modules["others_encoder"].Encoder])]
+        found += [
+            code_fingerprint([load(path, monkeypatch)]),
+            code_fingerprint([sys.modules["others_encoder"].Encoder]),
+        ]
     assert found[::2] == found[1::2]
     assert len({*found, code_fingerprint([])}) == 4
 
@@ -37,9 +40,9 @@ def test_it_changes_with_any_file_of_the_package(tmp_path, monkeypatch):
     assert len({*found, code_fingerprint([])}) == 3
 
 
-def test_there_is_none_for_a_class_that_is_in_no_file():
+def test_there_is_none_for_a_class_that_is_in_no_file(monkeypatch):
     space = {"__name__": "typed_in"}
-    sys.modules["typed_in"] = type(sys)("typed_in")
+    monkeypatch.setitem(sys.modules, "typed_in", type(sys)("typed_in"))
     exec("class Encoder: pass", space)
     assert code_fingerprint([space["Encoder"]]) is None
     assert code_fingerprint([int]) is None

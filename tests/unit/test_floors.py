@@ -131,3 +131,17 @@ def test_no_modules_import_each_other_in_a_circle(graph):
         for name in free:
             del left[name]
     assert left == {}
+
+
+def test_the_page_counts_parts_and_arrows(graph):
+    """A new arrow is a decision: whoever adds one says so on the page."""
+
+    def part(module: str) -> str:
+        name = room(module)
+        return name if (REPOSITORY / PACKAGE / name).is_dir() or name == "losses" else "single files"
+
+    modules = [name for name in graph if room(name) != "__main__"]
+    arrows = {(part(a), part(b)) for a in modules for b in graph[a] if part(a) != part(b)}
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    num_parts, num_arrows = map(int, re.search(r"There are (\d+) parts with (\d+) arrows", text).groups())
+    assert (len(set(map(part, modules))), len(arrows)) == (num_parts, num_arrows)

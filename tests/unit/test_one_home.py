@@ -14,7 +14,7 @@ HOMES = {
         r"\bbackward\(loss|\bloss(es)?\b[^\n]*\.backward\(",
         {"scale/gradients.py", "scale/memory_estimator.py"},
     ),  # there: of any module
-    "signs of a full memory": (r"bad_alloc|can't allocate memory", {"errors.py"}),
+    "signs of a full memory": (r"bad_alloc|can't allocate memory|alloc_failed", {"errors.py"}),
     "variables of a launch": (r"ACCELERATE\|FSDP", {"distributed/launched.py"}),
     "the bound on pixels": (r"^MAX_PIXELS *=", {"limits.py"}),
     "a process's peak memory": (r"clear_refs|VmHWM|max_memory_allocated", {"benchmark/peak_memory.py"}),

@@ -16,7 +16,7 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
-from glioma_dist.scale import planner
+from glioma_dist.scale import planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import GIB, LEVELS, Step, count
 from glioma_dist.size import Size
@@ -58,7 +58,7 @@ def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
 
 def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
     first = count(TINY, "full")
-    monkeypatch.setattr(planner, "estimate_unet_step", None)
+    monkeypatch.setattr(step_count, "estimate_unet_step", None)
     assert count(TINY, "full") == first
     with pytest.raises(TypeError):
         count(replace(TINY, size=Size(96, 64)), "full")
@@ -70,13 +70,15 @@ def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
 
 def test_an_answer_is_not_taken_from_other_code(monkeypatch):
     count(TINY, "full")
-    monkeypatch.setattr(planner, "estimate_unet_step", None)
-    for other in ("other code", None):  # None: the code is in no file
-        monkeypatch.setattr(planner, "code_fingerprint", lambda kinds, other=other: other)
+    monkeypatch.setattr(step_count, "estimate_unet_step", None)
+    try:
+        for other in ("other code", None):  # None: the code is in no file
+            monkeypatch.setattr(planner, "code_fingerprint", lambda kinds, other=other: other)
+            planner._code.cache_clear()
+            with pytest.raises(TypeError):
+                count(TINY, "full")
+    finally:
         planner._code.cache_clear()
-        with pytest.raises(TypeError):
-            count(TINY, "full")
-    planner._code.cache_clear()
 
 
 def test_sides_are_padded_as_the_network_pads_them():
@@ -181,7 +183,7 @@ def test_kept_activations_are_shared_by_rows(num_rows, most):
     shared = replace(step, spatial_parallel=num_rows, num_devices=num_rows)
     kept = [count(each, "none").kept for each in (shared, step)]
     assert 1 / num_rows < kept[0] / kept[1] <= most
-    halos, gathered = planner.count_sent(shared, "none")
+    halos, gathered = step_count.count_sent(shared, "none")
     assert 0 < halos < kept[0] / 20
     assert gathered > 0
 

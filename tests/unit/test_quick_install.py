@@ -36,7 +36,7 @@ def install(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.C
     ours |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "UV_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, ".ci/install.py", *arguments, "--target", str(tmp_path / "site"), "--no-deps", NAME]
     return subprocess.run(
-        command, cwd=REPOSITORY, env=ours | environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=REPOSITORY, env=ours | environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -126,9 +126,11 @@ def test_entry_points_are_found_by_name_and_named_in_lists(registry, name, insta
     assert "outside_package" not in sys.modules
     assert [each.name for each in own.entries()][-2:] == ["from_outside", "nested"]
     assert "outside_package" not in sys.modules, "nothing is imported for a list"
-    assert own.load("from_outside")() == "made"
-    assert own.load("nested")() == "made"
-    del sys.modules["outside_package"]
+    try:
+        assert own.load("from_outside")() == "made"
+        assert own.load("nested")() == "made"
+    finally:
+        sys.modules.pop("outside_package", None)
     others = [each for each in ALL if each is not registry]
     assert all("from_outside" not in [entry.name for entry in fresh(each).entries()] for each in others)
 
@@ -171,12 +173,12 @@ def test_a_broken_entry_point_is_one_line_that_names_the_distribution(registry, 
     assert error.value.exit_code == 2
 
 
-def test_two_distributions_with_one_name_and_one_with_a_taken_name_are_told(installed):
+def test_two_distributions_with_one_name_and_one_with_a_taken_name_are_told(installed, monkeypatch):
     for registry in ALL:
         group = registry.group
         folder = installed.folder / group
         folder.mkdir()
-        sys.path.insert(0, str(folder))
+        monkeypatch.syspath_prepend(str(folder))
         here = Installed(folder)
         here.add("first-dist", f"[{group}]\ntwice = a:b\n")
         here.add("second-dist", f"[{group}]\ntwice = c:d\n")
@@ -190,7 +192,6 @@ def test_two_distributions_with_one_name_and_one_with_a_taken_name_are_told(inst
         assert own.find(registry.names()[0]).distribution is None, "the package's own come first"
         with pytest.raises(BrokenEntryError, match="second-dist"):
             own.entries()
-        sys.path.remove(str(folder))
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe[glioma_dist.losses", b"[glioma_dist.losses\nx", b"x = y:z\n", b"\0"])

@@ -116,6 +116,19 @@ def test_data_loading_and_the_largest_have_tables_where_they_were_measured():
     assert "| glioma-dist, checkpointing none | bf16 | batch | none | timed out |" in text
 
 
+def test_utilisation_is_a_table_where_the_peak_is_known_and_else_said_to_be_missing():
+    rows = make_rows()
+    assert "utilisation" not in markdown_text(rows)  # rows of before there was any
+    for row in rows:
+        row.update(tflop=1.0, mfu=None, waiting_share=None)
+    assert "Not given: the peak speed of this device" in markdown_text(rows)
+    for row in rows:
+        row.update(mfu=0.25 if row["status"] == "ok" else None, waiting_share=0.125 if row["status"] == "ok" else None)
+    text = markdown_text(rows)
+    assert table(text, "Model FLOPs utilisation, %")["glioma-dist, checkpointing none", "bf16"] == ["25"] * 3
+    assert table(text, "Time spent waiting for data, %")[SMP, "bf16"] == ["12.5", "12.5", "out of memory"]
+
+
 def test_csv_has_every_row_and_column():
     rows = make_rows()
     found = list(csv.DictReader(io.StringIO(csv_text(rows))))

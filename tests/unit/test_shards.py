@@ -135,7 +135,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole_and_the_next_one_finish
     """)
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert (tmp_path / ".train.partial" / "00001.tar").is_file()
     assert not list(tmp_path.rglob("index.json"))

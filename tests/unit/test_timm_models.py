@@ -151,7 +151,7 @@ def test_channels_last_changes_nothing(monkeypatch, name):
     narrow(monkeypatch, name)
     plain = build(name).eval()
     ours = copy.deepcopy(plain)
-    scale_model(ours, ScaleConfig(channels_last=True), "none", SpatialGroup())
+    scale_model(ours, ScaleConfig(channels_last="on"), "none", SpatialGroup())
     images = draw_images(2, 64, 96)
     with torch.no_grad():
         maps = ours.encoder(images)

@@ -71,7 +71,7 @@ def test_what_stays_wrong_is_one_line_in_bounded_time_and_bytes(server, shards, 
         assert len(str(refused)) <= 500
         assert f"{server.url}/train/" in str(refused)
         assert "convert again" not in str(refused)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50
     # Twice the bound of what is read, and what the system keeps for a connection.
     most = 64 * MEBIBYTE if what == "index.json" else MEBIBYTE
     assert server.bytes_sent < 2 * (most + 16 * MEBIBYTE)
@@ -108,7 +108,7 @@ def test_memory_is_bounded_whatever_comes(server, fault, what, mebibytes):
     server.faults = always(fault, what)
     (grown, seconds) = run(peak_growth, f"{server.url}/train")[0]
     assert grown < mebibytes
-    assert seconds < 40
+    assert seconds < 100
 
 
 def test_a_store_that_returns_complete_answers_is_asked_for_the_size_first():

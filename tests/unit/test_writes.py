@@ -1,4 +1,4 @@
-"""Every file is written under a temporary name and renamed, by files.py: a scan of the package and the benchmarks."""
+"""Every file is written under a temporary name and renamed, by files.py: a scan of all code but the tests."""
 
 import ast
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = sorted([*(REPOSITORY / "glioma_dist").rglob("*.py"), *(REPOSITORY / "benchmarks").glob("*.py")])
+FOLDERS = ("glioma_dist", "benchmarks", "tools")
+SOURCES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
 SOURCES += [REPOSITORY / name for name in ("train.py", "evaluate.py", "predict.py")]
 METHODS = {
     *("write_text", "write_bytes", "savefig", "imwrite", "imsave", "to_csv", "to_json", "tofile", "save_file"),
@@ -26,14 +27,18 @@ ALLOWED = {
     "glioma_dist/reproduction/execute.py: launcher.launch": "a log that the entry points append to",
     "glioma_dist/benchmark/cell.py: measure_or_say_why_not": "/proc",
     "glioma_dist/benchmark/peak_memory.py: PeakMemory.__init__": "/proc",
+    "glioma_dist/benchmark/proof/lines.py: Findings._add": "rows are appended in a temporary folder",
+    "glioma_dist/benchmark/proof/ranks.py: main": "rows are appended in a temporary folder",
+    "glioma_dist/benchmark/proof/runner.py: _run": "a log that a check's process appends to",
     "glioma_dist/data/shards/reader.py: ShardWriter._start_shard": "in a folder of shards, which is renamed as a whole",
     "glioma_dist/data/shards/subsets.py: link": "in a folder of shards, which is renamed as a whole",
     "glioma_dist/data/shards/file_locks.py: clear_away": "the lock of a shard that is being fetched",
     "glioma_dist/data/shards/file_locks.py: held": "the lock of a shard that is being fetched",
     "glioma_dist/report/resolution.py: write_report": "a figure into memory",
+    "glioma_dist/report/scaling.py: write_report": "a figure into memory",
     "glioma_dist/report/study_plots.py: draw_plot": "a figure into memory",
     "glioma_dist/demo/drawing.py: draw_split": "a TIFF into memory",
-    "benchmarks/loader.py: write_data": "scratch data of a benchmark, in a temporary folder",
+    "benchmarks/peers/loaders.py: write_pngs": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: write_json": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: bench_speed": "scratch data of a benchmark, in a temporary folder",
 }

@@ -25,7 +25,7 @@ from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.index import INDEX_NAME
 from glioma_dist.data.shards.reader import ShardWriter
-from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, draw_splits
+from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, check_division, draw_splits
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_write, check_new_folder
 
@@ -54,7 +54,9 @@ def convert(
     if split_seed is not None and source.has_own_splits:
         names = ", ".join(split.name for split in source.splits)
         raise InputError(f"{source.folder}: has splits of its own ({names}); omit --split-seed")
-    if split_seed is None and split_counts != ARTICLE_COUNTS:
+    if split_seed is not None:
+        check_division(dict(zip(SPLIT_NAMES, split_counts, strict=True)), split_seed)
+    elif split_counts != ARTICLE_COUNTS:
         raise InputError("--split-counts needs --split-seed; give both, or omit --split-counts")
     _refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
     written: dict[str, int] = {}

@@ -128,11 +128,10 @@ class ShardWriter:
 
     def _start_shard(self) -> None:
         self._file = open(self._partial / f"{len(self._shards):05d}.tar", "wb")  # noqa: SIM115 (closed in _finish_shard)
-        from webdataset import TarWriter  # here, because those who read shards do not need it
+        # Imported here, because webdataset imports PyTorch, and reading shards needs neither.
+        from webdataset import TarWriter
 
         # Fixed time and owners: otherwise the same samples would give other bytes on another day or machine.
-        # Imported here, because webdataset brings PyTorch along, and reading shards needs neither.
-
         self._tar = TarWriter(self._file, encoder=False, user="glioma-dist", group="glioma-dist", mtime=0)
 
     def _finish_shard(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glioma_dist.errors import InputError, RunError, one_line
 from glioma_dist.model.encoders.contract import COARSEST_STRIDE, Encoder, compute
-from glioma_dist.model.encoders.timm_models import colours_of
+from glioma_dist.model.encoders.timm_models import keep_colours, recolour
 from glioma_dist.model.pretrained.timm_weights import load_any_timm
 
 PREFIX = "timm/"
@@ -41,7 +41,7 @@ class AnyTimmEncoder(Encoder):
         self.published = find_published(name)
         self.body, self.strides = create_body(name)
         _stop_drops(self.body)
-        self.colours = colours_of(self.published)
+        keep_colours(self, self.published)
         channels = dict(zip(self.body.feature_info.reduction(), self.body.feature_info.channels(), strict=True))
         self.channels = tuple(channels[stride] for stride in self.strides)
         self._part_names = find_parts(name) if part_names is None else part_names
@@ -50,13 +50,14 @@ class AnyTimmEncoder(Encoder):
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """As `Encoder.forward`; seeds are not needed, nothing is drawn."""
-        if self.colours:
-            scale, shift = (images.new_tensor(values).view(1, 3, 1, 1) for values in self.colours)
-            images = images * scale + shift
+        images = recolour(self, images)
         maps = list(self.body(images.contiguous(memory_format=self.memory_format)))
         if getattr(self.body, "output_fmt", None) == Format.NHWC:
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         return maps
+
+    def draw(self, seeds: Tensor) -> None:
+        """As `Encoder.draw`: nothing is drawn."""
 
     def blocks(self) -> list[nn.Module]:
         return [self.body.get_submodule(each) for each in self._part_names]

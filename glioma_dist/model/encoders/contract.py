@@ -31,6 +31,15 @@ def compute(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     return part(features)
 
 
+def filled(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
+    """fp32 (1, len(values), 1, 1), a value a channel.
+
+    By filling: for a tensor that is copied to a GPU from ordinary memory the CPU waits until the GPU has done all that
+    was asked of it before.
+    """
+    return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)
+
+
 class AttentionLayer(Protocol):
     """A layer whose queries attend to keys and values of the whole image."""
 
@@ -81,11 +90,20 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """images: (B, 3, H, W) float, H and W multiples of 32, of ImageNet's mean 0 and deviation 1. seeds: (B,) int64,
-        each image's own, from which alone an encoder draws what is random.
+        each image's own, from which alone an encoder draws what is random; or what `draw` made of them.
 
         Returns maps (B, channels[i], H / strides[i], W / strides[i]), finest first.
         """
         raise NotImplementedError
+
+    def draw(self, seeds: Tensor) -> Tensor | None:
+        """Draw on the CPU, before the forward pass, what it needs that is random. seeds: (B,) int64, on the CPU.
+
+        Returns what `forward` gets in place of the seeds, then on the device of the images: a float tensor whose first
+        dimension is B, or None where nothing is drawn. By default the seeds themselves: with several processes PyTorch
+        moves them to the GPU, and an encoder that reads them there waits for it once a step.
+        """
+        return seeds
 
     def blocks(self) -> list[nn.Module]:
         """The modules that the network is a chain of, in order. FSDP2 gathers the weights of one at a time;

@@ -59,12 +59,14 @@ class MitEncoder(Encoder):
         self.stochastic_depth = StochasticDepth(sum(shape["depths"]))
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
-        """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, each
-        image's own; without them, and in evaluation mode, nothing is dropped.
+        """images: (B, 3, H, W) float, H and W multiples of 32. seeds: (B,) int64, each image's own, or what `draw` made
+        of them; without them, and in evaluation mode, nothing is dropped.
 
         Returns maps (B, channels[i], H / strides[i], W / strides[i]).
         """
-        scales = self.stochastic_depth.draw(seeds if self.training else None, images.device)
+        scales = seeds if self.training else None
+        if scales is not None and not scales.is_floating_point():
+            scales = self.stochastic_depth.draw(scales, images.device)
         features, maps, first = images, [], 0
         for stage in self.segformer["stages"]:
             for layers in parts_of(len(stage.blocks)):
@@ -74,6 +76,10 @@ class MitEncoder(Encoder):
             maps.append(features)
             first += len(stage.blocks)
         return maps
+
+    def draw(self, seeds: Tensor) -> Tensor | None:
+        """As `Encoder.draw`: (B, branches) fp64, the factor of each residual branch; None in evaluation mode."""
+        return self.stochastic_depth.draw(seeds, seeds.device) if self.training else None
 
     def blocks(self) -> list[nn.Module]:
         """The transformer's layers, in order."""

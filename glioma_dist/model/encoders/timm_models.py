@@ -10,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers.split_attn import RadixSoftmax, SplitAttn
 from timm.models import PretrainedCfg
 from timm.models.regnet import RegStage
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from glioma_dist.model.encoders.contract import CLASSIFIERS, IMAGENET_MEAN, IMAGENET_STD, Encoder
 from glioma_dist.model.encoders.timm_names import TIMM_MODELS
-from glioma_dist.model.modules import rebuild
+from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.pretrained.timm_weights import load_timm, rename_timm
 
 
@@ -40,6 +41,7 @@ class TimmEncoder(Encoder):
             _centre(model, each)
         for each in map(model.get_submodule, source.linear):
             each.act = nn.Identity()
+        replace_modules(model, _narrow)
         self._rectified = source.rectified
         last = taps[-1].split(".")[0]
         names = [child for child, _ in model.named_children()]
@@ -51,7 +53,7 @@ class TimmEncoder(Encoder):
         steps = [step for child, module in self.body.items() for step in _steps(child, module)]
         self._tapped = frozenset(next(step for step in reversed(steps) if _within(step, tap)) for tap in taps)
         self._parts = _cut(self.body, steps, self._tapped)
-        self.colours = colours_of(self.published)
+        keep_colours(self, self.published)
         self.strides, self.channels = self._measure()
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
@@ -59,9 +61,7 @@ class TimmEncoder(Encoder):
 
         Returns maps (B, channels[i], H / strides[i], W / strides[i]).
         """
-        if self.colours:
-            scale, shift = (images.new_tensor(values).view(1, 3, 1, 1) for values in self.colours)
-            images = images * scale + shift
+        images = recolour(self, images)
         features, maps = images.contiguous(memory_format=self.memory_format), []
         for names in self._parts:
             part = nn.Sequential(*(self.body.get_submodule(name) for name in names))
@@ -69,6 +69,9 @@ class TimmEncoder(Encoder):
             if names[-1] in self._tapped:
                 maps.append(functional.relu(features) if self._rectified else features)
         return maps
+
+    def draw(self, seeds: Tensor) -> None:
+        """As `Encoder.draw`: nothing is drawn."""
 
     def blocks(self) -> list[nn.Module]:
         """The modules of more than one layer that the network is a chain of."""
@@ -90,6 +93,29 @@ class TimmEncoder(Encoder):
         maps = self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
         self.train()
         return tuple(side // each.shape[-1] for each in maps), tuple(each.shape[1] for each in maps)
+
+
+class StreamRadixSoftmax(RadixSoftmax):
+    """Of ResNeSt's split attention, in its input's type: CUDA autocast takes softmax in fp32, and the maps that it
+    weights would become fp32 with it. CPU autocast keeps bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, channels, 1, 1). Returns (B, channels)."""
+        return super().forward(x).to(x.dtype)
+
+
+class StreamSplitAttn(SplitAttn):
+    """ResNeSt's split attention, in its input's type: CUDA autocast takes its sum over the splits in fp32, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, channels, H, W). Returns a map of the same type."""
+        return super().forward(x).to(x.dtype)
+
+
+def _narrow(_name: str, module: nn.Module) -> nn.Module | None:
+    kinds: dict[type[nn.Module], type[nn.Module]]
+    kinds = {RadixSoftmax: StreamRadixSoftmax, SplitAttn: StreamSplitAttn}
+    return rebuild(module, kinds[type(module)]) if type(module) in kinds else None
 
 
 def _centre(model: nn.Module, name: str) -> None:
@@ -145,6 +171,21 @@ def _pad(model: nn.Module) -> None:
             module.padding = (1, 1)
         elif isinstance(module, nn.MaxPool2d) and module.kernel_size == 3:
             module.padding = 1
+
+
+def keep_colours(encoder: Encoder, published: PretrainedCfg) -> None:
+    """Give `encoder` what `recolour` needs, `colours` and, on its device and in no checkpoint, their tensors."""
+    encoder.colours = colours_of(published)
+    for name, values in zip(("colour_scale", "colour_shift"), encoder.colours or (), strict=False):
+        # fp64, of which every narrower type is rounded once
+        encoder.register_buffer(name, torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1), persistent=False)
+
+
+def recolour(encoder: Encoder, images: Tensor) -> Tensor:
+    """images (B, 3, H, W) of ImageNet's mean 0 and deviation 1, with the mean and deviation of `encoder`'s weights."""
+    if encoder.colours is None:
+        return images
+    return images * encoder.colour_scale.to(images.dtype) + encoder.colour_shift.to(images.dtype)
 
 
 def colours_of(published: PretrainedCfg) -> tuple[list[float], list[float]] | None:

@@ -1,0 +1,106 @@
+"""Counts the steps that `glioma_dist/scale/counted_steps.json` keeps, and writes the file again.
+
+To be run when code that decides what a step holds has changed, or when torch or timm are newer; takes some minutes.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+
+from glioma_dist.cli.arguments import parse
+from glioma_dist.config import ModelConfig
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
+from glioma_dist.files import write_atomically
+from glioma_dist.loss_names import DEFAULT_LOSS
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.registry import encoders
+from glioma_dist.scale import counted_steps, step_count
+from glioma_dist.scale.kernel_limits import largest_pixels_of_kernels
+from glioma_dist.scale.planner import Level, Step
+from glioma_dist.scale.step_memory import NOTHING, SizeFormula
+from glioma_dist.scale.tile_size import largest_gpu_tile
+from glioma_dist.size import Size
+
+COUNTED: tuple[tuple[Level, bool], ...] = (("none", False), ("none", True), ("selective", True), ("full", True))
+"""Those of `glioma-dist plan`."""
+
+
+@dataclass(frozen=True)
+class CountStepsConfig:
+    """Writes glioma_dist/scale/counted_steps.json."""
+
+    encoders: tuple[str, ...] = ()
+    """Only these; the others stay as they are. By default all of the package's table."""
+
+
+def count_encoder(name: str) -> dict[str, dict]:
+    """Formulas of the steps of one image, and the pixels that a GPU's kernels can take."""
+    found: dict[str, dict] = {}
+    for level, bf16 in COUNTED:
+        step = Step(
+            ModelConfig(encoder=name),
+            Size(64, 64),
+            1,
+            bf16,
+            tile_size=largest_gpu_tile(),
+            loss=partial(segmentation_loss, DEFAULT_LOSS),
+        )
+        formula = step_count.find_formula(step, level)
+        if formula is None:  # an encoder that pads its maps: counted at each size
+            continue
+        formula = straight(formula) if level == "full" else pruned(formula)
+        found[counted_steps.name_of(level, bf16)] = asdict(formula)
+    pixels = {name_of: largest_pixels_of_kernels(name, full) for name_of, full in (("full", True), ("other", False))}
+    return found | {"kernel_pixels": pixels}
+
+
+def pruned(formula: SizeFormula) -> SizeFormula:
+    """The same for sides from 2 to LARGEST_UNITS, without the moments that are the peak at none of these sizes."""
+    sides = np.arange(step_count.LEAST_UNITS, counted_steps.LARGEST_UNITS + 1, dtype=np.int64)
+    basis = (np.int64(1), sides[:, None], sides[None, :], sides[:, None] * sides[None, :])
+    peak = np.full((len(sides), len(sides)), -1, np.int64)
+    which = np.zeros(peak.shape, np.int64)
+    for number, moment in enumerate(formula.moments):
+        coefficients = [sum(each) for each in zip(*moment, strict=True)]
+        bytes_there = sum(each * value for each, value in zip(coefficients, basis, strict=True))
+        larger = bytes_there > peak  # of equal ones the first
+        peak[larger], which[larger] = bytes_there[larger], number
+    return SizeFormula(tuple(formula.moments[number] for number in np.unique(which)), formula.max_pixels)
+
+
+def straight(formula: SizeFormula) -> SizeFormula:
+    """A straight line in the pixels: what is of neither size grows with it; tiles stay as large as they are."""
+    height, width = step_count.TRACE_HEIGHT, step_count.TRACE_WIDTH
+    moments = []
+    for moment in formula.moments:
+        moments.append(tuple((const + h * height + w * width, 0, 0, both) for const, h, w, both in moment))
+    largest = sorted({(sum(each[0] for each in m), sum(each[3] for each in m)): m for m in moments}.items())
+    kept = [
+        moment
+        for (const, slope), moment in largest
+        if not any(c >= const and s >= slope and (c, s) != (const, slope) for (c, s), _ in largest)
+    ]
+    return SizeFormula(tuple(kept) or (tuple([NOTHING] * 5),), formula.max_pixels)
+
+
+def write_table(config: CountStepsConfig) -> None:
+    names = [name for name in encoders.names() if not config.encoders or name in config.encoders]
+    only_some = config.encoders and counted_steps.FILE.exists()
+    known = json.loads(counted_steps.FILE.read_text())["steps"] if only_some else {}
+    for name in names:
+        try:
+            known[name] = count_encoder(name)
+        except InputError as error:  # an encoder that needs two images
+            print(f"{name}: {error}")
+            known.pop(name, None)
+            continue
+        print(name, {kind: len(each.get("moments", ())) for kind, each in known[name].items()}, flush=True)
+    table = {"conditions": counted_steps.conditions(), "steps": known}
+    write_atomically(counted_steps.FILE, json.dumps(table, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(lambda: write_table(parse(CountStepsConfig)))

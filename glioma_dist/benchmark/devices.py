@@ -1,0 +1,32 @@
+"""The devices of this machine, as far as a benchmark has to know them before it starts a process on one."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+from glioma_dist.benchmark.environment import describe_device
+
+LIBRARIES = ("torch", "accelerate", "timm", "transformers", "segmentation-models-pytorch", "glioma-dist")
+"""Whose versions a measurement depends on."""
+BENCHMARKS = Path("docs/benchmarks")
+
+
+def count_gpus() -> tuple[int, str]:
+    """Number of GPUs that PyTorch can use, and why it can use none. They stay untouched."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = torch.cuda.is_available()
+    if found:
+        return torch.cuda.device_count(), ""
+    built = "" if torch.version.cuda else "this PyTorch is built without CUDA"
+    return 0, built or " ".join(str(each.message) for each in said)
+
+
+def device_folder(device: str) -> Path:
+    """The folder of a device's results, named after it: docs/benchmarks/nvidia_h100_80gb_hbm3."""
+    name = re.sub(r"\(R\)|\(TM\)", "", describe_device(device).partition(",")[0])
+    return BENCHMARKS / re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -1,0 +1,74 @@
+"""Rows of `glioma-dist plan`: the levels of activation checkpointing at one size, estimated, and what fits a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from glioma_dist.config.plan import PlanConfig, spatial_parallel_sizes
+from glioma_dist.loss_names import DEFAULT_LOSS
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.registry import encoders
+from glioma_dist.scale.memory_estimator import estimate_unet_step
+from glioma_dist.scale.planner import GIB, Level, Step, count, fits, largest_batch, largest_size, usable
+from glioma_dist.scale.step_memory import StepMemory
+from glioma_dist.scale.tile_size import largest_gpu_tile
+from glioma_dist.size import Size
+
+COMPARED: tuple[tuple[str, bool, Level], ...] = (
+    ("fp32", False, "none"),
+    ("bf16", True, "none"),
+    ("bf16, selective", True, "selective"),
+    ("bf16, full", True, "full"),
+)
+"""Name, bf16, level of activation checkpointing."""
+
+
+def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
+    """The levels at one size, one after the other as they are estimated; with several GPUs all levels for each number
+    of GPUs an image, and FSDP2 with the last level."""
+    loss = partial(segmentation_loss, DEFAULT_LOSS)
+    for number in spatial_parallel_sizes(plan, size):
+        compared = [(*each, False) for each in COMPARED]
+        if plan.gpus > 1:
+            compared.append((f"{COMPARED[-1][0]}, FSDP2", *COMPARED[-1][1:], True))
+        for name, bf16, level, shards in compared:
+            images = plan.batch_size * number // plan.gpus
+            tile = largest_gpu_tile()
+            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, tile_size=tile, loss=loss)
+            row = described(f"{name}, {number} GPUs an image" if number > 1 else name, size, count(step, level))
+            row |= {
+                "bf16": bf16,
+                "activation_checkpointing": level,
+                "spatial_parallel": number,
+                "fsdp2": shards,
+            }
+            if memory is not None:
+                free = usable(memory)
+                row["fits"] = fits(step, level, free)
+                row["largest_batch"] = largest_batch(replace(step, batch_size=1), level, free) * plan.gpus // number
+                row["largest_size"] = str(largest_size(step, level, free) or "none")
+            yield row
+    for name, bf16 in (("smp, fp32", False), ("smp, bf16", True)) if plan.smp else ():
+        model = build_smp(plan.model.encoder)
+        yield described(name, size, estimate_unet_step(model(), loss, size, plan.batch_size // plan.gpus, bf16))
+
+
+def build_smp(encoder: str) -> Callable:
+    import segmentation_models_pytorch
+
+    name = encoders.find(encoder).smp_name
+    return lambda: segmentation_models_pytorch.Unet(name, encoder_weights=None, decoder_interpolation="bilinear")
+
+
+def described(name: str, size: Size, memory: StepMemory) -> dict:
+    parts = {
+        "parameters_gib": memory.parameters,
+        "gradients_gib": memory.gradients,
+        "optimizer_gib": memory.optimizer,
+        "kept_gib": memory.kept,
+        "momentary_gib": memory.momentary,
+        "peak_gib": memory.peak,
+    }
+    return {"name": name, "size": str(size)} | {part: value / GIB for part, value in parts.items()}

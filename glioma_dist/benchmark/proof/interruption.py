@@ -1,0 +1,75 @@
+"""A run as users start it, with worker processes: it is asked to stop, resumed, and compared with one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from glioma_dist.benchmark.proof.lines import Findings, Setting
+from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, SIZE, largest_difference, read_rows, variables
+from glioma_dist.errors import ExitCode
+
+SECONDS_TO_STOP = 60.0
+NUM_STEPS, EVAL_EVERY, STOP_AFTER = 60, 20, 25
+"""Rows of the metrics after which the run is asked to stop: one validation lies before it, two after it."""
+WORKERS = 4
+EVERY_LOOK = 0.005
+
+
+def stop_and_resume(setting: Setting, findings: Findings) -> None:
+    """One run to its end; another that receives SIGTERM after some steps; the same command again."""
+    whole, stopped = Path(setting.folder) / "whole", Path(setting.folder) / "stopped"
+    environment = os.environ | variables(setting)
+    code = subprocess.run(command(setting, whole), env=environment, check=False).returncode
+    findings.equal("a run with workers ends", code, int(ExitCode.FINISHED), "exit code")
+    expected = read_rows(whole)
+    validations = sum(row.get("split") == "val" for row in expected)
+    findings.equal("its validations", validations, NUM_STEPS // EVAL_EVERY)
+
+    run = subprocess.Popen(command(setting, stopped), env=environment)
+    while run.poll() is None and len(read_rows(stopped)) < STOP_AFTER:
+        time.sleep(EVERY_LOOK)
+    asked = time.monotonic()
+    run.send_signal(signal.SIGTERM)
+    code = run.wait()
+    findings.equal("stopped by SIGTERM", code, int(ExitCode.STOPPED), "exit code")
+    findings.at_most("from SIGTERM to its end", time.monotonic() - asked, SECONDS_TO_STOP, "s")
+    done = len([row for row in read_rows(stopped) if "split" not in row])
+    code = subprocess.run(command(setting, stopped), env=environment, check=False).returncode
+    findings.equal("the same command resumes", code, int(ExitCode.FINISHED), "exit code")
+    told = f"stopped after {done} of {NUM_STEPS} steps"
+    findings.at_most("its losses, to the bit", largest_difference(read_rows(stopped), expected), 0.0, note=told)
+
+
+def command(setting: Setting, out: Path) -> list[str]:
+    """`glioma-dist train`, deterministic, with workers and validations."""
+    flags = {
+        "--data.train": f"{setting.shards}/train",
+        "--data.val": f"{setting.shards}/val",
+        "--data.size": SIZE,
+        "--data.transform": "random-crop",
+        "--data.augment": "flips",
+        "--data.workers": 1 if setting.tiny else WORKERS,
+        "--model.encoder": "mit_tiny",
+        "--batch-size": 4,
+        "--max-steps": NUM_STEPS,
+        "--eval-every": EVAL_EVERY,
+        "--epochs": 1000,
+        "--out": out,
+    }
+    words = [str(each) for flag in flags.items() for each in flag]
+    channels = map(str, DECODER_CHANNELS)
+    return [
+        sys.executable,
+        "-m",
+        "glioma_dist",
+        "train",
+        *words,
+        "--model.decoder-channels",
+        *channels,
+        "--deterministic",
+    ]

@@ -1,0 +1,90 @@
+"""Several GPUs against one: the checks that launch processes. On a CPU they run over gloo."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from glioma_dist.benchmark.launching import FSDP2, wait_for
+from glioma_dist.benchmark.proof.interruption import EVERY_LOOK
+from glioma_dist.benchmark.proof.launches import ask_ranks, start_on
+from glioma_dist.benchmark.proof.lines import Findings, Setting
+from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, SIZE, largest_difference, read_rows
+from glioma_dist.errors import ExitCode
+
+ENCODERS = ("mit_tiny", "resnet50", "mobilenet_v2")
+LEVELS = ("none", "selective", "full")
+EXACT = 1e-9
+"""Of fp64, in shares of a tensor's largest number."""
+RESUMED = 1e-4
+"""Of a loss in fp32: sums over processes come in any order."""
+SECONDS_TO_END = 60.0
+SECONDS_TO_ANSWER = 20
+NUM_PROCESSES = 2
+
+
+def compare_ddp(setting: Setting, findings: Findings) -> None:
+    """DDP on two devices against one process, for encoders with each kind of norm."""
+    for encoder, difference in ask_ranks("engine", setting, NUM_PROCESSES, encoders=" ".join(ENCODERS)):
+        findings.at_most(f"DDP, {encoder}", difference, EXACT)
+
+
+def compare_spatial(setting: Setting, findings: Findings) -> None:
+    """An image on two devices against one process, at each level."""
+    for level, difference in ask_ranks("strips", setting, NUM_PROCESSES, encoder="mit_tiny"):
+        findings.at_most(f"spatial, {level}", difference, EXACT)
+
+
+def save_and_resume(setting: Setting, findings: Findings) -> None:
+    """Four steps at once, and two and two, on two processes."""
+    for engine, extra in (("DDP", {}), ("FSDP2", FSDP2)):
+        if engine == "FSDP2" and setting.device == "cpu":
+            findings.skipped("FSDP2, saved and resumed", "accelerate takes FSDP2 on GPUs only")
+            continue
+        for runs in (f"{engine}_whole 4 {engine}_parts 2", f"{engine}_parts 4"):
+            for _ in ask_ranks("trainings", setting, NUM_PROCESSES, extra, runs=runs):
+                pass
+        parts, whole = (read_rows(Path(setting.folder) / f"{engine}_{name}") for name in ("parts", "whole"))
+        findings.at_most(f"{engine}, saved and resumed", largest_difference(parts, whole), RESUMED)
+
+
+def kill_one(setting: Setting, findings: Findings) -> None:
+    """The second process is killed in the middle of a run: the first must not wait for it for ever."""
+    out = Path(setting.folder) / "killed"
+    first, second = ranks = start_on(setting, _training(setting, out, 100_000), NUM_PROCESSES)
+    while len(read_rows(out)) < 3 and first.poll() is None:
+        time.sleep(EVERY_LOOK)
+    second.send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    code, of_killed = wait_for(ranks, SECONDS_TO_END + 5)
+    findings.equal("the killed process", of_killed or 0, -int(signal.SIGKILL), "exit code")
+    findings.at_most("one killed: all have ended", time.monotonic() - begin, SECONDS_TO_END, "s")
+    findings.equal("one killed: the other says so", code or 0, int(ExitCode.UNAVAILABLE), "exit code")
+
+
+def _training(setting: Setting, out: Path, steps: int) -> list[str]:
+    flags = {
+        "--data.train": f"{setting.shards}/train",
+        "--data.size": SIZE,
+        "--data.transform": "random-crop",
+        "--data.augment": "flips",
+        "--data.workers": 0,
+        "--model.encoder": "mit_tiny",
+        "--batch-size": 4,
+        "--epochs": 100_000,
+        "--max-steps": steps,
+        "--scale.timeout-s": SECONDS_TO_ANSWER,
+        "--out": out,
+    }
+    words = [str(each) for flag in flags.items() for each in flag]
+    return [
+        sys.executable,
+        "-m",
+        "glioma_dist",
+        "train",
+        *words,
+        "--model.decoder-channels",
+        *map(str, DECODER_CHANNELS),
+    ]

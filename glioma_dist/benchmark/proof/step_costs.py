@@ -1,0 +1,149 @@
+"""What a training step costs at each level: time, how busy the GPU is, launches, and waits for the GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from glioma_dist.benchmark.proof.lines import Findings, Setting
+from glioma_dist.benchmark.proof.steps import LEVELS
+from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step
+from glioma_dist.benchmark.watched_steps import watched_steps
+from glioma_dist.config import TrainConfig
+from glioma_dist.size import Size
+
+ENCODER, NATIVE = "mit_b3", "2592x1952"
+SLOWEST_STEP_S = 5.0
+"""Of MiT-B3 at the native size: about 4 TFLOP. A step that takes longer does not run on the GPU."""
+DEAREST = {"selective": 2.0, "full": 2.5}
+"""Of a level's step, in times that of none: the forward pass, a third of a step, is computed twice, and tiles."""
+DEAREST_OF_TINY = 20.0
+"""On tiny images Python takes most of the time, and what else runs on the machine the rest."""
+LEAST_BUSY = 0.7
+"""Below it the GPU waits for the CPU to launch."""
+MOST_LAUNCHES = 6_000
+"""Of a step of MiT-B3 at the native size without activation checkpointing. 2,767 operations that start a kernel are
+counted on fake tensors, the optimizer left out; an operation can start several."""
+MORE_LAUNCHES = {"selective": 1.5, "full": 2.75}
+"""Of a level, in times those of none: 1.36 and 2.44 are counted. The forward pass is launched again, and tiles."""
+MOST_SYNCHRONISATIONS = 1
+"""The one read of the loss, the norm and the stop vote."""
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+WARM_UP, TIMED = 3, 5
+END_OF_STEP = "end of the step"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one step. busy and synchronisations: None on a CPU, which has no queue."""
+
+    seconds: float
+    launches: int
+    busy: float | None = None
+    synchronisations: int | None = None
+
+
+def measure_levels(setting: Setting, findings: Findings) -> None:
+    """A step of training itself, its reads of the loss included, at each level."""
+    device = torch.device(setting.device)
+    plain: Costs | None = None
+    for level in LEVELS:
+        config = step_config(setting, f"steps {level}", level, ENCODER, Size.parse(NATIVE), WARM_UP + TIMED + 1)
+        costs = measure(config, variables_of_step(setting), device)
+        plain = plain or costs
+        told = f"{config.model.encoder} {config.data.size}: {1000 * costs.seconds:.1f} ms"
+        launches = f"{costs.launches} launches"
+        if level == "none":
+            findings.at_most("none: step", costs.seconds, SLOWEST_STEP_S, "s", told)
+            findings.at_most("none: launches", costs.launches, MOST_LAUNCHES, "a step")
+        else:
+            dearest = DEAREST_OF_TINY if setting.tiny else DEAREST[level]
+            findings.at_most(f"{level}: step", costs.seconds / plain.seconds, dearest, "times none", told)
+            more = costs.launches / plain.launches
+            findings.at_most(f"{level}: launches", more, MORE_LAUNCHES[level], "times none", launches)
+        if costs.busy is None or costs.synchronisations is None:
+            findings.skipped(f"{level}: GPU busy", "a CPU computes what it is given at once")
+            findings.skipped(f"{level}: synchronisations", "a CPU has no queue to wait for")
+        else:
+            findings.at_least(f"{level}: GPU busy", costs.busy, LEAST_BUSY, "of the step")
+            findings.at_most(f"{level}: synchronisations", costs.synchronisations, MOST_SYNCHRONISATIONS, "a step")
+
+
+def measure(config: TrainConfig, with_variables: Mapping[str, str], device: torch.device) -> Costs:
+    """Train for `WARM_UP` + `TIMED` steps and one more, which is looked into."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds: list[float] = []
+    found: list[Costs] = []
+
+    def watch(take_step: Callable[[], Any], number: int) -> Any:
+        synchronise()
+        start = time.perf_counter()
+        if number < WARM_UP + TIMED:
+            result = take_step()
+            synchronise()
+            seconds.append(time.perf_counter() - start)
+            return result
+        result, costs = look_into(take_step, statistics.median(seconds[WARM_UP:]), device)
+        found.append(costs)
+        return result
+
+    with watched_steps(lambda take_step, _, number: watch(take_step, number)):
+        train_here(config, with_variables)
+    return found[0]
+
+
+def look_into(take_step: Callable[[], Any], seconds: float, device: torch.device) -> tuple[Any, Costs]:
+    """What a step returns, and what it costs. seconds: of a step that nobody looks into."""
+    if device.type != "cuda":
+        with _Operations() as operations:
+            result = take_step()
+        return result, Costs(seconds, operations.count)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        result = take_step()
+        # The profiler itself waits for the GPU when it ends: what comes after this mark is not the step's.
+        with record_function(END_OF_STEP):
+            pass
+    events = list(profiler.profiler.kineto_results.events())
+    end = min(event.start_ns() for event in events if event.name() == END_OF_STEP)
+    own = [event for event in events if event.start_ns() < end]
+    waits = sum(event.name() in WAITS for event in own)
+    launches = sum(event.name() in LAUNCHES for event in own)
+    return result, Costs(seconds, launches, busy_seconds(kernel_spans(events)) / seconds, waits)
+
+
+def kernel_spans(events: Iterable[Any]) -> list[tuple[int, int]]:
+    """Begin and end, in ns, of all that a profile saw on the GPU."""
+    return [
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in events
+        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation()
+    ]
+
+
+def busy_seconds(spans: Iterable[tuple[int, int]]) -> float:
+    """Seconds, of spans in ns, in which at least one runs."""
+    busy, until = 0, 0
+    for begin, end in sorted(spans):
+        busy += max(0, end - max(begin, until))
+        until = max(until, end)
+    return busy / 1e9
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations that compute or copy: those that would each launch a kernel, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,51 @@
+"""Rows of a benchmark in a JSON file, each written as it comes: a benchmark that was stopped continues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.files import read_json, write_json_atomically
+
+MEASURED_AGAIN = ("failed", "skipped")
+"""Status of rows that are measured again when the benchmark continues. What was out of memory, or took too long, stays
+so."""
+
+
+class Rows:
+    """The rows of one benchmark.
+
+    Args:
+        file: the JSON.
+        conditions: columns that all rows share, as the device and the commit: rows of others are not continued.
+
+    Raises InputError where the file holds something else, or was measured under other conditions.
+    """
+
+    def __init__(self, file: Path, conditions: Mapping[str, Any]) -> None:
+        self._file = file
+        found = read_json(file) if file.exists() else []
+        if not isinstance(found, list) or not all(isinstance(row, dict) and "status" in row for row in found):
+            raise InputError(f"{file}: holds no rows of a benchmark; give another --out")
+        for row, (name, value) in ((row, each) for row in found for each in conditions.items()):
+            if row.get(name) != value:
+                raise InputError(
+                    f"--out {file.parent} holds a benchmark already, measured with {name} "
+                    f"{one_line(row.get(name), 80)}, and now it is {one_line(value, 80)}; give another --out"
+                )
+        self.rows = [row for row in found if row["status"] not in MEASURED_AGAIN]
+
+    def find(self, wanted: Mapping[str, Any]) -> dict | None:
+        """The row that has these values in these columns."""
+        return next((row for row in self.rows if all(row.get(name) == each for name, each in wanted.items())), None)
+
+    def get(self, wanted: Mapping[str, Any], measure: Callable[[], dict]) -> dict:
+        """The row that is there, or what `measure` gives, which is written at once."""
+        row = self.find(wanted)
+        if row is None:
+            row = measure()
+            self.rows.append(row)
+            write_json_atomically(self._file, self.rows)
+        return row

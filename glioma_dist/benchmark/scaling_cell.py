@@ -1,0 +1,116 @@
+"""One launch of the scaling benchmark: what each of its processes does. It trains, as a user would, and looks at the
+clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from glioma_dist.benchmark.peak_memory import PeakMemory
+from glioma_dist.benchmark.watched_steps import watched_steps
+from glioma_dist.config import DataConfig, ModelConfig, ScaleConfig, TrainConfig
+from glioma_dist.distributed.launched import USE_CPU
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.files import write_json_atomically
+from glioma_dist.scale.planner import Level
+from glioma_dist.size import Size
+from glioma_dist.training.loop import train
+from glioma_dist.training.trainer import Trainer
+
+Engine = Literal["single", "ddp", "fsdp2", "spatial"]
+
+
+@dataclass(frozen=True)
+class ScalingCell:
+    """What one launch measures."""
+
+    engine: Engine
+    num_gpus: int
+    size: str
+    encoder: str
+    level: Level
+    precision: str
+    images: int
+    """Of a step, over all GPUs."""
+    repeats: int
+    warm_up: int
+    workers: int
+
+    def config(self, shards: str, out: Path) -> TrainConfig:
+        """The training that is measured."""
+        steps = self.warm_up + self.repeats
+        return TrainConfig(
+            data=DataConfig(
+                train=shards,
+                size=Size.parse(self.size),
+                transform="random-resized-crop",
+                augment=("flips", "sharpen", "contrast"),
+                workers=self.workers,
+            ),
+            model=ModelConfig(encoder=self.encoder),
+            scale=ScaleConfig(
+                activation_checkpointing=self.level,
+                spatial_parallel=self.num_gpus if self.engine == "spatial" else 1,
+            ),
+            batch_size=self.images,
+            max_steps=steps,
+            eval_every=steps,
+            epochs=steps,
+            out=out,
+        )
+
+
+class Clock:
+    """Begin and end of each step after the warm-up, of which the device has finished the last."""
+
+    def __init__(self, warm_up: int) -> None:
+        self._warm_up = warm_up
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+
+    def watch(self, take_step: Callable[[], Any], _: Trainer, number: int) -> Any:
+        """Stand before a step (see `watched_steps`)."""
+        begin = time.perf_counter()
+        result = take_step()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        if number >= self._warm_up:
+            self.begins.append(begin)
+            self.ends.append(time.perf_counter())
+        return result
+
+    @property
+    def seconds(self) -> float:
+        """From the begin of the first timed step to the end of the last."""
+        return self.ends[-1] - self.begins[0]
+
+    @property
+    def seconds_between(self) -> float:
+        """Of them between steps: waiting for data."""
+        return self.seconds - sum(end - begin for begin, end in zip(self.begins, self.ends, strict=True))
+
+
+def main() -> None:
+    """Train as the cell of the first argument says, on the shards of the second, in a folder of the third; each process
+    writes what it measured there."""
+    cell, shards, folder = ScalingCell(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
+    on_cpu = os.environ.get(USE_CPU, "false") == "true"
+    # `train` joins the launch itself: its workers are forked before.
+    memory, clock = PeakMemory(torch.device("cpu" if on_cpu else "cuda")), Clock(cell.warm_up)
+    with watched_steps(clock.watch):
+        train(cell.config(shards, folder / "run"))
+    found = {"seconds": clock.seconds, "seconds_between": clock.seconds_between, "num_steps": len(clock.ends)}
+    found |= {"peak_gib": memory.allocated(), "peak_reserved_gib": memory.reserved()}
+    write_json_atomically(folder / f"{os.environ['RANK']}.json", found)
+
+
+if __name__ == "__main__":
+    run_command(main)

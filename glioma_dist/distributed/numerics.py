@@ -1,0 +1,133 @@
+"""How a GPU rounds and in which order it adds: the one place that sets it. None of it is left to PyTorch's defaults.
+
+| setting | by default | because |
+|---|---|---|
+| `matmul.allow_tf32`, `cudnn.allow_tf32` | off | fp32 is then fp32 on every device; PyTorch's default is TF32 (10 bits of mantissa) for convolutions and fp32 for matrix products |
+| `allow_bf16_reduced_precision_reduction`, and of fp16 | off | a weight's gradient is a sum over all pixels; parts of it are not rounded to 8 bits before they are added |
+| `allow_fp16_accumulation` | off | the same |
+| `cudnn.benchmark` | off | timing chooses the algorithms, so two equal runs may take different ones |
+| `cudnn.deterministic`, `use_deterministic_algorithms` | off | some algorithms are quicker and add in an order that differs from run to run |
+
+None of it changes what a CPU computes.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glioma_dist.errors import InputError
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+CUBLAS_VALUES = (":4096:8", ":16:8")
+"""With which cuBLAS gives the same bits on every run (docs.nvidia.com/cuda/cublas, "Results reproducibility")."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What a run may choose."""
+
+    tf32: bool = False
+    """Round fp32 inputs of matrix products and convolutions to TF32."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its algorithms for each new shape, and take the quickest."""
+    deterministic: bool = False
+    """Take algorithms only that give the same bits in every run."""
+
+
+@contextmanager
+def numerics(chosen: Numerics | None = None) -> Iterator[None]:
+    """Within it, PyTorch computes as `chosen`, by default `Numerics()`; then again as before.
+
+    Enter it after the launch was joined, because accelerate may switch TF32 on, and before the GPU computes anything.
+    Raises InputError where the environment has a CUBLAS_WORKSPACE_CONFIG that is not deterministic.
+    """
+    chosen = chosen or Numerics()
+    before = {name: read() for name, (read, _) in SETTINGS.items()}
+    environment = os.environ.get(CUBLAS)
+    try:
+        if chosen.deterministic:
+            if environment is not None and environment not in CUBLAS_VALUES:
+                raise InputError(
+                    f"--deterministic: the environment has {CUBLAS}={environment[:40]}, with which cuBLAS is not "
+                    f"deterministic; unset it, or give {' or '.join(CUBLAS_VALUES)}"
+                )
+            os.environ.setdefault(CUBLAS, CUBLAS_VALUES[0])
+        _apply(_values(chosen))
+        yield
+    finally:
+        _apply(before)
+        if environment is None:
+            os.environ.pop(CUBLAS, None)
+
+
+def numerics_in_force() -> dict[str, Any]:
+    """What PyTorch itself says that it computes with, for the record of a run: JSON values by PyTorch's names."""
+    cuda = torch.backends.cuda
+    return {
+        **{name: read() for name, (read, _) in SETTINGS.items()},
+        "flash_sdp": cuda.flash_sdp_enabled(),
+        "mem_efficient_sdp": cuda.mem_efficient_sdp_enabled(),
+        "cudnn_sdp": cuda.cudnn_sdp_enabled(),
+        "math_sdp": cuda.math_sdp_enabled(),
+        CUBLAS: os.environ.get(CUBLAS),
+    }
+
+
+def _values(chosen: Numerics) -> dict[str, bool]:
+    """The value of each of SETTINGS."""
+    return {
+        "matmul.allow_tf32": chosen.tf32,
+        "cudnn.allow_tf32": chosen.tf32,
+        "matmul.allow_bf16_reduced_precision_reduction": False,
+        "matmul.allow_fp16_reduced_precision_reduction": False,
+        "matmul.allow_fp16_accumulation": False,
+        "cudnn.benchmark": chosen.cudnn_benchmark and not chosen.deterministic,
+        "cudnn.deterministic": chosen.deterministic,
+        "deterministic_algorithms": chosen.deterministic,
+        # Every tensor that is made empty here is written in full before it is read.
+        "fill_uninitialized_memory": False,
+    }
+
+
+def _apply(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        read, write = SETTINGS[name]
+        if value is not None and read() != value:
+            write(value)
+
+
+def _attribute(module: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """How a setting that is an attribute is read and written. It reads as None where the process has mixed PyTorch's
+    two interfaces to TF32 (`allow_tf32`, `fp32_precision`), which PyTorch refuses to read."""
+
+    def read() -> Any:
+        try:
+            return getattr(module, name)
+        except RuntimeError:
+            return None
+
+    return read, lambda value: setattr(module, name, value)
+
+
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "matmul.allow_tf32": _attribute(torch.backends.cuda.matmul, "allow_tf32"),
+    "cudnn.allow_tf32": _attribute(torch.backends.cudnn, "allow_tf32"),
+    "matmul.allow_bf16_reduced_precision_reduction": _attribute(
+        torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"
+    ),
+    "matmul.allow_fp16_reduced_precision_reduction": _attribute(
+        torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"
+    ),
+    "matmul.allow_fp16_accumulation": _attribute(torch.backends.cuda.matmul, "allow_fp16_accumulation"),
+    "cudnn.benchmark": _attribute(torch.backends.cudnn, "benchmark"),
+    "cudnn.deterministic": _attribute(torch.backends.cudnn, "deterministic"),
+    "deterministic_algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "fill_uninitialized_memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
+}
+"""By PyTorch's names: how each is read and written."""

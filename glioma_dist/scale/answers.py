@@ -1,0 +1,64 @@
+"""The file in the user's cache folder that keeps what was counted. Does not import torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from glioma_dist.errors import InputError
+from glioma_dist.files import write_json_atomically
+from glioma_dist.registry import encoders
+from glioma_dist.scale.step_memory import SizeFormula, StepMemory
+
+
+def read(key: str | None) -> dict | None:
+    """What was written for `key`; None where nothing was, where the file cannot be read, and for no key."""
+    return None if key is None else _read_all().get(key)
+
+
+def read_memory(key: str | None) -> StepMemory | None:
+    """As `read`, where it is a step's memory."""
+    values = read(key)
+    if values is None or values.keys() != {part.name for part in fields(StepMemory)}:
+        return None
+    return StepMemory(**values)
+
+
+def read_formula(key: str | None) -> SizeFormula | None:
+    """As `read`, where it is a formula."""
+    try:
+        return SizeFormula.of_json(read(key) or {})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def write(key: str | None, values: dict) -> None:
+    """Keep `values`. Where the file cannot be written, the next question is counted again."""
+    if key is None:
+        return
+    try:
+        path = _file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(path, _read_all() | {key: values}, indent=None, by_several=True)
+    except (OSError, InputError, RuntimeError):
+        return
+
+
+def is_own_encoder(name: str) -> bool:
+    """Whether the encoder is one of the package's table: its code is then the package's and timm's, and tests have
+    seen its step."""
+    return name in encoders.names() and str(encoders.find(name).target).startswith("glioma_dist.")
+
+
+def _file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glioma-dist" / "step_memory.json"
+
+
+def _read_all() -> dict[str, dict]:
+    try:
+        found = json.loads(_file().read_text())
+    except (OSError, ValueError, RuntimeError, RecursionError):  # RuntimeError: a user without a home
+        return {}
+    return {key: each for key, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}

@@ -1,0 +1,39 @@
+"""A training step, as the planner is asked about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.loss_names import DEFAULT_LOSS
+from glioma_dist.scale.tile_size import TileSize
+from glioma_dist.size import Size
+
+Level = Literal["none", "selective", "full"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""From the quickest step to the smallest."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, as far as its memory depends on it."""
+
+    model: ModelConfig
+    size: Size
+    batch_size: int
+    """Images on one device, or on the devices that share them by rows."""
+    bf16: bool
+    num_devices: int = 1
+    spatial_parallel: int = 1
+    """Devices that share each image."""
+    shards: bool = False
+    """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
+    loss_name: str = DEFAULT_LOSS
+    tile_size: TileSize = field(default_factory=TileSize)
+    """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
+    loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
+    """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""

@@ -1,0 +1,116 @@
+"""Counting a training step on fake tensors: at one size, or, from one trace, for all sizes at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.model.unet import UNet
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.answers import is_own_encoder
+from glioma_dist.scale.memory_estimator import estimate_unet_step, trace_unet_step
+from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
+from glioma_dist.scale.spatial_layers import split_spatially
+from glioma_dist.scale.step import Level, Step
+from glioma_dist.scale.step_memory import SizeFormula, StepMemory
+from glioma_dist.size import Size
+
+UNIT = 32
+"""Pixels. Maps of all strides have whole sides where an image's are multiples of it."""
+TRACE_HEIGHT, TRACE_WIDTH = 83, 97
+"""Units: primes that divide no number of channels of the package's encoders. An image of 2656x3104 is small enough that
+no map goes in tiles because a GPU's kernels could not take it (`kernel_limits.SURE_PIXELS`)."""
+CHECK_HEIGHT, CHECK_WIDTH = 5, 7
+"""At which a formula is compared with a count. Encoders that pad their maps, as efficientnet does, have none."""
+LEAST_UNITS = 2
+"""Of a side. On maps of one row or column some operations need no copy."""
+FORMULA_ELEMENTS = 2**31
+"""Elements of a map up to which no level computes it otherwise than a smaller one."""
+
+
+def count_at_size(step: Step, level: Level) -> StepMemory:
+    """Count the step of one device as it is."""
+    model, size, _ = model_of_one_device(step, level)
+    with _named(step):
+        return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
+
+
+def count_sent(step: Step, level: Level) -> tuple[int, int]:
+    """Bytes that one device of those that share an image sends in a step: halos to its neighbours, and keys and values
+    to all (by rings). Those of gradients, which every engine sends, and of norms' statistics are not in it."""
+    model, size, group = model_of_one_device(step, level)
+    estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
+    return group.halo_bytes, group.gathered_bytes
+
+
+def has_formula(step: Step, level: Level) -> bool:
+    """Whether the step is one of those that run the same operations at every size: whole images, in no tiles, whose
+    sides are multiples of 32. A batch of one, because larger ones are asked for rarely."""
+    sides = (step.size.height, step.size.width)
+    return (
+        level != "full"
+        and step.spatial_parallel == 1
+        and step.batch_size == 1
+        and all(side % UNIT == 0 and side >= LEAST_UNITS * UNIT for side in sides)
+    )
+
+
+def find_formula(step: Step, level: Level) -> SizeFormula | None:
+    """The memory of the step at any size, from one trace; None where a count at another size shows that it is no
+    formula."""
+    traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
+    model, _, _ = model_of_one_device(step, level)
+    with _named(step):
+        allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
+    largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
+    pixels = traced.width * traced.height
+    # At least two bytes an element.
+    formula = SizeFormula.of_trace(
+        allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, 2 * FORMULA_ELEMENTS * pixels // largest
+    )
+    if level == "full":
+        return formula  # close only: tiles are cut by the size
+    small = Size(CHECK_WIDTH * UNIT, CHECK_HEIGHT * UNIT)
+    counted = count_at_size(replace(step, size=small), level)
+    return formula if counted == formula.at(CHECK_HEIGHT, CHECK_WIDTH) else None
+
+
+@contextmanager
+def _named(step: Step) -> Iterator[None]:
+    """Raises InputError where a step cannot be taken, as with one image by encoders that normalise pooled maps."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on a device, --model.encoder "
+            f"{step.model.encoder}: a training step is not possible ({one_line(error, 160)}); give a larger "
+            "--batch-size or larger images"
+        ) from error
+
+
+def model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
+    """The model as one device has it, and the size of its strip."""
+    model, group = build_without_weights(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
+    checkpoint_activations(model, level, step.tile_size)
+    split_spatially(model, group, step.tile_size)
+    strip = group.cut(step.size.height)
+    return model, Size(step.size.width, strip.stop - strip.start), group
+
+
+def build_without_weights(config: ModelConfig) -> UNet:
+    """The network on the meta device, which draws no numbers; with numbers where an encoder cannot be made so."""
+    if is_own_encoder(config.encoder):
+        with torch.device("meta"):
+            return UNet(config)
+    return UNet(config)
+
+
+def padded_units(size: Size) -> tuple[int, int]:
+    """Height and width in units, the last of which may be part of one."""
+    return math.ceil(size.height / UNIT), math.ceil(size.width / UNIT)

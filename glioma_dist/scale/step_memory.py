@@ -1,0 +1,120 @@
+"""The memory of a training step: its parts, and the same as a formula of the image's size. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Part = Literal["parameters", "optimizer", "gradients", "kept", "momentary"]
+PARTS: tuple[Part, ...] = get_args(Part)
+Coefficients = tuple[int, int, int, int]
+"""Bytes that do not depend on the size, per unit of height, per unit of width, and per unit of both."""
+NOTHING: Coefficients = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one training step with Adam, at the moment when most is alive, by what they are for: `peak` in all."""
+
+    parameters: int
+    """With buffers."""
+    optimizer: int
+    """Adam's two moments."""
+    gradients: int
+    """Of parameters, as far as they are there at that moment."""
+    kept: int
+    """Alive since the forward pass, for the backward pass: activations."""
+    momentary: int
+    """All the rest: what the operations of that moment work with."""
+
+    @property
+    def peak(self) -> int:
+        return self.parameters + self.optimizer + self.gradients + self.kept + self.momentary
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One tensor storage of a traced step."""
+
+    num_bytes: int
+    born: int
+    """Moment of its making; moments are numbered."""
+    died: int | None
+    part: Part
+
+
+@dataclass(frozen=True)
+class SizeFormula:
+    """The memory of a step at any size, for steps that run the same operations at each: the bytes of every storage are
+    then a polynomial in height and width, and the peak is the largest of some moments' polynomials."""
+
+    moments: tuple[tuple[Coefficients, ...], ...]
+    """Of each moment that is the peak at some size, in their order: the coefficients of each of `PARTS`."""
+    max_pixels: int
+    """Of an image, beyond which maps may be too large to be computed as smaller ones are."""
+
+    def at(self, height: int, width: int) -> StepMemory:
+        """At the peak. height, width: in units, 32 pixels."""
+        basis = (1, height, width, height * width)
+        peaks = [[sum(map(int.__mul__, basis, coefficients)) for coefficients in moment] for moment in self.moments]
+        return StepMemory(*max(peaks, key=sum))
+
+    @classmethod
+    def of_trace(cls, trace: Iterable[Allocation], begin: int, height: int, width: int, max_pixels: int) -> SizeFormula:
+        """From a step at one size, whose height and width in units are primes that divide no number of channels: each
+        storage's bytes then say whether it grows with the height, the width, both or neither.
+
+        begin: the moment at which the step begins.
+        """
+        events: list[tuple[int, int, Part, Coefficients]] = []
+        for each in trace:
+            coefficients = _coefficients(each, height, width)
+            events.append((max(begin, each.born), 1, each.part, coefficients))
+            if each.died is not None:
+                events.append((each.died, -1, each.part, coefficients))
+        events.sort(key=lambda event: event[0])
+        alive = dict.fromkeys(PARTS, NOTHING)
+        found: list[tuple[Coefficients, tuple[Coefficients, ...]]] = []
+        """Sums of moments that no other reaches in all coefficients, and their parts."""
+        for number, (moment, sign, part, coefficients) in enumerate(events):
+            alive[part] = _added(alive[part], coefficients, sign)
+            is_last_of_moment = number + 1 == len(events) or events[number + 1][0] != moment
+            if sign < 0 or not is_last_of_moment:
+                continue
+            total = NOTHING
+            for each in alive.values():
+                total = _added(total, each)
+            # Where two moments are equal at a size the first is the peak, as it is for one that counts there.
+            if not any(_reaches(other, total) for other, _ in found):
+                found = [each for each in found if not _reaches(total, each[0])]
+                found.append((total, tuple(alive[name] for name in PARTS)))
+        return cls(tuple(parts for _, parts in found), max_pixels)
+
+    @classmethod
+    def of_json(cls, values: dict) -> SizeFormula:
+        """From `dataclasses.asdict`. Raises ValueError, TypeError or KeyError where `values` is something else."""
+        found = tuple(tuple(tuple(map(int, each)) for each in moment) for moment in values["moments"])
+        if not found or any(len(moment) != len(PARTS) or any(len(each) != 4 for each in moment) for moment in found):
+            raise ValueError("no formula of a step's memory")
+        return cls(found, int(values["max_pixels"]))
+
+
+def _coefficients(allocation: Allocation, height: int, width: int) -> Coefficients:
+    number = allocation.num_bytes
+    if allocation.part not in ("kept", "momentary"):  # as large at any size, whatever divides them
+        return (number, 0, 0, 0)
+    if number % (height * width) == 0:
+        return (0, 0, 0, number // (height * width))
+    if number % height == 0:
+        return (0, number // height, 0, 0)
+    return (0, 0, number // width, 0) if number % width == 0 else (number, 0, 0, 0)
+
+
+def _added(one: Coefficients, other: Coefficients, sign: int = 1) -> Coefficients:
+    return tuple(a + sign * b for a, b in zip(one, other, strict=True))
+
+
+def _reaches(one: Coefficients, other: Coefficients) -> bool:
+    """Whether `one` is as large as `other` at every size."""
+    return all(a >= b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,114 @@
+"""run.json: with what, where and how each start of a run computed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.environment import device_name, find_own_commit, versions
+from glioma_dist.distributed.numerics import numerics_in_force
+from glioma_dist.errors import ExitCode, InputError, one_line
+from glioma_dist.files import read_json, remove_tree, rename_in_order, write_json_atomically
+from glioma_dist.scale.scale_model import resolve_layout
+
+RUN = "run.json"
+DAMAGED = "run.json.damaged"
+
+
+class RunRecord:
+    """Writes <out>/run.json: {"starts": […]}, one entry for each start of the run, the newest last.
+
+    Nothing of a run depends on the file. Where it is damaged, a warning says so, it is kept as run.json.damaged, and
+    the list begins again. check: called before each write, as in `Reporter`. say: for the warning.
+
+    Raises InputError where the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        start: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._path, self._check = out / RUN, check
+        check()
+        self._starts = [*self._read(say), start]
+        self._write()
+
+    def ended(self, ending: BaseException | None, step: int) -> None:
+        """This start is over, after `step`; `ending` is what ended it early."""
+        code = ExitCode.FINISHED if ending is None else getattr(ending, "exit_code", ExitCode.UNEXPECTED)
+        reason = None if ending is None else one_line(str(ending) or type(ending).__name__)
+        self._starts[-1] |= {"ended": _now(), "code": int(code), "reason": reason, "to_step": step}
+        self._check()
+        self._write()
+
+    def _write(self) -> None:
+        write_json_atomically(self._path, {"starts": self._starts})
+
+    def _read(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
+        """The entries of earlier starts."""
+        if not os.path.lexists(self._path):
+            return []
+        try:
+            content = read_json(self._path)
+            starts = content.get("starts") if isinstance(content, dict) else None
+            if isinstance(starts, list) and all(isinstance(each, dict) for each in starts):
+                return starts
+            fault = f"{self._path}: holds no list of starts"
+        except InputError as error:
+            fault = str(error)
+        aside = self._path.with_name(DAMAGED)
+        with suppress(OSError):
+            remove_tree(aside)
+            rename_in_order((self._path, aside))
+        say(f"{fault}; it is kept as {DAMAGED}, and a new {RUN} begins with this start (no result depends on it)")
+        return []
+
+
+def describe_start(config: TrainConfig, context: DistributedContext, level: str, step: int) -> dict[str, Any]:
+    """The entry of a start, as JSON values. All processes call it together.
+
+    level: of activation checkpointing, as `auto` was resolved. step: from which the run starts or resumes.
+    """
+    here = {"host": platform.node(), "device": device_name(context.device)}
+    precision = context.accelerator.mixed_precision
+    return {
+        "started": _now(),
+        "ended": None,
+        "code": None,
+        "reason": None,
+        "from_step": step,
+        "to_step": None,
+        "command": [one_line(word, 1000) for word in sys.argv],
+        "host": here["host"],
+        "system": platform.platform(),
+        "processes": context.gather_objects([here]),
+        "engine": _engine(context),
+        "mixed_precision": precision,
+        "scale": asdict(resolve_layout(config, context)) | {"activation_checkpointing": level},
+        "deterministic": config.deterministic,
+        "numerics": numerics_in_force(),
+        "versions": versions(),
+        "commit": find_own_commit(),
+    }
+
+
+def _engine(context: DistributedContext) -> str:
+    if context.num_processes == 1:
+        return "one process"
+    return "FSDP2" if context.accelerator.is_fsdp2 else "DDP"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

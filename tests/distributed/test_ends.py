@@ -1,0 +1,135 @@
+"""How processes of a launch leave each other: in order, when one's memory is full, when NCCL's watchdog ends one."""
+
+import atexit
+import ctypes
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import run, start, tiny_config
+
+from glioma_dist.distributed import leaving
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import ExitCode
+
+SECONDS_OF_ADVICE = 8.0
+
+
+def end_in_order(folder: Path) -> None:
+    """Say whether the connections are there when Python ends; by a handler that runs after those of the context."""
+    atexit.register(lambda: (folder / f"{os.getpid()}").write_text(str(dist.is_initialized())))
+    from glioma_dist.distributed.context import DistributedContext
+
+    DistributedContext.start().wait()
+    atexit._run_exitfuncs()
+
+
+def test_every_process_closes_its_connections_at_its_end(tmp_path):
+    run(end_in_order, tmp_path, num_processes=2)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["False", "False"]
+
+
+def leave_a_dead_process() -> float:
+    """Seconds that it takes to leave where the other process is gone, in the middle of a communication."""
+    from glioma_dist.distributed.context import DistributedContext
+
+    here = DistributedContext.start()
+    here.wait()
+    if here.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError):
+        dist.all_reduce(torch.ones(1))
+    began = time.monotonic()
+    assert leaving.leave()
+    assert not dist.is_initialized()
+    return time.monotonic() - began
+
+
+def test_leaving_does_not_wait_for_a_dead_process():
+    survivor, dead = start(leave_a_dead_process, num_processes=2).wait()
+    assert (survivor.exit_code, dead.exit_code) == (0, -signal.SIGKILL), survivor.stderr
+    assert survivor.value < leaving.SECONDS_TO_LEAVE
+
+
+def leave_a_library_that_hangs() -> tuple[bool, float]:
+    from glioma_dist.distributed.context import DistributedContext
+
+    DistributedContext.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "destroy_process_group", lambda: time.sleep(3600))
+        began = time.monotonic()
+        return leaving.leave(1.0), time.monotonic() - began
+
+
+def test_leaving_is_bounded_where_the_library_hangs():
+    for left, seconds in run(leave_a_library_that_hangs, num_processes=2):
+        assert not left
+        assert seconds < 60
+
+
+def test_without_a_launch_there_is_nothing_to_leave():
+    assert run(leaving.leave) == [True]
+
+
+def fail_as_watchdog() -> None:
+    """Rank 0 ends as NCCL's watchdog would end it: by std::terminate in another thread than the one that waits."""
+    from glioma_dist.distributed.context import DistributedContext
+
+    here = DistributedContext.start()
+    here.wait()
+    if here.rank == 1:
+        time.sleep(3)
+        return
+    assert leaving.call_at_terminate(here.end_as_watchdog)
+    terminate = ctypes.CDLL("libstdc++.so.6")._ZSt9terminatev
+    threading.Timer(0.5, terminate).start()
+    dist.all_reduce(torch.ones(1))
+
+
+def test_an_end_by_the_watchdog_is_a_lost_process():
+    """Without the handler it is SIGABRT, which no scheduler takes for a reason to try again."""
+    ended, other = start(fail_as_watchdog, num_processes=2).wait()
+    assert (ended.exit_code, other.exit_code) == (ExitCode.UNAVAILABLE, 0)
+    assert ended.stderr.startswith("error: NCCL's watchdog ended this process: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def fill_memory(config, times: Path) -> None:
+    """A training of which rank 1 finds its memory full in the third step, with advice that takes long."""
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.training import loop, memory
+
+    rank, calls, loss = int(os.environ["RANK"]), [], loop.segmentation_loss
+
+    def full(*given):
+        calls.append(1)
+        if rank == 1 and len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return loss(*given)
+
+    def think(*_given) -> str:
+        (times / "asked").write_text(str(time.time()))
+        time.sleep(SECONDS_OF_ADVICE)
+        return "the advice"
+
+    loop.segmentation_loss, memory.advice = full, think
+    try:
+        run_command(lambda: loop.train(config, DistributedContext.start()))
+    finally:
+        (times / str(rank)).write_text(str(time.time()))
+
+
+def test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run")
+    first, full = start(fill_memory, config, tmp_path, num_processes=2).wait()
+    assert (first.exit_code, full.exit_code) == (ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY), first.stderr
+    assert first.stderr.startswith("error: out of memory on rank 1 with activation checkpointing none")
+    assert "checkpoint saved at step 2" in first.stderr
+    assert full.stderr.strip().endswith("the advice")
+    asked, ended, ended_full = (float((tmp_path / name).read_text()) for name in ("asked", "0", "1"))
+    assert ended < asked + SECONDS_OF_ADVICE <= ended_full

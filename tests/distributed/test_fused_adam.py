@@ -1,0 +1,57 @@
+"""Fused Adam, which training takes on GPUs, is PyTorch's Adam on CPUs, too: the same runs, under every engine.
+
+On a CPU training itself does not take it, so each process here is told to.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import rows, run, start_fp16, tiny_config
+from test_fsdp import check_losses
+from test_fsdp import train_in_double as train_with_fsdp2
+from test_processes import train_in_double as train_with_ddp
+
+from glioma_dist.training import loop
+
+
+def train_in_fp16(config) -> list[int]:
+    """Returns the number of each step that was tried."""
+    tried, step = [], loop.train_step
+
+    def noting(training, batch, number):
+        tried.append(number)
+        return step(training, batch, number)
+
+    loop.train_step = noting
+    loop.train(config, start_fp16())
+    return tried
+
+
+def fused(train, config):
+    """What `train(config)` returns, with the optimizer of a GPU."""
+    loop.make_adam = lambda model, lr: torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    return train(config)
+
+
+@pytest.mark.parametrize("train", [train_with_ddp, train_with_fsdp2], ids=["DDP", "FSDP2"])
+def test_a_run_moves_between_the_optimizers_of_gpus_and_cpus(shards, tmp_path, train):
+    config = tiny_config(shards, tmp_path / "plain", max_steps=6, clip_norm=0.5)
+    train_with_ddp(config)
+    moving = replace(config, out=tmp_path / "moving")
+    train_with_ddp(replace(moving, max_steps=2))
+    run(fused, train, replace(moving, max_steps=4), num_processes=2)
+    train_with_ddp(moving)
+    ours, plain = ([row for row in rows(each.out) if "split" not in row] for each in (moving, config))
+    check_losses(ours, plain, 1e-9)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_steps_that_overflow_fp16_are_known_where_the_optimizer_skips_them_itself(shards, tmp_path, num_processes):
+    """accelerate takes such a step for done."""
+    config = tiny_config(shards, tmp_path / "plain")
+    tried = run(train_in_fp16, config, num_processes=num_processes)
+    ours = replace(config, out=tmp_path / "fused")
+    assert run(fused, train_in_fp16, ours, num_processes=num_processes) == tried
+    assert tried[0].count(0) > 1, "the first loss scale overflows"
+    check_losses(rows(ours.out), rows(config.out), 1e-3)

@@ -1,0 +1,134 @@
+"""The scaling benchmark at a size of nothing: its rows, its ends, and that it continues."""
+
+import json
+import os
+import time
+
+import cv2
+import pytest
+from helpers import REPOSITORY, command
+
+from glioma_dist.benchmark import scaling
+from glioma_dist.benchmark.scaling_cell import Clock
+from glioma_dist.config.gpu_benchmarks import ScalingConfig
+from glioma_dist.size import Size
+
+TOYS = """
+import json, os, sys, time
+cell, shards, folder = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank = int(os.environ["RANK"])
+def is_well():
+    found = {"seconds": 2.0 + rank, "seconds_between": 1.0, "num_steps": 3, "peak_gib": 0.5 + rank}
+    found |= {"peak_reserved_gib": None}
+    json.dump(found, open(f"{folder}/{rank}.json", "w"))
+def is_full():
+    if rank == 1:
+        print("error: out of memory: smaller images")
+        sys.exit(3)
+    is_well()
+def is_broken():
+    raise ValueError("odd")
+def hangs():
+    time.sleep(600 * rank)
+def is_killed():
+    os.kill(os.getpid(), 9)
+globals()[shards]()
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """The row of a launch of two processes, each of which does what one of TOYS does."""
+    (tmp_path / "toys.py").write_text(TOYS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY)]))
+    monkeypatch.setattr(scaling, "CELL_MODULE", "toys")
+    config = ScalingConfig(sizes=(Size(64, 64),), encoder="mit_tiny", num_gpus=(2,), engines=("ddp",), repeats=3)
+    (cell,) = scaling.make_cells(config, "cpu", 2)
+    return lambda toy, timeout_s=60: scaling.measure(cell, toy, "cpu", 2, timeout_s)
+
+
+def test_the_slowest_process_sets_the_time(launch):
+    row = launch("is_well")
+    assert (row["status"], row["error"]) == ("ok", None)
+    assert row["images_per_second"] == pytest.approx(2 * 3 / 3.0)
+    assert row["step_seconds"] == pytest.approx(1.0)
+    assert row["waiting_share"] == pytest.approx(0.5)
+    assert row["peak_gib"] == [0.5, 1.5]
+    assert row["mfu"] is None
+
+
+@pytest.mark.parametrize(
+    ("toy", "status", "words"),
+    [
+        ("is_full", "out of memory", "smaller images"),
+        ("is_broken", "failed", "ValueError: odd"),
+        ("is_killed", "failed", "-9"),
+        ("is_nothing", "failed", "KeyError"),
+    ],
+)
+def test_each_end_is_a_row(launch, toy, status, words):
+    row = launch(toy)
+    assert row["status"] == status
+    assert words in row["error"]
+    assert row["images_per_second"] is None
+
+
+def test_a_launch_that_hangs_is_ended(launch):
+    start = time.monotonic()
+    assert launch("hangs", 2)["status"] == "timed out"
+    assert time.monotonic() - start < 60
+
+
+def test_the_clock_counts_what_lies_between_steps_and_not_the_warm_up():
+    clock = Clock(warm_up=1)
+    for number in range(3):
+        if number:
+            time.sleep(0.05)
+        clock.watch(lambda: time.sleep(0.1), None, number)
+    assert len(clock.ends) == 2
+    assert 0.25 <= clock.seconds < 5
+    assert 0.05 <= clock.seconds_between <= clock.seconds - 0.2
+
+
+def test_each_engine_is_measured_once(shards, tmp_path):
+    flags = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 2, "--warm-up", 1, "--workers", 1)
+    flags = (*flags, "--num-gpus", 1, 2, "--data", shards / "train", "--out", tmp_path / "out")
+    done = command("bench scaling", *flags, timeout=600)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    assert [(row["engine"], row["num_gpus"], row["status"]) for row in rows] == [
+        ("single", 1, "ok"),
+        ("ddp", 2, "ok"),
+        ("fsdp2", 2, "skipped"),
+        ("spatial", 2, "ok"),
+    ], rows
+    for row in rows:
+        if row["status"] == "ok":
+            assert row["images_per_second"] == pytest.approx(row["images"] / row["step_seconds"])
+            assert 0 <= row["waiting_share"] < 1
+            assert len(row["peak_gib"]) == row["num_gpus"]
+            assert all(0.001 < peak < 5 for peak in row["peak_gib"])
+    assert "| spatial parallel | 2 |" in (tmp_path / "out" / "scaling.md").read_text()
+    assert all(cv2.imread(str(tmp_path / "out" / f"scaling_{name}.png")).size for name in ("speed", "memory"))
+
+    start = time.monotonic()
+    again = command("bench scaling", *flags, timeout=600)
+    assert again.exit_code == 0, again.stderr
+    assert json.loads((tmp_path / "out" / "scaling.json").read_text())[:2] == rows[:2]
+    assert "single" not in again.stdout
+    assert time.monotonic() - start < 120
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "environment"),
+    [
+        ("--num_processes 1", (), {"WORLD_SIZE": "2"}),
+        ("/nowhere", ("--data", "/nowhere"), {}),
+        ("--repeats 0", ("--repeats", 0), {}),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_it_begins(tmp_path, words, flags, environment):
+    done = command("bench scaling", *flags, "--out", tmp_path / "out", environment=environment)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,34 @@
+"""Models and autocast on fake tensors of a GPU that is not there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@contextmanager
+def autocast(device: str) -> Iterator[None]:
+    """bf16 autocast; `torch.autocast` would disable that of a GPU that is not there."""
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    torch.set_autocast_enabled(device, True)
+    torch.set_autocast_dtype(device, torch.bfloat16)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
+
+
+def on_fake(model: nn.Module, device: str, mode: FakeTensorMode) -> nn.Module:
+    """Give `model`, in place, fake parameters and buffers on `device`."""
+    for module in model.modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            with mode:
+                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            setattr(module, name, nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake)
+    return model

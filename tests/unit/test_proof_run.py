@@ -1,0 +1,204 @@
+"""The runner of the proof run: what a check does not show has not passed, and no end of a check ends the run."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from glioma_dist.benchmark.proof import prove as proving
+from glioma_dist.benchmark.proof.checks import CHECKS, SECONDS_OF_ONE_GPU
+from glioma_dist.benchmark.proof.lines import Findings, Line, Setting, judge, read_findings
+from glioma_dist.benchmark.proof.runner import Check, run_check
+from glioma_dist.config.gpu_benchmarks import ProofConfig
+from glioma_dist.errors import InputError
+from glioma_dist.report.proof_page import proof_page
+
+TOYS = """
+import os, signal, subprocess, sys, time
+def good(setting, findings):
+    findings.at_most("one", 1.0, 2.0)
+    findings.equal("two", "a", "a")
+def raises(setting, findings):
+    findings.at_most("one", 1.0, 2.0)
+    raise ValueError("odd")
+def exits_early(setting, findings):
+    findings.at_most("one", 1.0, 2.0)
+    sys.exit(0)
+def says_nothing(setting, findings):
+    pass
+def is_killed(setting, findings):
+    findings.at_most("one", 1.0, 2.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+def crashes(setting, findings):
+    import ctypes
+    ctypes.string_at(0)
+def ends_badly(setting, findings):
+    good(setting, findings)
+    os._exit(3)
+def hangs(setting, findings):
+    findings.at_most("one", 1.0, 2.0)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open(os.environ["CHILD"], "w").write(str(child.pid))
+    time.sleep(600)
+def says_more(setting, findings):
+    good(setting, findings)
+    findings.at_most("three", 1.0, 2.0)
+"""
+LIGHT = Setting("cpu", 1, "shards", "folder")
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> Callable[..., list[Line]]:
+    """Run one of TOYS, a check that owes the lines "one" and "two"."""
+    (tmp_path / "toys.py").write_text(TOYS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(proving.__file__).parents[3]}")
+
+    def run(name: str, seconds: float = 60, **fields: object) -> list[Line]:
+        return run_check(Check(name, f"toys:{name}", ("one", "two"), seconds, **fields), LIGHT, tmp_path)[0]
+
+    return run
+
+
+def told(lines: list[Line]) -> list[tuple[str, str]]:
+    return [(line.name, line.status) for line in lines]
+
+
+def test_a_check_that_shows_all_has_passed(toy):
+    assert told(toy("good")) == [("one", "PASS"), ("two", "PASS")]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("raises", "exit code 1: ValueError: odd"),
+        ("exits_early", "the check ended without this line"),
+        ("is_killed", "killed by SIGKILL"),
+    ],
+)
+def test_what_was_shown_before_an_end_stays_and_the_rest_has_failed(toy, name, reason):
+    lines = toy(name)
+    assert told(lines) == [("one", "PASS"), ("two", "FAIL")]
+    assert reason in lines[1].note
+
+
+def test_nothing_shown_is_nothing_passed(toy):
+    assert told(toy("says_nothing")) == [("one", "FAIL"), ("two", "FAIL")]
+    lines = toy("crashes")
+    assert told(lines) == [("one", "FAIL"), ("two", "FAIL")]
+    assert "killed by SIGSEGV" in lines[0].note
+    assert told(toy("is_no_function")) == [("one", "FAIL"), ("two", "FAIL")]
+
+
+def test_a_check_that_ends_badly_after_its_last_line_fails(toy):
+    lines = toy("ends_badly")
+    assert told(lines) == [("one", "PASS"), ("two", "PASS"), ("its process ends well", "FAIL")]
+    assert "exit code 3" in lines[-1].note
+
+
+def test_a_line_that_nobody_owes_fails(toy):
+    assert told(toy("says_more"))[-1] == ("three", "FAIL")
+
+
+def test_a_check_that_hangs_is_ended_with_all_that_it_started(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHILD", str(tmp_path / "child"))
+    start = time.monotonic()
+    lines = toy("hangs", seconds=1.5)
+    assert time.monotonic() - start < 60
+    assert told(lines) == [("one", "PASS"), ("two", "FAIL")]
+    assert "stopped: not done after 6 s" in lines[1].note
+    child = int((tmp_path / "child").read_text())
+    until = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "what the check started is still there"
+        time.sleep(0.05)
+
+
+def test_a_check_of_two_gpus_is_skipped_on_one_and_never_begun(toy):
+    lines = toy("is_killed", devices=2)
+    assert told(lines) == [("one", "SKIPPED"), ("two", "SKIPPED")]
+    assert "needs 2 GPUs; there is 1" in lines[0].note
+
+
+@pytest.mark.parametrize(
+    ("row", "status"),
+    [
+        ({"value": 1.0, "relation": "at most", "limit": 1.0}, "PASS"),
+        ({"value": 1.1, "relation": "at most", "limit": 1.0}, "FAIL"),
+        ({"value": 1, "relation": "at least", "limit": 1.0}, "PASS"),
+        ({"value": 0, "relation": "at least", "limit": 1.0}, "FAIL"),
+        ({"value": 3, "relation": "equal to", "limit": 3}, "PASS"),
+        ({"value": 3, "relation": "equal to", "limit": 4}, "FAIL"),
+        ({"value": "3", "relation": "equal to", "limit": 3}, "FAIL"),
+        ({"value": "b", "relation": "at most", "limit": "c"}, "FAIL"),
+        ({"value": math.nan, "relation": "at most", "limit": 1.0}, "FAIL"),
+        ({"value": math.nan, "relation": "equal to", "limit": math.nan}, "FAIL"),
+        ({"value": -math.inf, "relation": "at most", "limit": 1.0}, "FAIL"),
+        ({"value": 1.0, "relation": "at most", "limit": math.inf}, "FAIL"),
+        ({"value": None, "relation": "at most", "limit": 1.0}, "FAIL"),
+        ({"value": True, "relation": "equal to", "limit": 1}, "FAIL"),
+        ({"value": "", "relation": "equal to", "limit": ""}, "FAIL"),
+        ({"value": 1.0, "relation": "about", "limit": 1.0}, "FAIL"),
+        ({"value": 1.0}, "FAIL"),
+        ({}, "FAIL"),
+        ({"skipped": "needs a GPU"}, "SKIPPED"),
+    ],
+)
+def test_only_a_finite_figure_within_its_limit_passes(row, status):
+    line = judge("check", {"name": "line", **row})
+    assert line.status == status
+    json.dumps(line.__dict__, allow_nan=False)
+
+
+def test_a_line_cut_off_by_a_crash_is_none(tmp_path):
+    file = tmp_path / "findings.jsonl"
+    Findings(file).at_most("whole", 1.0, 2.0)
+    with file.open("a") as cut:
+        cut.write('{"name": "cut", "value": 1.0, "rel')
+    assert set(read_findings(file)) == {"whole"}
+
+
+def test_all_checks_of_one_gpu_end_within_ten_minutes():
+    assert sum(check.seconds for check in CHECKS if check.devices == 1) <= SECONDS_OF_ONE_GPU == 600
+
+
+def test_names_are_there_once_and_a_target_is_a_function():
+    from importlib import import_module
+
+    names = [check.name for check in CHECKS]
+    lines = [(check.name, line) for check in CHECKS for line in check.lines]
+    assert len(set(names)) == len(names)
+    assert len(set(lines)) == len(lines)
+    for check in CHECKS:
+        module, _, name = check.target.partition(":")
+        assert callable(getattr(import_module(module), name))
+
+
+def test_the_run_goes_through_all_checks_and_writes_the_page(tmp_path, monkeypatch):
+    (tmp_path / "toys.py").write_text(TOYS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(proving.__file__).parents[3]}")
+    toys = [Check(name, f"toys:{name}", ("one", "two"), 60) for name in ("crashes", "good")]
+    toys.append(Check("many", "toys:good", ("one", "two"), 60, devices=3))
+    lines = proving.prove(ProofConfig(device="cpu", out=tmp_path / "out"), toys)
+    assert [line.status for line in lines] == ["FAIL", "FAIL", "PASS", "PASS", "SKIPPED", "SKIPPED"]
+    content = json.loads((tmp_path / "out" / "proof.json").read_text())
+    assert content["finished"]
+    assert [check["name"] for check in content["checks"]] == ["crashes", "good", "many"]
+    page = (tmp_path / "out" / "proof.md").read_text()
+    assert page == proof_page(content)
+    assert "**2 PASS, 2 FAIL, 2 SKIPPED**" in page
+    assert "It says nothing of a GPU" in page
+    assert "| PASS | one | 1 | at most 2 |" in page
+    assert (tmp_path / "out" / "logs" / "crashes.txt").is_file()
+
+
+def test_a_wrong_name_and_a_machine_without_a_gpu_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"--checks memroy: no such check; there are preflight, cpu, "):
+        proving.prove(ProofConfig(device="cpu", checks=("memroy",), out=tmp_path / "out"))
+    monkeypatch.setattr(proving, "count_gpus", lambda: (0, "the driver is too old"))
+    with pytest.raises(InputError, match=r"the driver is too old.*--device cpu"):
+        proving.prove(ProofConfig(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,190 @@
+"""A step's memory as a formula of the size: against counts at sizes that it was not made from."""
+
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from helpers import REPOSITORY, load_benchmark
+
+from glioma_dist.benchmark.encoder_table import NEED_TWO_IMAGES
+from glioma_dist.config import ModelConfig
+from glioma_dist.loss_names import DEFAULT_LOSS
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.registry import encoders
+from glioma_dist.scale import counted_steps, planner, step_count
+from glioma_dist.scale.planner import Step
+from glioma_dist.scale.step_memory import PARTS, Allocation, SizeFormula
+from glioma_dist.scale.tile_size import largest_gpu_tile
+from glioma_dist.size import Size
+
+ENCODERS = [name for name in encoders.names() if name not in NEED_TWO_IMAGES]
+STEPS = (("none", True), ("selective", True), ("none", False), ("selective", False))
+ODD_SIZES = (Size(96, 160), Size(224, 64), Size(736, 992))
+"""Units of 3x5, 7x2 and 23x31."""
+COUNT_AGAIN = "python benchmarks/count_steps.py writes glioma_dist/scale/counted_steps.json again"
+
+
+def step_of(encoder: str, size: Size = ODD_SIZES[0], bf16: bool = True) -> Step:
+    return Step(
+        ModelConfig(encoder=encoder),
+        size,
+        1,
+        bf16,
+        tile_size=largest_gpu_tile(),
+        loss=partial(segmentation_loss, DEFAULT_LOSS),
+    )
+
+
+@pytest.mark.parametrize(("encoder", "level", "bf16"), [(e, *STEPS[i % 4]) for i, e in enumerate(ENCODERS)])
+def test_the_formula_is_exact(encoder, level, bf16):
+    """Every byte of every part, for every encoder of the package's table, each with one of the levels."""
+    step = step_of(encoder, bf16=bf16)
+    formula = step_count.find_formula(step, level)
+    if encoder.startswith("efficientnet"):
+        assert formula is None  # it pads its maps by rows that no product of sides is
+        return
+    for size in ODD_SIZES if encoder == "mit_tiny" else ODD_SIZES[:2]:
+        counted = step_count.count_at_size(replace(step, size=size), level)
+        assert formula.at(*step_count.padded_units(size)) == counted
+
+
+@pytest.mark.parametrize(("level", "bf16"), STEPS)
+def test_the_formula_is_exact_for_each_level(level, bf16):
+    step = step_of("mit_tiny", bf16=bf16)
+    formula = step_count.find_formula(step, level)
+    for size in ODD_SIZES:
+        counted = step_count.count_at_size(replace(step, size=size), level)
+        assert formula.at(*step_count.padded_units(size)) == counted
+
+
+def test_a_formula_is_the_largest_sum_of_what_is_alive():
+    """Drawn allocations, whose bytes at any size are known, against a sum over all moments."""
+    generator = random.Random(0)
+    height, width = step_count.TRACE_HEIGHT, step_count.TRACE_WIDTH
+    kinds = ((lambda h, w: 1), (lambda h, w: h), (lambda h, w: w), (lambda h, w: h * w))
+    for _ in range(20):
+        drawn = []
+        for number in range(60):
+            died = generator.choice([None, number + generator.randrange(1, 20)])
+            bytes_of = generator.choice(kinds)
+            drawn.append((generator.randrange(1, 80) * 8, bytes_of, number, died, generator.choice(PARTS[3:])))
+        trace = [
+            Allocation(size * of(height, width), 2 * born, died and 2 * died + 1, part)
+            for size, of, born, died, part in drawn
+        ]
+        formula = SizeFormula.of_trace(trace, 0, height, width, 1)
+        for h, w in ((2, 2), (2, 200), (200, 2), (31, 17)):
+            alive = [
+                sum(
+                    size * of(h, w)
+                    for size, of, born, died, _ in drawn
+                    if born <= now and (died is None or died >= now)
+                )
+                for now in range(60)
+            ]
+            assert formula.at(h, w).peak == max(alive)
+
+
+def test_moments_that_are_never_the_peak_are_left_out():
+    (script,) = load_benchmark("count_steps")
+    formula = step_count.find_formula(step_of("mit_tiny"), "none")
+    pruned = script.pruned(formula)
+    assert len(pruned.moments) < len(formula.moments)
+    generator = random.Random(0)
+    for _ in range(500):
+        sides = generator.randrange(2, 513), generator.randrange(2, 513)
+        assert pruned.at(*sides) == formula.at(*sides)
+
+
+def test_the_table_is_of_this_code():
+    assert counted_steps._steps(), COUNT_AGAIN
+    assert set(ENCODERS) <= counted_steps._steps().keys(), COUNT_AGAIN
+
+
+@pytest.mark.parametrize("encoder", ["mit_tiny", "resnet50"])
+def test_the_table_holds_what_is_counted(encoder):
+    for level, bf16 in STEPS[:3]:
+        step = step_of(encoder, bf16=bf16)
+        formula = counted_steps.find_formula(step, level)
+        assert formula is not None, COUNT_AGAIN
+        assert formula.at(5, 3) == step_count.count_at_size(step, level), COUNT_AGAIN
+
+
+@pytest.mark.parametrize("encoder", ["mit_tiny", "resnet50"])
+def test_the_line_of_the_level_full_is_close(encoder):
+    step = step_of(encoder, Size(2048, 1536))
+    line = counted_steps.find_formula(step, "full")
+    assert line is not None, COUNT_AGAIN
+    counted = step_count.count_at_size(step, "full").peak
+    assert line.at(*step_count.padded_units(step.size)).peak == pytest.approx(counted, rel=0.05)
+
+
+def test_a_table_of_other_versions_is_not_used(monkeypatch):
+    step, conditions = step_of("mit_tiny"), counted_steps.conditions()
+    monkeypatch.setattr(counted_steps, "conditions", lambda: conditions | {"torch": "0.1"})
+    counted_steps._steps.cache_clear()
+    try:
+        assert counted_steps.find_formula(step, "none") is None
+        assert counted_steps.find_kernel_pixels("mit_tiny", True) is None
+    finally:
+        counted_steps._steps.cache_clear()
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"spatial_parallel": 2}, {"loss_name": "bce"}])
+def test_the_table_answers_only_what_was_counted(change):
+    assert counted_steps.find_formula(replace(step_of("mit_tiny"), **change), "none") is None
+
+
+def test_a_step_without_a_formula_is_counted(monkeypatch, tmp_path):
+    """As one whose maps do not grow as the image does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(counted_steps, "find_formula", lambda *_: None)
+    monkeypatch.setattr(SizeFormula, "at", lambda *_: None)
+    monkeypatch.setattr(planner, "_formulas", {})
+    step = step_of("mit_tiny")
+    for _ in range(2):
+        assert planner.count(step, "none") == step_count.count_at_size(step, "none")
+
+
+PLAN = """
+import resource, sys
+from glioma_dist.cli.program import main
+sys.argv = ["glioma-dist", "plan", *sys.argv[1:]]
+try:
+    main()
+finally:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    sys.stderr.write(f"torch {'torch' in sys.modules} {used.ru_utime + used.ru_stime:.2f}")
+"""
+
+
+def plan(*arguments: str) -> tuple[str, str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PLAN, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout, done.stderr
+
+
+def test_a_plan_that_is_known_is_printed_without_torch(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ("--model.encoder", "mit_tiny", "--size", "160x96", "--gpu-memory", "1GiB")
+    first, said_first = plan(*arguments)
+    second, said = plan(*arguments)
+    assert first == second != ""
+    assert "torch True" in said_first
+    assert "torch False" in said
+    assert float(said.split()[-1]) < 2.5  # 0.2 s on an idle machine
+
+
+@pytest.mark.parametrize("arguments", [("timm/no_such_net", "64x64"), ("resnest50d", "64x64")])
+def test_what_is_refused_is_refused_before_anything_is_printed(monkeypatch, tmp_path, arguments):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    encoder, size = arguments
+    out, said = plan("--model.encoder", encoder, "--size", size)
+    assert out == ""
+    assert said.startswith("error: ")
+    assert encoder in said

@@ -1,0 +1,240 @@
+"""What a training step copies between CPU and GPU, and how often the CPU waits: counted on fake CUDA tensors.
+
+`set_sync_debug_mode` sees the same on a real GPU (tests/gpu/test_step.py).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
+from encoder_helpers import narrow, narrow_everything
+from fake_cuda import ATEN, CUDA, Watch, cuda_without_a_driver, put_on_cuda
+from helpers import TINY_CHANNELS, tiny_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from glioma_dist.config import ModelConfig
+from glioma_dist.data.loader import Batch
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.evaluation.dice import dice
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.model.encoders.mit import DEEP_STAGE
+from glioma_dist.model.encoders.mit_names import MIT_SHAPES
+from glioma_dist.model.unet import UNet, build_model, normalise
+from glioma_dist.registry import encoders
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.spatial_group import ImaginarySpatialGroup, SpatialGroup
+from glioma_dist.scale.spatial_layers import split_spatially
+from glioma_dist.training import validation
+from glioma_dist.training.loop import train_step
+from glioma_dist.training.trainer import StepGuard
+
+LEVELS = ("none", "selective", "full")
+SEEDS = torch.tensor([3, 4])
+PLACES = torch.tensor([0, 2])
+SIDE = 64
+NAMES = (*encoders.names(), "timm/convnext_atto")
+"""Some of timm's other models make constants on the CPU in each forward pass, as edgenext its positions."""
+
+
+def put_on(model: UNet) -> FakeTensorMode:
+    """Have `model` on a fake GPU; all that works with it goes into the mode that is returned."""
+    # Seeds are real: a loader's, read before the step.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    put_on_cuda(model, mode)
+    return mode
+
+
+@pytest.fixture
+def on_gpu(runtime, monkeypatch) -> Iterator[DistributedContext]:
+    """A process that accelerate takes for one with a GPU."""
+    for state in (AcceleratorState, PartialState):
+        monkeypatch.setitem(state._shared_state, "device", CUDA)
+    with cuda_without_a_driver():
+        assert runtime.device == CUDA
+        yield runtime
+
+
+@pytest.fixture
+def in_precision(on_gpu, monkeypatch, request) -> DistributedContext:
+    """The same in fp32, bf16 or fp16."""
+    accelerator = on_gpu.accelerator
+    monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", request.param)
+    monkeypatch.setattr(accelerator, "native_amp", request.param != "no")
+    if request.param == "fp16":
+        monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cuda"))
+    return on_gpu
+
+
+def watch_step(
+    context: DistributedContext, model: UNet, level: str, tmp_path, group: SpatialGroup | None = None, **changes
+) -> Watch:
+    """The first step of a training; what Adam makes in it is made on the GPU, too."""
+    group = group or SpatialGroup()
+    checkpoint_activations(model, level)
+    split_spatially(model, group)
+    config = tiny_config(tmp_path, tmp_path, batch_size=len(SEEDS), **changes)
+    with put_on(model):
+        optimizer = context.accelerator.prepare(make_adam(model, config.lr))
+        trainer = SimpleNamespace(
+            config=config,
+            context=context,
+            model=model.train(),
+            optimizer=optimizer,
+            guard=StepGuard(model),
+            spatial_group=group,
+        )
+        images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
+        batch = Batch(images, images[:, 0], SEEDS, ("one", "other"))
+        with Watch() as watch:
+            trainer.guard.begin()
+            train_step(trainer, batch, 0)
+    return watch
+
+
+def check(watch: Watch, num_drawn: int) -> None:
+    """One read; and one copy at most, of what stochastic depth has drawn, for which the CPU does not wait."""
+    assert watch.to_host == ["copy"]
+    assert watch.to_device == ([("copy", num_drawn, True)] if num_drawn else [])
+
+
+def num_drawn(model: UNet) -> int:
+    drawn = model.train().encoder.draw(SEEDS)
+    return 0 if drawn is None else drawn.numel()
+
+
+def narrow_and_shallow(monkeypatch) -> None:
+    narrow_everything(monkeypatch)
+    for each, shape in MIT_SHAPES.items():  # what is counted is the same in every further layer
+        monkeypatch.setitem(MIT_SHAPES, each, {**shape, "depths": tuple(min(DEEP_STAGE, n) for n in shape["depths"])})
+
+
+@pytest.mark.parametrize("in_precision", ["no"], indirect=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_reads_once_and_copies_nothing_but_what_was_drawn(name, in_precision, tmp_path, monkeypatch):
+    narrow_and_shallow(monkeypatch)
+    for level in LEVELS:
+        model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
+        watch = watch_step(in_precision, model, level, tmp_path)
+        check(watch, num_drawn(model))
+        assert watch.operations[ATEN._fused_adam_.default] == 1
+
+
+@pytest.mark.parametrize("in_precision", ["bf16", "fp16"], indirect=True)
+@pytest.mark.parametrize("changes", [{}, {"norm": "group", "loss": "dice+bce", "clip_norm": 1.0}], ids=str)
+def test_so_it_does_in_each_precision_with_each_norm_and_loss(in_precision, changes, tmp_path):
+    for level in LEVELS:
+        model = UNet(ModelConfig("mit_tiny", norm=changes.get("norm", "batch"), decoder_channels=TINY_CHANNELS))
+        check(watch_step(in_precision, model, level, tmp_path, **changes), num_drawn(model))
+
+
+@pytest.mark.parametrize("in_precision", ["bf16"], indirect=True)
+@pytest.mark.parametrize("name", [each.name for each in encoders.entries() if each.spatial_parallel])
+def test_so_it_does_where_processes_share_an_image(name, in_precision, tmp_path, monkeypatch):
+    narrow_and_shallow(monkeypatch)
+    for level in LEVELS:
+        for norm in ("batch", "group"):
+            model = UNet(ModelConfig(name, norm=norm, decoder_channels=TINY_CHANNELS))
+            group = ImaginarySpatialGroup(3, 3 * SIDE)
+            group.cut(3 * SIDE)
+            check(watch_step(in_precision, model, level, tmp_path, group), num_drawn(model))
+
+
+@contextmanager
+def imaginary_processes(size: int) -> Iterator[None]:
+    """Within it this is a process of several, of which there are no others: collectives return at once."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["mit_tiny", "resnet50", "mobilenet_v2", "densenet169"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_norms_over_processes_do_not_read_from_the_gpu(name, level, monkeypatch):
+    """PyTorch's SyncBatchNorm does, three times a layer."""
+    narrow(monkeypatch, *({name} - {"mit_tiny"}))
+    model = UNet(ModelConfig(name, decoder_channels=TINY_CHANNELS)).train()
+    model = synchronise_batch_norm(model, CUDA)
+    checkpoint_activations(model, level)
+    with imaginary_processes(2), cuda_without_a_driver(), put_on(model):
+        images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
+        with Watch() as watch:
+            compute_gradients(
+                model, images, images[:, 0], partial(segmentation_loss, "dice"), nullcontext(), seeds=SEEDS
+            )
+    assert watch.to_host == []
+    assert len(watch.to_device) == (name == "mit_tiny")
+    assert watch.operations[ATEN.batch_norm_gather_stats_with_counts.default] > 0
+
+
+def test_validation_reads_once(on_gpu, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, tmp_path)
+    model = UNet(config.model)
+    pair = (torch.zeros(SIDE, SIDE, dtype=torch.uint8).numpy(),) * 2
+    monkeypatch.setattr(validation, "_next_pair", lambda *_: (pair, None))
+    monkeypatch.setattr(validation, "evaluation_samples", lambda *_: (each for each in ()))
+    trainer = SimpleNamespace(config=config, context=on_gpu, model=model, spatial_group=SpatialGroup(), val=[None] * 5)
+    with put_on(model), Watch(value=1) as watch:
+        validation.validation_scores(trainer)
+    assert watch.to_host == ["copy"]
+    assert [numbers for _, numbers, _ in watch.to_device] == [SIDE * SIDE] * 10, "images and masks"
+
+
+def test_what_is_public_copies_no_constants():
+    with FakeTensorMode(), Watch() as watch:
+        images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8, device=CUDA)
+        assert normalise(images).shape == (1, 3, 8, 8)
+        dice(images > 0, images > 1)
+    assert (watch.to_host, watch.to_device) == ([], [])
+
+
+def test_the_watch_sees_what_it_is_there_for():
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        there, here = torch.zeros(3, device=CUDA), torch.zeros(3)
+        there.sum().item()
+        there.tolist()
+        there.cpu()
+        bool(there.any())
+        here.copy_(there)
+        assert len(watch.to_host) == 1 + 3 + 1 + 1 + 1
+        torch.tensor([1.0, 2.0], device=CUDA)
+        there.new_tensor([1.0, 2.0])
+        here.to(CUDA)
+        here.to(CUDA, non_blocking=True)
+        there.copy_(here)
+        there[[0, 2]]
+        there[PLACES]
+        here.pin_memory().to(CUDA, non_blocking=True)
+        assert [waits_not for *_, waits_not in watch.to_device] == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["mit_tiny", "resnet50"])
+def test_the_watched_backward_pass_is_pytorchs(name, level, monkeypatch):
+    """The same gradients, bit for bit, from real tensors."""
+    narrow(monkeypatch, *({name} - {"mit_tiny"}))
+    found = []
+    for engine in (nullcontext(), cuda_without_a_driver()):
+        model, _ = build_model(ModelConfig(name, decoder_channels=TINY_CHANNELS), 0)
+        checkpoint_activations(model, level)
+        images = torch.randint(
+            0, 256, (2, 1, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        autocast = torch.autocast("cpu", torch.bfloat16)
+        with engine:
+            loss = partial(segmentation_loss, "dice")
+            compute_gradients(model, images, (images[:, 0] > 99).to(torch.uint8), loss, autocast, seeds=SEEDS)
+        found.append({name: each.grad for name, each in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
