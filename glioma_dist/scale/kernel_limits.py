@@ -36,10 +36,10 @@ pixel (vgg19); larger ones are counted."""
 MAKES_NO_KERNEL = frozenset(
     (
         *("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"),
-        *("detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "set_"),
+        *("detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "set_", "promote_types"),
     )
 )
-"""Operations of aten that give memory or another view of it."""
+"""Operations of aten that give memory or another view of it, or compute no tensor."""
 
 
 class KernelCalls(TorchDispatchMode):

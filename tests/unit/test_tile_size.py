@@ -65,16 +65,16 @@ def count_native_step(monkeypatch, encoder: str, level: str, size: TileSize) -> 
 
 
 def test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus(monkeypatch):
-    """mit_b0 at native size: 3,719 instead of 6,856 (before weights were translated once: 7,526)."""
+    """mit_b0 at native size: 4,069 with 2^24 elements, 8,070 with 2^22."""
     launches = [count_native_step(monkeypatch, "mit_b0", "full", size)[0] for size in (largest_gpu_tile(), CPU_TILE)]
-    assert launches[0] < 4000 < 6500 < launches[1] < 7000
+    assert launches[0] < 4500 < 7500 < launches[1] < 8500
 
 
 @pytest.mark.parametrize(("elements", "most_gib"), [(MOST_GPU_ELEMENTS, 1.8), (LEAST_GPU_ELEMENTS, 1.6)])
 def test_the_studys_network_fits_at_native_size(monkeypatch, elements, most_gib):
     launches, memory = count_native_step(monkeypatch, "mit_b3", "full", TileSize(elements, MAX_ELEMENTS))
     assert memory.peak / GIB < most_gib
-    assert launches < 7000 or elements == LEAST_GPU_ELEMENTS
+    assert launches < 7500 or elements == LEAST_GPU_ELEMENTS
 
 
 def test_the_rooflines_constants_are_what_is_counted():
