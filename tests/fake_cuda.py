@@ -53,11 +53,14 @@ def cuda_without_a_driver() -> Iterator[None]:
         with _numbered(numbers):
             gradients_of(outputs, given, None)
 
-    def grad(outputs, inputs, grad_outputs=None, *_, **__) -> tuple[Tensor | None, ...]:
+    def grad(outputs, inputs, grad_outputs=None, *_, materialize_grads=False, **__) -> tuple[Tensor | None, ...]:
         outputs, inputs = ([each] if isinstance(each, Tensor) else list(each) for each in (outputs, inputs))
         given = [grad_outputs] if isinstance(grad_outputs, Tensor) else grad_outputs or [None] * len(outputs)
         with _numbered(numbers):
-            return tuple(gradients_of(outputs, given, inputs))
+            found = gradients_of(outputs, given, inputs)
+        if materialize_grads:
+            found = [torch.zeros_like(i) if each is None else each for i, each in zip(inputs, found, strict=True)]
+        return tuple(found)
 
     with ExitStack() as stack:
         for target, name, new in (

@@ -26,8 +26,9 @@ UNIT = 32
 TRACE_HEIGHT, TRACE_WIDTH = 83, 97
 """Units: primes that divide no number of channels of the package's encoders. An image of 2656x3104 is small enough that
 no map goes in tiles because a GPU's kernels could not take it (`kernel_limits.SURE_PIXELS`)."""
-CHECK_HEIGHT, CHECK_WIDTH = 5, 7
-"""At which a formula is compared with a count. Encoders that pad their maps, as efficientnet does, have none."""
+CHECKED_UNITS = ((7, 5), (5, 3), (23, 31))
+"""Widths and heights at which a formula is compared with a count. Encoders that pad their maps, as efficientnet does,
+have none; nor have small ones whose peak is in the decoder's last upsampling, whose backward pass goes in pieces."""
 LEAST_UNITS = 2
 """Of a side. On maps of one row or column some operations need no copy."""
 FORMULA_ELEMENTS = 2**31
@@ -76,9 +77,11 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
     )
     if level == "full":
         return formula  # close only: tiles are cut by the size
-    small = Size(CHECK_WIDTH * UNIT, CHECK_HEIGHT * UNIT)
-    counted = count_at_size(replace(step, size=small), level)
-    return formula if counted == formula.at(CHECK_HEIGHT, CHECK_WIDTH) else None
+    for width, height in CHECKED_UNITS:
+        counted = count_at_size(replace(step, size=Size(width * UNIT, height * UNIT)), level)
+        if counted != formula.at(height, width):
+            return None
+    return formula
 
 
 @contextmanager

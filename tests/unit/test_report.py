@@ -139,19 +139,19 @@ def test_csv_has_every_row_and_column():
     assert (found[-1]["status"], found[-1]["peak_gib"], found[-1]["seconds"]) == ("out of memory", "", "")
 
 
-def test_plots_dash_the_peer_name_the_sizes_and_show_cards_in_range():
+def test_plots_dash_the_peer_name_the_sizes_and_show_gpus_in_range():
     (axes,) = draw_memory(make_rows()).axes
-    (lines, cards) = ([line for line in axes.lines if dotted == (line.get_linestyle() == ":")] for dotted in (0, 1))
+    (lines, gpus) = ([line for line in axes.lines if dotted == (line.get_linestyle() == ":")] for dotted in (0, 1))
     assert [line.get_linestyle() for line in lines] == ["-", "-", "--"]
     assert [list(line.get_ydata()) for line in lines] == [[1.5, 4.5, 13.5], [1.0, 2.0, 4.0], [2.0, 10.0]]
-    assert [line.get_ydata()[0] for line in cards] == [8, 16]
+    assert [line.get_ydata()[0] for line in gpus] == [8, 16]
     assert [axes.xaxis.get_major_formatter()(value) for value in axes.get_xticks()] == [
         "704x512\n0.36 MP",
         "1472x1120\n1.65 MP",
         "2592x1952\n5.06 MP",
     ]
     texts = [text.get_text() for text in axes.texts]
-    assert {"8 GB card", "16 GB card", f"{SMP}\nout of memory at 2592x1952"} <= set(texts)
+    assert {"8 GB GPU", "16 GB GPU", f"{SMP}\nout of memory at 2592x1952"} <= set(texts)
     speed = draw_speed(make_rows()).axes[0]
     assert len(speed.lines) == 3
     assert [list(line.get_ydata()) for line in speed.lines][2] == pytest.approx([2.5, 0.625])

@@ -25,6 +25,9 @@ ENCODERS = [name for name in encoders.names() if name not in NEED_TWO_IMAGES]
 STEPS = (("none", True), ("selective", True), ("none", False), ("selective", False))
 ODD_SIZES = (Size(96, 160), Size(224, 64), Size(736, 992))
 """Units of 3x5, 7x2 and 23x31."""
+WITHOUT_FORMULA = ("efficientnet_b5", "efficientnet_lite0", "dpn92", "mit_tiny", "mit_b0", "mobilenet_v2")
+"""At some level at least. The first three have maps whose sizes no product of sides is. The peak of the others is in
+the decoder's last upsampling, whose backward pass goes in pieces."""
 COUNT_AGAIN = "python benchmarks/count_steps.py writes glioma_dist/scale/counted_steps.json again"
 
 
@@ -44,17 +47,17 @@ def test_the_formula_is_exact(encoder, level, bf16):
     """Every byte of every part, for every encoder of the package's table, each with one of the levels."""
     step = step_of(encoder, bf16=bf16)
     formula = step_count.find_formula(step, level)
-    if encoder.startswith("efficientnet"):
-        assert formula is None  # it pads its maps by rows that no product of sides is
+    if formula is None:
+        assert encoder in WITHOUT_FORMULA
         return
-    for size in ODD_SIZES if encoder == "mit_tiny" else ODD_SIZES[:2]:
+    for size in ODD_SIZES[:2]:
         counted = step_count.count_at_size(replace(step, size=size), level)
         assert formula.at(*step_count.padded_units(size)) == counted
 
 
 @pytest.mark.parametrize(("level", "bf16"), STEPS)
 def test_the_formula_is_exact_for_each_level(level, bf16):
-    step = step_of("mit_tiny", bf16=bf16)
+    step = step_of("mit_b1", bf16=bf16)
     formula = step_count.find_formula(step, level)
     for size in ODD_SIZES:
         counted = step_count.count_at_size(replace(step, size=size), level)
@@ -91,7 +94,7 @@ def test_a_formula_is_the_largest_sum_of_what_is_alive():
 
 def test_moments_that_are_never_the_peak_are_left_out():
     (script,) = load_benchmark("count_steps")
-    formula = step_count.find_formula(step_of("mit_tiny"), "none")
+    formula = step_count.find_formula(step_of("mit_b1"), "none")
     pruned = script.pruned(formula)
     assert len(pruned.moments) < len(formula.moments)
     generator = random.Random(0)
@@ -124,19 +127,19 @@ def test_the_line_of_the_level_full_is_close(encoder):
 
 
 def test_a_table_of_other_versions_is_not_used(monkeypatch):
-    step, conditions = step_of("mit_tiny"), counted_steps.conditions()
+    step, conditions = step_of("mit_b1"), counted_steps.conditions()
     monkeypatch.setattr(counted_steps, "conditions", lambda: conditions | {"torch": "0.1"})
     counted_steps._steps.cache_clear()
     try:
         assert counted_steps.find_formula(step, "none") is None
-        assert counted_steps.find_kernel_pixels("mit_tiny", True) is None
+        assert counted_steps.find_kernel_pixels("mit_b1", True) is None
     finally:
         counted_steps._steps.cache_clear()
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"spatial_parallel": 2}, {"loss_name": "bce"}])
 def test_the_table_answers_only_what_was_counted(change):
-    assert counted_steps.find_formula(replace(step_of("mit_tiny"), **change), "none") is None
+    assert counted_steps.find_formula(replace(step_of("mit_b1"), **change), "none") is None
 
 
 def test_a_step_without_a_formula_is_counted(monkeypatch, tmp_path):

@@ -225,7 +225,8 @@ def test_ending_a_pool_leaves_no_process_and_no_open_file(setting):
             list(islice(batches_of(setting, pool=pool), 2))
             list(ValidationImages(setting.val, setting.config, places_of(setting.val), pool=pool))
         after = open_files(), multiprocessing.active_children()
-    assert after == before
+    assert after[0] <= before[0]  # fewer where something of another test closed meanwhile
+    assert after[1] == before[1]
 
 
 # What goes wrong.
