@@ -89,6 +89,8 @@ class DistributedContext:
         if accelerator.num_processes > 1:
             with joining(os.environ, seconds_to_answer):
                 group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
+                # A process that is connected may end, for a reason of its own, while two others still connect.
+                dist.barrier(group)
             leave_at_exit()
         here = cls(accelerator, seconds_to_answer, group)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import torch.distributed as dist
 from helpers import free_port, run, start, tiny_config, train_here
 
 from glioma_dist.distributed.context import DistributedContext
@@ -58,6 +59,27 @@ def test_a_first_process_that_never_answers_does_not_hold_the_others():
         (ended,) = start_alone(1, port).wait()
     assert ended.exit_code == ExitCode.UNAVAILABLE, ended.stderr
     assert len(lines_of(ended.stderr)) == 1
+
+
+def join_slowly() -> tuple[float, float]:
+    """When this process had connected its group, the second process 1 s late; and when `start` returned."""
+    connect, connected = dist.new_group, []
+
+    def connect_slowly(*arguments, **options):
+        group = connect(*arguments, **options)
+        time.sleep(int(os.environ["RANK"]))
+        connected.append(time.monotonic())
+        return group
+
+    dist.new_group = connect_slowly
+    DistributedContext.start()
+    return connected[0], time.monotonic()
+
+
+def test_no_process_goes_on_while_another_still_connects():
+    """It could end with an error of its own, which the other would take for a lost connection."""
+    (_, first_started), (second_connected, _) = run(join_slowly, num_processes=2)
+    assert first_started >= second_connected
 
 
 def test_a_port_that_another_program_has_is_the_users_to_change():
