@@ -104,6 +104,10 @@ def copy_ahead(batches: HostBatches, copier: Copier) -> Generator[Batch]:
             yield copier.finish(begun.copy)
     finally:
         copier.close()
+        # The stream of the next round, of validation for one, writes to the same ring.
+        for each in (*read, ahead):
+            if each is not None and each.batch is not None:
+                batches.release(each.batch)
 
 
 @dataclass(frozen=True)

@@ -462,6 +462,23 @@ def test_no_batch_is_written_over_before_it_is_read(workers, place_bytes):
         assert batch.images.unique().tolist() == batch.masks.unique().tolist() == [number]
 
 
+@pytest.mark.parametrize("stop_after", [1, 2, 5, 10])
+def test_every_place_of_a_ring_is_free_again_after_a_round(stop_after):
+    """Rounds of validation share one ring, and each may be left early."""
+    places = list(range(7))
+    job = Numbers(SharedMemoryRing(7, 2 * 64 * 64))
+    with WorkerPool(2, job) as pool:
+        # The last round is a whole one: by its end, workers are done with all that was left.
+        for num_batches in (*[stop_after] * 5, 10):
+            stream = Stream(pool, 0, iter(range(9)), places, 4, 30)
+            batches = copy_ahead(HostBatches(stream, job.ring), SlowCopier())
+            given = [int(batch.keys[0]) for batch in islice(batches, num_batches)]
+            assert given == list(range(min(num_batches, 9)))
+            batches.close()
+            stream.close()
+    assert sorted(places) == list(range(7))
+
+
 def test_a_fault_ahead_waits_for_its_turn():
     job = Numbers(SharedMemoryRing(7, 2 * 64 * 64), bad=3)
     with WorkerPool(2, job) as pool:
