@@ -29,7 +29,7 @@ WORD_OF_AN_END = "glioma_dist/ended"
 """Key in the launch's store under which a process records why it ends."""
 WATCHDOG_ENDED = (
     "NCCL's watchdog ended this process: another process of this run ended or did not answer, or a GPU failed; the "
-    "lines before this one say which. Run the same command again"
+    "lines above say which. Run the same command again"
 )
 
 
