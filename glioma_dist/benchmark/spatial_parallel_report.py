@@ -103,8 +103,8 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, one GPU's share of a step\n"
     ]
     lines += [
-        f"The last columns are the time to send in percent of the time to compute at {config.tflop_s:g} TFLOP/s, if sending "
-        "and computing do not overlap.\n"
+        f"The last columns are the time to send in percent of the time to compute at {config.tflop_s:g} TFLOP/s, if "
+        "sending and computing do not overlap.\n"
     ]
     heads = ("activation checkpointing", "GPUs per image", "peak GiB", "TFLOP", "halos MiB", "keys and values MiB")
     lines += [f"| {' | '.join((*heads, *LINKS_GB_S))} |"]

@@ -24,7 +24,8 @@ class ProofConfig:
     """cuda: check this machine's GPUs. cpu: rehearse the checks at tiny sizes, with two processes in place of two
     GPUs."""
     checks: tuple[str, ...] = ()
-    """Names of the checks to run, for example preflight memory; docs/benchmarks/README.md lists them. By default: all."""
+    """Names of the checks to run, for example preflight memory (docs/benchmarks/README.md lists them). By default:
+    all."""
     out: Path | None = None
     """Folder for proof.json, proof.md and logs/. By default: a folder in docs/benchmarks/ named after the device."""
 

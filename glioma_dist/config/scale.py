@@ -66,13 +66,13 @@ class ScaleConfig:
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
     fastest level that fits this device's memory, as glioma-dist plan estimates it."""
     tile_elements: Literal["auto"] | int = "auto"
-    """Size of a tile with --scale.activation-checkpointing full, in elements of the widest feature map inside it. Larger
-    tiles need fewer kernel launches and more memory: a step of mit_b3 at 2592x1952 takes 1.6 GiB with 4194304 and 1.7
-    GiB with 16777216. auto: 4194304 on a CPU; 4194304 to 16777216 on a GPU, depending on its memory bandwidth. The size
-    changes the order of sums, so run.json records it."""
+    """Size of a tile with --scale.activation-checkpointing full, in elements of the widest feature map inside it.
+    Larger tiles need fewer kernel launches and more memory: a step of mit_b3 at 2592x1952 takes 1.6 GiB with 4194304
+    and 1.7 GiB with 16777216. auto: 4194304 on a CPU; 4194304 to 16777216 on a GPU, depending on its memory bandwidth.
+    The size changes the order of sums, so run.json records it."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Store feature maps in channels-last layout, which tensor cores use. auto: on for a GPU that computes in bf16, fp16
-    or TF32 with --model.norm batch, off otherwise."""
+    """Store feature maps in channels-last layout, which tensor cores use. auto: on for a GPU that computes in bf16,
+    fp16 or TF32 with --model.norm batch, off otherwise."""
     tf32: bool = False
     """On a GPU, round the fp32 inputs of matrix products and convolutions to TF32 (10 bits of mantissa). No effect with
     bf16 and fp16."""

@@ -67,7 +67,7 @@ def numerics(chosen: Numerics | None = None) -> Iterator[None]:
 
 
 def numerics_in_force() -> dict[str, Any]:
-    """Return the settings in force, as PyTorch reports them, for the record of a run: JSON values by PyTorch's names."""
+    """The settings in force, as PyTorch reports them, for the record of a run: JSON values by PyTorch's names."""
     cuda = torch.backends.cuda
     return {
         **{name: read() for name, (read, _) in SETTINGS.items()},
