@@ -79,5 +79,12 @@ class ScalingConfig:
         if "spatial" in self.engines:
             if self.encoder not in SPATIAL_PARALLEL_ENCODERS:
                 raise InputError(f"--engines spatial: not supported with {self.encoder}; use --engines ddp fsdp2")
+            largest = max(self.num_gpus, default=1)
             for size in self.sizes:
-                strip_edges(size.height, max(self.num_gpus, default=1))
+                try:
+                    strip_edges(size.height, largest)
+                except InputError as error:
+                    raise InputError(
+                        f"--num-gpus {largest}: an image of {size.height} rows cannot be split into that many strips; "
+                        "give fewer GPUs, larger --sizes, or --engines ddp fsdp2"
+                    ) from error
