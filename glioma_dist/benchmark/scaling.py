@@ -91,10 +91,11 @@ def reason_to_skip(cell: ScalingCell, device: str, there: int) -> str | None:
     if cell.engine == "fsdp2" and device == "cpu":
         return "accelerate takes FSDP2 on GPUs only"
     if cell.engine == "spatial":
+        height = Size.parse(cell.size).height
         try:
-            strip_edges(Size.parse(cell.size).height, cell.num_gpus)
+            strip_edges(height, cell.num_gpus)
         except InputError:
-            return f"an image of {cell.size} cannot be split into {cell.num_gpus} strips"
+            return f"an image of {height} rows cannot be split into {cell.num_gpus} strips"
     return None
 
 

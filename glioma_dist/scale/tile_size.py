@@ -27,8 +27,8 @@ DEFAULT_BANDWIDTH = 2.0e12
 """Bytes per second of a device that does not report its bandwidth: that of an A100 (NVIDIA A100 80GB data sheet)."""
 MAX_ELEMENTS = 2**31 - 2
 """Largest number of elements of a tensor for a CUDA kernel. Many use 32-bit indices. In PyTorch's
-UpSampleBilinear2d.cu the channels_last kernel asks for fewer than INT_MAX, and the backward one multiplies batch, channels, height and width in
-an int before it widens the product."""
+UpSampleBilinear2d.cu the channels_last kernel accepts fewer than INT_MAX, and the backward kernel multiplies batch,
+channels, height and width in an int before it widens the product."""
 
 
 @dataclass(frozen=True)
