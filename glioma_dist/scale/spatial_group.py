@@ -140,7 +140,7 @@ class SpatialGroup:
 
     def _all_gather(self, part: Tensor) -> Tensor:
         """part: (B, C, …), contiguous. Returns (processes, B, C, …)."""
-        # One tensor: NCCL receives a list of them in a copy of its own.
+        # One tensor, because NCCL would receive a list of tensors in a copy of its own.
         parts = part.new_empty(self.size, *part.shape)
         dist.all_gather_into_tensor(parts.flatten(0, 1), part, group=self.group)
         return parts
