@@ -149,8 +149,8 @@ class SpatialGroup:
         """parts: (processes, B, C, …), contiguous. Returns (B, C, …)."""
         total = torch.empty_like(parts[0])
         if parts.device.type == "cpu":
-            # gloo adds the parts of a list in another order than those of one tensor, which from three processes on
-            # changes last bits: a run on CPUs keeps those that it had. The list holds views.
+            # gloo adds the parts of a list in another order than those of one tensor, which changes last bits from
+            # three processes on. With the list, runs on CPUs keep the bits of earlier versions. It holds views.
             dist.reduce_scatter(total, list(parts), group=self.group)
         else:
             dist.reduce_scatter_tensor(total, parts.flatten(0, 1), group=self.group)
