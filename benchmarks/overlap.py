@@ -32,8 +32,8 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class OverlapConfig:
-    """Print a Markdown table with the time of each kind of communication of one step, and the part of this time in which
-    the process computed."""
+    """Print a Markdown table with the time of each kind of communication of one step, and the part of this time in
+    which the process computed."""
 
     encoder: str = "mit_b0"
     """The U-Net's encoder. The decoder has group norms, so that all processes add up gradients only."""
