@@ -70,7 +70,7 @@ def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
 
 
 def compilable(model: UNet) -> list[nn.Module]:
-    """The encoder's blocks, but for those in which a layer goes in tiles: a tile's work is a new function each time,
-    which would be translated each time."""
+    """The encoder's blocks without those in which a layer is computed in tiles: the function of a tile is new each
+    time, so it would be compiled each time."""
     tiled = {layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None}
     return [block for block in model.encoder.blocks() if tiled.isdisjoint(block.modules())]

@@ -1,8 +1,7 @@
 """One image over several processes: each keeps a strip of its rows.
 
-The processes of a run form data groups of `size` neighbouring ranks, the spatial group. All of a spatial group get the
-same image. This room says which rows are whose and carries tensors between the strips; `spatial_layers.py` has the
-layers.
+Each spatial group consists of `size` neighbouring ranks, which get the same images. This module decides which rows each
+process has and sends tensors between the strips; `spatial_layers.py` has the layers.
 """
 
 from __future__ import annotations
