@@ -26,7 +26,7 @@ from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
 COUNTED: tuple[tuple[Level, bool], ...] = (("none", False), ("none", True), ("selective", True), ("full", True))
-"""Levels and bf16 of the rows of `glioma-dist plan`."""
+"""Those of `glioma-dist plan`."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Clock:
         self.ends: list[float] = []
 
     def watch(self, take_step: Callable[[], Any], _: Trainer, number: int) -> Any:
-        """Measure a step (see `watched_steps`)."""
+        """Stand before a step (see `watched_steps`)."""
         begin = time.perf_counter()
         result = take_step()
         if torch.cuda.is_initialized():

@@ -90,7 +90,7 @@ def _values(chosen: Numerics) -> dict[str, bool]:
         "cudnn.benchmark": chosen.cudnn_benchmark and not chosen.deterministic,
         "cudnn.deterministic": chosen.deterministic,
         "deterministic_algorithms": chosen.deterministic,
-        # Every tensor that is allocated empty in this package is written in full before it is read.
+        # Every tensor that is made empty here is written in full before it is read.
         "fill_uninitialized_memory": False,
     }
 

@@ -64,20 +64,20 @@ def has_formula(step: Step, level: Level) -> bool:
 
 
 def find_formula(step: Step, level: Level) -> SizeFormula | None:
-    """The memory of the step at any size, from one trace; None if counts at other sizes differ from the formula. For
-    the level full it is an approximation, and not compared."""
+    """The memory of the step at any size, from one trace; None where a count at another size shows that it is no
+    formula."""
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
         allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
     largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
     pixels = traced.width * traced.height
-    # At least two bytes per element.
+    # At least two bytes an element.
     formula = SizeFormula.of_trace(
         allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, 2 * FORMULA_ELEMENTS * pixels // largest
     )
     if level == "full":
-        return formula  # an approximation, because the height of tiles depends on the size
+        return formula  # close only: tiles are cut by the size
     for width, height in CHECKED_UNITS:
         counted = count_at_size(replace(step, size=Size(width * UNIT, height * UNIT)), level)
         if counted != formula.at(height, width):
