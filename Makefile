@@ -3,8 +3,8 @@
 # make test    the tests that are quick; make test-all: all that need no GPU (tests/tiers.py: what is in which)
 # make lint    style and types; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
-# make gpu     on a machine with GPUs: checks that all works, in ten minutes on one GPU; a page with PASS or FAIL a line
-# make gpu-test   the tests that need a GPU: the same checks, and those of single parts
+# make gpu     checks that training works on this machine's GPUs (ten minutes on one), and writes a page of PASS and FAIL
+# make gpu-test   the tests that need a GPU: the same checks, and tests of single modules
 # make gpu-bench  speed and memory by image size beside other libraries, and by the number of GPUs; continues if stopped
 VENV ?= .venv
 PYTHON ?= python3
@@ -55,7 +55,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/convert.py
 
-# Their results are in docs/benchmarks/ and the name of the GPU.
+# `gpu` and `gpu-bench` write their results to a folder of docs/benchmarks/ named after the GPU.
 gpu: setup
 	$(BIN)/glioma-dist bench gpu
 

@@ -1,6 +1,7 @@
-"""Counts the steps that `glioma_dist/scale/counted_steps.json` keeps, and writes the file again.
+"""Counts the memory of the package's encoders again and writes `glioma_dist/scale/counted_steps.json`.
 
-To be run when code that decides what a step holds has changed, or when torch or timm are newer; takes some minutes.
+Run it after a change of code that decides the memory of a step, or of the versions of torch or timm. It takes some
+minutes.
 """
 
 import json
@@ -30,10 +31,10 @@ COUNTED: tuple[tuple[Level, bool], ...] = (("none", False), ("none", True), ("se
 
 @dataclass(frozen=True)
 class CountStepsConfig:
-    """Writes glioma_dist/scale/counted_steps.json."""
+    """Count steps again and write glioma_dist/scale/counted_steps.json."""
 
     encoders: tuple[str, ...] = ()
-    """Only these; the others stay as they are. By default all of the package's table."""
+    """Encoders to count; the figures of others do not change. By default: all of the package's table."""
 
 
 def count_encoder(name: str) -> dict[str, dict]:
@@ -58,7 +59,7 @@ def count_encoder(name: str) -> dict[str, dict]:
 
 
 def pruned(formula: SizeFormula) -> SizeFormula:
-    """The same for sides from 2 to LARGEST_UNITS, without the moments that are the peak at none of these sizes."""
+    """The same formula for sides from 2 to LARGEST_UNITS, without moments that are the peak at none of these sizes."""
     sides = np.arange(step_count.LEAST_UNITS, counted_steps.LARGEST_UNITS + 1, dtype=np.int64)
     basis = (np.int64(1), sides[:, None], sides[None, :], sides[:, None] * sides[None, :])
     peak = np.full((len(sides), len(sides)), -1, np.int64)
@@ -72,7 +73,8 @@ def pruned(formula: SizeFormula) -> SizeFormula:
 
 
 def straight(formula: SizeFormula) -> SizeFormula:
-    """A straight line in the pixels: what is of neither size grows with it; tiles stay as large as they are."""
+    """A formula that is linear in the number of pixels. Parts that grow with height or width alone become constants:
+    their values at the traced size."""
     height, width = step_count.TRACE_HEIGHT, step_count.TRACE_WIDTH
     moments = []
     for moment in formula.moments:

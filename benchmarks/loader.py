@@ -1,7 +1,7 @@
-"""Images a second of the loader beside others (peers/loaders.py), and processor time for each.
+"""Compares the loader with others (peers/loaders.py): images per second, and CPU time per image.
 
-All decode the same images, make the same changes, and hand batches of uint8 to the training process, which normalises
-them. On a GPU it is the GPU that normalises, so both are measured: handed over, and normalised on the CPU.
+All decode the same images, apply the same changes, and deliver batches of uint8 to the training process. With a GPU the
+GPU normalises them, without one the CPU does, so both are measured: delivered, and normalised on the CPU.
 """
 
 import os
@@ -39,7 +39,7 @@ from peers.loaders import PIPELINES, SAMPLES_PER_SHARD
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "webdataset", "litdata", "mosaicml-streaming", "opencv-python-headless", "glioma-dist")
 WARM_UP = 4
-"""Batches of each process before the clock runs: until then memory is still asked from the system, page by page."""
+"""Batches of each process before the clock starts. The first batches get memory from the system page by page."""
 LIVECELL, NATIVE = Size(704, 520), Size(2592, 1944)
 CASES = {
     "LIVECell 704x520 into 1472x1120": DataConfig(
@@ -53,18 +53,21 @@ CASES = {
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Images a second of the loader beside others, and whether its memory stays as it is: JSON and a table."""
+    """Compare images per second, CPU time per image and growth of memory of this loader and others. Writes JSON and a
+    Markdown table."""
 
     livecell: Path | None = None
-    """Folder of shards with images like LIVECell's; by default they are drawn."""
+    """Folder of shards with images of LIVECell's size. By default: synthetic images."""
     native: Path | None = None
-    """Folder of shards with images of the microscope's size; by default they are drawn."""
+    """Folder of shards with images of the microscope's size. By default: synthetic images."""
     workers: tuple[int, ...] = (0, 2)
+    """Numbers of worker processes to measure."""
     batch_size: int = 4
+    """Images in a batch."""
     num_images: int = 48
-    """Timed in each round."""
+    """Number of timed images in each round."""
     rounds: int = 3
-    """Every pipeline once a round, one after the other; the median counts."""
+    """Number of rounds. Each round measures every loader once; the median is reported."""
     out: Path | None = None
     """Folder for loader.json and loader.md."""
 
@@ -88,7 +91,7 @@ def draw_sample(number: int, size: Size) -> Sample:
 
 
 def write_data(folder: Path, given: Path | None, size: Size, count: int) -> None:
-    """The same `count` samples for every pipeline that is there; those given are repeated as often as needed."""
+    """Write the same `count` samples for every installed loader; given samples are repeated as often as needed."""
     reader = ShardReader(given) if given else None
     places = [(shard, place) for shard, n in enumerate(reader.shard_sizes) for place in range(n)] if reader else []
     drawn = [reader.read(*place) for place in places[:count]] or [draw_sample(number, size) for number in range(4)]
@@ -111,8 +114,8 @@ def resident_mib() -> float:
 
 
 def measure(batches_of: Callable, folder: Path, config: DataConfig, batch_size: int, num_images: int) -> dict:
-    """From a loader that runs, first as bytes and then normalised: images a second, and milliseconds of processor time
-    for each; and how many MiB this process grew by in the second part."""
+    """Measure a running loader, first as uint8 and then normalised: images per second, and CPU milliseconds per image;
+    and the growth in MiB of this process in the second part."""
     batches = batches_of(folder, config, batch_size)
     for images, _masks in islice(batches, WARM_UP * (1 + config.workers)):
         normalise(images)

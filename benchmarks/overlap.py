@@ -1,8 +1,8 @@
-"""How much of the communication of a training step runs while the process computes, from a trace of the step.
+"""Measures how much of the communication of a training step runs while the process computes, from a trace.
 
     torchrun --nproc-per-node 2 benchmarks/overlap.py --encoder mit_b0 --size 512x512
 
-On CPUs, over gloo, which communicates in threads of its own. A GPU's trace has its kernels on streams instead.
+Works on CPUs over gloo, which communicates in threads of its own. It does not read the streams of a GPU's trace.
 """
 
 from collections.abc import Iterable
@@ -27,20 +27,22 @@ from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.size import Size, SizeFlag
 
 Interval = tuple[float, float]
-"""Begin and end, microseconds."""
+"""Start and end in microseconds."""
 
 
 @dataclass(frozen=True)
 class OverlapConfig:
-    """Prints a Markdown table: for each kind of communication of one step, how long it took, and for how much of that
-    the process computed."""
+    """Print a Markdown table with the time of each kind of communication of one step, and the part of this time in
+    which the process computed."""
 
     encoder: str = "mit_b0"
-    """Its norm is a group norm, so that only gradients are added over all processes."""
+    """The U-Net's encoder. The decoder has group norms, so that all processes add up gradients only."""
     size: SizeFlag = field(default_factory=lambda: Size(256, 256))
+    """Image size."""
     spatial_parallel: int = 1
-    """Processes that share each image."""
+    """Number of processes that share each image."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Level of activation checkpointing."""
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder, norm="group").validate()
@@ -52,9 +54,9 @@ class Overlap:
 
     number: int
     milliseconds: float
-    """In flight, all together."""
+    """Total time from start to end of each communication."""
     computing: float
-    """Of these, in which the process computed."""
+    """Part of this time in which the process computed, in milliseconds."""
 
 
 def measure(config: OverlapConfig, here: DistributedContext) -> dict[str, Overlap]:
@@ -89,7 +91,7 @@ def measure(config: OverlapConfig, here: DistributedContext) -> dict[str, Overla
 
 
 def overlap(communications: list[Interval], computing: list[Interval]) -> Overlap:
-    """computing: in order, none of which touches another."""
+    """computing: intervals in order that do not touch each other."""
     total = sum(end - start for start, end in communications)
     common = sum(
         max(0.0, min(end, other_end) - max(start, other_start))
@@ -100,7 +102,7 @@ def overlap(communications: list[Interval], computing: list[Interval]) -> Overla
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same times, in order, as intervals of which none touches another."""
+    """The same times as intervals in order that do not touch each other."""
     joined: list[Interval] = []
     for start, end in sorted(intervals):
         if joined and start <= joined[-1][1]:

@@ -61,7 +61,7 @@ class RunError(Exception):
     is_shared = False
     """Whether every process of the run ends with this same error, so that the first can speak for all."""
     advise: Callable[[], str] | None = None
-    """Finds advice that takes seconds; a command asks for it when it has left the other processes of its launch."""
+    """Finds advice, which takes seconds. A command calls it after it has closed the connections to other processes."""
 
 
 class InputError(RunError):

@@ -40,7 +40,7 @@ from glioma_dist.size import Size
 OURS = "glioma-dist"
 BASELINES = {"smp": "segmentation_models.pytorch", "eager": "transformers eager"}
 BATCHES_AHEAD = 2
-"""That each worker has ready (data/loader.py)."""
+"""Batches that each worker prepares ahead (data/loader.py)."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def measure_or_say_why_not(cell: Cell) -> dict:
 
 
 def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
-    """Seconds of steps, and peak memory from before the model (`PeakMemory`); the uint8 batch at hand is not in it.
-    pool: workers that read the data."""
+    """Measure the seconds of steps, and the peak memory since before the model was made (`PeakMemory`), without the
+    uint8 batch. pool: workers that read the data."""
     device = torch.device(cell.device)
     if device.type == "cpu" and cell.keeps_freed_memory:
         keep_freed_memory()
@@ -178,8 +178,8 @@ def time_steps(
 def rate_with_data(
     cell: Cell, take_step: Callable[[Batch], None], device: torch.device, pool: WorkerPool | None
 ) -> dict[str, float]:
-    """Images a second over all timed steps together, and the share of the time spent waiting for batches: these come in
-    bursts, a step's median would hide the wait. Those that the workers had ready before are not timed."""
+    """Images per second over all timed steps together, and the share of the time spent waiting for batches. Batches
+    arrive in bursts, so the median of a step would hide the wait. Batches prepared before the start are not timed."""
     reader = ShardReader(cell.data)
     data = DataConfig(
         size=Size.parse(cell.size),
@@ -197,7 +197,7 @@ def rate_with_data(
 
 
 class Waited:
-    """An iterator, and the seconds that its user has waited for it."""
+    """An iterator that counts the seconds its user waits for it."""
 
     def __init__(self, items: Iterator[Batch]) -> None:
         self._items, self.seconds = items, 0.0

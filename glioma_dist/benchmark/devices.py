@@ -1,4 +1,4 @@
-"""The devices of this machine, as far as a benchmark has to know them before it starts a process on one."""
+"""The devices of this machine, found out without using them, for benchmarks that start processes on them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from glioma_dist.benchmark.environment import describe_device
 
 LIBRARIES = ("torch", "accelerate", "timm", "transformers", "segmentation-models-pytorch", "glioma-dist")
-"""Whose versions a measurement depends on."""
+"""Libraries whose versions are recorded with a measurement."""
 BENCHMARKS = Path("docs/benchmarks")
 
 
 def count_gpus() -> tuple[int, str]:
-    """Number of GPUs that PyTorch can use, and why it can use none. They stay untouched."""
+    """Number of GPUs that PyTorch can use, and the reason if there is none. No GPU is initialised."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = torch.cuda.is_available()
@@ -27,6 +27,6 @@ def count_gpus() -> tuple[int, str]:
 
 
 def device_folder(device: str) -> Path:
-    """The folder of a device's results, named after it: docs/benchmarks/nvidia_h100_80gb_hbm3."""
+    """The folder for the results of a device, for example docs/benchmarks/nvidia_h100_80gb_hbm3."""
     name = re.sub(r"\(R\)|\(TM\)", "", describe_device(device).partition(",")[0])
     return BENCHMARKS / re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -22,7 +22,7 @@ RADIUS_OF_NATIVE = 50
 
 
 def draw_shards(folder: Path, count: int, size: Size = NATIVE, seed: int = 0) -> None:
-    """Write `count` images of grey noise with discs; those of the microscope's size are about as long in PNG."""
+    """Write `count` images of grey noise with discs. As PNG they are about as large as the microscope's images."""
     generator = np.random.default_rng(seed)
     radius = max(3, RADIUS_OF_NATIVE * size.width // NATIVE.width)
     with ShardWriter(folder, "drawn", folder.name, "CC0") as writer:
@@ -37,9 +37,9 @@ def draw_shards(folder: Path, count: int, size: Size = NATIVE, seed: int = 0) ->
 
 @contextmanager
 def drawn_or_given(data: Path | str, count: int) -> Generator[str]:
-    """The folder of shards `data`, and for "drawn" one of `count` images, which is there within this context.
+    """Context manager for the folder of shards `data`; for "drawn" a temporary folder of `count` images.
 
-    Raises InputError now, where the shards cannot be used, rather than in each process that is started.
+    Raises InputError here if the shards cannot be used, and not in each process that is started.
     """
     if str(data) != "drawn":
         ShardReader(data)

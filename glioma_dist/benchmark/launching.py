@@ -1,4 +1,4 @@
-"""Processes of one launch on this machine, as `torchrun` makes them, one a GPU; on a CPU over gloo."""
+"""Starts the processes of a launch on this machine as `torchrun` does, one per GPU; on a CPU over gloo."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FSDP2 = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     "FSDP_OFFLOAD_PARAMS": "false",
 }
-"""What accelerate_configs/fsdp2.yaml has `accelerate launch` put into the environment."""
+"""The environment variables that `accelerate launch` sets from accelerate_configs/fsdp2.yaml."""
 
 
 def start_ranks(
     command: Sequence[str], environment: Mapping[str, str], num_processes: int, output: IO | None = None
 ) -> list[subprocess.Popen]:
-    """Start `command` as every rank of a launch. They end with this process. output: for all that they say."""
+    """Start `command` as every rank of a launch. The processes end with this one. output: file for their output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,7 +45,7 @@ def start_ranks(
 
 
 def wait_for(ranks: Sequence[subprocess.Popen], seconds: float) -> list[int | None]:
-    """The exit code of each (negative: a signal); None of those that have not ended by then, which are killed."""
+    """The exit code of each process (negative: a signal); None for processes that had to be killed after the time."""
     until = time.monotonic() + seconds
     for rank in ranks:
         with suppress(subprocess.TimeoutExpired):

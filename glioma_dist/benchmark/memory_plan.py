@@ -1,6 +1,6 @@
-"""What a training step needs, and what fits on a GPU, without one: what `glioma-dist plan` prints.
+"""Prints the memory of a training step and what fits on a GPU, without using one: `glioma-dist plan`.
 
-An answer that is known is printed without importing torch, which takes longer than all the rest.
+A cached answer is printed without importing torch, because the import takes longer than everything else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def print_plan(plan: PlanConfig) -> None:
     levels: list[dict] = []
     for size in plan.size:
         found = rows(plan, size, memory)
-        first = next(found)  # what is refused is refused before anything of it is printed
+        first = next(found)  # settings that are refused are refused before anything is printed
         if not levels:
             print(head)
         columns = COLUMNS[: 6 if memory is None else None]
@@ -50,9 +50,9 @@ def print_plan(plan: PlanConfig) -> None:
 
 
 def rows(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
-    """The levels at one size, as `plan_levels.levels_of` estimates them or as they are known.
+    """The levels at one size, from the cache or as `plan_levels.levels_of` estimates them.
 
-    Raises InputError for an encoder that cannot be made, and where a step is not possible.
+    Raises InputError if the encoder cannot be made, or a step is not possible.
     """
     key = _key(plan, size)
     known = (answers.read(key) or {}).get("levels")
@@ -69,7 +69,7 @@ def rows(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
 
 
 def _key(plan: PlanConfig, size: Size) -> str | None:
-    """All that the rows depend on; None where that cannot be told without making the network."""
+    """Everything that the rows depend on; None if that is known only after the network is made."""
     if plan.smp or not answers.is_own_encoder(plan.model.encoder):
         return None
     model = (plan.model.encoder, plan.model.norm, plan.model.decoder_channels)

@@ -37,9 +37,9 @@ class PeakMemory:
 
 
 def peak_of_profile(profiler: profile, held_before: int) -> float:
-    """Peak GiB of all that PyTorch allocates on a CPU within a profile taken with `profile_memory`.
+    """Peak GiB of PyTorch's allocations on a CPU, from a profile taken with `profile_memory`.
 
-    held_before: bytes of the tensors that were there when it began.
+    held_before: bytes of the tensors that existed when the profile began.
     """
     held = peak = held_before
     for event in profiler.profiler.kineto_results.events():

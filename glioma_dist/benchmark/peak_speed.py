@@ -1,4 +1,4 @@
-"""What a GPU could compute at best, and how much of it a training step uses: model FLOPs utilisation (MFU)."""
+"""Peak speeds of GPUs, and the share of it that a training step uses: model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ TENSOR_TFLOP_S = {
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
 }
-"""Dense bf16 on tensor cores with fp32 sums, 10^12 operations a second. Source: NVIDIA's data sheets of these products,
-of which those with sparsity are halved; the same figures are in torchtitan's `get_peak_flops` (tools/utils.py)."""
+"""Dense bf16 on tensor cores with fp32 sums, in 10^12 operations per second. Source: NVIDIA's data sheets of these
+products, halved where they assume sparsity; the same figures are in torchtitan's `get_peak_flops` (tools/utils.py)."""
 STEP_OVER_FORWARD = 3
-"""A backward pass takes two forward passes' operations (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
+"""A backward pass takes the operations of two forward passes (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
 
 
 def find_peak(device: str, precision: str) -> float | None:
-    """TFLOP/s of a device by its name, as PyTorch tells it; None where the table has none.
+    """TFLOP/s of a device by PyTorch's name for it; None if the table does not have it.
 
-    None in fp32 as well: by its settings a GPU computes it on tensor cores (TF32), beside them, or on both.
+    None in fp32, too: depending on settings, a GPU computes fp32 on tensor cores (TF32), without them, or on both.
     """
     if precision == "fp32":
         return None
@@ -46,15 +46,15 @@ def find_peak(device: str, precision: str) -> float | None:
 
 
 def step_operations(encoder: str, size: Size, num_images: int) -> int:
-    """Operations of a training step that the network asks for; a multiply-add is two.
+    """Operations of a training step of the network; a multiply-add counts as two.
 
-    What activation checkpointing computes a second time is not in it (Chowdhery et al. 2022, arXiv 2204.02311, appendix
-    B): a level that computes twice as much is not twice as good.
+    Operations that activation checkpointing repeats are not counted (Chowdhery et al. 2022, arXiv 2204.02311, appendix
+    B), so a level that repeats more does not get a higher MFU.
     """
     return STEP_OVER_FORWARD * num_images * forward_operations(ModelConfig(encoder=encoder), size)
 
 
 def utilisation(operations: int, seconds: float, device: str, precision: str, num_devices: int = 1) -> float | None:
-    """The share of a device's peak that a step uses; None where the peak is not known."""
+    """The share of a device's peak speed that a step uses; None if the peak is not known."""
     peak = find_peak(device, precision)
     return None if peak is None else operations / seconds / num_devices / (peak * 1e12)

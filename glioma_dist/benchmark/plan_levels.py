@@ -26,8 +26,8 @@ COMPARED: tuple[tuple[str, bool, Level], ...] = (
 
 
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
-    """The levels at one size, one after the other as they are estimated; with several GPUs all levels for each number
-    of GPUs an image, and FSDP2 with the last level."""
+    """Yield the levels at one size as they are estimated; with several GPUs all levels for each number of GPUs per
+    image, and FSDP2 with the last level."""
     loss = partial(segmentation_loss, DEFAULT_LOSS)
     for number in spatial_parallel_sizes(plan, size):
         compared = [(*each, False) for each in COMPARED]
@@ -37,7 +37,7 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
             images = plan.batch_size * number // plan.gpus
             tile = largest_gpu_tile()
             step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, tile_size=tile, loss=loss)
-            row = described(f"{name}, {number} GPUs an image" if number > 1 else name, size, count(step, level))
+            row = described(f"{name}, {number} GPUs per image" if number > 1 else name, size, count(step, level))
             row |= {
                 "bf16": bf16,
                 "activation_checkpointing": level,

@@ -110,13 +110,13 @@ def measure_apart(cell: Cell, metadata: dict, timeout_s: float, kind: str = "ste
 
 
 def name_of(cell: Cell, kind: str = "step") -> dict:
-    """The columns that say what a row measures, in words that a row has."""
+    """The columns of a row that identify what it measures."""
     left_out = ("device", "data", "keeps_freed_memory")
     return {"kind": kind} | {name: value for name, value in asdict(cell).items() if name not in left_out}
 
 
 def step_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict, rows: Rows) -> None:
-    """A row for each cell, those that are there left out."""
+    """Measure each cell that has no row yet."""
     for cell in cells:
         name = name_of(cell) | {"data": metadata["data"]}
         rows.get(name, lambda cell=cell: measure_in_some_way(cell, metadata, config.timeout_s))
@@ -171,9 +171,9 @@ def search(trial: Callable[[int], dict], least: int, most: int) -> dict:
 
 
 def bench(config: ResolutionConfig) -> list[dict]:
-    """Measure the cells that are not there yet and write the results, the JSON after every row. Returns all rows.
+    """Measure the cells that have no row yet and write the results, the JSON after every row. Returns all rows.
 
-    Raises InputError where `config.out` holds rows of another device, other versions or another commit.
+    Raises InputError if `config.out` holds rows of another device, other versions or another commit.
     """
     from glioma_dist.report.resolution import write_report
 

@@ -1,4 +1,4 @@
-"""Rows of a benchmark in a JSON file, each written as it comes: a benchmark that was stopped continues."""
+"""Rows of a benchmark in a JSON file, each written as soon as it is measured, so that a benchmark can be continued."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import read_json, write_json_atomically
 
 MEASURED_AGAIN = ("failed", "skipped")
-"""Status of rows that are measured again when the benchmark continues. What was out of memory, or took too long, stays
-so."""
+"""Status of rows that are measured again when the benchmark continues. Rows that ran out of memory or time are kept."""
 
 
 class Rows:
@@ -19,9 +18,9 @@ class Rows:
 
     Args:
         file: the JSON.
-        conditions: columns that all rows share, as the device and the commit: rows of others are not continued.
+        conditions: columns that all rows must share, such as the device and the commit.
 
-    Raises InputError where the file holds something else, or was measured under other conditions.
+    Raises InputError if the file holds something else, or rows that were measured under other conditions.
     """
 
     def __init__(self, file: Path, conditions: Mapping[str, Any]) -> None:
@@ -33,7 +32,7 @@ class Rows:
             if row.get(name) != value:
                 raise InputError(
                     f"--out {file.parent} holds a benchmark already, measured with {name} "
-                    f"{one_line(row.get(name), 80)}, and now it is {one_line(value, 80)}; give another --out"
+                    f"{one_line(row.get(name), 80)}, but now it is {one_line(value, 80)}; give another --out"
                 )
         self.rows = [row for row in found if row["status"] not in MEASURED_AGAIN]
 
@@ -42,7 +41,7 @@ class Rows:
         return next((row for row in self.rows if all(row.get(name) == each for name, each in wanted.items())), None)
 
     def get(self, wanted: Mapping[str, Any], measure: Callable[[], dict]) -> dict:
-        """The row that is there, or what `measure` gives, which is written at once."""
+        """The row with these values; if there is none, `measure` makes it, and it is written at once."""
         row = self.find(wanted)
         if row is None:
             row = measure()

@@ -1,6 +1,6 @@
-"""Speed and memory against the number of GPUs: what `glioma-dist bench scaling` does.
+"""Measure speed and memory by the number of GPUs: `glioma-dist bench scaling`.
 
-Each row is a launch of its own, a real training of some steps. Rows are kept as they come.
+Each row is a launch of its own, a real training of some steps, and is written as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ CPU_PROCESSES = (1, 2)
 
 
 def bench(config: ScalingConfig) -> list[dict]:
-    """Measure the launches that are not there yet, and write the results. Returns all rows.
+    """Measure the launches that have no row yet, and write the results. Returns all rows.
 
-    Raises InputError where the folder holds rows of another device, other versions or another commit.
+    Raises InputError if the folder holds rows of another device, other versions or another commit.
     """
     from glioma_dist.report.scaling import write_report
 
@@ -65,7 +65,7 @@ def bench(config: ScalingConfig) -> list[dict]:
 
 
 def make_cells(config: ScalingConfig, device: str, there: int) -> Iterator[ScalingCell]:
-    """All launches; those on one GPU are the same for every engine, and there once."""
+    """All launches. The launch on one GPU is the same for every engine, so it is measured once."""
     numbers = config.num_gpus or tuple(sorted({*(2**power for power in range(there.bit_length())), there}))
     for size in config.sizes:
         for number in numbers:
@@ -85,21 +85,22 @@ def make_cells(config: ScalingConfig, device: str, there: int) -> Iterator[Scali
 
 
 def reason_to_skip(cell: ScalingCell, device: str, there: int) -> str | None:
-    """Why a launch cannot be on this machine."""
+    """Why a launch is not possible on this machine; None if it is."""
     if cell.num_gpus > there:
         return f"needs {cell.num_gpus} GPUs; there are {there}"
     if cell.engine == "fsdp2" and device == "cpu":
         return "accelerate takes FSDP2 on GPUs only"
     if cell.engine == "spatial":
+        height = Size.parse(cell.size).height
         try:
-            strip_edges(Size.parse(cell.size).height, cell.num_gpus)
-        except InputError as error:
-            return str(error)
+            strip_edges(height, cell.num_gpus)
+        except InputError:
+            return f"an image of {height} rows cannot be split into {cell.num_gpus} strips"
     return None
 
 
 def measure(cell: ScalingCell, shards: str, device: str, there: int, timeout_s: float) -> dict:
-    """The row of a launch, or how it ended instead."""
+    """The row of a launch; if it failed, with the reason."""
     row = {"status": "skipped", **asdict(cell), "error": reason_to_skip(cell, device, there)}
     row |= dict.fromkeys(("images_per_second", "step_seconds", "waiting_share", "peak_gib", "peak_reserved_gib", "mfu"))
     operations = step_operations(cell.encoder, Size.parse(cell.size), cell.images)
@@ -116,7 +117,7 @@ def measure(cell: ScalingCell, shards: str, device: str, there: int, timeout_s: 
 
 
 def launch(cell: ScalingCell, shards: str, device: str, timeout_s: float) -> dict:
-    """Train in as many processes, and join what they measured."""
+    """Train in `cell.num_gpus` processes, and combine their measurements."""
     environment = without_launch(os.environ) | (FSDP2 if cell.engine == "fsdp2" else {})
     environment |= {USE_CPU: str(device == "cpu").lower(), PRECISION: "bf16" if cell.precision == "bf16" else "no"}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+", errors="replace") as log:

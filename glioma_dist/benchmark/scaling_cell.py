@@ -1,5 +1,4 @@
-"""One launch of the scaling benchmark: what each of its processes does. It trains, as a user would, and looks at the
-clock."""
+"""One launch of the scaling benchmark: each process trains as in a user's run, and measures time and memory."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ class ScalingCell:
     level: Level
     precision: str
     images: int
-    """Of a step, over all GPUs."""
+    """Images in a step, over all GPUs together."""
     repeats: int
     warm_up: int
     workers: int
@@ -69,7 +68,7 @@ class ScalingCell:
 
 
 class Clock:
-    """Begin and end of each step after the warm-up, of which the device has finished the last."""
+    """Start and end of each step after the warm-up. A step ends when the device has finished it."""
 
     def __init__(self, warm_up: int) -> None:
         self._warm_up = warm_up
@@ -89,21 +88,21 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """From the begin of the first timed step to the end of the last."""
+        """Seconds from the start of the first timed step to the end of the last."""
         return self.ends[-1] - self.begins[0]
 
     @property
     def seconds_between(self) -> float:
-        """Of them between steps: waiting for data."""
+        """Part of `seconds` that lies between steps: waiting for data."""
         return self.seconds - sum(end - begin for begin, end in zip(self.begins, self.ends, strict=True))
 
 
 def main() -> None:
-    """Train as the cell of the first argument says, on the shards of the second, in a folder of the third; each process
-    writes what it measured there."""
+    """Train the cell of the first argument on the shards of the second. Each process writes its measurements into the
+    folder of the third argument."""
     cell, shards, folder = ScalingCell(**json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
     on_cpu = os.environ.get(USE_CPU, "false") == "true"
-    # `train` joins the launch itself: its workers are forked before.
+    # `train` joins the launch itself, because it forks its workers before.
     memory, clock = PeakMemory(torch.device("cpu" if on_cpu else "cuda")), Clock(cell.warm_up)
     with watched_steps(clock.watch):
         train(cell.config(shards, folder / "run"))

@@ -90,7 +90,7 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
     ]
     lines += [f"```\n{metadata['command']}\n```\n", f"## Measured: U-Net {config.encoder}\n"]
     lines += [
-        "| size | activation checkpointing | GPUs an image | s a step | peak GiB of each process | of one |",
+        "| size | activation checkpointing | GPUs per image | s per step | peak GiB of each process | of one |",
         "|---|---|---:|---:|---|---:|",
     ]
     whole = {(row["size"], row["level"]): max(row["peak_gib"]) for row in steps if row["spatial_parallel"] == 1}
@@ -100,10 +100,13 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         place = f"| {row['size']} | {row['level']} | {row['spatial_parallel']}"
         lines.append(f"{place} | {row['median_seconds']:.2f} | {peaks} | {share:.2f} |")
     lines += [
-        f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, a GPU's share of a step\n"
+        f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, one GPU's share of a step\n"
     ]
-    lines += [f"Time to send, in shares of the time to compute at {config.tflop_s:g} TFLOP/s, nothing overlapping.\n"]
-    heads = ("activation checkpointing", "GPUs an image", "peak GiB", "TFLOP", "halos MiB", "keys and values MiB")
+    lines += [
+        f"The last columns are the time to send in percent of the time to compute at {config.tflop_s:g} TFLOP/s, if "
+        "sending and computing do not overlap.\n"
+    ]
+    heads = ("activation checkpointing", "GPUs per image", "peak GiB", "TFLOP", "halos MiB", "keys and values MiB")
     lines += [f"| {' | '.join((*heads, *LINKS_GB_S))} |"]
     lines += ["|---|---:|---:|---:|---:|---:|" + "---:|" * len(LINKS_GB_S)]
     for row in traffic:

@@ -1,4 +1,4 @@
-"""Steps of training itself, measured from outside."""
+"""Measures steps of training from outside."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from glioma_dist.training.trainer import Trainer
 
 @contextmanager
 def watched_steps(watch: Callable[[Callable[[], Any], Trainer, int], Any]) -> Generator[None]:
-    """Within it, `watch` stands before each step of the trainings of this process: it is given a function that takes
-    the step, the trainer and the number of the step, and returns what that function does."""
+    """Context manager in which `watch` is called in place of each training step of this process. `watch` gets a
+    function that takes the step, the trainer and the number of the step, and returns what that function returns."""
     original = loop.train_step
 
     def watched(trainer: Trainer, batch: Batch, step: int) -> Any:

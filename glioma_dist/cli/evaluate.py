@@ -19,7 +19,7 @@ def run(config: EvaluateConfig) -> None:
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.evaluation.protocol import evaluate
 
-    with WorkerPool(config.workers) as workers:  # before anything that does not bear a fork
+    with WorkerPool(config.workers) as workers:  # before a GPU and connections are set up
         context = DistributedContext.start()
         result = evaluate(config, context, workers)
     if context.is_main:

@@ -23,7 +23,7 @@ def run(config: TrainConfig) -> None:
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.training.loop import train
 
-    with start_workers(config.data) as workers:  # before anything that does not bear a fork
+    with start_workers(config.data) as workers:  # before a GPU and connections are set up
         train(config, DistributedContext.start(config.scale.timeout_s), workers)
 
 

@@ -25,8 +25,8 @@ NATIVE = Size(2592, 1952)
 
 @dataclass(frozen=True)
 class ResolutionConfig:
-    """Measure time and peak memory of a training step at each image size. Writes JSON, CSV, a Markdown table and two
-    plots; run it again to continue."""
+    """Measure time and peak memory of a training step at each image size. Writes JSON, CSV, Markdown tables and two
+    plots. Run the same command again to continue."""
 
     sizes: tuple[SizeFlag, ...]
     """Image sizes to measure, for example 704x512 1472x1120 2592x1952."""
@@ -61,8 +61,8 @@ class ResolutionConfig:
     """Time limit in seconds for one measurement, from the start of its process. A measurement that takes longer is
     stopped and reported as such."""
     out: Path | None = None
-    """Folder for resolution.json, .csv, .md, memory.png and speed.png. By default: docs/benchmarks/ and the name of the
-    device. A benchmark that was stopped continues there."""
+    """Folder for resolution.json, .csv, .md, memory.png and speed.png. By default: a folder in docs/benchmarks/ named
+    after the device. The rows of an earlier run in this folder are kept and not measured again."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""

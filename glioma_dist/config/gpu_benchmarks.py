@@ -1,4 +1,4 @@
-"""The flags of what is run once on a new GPU: `glioma-dist bench gpu`, `glioma-dist bench scaling`."""
+"""The flags of the commands for a new GPU: `glioma-dist bench gpu`, `glioma-dist bench scaling`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from glioma_dist.size import Size, SizeFlag
 
 @dataclass(frozen=True)
 class ProofConfig:
-    """Check on this machine, within ten minutes on one GPU, that training works as it should: numbers, memory, kernels,
-    restarts, several GPUs. Writes proof.json and proof.md with PASS, FAIL or SKIPPED for each line."""
+    """Check that training works on this machine's GPUs: numbers, memory, kernels, resuming, several GPUs. Takes at most
+    ten minutes on one GPU. Writes proof.json and proof.md with PASS, FAIL or SKIPPED for each line."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    """cuda: this machine's GPUs. cpu: a rehearsal at tiny sizes, with two processes in place of two GPUs."""
+    """cuda: check this machine's GPUs. cpu: rehearse the checks at tiny sizes, with two processes in place of two
+    GPUs."""
     checks: tuple[str, ...] = ()
-    """Only these checks. By default: all. A wrong name is answered with the list."""
+    """Names of the checks to run, for example preflight memory (docs/benchmarks/README.md lists them). By default:
+    all."""
     out: Path | None = None
-    """Folder for proof.json, proof.md and logs/. By default: docs/benchmarks/ and the name of the device."""
+    """Folder for proof.json, proof.md and logs/. By default: a folder in docs/benchmarks/ named after the device."""
 
     def validate(self) -> None:
         if self.out is not None:
@@ -34,13 +36,13 @@ class ProofConfig:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Measure images per second, memory and the time spent waiting for data against the number of GPUs, for DDP, FSDP2
-    and spatial parallelism. Writes JSON, CSV, a Markdown table and plots; run it again to continue."""
+    """Measure images per second, memory and the time spent waiting for data for each number of GPUs, with DDP, FSDP2
+    and spatial parallelism. Writes JSON, CSV, Markdown tables and plots. Run the same command again to continue."""
 
     sizes: tuple[SizeFlag, ...] = (Size(704, 512), Size(1472, 1120), Size(2592, 1952))
     """Image sizes to measure."""
     num_gpus: tuple[int, ...] = ()
-    """Numbers of GPUs to measure. By default: 1, 2, 4, … up to all of this machine."""
+    """Numbers of GPUs to measure. By default: 1, 2, 4, … and all GPUs of this machine."""
     engines: tuple[Literal["ddp", "fsdp2", "spatial"], ...] = ("ddp", "fsdp2", "spatial")
     """ddp and fsdp2: each GPU has its own images. spatial: all GPUs share each image."""
     encoder: str = "mit_b3"
@@ -48,20 +50,20 @@ class ScalingConfig:
     level: Literal["none", "selective", "full"] = "selective"
     """Level of activation checkpointing."""
     batch_size: int = 1
-    """Images of a step: for each GPU, or with spatial for all GPUs together."""
+    """Images in a step: per GPU with ddp and fsdp2, over all GPUs together with spatial."""
     repeats: int = 20
     """Number of timed steps."""
     warm_up: int = 10
-    """Number of steps before the timed ones. Each worker has two batches ready: more steps than that show what data
-    loading costs."""
+    """Number of steps before the timed ones. Give at least 2 x --workers to measure the speed of data loading, because
+    each worker prepares two batches ahead."""
     data: LocalPath = "drawn"
     """Where images come from: a folder of shards, or drawn (synthetic images of the microscope's size)."""
     workers: int = 4
-    """Worker processes that load data, for each GPU."""
+    """Worker processes per GPU that load data."""
     timeout_s: float = 600.0
     """Time limit in seconds for one launch."""
     out: Path | None = None
-    """Folder for scaling.json, .csv, .md and plots. By default: docs/benchmarks/ and the name of the device."""
+    """Folder for scaling.json, .csv, .md and plots. By default: a folder in docs/benchmarks/ named after the device."""
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()
@@ -77,5 +79,12 @@ class ScalingConfig:
         if "spatial" in self.engines:
             if self.encoder not in SPATIAL_PARALLEL_ENCODERS:
                 raise InputError(f"--engines spatial: not supported with {self.encoder}; use --engines ddp fsdp2")
+            largest = max(self.num_gpus, default=1)
             for size in self.sizes:
-                strip_edges(size.height, max(self.num_gpus, default=1))
+                try:
+                    strip_edges(size.height, largest)
+                except InputError as error:
+                    raise InputError(
+                        f"--num-gpus {largest}: an image of {size.height} rows cannot be split into that many strips; "
+                        "give fewer GPUs, larger --sizes, or --engines ddp fsdp2"
+                    ) from error

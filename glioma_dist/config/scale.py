@@ -29,7 +29,7 @@ def check_spatial_parallel(num_processes: int, encoder: str) -> None:
 
 
 def check_tile_elements(value: int | str) -> None:
-    """Raises InputError for a size of tiles that is none."""
+    """Raises InputError if `value` is no size of tiles."""
     if value != "auto" and not (type(value) is int and MIN_TILE_ELEMENTS <= value <= MAX_TILE_ELEMENTS):
         raise InputError(
             f"--scale.tile-elements {one_line(value, 40)}: give auto, or {MIN_TILE_ELEMENTS} to {MAX_TILE_ELEMENTS}"
@@ -66,17 +66,19 @@ class ScaleConfig:
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
     fastest level that fits this device's memory, as glioma-dist plan estimates it."""
     tile_elements: Literal["auto"] | int = "auto"
-    """Numbers of the widest feature map in a tile of the level full. Larger tiles mean fewer launches on a GPU and more
-    memory: 4194304 needs 1.6 GiB for mit_b3 at 2592x1952, 16777216 needs 1.7. auto: 4194304 on a CPU, and on a GPU by
-    its memory bandwidth up to 16777216. The order of sums depends on it, so a run records it."""
+    """Size of a tile with --scale.activation-checkpointing full, in elements of the widest feature map inside it.
+    Larger tiles need fewer kernel launches and more memory: a step of mit_b3 at 2592x1952 takes 1.6 GiB with 4194304
+    and 1.7 GiB with 16777216. auto: 4194304 on a CPU; 4194304 to 16777216 on a GPU, depending on its memory bandwidth.
+    The size changes the order of sums, so run.json records it."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Store feature maps in channels-last layout, which is the layout of tensor cores. auto: on a GPU that computes in
-    bf16, fp16 or TF32, with batch norm in the decoder."""
+    """Store feature maps in channels-last layout, which tensor cores use. auto: on for a GPU that computes in bf16,
+    fp16 or TF32 with --model.norm batch, off otherwise."""
     tf32: bool = False
-    """Round fp32 numbers to TF32 (10 bits of mantissa) in matrix products and convolutions on a GPU. It has no effect
-    on what is computed in bf16 or fp16."""
+    """On a GPU, round the fp32 inputs of matrix products and convolutions to TF32 (10 bits of mantissa). No effect with
+    bf16 and fp16."""
     cudnn_benchmark: bool = False
-    """Let cuDNN time its convolutions on a GPU and take the quickest. Two equal runs may then take different ones."""
+    """On a GPU, let cuDNN time its convolution algorithms and use the fastest. Two equal runs may then use different
+    ones. Cannot be combined with --deterministic."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile. Needs a C++ compiler; the start takes minutes longer."""
     spatial_parallel: int = 1
@@ -86,12 +88,12 @@ class ScaleConfig:
     """A process or worker that does not answer for this many seconds counts as lost."""
 
     def uses_channels_last(self, device_type: str, mixed_precision: str, norm: str) -> bool:
-        """What `channels_last` comes down to on a device ("cpu", "cuda"), for the name of a precision ("no", "bf16",
-        "fp16") and of the decoder's norm.
+        """Resolve `channels_last` for a device ("cpu", "cuda"), a precision ("no", "bf16", "fp16") and the decoder's
+        norm ("batch", "group").
 
-        cuDNN's tensor-core convolutions work on channels last and would transpose contiguous maps before and after;
-        MiT's maps have that layout by themselves. fp32 without TF32 uses no tensor core. PyTorch's group norm takes
-        contiguous maps only, and would be transposed to instead. On a CPU it was slower (docs/log.md).
+        cuDNN's tensor-core convolutions work in channels last and would transpose contiguous maps before and after;
+        the feature maps of MiT have that layout anyway. fp32 without TF32 uses no tensor core. PyTorch's group norm
+        takes contiguous maps only, so each would be transposed there. On a CPU channels last is slower (docs/log.md).
         """
         if self.channels_last != "auto":
             return self.channels_last == "on"

@@ -74,8 +74,8 @@ class TrainConfig:
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
     deterministic: bool = False
-    """Give the same bits in every run of the same command on the same machine, on a GPU too. It is slower there; a CPU
-    always does."""
+    """On a GPU, make all runs of the same command on the same machine bit-identical. This is slower. On a CPU they are
+    always bit-identical."""
     out: Path = Path("runs/run")
     """Folder of the run: config.json, run.json, metrics.jsonl, last/, last.1/, best/."""
     resume: Literal["auto", "never"] = "auto"
@@ -104,8 +104,8 @@ class TrainConfig:
             raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, for example 1.0")
         if self.deterministic and self.scale.cudnn_benchmark:
             raise InputError(
-                "--deterministic and --scale.cudnn-benchmark cannot be combined: timing decides which algorithms are "
-                "taken, and they differ in their last bits; omit one of them"
+                "--deterministic and --scale.cudnn-benchmark cannot be combined: cuDNN would choose its algorithms by "
+                "their time, and their results differ in the last bits; omit one of them"
             )
         if self.patience is not None and self.data.val is None:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")

@@ -13,21 +13,21 @@ from glioma_dist.data.shared_memory_ring import BatchHandle, split_flat
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training process gets of a batch, B samples."""
+    """One training process's part of a batch: B samples."""
 
     images: Tensor
     """(B, 1 or 3, H, W) uint8; one channel where all are grey."""
     masks: Tensor
     """(B, H, W) uint8 of 0 and 1."""
     seeds: Tensor
-    """(B,) int64, each sample's own at this place in the order."""
+    """(B,) int64, a seed for each sample at its position in the order."""
     keys: tuple[str, ...]
     height: int | None = None
-    """Rows of the whole images, where the batch may hold a strip of them."""
+    """Rows of the whole images; the batch may hold a strip of them."""
 
     @classmethod
     def of(cls, handle: BatchHandle, flat: Tensor) -> Batch:
-        """The batch whose pixels lie in `flat` (`split_flat`), on any device; they are not copied."""
+        """Make a batch of the pixels in `flat` (`split_flat`), on any device, without a copy."""
         return cls(*split_flat(flat, handle.shape), torch.tensor(handle.seeds), handle.keys, handle.height)
 
     def to(self, device: torch.device) -> Batch:

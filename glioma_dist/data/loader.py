@@ -1,7 +1,7 @@
 """Batches for training, and single images for validation and evaluation, read and prepared by worker processes.
 
-What crosses from a worker to its training process is uint8, one channel where the images are grey, and only the rows
-that the process works on; normalising happens on the device. An error that a user is meant to read crosses as a value.
+Workers send uint8 to the training process, with one channel if the images are grey, and only the rows that the process
+computes; the device normalises them. Errors that are meant for users are sent as values.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ __all__ = [
 ]
 
 TASKS_AHEAD = 2
-"""That each worker is given before their results are asked for."""
+"""Tasks that each worker gets ahead of the results that are asked for."""
 LEAST_PLACE_BYTES = 2**25
-"""Of a ring for validation images of any size; larger ones cross in the ordinary way. What is not written takes no
-memory."""
+"""Size of a place in the ring of validation images; larger images are sent in memory of their own. Bytes that are never
+written take no memory."""
 CPU = torch.device("cpu")
 
 
 def start_workers(config: DataConfig) -> WorkerPool:
-    """Fork the workers of a run: before the device and the connections to other processes are set up, if possible.
-    Raises InputError."""
+    """Fork the workers of a run. If possible, call it before the device and the connections to other processes are set
+    up. Raises InputError."""
     for name in config.augment:  # imported once, and not by each worker
         with suppress(RunError):  # raised where the run looks at its settings
             augmentations.load(name)
@@ -75,7 +75,7 @@ def training_batches(
     device: torch.device = CPU,
     pool: WorkerPool | None = None,
 ) -> Generator[Batch]:
-    """Make batches number `first_step`, `first_step` + 1, … without end: this process's slots of each.
+    """Yield this process's slots of batches number `first_step`, `first_step` + 1, … without end.
 
     Args:
         reader: the samples, a `ShardReader` or several joined.
@@ -83,14 +83,13 @@ def training_batches(
         config: size, augmentation and number of worker processes. Its folders are not looked at.
         first_step: counted from 0 over all epochs.
         rank: which of `num_processes` this process is; each gets an equal share of a batch.
-        seconds_to_answer: after which a worker that gives nothing counts as lost; 0: never.
+        seconds_to_answer: after which a worker that does not answer counts as lost; 0: never.
         rows: of each image; by default all.
-        device: where the batches are to be. To a CUDA device they are copied one batch ahead, beside other work.
-        pool: workers that are there already (`start_workers`); by default `config.workers` are started, and end with
-            the generator.
+        device: of the batches. On a CUDA device the next batch is copied while the current one is computed.
+        pool: running workers (`start_workers`); by default `config.workers` are started, and end with the generator.
 
-    Yields `Batch`es; close the generator to end the workers. Raises InputError for samples that cannot be used or a
-    batch that the processes do not divide, UnavailableError where a worker is lost.
+    Yields `Batch`es; close the generator to end the workers. Raises InputError for samples that cannot be used, or if
+    `num_processes` does not divide the batch; UnavailableError if a worker is lost.
     """
     if sampler.batch_size % num_processes:
         raise InputError(
@@ -109,7 +108,7 @@ def training_batches(
 
 
 class ValidationImages:
-    """This process's validation images, each as a batch of one, as the network is shown it; for any number of rounds.
+    """This process's validation images as the network gets them, each as a batch of one; for any number of rounds.
 
     Args:
         reader: the samples.
@@ -136,8 +135,8 @@ class ValidationImages:
         self._work = _Work(job, num_workers, seconds_to_answer, pool)
 
     def __iter__(self) -> Generator[Batch]:
-        """Close it to stop early. Raises InputError for an image that cannot be used, UnavailableError where a worker
-        is lost."""
+        """Close it to stop early. Raises InputError for an image that cannot be used, UnavailableError if a worker is
+        lost."""
         return self._work.batches(iter(self._places), self._device)
 
 
@@ -150,8 +149,8 @@ def evaluation_samples(
     intensity_normalization: IntensityNormalization | None = None,
     pool: WorkerPool | None = None,
 ) -> Generator[Sample]:
-    """Every sample once over all processes: this process's share. They are as taken, or with their contrast raised,
-    uint8. Raises as `training_batches` does."""
+    """Yield this process's share of all samples, each sample once over all processes: uint8, unchanged or with their
+    contrast stretched. Raises the errors of `training_batches`."""
     work = _Work(PlainJob(reader, intensity_normalization), workers, seconds_to_answer, pool)
     try:
         with work.stream(iter(places_of(reader)[rank::num_processes])) as stream:
@@ -168,8 +167,8 @@ def places_of(reader: Shards) -> list[tuple[int, int]]:
 
 
 class _Work:
-    """A job, the ring that it writes to, and who does it: `pool`, or workers that are started for each stream, or this
-    process, where there are to be none."""
+    """A job, the ring that it writes to, and the workers that do it: `pool`, or workers started for each stream, or
+    without workers this process."""
 
     def __init__(self, job: Job, num_workers: int, seconds_to_answer: float, pool: WorkerPool | None) -> None:
         self._job, self._seconds_to_answer, self._pool = job, seconds_to_answer, pool
@@ -179,7 +178,7 @@ class _Work:
 
     @contextmanager
     def stream(self, tasks: Iterator) -> Iterator[Stream | StreamHere]:
-        """What the job makes of `tasks`, in their order."""
+        """Yield the results of `tasks` in their order."""
         if not self._num_workers:
             yield StreamHere(self._job, tasks)
             return
@@ -194,7 +193,7 @@ class _Work:
             yield stream
 
     def batches(self, tasks: Iterator, device: torch.device, is_last: bool = False) -> Generator[Batch]:
-        """The same as batches on a device, of a job that has a ring. is_last: `end` it afterwards."""
+        """Yield the results as batches on a device, for a job that has a ring. is_last: call `end` afterwards."""
         try:
             with self.stream(tasks) as stream:
                 yield from batches_on(device, HostBatches(stream, self._job.ring))
@@ -203,13 +202,13 @@ class _Work:
                 self.end()
 
     def end(self) -> None:
-        """Have a pool that lives on forget the job."""
+        """Remove the job from a pool that continues to run."""
         if self._number is not None:
             self._pool.drop_job(self._number)
 
 
 def num_places(num_workers: int) -> int:
-    """Of a ring: for all that so many workers have under way, and for what is given out."""
+    """Places that a ring needs for the tasks of so many workers and for the batches in use."""
     return num_workers * TASKS_AHEAD + MOST_IN_HAND
 
 

@@ -35,7 +35,7 @@ class NormalizedSamples:
         return replace(sample, image=look_up(sample.image, table))
 
     def read_with_table(self, shard: int, place: int) -> tuple[Sample, np.ndarray | None]:
-        """The same, where the image's values are still to be looked up in the table, unless it is None."""
+        """The same, with a table in which the values of the image have yet to be looked up; None: no table."""
         sample = self._reader.read(shard, place)
         image = one_channel(sample.image)
         if self._how == "percentile":
@@ -45,7 +45,7 @@ class NormalizedSamples:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in memory a sample lies: its image's first byte, and behind the image its mask."""
+    """Position of a sample in memory: the first byte of its image, which its mask follows."""
 
     start: int
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class _Place:
 
 
 class CachedSamples:
-    """Samples at hand in memory that worker processes share.
+    """Samples in memory that worker processes share.
 
     memory: images and masks, uint8. places: by [shard][place].
     """
@@ -71,7 +71,7 @@ class CachedSamples:
         return Sample(found.key, image, mask, found.metadata)
 
     def read_with_table(self, shard: int, place: int) -> tuple[Sample, None]:
-        """The same; as `NormalizedSamples` has it."""
+        """As in `NormalizedSamples`."""
         return self.read(shard, place), None
 
 

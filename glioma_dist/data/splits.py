@@ -45,9 +45,11 @@ def draw_splits(
 
 
 def check_division(counts: Mapping[str, int], seed: int) -> None:
-    """Raises InputError where no data can be divided in this way."""
+    """Raises InputError if no data can be split in this way."""
     if min(counts.values()) < 1 or seed < 0:
-        raise InputError(f"{_told(counts)} with seed {seed}: each split needs a sample, and the seed is 0 or more")
+        raise InputError(
+            f"{_told(counts)} with seed {seed}: each split needs at least one sample, and the seed must be 0 or more"
+        )
 
 
 def _draw_grouped(

@@ -1,4 +1,4 @@
-"""Results of tasks, in the tasks' order: made ahead by a pool's workers, or here when they are asked for."""
+"""Results of tasks, in the order of the tasks: prefetched by the workers of a pool, or computed on demand here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from glioma_dist.data.worker_pool import Job, WorkerPool
 
 
 class Stream:
-    """What a pool's workers make of one task after the other, in the order of the tasks, made ahead.
+    """Results of a pool's workers in the order of the tasks, prefetched.
 
-    tasks: may be endless. places: free ones of a ring; each task under way has one, and each result until it is
-    released. num_ahead: tasks under way at most. seconds_to_answer: see `WorkerPool.get`.
+    tasks: may be endless. places: free places of a ring; each running task holds one, and each result until it is
+    released. num_ahead: largest number of running tasks. seconds_to_answer: see `WorkerPool.get`.
     """
 
     def __init__(
@@ -22,14 +22,14 @@ class Stream:
         self._pool, self._job, self._tasks, self._num_ahead = pool, job, tasks, num_ahead
         self._free, self._seconds_to_answer = places, seconds_to_answer
         self._under_way: list[tuple[int, int]] = []
-        """Ticket and place of each task, the oldest first."""
+        """Ticket and place of each running task, the oldest first."""
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> tuple[Any, int]:
-        """The next result and its place, which is to be released. Raises what the worker raised, and as
-        `WorkerPool.get` does."""
+        """The next result and its place, which the caller releases. Raises the exception of the worker, and the errors
+        of `WorkerPool.get`."""
         self._ask()
         if not self._under_way:
             if not self._free and next(self._tasks, None) is not None:
@@ -44,16 +44,16 @@ class Stream:
         return made, place
 
     def is_ready(self) -> bool:
-        """Whether the next result is here already."""
+        """Whether the next result is ready."""
         self._ask()
         return bool(self._under_way) and self._pool.has(self._under_way[0][0])
 
     def release(self, place: int) -> None:
-        """The place may be written again."""
+        """Allow workers to write to the place again."""
         self._free.append(place)
 
     def close(self) -> None:
-        """Leave what is under way. Places become free as workers are done with them."""
+        """Drop all running tasks. Their places become free when the workers have finished them."""
         for ticket, place in self._under_way:
             self._pool.forget(ticket, partial(self.release, place))
         self._under_way = []
@@ -68,7 +68,7 @@ class Stream:
 
 
 class StreamHere:
-    """The same without workers: each result is made when it is asked for, and has no place."""
+    """The same without workers: each result is computed when it is asked for, and has no place."""
 
     def __init__(self, job: Job, tasks: Iterator) -> None:
         self._job, self._tasks = job, tasks

@@ -1,12 +1,11 @@
-"""Worker processes that live as long as a run, and make whatever the run asks them for.
+"""Worker processes that live as long as a run, and compute the tasks that the run gives them.
 
-They are forked once, before the device and the connections to other processes are set up where the caller can manage
-that, and never again: a fork copies the page tables of a process that by then may hold a GPU's memory and network
-cards' registered pages. What they work on is sent to them afterwards. PyTorch's DataLoader forks new workers for every
-loader.
+They are forked once. Where the caller can, it does so before the device and the connections to other processes are set
+up: a later fork would copy the page tables of a process that holds memory of a GPU and registered pages of network
+adapters. Jobs are sent to the workers afterwards. PyTorch's DataLoader forks new workers for every loader.
 
-One stream of tasks may run beside another, as validation does beside the batches that are made ahead. A worker's death
-is noticed while the run waits for its workers, and at no other time.
+Several streams of tasks can run at the same time: validation runs while batches are prepared ahead. A worker's death is
+noticed only while the run waits for its workers.
 """
 
 from __future__ import annotations
@@ -30,30 +29,31 @@ from glioma_dist.distributed.signals import STOP_SIGNALS
 from glioma_dist.errors import InputError, UnavailableError
 
 SECONDS_TO_END = 2.0
-"""That workers have to end by themselves before they are killed."""
+"""Seconds in which workers can end by themselves before they are killed."""
 AGAIN = "run the same command again"
+FLAGS = "(training: --data.workers, other commands: --workers)"
 
 
 Note = Callable[[int, int], None]
-"""To be told the shard and the place of each sample before it is read."""
+"""Is called with the shard and the place of each sample before the sample is read."""
 
 
 class Job(Protocol):
-    """What workers are asked to do, again and again."""
+    """What workers do with each task."""
 
     def make(self, task: Any, place: int | None, note: Note) -> Any:
-        """What a task asks for. place: of a ring, which is the task's own until the result is released."""
+        """Compute a task. place: of a ring; it belongs to the task until the result is released."""
 
     def describe(self, shard: int, place: int) -> str:
-        """A sample as users know it."""
+        """The name of a sample for messages."""
 
 
 class WorkerPool:
-    """`num_workers` processes, forked now. A context, which ends them.
+    """`num_workers` processes, forked when the pool is made. A context manager that ends them.
 
-    job: number 0 of the jobs, which workers get by the fork, so that it need not be picklable.
+    job: number 0 of the jobs; workers get it by the fork, so it need not be picklable.
 
-    Raises InputError where the system does not let them start.
+    Raises InputError if the system cannot start the processes.
     """
 
     def __init__(self, num_workers: int, job: Job | None = None) -> None:
@@ -61,13 +61,13 @@ class WorkerPool:
         self._jobs: dict[int, Job] = {} if job is None else {0: job}
         self._next_job, self._tickets = itertools.count(1), itertools.count()
         self._at = mmap.mmap(-1, AT.size * max(1, num_workers))
-        """For each worker job, shard and place of the sample that it is at."""
+        """Job, shard and place of the sample that each worker prepares now."""
         for worker in range(num_workers):
             AT.pack_into(self._at, worker * AT.size, *NOWHERE)
         self._processes: list[multiprocessing.Process] = []
         self._ends: list[connection.Connection] = []
         self._owing: dict[int, int] = {}
-        """Ticket of each task that is not done -> its worker."""
+        """Ticket of each unfinished task -> its worker."""
         self._made: dict[int, Any] = {}
         self._forgotten: dict[int, Callable[[], None]] = {}
         try:
@@ -76,8 +76,8 @@ class WorkerPool:
         except OSError as error:
             self.close()
             raise InputError(
-                f"{num_workers} workers: the system does not start so many processes ({error.strerror}); give fewer "
-                "with --data.workers, or raise its limits (ulimit -u, ulimit -n)"
+                f"{num_workers} workers: the system cannot start that many processes ({error.strerror}); give fewer "
+                f"{FLAGS}, or raise its limits (ulimit -u, ulimit -n)"
             ) from error
         except BaseException:
             self.close()
@@ -88,7 +88,7 @@ class WorkerPool:
         self._ends.append(ours)
         arguments = (worker, theirs, list(self._ends), self._at, dict(self._jobs))
         process = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
-        # Until it has handlers of its own, a signal to the group would run this process's in it.
+        # Until the worker has its own handlers, a signal to the process group would run this process's handlers in it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             process.start()
@@ -126,7 +126,7 @@ class WorkerPool:
                     end.send(("close", number))
 
     def submit(self, job: int, task: Any, place: int | None) -> int:
-        """Give a task to the worker that has the fewest. Returns a ticket for `get`."""
+        """Give a task to the worker with the fewest tasks. Returns a ticket for `get`."""
         owed = list(self._owing.values())
         worker = min(range(self.num_workers), key=owed.count)
         ticket = next(self._tickets)
@@ -135,9 +135,9 @@ class WorkerPool:
         return ticket
 
     def get(self, ticket: int, seconds_to_answer: float = 0) -> Any:
-        """Wait for what a task asked for. An exception of the worker is returned, not raised.
+        """Wait for the result of a task. An exception of the worker is returned, not raised.
 
-        Raises UnavailableError where a worker has died, or none answers for `seconds_to_answer`; 0: waits for ever.
+        Raises UnavailableError if a worker has died, or none answers for `seconds_to_answer` seconds (0: no limit).
         """
         self._receive(0)
         while ticket not in self._made:
@@ -151,14 +151,14 @@ class WorkerPool:
         return ticket in self._made
 
     def forget(self, ticket: int, then: Callable[[], None]) -> None:
-        """Nobody will ask for this one; call `then` when the worker is done with it."""
+        """Drop the result of a task; call `then` when the worker has finished it."""
         if self._made.pop(ticket, self) is not self:
             then()
         elif ticket in self._owing:
             self._forgotten[ticket] = then
 
     def _receive(self, seconds: float | None) -> None:
-        """Take in what workers have made; wait for the first of it for at most `seconds`, None: for ever."""
+        """Collect finished results; wait at most `seconds` for the first one (None: no limit)."""
         watched = {end: worker for worker, end in enumerate(self._ends)}
         watched |= {process.sentinel: worker for worker, process in enumerate(self._processes)}
         ready = connection.wait(list(watched), seconds)
@@ -185,7 +185,7 @@ class WorkerPool:
             raise self._lost(worker) from error
 
     def _lost(self, worker: int) -> UnavailableError:
-        """What to raise for a worker that is gone: where it is known, the sample that it was at."""
+        """The error for a worker that has died; it names the sample that the worker prepared, if that is known."""
         process = self._processes[worker]
         process.join(SECONDS_TO_END)
         code = process.exitcode
@@ -196,13 +196,15 @@ class WorkerPool:
         if job in self._jobs:
             where = self._jobs[job].describe(shard, place)
             return UnavailableError(
-                f"{where}: the worker process that was at it died ({how}); is memory full? Use fewer workers, or look "
-                f"at the sample; {AGAIN}"
+                f"{where}: the worker process that prepared it died ({how}); if memory is full, use fewer workers "
+                f"{FLAGS}, else look at the sample; {AGAIN}"
             )
-        return UnavailableError(f"a worker process that reads data died ({how}); is memory full? {AGAIN}")
+        return UnavailableError(
+            f"a worker process that reads data died ({how}); if memory is full, use fewer workers {FLAGS}; {AGAIN}"
+        )
 
     def close(self) -> None:
-        """Have the workers end, and kill those that do not: one that was stopped would hold this process for ever."""
+        """End the workers, and kill those that do not end: a worker stopped by a signal would block this process."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGCONT)
@@ -217,7 +219,7 @@ class WorkerPool:
 
 
 class _Pickler(pickle.Pickler):
-    """Keeps shared memory aside, whose descriptors are sent."""
+    """Collects the shared memory of a job, whose descriptors are sent separately."""
 
     def __init__(self) -> None:
         self.file, self.shared = io.BytesIO(), []

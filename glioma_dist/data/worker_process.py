@@ -21,7 +21,7 @@ from glioma_dist.distributed.signals import STOP_SIGNALS, get_signal_at_parents_
 from glioma_dist.errors import RunError
 
 AT = struct.Struct("qqq")
-"""Number of the job, of the shard, and of the place of the sample that a worker is at."""
+"""Job, shard and place of the sample that a worker prepares now."""
 NOWHERE = (-1, 0, 0)
 
 
@@ -32,10 +32,10 @@ def work(
     at: mmap.mmap,
     jobs: dict[int, Any],
 ) -> None:
-    """Do what comes through `end` until it is closed.
+    """Compute the tasks that arrive at `end` until it is closed.
 
-    others: ends that belong to the parent, which would stay open here after it has closed them. at: see AT, one for
-    each worker. jobs: those that came with the fork.
+    others: the parent's ends, which are closed here, because they would stay open after the parent has closed them. at:
+    one `AT` for each worker. jobs: those that came with the fork.
     """
     for other in others:
         other.close()
@@ -58,8 +58,8 @@ def _set_up() -> None:
     keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)  # one forked from a process that has used several would wait for them for ever
-    # A scheduler or a terminal may signal the whole process group. The training process saves, and ends its workers
-    # itself; when it is killed, the system kills them.
+    # A scheduler or a terminal may signal the whole process group. The training process saves and ends its workers
+    # itself; if it is killed, the system kills them.
     os.setpgid(0, 0)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -73,7 +73,7 @@ def _receive_job(end: connection.Connection, num_bytes: int, sizes: list[int]) -
 
 
 def _make(job: Any, number: int, task: Any, place: int | None, at: mmap.mmap, worker: int) -> Any:
-    """What a task asks for, or what was raised."""
+    """The result of a task, or the exception that it raised."""
 
     def note(shard: int, sample: int) -> None:
         AT.pack_into(at, worker * AT.size, number, shard, sample)
@@ -87,7 +87,7 @@ def _make(job: Any, number: int, task: Any, place: int | None, at: mmap.mmap, wo
 
 
 def _answer(end: connection.Connection, ticket: int, made: Any) -> None:
-    """A RunError is for the user, and crosses as it is; any other error with the traceback of this process."""
+    """A RunError is meant for the user and is sent unchanged; any other error is sent with this process's traceback."""
     if isinstance(made, Exception) and not isinstance(made, RunError):
         told = "".join(traceback.format_exception(made))
         made.add_note(f"In a worker process that reads data:\n{told}")

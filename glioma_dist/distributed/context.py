@@ -24,12 +24,12 @@ from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.errors import InputError, RunError, StopRequested, UnavailableError, as_error, one_line
 
 SECONDS_TO_ANSWER = 600.0
-"""After which a process or a worker that does not answer counts as lost."""
+"""Seconds after which a process or a worker that does not answer counts as lost."""
 WORD_OF_AN_END = "glioma_dist/ended"
 """Key in the launch's store under which a process records why it ends."""
 WATCHDOG_ENDED = (
     "NCCL's watchdog ended this process: another process of this run ended or did not answer, or a GPU failed; the "
-    "lines before this one say which. Run the same command again"
+    "lines above say which. Run the same command again"
 )
 
 
@@ -89,7 +89,7 @@ class DistributedContext:
         if accelerator.num_processes > 1:
             with joining(os.environ, seconds_to_answer):
                 group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
-                # A process that is connected may end, for a reason of its own, while two others still connect.
+                # Without it, a connected process could fail and end while two others still connect.
                 dist.barrier(group)
             leave_at_exit()
         here = cls(accelerator, seconds_to_answer, group)
@@ -175,10 +175,10 @@ class DistributedContext:
         return ending
 
     def end_as_watchdog(self) -> None:
-        """End this process because NCCL's watchdog thread is about to, which has printed why: with what another
-        process recorded as its reason, where one did."""
+        """End this process in place of NCCL's watchdog thread, which has printed the reason. If another process
+        recorded the reason of its own end, this process ends with that."""
         end_at_once(self.explain(_WatchdogError(WATCHDOG_ENDED)) or UnavailableError(WATCHDOG_ENDED))
 
 
 class _WatchdogError(RuntimeError):
-    """In place of the error that the watchdog met, which Python does not see."""
+    """Stands for the error of the watchdog, which Python does not see."""

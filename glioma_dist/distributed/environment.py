@@ -1,4 +1,4 @@
-"""What a result was computed with: the code, the libraries, the driver, the processor."""
+"""What a result was computed with: commit, libraries, driver, devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 import glioma_dist
 
 LIBRARIES = ("accelerate", "timm", "numpy", "albumentations", "opencv-python-headless")
-"""Beside torch and this package, those whose version can change a number of a run."""
+"""Libraries besides torch and this package whose version can change a result of a run."""
 SECONDS_FOR_GIT = 10
 MAX_TEXT_BYTES = 2**20
 
@@ -33,9 +33,9 @@ def find_commit(repository: Path) -> str | None:
 
 @lru_cache
 def find_own_commit() -> str | None:
-    """The commit of this package: of its clone, or the one that pip fetched; None where neither is known."""
+    """The commit of this package: of its clone, or the one that pip fetched; None if neither is known."""
     root = Path(glioma_dist.__file__).resolve().parents[1]
-    if (root / ".git").exists():  # else git would look for a repository above, which is somebody else's
+    if (root / ".git").exists():  # otherwise git would find another project's repository above
         return find_commit(root)
     with suppress(metadata.PackageNotFoundError, OSError, ValueError, AttributeError):
         told = metadata.distribution("glioma-dist").read_text("direct_url.json")
@@ -49,7 +49,7 @@ def find_version(library: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of all that computes, by name; None for what is not there."""
+    """Versions of Python, libraries and drivers by name; None for those that are not installed."""
     cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return {
         "glioma_dist": glioma_dist.__version__,
@@ -63,7 +63,7 @@ def versions() -> dict[str, str | None]:
 
 
 def find_driver(table: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """The version of NVIDIA's kernel driver; None where there is none, or it cannot be read."""
+    """The version of NVIDIA's kernel driver; None if there is none or it cannot be read."""
     with suppress(OSError):
         with open(table, encoding="utf-8", errors="replace") as file:
             found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", file.read(MAX_TEXT_BYTES))
@@ -72,7 +72,7 @@ def find_driver(table: Path = Path("/proc/driver/nvidia/version")) -> str | None
 
 
 def processor_name(table: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model, where the system tells it, else its architecture."""
+    """The model of the CPU; if the system does not tell it, its architecture."""
     with suppress(OSError):
         with open(table, encoding="utf-8", errors="replace") as file:
             found = re.search(r"^model name\s*: (.+)$", file.read(MAX_TEXT_BYTES), re.MULTILINE)
@@ -82,5 +82,5 @@ def processor_name(table: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Of a GPU that this process uses, or of the CPU."""
+    """The name of a GPU that this process uses, or of the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()

@@ -1,4 +1,4 @@
-"""Memory that a process frees and soon needs again: whether the C library keeps it."""
+"""Makes the C library keep memory that a process frees and soon needs again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep large blocks that tensors free, where it can be told so (glibc, mallopt(3)).
+    """Make the C library keep large blocks that tensors free, if it supports this (glibc, mallopt(3)).
 
-    By default it gives each back to the system and asks for it again, page by page: a quarter of a step's time on a
-    CPU (docs/log.md).
+    By default it returns each block to the system and gets it again page by page, which takes a quarter of a step's
+    time on a CPU (docs/log.md).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

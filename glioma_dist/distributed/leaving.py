@@ -1,4 +1,4 @@
-"""How a process leaves the others of its launch: in order, and where NCCL's watchdog ends it."""
+"""Closes the connections of a process to the others of its launch, at its end or when NCCL's watchdog ends it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import threading
 from collections.abc import Callable
 
 SECONDS_TO_LEAVE = 10.0
-"""For the connections to be closed. NCCL can wait for a process that has ended."""
+"""Time limit for closing the connections: NCCL can wait for a process that has ended."""
 
 _handler: object = None
-"""What C++ calls at its end: kept, because C++ does not know of Python's references."""
+"""The function that C++ calls, kept alive here because C++ holds no Python reference."""
 
 
 def leave_at_exit() -> None:
-    """Have this process, not those that it forks, leave the others when Python ends, however that comes about."""
+    """Close the connections when Python ends for any reason, in this process but not in processes that it forks."""
     process = os.getpid()
     atexit.register(lambda: leave() if os.getpid() == process else None)
 
 
 def leave(seconds: float = SECONDS_TO_LEAVE) -> bool:
-    """Close this process's connections to the others (`destroy_process_group`); others that wait for it then see that
-    it has ended. Returns whether that took less than `seconds`; it waits no longer."""
-    dist = sys.modules.get("torch.distributed")  # where nobody imported it, there are no connections
+    """Close this process's connections to the others (`destroy_process_group`), so that processes that wait for it see
+    that it has ended. Waits at most `seconds`. Returns whether the connections were closed in that time."""
+    dist = sys.modules.get("torch.distributed")  # if nobody imported it, there are no connections
     if dist is None or not dist.is_available() or not dist.is_initialized():
         return True
 
@@ -43,11 +43,11 @@ def leave(seconds: float = SECONDS_TO_LEAVE) -> bool:
 
 
 def call_at_terminate(function: Callable[[], None]) -> bool:
-    """Have C++ call `function` where it would end the process with SIGABRT, because nobody catches an error.
+    """Make C++ call `function` where an uncaught error would end the process with SIGABRT (`std::set_terminate`).
 
-    The watchdog thread of PyTorch's NCCL process group does so where a communication fails or takes too long; the
-    main thread then waits for a GPU, and no Python exception is raised. `function` runs in the failing thread and must
-    end the process. Returns whether the C++ library can be told so (GNU's).
+    The watchdog thread of PyTorch's NCCL process group ends the process in this way if a communication fails or times
+    out. The main thread then waits for a GPU, and no Python exception is raised. `function` runs in the failing thread
+    and must end the process. Returns whether the C++ library supports this (GNU's does).
     """
     global _handler
     try:

@@ -1,6 +1,6 @@
-"""How gloo, NCCL and PyTorch's stores say that another process of the run has ended or does not answer.
+"""Recognises errors of gloo, NCCL and PyTorch's stores that mean that another process has ended or does not answer.
 
-Their errors are plain RuntimeErrors without codes: only the words tell what happened.
+These errors are plain RuntimeErrors without codes, so only their words say what happened.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Loss(Enum):
-    """What has become of another process."""
+    """What happened to another process."""
 
     ENDED = "ended"
     SILENT = "does not answer"
@@ -58,11 +58,11 @@ SIGNS_OF_AN_END = (
 )
 """In lower case."""
 SIGNS_OF_OTHER_FAULTS = ("cuda error", "device-side assert", "illegal memory access", "ncclinvalidusage")
-"""NCCL's watchdog hands on what kernels of this process did wrong, in the same frame of words; in lower case."""
+"""Faults of this process's own kernels, which NCCL's watchdog reports in the same words; in lower case."""
 
 
 def find_loss(text: str) -> Loss | None:
-    """What an error's words say of another process; None where they say nothing of one."""
+    """What the words of an error say about another process; None if they say nothing about one."""
     said = text.lower()
     if any(sign in said for sign in SIGNS_OF_OTHER_FAULTS):
         return None

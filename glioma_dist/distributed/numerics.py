@@ -1,14 +1,14 @@
-"""How a GPU rounds and in which order it adds: the one place that sets it. None of it is left to PyTorch's defaults.
+"""The settings that decide how a GPU rounds and in which order it adds. All are set here; none is left to PyTorch.
 
-| setting | by default | because |
+| setting | default here | reason |
 |---|---|---|
-| `matmul.allow_tf32`, `cudnn.allow_tf32` | off | fp32 is then fp32 on every device; PyTorch's default is TF32 (10 bits of mantissa) for convolutions and fp32 for matrix products |
+| `matmul.allow_tf32`, `cudnn.allow_tf32` | off | fp32 has the same precision on every device; PyTorch's default is TF32 (10 bits of mantissa) for convolutions and fp32 for matrix products |
 | `allow_bf16_reduced_precision_reduction`, and of fp16 | off | a weight's gradient is a sum over all pixels; parts of it are not rounded to 8 bits before they are added |
 | `allow_fp16_accumulation` | off | the same |
-| `cudnn.benchmark` | off | timing chooses the algorithms, so two equal runs may take different ones |
-| `cudnn.deterministic`, `use_deterministic_algorithms` | off | some algorithms are quicker and add in an order that differs from run to run |
+| `cudnn.benchmark` | off | it chooses algorithms by their time, so two equal runs may use different ones |
+| `cudnn.deterministic`, `use_deterministic_algorithms` | off | non-deterministic algorithms are faster, but add in an order that differs from run to run |
 
-None of it changes what a CPU computes.
+None of these settings changes what a CPU computes.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from glioma_dist.errors import InputError
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 CUBLAS_VALUES = (":4096:8", ":16:8")
-"""With which cuBLAS gives the same bits on every run (docs.nvidia.com/cuda/cublas, "Results reproducibility")."""
+"""Values with which cuBLAS is deterministic (docs.nvidia.com/cuda/cublas, "Results reproducibility")."""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What a run may choose."""
+    """The settings that a run can choose."""
 
     tf32: bool = False
     """Round fp32 inputs of matrix products and convolutions to TF32."""
     cudnn_benchmark: bool = False
-    """Let cuDNN time its algorithms for each new shape, and take the quickest."""
+    """Let cuDNN time its algorithms for each new shape and use the fastest."""
     deterministic: bool = False
-    """Take algorithms only that give the same bits in every run."""
+    """Use only algorithms that give the same bits in every run."""
 
 
 @contextmanager
 def numerics(chosen: Numerics | None = None) -> Iterator[None]:
-    """Within it, PyTorch computes as `chosen`, by default `Numerics()`; then again as before.
+    """Context manager that sets PyTorch to `chosen` (by default `Numerics()`), and restores its settings at the end.
 
-    Enter it after the launch was joined, because accelerate may switch TF32 on, and before the GPU computes anything.
-    Raises InputError where the environment has a CUBLAS_WORKSPACE_CONFIG that is not deterministic.
+    Enter it after the launch is joined, because accelerate may switch TF32 on, and before the GPU computes anything.
+    Raises InputError if the environment has a CUBLAS_WORKSPACE_CONFIG that is not deterministic.
     """
     chosen = chosen or Numerics()
     before = {name: read() for name, (read, _) in SETTINGS.items()}
@@ -55,7 +55,7 @@ def numerics(chosen: Numerics | None = None) -> Iterator[None]:
             if environment is not None and environment not in CUBLAS_VALUES:
                 raise InputError(
                     f"--deterministic: the environment has {CUBLAS}={environment[:40]}, with which cuBLAS is not "
-                    f"deterministic; unset it, or give {' or '.join(CUBLAS_VALUES)}"
+                    f"deterministic; unset it, or set it to {' or '.join(CUBLAS_VALUES)}"
                 )
             os.environ.setdefault(CUBLAS, CUBLAS_VALUES[0])
         _apply(_values(chosen))
@@ -67,7 +67,7 @@ def numerics(chosen: Numerics | None = None) -> Iterator[None]:
 
 
 def numerics_in_force() -> dict[str, Any]:
-    """What PyTorch itself says that it computes with, for the record of a run: JSON values by PyTorch's names."""
+    """The settings in force, as PyTorch reports them, for the record of a run: JSON values by PyTorch's names."""
     cuda = torch.backends.cuda
     return {
         **{name: read() for name, (read, _) in SETTINGS.items()},
@@ -103,8 +103,8 @@ def _apply(values: dict[str, Any]) -> None:
 
 
 def _attribute(module: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """How a setting that is an attribute is read and written. It reads as None where the process has mixed PyTorch's
-    two interfaces to TF32 (`allow_tf32`, `fp32_precision`), which PyTorch refuses to read."""
+    """Functions that read and write a setting that is an attribute. It reads as None if the process has used both of
+    PyTorch's interfaces to TF32 (`allow_tf32`, `fp32_precision`), which PyTorch refuses to read."""
 
     def read() -> Any:
         try:
@@ -130,4 +130,4 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "deterministic_algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     "fill_uninitialized_memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
 }
-"""By PyTorch's names: how each is read and written."""
+"""PyTorch's name of each setting -> functions that read and write it."""

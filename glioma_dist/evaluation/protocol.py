@@ -88,15 +88,16 @@ def evaluate(
 ) -> EvaluationResult:
     """Score a checkpoint on shards with DS, the Dice of the article (`dice_at_sizes`).
 
-    Starts no processes: it computes in this one, and in all processes of the launch where the script was started by
-    `accelerate launch`. Every image is scored once, whatever the number of processes.
+    Starts no processes: it computes in this one. If the script was started by `accelerate launch`, every process of the
+    launch calls it. Every image is scored once, whatever the number of processes.
 
     Args:
         config: the checkpoint, the shards and the two sizes. Paths and sizes may be given as text.
-        context: who this process is; by default found out, and let go of at the end.
-        workers: that read the data; by default they are started first of all, and end with the call.
+        context: rank and device of this process; by default it is made here, and closed at the end.
+        workers: processes that read the data; by default they are started here before anything else, and end with the
+            call.
 
-    Returns the scores, the same on all processes. They are written to `config.out` where given.
+    Returns the scores, the same on all processes. They are written to `config.out` if it is given.
 
     Raises:
         InputError: the checkpoint, the data or a setting cannot be used.
@@ -122,7 +123,7 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerP
     samples = evaluation_samples(
         reader, group.dp_rank, group.dp_size, config.workers, context.seconds_to_answer, contrast, pool
     )
-    here = [  # their contrast is raised already
+    here = [  # their contrast is stretched already
         ImageScore(sample.key, dice_at_sizes(network, sample, "none", config.input_size, config.metric_size))
         for sample in samples
     ]

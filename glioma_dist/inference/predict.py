@@ -40,7 +40,7 @@ def predict(config: PredictConfig, context: DistributedContext | None = None) ->
 
     Args:
         config: the checkpoint, the images and the folder for the results. Paths and sizes may be given as text.
-        context: who this process is; by default found out, and let go of at the end.
+        context: rank and device of this process; by default it is made here, and closed at the end.
 
     Returns what was written, the same on all processes. An image that cannot be read, or a result that cannot be
     written, does not stop the others: `failed` names it, and so does failed.csv.
@@ -110,8 +110,8 @@ def _predict_all(
 
 
 def _read_together(reader: ImageReader, path: Path, network: Network, contrast: Contrast) -> np.ndarray:
-    """The image with its contrast raised. Raises InputError on all processes that share it, where one cannot read it:
-    the others would wait for that one."""
+    """The image with its contrast stretched. If one of the processes that share the image cannot read it, raises
+    InputError on all of them, because the others would wait for that one."""
     image, error = None, None
     try:
         decoded = reader.read(path)
@@ -130,7 +130,7 @@ def _read_together(reader: ImageReader, path: Path, network: Network, contrast: 
 
 
 def _mask_of(image: np.ndarray, network: Network, input_size: Size | None, threshold: float) -> np.ndarray:
-    """(H, W) uint8 of 0 and 1. image: uint8, its contrast raised.
+    """(H, W) uint8 of 0 and 1. image: uint8, its contrast stretched.
 
     Raises InputError where the image does not fit the memory, MemoryFullError where other processes wait for this one.
     """

@@ -1,4 +1,4 @@
-"""Group norm that gives back its input's type and keeps nothing wider than its input for the backward pass."""
+"""Group norm that returns the type of its input and keeps nothing wider than its input for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from glioma_dist.model.layout import layout_of
 class StreamGroupNorm(nn.GroupNorm):
     """GroupNorm (Wu & He 2018, arXiv 1803.08494) with fp32 statistics, whatever the type of its input.
 
-    Under autocast PyTorch's own returns fp32 on a GPU and keeps an fp32 copy of its input: the decoder's largest maps
-    twice as large. On a CPU it keeps and returns bf16. Here it is bf16 on both.
+    Under autocast on a GPU, PyTorch's GroupNorm returns fp32 and keeps an fp32 copy of its input, which doubles the
+    decoder's largest feature maps. On a CPU it keeps and returns bf16. This layer keeps and returns bf16 on both.
     """
 
     as_on_gpu: bool | None = None
-    """Whether a narrow input is widened inside; None: on every device but the CPU, whose kernel takes fp32 weights
-    beside a bf16 input. The memory estimator, which counts on the CPU what a GPU does, sets it."""
+    """Whether a 16-bit input is converted to fp32 inside; None: on every device but the CPU, whose kernel takes fp32
+    weights with a bf16 input. The memory estimator sets it, because it counts on the CPU what a GPU does."""
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, H, W) of any float type. Returns the same shape, type and layout."""
@@ -32,7 +32,7 @@ class StreamGroupNorm(nn.GroupNorm):
 
 
 class _NormaliseGroups(torch.autograd.Function):
-    """Widens its input inside and keeps the narrow one. PyTorch's GPU kernel takes contiguous inputs only."""
+    """Converts its input to fp32 inside and keeps the 16-bit one. PyTorch's GPU kernel takes contiguous inputs only."""
 
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:

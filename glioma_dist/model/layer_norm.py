@@ -12,7 +12,7 @@ class StreamLayerNorm(nn.LayerNorm):
     """LayerNorm (Ba et al. 2016, arXiv 1607.06450) with fp32 statistics, whatever the type of its input.
 
     Under autocast PyTorch's own returns fp32 on a GPU, and with it the whole stream of tokens between layers becomes
-    fp32: twice the memory of what recomputation keeps. On a CPU it returns bf16. Here it is bf16 on both.
+    fp32: twice the memory of what activation checkpointing keeps. On a CPU it returns bf16. Here it is bf16 on both.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:

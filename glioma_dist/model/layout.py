@@ -1,4 +1,4 @@
-"""The order of a feature map's numbers in memory: contiguous (B, C, H, W), or channels last (B, H, W, C)."""
+"""The order of a feature map's elements in memory: contiguous (B, C, H, W), or channels last (B, H, W, C)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Bilinear upsampling to twice the size, in its input's type on every device, and with a backward pass that is
 deterministic and exact to one rounding on a GPU.
 
-Under CUDA autocast PyTorch's `interpolate` widens to fp32 (docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can
-autocast to float32"), which doubles the largest tensor of a training step. CPU autocast keeps bf16. The forward pass is
-as exact in bf16: the kernel computes each output in fp32 and rounds it once, and the convolution behind would round the
-fp32 output to the same bf16. The backward pass is why PyTorch widens: its CUDA kernel (ATen/native/cuda/
-UpSampleBilinear2d.cu, `upsample_bilinear2d_backward_out_frame`) rounds each of an input's 16 addends to the gradient's
-type and adds them by atomics in that type, in an order that differs from run to run. `upsample_gradient` gathers
-instead.
+Under CUDA autocast PyTorch's `interpolate` converts its input to fp32 (docs.pytorch.org/docs/stable/amp.html, "CUDA Ops
+that can autocast to float32"), which doubles the largest tensor of a training step. CPU autocast keeps bf16.
+
+The forward pass loses no precision in bf16: the kernel computes each output in fp32 and rounds it once, and the next
+convolution would round an fp32 output to the same bf16. PyTorch converts to fp32 because of the backward pass: its CUDA
+kernel (ATen/native/cuda/UpSampleBilinear2d.cu, `upsample_bilinear2d_backward_out_frame`) rounds each of the 16 terms of
+an input's gradient to the type of the gradient, and adds them with atomic operations in that type, in an order that
+differs from run to run. `upsample_gradient` sums in fp32 in a fixed order instead.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from glioma_dist.model.layout import layout_of
 
 GATHERED_NUMBERS = 2**25
-"""Numbers of a gradient that are gathered at once, at most (two rows at least): what stands between its two axes takes
-as many bytes as they do in bf16."""
+"""Largest number of elements of a gradient that are summed at once (at least two rows). The intermediate result between
+the two axes takes as many bytes as these elements in bf16."""
 _SCALES = (2.0, 2.0)
 
 
@@ -31,8 +32,8 @@ class BilinearUpsample(nn.Upsample):
     """Bilinear upsampling to twice the size, pixels as areas (`align_corners=False`)."""
 
     as_on_gpu: bool | None = None
-    """Whether the backward pass gathers (`upsample_gradient`); None: on every device but the CPU. The memory estimator,
-    which counts on the CPU what a GPU does, sets it."""
+    """Whether the backward pass uses `upsample_gradient`; None: on every device but the CPU. The memory estimator sets
+    it, because it counts on the CPU what a GPU does."""
 
     def __init__(self) -> None:
         super().__init__(scale_factor=2, mode="bilinear")
@@ -42,13 +43,13 @@ class BilinearUpsample(nn.Upsample):
         return _Upsample.apply(features) if self.gathers(features.device) else super().forward(features)
 
     def gathers(self, device: torch.device) -> bool:
-        """Whether the backward pass gathers on `device`. The CPU's own kernel is deterministic."""
+        """Whether the backward pass uses `upsample_gradient` on `device`. PyTorch's CPU kernel is deterministic."""
         return device.type != "cpu" if self.as_on_gpu is None else self.as_on_gpu
 
 
 def upsample(features: Tensor) -> Tensor:
     """(B, C, H, W) to (B, C, 2H, 2W) of the same type and layout, also under autocast and with deterministic algorithms
-    (for which PyTorch's `interpolate` takes a slower way on a GPU, whose sums differ)."""
+    (for which PyTorch's `interpolate` uses a slower implementation on a GPU, with other sums)."""
     kind = features.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return torch.ops.aten.upsample_bilinear2d(features, [2 * side for side in features.shape[2:]], False, *_SCALES)
@@ -75,8 +76,8 @@ def upsample_gradient(gradient: Tensor) -> Tensor:
         1/4 g[2i-1] + 3/4 g[2i] + 3/4 g[2i+1] + 1/4 g[2i+2],  with g[-1] = g[0] and g[2n] = g[2n-1],
 
     first along the rows, then along the columns. All is summed in fp32 (fp64 for fp64), in a fixed order, and rounded
-    to the gradient's type once; the weights 3 and 1 and the division by 16 round nothing. It uses no atomics and no
-    operation that deterministic algorithms refuse.
+    to the gradient's type once; the weights 3 and 1 and the division by 16 are exact. It uses no atomic operations and
+    no operation that deterministic algorithms refuse.
     """
     height = gradient.shape[2] // 2
     numbers_per_row = 2 * (gradient.numel() // max(1, gradient.shape[2]))

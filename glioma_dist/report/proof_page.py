@@ -22,10 +22,10 @@ def proof_page(content: Mapping[str, Any]) -> str:
     """
     metadata, lines = content["metadata"], content["lines"]
     versions = ", ".join(f"{name} {version}" for name, version in metadata["versions"].items() if version)
-    title = "Proof run" if metadata["kind"] == "cuda" else "Rehearsal of the proof run on a CPU"
+    title = "GPU checks" if metadata["kind"] == "cuda" else "Rehearsal of the GPU checks on a CPU"
     parts = [f"# {title}: {metadata['device']}\n"]
     if metadata["kind"] != "cuda":
-        parts.append("This page shows that the checks run, at tiny sizes. It says nothing of a GPU.\n")
+        parts.append("This page shows that the checks run at tiny sizes. It says nothing about a GPU.\n")
     devices = f"{metadata['num_devices']} {'GPUs' if metadata['kind'] == 'cuda' else 'processes'}"
     parts += [
         f"**{summary(lines)}**; {devices if metadata['num_devices'] > 1 else '1 GPU'}, {versions}; "
@@ -33,7 +33,7 @@ def proof_page(content: Mapping[str, Any]) -> str:
         f"```\n{metadata['command']}\n```\n",
     ]
     if not content["finished"]:
-        parts.append("The run did not come to its end: the checks below are those that it did.\n")
+        parts.append("The run did not finish. Only the checks below are complete.\n")
     failed = [line for line in lines if line["status"] == "FAIL"]
     if failed:
         parts.append("## Failed\n\n" + _table(failed))

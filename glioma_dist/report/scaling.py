@@ -20,7 +20,7 @@ def write_report(rows: list[dict], folder: Path) -> None:
     """Write scaling.csv, scaling.md, scaling_speed.png and scaling_memory.png into `folder`."""
     write_atomically(folder / "scaling.csv", csv_text(rows))
     write_atomically(folder / "scaling.md", markdown_text(rows))
-    speed = draw(rows, "Images trained on in a second", lambda row: row["images_per_second"], ideal=True)
+    speed = draw(rows, "Images per second", lambda row: row["images_per_second"], ideal=True)
     memory = draw(rows, "Peak memory of the fullest GPU, GiB", peak, ideal=False)
     for name, figure in (("scaling_speed.png", speed), ("scaling_memory.png", memory)):
         picture = io.BytesIO()

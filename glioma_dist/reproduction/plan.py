@@ -154,7 +154,9 @@ def make_plan(study: Study, settings: Settings, num_source: tuple[int, int], pic
         if study.shows == "pictures":
             pictures.append((row, add(picture_job(settings, trainings[FIGURE6_REPETITION], row, picture))))
     names = ", ".join(dict.fromkeys(without_imagenet))
-    notes = (f"Pretraining of {names} began from random weights, for no ImageNet weights were given",) if names else ()
+    notes = (
+        (f"Pretraining of {names} began from random weights, because no ImageNet weights were given",) if names else ()
+    )
     return Plan(study, tuple(rows), tuple(jobs.values()), notes, tuple(pictures))
 
 

@@ -9,7 +9,7 @@ from glioma_dist.size import Size
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a training is. Batches are the same on every device, for they decide numbers."""
+    """Length of a training. Batches are the same on every device, because they decide results."""
 
     epochs: int
     batch_size: int

@@ -43,18 +43,18 @@ ATTENTION_KERNELS = (
 def checkpoint_activations(
     model: UNet, level: Literal["none", "selective", "full"], tile_size: TileSize | None = None
 ) -> None:
-    """Have `model` compute activations again in its backward pass instead of keeping them.
+    """Make `model` compute activations again in its backward pass instead of keeping them.
 
-    Its weights, their names and its results stay as they are.
+    Its weights, their names and its results do not change.
 
-    selective: of each segment of the encoder (one layer, or two in a deep stage) keeps the input and the output of
+    selective: keeps the input of each segment of the encoder (one layer, or two in a deep stage), and the output of
     attention.
     full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
-    At each level, none too, a decoder block on a GPU goes in tiles where its maps are too large for a kernel.
+    At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
 
-    tile_size: of tiles, and what is too large; by default what suits the device that computes.
+    tile_size: by default the size for the device that computes.
 
     Raises InputError for another level, and for a model that is no U-Net of this package.
     """
@@ -145,12 +145,12 @@ class _AttentionReplayer(_AttentionMode):
 
 
 class TiledBlock(DecoderBlock):
-    """A decoder block of which, in tiles, the outputs of its two convolutions exist as a whole; whatever stands between
-    them exists a tile of rows at a time."""
+    """A decoder block that can be computed in tiles. Then only the outputs of its two convolutions exist for all rows;
+    everything between them exists for one tile of rows at a time."""
 
     spatial_group = SpatialGroup()
     always = True
-    """Whether it goes in tiles at any size, or only where a kernel cannot take its maps."""
+    """Whether the block is computed in tiles at any size, or only if a kernel cannot take its maps."""
     tile_size: TileSize | None = None
 
     def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
@@ -177,7 +177,7 @@ class TiledBlock(DecoderBlock):
     def _too_large(self, channels: int, features: Tensor, ratio: int = 1) -> bool:
         """Whether a map of `channels`, with `ratio` rows and columns for each of `features`, is too large for a kernel.
 
-        Of the processes that share an image the one with the most rows decides, so that all do the same.
+        The process with the most rows of an image decides, so that all processes do the same.
         """
         num_images, _, height, width = features.shape
         units = self.spatial_group.units
@@ -212,12 +212,12 @@ class TiledBlock(DecoderBlock):
 
 
 def _convolve(convolution: nn.Conv2d, part: Tensor) -> Tensor:
-    """As a plain convolution, also where the module is one over strips: a tile brings the neighbours' rows with it."""
+    """Compute as a plain convolution, also if the module works on strips: a tile includes the neighbours' rows."""
     return nn.Conv2d.forward(convolution, part)
 
 
 class LargeDecoder(BilinearDecoder):
-    """The plain decoder; its last block takes the head with it, so that both can go in the same tiles."""
+    """The plain decoder; its last block computes the head, too, so that both can work on the same tiles."""
 
     def forward(self, encoder_features: list[Tensor]) -> Tensor:
         """As BilinearDecoder's."""

@@ -1,4 +1,4 @@
-"""The file in the user's cache folder that keeps what was counted. Does not import torch."""
+"""The file in the user's cache folder with earlier counts. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 
 
 def read(key: str | None) -> dict | None:
-    """What was written for `key`; None where nothing was, where the file cannot be read, and for no key."""
+    """What was written for `key`; None if nothing was written, if the file cannot be read, and without a key."""
     return None if key is None else _read_all().get(key)
 
 
 def read_memory(key: str | None) -> StepMemory | None:
-    """As `read`, where it is a step's memory."""
+    """Read the memory of a step; None if it is something else."""
     values = read(key)
     if values is None or values.keys() != {part.name for part in fields(StepMemory)}:
         return None
@@ -27,7 +27,7 @@ def read_memory(key: str | None) -> StepMemory | None:
 
 
 def read_formula(key: str | None) -> SizeFormula | None:
-    """As `read`, where it is a formula."""
+    """Read a formula; None if it is something else."""
     try:
         return SizeFormula.of_json(read(key) or {})
     except (ValueError, TypeError, KeyError):
@@ -35,7 +35,7 @@ def read_formula(key: str | None) -> SizeFormula | None:
 
 
 def write(key: str | None, values: dict) -> None:
-    """Keep `values`. Where the file cannot be written, the next question is counted again."""
+    """Write `values` for `key`. If the file cannot be written, the same step is counted again next time."""
     if key is None:
         return
     try:
@@ -47,8 +47,7 @@ def write(key: str | None, values: dict) -> None:
 
 
 def is_own_encoder(name: str) -> bool:
-    """Whether the encoder is one of the package's table: its code is then the package's and timm's, and tests have
-    seen its step."""
+    """Whether the encoder is in the package's table: its code belongs to the package or timm, and tests cover it."""
     return name in encoders.names() and str(encoders.find(name).target).startswith("glioma_dist.")
 
 

@@ -1,7 +1,7 @@
 """Batch norm whose statistics are taken over all processes, so that many processes equal one.
 
-On GPUs PyTorch's SyncBatchNorm does it, and timm's where an activation belongs to the norm, both without the reads from
-the GPU that PyTorch's has. Both refuse CPU tensors, so here is the same for any device.
+On GPUs the layers derive from PyTorch's SyncBatchNorm, and from timm's if an activation belongs to the norm, without
+the reads from the GPU in PyTorch's code. Both refuse CPU tensors, so there is also a layer for any device.
 """
 
 from __future__ import annotations

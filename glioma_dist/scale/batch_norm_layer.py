@@ -1,4 +1,4 @@
-"""Batch norm over processes: the layer for any device, and the one of GPUs' own kernels."""
+"""Batch norm over processes: a layer for any device, and a layer that uses PyTorch's GPU kernels."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ProcessesBatchNorm2d(nn.BatchNorm2d):
 
 
 class GpuBatchNorm2d(nn.SyncBatchNorm):
-    """PyTorch's SyncBatchNorm, with its kernels, but without the CPU waiting for the GPU.
+    """PyTorch's SyncBatchNorm with its kernels, but the CPU never waits for the GPU.
 
-    PyTorch's own leaves out the statistics of processes that have no images. How many are left the CPU has to know, so
-    it waits three times a layer (pytorch issue 78549). Here each process has images.
+    PyTorch's layer omits the statistics of processes without images. The CPU needs to know how many remain, so it waits
+    three times in each layer (pytorch issue 78549). In this package every process has images.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ class GpuBatchNorm2d(nn.SyncBatchNorm):
 
     @property
     def is_exchanging(self) -> bool:
-        """Whether several processes share statistics now, as all of the package's norms do in training. A mean over all
-        batches so far (`momentum` None) is left to PyTorch."""
+        """Whether several processes share statistics now; all norms of this package do in training. With `momentum`
+        None (a mean over all batches so far) PyTorch's own code runs."""
         tracked = self.track_running_stats and self.momentum is not None
         return self.training and tracked and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -91,7 +91,7 @@ class _NormaliseOverProcesses(torch.autograd.Function):
 
 
 class _NormaliseOnGpus(_functions.SyncBatchNorm):
-    """The forward pass of PyTorch's function for processes that all have images; its backward pass as it is."""
+    """The forward pass of PyTorch's function for processes that all have images; the backward pass is unchanged."""
 
     @staticmethod
     def forward(

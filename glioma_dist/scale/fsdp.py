@@ -45,8 +45,8 @@ def sharded_units(model: UNet) -> list[nn.Module]:
 
 
 def clip_gradients(model: nn.Module, context: DistributedContext, greatest: float | None) -> Tensor:
-    """Norm of all gradients together, as they were, () on their device; they are scaled down to the norm `greatest`
-    where given. Nothing is read from the device."""
+    """Return the norm of all gradients together before clipping, () on their device. If `greatest` is given, the
+    gradients are scaled down to this norm. Nothing is read from the device."""
     context.accelerator.unscale_gradients()
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])

@@ -26,7 +26,7 @@ def compute_gradients(
     """Forward pass, loss and backward pass. Returns the logits (B, 1, H, W) and the losses (B,) of the images.
 
     images: (B, 1 or 3, H, W) uint8. masks: (B, H, W) of 0 and 1. loss: takes logits and masks, returns (B,).
-    seeds: (B,) int64 on the CPU, for models that drop paths. factor: what the sum of the losses is multiplied by
+    seeds: (B,) int64 on the CPU, for models with stochastic depth. factor: the sum of the losses is multiplied by it
     before the backward pass. backward: the engine's. after_forward: is called between the two passes.
     """
     drawn = None if seeds is None else draw(model, seeds, images.device)
@@ -41,16 +41,16 @@ def compute_gradients(
 
 
 def normalised(model: nn.Module, images: Tensor) -> Tensor:
-    """`normalise(images)`, by constants that are on the model's device, where it has them."""
+    """`normalise(images)`, with the constants on the model's device if the model has them."""
     inner = unwrapped(model)
     return inner.normalise(images) if isinstance(inner, UNet) else normalise(images)
 
 
 def draw(model: nn.Module, seeds: Tensor, device: torch.device) -> Tensor | None:
-    """What is random in a forward pass, drawn before it and on its way to `device`; None where nothing is.
+    """Draw the random numbers of a forward pass and start their copy to `device`; None if there are none.
 
-    DDP and FSDP2 move the tensors that a model is given to the GPU: from seeds that were read there, the forward pass
-    could begin only once the GPU has nothing else to do. A model of another package gets the seeds themselves.
+    DDP and FSDP2 move the inputs of a model to the GPU. If seeds were read there, the forward pass could begin only
+    after the GPU has finished all earlier work. A model of another package gets the seeds themselves.
     """
     inner = unwrapped(model)
     drawn = inner.encoder.draw(seeds) if isinstance(inner, UNet) else seeds
@@ -61,8 +61,8 @@ def draw(model: nn.Module, seeds: Tensor, device: torch.device) -> Tensor | None
 
 @torch.no_grad()
 def read_numbers(*values: Tensor | float) -> list[float]:
-    """The values of tensors () on one device, and of plain numbers, in fp64, by one read: for each read the CPU waits
-    until the GPU has done all that it was asked for."""
+    """Return the values of tensors () on one device, and of plain numbers, in fp64, with one read. For each read the
+    CPU waits until the GPU has finished all earlier work."""
     on_device = [value.double() for value in values if isinstance(value, Tensor)]
     found = iter(torch.stack(on_device).cpu().tolist())
     return [next(found) if isinstance(value, Tensor) else value for value in values]

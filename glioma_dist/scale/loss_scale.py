@@ -35,7 +35,7 @@ def load_scaler_state(accelerator: Accelerator, state: dict[str, float] | None) 
 
 
 def overflow(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> Tensor | float:
-    """Above 0 where a gradient is not finite at this loss scale: () fp32 on the device. 0 without a loss scale.
+    """A tensor () fp32 on the device, above 0 if a gradient is not finite at this loss scale. 0 without a loss scale.
 
     Call it after `accelerator.unscale_gradients()`. optimizer: as `accelerator.prepare` returned it.
     """
@@ -47,11 +47,11 @@ def overflow(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> Tens
 
 
 def step_was_skipped(accelerator: Accelerator, optimizer: torch.optim.Optimizer, found_overflow: float = 0.0) -> bool:
-    """Whether the last `optimizer.step()` moved no weight, because a gradient was not finite at this loss scale, which
-    has been halved since. The same on all processes.
+    """Whether the last `optimizer.step()` was skipped, because a gradient was not finite at this loss scale, which is
+    halved then. The same on all processes.
 
-    optimizer: as `accelerator.prepare` returned it. found_overflow: the value of `overflow`: a fused optimizer skips
-    the step on the device, and accelerate takes it for done.
+    optimizer: as `accelerator.prepare` returned it. found_overflow: the value of `overflow`. It is needed because a
+    fused optimizer skips the step on the device, and accelerate counts the step as taken.
     """
     return accelerator.scaler is not None and (found_overflow > 0 or bool(optimizer.step_was_skipped))
 

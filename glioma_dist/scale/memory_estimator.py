@@ -118,7 +118,7 @@ def _count_unet_step(
 
 
 def compute_as_on_gpu(model: nn.Module) -> None:
-    """Have the layers of `model` that compute differently on a GPU (those with `as_on_gpu`) do so on the CPU too."""
+    """Make the layers of `model` that compute differently on a GPU (those with `as_on_gpu`) do so on the CPU, too."""
     for module in model.modules():
         if hasattr(module, "as_on_gpu"):
             vars(module)["as_on_gpu"] = True
@@ -143,10 +143,10 @@ def _count_step(
 
 
 def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module, ledger: _StorageLedger) -> None:
-    """Adam's moments are born in its first step, and stay.
+    """Count Adam's moments, which it allocates in its first step and keeps.
 
-    Adam works on one parameter after the other and lets go of all that it took for one: it is run on one parameter of
-    each size, which is where most is alive. Of all others, moments like theirs are written down.
+    Adam processes one parameter after another and frees its temporary memory for each. So it runs on one parameter of
+    each size only, which shows the peak, and the moments of all other parameters are added.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     first = {(each.numel(), each.dtype): each for each in reversed(trained)}
@@ -253,7 +253,7 @@ class _StorageLedger(TorchDispatchMode):
             self._enter(tensor).part = part
 
     def note(self, part: Part, num_bytes: int) -> None:
-        """Count memory that is alive from now to the end and that no tensor stands for."""
+        """Count memory that is allocated from now to the end and that no tensor represents."""
         self._add(_Entry(num_bytes, self._moment + 1, part=part))
 
     def name_rest(self, part: Part) -> None:

@@ -20,24 +20,23 @@ from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.scale.tile_size import tile_size
 
 GRAPHS_PER_KIND = 4
-"""In training and in evaluation, each for the first size of images and for all others."""
+"""Graphs of a kind of layer: in training and in evaluation, each for the first size of images and for all others."""
 
 
 def scale_model(
     model: UNet, scale: ScaleConfig, level: Level, group: SpatialGroup, device: torch.device | None = None
 ) -> None:
-    """Change, in place, how `model` computes and what it keeps; not what it gives.
+    """Change, in place, how `model` computes and what it keeps, but not its results.
 
-    level: the recomputation that `scale.activation_checkpointing` comes down to on this device (`planner.resolve`).
-    group: the processes that share each image. device: that will compute, where
-    `scale.tile_elements` is a number.
+    level: `scale.activation_checkpointing` with auto resolved for this device (`planner.resolve`). group: the processes
+    that share each image. device: the device that will compute, needed if `scale.tile_elements` is a number.
     """
     size = None if scale.tile_elements == "auto" else tile_size(scale.tile_elements, device or "cpu")
     checkpoint_activations(model, level, size)
     split_spatially(model, group, size)
     if scale.channels_last not in ("auto", "on", "off"):
         raise InputError(f"channels_last {scale.channels_last}: give auto, on or off")
-    # Training has resolved auto by now (`resolve_layout`); a model without a device is on the CPU.
+    # Training has already resolved auto (`resolve_layout`); a model without a device is on the CPU.
     if scale.channels_last == "on":
         model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
@@ -46,24 +45,24 @@ def scale_model(
 
 
 def resolve_layout(config: TrainConfig, context: DistributedContext) -> ScaleConfig:
-    """The scale settings of a training, with `channels_last` on or off where it was auto."""
+    """The scale settings of a training, with `channels_last` auto resolved to on or off."""
     kind, precision = context.device.type, context.accelerator.mixed_precision
     is_on = config.scale.uses_channels_last(kind, precision, config.model.norm)
     return replace(config.scale, channels_last="on" if is_on else "off")
 
 
 def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
-    """Have torch.compile translate blocks when they first compute: blocks of one kind share a graph for training and
-    one for evaluation. settings: of torch.compile.
+    """Compile blocks with torch.compile at their first call. Blocks of one kind share a graph for training and one for
+    evaluation. settings: of torch.compile.
 
-    PyTorch gives up after `recompile_limit` graphs of one piece of code, by default 8. All blocks of a class are the
-    same code, and some encoders have more kinds of one class.
+    PyTorch stops compiling after `recompile_limit` graphs of one piece of code, by default 8. All blocks of a class
+    share their code, and some encoders have more than 8 kinds of one class.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS_PER_KIND * len(blocks))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     for block in blocks:
-        # timm/NAME: the encoder calls it, and its class's method computes it.
+        # timm/NAME: the encoder calls the block, and the method of its class computes it.
         if "forward" in vars(block):
             block.compute = torch.compile(type(block).forward, **settings)
         else:
@@ -71,7 +70,7 @@ def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
 
 
 def compilable(model: UNet) -> list[nn.Module]:
-    """The encoder's blocks, but for those in which a layer goes in tiles: a tile's work is a new function each time,
-    which would be translated each time."""
+    """The encoder's blocks without those in which a layer is computed in tiles: the function of a tile is new each
+    time, so it would be compiled each time."""
     tiled = {layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None}
     return [block for block in model.encoder.blocks() if tiled.isdisjoint(block.modules())]

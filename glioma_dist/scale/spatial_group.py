@@ -1,8 +1,7 @@
 """One image over several processes: each keeps a strip of its rows.
 
-The processes of a run form data groups of `size` neighbouring ranks, the spatial group. All of a spatial group get the
-same image. This room says which rows are whose and carries tensors between the strips; `spatial_layers.py` has the
-layers.
+Each spatial group consists of `size` neighbouring ranks, which get the same images. This module decides which rows each
+process has and sends tensors between the strips; `spatial_layers.py` has the layers.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ class SpatialGroup:
 
     def _all_gather(self, part: Tensor) -> Tensor:
         """part: (B, C, …), contiguous. Returns (processes, B, C, …)."""
-        # One tensor: NCCL receives a list of them in a copy of its own.
+        # One tensor, because NCCL would receive a list of tensors in a copy of its own.
         parts = part.new_empty(self.size, *part.shape)
         dist.all_gather_into_tensor(parts.flatten(0, 1), part, group=self.group)
         return parts
@@ -149,8 +148,8 @@ class SpatialGroup:
         """parts: (processes, B, C, …), contiguous. Returns (B, C, …)."""
         total = torch.empty_like(parts[0])
         if parts.device.type == "cpu":
-            # gloo adds the parts of a list in another order than those of one tensor, which from three processes on
-            # changes last bits: a run on CPUs keeps those that it had. The list holds views.
+            # gloo adds the parts of a list in another order than those of one tensor, which changes last bits from
+            # three processes on. With the list, runs on CPUs keep the bits of earlier versions. It holds views.
             dist.reduce_scatter(total, list(parts), group=self.group)
         else:
             dist.reduce_scatter_tensor(total, parts.flatten(0, 1), group=self.group)

@@ -38,10 +38,10 @@ PER_PIXEL = (
 
 
 def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None = None) -> None:
-    """Make `model`, in place, work on this process's strip of each image; weights and their names stay as they are.
+    """Make `model`, in place, work on this process's strip of each image. Weights and their names do not change.
 
-    tile_size: of group norms' tiles; by default what suits the device that computes. Call it after
-    `checkpoint_activations`. Raises InputError where a layer is not known to be exact in strips.
+    tile_size: for tiles of group norms; by default the size for the device that computes. Call it after
+    `checkpoint_activations`. Raises InputError if a layer is not known to be exact in strips.
     """
     if group.size == 1:
         return

@@ -1,4 +1,4 @@
-"""Counting a training step on fake tensors: at one size, or, from one trace, for all sizes at once."""
+"""Counts the memory of a training step on fake tensors: at one size, or from one trace for all sizes."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.size import Size
 
 UNIT = 32
-"""Pixels. Maps of all strides have whole sides where an image's are multiples of it."""
+"""Pixels. If the sides of an image are multiples of it, the maps of all strides have whole sides."""
 TRACE_HEIGHT, TRACE_WIDTH = 83, 97
-"""Units: primes that divide no number of channels of the package's encoders. An image of 2656x3104 is small enough that
-no map goes in tiles because a GPU's kernels could not take it (`kernel_limits.SURE_PIXELS`)."""
+"""Units of the traced image: primes that divide no number of channels of the package's encoders. An image of 2656x3104
+is so small that no map exceeds the limits of a GPU's kernels (`kernel_limits.SURE_PIXELS`)."""
 CHECKED_UNITS = ((7, 5), (5, 3), (23, 31))
-"""Widths and heights at which a formula is compared with a count. Encoders that pad their maps, as efficientnet does,
-have none; nor have small ones whose peak is in the decoder's last upsampling, whose backward pass goes in pieces."""
+"""Widths and heights at which a formula is compared with a count. There is no formula for encoders that pad their maps,
+as efficientnet does, and for small ones whose peak is in the decoder's last upsampling, because its backward pass is
+computed in pieces."""
 LEAST_UNITS = 2
-"""Of a side. On maps of one row or column some operations need no copy."""
+"""Smallest side with a formula, in units. On maps of one row or column some operations need no copy."""
 FORMULA_ELEMENTS = 2**31
-"""Elements of a map up to which no level computes it otherwise than a smaller one."""
+"""Elements of a map up to which every level computes it in the same way as a smaller map."""
 
 
 def count_at_size(step: Step, level: Level) -> StepMemory:
-    """Count the step of one device as it is."""
+    """Count the step of one device at its own size."""
     model, size, _ = model_of_one_device(step, level)
     with _named(step):
         return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
 
 
 def count_sent(step: Step, level: Level) -> tuple[int, int]:
-    """Bytes that one device of those that share an image sends in a step: halos to its neighbours, and keys and values
-    to all (by rings). Those of gradients, which every engine sends, and of norms' statistics are not in it."""
+    """Bytes that one of the devices that share an image sends in a step: halos to its neighbours, and keys and values
+    to all (by rings). Bytes of gradients, which every engine sends, and of statistics of norms are not included."""
     model, size, group = model_of_one_device(step, level)
     estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
     return group.halo_bytes, group.gathered_bytes
 
 
 def has_formula(step: Step, level: Level) -> bool:
-    """Whether the step is one of those that run the same operations at every size: whole images, in no tiles, whose
-    sides are multiples of 32. A batch of one, because larger ones are asked for rarely."""
+    """Whether the step runs the same operations at every size: whole images without tiles, whose sides are multiples of
+    32. Only for a batch of one, because larger batches are rarely asked for."""
     sides = (step.size.height, step.size.width)
     return (
         level != "full"
@@ -86,7 +87,8 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
 
 @contextmanager
 def _named(step: Step) -> Iterator[None]:
-    """Raises InputError where a step cannot be taken, as with one image by encoders that normalise pooled maps."""
+    """Raises InputError if a step is not possible, for example with one image and an encoder that normalises pooled
+    maps."""
     try:
         yield
     except ValueError as error:
@@ -107,7 +109,7 @@ def model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, Imaginary
 
 
 def build_without_weights(config: ModelConfig) -> UNet:
-    """The network on the meta device, which draws no numbers; with numbers where an encoder cannot be made so."""
+    """The network on the meta device, which draws no numbers; on the CPU if the encoder cannot be made there."""
     if is_own_encoder(config.encoder):
         with torch.device("meta"):
             return UNet(config)
@@ -115,5 +117,5 @@ def build_without_weights(config: ModelConfig) -> UNet:
 
 
 def padded_units(size: Size) -> tuple[int, int]:
-    """Height and width in units, the last of which may be part of one."""
+    """Height and width in units, rounded up."""
     return math.ceil(size.height / UNIT), math.ceil(size.width / UNIT)

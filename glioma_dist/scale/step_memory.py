@@ -1,4 +1,4 @@
-"""The memory of a training step: its parts, and the same as a formula of the image's size. Does not import torch."""
+"""The memory of a training step, and its formula in the size of the image. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ NOTHING: Coefficients = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one training step with Adam, at the moment when most is alive, by what they are for: `peak` in all."""
+    """Bytes of one training step with Adam at the moment of the largest memory, by purpose; `peak` is their sum."""
 
     parameters: int
     """With buffers."""
     optimizer: int
     """Adam's two moments."""
     gradients: int
-    """Of parameters, as far as they are there at that moment."""
+    """Gradients of parameters that exist at that moment."""
     kept: int
-    """Alive since the forward pass, for the backward pass: activations."""
+    """Activations: kept from the forward pass for the backward pass."""
     momentary: int
-    """All the rest: what the operations of that moment work with."""
+    """Everything else: tensors of the operations of that moment."""
 
     @property
     def peak(self) -> int:
@@ -39,31 +39,32 @@ class Allocation:
 
     num_bytes: int
     born: int
-    """Moment of its making; moments are numbered."""
+    """Number of the moment at which it was allocated."""
     died: int | None
     part: Part
 
 
 @dataclass(frozen=True)
 class SizeFormula:
-    """The memory of a step at any size, for steps that run the same operations at each: the bytes of every storage are
-    then a polynomial in height and width, and the peak is the largest of some moments' polynomials."""
+    """The memory of a step at any size, for steps that run the same operations at every size. The bytes of every
+    storage are then a polynomial in height and width, and the peak is the largest of the polynomials of a few
+    moments."""
 
     moments: tuple[tuple[Coefficients, ...], ...]
-    """Of each moment that is the peak at some size, in their order: the coefficients of each of `PARTS`."""
+    """For each moment that can be the peak, in their order: the coefficients of each of `PARTS`."""
     max_pixels: int
-    """Of an image, beyond which maps may be too large to be computed as smaller ones are."""
+    """Pixels of an image beyond which the formula does not hold, because maps may exceed the limits of kernels."""
 
     def at(self, height: int, width: int) -> StepMemory:
-        """At the peak. height, width: in units, 32 pixels."""
+        """The memory at the peak. height, width: in units of 32 pixels."""
         basis = (1, height, width, height * width)
         peaks = [[sum(map(int.__mul__, basis, coefficients)) for coefficients in moment] for moment in self.moments]
         return StepMemory(*max(peaks, key=sum))
 
     @classmethod
     def of_trace(cls, trace: Iterable[Allocation], begin: int, height: int, width: int, max_pixels: int) -> SizeFormula:
-        """From a step at one size, whose height and width in units are primes that divide no number of channels: each
-        storage's bytes then say whether it grows with the height, the width, both or neither.
+        """Make the formula from a step at one size, whose height and width in units are primes that divide no number of
+        channels. The bytes of each storage then show whether it grows with the height, the width, both or neither.
 
         begin: the moment at which the step begins.
         """
@@ -76,7 +77,7 @@ class SizeFormula:
         events.sort(key=lambda event: event[0])
         alive = dict.fromkeys(PARTS, NOTHING)
         found: list[tuple[Coefficients, tuple[Coefficients, ...]]] = []
-        """Sums of moments that no other reaches in all coefficients, and their parts."""
+        """The moments that can be the peak at some size: no other moment is at least as large in all coefficients."""
         for number, (moment, sign, part, coefficients) in enumerate(events):
             alive[part] = _added(alive[part], coefficients, sign)
             is_last_of_moment = number + 1 == len(events) or events[number + 1][0] != moment
@@ -85,7 +86,7 @@ class SizeFormula:
             total = NOTHING
             for each in alive.values():
                 total = _added(total, each)
-            # Where two moments are equal at a size the first is the peak, as it is for one that counts there.
+            # If two moments are equal at a size, the first is the peak, as in a count at that size.
             if not any(_reaches(other, total) for other, _ in found):
                 found = [each for each in found if not _reaches(total, each[0])]
                 found.append((total, tuple(alive[name] for name in PARTS)))
@@ -93,7 +94,7 @@ class SizeFormula:
 
     @classmethod
     def of_json(cls, values: dict) -> SizeFormula:
-        """From `dataclasses.asdict`. Raises ValueError, TypeError or KeyError where `values` is something else."""
+        """Restore a formula from `dataclasses.asdict`. Raises ValueError, TypeError or KeyError for other values."""
         found = tuple(tuple(tuple(map(int, each)) for each in moment) for moment in values["moments"])
         if not found or any(len(moment) != len(PARTS) or any(len(each) != 4 for each in moment) for moment in found):
             raise ValueError("no formula of a step's memory")

@@ -13,7 +13,7 @@ from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.tile_size import CPU_ELEMENTS, TileSize, default_tile_size, dense
 
 CHUNK_NUMBERS = CPU_ELEMENTS
-"""Elements of a map that are widened to fp32 at once on a CPU, where no size of tiles is given."""
+"""Elements of a map that are converted to fp32 at once on a CPU, if no size of tiles is given."""
 
 
 class Statistics(Protocol):
@@ -168,7 +168,7 @@ def chunks(features: Tensor, size: TileSize | None = None) -> Iterator[Tensor]:
 
 
 def _widened(values: Tensor, features: Tensor, size: TileSize | None) -> Tensor:
-    """A chunk of `features` in fp32 at least."""
+    """A chunk of `features` in fp32, or fp64 for fp64."""
     size = size or default_tile_size(features.device)
     return dense(values.to(torch.promote_types(features.dtype, torch.float32)), features, size)
 

@@ -20,7 +20,7 @@ from glioma_dist.scale.tile_size import CPU_ELEMENTS, TileSize, default_tile_siz
 from glioma_dist.scale.tiled_statistics import Statistics, chunks
 
 TILE_NUMBERS = CPU_ELEMENTS
-"""Elements of the widest map inside a CPU's tile, at most, where no size is given."""
+"""Largest number of elements of the widest map inside a tile on a CPU, if no size is given."""
 NUM_SETTINGS = 7
 """Arguments of `_CheckpointInTiles` before the tensors."""
 
@@ -53,20 +53,21 @@ def checkpoint_in_tiles(
     group: SpatialGroup | None = None,
     size: TileSize | None = None,
 ) -> Tensor:
-    """`function(*inputs, mean, variance)`, or `function(*inputs)` without `statistics`, a tile of rows at a time.
+    """Compute `function(*inputs, mean, variance)`, or `function(*inputs)` without `statistics`, one tile of rows at a
+    time.
 
-    function: a row of its output depends on the same and the neighbouring rows of the first map only, on the border of
-        the image as `function` itself treats the border of what it is given.
-    inputs: feature maps (B, C, H, W) and further maps of `ratio` rows for each of the first's.
-    parameters: all tensors with gradients that `function` uses beside its arguments.
-    inner_channels: of the widest map inside `function`, by which the tiles are cut.
+    function: a row of its output depends only on the same and the neighbouring rows of the first map; at the border of
+        the image, `function` itself decides what lies beyond.
+    inputs: a feature map (B, C, H, W), and further maps with `ratio` rows for each of its rows.
+    parameters: all tensors with gradients that `function` uses besides its arguments.
+    inner_channels: channels of the widest map inside `function`; it decides the height of the tiles.
     ratio: rows of the output, and of the further maps, for each row of the first map.
-    statistics: computes mean and variance of the first map, all rows of it.
-    group: the processes that have the image's other rows, where `function` needs neighbouring rows of them.
-    size: of tiles; by default what suits the maps' device.
+    statistics: computes mean and variance of the first map over all its rows.
+    group: the processes that have the other rows of the image, if `function` needs neighbouring rows of them.
+    size: of tiles; by default the size for the device of the maps.
 
-    Returns (B, C', ratio * H, ratio * W). For the backward pass only `inputs` are kept; gradients are the plain ones up
-    to the order of sums.
+    Returns (B, C', ratio * H, ratio * W). Only `inputs` are kept for the backward pass. The gradients are those of
+    `function` up to the order of sums.
     """
     trained = [each for each in parameters if each.requires_grad]
     group = group or SpatialGroup()
@@ -118,7 +119,7 @@ class _CheckpointInTiles(torch.autograd.Function):
             for each, halo, needed in zip(inputs, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
         ]
         totals = _Totals(num_found + len(parameters))
-        # One context around all tiles: the weights are translated once, and forgotten at its end.
+        # One context around all tiles: autocast converts the weights once, and drops them at its end.
         with torch.autocast(**ctx.autocast):
             for tile in ctx.tiles:
                 slices = [
@@ -194,8 +195,8 @@ class _Totals:
 
 
 def cut(first: Tensor, ratio: int, inner_channels: int, group: SpatialGroup, elements: int) -> list[Tile]:
-    """Even tiles of a map's rows, with one row of halo on each side that is not the image's border; row -1 and the row
-    after the last are other processes'. elements: of the widest map inside a tile, at most."""
+    """Divide the rows of a map into even tiles, with a halo of one row on each side that is not the image's border. Row
+    -1 and the row after the last belong to other processes. elements: limit for the widest map inside a tile."""
     height, width = first.shape[2:]
     numbers = len(first) * inner_channels * height * width * ratio**2
     num_tiles = min(height, math.ceil(numbers / elements))
@@ -222,7 +223,7 @@ def _slices(
 
 
 def _autocast_state(device_type: str) -> dict[str, Any]:
-    """Arguments of `torch.autocast` as it stands, with its cache of translated weights."""
+    """Arguments of `torch.autocast` for its current state, with its cache of converted weights."""
     return {
         "device_type": device_type,
         "enabled": torch.is_autocast_enabled(device_type),

@@ -45,16 +45,17 @@ from glioma_dist.training.validation import validate
 def train(
     config: TrainConfig, context: DistributedContext | None = None, workers: WorkerPool | None = None
 ) -> TrainResult:
-    """Train a U-Net, or resume the run that `config.out` holds, to its end.
+    """Train a U-Net, or resume the run in `config.out`, to its end.
 
-    Starts no processes: it trains in this one, and in all processes of the launch where the script was started by
-    `accelerate launch`, each of which calls it. Precision and engine are accelerate's settings, as
-    `ACCELERATE_MIXED_PRECISION=bf16` in the environment.
+    Starts no processes: it trains in this one. If the script was started by `accelerate launch`, every process of the
+    launch calls it. Precision and engine are settings of accelerate, for example `ACCELERATE_MIXED_PRECISION=bf16` in
+    the environment.
 
     Args:
         config: all settings of the run. Paths and sizes may be given as text.
-        context: who this process is; by default found out, and let go of at the end.
-        workers: that read the data (`start_workers`); by default they are started first of all, and end with the call.
+        context: rank and device of this process; by default it is made here, and closed at the end.
+        workers: processes that read the data (`start_workers`); by default they are started here before anything
+            else, and end with the call.
 
     Returns the run's folder, its checkpoints and its best score, the same on all processes.
 
@@ -130,7 +131,7 @@ def prepare(
 class TrainingLoop:
     """Steps, validations and checkpoints from `state` to the end of the run.
 
-    Whatever ends it early, all that is finished is saved first, where that can be done. reporter: of the main process.
+    If anything ends it early, the last finished step is saved first, if possible. reporter: of the main process.
     """
 
     def __init__(self, trainer: Trainer, state: TrainState, reporter: Reporter | None) -> None:
@@ -184,7 +185,7 @@ class TrainingLoop:
         trainer = self.trainer
         try:
             with trainer.stop.immediate():
-                trainer.spatial_group.cut(trainer.config.data.size.height)  # a validation may have cut otherwise
+                trainer.spatial_group.cut(trainer.config.data.size.height)  # a validation may have set other strips
                 batch = next(self._batches)
         except (Exception, Interrupted) as error:
             problem = as_run_error(error, trainer.context.seconds_to_answer)

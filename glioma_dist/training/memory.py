@@ -1,4 +1,4 @@
-"""A run's memory: which recomputation it takes, and what to say when it is not enough."""
+"""A run's memory: its level of activation checkpointing, and the message when memory is full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glioma_dist.scale.planner import GIB, Level, Step, advice, device_memory, f
 from glioma_dist.scale.tile_size import tile_size
 
 SECONDS_FOR_ADVICE = 10.0
-"""After memory is full. A launcher that has seen one process end kills the others some 30 s later."""
+"""Seconds to search for what fits. A launcher that has seen one process end kills the others about 30 s later."""
 
 
 def step_of(config: TrainConfig, context: DistributedContext) -> Step:
@@ -36,9 +36,10 @@ def step_of(config: TrainConfig, context: DistributedContext) -> Step:
 
 
 def choose_level(config: TrainConfig, context: DistributedContext) -> Level:
-    """The run's recomputation: the setting's, or what the planner finds, the same on all processes.
+    """The run's level of activation checkpointing: the setting, or for auto what the planner finds; the same on all
+    processes.
 
-    Raises InputError where no level fits the memory, and where a GPU's kernels cannot take tensors of the level.
+    Raises InputError if no level fits the memory, or if a GPU's kernels cannot take the tensors of the level.
     """
     if config.scale.activation_checkpointing != "auto":
         return resolve(config.scale.activation_checkpointing, step_of(config, context), math.inf)
@@ -48,10 +49,10 @@ def choose_level(config: TrainConfig, context: DistributedContext) -> Level:
 
 @contextmanager
 def explain_full_memory(config: TrainConfig, context: DistributedContext, tried: Level) -> Iterator[None]:
-    """Make a MemoryFullError of an error that says the device's memory is full: what was asked, and what fits.
+    """Turn an error that says that the device's memory is full into a MemoryFullError that says what fits.
 
-    To find what fits takes seconds. One process of several raises the error first, so that the others do not wait, and
-    the command asks for the rest when it has left them (`RunError.advise`).
+    To find what fits takes seconds. With several processes the error is raised first, so that the others do not wait;
+    the command completes it after it has closed the connections to them (`RunError.advise`).
     """
     try:
         yield
@@ -68,7 +69,7 @@ def explain_full_memory(config: TrainConfig, context: DistributedContext, tried:
 
 
 def _advice_in_time(step: Step, memory: float, tried: Level) -> str:
-    """What fits, or, where it cannot be found in `SECONDS_FOR_ADVICE`, the command that finds it."""
+    """What fits; if it cannot be found within `SECONDS_FOR_ADVICE`, the command that finds it."""
     found: list[str] = []
     # In a thread, which ends with the process.
     thread = threading.Thread(target=lambda: found.append(advice(step, memory, tried)), daemon=True)

@@ -17,13 +17,13 @@ from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
 
 
 class Reporter:
-    """Tells about one run; a context manager, whose end is written to status.json.
+    """Writes the output of one run; a context manager, whose end is written to status.json.
 
-    Where telling fails (a full disk, a closed pipe), the error stays in `problem`, for the run to save and to end
+    If writing fails (a full disk, a closed pipe), the error is stored in `problem`, so that the run can save and end
     together with the other processes.
 
-    added: rows that the run before could not write. record: of this start, in run.json. check: called before each
-    write; it raises InputError where the run may not write any more.
+    added: rows that the earlier start could not write. record: the entry of this start in run.json. check: called
+    before each write; raises InputError if the run may no longer write.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class Found:
 
 
 def check_same_data(config: TrainConfig, checkpoint: Checkpoint, fingerprints: dict[str, str | None]) -> None:
-    """Raises OtherRunError where a run was trained on other data than `config` names."""
+    """Raises OtherRunError if a run was trained on other data than `config` names."""
     if checkpoint.metadata["fingerprints"] != fingerprints:
         raise OtherRunError(
             f"--out {config.out} was trained on other data than {' '.join(config.data.train)} and {config.data.val}; "

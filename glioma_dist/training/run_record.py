@@ -1,4 +1,4 @@
-"""run.json: with what, where and how each start of a run computed."""
+"""run.json: the machine, versions and settings of each start of a run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ DAMAGED = "run.json.damaged"
 class RunRecord:
     """Writes <out>/run.json: {"starts": […]}, one entry for each start of the run, the newest last.
 
-    Nothing of a run depends on the file. Where it is damaged, a warning says so, it is kept as run.json.damaged, and
-    the list begins again. check: called before each write, as in `Reporter`. say: for the warning.
+    No result depends on the file. If it is damaged, a warning says so, it is kept as run.json.damaged, and a new list
+    begins. check: called before each write, as in `Reporter`. say: prints the warning.
 
-    Raises InputError where the file cannot be written.
+    Raises InputError if the file cannot be written.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RunRecord:
         self._write()
 
     def ended(self, ending: BaseException | None, step: int) -> None:
-        """This start is over, after `step`; `ending` is what ended it early."""
+        """Record the end of this start, after `step`; `ending` is the exception that ended it early."""
         code = ExitCode.FINISHED if ending is None else getattr(ending, "exit_code", ExitCode.UNEXPECTED)
         reason = None if ending is None else one_line(str(ending) or type(ending).__name__)
         self._starts[-1] |= {"ended": _now(), "code": int(code), "reason": reason, "to_step": step}
@@ -80,7 +80,7 @@ class RunRecord:
 def describe_start(config: TrainConfig, context: DistributedContext, level: str, step: int) -> dict[str, Any]:
     """The entry of a start, as JSON values. All processes call it together.
 
-    level: of activation checkpointing, as `auto` was resolved. step: from which the run starts or resumes.
+    level: of activation checkpointing, with `auto` resolved. step: from which the run starts or resumes.
     """
     here = {"host": platform.node(), "device": device_name(context.device)}
     precision, elements = context.accelerator.mixed_precision, config.scale.tile_elements

@@ -74,18 +74,18 @@ class Trainer:
     level: Level
     spatial_group: SpatialGroup
     metadata: dict
-    """What checkpoints say beside the train state: lineage, fingerprints."""
+    """Content of checkpoints besides the train state: lineage, fingerprints."""
     folder: RunFolder
     stop: StopSignal
     workers: WorkerPool
-    """That read and prepare images, in training and in validation."""
+    """Processes that read and prepare images, in training and in validation."""
     guard: StepGuard = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
 
     def batches(self, first_step: int) -> Generator[Batch]:
-        """This process's part of each batch from number `first_step` on, on its device."""
+        """Yield this process's part of each batch, from batch number `first_step` on, on its device."""
         group = self.spatial_group
         return training_batches(
             self.train,
@@ -102,7 +102,7 @@ class Trainer:
 
     @cached_property
     def validation_images(self) -> ValidationImages:
-        """This process's images, and where it has fewer than others the first of all once more."""
+        """This process's images. If other processes have more, the first image of all is repeated."""
         group, places = self.spatial_group, places_of(self.val)
         own = places[group.dp_rank :: group.dp_size]
         own += places[:1] * (math.ceil(len(places) / group.dp_size) - len(own))

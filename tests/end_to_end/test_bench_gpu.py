@@ -52,7 +52,7 @@ def test_the_rehearsal_runs_every_check(check, tmp_path):
     assert skipped == {name for owner, name in ONLY_ON_GPUS if owner == check.name}
     assert all(line["note"] for line in lines if line["status"] == "SKIPPED")
     assert content["finished"]
-    assert "It says nothing of a GPU" in (tmp_path / "out" / "proof.md").read_text()
+    assert "It says nothing about a GPU" in (tmp_path / "out" / "proof.md").read_text()
 
 
 @pytest.fixture

@@ -281,7 +281,7 @@ def test_drawn_splits(tmp_path):
 def test_a_division_that_cannot_be_is_refused_before_an_image_is_read(tmp_path, monkeypatch, seed, counts):
     source = find_glioma_c6(clean_export(tmp_path / "source", 3))
     monkeypatch.setattr("glioma_dist.data.convert.conversion.ImageReader", lambda: pytest.fail("images were read"))
-    with pytest.raises(InputError, match="each split needs a sample, and the seed is 0 or more"):
+    with pytest.raises(InputError, match="each split needs at least one sample, and the seed must be 0 or more"):
         convert_quietly(source, tmp_path / "out", split_seed=seed, split_counts=counts)
     assert not (tmp_path / "out").exists()
 

@@ -133,8 +133,8 @@ def test_no_modules_import_each_other_in_a_circle(graph):
     assert left == {}
 
 
-def test_the_page_counts_parts_and_arrows(graph):
-    """A new arrow is a decision: whoever adds one says so on the page."""
+def test_the_page_counts_packages_and_dependencies(graph):
+    """A new dependency is a decision: whoever adds one says so on the page."""
 
     def part(module: str) -> str:
         name = room(module)
@@ -143,5 +143,5 @@ def test_the_page_counts_parts_and_arrows(graph):
     modules = [name for name in graph if room(name) != "__main__"]
     arrows = {(part(a), part(b)) for a in modules for b in graph[a] if part(a) != part(b)}
     text = (REPOSITORY / "docs" / "architecture.md").read_text()
-    num_parts, num_arrows = map(int, re.search(r"There are (\d+) parts with (\d+) arrows", text).groups())
+    num_parts, num_arrows = map(int, re.search(r"There are (\d+) packages with (\d+) dependencies", text).groups())
     assert (len(set(map(part, modules))), len(arrows)) == (num_parts, num_arrows)

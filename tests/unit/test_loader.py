@@ -183,7 +183,7 @@ def test_a_worker_that_dies_names_its_sample(setting):
         order=setting.order,
         config=setting.config,
     )
-    with pytest.raises(InputError, match=rf"0000{victim.shard}.tar: sample {key}: the worker process that was at it"):
+    with pytest.raises(InputError, match=rf"0000{victim.shard}.tar: sample {key}: the worker process that prepared it"):
         take(deadly, 6, workers=2)
 
 

@@ -190,7 +190,7 @@ def test_the_run_goes_through_all_checks_and_writes_the_page(tmp_path, monkeypat
     page = (tmp_path / "out" / "proof.md").read_text()
     assert page == proof_page(content)
     assert "**2 PASS, 2 FAIL, 2 SKIPPED**" in page
-    assert "It says nothing of a GPU" in page
+    assert "It says nothing about a GPU" in page
     assert "| PASS | one | 1 | at most 2 |" in page
     assert (tmp_path / "out" / "logs" / "crashes.txt").is_file()
 

@@ -106,6 +106,10 @@ def test_what_cannot_be_is_skipped_with_its_reason():
     [
         ({"batch_size": 0}, "--batch-size 0"),
         ({"num_gpus": (0,)}, "--num-gpus 0"),
+        (
+            {"num_gpus": (1, 40)},
+            "--num-gpus 40: an image of 512 rows .*; give fewer GPUs, larger --sizes, or --engin",
+        ),
         ({"sizes": ()}, "--sizes"),
         ({"encoder": "unet++"}, "unet"),
         ({"encoder": "densenet169"}, "--engines"),

@@ -175,7 +175,7 @@ def test_imagenet_from_files_from_the_hub_and_from_nowhere():
     }
     assert weights["mit_b3", "imagenet"] == "weights/b3.safetensors"
     assert not weights["vgg19", "random"]
-    assert plan.notes == ("Pretraining of vgg19 began from random weights, for no ImageNet weights were given",)
+    assert plan.notes == ("Pretraining of vgg19 began from random weights, because no ImageNet weights were given",)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -298,7 +298,7 @@ def test_a_worker_that_dies_is_named_with_its_sample(number):
 
     with WorkerPool(2, Doing(die_at_two)) as pool:
         stream = stream_of(pool, 0, range(9))
-        message = rf"shard 3, sample 2: the worker process that was at it died \(signal {number.name}\)"
+        message = rf"shard 3, sample 2: the worker process that prepared it died \(signal {number.name}\)"
         with pytest.raises(UnavailableError, match=message):
             list(stream)
 
@@ -347,7 +347,7 @@ def start_with_few_files() -> str:
 
 def test_too_many_workers_are_one_line_and_none_is_left():
     (said,) = run(start_with_few_files)
-    assert said.startswith("50 workers: the system does not start so many processes (Too many open files); give fewer")
+    assert said.startswith("50 workers: the system cannot start that many processes (Too many open files); give fewer")
     assert said.endswith("0 left")
 
 

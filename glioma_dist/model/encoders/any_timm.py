@@ -274,7 +274,7 @@ class _Plain(nn.Module):
         self.block = block
 
     def forward(self, features: Tensor) -> Tensor:
-        # `compute`: the class's forward as torch.compile translated it.
+        # `compute`: the class's forward as compiled by torch.compile.
         return getattr(self.block, "compute", type(self.block).forward)(self.block, features)
 
 

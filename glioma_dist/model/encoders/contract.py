@@ -32,10 +32,10 @@ def compute(segment: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 
 
 def filled(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
-    """fp32 (1, len(values), 1, 1), a value a channel.
+    """Make an fp32 tensor (1, len(values), 1, 1) with one value per channel.
 
-    By filling: for a tensor that is copied to a GPU from ordinary memory the CPU waits until the GPU has done all that
-    was asked of it before.
+    It is filled on the device: for a copy from pageable memory the CPU would wait until the GPU has finished all
+    earlier work.
     """
     return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)
 
@@ -61,7 +61,7 @@ class TileableLayer(Protocol):
 
 class Encoder(nn.Module):
     """From an image to feature maps at growing strides. A new encoder derives from this class, sets `strides` and
-    `channels`, and computes through `run_segment`; all else has a default.
+    `channels`, and computes through `run_segment`; everything else has a default.
 
     Nothing in it may draw at random from a global generator while it computes: what a layer drops is drawn from the
     images' seeds, so that a result depends neither on the batch's layout nor on what is computed again.
@@ -82,26 +82,26 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.run_segment: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
-        """How `forward` runs each of its segments, from feature map to feature map. Activation checkpointing replaces
-        it. A segment that runs batch norms is an `nn.Module` that holds them; none changes its input in place. An
-        encoder that never calls it keeps all its activations."""
+        """Run a segment of `forward`, from feature map to feature map. Activation checkpointing replaces this function.
+        A segment that runs batch norms must be an `nn.Module` that holds them, and no segment may change its input in
+        place. An encoder that never calls it keeps all its activations."""
         self.memory_format: Any = torch.contiguous_format
         """In which `forward` lays out its maps."""
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
-        """images: (B, 3, H, W) float, H and W multiples of 32, of ImageNet's mean 0 and deviation 1. seeds: (B,) int64,
-        each image's own, from which alone an encoder draws what is random; or what `draw` made of them.
+        """images: (B, 3, H, W) float, H and W multiples of 32, normalised with ImageNet's mean and standard deviation.
+        seeds: (B,) int64, one per image, the only source of random numbers; or what `draw` returned for them.
 
         Returns feature maps (B, channels[i], H / strides[i], W / strides[i]), finest first.
         """
         raise NotImplementedError
 
     def draw(self, seeds: Tensor) -> Tensor | None:
-        """Draw on the CPU, before the forward pass, what it needs that is random. seeds: (B,) int64, on the CPU.
+        """Draw the random numbers of a forward pass, on the CPU and before it. seeds: (B,) int64, on the CPU.
 
         Returns what `forward` gets in place of the seeds, then on the device of the images: a float tensor whose first
-        dimension is B, or None where nothing is drawn. By default the seeds themselves: with several processes PyTorch
-        moves them to the GPU, and an encoder that reads them there waits for it once a step.
+        dimension is B, or None if nothing is drawn. By default it returns the seeds. With several processes PyTorch
+        moves them to the GPU, and an encoder that reads them there waits for the GPU once in each step.
         """
         return seeds
 

@@ -100,8 +100,8 @@ class TimmEncoder(Encoder):
 
 
 class StreamRadixSoftmax(RadixSoftmax):
-    """Of ResNeSt's split attention, in its input's type: CUDA autocast takes softmax in fp32, and the maps that it
-    weights would become fp32 with it. CPU autocast keeps bf16."""
+    """Softmax of ResNeSt's split attention that returns the type of its input. CUDA autocast returns fp32 from softmax,
+    so the feature maps that it weights would become fp32, too. CPU autocast keeps bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, channels, 1, 1). Returns (B, channels)."""
@@ -109,7 +109,7 @@ class StreamRadixSoftmax(RadixSoftmax):
 
 
 class StreamSplitAttn(SplitAttn):
-    """ResNeSt's split attention, in its input's type: CUDA autocast takes its sum over the splits in fp32, too."""
+    """ResNeSt's split attention that returns the type of its input: CUDA autocast returns fp32 from its sum, too."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, channels, H, W). Returns a map of the same type."""
@@ -141,7 +141,7 @@ def _steps(name: str, module: nn.Module) -> Iterator[str]:
 def _cut(body: nn.ModuleDict, steps: list[str], tapped: frozenset[str]) -> list[list[str]]:
     """Segments: a block, or layers of the first map's kind (convolution, norm, activation) up to a pooling.
 
-    None begins with what changes its input in place, for that input is what recomputation keeps.
+    None begins with a layer that changes its input in place, because activation checkpointing keeps that input.
     """
     segments: list[list[str]] = [[]]
     for step in steps:
@@ -186,7 +186,7 @@ def keep_colours(encoder: Encoder, published: PretrainedCfg) -> None:
 
 
 def recolour(encoder: Encoder, images: Tensor) -> Tensor:
-    """images (B, 3, H, W) of ImageNet's mean 0 and deviation 1, with the mean and deviation of `encoder`'s weights."""
+    """Convert images (B, 3, H, W) from ImageNet's normalisation to the normalisation of `encoder`'s weights."""
     if encoder.colours is None:
         return images
     return images * encoder.colour_scale.to(images.dtype) + encoder.colour_shift.to(images.dtype)

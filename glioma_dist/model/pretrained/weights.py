@@ -17,7 +17,7 @@ from glioma_dist.registry import UnknownNameError, encoders
 
 OWN_NAMES = ("encoder.segformer.", "encoder.body.")
 """How names of this toolkit's own checkpoints begin."""
-PEER_SETTINGS = {
+SMP_SETTINGS = {
     "classes": 1,
     "encoder_depth": 5,
     "decoder_interpolation": "nearest",
@@ -25,7 +25,7 @@ PEER_SETTINGS = {
     "decoder_attention_type": None,
 }
 """Of segmentation_models.pytorch's U-Net, its own defaults."""
-PEER_USABLE = {
+SMP_USABLE = {
     "classes": (1,),
     "encoder_depth": (5,),
     "decoder_interpolation": ("bilinear",),
@@ -90,7 +90,7 @@ def is_smp(path: Path) -> bool:
 def _check_smp_config(file: Path, encoder: str) -> None:
     settings = read_json(file)
     try:
-        found = {name: settings.get(name, usual) for name, usual in PEER_SETTINGS.items()}
+        found = {name: settings.get(name, usual) for name, usual in SMP_SETTINGS.items()}
         theirs = encoders.canonical(str(settings["encoder_name"]))
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: cannot be read as a model's settings ({error!r})") from error
@@ -100,7 +100,7 @@ def _check_smp_config(file: Path, encoder: str) -> None:
         raise InputError(f"{file}: its encoder is {theirs}, which this toolkit does not have") from None
     if theirs != encoder:
         raise InputError(f"{file}: its encoder is {theirs}, asked for is {encoder}; give --model.encoder {theirs}")
-    other = [f"{name} {found[name]!r}" for name, usable in PEER_USABLE.items() if found[name] not in usable]
+    other = [f"{name} {found[name]!r}" for name, usable in SMP_USABLE.items() if found[name] not in usable]
     if other:
         raise InputError(
             f"{file}: has {', '.join(other)}; only U-Nets with one class, bilinear upsampling and plain "
