@@ -5,8 +5,6 @@ from __future__ import annotations
 from glioma_dist.benchmark.proof.runner import Check
 
 HERE = "glioma_dist.benchmark.proof"
-SECONDS_OF_ONE_GPU = 600
-"""Of all checks of one GPU together, were each to take all of its time."""
 _LEVELS = ("none", "selective", "full")
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _WITHOUT_TF32 = (("NVIDIA_TF32_OVERRIDE", "0"),)
