@@ -19,6 +19,7 @@ from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale import planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import GIB, LEVELS, Step, count
+from glioma_dist.scale.tile_size import CPU_TILE
 from glioma_dist.size import Size
 
 TINY = Step(
@@ -26,6 +27,7 @@ TINY = Step(
     Size(64, 64),
     batch_size=1,
     bf16=False,
+    tile_size=CPU_TILE,
     loss=partial(segmentation_loss, "dice"),
 )
 

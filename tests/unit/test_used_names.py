@@ -3,7 +3,6 @@
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from helpers import REPOSITORY
 
@@ -13,16 +12,14 @@ SOURCES = [
 ]
 TARGET = re.compile(r"(?:.*:)?(\w+)")
 """A name in a string: `module:name`, as registries and commands have it, or the name alone, as of a public one."""
-CODE = re.compile(r"from glioma_dist\.\S+ import .*")
+CODE = re.compile(r".*from glioma_dist\.\S+ import .*", re.DOTALL)
 """A string that is code of another process."""
 
 
 def defined_in(tree: ast.Module) -> Iterator[str]:
-    """Functions, classes and constants of a module; what a decorator registers is used by whoever it is registered with."""
+    """Functions, classes and constants of a module; a function that a decorator registers is used by what it is in."""
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
-            yield node.name
-        elif isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and not node.decorator_list):
             yield node.name
         elif isinstance(node, ast.Assign):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
@@ -31,7 +28,7 @@ def defined_in(tree: ast.Module) -> Iterator[str]:
 
 
 def is_export(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and [each.id for each in node.targets if isinstance(each, ast.Name)] == ["__all__"]
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
 
 
 def used_in(tree: ast.Module) -> Iterator[str]:
