@@ -26,6 +26,7 @@ from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import keep_freed_memory
+from glioma_dist.distributed.numerics import numerics, numerics_in_force
 from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.errors import OUT_OF_MEMORY, is_out_of_memory
 from glioma_dist.loss_names import DEFAULT_LOSS
@@ -70,18 +71,20 @@ class Cell:
 
 
 def measure_or_say_why_not(cell: Cell) -> dict:
-    """The figures of a cell, or that its memory did not suffice."""
+    """The figures of a cell, or that its memory did not suffice; and how a GPU rounds (`numerics_in_force`)."""
     get_signal_at_parents_death(signal.SIGTERM)
     with contextlib.suppress(OSError):  # where memory ends, the system shall end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
-    try:
-        # Forked before the device is set up, as a run's workers are.
-        with WorkerPool(cell.workers if cell.data else 0) as pool:
-            return {"status": "ok", **measure(cell, pool)}
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0]}
+    with numerics():  # those of a run, for the baselines as well
+        row = {"numerics": numerics_in_force()}
+        try:
+            # Forked before the device is set up, as a run's workers are.
+            with WorkerPool(cell.workers if cell.data else 0) as pool:
+                return {"status": "ok", **measure(cell, pool), **row}
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0], **row}
 
 
 def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:

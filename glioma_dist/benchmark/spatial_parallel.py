@@ -15,6 +15,7 @@ import torch
 from glioma_dist.benchmark.peak_memory import PeakMemory
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import numerics, numerics_in_force
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
@@ -76,13 +77,15 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     timed, peaks = seconds[cell.warm_up :], context.gather_objects([memory.allocated()])
-    return {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": peaks}
+    row = {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": peaks}
+    return {**row, "numerics": numerics_in_force()}
 
 
 def main() -> None:
     """Measure the cell of the first argument, as JSON; the first process writes the row into the second's file."""
     context = DistributedContext.start()
-    row = measure_spatial_parallel(SpatialParallelCell(**json.loads(sys.argv[1])), context)
+    with numerics():
+        row = measure_spatial_parallel(SpatialParallelCell(**json.loads(sys.argv[1])), context)
     if context.is_main:
         write_json_atomically(Path(sys.argv[2]), row)
 
