@@ -128,7 +128,8 @@ def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
 def draw_batch(cell: Cell) -> Batch:
     """Noise, grey, as the loader hands it over."""
     size = Size.parse(cell.size)
-    images = torch.randint(0, 256, (cell.batch_size, 1, size.height, size.width), dtype=torch.uint8)
+    shape, drawn = (cell.batch_size, 1, size.height, size.width), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)
     batch = Batch(images, (images[:, 0] > 180).to(torch.uint8), torch.arange(cell.batch_size), ())
     return batch.pin_memory() if cell.device == "cuda" else batch
 

@@ -47,7 +47,8 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
     """Median seconds of a step, and peak memory of each process (`PeakMemory`). Noise stands in for images."""
     group, device, size = SpatialGroup.join(context, cell.spatial_parallel), context.device, Size.parse(cell.size)
     strip = group.cut(size.height)
-    images = torch.randint(0, 256, (1, 1, size.height, size.width), dtype=torch.uint8)[:, :, strip].to(device)
+    shape, drawn = (1, 1, size.height, size.width), torch.Generator().manual_seed(0)  # one image for all processes
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)[:, :, strip].to(device)
     masks = (images[:, 0] > 180).to(torch.uint8)
     memory = PeakMemory(device)
     model = UNet(ModelConfig(encoder=cell.encoder))
