@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -41,6 +42,11 @@ def sweep(setting: Setting, findings: Findings) -> None:
     if setting.tiny:
         findings.skipped(LINES[-1], "in a rehearsal an image is smaller than any tile, so all take as long")
         return
+    compare_default(seconds, default, findings)
+
+
+def compare_default(seconds: Mapping[int, float], default: int, findings: Findings) -> None:
+    """The default against the quickest. seconds: elements of a tile -> of a step."""
     best = min(seconds, key=seconds.__getitem__)
     told = f"2^{default.bit_length() - 1} is the default, 2^{best.bit_length() - 1} the quickest"
     findings.at_most(LINES[-1], seconds[default] / seconds[best], SLOWEST_DEFAULT, "times the quickest", told)
