@@ -28,14 +28,17 @@ from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import keep_freed_memory
 from glioma_dist.distributed.numerics import numerics, numerics_in_force
 from glioma_dist.distributed.signals import get_signal_at_parents_death
-from glioma_dist.errors import OUT_OF_MEMORY, is_out_of_memory
+from glioma_dist.errors import OUT_OF_MEMORY, InputError, is_out_of_memory
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.kernel_limits import check_kernels
 from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.step import Step
+from glioma_dist.scale.tile_size import tile_size
 from glioma_dist.size import Size
 
 OURS = "glioma-dist"
@@ -78,13 +81,31 @@ def measure_or_say_why_not(cell: Cell) -> dict:
     with numerics():  # those of a run, for the baselines as well
         row = {"numerics": numerics_in_force()}
         try:
+            check_size(cell)
             # Forked before the device is set up, as a run's workers are.
             with WorkerPool(cell.workers if cell.data else 0) as pool:
                 return {"status": "ok", **measure(cell, pool), **row}
+        except InputError as error:
+            return {"status": "refused", "error": str(error), **row}
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0], **row}
+
+
+def check_size(cell: Cell) -> None:
+    """Raises InputError where training would refuse the cell, because a GPU's kernels cannot take its maps."""
+    if cell.network == BASELINES["smp"]:
+        return
+    step = Step(
+        ModelConfig(encoder=cell.encoder),
+        Size.parse(cell.size),
+        cell.batch_size,
+        cell.precision == "bf16",
+        tile_size=tile_size("auto", cell.device),
+        loss=partial(segmentation_loss, DEFAULT_LOSS),
+    )
+    check_kernels(step, cell.level)
 
 
 def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:

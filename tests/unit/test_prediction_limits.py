@@ -1,20 +1,25 @@
 """Evaluation, prediction and validation give no kernel of a GPU a tensor that it cannot take: tiles, or one line."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_CHANNELS, tiny_config
+from helpers import TINY_CHANNELS, run, tiny_config
 from test_kernel_limits import QUICK, SIZES, TooLarge
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from glioma_dist.config import ModelConfig, ScaleConfig
+from glioma_dist.benchmark import cell
+from glioma_dist.config import DataConfig, ModelConfig, PredictConfig, ScaleConfig
 from glioma_dist.data.batch import Batch
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.inference.predict import _predict_all
 from glioma_dist.model.unet import UNet, build_model, normalise
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.kernel_limits import KernelCalls, check_forward, forward_fits
@@ -111,6 +116,33 @@ def test_no_call_of_a_prediction_is_too_large(size):
         images = torch.zeros(1, 1, SIZES[size].height, SIZES[size].width, dtype=torch.uint8)
         predicting.model(normalise(images))
     assert not seen.calls
+
+
+def test_predict_names_the_images_that_are_too_large_and_refuses_such_an_input_size_at_once(tmp_path):
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    for path, side in ((small, 64), (large, 320)):
+        cv2.imwrite(str(path), noise(side))
+    config = PredictConfig(tmp_path, str(tmp_path), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    images = [(small, "small"), (large, "large")]
+    with ImageReader() as reader:
+        done, failed = _predict_all(images, network(), DataConfig(transform="random-crop"), config, reader)
+        assert [each.image.name for each in done] == ["small.png"]
+        assert [each.image for each in failed] == [str(large)]
+        assert "give --input-size 288x288 at most" in failed[0].reason
+        with pytest.raises(InputError, match="an image of 320x320"):
+            _predict_all(images, network(), DataConfig(), replace(config, input_size=Size(320, 320)), reader)
+
+
+@pytest.mark.parametrize("encoder", ["vgg19", "mobilenet_v2"])
+def test_a_benchmark_s_cell_that_training_refuses_is_a_row(encoder):
+    """Before the GPU is looked for, which is not here."""
+    settings = {"network": "glioma-dist", "level": "none", "layout": "contiguous", "precision": "fp32", "repeats": 1}
+    settings |= {"batch_size": 1, "warm_up": 0, "device": "cuda", "data": None, "workers": 0}
+    (row,) = run(cell.measure_or_say_why_not, cell.Cell(encoder=encoder, size="9600x9600", **settings))
+    assert row["status"] == "refused"
+    assert "give at most --data.size " in row["error"]
+    assert row["numerics"]["cudnn.allow_tf32"] is False
 
 
 @pytest.mark.parametrize(
