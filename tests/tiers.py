@@ -59,6 +59,7 @@ LONG = {
     "tests/unit/test_planner.py::test_the_largest_batch_and_size_are_what_counting_finds_there": "counts many steps",
     "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": "native steps",
     "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": "native steps",
+    "tests/unit/test_prediction_limits.py::test_no_call_of_a_prediction_is_too_large": "135 and 270 Mpx in many tiles",
     "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
     "tests/unit/test_step_formulas.py::test_the_formula_is_exact": "three counts for each encoder",
 }

@@ -26,15 +26,19 @@ from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import keep_freed_memory
+from glioma_dist.distributed.numerics import numerics, numerics_in_force
 from glioma_dist.distributed.signals import get_signal_at_parents_death
-from glioma_dist.errors import OUT_OF_MEMORY, is_out_of_memory
+from glioma_dist.errors import OUT_OF_MEMORY, InputError, is_out_of_memory
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.kernel_limits import check_kernels
 from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.step import Step
+from glioma_dist.scale.tile_size import tile_size
 from glioma_dist.size import Size
 
 OURS = "glioma-dist"
@@ -70,18 +74,38 @@ class Cell:
 
 
 def measure_or_say_why_not(cell: Cell) -> dict:
-    """The figures of a cell, or that its memory did not suffice."""
+    """The figures of a cell, or that its memory did not suffice; and how a GPU rounds (`numerics_in_force`)."""
     get_signal_at_parents_death(signal.SIGTERM)
     with contextlib.suppress(OSError):  # where memory ends, the system shall end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
-    try:
-        # Forked before the device is set up, as a run's workers are.
-        with WorkerPool(cell.workers if cell.data else 0) as pool:
-            return {"status": "ok", **measure(cell, pool)}
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0]}
+    with numerics():  # those of a run, for the baselines as well
+        row = {"numerics": numerics_in_force()}
+        try:
+            check_size(cell)
+            # Forked before the device is set up, as a run's workers are.
+            with WorkerPool(cell.workers if cell.data else 0) as pool:
+                return {"status": "ok", **measure(cell, pool), **row}
+        except InputError as error:
+            return {"status": "refused", "error": str(error), **row}
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return {"status": OUT_OF_MEMORY, "error": (str(error) or "MemoryError").splitlines()[0], **row}
+
+
+def check_size(cell: Cell) -> None:
+    """Raises InputError where training would refuse the cell, because a GPU's kernels cannot take its maps."""
+    if cell.network == BASELINES["smp"]:
+        return
+    step = Step(
+        ModelConfig(encoder=cell.encoder),
+        Size.parse(cell.size),
+        cell.batch_size,
+        cell.precision == "bf16",
+        tile_size=tile_size("auto", cell.device),
+        loss=partial(segmentation_loss, DEFAULT_LOSS),
+    )
+    check_kernels(step, cell.level)
 
 
 def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
@@ -125,7 +149,8 @@ def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
 def draw_batch(cell: Cell) -> Batch:
     """Noise, grey, as the loader hands it over."""
     size = Size.parse(cell.size)
-    images = torch.randint(0, 256, (cell.batch_size, 1, size.height, size.width), dtype=torch.uint8)
+    shape, drawn = (cell.batch_size, 1, size.height, size.width), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)
     batch = Batch(images, (images[:, 0] > 180).to(torch.uint8), torch.arange(cell.batch_size), ())
     return batch.pin_memory() if cell.device == "cuda" else batch
 

@@ -86,7 +86,7 @@ def measure_in_some_way(cell: Cell, metadata: dict, timeout_s: float) -> dict:
 def measure_apart(cell: Cell, metadata: dict, timeout_s: float, kind: str = "step") -> dict:
     """A row of the result: a cell, measured in its own process."""
     nothing = {"peak_gib": None, "peak_reserved_gib": None, "seconds": [], "median_seconds": None, "error": None}
-    nothing |= {"images_per_second": None, "images_per_second_with_data": None, "waiting_share": None}
+    nothing |= {"numerics": None, "images_per_second": None, "images_per_second_with_data": None, "waiting_share": None}
     figures = run_child([sys.executable, "-m", CELL_MODULE, json.dumps(asdict(cell))], timeout_s)
     row = {
         "kind": kind,

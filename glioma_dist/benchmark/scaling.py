@@ -103,6 +103,7 @@ def measure(cell: ScalingCell, shards: str, device: str, there: int, timeout_s: 
     """The row of a launch; if it failed, with the reason."""
     row = {"status": "skipped", **asdict(cell), "error": reason_to_skip(cell, device, there)}
     row |= dict.fromkeys(("images_per_second", "step_seconds", "waiting_share", "peak_gib", "peak_reserved_gib", "mfu"))
+    row["numerics"] = None
     operations = step_operations(cell.encoder, Size.parse(cell.size), cell.images)
     row |= {"tflop": operations / 1e12, "megapixels": Size.parse(cell.size).width * Size.parse(cell.size).height / 1e6}
     if row["error"] is None:
@@ -140,4 +141,5 @@ def launch(cell: ScalingCell, shards: str, device: str, timeout_s: float) -> dic
         "waiting_share": max(each["seconds_between"] / each["seconds"] for each in found),
         "peak_gib": [each["peak_gib"] for each in found],
         "peak_reserved_gib": [each["peak_reserved_gib"] for each in found],
+        "numerics": found[0]["numerics"],
     }

@@ -17,6 +17,7 @@ from glioma_dist.benchmark.peak_memory import PeakMemory
 from glioma_dist.benchmark.watched_steps import watched_steps
 from glioma_dist.config import DataConfig, ModelConfig, ScaleConfig, TrainConfig
 from glioma_dist.distributed.launched import USE_CPU
+from glioma_dist.distributed.numerics import numerics_in_force
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_json_atomically
 from glioma_dist.scale.planner import Level
@@ -74,9 +75,12 @@ class Clock:
         self._warm_up = warm_up
         self.begins: list[float] = []
         self.ends: list[float] = []
+        self.numerics: dict[str, Any] = {}
+        """How a GPU rounds and adds in the steps (`numerics_in_force`)."""
 
     def watch(self, take_step: Callable[[], Any], _: Trainer, number: int) -> Any:
         """Stand before a step (see `watched_steps`)."""
+        self.numerics = self.numerics or numerics_in_force()
         begin = time.perf_counter()
         result = take_step()
         if torch.cuda.is_initialized():
@@ -107,7 +111,7 @@ def main() -> None:
     with watched_steps(clock.watch):
         train(cell.config(shards, folder / "run"))
     found = {"seconds": clock.seconds, "seconds_between": clock.seconds_between, "num_steps": len(clock.ends)}
-    found |= {"peak_gib": memory.allocated(), "peak_reserved_gib": memory.reserved()}
+    found |= {"peak_gib": memory.allocated(), "peak_reserved_gib": memory.reserved(), "numerics": clock.numerics}
     write_json_atomically(folder / f"{os.environ['RANK']}.json", found)
 
 

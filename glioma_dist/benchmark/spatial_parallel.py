@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from glioma_dist.benchmark.peak_memory import PeakMemory
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.numerics import numerics, numerics_in_force
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.files import write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
@@ -23,10 +25,12 @@ from glioma_dist.model.unet import UNet
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.fsdp import choose_shards
 from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.kernel_limits import check_kernels
 from glioma_dist.scale.optimizer import make_adam
-from glioma_dist.scale.planner import Level
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.step import Level, Step
+from glioma_dist.scale.tile_size import tile_size
 from glioma_dist.size import Size
 
 
@@ -43,10 +47,24 @@ class SpatialParallelCell:
 
 
 def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedContext) -> dict:
-    """Median seconds of a step, and peak memory of each process (`PeakMemory`). Noise stands in for images."""
+    """Median seconds of a step, and peak memory of each process (`PeakMemory`). Noise stands in for images.
+
+    Raises InputError where a GPU's kernels cannot take the maps.
+    """
     group, device, size = SpatialGroup.join(context, cell.spatial_parallel), context.device, Size.parse(cell.size)
+    step = Step(
+        ModelConfig(encoder=cell.encoder),
+        size,
+        batch_size=1,
+        bf16=context.accelerator.mixed_precision != "no",
+        spatial_parallel=cell.spatial_parallel,
+        tile_size=tile_size("auto", device),
+        loss=partial(segmentation_loss, DEFAULT_LOSS),
+    )
+    check_kernels(step, cell.level)
     strip = group.cut(size.height)
-    images = torch.randint(0, 256, (1, 1, size.height, size.width), dtype=torch.uint8)[:, :, strip].to(device)
+    shape, drawn = (1, 1, size.height, size.width), torch.Generator().manual_seed(0)  # one image for all processes
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)[:, :, strip].to(device)
     masks = (images[:, 0] > 180).to(torch.uint8)
     memory = PeakMemory(device)
     model = UNet(ModelConfig(encoder=cell.encoder))
@@ -76,13 +94,15 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     timed, peaks = seconds[cell.warm_up :], context.gather_objects([memory.allocated()])
-    return {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": peaks}
+    row = {"seconds": timed, "median_seconds": statistics.median(timed), "peak_gib": peaks}
+    return {**row, "numerics": numerics_in_force()}
 
 
 def main() -> None:
     """Measure the cell of the first argument, as JSON; the first process writes the row into the second's file."""
     context = DistributedContext.start()
-    row = measure_spatial_parallel(SpatialParallelCell(**json.loads(sys.argv[1])), context)
+    with numerics():
+        row = measure_spatial_parallel(SpatialParallelCell(**json.loads(sys.argv[1])), context)
     if context.is_main:
         write_json_atomically(Path(sys.argv[2]), row)
 

@@ -31,6 +31,7 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.operations import forward_operations
 from glioma_dist.scale.planner import GIB, Step, count
 from glioma_dist.scale.step_count import count_sent
+from glioma_dist.scale.tile_size import largest_gpu_tile
 
 LINKS_GB_S = {"NVLink, 450 GB/s": 450.0, "PCIe 5, 50 GB/s": 50.0, "Ethernet, 100 Gbit/s": 12.5, "10 Gbit/s": 1.25}
 """Bytes that one GPU can send in a second, at best."""
@@ -73,7 +74,14 @@ def estimated(config: SpatialParallelConfig) -> list[dict]:
     found = []
     for level, number in itertools.product(config.levels, config.spatial_parallel):
         step = Step(
-            model, config.estimated_size, 1, True, number, number, loss=partial(segmentation_loss, DEFAULT_LOSS)
+            model,
+            config.estimated_size,
+            batch_size=1,
+            bf16=True,
+            num_devices=number,
+            spatial_parallel=number,
+            tile_size=largest_gpu_tile(),
+            loss=partial(segmentation_loss, DEFAULT_LOSS),
         )
         halos, gathered = count_sent(step, level) if number > 1 else (0, 0)
         again = TIMES_FORWARD + (level != "none")  # upper bound: the decoder's part is computed again in "full" only

@@ -99,7 +99,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """Convert one JSON value to the type of a config's field. Raises InputError if it cannot be converted."""
     arms = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
-        return None if value is None else _convert(next(arm for arm in arms if arm is not NoneType), value, where)
+        if value is None and NoneType in arms:
+            return None
+        kinds = [arm for arm in arms if arm is not NoneType]
+        named = (arm for arm in kinds if get_origin(arm) is Literal and value in get_args(arm))
+        return _convert(next(named, kinds[-1]), value, where)
     if get_origin(hint) is tuple and where.endswith(": train") and isinstance(value, str | None):
         value = [] if value is None else [value]  # data.train, when it was one folder
     if get_origin(hint) is tuple and isinstance(value, list):

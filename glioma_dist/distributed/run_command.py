@@ -29,8 +29,6 @@ from glioma_dist.errors import (
 from glioma_dist.files import cannot_read, cannot_write
 
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
-SIGNS_OF_A_LOST_WORKER = ("DataLoader worker (pid",)
-"""In PyTorch's error when a process that reads data was killed."""
 SIGN_OF_NO_MORE_THREADS = "Resource temporarily unavailable"
 """The system's words (EAGAIN) where PyTorch cannot start a thread: a limit on memory or on processes."""
 CLOSED_OUTPUT = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -175,8 +173,6 @@ def _of_the_system(error: OSError) -> RunError | None:
 
 def _of_a_process(text: str, seconds: float | None) -> RunError | None:
     again = "run the same command again"
-    if any(sign in text for sign in SIGNS_OF_A_LOST_WORKER):
-        return UnavailableError(f"{text[:200]} Is memory full? Use fewer workers; {again}")
     if SIGN_OF_NO_MORE_THREADS in text:
         return UnavailableError(
             f"the system gives this process no more threads or memory ({text[:200]}); see its limits (ulimit -u, "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +31,14 @@ from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.encoders.contract import TileableLayer
 from glioma_dist.model.unet import load_model, normalise
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.kernel_limits import check_forward, forward_fits
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
+from glioma_dist.scale.tile_size import CPU_TILE, TileSize, tile_size
+from glioma_dist.scale.tiles import checkpoint_in_tiles
 from glioma_dist.size import Size
 
 Contrast = Literal["percentile", "clahe", "none"]
@@ -119,6 +125,8 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerP
                 print(note, flush=True)
     network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
     contrast = checkpoint.config.data.intensity_normalization
+    if config.input_size:
+        network.fit(config.input_size)
     group = network.spatial_group
     samples = evaluation_samples(
         reader, group.dp_rank, group.dp_size, config.workers, context.seconds_to_answer, contrast, pool
@@ -151,6 +159,23 @@ class Network:
     model: nn.Module
     device: torch.device
     spatial_group: SpatialGroup = field(default_factory=SpatialGroup)
+    encoder: str = ""
+    """Its name."""
+    tileable_layers: Sequence[TileableLayer] = ()
+    """Of the encoder; none where several processes share an image."""
+    tile_size: TileSize = CPU_TILE
+    """Of the device."""
+
+    def fit(self, size: Size) -> None:
+        """Have layers go in tiles for an image of `size` where a GPU's kernels cannot take their maps otherwise, and
+        only there. Raises InputError where tiles are not enough. The decoder takes care of itself."""
+        if self.tile_size.max_elements is None:
+            return
+        asked = (self.encoder, size, self.spatial_group.size, self.tile_size)
+        in_tiles = len(self.tileable_layers) > 0 and not forward_fits(*asked, in_tiles=False)
+        check_forward(*asked, in_tiles)
+        for layer in self.tileable_layers:
+            layer.run_tiles = partial(checkpoint_in_tiles, size=self.tile_size) if in_tiles else None
 
 
 def load_network(folder: Path, num_processes: int, context: DistributedContext) -> tuple[Network, Checkpoint]:
@@ -161,10 +186,12 @@ def load_network(folder: Path, num_processes: int, context: DistributedContext) 
     model, checkpoint = load_model(folder)
     check_spatial_parallel(num_processes, checkpoint.config.model.encoder)
     group = SpatialGroup.join(context, num_processes)
-    checkpoint_activations(model, "none")  # nothing is kept here; maps too large for a GPU's kernels go in tiles
-    split_spatially(model, group)
+    size = tile_size("auto", context.device)
+    checkpoint_activations(model, "none", size)  # nothing is kept here; maps too large for a GPU's kernels go in tiles
+    split_spatially(model, group, size)
+    layers = model.encoder.tileable_layers() if num_processes == 1 else ()
     model = context.accelerator.prepare_model(model.to(context.device), evaluation_mode=True)
-    return Network(model, context.device, group), checkpoint
+    return Network(model, context.device, group, checkpoint.config.model.encoder, layers, size), checkpoint
 
 
 def dice_at_sizes(
@@ -188,9 +215,10 @@ def cell_probability(network: Network, image: np.ndarray, input_size: Size | Non
     """Probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`, on all processes that share it.
 
     image: uint8 (H, W) or (H, W, 3) with its contrast raised; it is scaled to `input_size` for the network, or goes
-    in as it is where None.
+    in as it is where None. Raises InputError for an image that is too large for a GPU's kernels.
     """
     scaled = resize_image(image, input_size) if input_size else image
+    network.fit(Size(scaled.shape[1], scaled.shape[0]))
     strip = network.spatial_group.cut(len(scaled))
     logits = network.model(normalise(image_tensor(scaled)[None, :, strip].to(network.device)))
     probabilities = network.spatial_group.gather_strip(logits).float().sigmoid()

@@ -88,6 +88,8 @@ def _predict_all(
     data: what the network was trained with. Returns what is done, and what failed.
     """
     input_size = config.input_size or (data.size if data.transform == "resize" else None)
+    if input_size:
+        network.fit(input_size)  # refused at once, and not for each image
     done: list[PredictedImage] = []
     failures: list[Failure] = []
     for path, name in images:

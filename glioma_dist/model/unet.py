@@ -81,7 +81,7 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     Raises InputError where weights are not there, are damaged, or are of another network.
     """
     with torch.random.fork_rng(devices=[]):  # what a constructor draws: most of it is drawn again below
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed those of all GPUs, too
         model = UNet(config)
     initialise(model, torch.Generator().manual_seed(seed))
     if config.init == "random":

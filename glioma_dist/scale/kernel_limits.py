@@ -1,14 +1,14 @@
 """Up to which size of images every tensor that a GPU's kernels are given stays below 2^31 elements.
 
 Decoder blocks go in tiles where their maps would be larger (`activation_checkpointing.py`), so the encoder sets the
-bound, and the image itself. An encoder's layers go in tiles at the level full only, and only those it says can.
+bound, and the image itself. An encoder's layers go in tiles at the level full, and in prediction where they have to;
+only those it says can.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -22,14 +22,17 @@ from torch.utils._pytree import tree_leaves
 from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoders.contract import COARSEST_STRIDE, build_encoder
+from glioma_dist.scale import counted_steps
 from glioma_dist.scale.memory_estimator import make_fake
 from glioma_dist.scale.step import Level, Step
-from glioma_dist.scale.tile_size import MAX_ELEMENTS
+from glioma_dist.scale.tile_size import MAX_ELEMENTS, TileSize
 from glioma_dist.size import Size
 
 IMAGE_CHANNELS = 3
 PROBE_SIDES, NUM_PROBES = (512, 1024), 2
 """Sides of the square images at which maps are counted, and how many at once: norms over a batch want two."""
+MOST_UNITS = 999_999 // COARSEST_STRIDE
+"""Of a side that is advised: `Size.parse` reads six digits."""
 SURE_PIXELS = MAX_ELEMENTS // 256
 """Images of so many pixels are within the bounds of every encoder of the package, whose widest maps have 64 elements a
 pixel (vgg19); larger ones are counted."""
@@ -76,13 +79,25 @@ def kernel_pixels(step: Step, level: Level) -> float:
 
 def device_pixels(step: Step) -> int:
     """Pixels over all padded images or strips of the device that has most."""
-    edges = strip_edges(step.size.height, step.spatial_parallel)
+    return step.batch_size * math.prod(_units(step.size, step.spatial_parallel)) * COARSEST_STRIDE**2
+
+
+def _units(size: Size, num_strips: int) -> tuple[int, int]:
+    """Width and height, in units of the coarsest stride, of the highest strip of a padded image."""
+    edges = strip_edges(size.height, num_strips)
     height = max(stop - start for start, stop in pairwise(edges))
-    return (
-        step.batch_size
-        * math.prod(math.ceil(side / COARSEST_STRIDE) for side in (step.size.width, height))
-        * (COARSEST_STRIDE**2)
-    )
+    return math.ceil(size.width / COARSEST_STRIDE), math.ceil(height / COARSEST_STRIDE)
+
+
+def _largest_size(size: Size, pixels: float, num_strips: int) -> Size:
+    """The largest size of about this shape of which no strip has more pixels; sides are multiples of the stride."""
+    width, height = _units(size, num_strips)
+    most = int(pixels) // COARSEST_STRIDE**2
+    share = min(1.0, math.sqrt(most / (width * height)))
+    height = max(1, min(int(height * share), MOST_UNITS // num_strips))
+    width = max(1, min(int(width * share), MOST_UNITS, most // height))
+    height = max(1, min(height, most // width))
+    return Size(width * COARSEST_STRIDE, height * COARSEST_STRIDE * num_strips)
 
 
 def kernels_fit(step: Step, level: Level) -> bool:
@@ -98,15 +113,12 @@ def check_kernels(step: Step, level: Level) -> None:
         return
     most, size = kernel_pixels(step, level), step.size
     images = int(most / (device_pixels(step) / step.batch_size))
-    share = math.sqrt(most / device_pixels(replace(step, batch_size=1)))
-    units = (max(1, int(side * share) // COARSEST_STRIDE) for side in (size.width, size.height))
-    smaller = Size(*(COARSEST_STRIDE * each for each in units))
     if kernels_fit(step, "full"):
         fitting = "--scale.activation-checkpointing full"
     elif images:
         fitting = f"--batch-size {images * step.num_devices // step.spatial_parallel}"
     else:
-        fitting = f"at most --data.size {smaller}"
+        fitting = f"at most --data.size {_largest_size(size, most / step.batch_size, step.spatial_parallel)}"
     raise InputError(
         f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {size}: a GPU would get "
         f"{device_pixels(step) / 1e6:.1f} million pixels, and its kernels take tensors of less than 2^31 numbers, with "
@@ -115,9 +127,46 @@ def check_kernels(step: Step, level: Level) -> None:
     )
 
 
-def largest_pixels_of_kernels(encoder: str, full: bool) -> int:
+def forward_fits(encoder: str, size: Size, num_strips: int, tile_size: TileSize, in_tiles: bool) -> bool:
+    """Whether the device's kernels can take the maps of one image where nothing is trained.
+
+    Args:
+        encoder: by name.
+        size: of the image as the network is shown it.
+        num_strips: devices that share it.
+        tile_size: of the device.
+        in_tiles: whether the encoder's tileable layers go in tiles.
+    """
+    limit = tile_size.max_elements
+    if limit is None:
+        return True
+    pixels = math.prod(_units(size, num_strips)) * COARSEST_STRIDE**2
+    return pixels <= limit * SURE_PIXELS // MAX_ELEMENTS or pixels <= _known_or_counted(encoder, in_tiles, limit)
+
+
+def check_forward(
+    encoder: str, size: Size, num_strips: int, tile_size: TileSize, in_tiles: bool, advice: str = "give --input-size"
+) -> None:
+    """Raises InputError where `forward_fits` says no, with the largest size that fits, before which `advice` stands."""
+    if forward_fits(encoder, size, num_strips, tile_size, in_tiles):
+        return
+    limit = tile_size.max_elements or MAX_ELEMENTS
+    most = _known_or_counted(encoder, in_tiles, limit)
+    raise InputError(
+        f"an image of {size}: a GPU's kernels take tensors of at most {limit} numbers, with {encoder} those of "
+        f"{most / 1e6:.1f} million pixels on each GPU: {advice} {_largest_size(size, most, num_strips)} at most"
+    )
+
+
+def _known_or_counted(encoder: str, full: bool, limit: int) -> int:
+    """As `largest_pixels_of_kernels`, which also holds for prediction: it computes a part of a step."""
+    known = counted_steps.find_kernel_pixels(encoder, full) if limit == MAX_ELEMENTS else None
+    return largest_pixels_of_kernels(encoder, full, limit) if known is None else known
+
+
+def largest_pixels_of_kernels(encoder: str, full: bool, limit: int = MAX_ELEMENTS) -> int:
     """The most pixels of the padded images on one GPU (batch * height * width) with which no kernel of a step is given
-    a tensor of more than MAX_ELEMENTS.
+    a tensor of more than `limit` elements.
 
     encoder: by name. full: whether layers of it go in tiles (level full).
     """
@@ -126,11 +175,13 @@ def largest_pixels_of_kernels(encoder: str, full: bool) -> int:
     # Straight for all that convolves and for fused attention; a matrix of attention grows with the square.
     power = max(1.0, math.log(counted[1] / counted[0]) / math.log(pixels[1] / pixels[0]))
     if power < 1.01:
-        return pixels[1] * MAX_ELEMENTS // counted[1]
-    return int(pixels[1] * (MAX_ELEMENTS / counted[1]) ** (1 / power))
+        return pixels[1] * limit // counted[1]
+    return int(pixels[1] * (limit / counted[1]) ** (1 / power))
 
 
 @lru_cache
+@torch.inference_mode(False)  # a prediction may ask
+@torch.enable_grad()
 def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
     """Elements of the largest tensor in one pass through the encoder and back, tiles aside."""
     largest = NUM_PROBES * IMAGE_CHANNELS * side**2
@@ -139,7 +190,8 @@ def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
         nonlocal largest
         largest = max(largest, *(each.numel() for each in tensors), 0)
 
-    encoder, mode = build_encoder(encoder_name), FakeTensorMode()
+    with torch.random.fork_rng(devices=[]):
+        encoder, mode = build_encoder(encoder_name), FakeTensorMode()
     make_fake(encoder, mode)
     for layer in encoder.tileable_layers() if full else ():
         layer.run_tiles = lambda _function, maps, *_: maps[0].clone()

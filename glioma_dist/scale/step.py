@@ -33,7 +33,7 @@ class Step:
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
     loss_name: str = DEFAULT_LOSS
-    tile_size: TileSize = field(default_factory=TileSize)
+    tile_size: TileSize = field(kw_only=True)
     """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""

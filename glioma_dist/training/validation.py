@@ -12,10 +12,13 @@ from torch import Tensor
 
 from glioma_dist.data.batch import Batch
 from glioma_dist.distributed.run_command import as_run_error
-from glioma_dist.errors import Interrupted, NonFiniteError, RunError
+from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.gradients import normalised
+from glioma_dist.scale.kernel_limits import check_forward, forward_fits
+from glioma_dist.scale.tile_size import tile_size
+from glioma_dist.size import Size
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.trainer import Scores, Trainer, save
@@ -75,12 +78,30 @@ def _next_image(trainer: Trainer, images: Iterator[Batch]) -> tuple[Batch | None
     """The next of this process's images, or what prevents it."""
     try:
         with trainer.stop.immediate():
-            return next(images), None
+            image = next(images)
+        _check_size(trainer, image)
+        return image, None
     except (Exception, Interrupted) as error:
         problem = as_run_error(error, trainer.context.seconds_to_answer)
         if problem is None:
             raise
         return None, problem
+
+
+def _check_size(trainer: Trainer, image: Batch) -> None:
+    """Raises InputError for an image, larger than those of training, that is too large for a GPU's kernels."""
+    config, in_tiles = trainer.config, trainer.level == "full"
+    size = Size(image.images.shape[-1], image.height)
+    asked = (config.model.encoder, size, trainer.spatial_group.size)
+    tiles = tile_size(config.scale.tile_elements, trainer.context.device)
+    where = f"validation image {image.keys[0]}"
+    try:
+        check_forward(*asked, tiles, in_tiles, "cut it into fields of")
+    except InputError as error:
+        if not in_tiles and forward_fits(*asked, tiles, in_tiles=True):
+            told = f"{where} of {size} is too large for a GPU's kernels; give --scale.activation-checkpointing full"
+            raise InputError(told) from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def _score(trainer: Trainer, image: Batch) -> Tensor:

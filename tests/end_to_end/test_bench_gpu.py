@@ -27,11 +27,13 @@ from glioma_dist.benchmark.proof.checks import CHECKS
 from glioma_dist.benchmark.proof.lines import Findings, Setting, judge, read_findings
 from glioma_dist.training import loop
 
+WAITING = ("GPU busy", "synchronisations", "synchronising operations")
 ONLY_ON_GPUS = {
     *(("preflight", name) for name in ("driver", "compute capability", "cuDNN", "memory")),
     *(("cpu", name) for name in ("losses in fp16", "fp16 rounds", "fp16, resumed")),
     *(("attention", f"fp16: {kind} attention") for kind in ("math", "fused")),
-    *(("steps", f"{level}: {what}") for level in steps.LEVELS for what in ("GPU busy", "synchronisations")),
+    *(("steps", f"{level}: {what}") for level in steps.LEVELS for what in WAITING),
+    ("tiles", "the default's step"),
     *(("memory", f"{size}, {level}: reserved") for size in memory.SIZES for level in steps.LEVELS),
     ("resume_2", "FSDP2, saved and resumed"),
 }

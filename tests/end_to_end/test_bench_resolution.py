@@ -52,6 +52,7 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
         assert 0 < row["waiting_share"] < 1
         assert row["tflop"] > 0
         assert row["mfu"] is None
+        assert row["numerics"]["cudnn.allow_tf32"] is False
         assert row["versions"]["torch"] == metadata.version("torch")
         assert "1 thread" in row["device"]
         assert "--levels none full" in row["command"]

@@ -19,7 +19,7 @@ cell, shards, folder = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 rank = int(os.environ["RANK"])
 def is_well():
     found = {"seconds": 2.0 + rank, "seconds_between": 1.0, "num_steps": 3, "peak_gib": 0.5 + rank}
-    found |= {"peak_reserved_gib": None}
+    found |= {"peak_reserved_gib": None, "numerics": {"cudnn.benchmark": False}}
     json.dump(found, open(f"{folder}/{rank}.json", "w"))
 def is_full():
     if rank == 1:
@@ -54,6 +54,7 @@ def test_the_slowest_process_sets_the_time(launch):
     assert row["step_seconds"] == pytest.approx(1.0)
     assert row["waiting_share"] == pytest.approx(0.5)
     assert row["peak_gib"] == [0.5, 1.5]
+    assert row["numerics"] == {"cudnn.benchmark": False}
     assert row["mfu"] is None
 
 

@@ -61,15 +61,16 @@ def fail_at(monkeypatch, module, name: str, number: int, error: Exception, after
 
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
-LOST_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+LOST_PROCESS = RuntimeError("Connection closed by peer")
+"""As gloo says it of another process that has ended."""
 CASES = {
     # Module, function, call, error, and the step that is saved. A step's forward pass moves running statistics.
     "memory is full in a step": (loop, "segmentation_loss", 5, FULL, 4, MemoryFullError),
     "memory is full after a step's backward pass": (loop, "clip_gradients", 5, FULL, 4, MemoryFullError),
-    "a worker dies during a step": (loop, "segmentation_loss", 2, LOST_WORKER, 1, UnavailableError),
+    "another process dies during a step": (loop, "segmentation_loss", 2, LOST_PROCESS, 1, UnavailableError),
     "a stop during a step": (loop, "segmentation_loss", 2, StopRequested("SIGTERM"), 2, StopRequested),
     "a stop during validation": (validation, "segmentation_loss", 2, StopRequested("SIGTERM"), 3, StopRequested),
-    "a worker dies during validation": (validation, "segmentation_loss", 2, LOST_WORKER, 3, UnavailableError),
+    "another process dies during validation": (validation, "segmentation_loss", 2, LOST_PROCESS, 3, UnavailableError),
     "memory is full during the last validation": (validation, "segmentation_loss", 5, FULL, 6, MemoryFullError),
     "a gradient is not finite": (loop, "clip_gradients", 3, None, 2, NonFiniteError),
     "a fault of the program": (loop, "segmentation_loss", 3, ZeroDivisionError("a bug"), 2, ZeroDivisionError),

@@ -146,7 +146,7 @@ class Stage:
     def strangers(self) -> list[str]:
         """What lies beside --out, and in the folders that nothing is to be written to.
 
-        A worker that is killed leaves the empty folder of its socket, which Python's multiprocessing made in TMPDIR.
+        A process that is killed while Python looks for a folder for temporary files leaves the file it tried it with.
         """
         known = {"run", *UNUSED, *self.made}
         found = [path.name for path in self.folder.iterdir() if path.name not in known]
@@ -154,7 +154,7 @@ class Stage:
             str(path.relative_to(self.folder))
             for name in UNUSED
             for path in (self.folder / name).rglob("*")
-            if not re.match(r"temporary/(pymp-[^/]+(/listener-\w+)?|[a-z0-9_]{8})$", str(path.relative_to(self.folder)))
+            if not re.match(r"temporary/[a-z0-9_]{8}$", str(path.relative_to(self.folder)))
         ]
 
 

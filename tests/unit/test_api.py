@@ -6,11 +6,13 @@ import inspect
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,3 +207,43 @@ def interrupted(config, where: str) -> str:
 def test_ctrl_c_stops_a_call_and_its_work_is_saved(shards, tmp_path, where, expected):
     (told,) = run(interrupted, tiny_config(shards, tmp_path / "run", max_steps=3), where, timeout=600)
     assert told == expected
+
+
+NOT_CALLED = ("Batch", "Encoder", "EvaluationResult", "PredictionResult", "StepMemory", "TrainResult")
+"""Classes that a user is given, or derives from."""
+
+
+def calls_of(name: str) -> dict[str, Callable]:
+    """A public function, or a class and its public methods that take something."""
+    found = getattr(gd, name)
+    if inspect.isfunction(found):
+        return {name: found}
+    if name in NOT_CALLED or name.endswith("Config") or issubclass(found, Exception):
+        return {}
+    methods = {
+        method: getattr(found, method)
+        for method, value in vars(found).items()
+        if not method.startswith("_") and (inspect.isfunction(value) or isinstance(value, classmethod))
+    }
+    if issubclass(found, gd.PretrainedUNet):  # a network is called with images, as any is
+        methods = {}
+    return {name: found} | {f"{name}.{method}": value for method, value in methods.items()}
+
+
+def parameters_of(call: Callable) -> tuple[set[str], set[str]]:
+    """Those that have to be given, and the others."""
+    parameters = inspect.signature(call).parameters.values()
+    required = {each.name for each in parameters if each.default is each.empty}
+    return required - {"self"}, {each.name for each in parameters} - required
+
+
+def test_the_page_names_every_parameter():
+    """And none that is not there."""
+    table = (REPOSITORY / "docs" / "api.md").read_text().partition("## Parameters")[2].partition("## ")[0]
+    documented = {}
+    for row in re.findall(r"^\| (`.*) \|$", table, re.MULTILINE):
+        names, *columns = ([*re.findall(r"`([\w.]+)`", cell)] for cell in f"{row} ".split("|"))
+        documented |= {name: tuple(map(set, columns)) for name in names}
+    calls = {name: call for public in gd.__all__ if public != "__version__" for name, call in calls_of(public).items()}
+    expected = {name: parameters_of(call) for name, call in calls.items()}
+    assert documented == {name: found for name, found in expected.items() if "." not in name or found != (set(), set())}

@@ -18,7 +18,7 @@ from glioma_dist.config import (
     PredictConfig,
     TrainConfig,
 )
-from glioma_dist.config.file import differences, from_dict, to_dict
+from glioma_dist.config.file import checked, differences, from_dict, to_dict
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS
@@ -477,3 +477,20 @@ def test_patience_without_validation_is_refused():
 def test_a_size_beyond_all_bounds_is_refused():
     with pytest.raises(InputError, match="too large"):
         Size.parse("100000x100000")
+
+
+@pytest.mark.parametrize("value", ["auto", 4194304])
+def test_a_setting_of_two_types_takes_both(value, tmp_path):
+    """On the command line, in Python, and in the file of a run that is resumed."""
+    config = parse(TrainConfig, [*TRAIN, "--scale.tile-elements", str(value), "--out", str(tmp_path / "run")])
+    assert config.scale.tile_elements == value
+    assert checked(TrainConfig, config) == config
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config))), "config.json") == config
+
+
+@pytest.mark.parametrize("value", [None, True, "large", 0.5, [4194304]])
+def test_a_setting_of_two_types_takes_no_third(value):
+    values = to_dict(TrainConfig(DataConfig(train=("x",))))
+    values["scale"]["tile_elements"] = value
+    with pytest.raises(InputError, match="scale: tile_elements: cannot use"):
+        from_dict(TrainConfig, values, "config.json")

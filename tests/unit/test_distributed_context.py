@@ -15,7 +15,6 @@ from helpers import Ended, run, start
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.lost_processes import SIGNS_OF_AN_END, SIGNS_OF_SILENCE
 from glioma_dist.distributed.run_command import (
-    SIGNS_OF_A_LOST_WORKER,
     as_run_error,
     run_command,
 )
@@ -79,14 +78,6 @@ def run_failing(kind: type, message: str, **environment: str) -> Ended:
 def test_an_input_error_is_one_line_and_exit_code_2():
     ended = run_failing(InputError, "the file x: do y")
     assert (ended.exit_code, ended.stdout, ended.stderr) == (2, "", "error: the file x: do y\n")
-
-
-def test_a_worker_that_was_killed_is_one_line():
-    """PyTorch raises this in whatever line the training process is at."""
-    ended = run_failing(RuntimeError, "DataLoader worker (pid 12) is killed by signal: Killed. ")
-    assert ended.exit_code == ExitCode.UNAVAILABLE
-    assert ended.stderr.startswith("error: DataLoader worker (pid 12) is killed by signal: Killed. Is memory full?")
-    assert ended.stderr.count("\n") == 1
 
 
 def end_while_asked_again(kind: type | None, number: int) -> None:
@@ -209,7 +200,7 @@ def test_every_error_has_its_own_exit_code_and_one_line(kind):
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError(),
         OSError(errno.ENOSPC, "No space left on device"),
-        *(RuntimeError(sign) for sign in (*SIGNS_OF_A_LOST_WORKER, *SIGNS_OF_AN_END, *SIGNS_OF_SILENCE)),
+        *(RuntimeError(sign) for sign in (*SIGNS_OF_AN_END, *SIGNS_OF_SILENCE)),
     ],
 )
 def test_advice_that_every_command_gives_names_no_flag(error):

@@ -158,7 +158,7 @@ STEP = Step(
     ("step", "expected"),
     [
         (STEP, "1 image of 16448x16448: .* 270.5 million .* those of 134.2 .*: give --scale.activation-check.* full$"),
-        (replace(STEP, batch_size=2, model=ModelConfig(encoder="resnet50")), "at most --data.size 11584x11584$"),
+        (replace(STEP, batch_size=2, model=ModelConfig(encoder="resnet50")), "at most --data.size 8160x8160$"),
         (replace(STEP, size=Size(8256, 8256), batch_size=7), "give --batch-size 6$"),
         (replace(STEP, model=ModelConfig(encoder="vgg19")), "give at most --data.size 5792x5792$"),
     ],
@@ -178,6 +178,8 @@ def test_what_the_refusal_advises_is_taken():
     assert planner.resolve("full", batch, 0) == "full"
     vgg = replace(STEP, model=ModelConfig(encoder="vgg19"), size=Size(5792, 5792))
     assert planner.resolve("none", vgg, 0) == "none"
+    two = replace(STEP, batch_size=2, model=ModelConfig(encoder="resnet50"), size=Size(8160, 8160))
+    assert planner.resolve("none", two, 0) == "none"
     assert planner.resolve("none", replace(STEP, tile_size=TileSize()), 0) == "none"  # a CPU has no such bound
 
 

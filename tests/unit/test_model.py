@@ -16,6 +16,7 @@ from transformers import SegformerConfig, SegformerForImageClassification, Segfo
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.decoder import BilinearDecoder, DecoderBlock, make_norm
+from glioma_dist.model.encoders.any_timm import find_segments
 from glioma_dist.model.encoders.mit import MitEncoder
 from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 from glioma_dist.model.pretrained.mit_weights import HUB_NAMES
@@ -83,11 +84,15 @@ def test_weights_come_from_the_seed_alone():
     assert all(not torch.equal(one[name], other[name]) for name in drawn)
 
 
-def test_building_does_not_disturb_the_global_random_state():
+@pytest.mark.parametrize("encoder", ["mit_tiny", "mobilenet_v2", "timm/convnext_atto"])
+def test_building_disturbs_no_global_generator(encoder):
+    find_segments.cache_clear()
     torch.manual_seed(1)
-    before = torch.get_rng_state()
-    build_model(TINY, 5)
+    before, of_gpus = torch.get_rng_state(), torch.cuda._lazy_seed_tracker.get_calls()
+    assert any(of_gpus), "without a GPU, PyTorch notes what to seed it with later"
+    build_model(ModelConfig(encoder=encoder, decoder_channels=TINY_CHANNELS), 5)
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.cuda._lazy_seed_tracker.get_calls() == of_gpus
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -1,16 +1,26 @@
 """What a GPU's rounding and order of additions are set to, as PyTorch itself tells it; and that it is put back."""
 
 import ast
+import json
 import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import run, tiny_config
 
+from glioma_dist.benchmark import cell, spatial_parallel
+from glioma_dist.benchmark.proof import steps
+from glioma_dist.benchmark.scaling_cell import Clock
+from glioma_dist.benchmark.watched_steps import watched_steps
 from glioma_dist.config import DataConfig, ScaleConfig, TrainConfig
 from glioma_dist.distributed.numerics import CUBLAS, SETTINGS, Numerics, numerics, numerics_in_force
 from glioma_dist.errors import InputError
+from glioma_dist.size import Size
+from glioma_dist.training.loop import train
 
 PACKAGE = Path(__file__).resolve().parents[2] / "glioma_dist"
 EXPECTED = {
@@ -125,3 +135,53 @@ def test_no_other_module_sets_them():
 def test_where_channels_last_is_the_default(flag, device, precision, norm, tf32, expected):
     scale = ScaleConfig(channels_last=flag, tf32=tf32)
     assert scale.uses_channels_last(device, precision, norm) is expected
+
+
+CPU = torch.device("cpu")
+CELL = {"level": "none", "encoder": "mit_tiny", "size": "64x64", "repeats": 1, "warm_up": 0}
+OF_RESOLUTION = {"network": "glioma-dist", "layout": "contiguous", "precision": "fp32", "batch_size": 1}
+OF_RESOLUTION |= {"device": "cpu", "data": None, "workers": 0, "keeps_freed_memory": False}
+
+
+def measure_cell(shards: Path, out: Path) -> dict:
+    row = cell.measure_or_say_why_not(cell.Cell(**CELL, **OF_RESOLUTION))
+    assert row["status"] == "ok"
+    return row["numerics"]
+
+
+def measure_strips(shards: Path, out: Path) -> dict:
+    sys.argv = ["", json.dumps({**CELL, "spatial_parallel": 1}), str(out)]
+    spatial_parallel.main()
+    return json.loads(out.read_text())["numerics"]
+
+
+def watch_training(shards: Path, out: Path) -> dict:
+    clock = Clock(0)
+    with watched_steps(clock.watch):
+        train(tiny_config(shards, out, max_steps=1))
+    return clock.numerics
+
+
+def take_step_of_proof(shards: Path, out: Path) -> dict:
+    seen: dict = {}
+    model = steps.build("mit_tiny", "none", CPU)
+    model.register_forward_hook(lambda *_: seen.update(numerics_in_force()))
+    steps.make_step(model, steps.draw_images(Size(64, 64), CPU), None)()
+    return seen
+
+
+def with_opposite_settings(measure: Callable[[Path, Path], dict], shards: Path, out: Path) -> dict:
+    """In a process whose settings are the opposite of the defaults."""
+    for name, (_, write) in SETTINGS.items():
+        write(name != "deterministic_algorithms")
+    return measure(shards, out)
+
+
+@pytest.mark.parametrize("measure", [measure_cell, measure_strips, watch_training, take_step_of_proof])
+def test_every_measured_step_has_the_settings_of_a_run(measure, shards, tmp_path):
+    """And its row says so."""
+    with numerics():
+        expected = numerics_in_force()
+    (found,) = run(with_opposite_settings, measure, shards, tmp_path / "out")
+    assert found == expected
+    assert found["cudnn.allow_tf32"] is False

@@ -17,6 +17,11 @@ HOMES = {
     "signs of a full memory": (r"bad_alloc|can't allocate memory|alloc_failed", {"errors.py"}),
     "variables of a launch": (r"ACCELERATE\|FSDP", {"distributed/launched.py"}),
     "the bound on pixels": (r"^MAX_PIXELS *=", {"limits.py"}),
+    "seeding all generators of the process, on every device": (
+        r"\b(torch|cuda|random)\.(manual_)?seed(_all)?\(",
+        set(),
+    ),
+    "drawing from a generator of the process": (r"torch\.(rand|randn|randint|randperm)\((?![^\n]*generator)", set()),
     "a process's peak memory": (r"clear_refs|VmHWM|max_memory_allocated", {"benchmark/peak_memory.py"}),
 }
 """Idea -> what its code has in it, and the module that has it."""

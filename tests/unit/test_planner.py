@@ -12,13 +12,16 @@ from helpers import TINY_CHANNELS, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glioma_dist.benchmark.spatial_parallel_report import estimated
 from glioma_dist.config import ModelConfig
+from glioma_dist.config.benchmark import SpatialParallelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale import planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import GIB, LEVELS, Step, count
+from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size
 
 TINY = Step(
@@ -26,6 +29,7 @@ TINY = Step(
     Size(64, 64),
     batch_size=1,
     bf16=False,
+    tile_size=CPU_TILE,
     loss=partial(segmentation_loss, "dice"),
 )
 
@@ -193,3 +197,11 @@ def test_fsdp_shares_weights_gradients_and_moments():
     shared = count(replace(TINY, num_devices=4, shards=True), "full")
     assert (shared.parameters, shared.optimizer) == (whole.parameters // 4, whole.optimizer // 4)
     assert shared.momentary > whole.momentary  # a layer's weights are whole while they are needed
+
+
+def test_what_strips_need_is_counted_with_the_tiles_of_a_gpu():
+    asked = {"estimated_encoder": "mit_tiny", "estimated_size": Size(1024, 1024)}
+    (row,) = estimated(SpatialParallelConfig(levels=("full",), spatial_parallel=(1,), **asked))
+    step = replace(TINY, model=ModelConfig(encoder="mit_tiny"), size=Size(1024, 1024), bf16=True)
+    of_gpu, of_cpu = (count(replace(step, tile_size=tiles), "full") for tiles in (largest_gpu_tile(), CPU_TILE))
+    assert row["peak_gib"] == of_gpu.peak / GIB > of_cpu.peak / GIB

@@ -7,8 +7,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from glioma_dist.benchmark.peak_memory import GIB, peak_of_profile
+from glioma_dist.benchmark.proof.lines import Findings, judge, read_findings
 from glioma_dist.benchmark.proof.ranks import largest_difference as tensors_differ
 from glioma_dist.benchmark.proof.step_costs import busy_seconds, kernel_spans
+from glioma_dist.benchmark.proof.tile_sizes import compare_default
 from glioma_dist.benchmark.proof.trainings import largest_difference
 
 
@@ -95,3 +97,13 @@ def test_tensors_differ_wholly_where_one_is_missing():
     found["gradient of a"] = torch.tensor([1.0, float("nan")])
     assert tensors_differ(found, plain, slice(1, 2)) == float("inf")
     assert tensors_differ({"logits": torch.ones(1, 1)}, plain, slice(1, 2)) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("default", "quickest", "status"), [(1.0, 1.0, "PASS"), (1.09, 1.0, "PASS"), (1.2, 1.0, "FAIL")]
+)
+def test_a_default_tile_that_is_slower_than_another_fails(tmp_path, default, quickest, status):
+    compare_default({2**22: 2.0, 2**23: default, 2**24: quickest}, 2**23, Findings(tmp_path / "findings"))
+    (row,) = read_findings(tmp_path / "findings").values()
+    assert judge("tiles", row).status == status
+    assert row["value"] == pytest.approx(default)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from glioma_dist.benchmark.proof.runner import Check
 
 HERE = "glioma_dist.benchmark.proof"
-SECONDS_OF_ONE_GPU = 600
-"""Of all checks of one GPU together, were each to take all of its time."""
 _LEVELS = ("none", "selective", "full")
+_STEP = ("step", "launches", "GPU busy", "synchronisations", "synchronising operations")
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _WITHOUT_TF32 = (("NVIDIA_TF32_OVERRIDE", "0"),)
 _DETERMINISTIC = (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),)
@@ -29,7 +28,7 @@ CHECKS = (
             *("losses in fp32", "losses in channels_last", "losses in bf16", "bf16 rounds", "losses in fp16"),
             *("fp16 rounds", "fp16, resumed"),
         ),
-        seconds=60,
+        seconds=50,
         environment=_WITHOUT_TF32,
     ),
     Check(
@@ -57,7 +56,7 @@ CHECKS = (
             *("a run with workers ends", "its validations", "stopped by SIGTERM", "from SIGTERM to its end"),
             *("the same command resumes", "its losses, to the bit"),
         ),
-        seconds=75,
+        seconds=65,
         environment=_DETERMINISTIC,
     ),
     Check(
@@ -80,8 +79,14 @@ CHECKS = (
     Check(
         "steps",
         f"{HERE}.step_costs:measure_levels",
-        tuple(f"{level}: {what}" for level in _LEVELS for what in ("step", "launches", "GPU busy", "synchronisations")),
+        tuple(f"{level}: {what}" for level in _LEVELS for what in _STEP),
         seconds=60,
+    ),
+    Check(
+        "tiles",
+        f"{HERE}.tile_sizes:sweep",
+        (*(f"tiles of 2^{power} numbers" for power in (22, 24, 26, 28)), "the default's step"),
+        seconds=50,
     ),
     Check(
         "compile",
@@ -90,7 +95,7 @@ CHECKS = (
             *("graphs, one a kind of layer", "graph breaks", "losses against those of the plain network"),
             "graphs with one image",
         ),
-        seconds=90,
+        seconds=80,
     ),
     Check(
         "memory",
@@ -101,7 +106,7 @@ CHECKS = (
             for level in _LEVELS
             for kind in ("allocated", "reserved")
         ),
-        seconds=150,
+        seconds=130,
     ),
     Check(
         "ddp",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from glioma_dist.benchmark.proof.lines import Findings, Setting
-from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, SIZE, largest_difference, read_rows, variables
+from glioma_dist.benchmark.proof.trainings import largest_difference, read_rows, train_command, variables
 from glioma_dist.errors import ExitCode
 
 SECONDS_TO_STOP = 60.0
@@ -47,29 +46,5 @@ def stop_and_resume(setting: Setting, findings: Findings) -> None:
 
 def command(setting: Setting, out: Path) -> list[str]:
     """`glioma-dist train`, deterministic, with workers and validations."""
-    flags = {
-        "--data.train": f"{setting.shards}/train",
-        "--data.val": f"{setting.shards}/val",
-        "--data.size": SIZE,
-        "--data.transform": "random-crop",
-        "--data.augment": "flips",
-        "--data.workers": 1 if setting.tiny else WORKERS,
-        "--model.encoder": "mit_tiny",
-        "--batch-size": 4,
-        "--max-steps": NUM_STEPS,
-        "--eval-every": EVAL_EVERY,
-        "--epochs": 1000,
-        "--out": out,
-    }
-    words = [str(each) for flag in flags.items() for each in flag]
-    channels = map(str, DECODER_CHANNELS)
-    return [
-        sys.executable,
-        "-m",
-        "glioma_dist",
-        "train",
-        *words,
-        "--model.decoder-channels",
-        *channels,
-        "--deterministic",
-    ]
+    flags = {"data.val": f"{setting.shards}/val", "data.workers": 1 if setting.tiny else WORKERS}
+    return train_command(setting, out, max_steps=NUM_STEPS, eval_every=EVAL_EVERY, deterministic=True, **flags)

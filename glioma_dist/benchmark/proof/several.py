@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from glioma_dist.benchmark.launching import FSDP2, wait_for
 from glioma_dist.benchmark.proof.interruption import EVERY_LOOK
 from glioma_dist.benchmark.proof.launches import ask_ranks, start_on
 from glioma_dist.benchmark.proof.lines import Findings, Setting
-from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, SIZE, largest_difference, read_rows
+from glioma_dist.benchmark.proof.trainings import largest_difference, read_rows, train_command
 from glioma_dist.errors import ExitCode
 
 ENCODERS = ("mit_tiny", "resnet50", "mobilenet_v2")
@@ -53,7 +52,8 @@ def save_and_resume(setting: Setting, findings: Findings) -> None:
 def kill_one(setting: Setting, findings: Findings) -> None:
     """The second process is killed in the middle of a run: the first must not wait for it for ever."""
     out = Path(setting.folder) / "killed"
-    first, second = ranks = start_on(setting, _training(setting, out, 100_000), NUM_PROCESSES)
+    command = train_command(setting, out, max_steps=100_000, **{"scale.timeout-s": SECONDS_TO_ANSWER})
+    first, second = ranks = start_on(setting, command, NUM_PROCESSES)
     while len(read_rows(out)) < 3 and first.poll() is None:
         time.sleep(EVERY_LOOK)
     second.send_signal(signal.SIGKILL)
@@ -62,29 +62,3 @@ def kill_one(setting: Setting, findings: Findings) -> None:
     findings.equal("the killed process", of_killed or 0, -int(signal.SIGKILL), "exit code")
     findings.at_most("one killed: all have ended", time.monotonic() - begin, SECONDS_TO_END, "s")
     findings.equal("one killed: the other says so", code or 0, int(ExitCode.UNAVAILABLE), "exit code")
-
-
-def _training(setting: Setting, out: Path, steps: int) -> list[str]:
-    flags = {
-        "--data.train": f"{setting.shards}/train",
-        "--data.size": SIZE,
-        "--data.transform": "random-crop",
-        "--data.augment": "flips",
-        "--data.workers": 0,
-        "--model.encoder": "mit_tiny",
-        "--batch-size": 4,
-        "--epochs": 100_000,
-        "--max-steps": steps,
-        "--scale.timeout-s": SECONDS_TO_ANSWER,
-        "--out": out,
-    }
-    words = [str(each) for flag in flags.items() for each in flag]
-    return [
-        sys.executable,
-        "-m",
-        "glioma_dist",
-        "train",
-        *words,
-        "--model.decoder-channels",
-        *map(str, DECODER_CHANNELS),
-    ]

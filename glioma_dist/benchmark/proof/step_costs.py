@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,20 +36,26 @@ MORE_LAUNCHES = {"selective": 1.5, "full": 2.75}
 """Of a level, in times those of none: 1.36 and 2.44 are counted. The forward pass is launched again, and tiles."""
 MOST_SYNCHRONISATIONS = 1
 """The one read of the loss, the norm and the stop vote."""
+SYNCHRONISING = "synchronizing CUDA operation"
+"""In the warnings of `torch.cuda.set_sync_debug_mode`."""
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 WARM_UP, TIMED = 3, 5
+NUM_STEPS = WARM_UP + TIMED + 2
 END_OF_STEP = "end of the step"
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one step. busy and synchronisations: None on a CPU, which has no queue."""
+    """Of one step. busy, synchronisations and warned: None on a CPU, which has no queue."""
 
     seconds: float
     launches: int
     busy: float | None = None
     synchronisations: int | None = None
+    """Calls of CUDA that wait, in a profile."""
+    warned: int | None = None
+    """Operations of which PyTorch itself says that they wait (`set_sync_debug_mode`)."""
 
 
 def measure_levels(setting: Setting, findings: Findings) -> None:
@@ -56,7 +63,7 @@ def measure_levels(setting: Setting, findings: Findings) -> None:
     device = torch.device(setting.device)
     plain: Costs | None = None
     for level in LEVELS:
-        config = step_config(setting, f"steps {level}", level, ENCODER, Size.parse(NATIVE), WARM_UP + TIMED + 1)
+        config = step_config(setting, f"steps {level}", level, ENCODER, Size.parse(NATIVE), NUM_STEPS)
         costs = measure(config, variables_of_step(setting), device)
         plain = plain or costs
         told = f"{config.model.encoder} {config.data.size}: {1000 * costs.seconds:.1f} ms"
@@ -69,16 +76,19 @@ def measure_levels(setting: Setting, findings: Findings) -> None:
             findings.at_most(f"{level}: step", costs.seconds / plain.seconds, dearest, "times none", told)
             more = costs.launches / plain.launches
             findings.at_most(f"{level}: launches", more, MORE_LAUNCHES[level], "times none", launches)
-        if costs.busy is None or costs.synchronisations is None:
+        if costs.busy is None or costs.synchronisations is None or costs.warned is None:
             findings.skipped(f"{level}: GPU busy", "a CPU computes what it is given at once")
-            findings.skipped(f"{level}: synchronisations", "a CPU has no queue to wait for")
+            for name in ("synchronisations", "synchronising operations"):
+                findings.skipped(f"{level}: {name}", "a CPU has no queue to wait for")
         else:
             findings.at_least(f"{level}: GPU busy", costs.busy, LEAST_BUSY, "of the step")
             findings.at_most(f"{level}: synchronisations", costs.synchronisations, MOST_SYNCHRONISATIONS, "a step")
+            name = f"{level}: synchronising operations"
+            findings.at_most(name, costs.warned, MOST_SYNCHRONISATIONS, "a step")
 
 
 def measure(config: TrainConfig, with_variables: Mapping[str, str], device: torch.device) -> Costs:
-    """Train for `WARM_UP` + `TIMED` steps and one more, which is looked into."""
+    """Train for `WARM_UP` + `TIMED` steps and two more, which are looked into."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: list[float] = []
     found: list[Costs] = []
@@ -91,13 +101,31 @@ def measure(config: TrainConfig, with_variables: Mapping[str, str], device: torc
             synchronise()
             seconds.append(time.perf_counter() - start)
             return result
+        if found:
+            result, warned = count_warned(take_step, device)
+            found.append(replace(found[0], warned=warned))
+            return result
         result, costs = look_into(take_step, statistics.median(seconds[WARM_UP:]), device)
         found.append(costs)
         return result
 
     with watched_steps(lambda take_step, _, number: watch(take_step, number)):
         train_here(config, with_variables)
-    return found[0]
+    return found[-1]
+
+
+def count_warned(take_step: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
+    """What a step returns, and how many of its operations make the CPU wait for the GPU; None on a CPU."""
+    if device.type != "cuda":
+        return take_step(), None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            result = take_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return result, sum(SYNCHRONISING in str(each.message) for each in said)
 
 
 def look_into(take_step: Callable[[], Any], seconds: float, device: torch.device) -> tuple[Any, Costs]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from glioma_dist.config import ModelConfig, ScaleConfig
+from glioma_dist.distributed.numerics import numerics
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
@@ -42,12 +43,14 @@ def make_step(
     precision: torch.dtype | None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Callable[[], torch.Tensor]:
-    """A function that takes one step, and returns the losses (B,). precision: of autocast; None: fp32."""
+    """A function that takes one step, with the rounding of a run, and returns the losses (B,). precision: of autocast;
+    None: fp32."""
     masks, seeds = (images[:, 0] > 180).to(torch.uint8), torch.arange(len(images))
 
     def take_step() -> torch.Tensor:
         autocast = torch.autocast(images.device.type, precision or torch.bfloat16, enabled=precision is not None)
-        _, losses = compute_gradients(model, images, masks, LOSS, autocast, seeds=seeds)
+        with numerics():
+            _, losses = compute_gradients(model, images, masks, LOSS, autocast, seeds=seeds)
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -68,6 +69,21 @@ def variables_of_step(setting: Setting) -> dict[str, str]:
 def variables(setting: Setting, precision: str = "no") -> dict[str, str]:
     """What the environment of a run on the setting's device has in it."""
     return {USE_CPU: "true" if setting.device == "cpu" else "false", PRECISION: precision}
+
+
+def train_command(setting: Setting, out: Path, **flags: object) -> list[str]:
+    """`glioma-dist train` of such a run, as a user starts it, without validation or an end of its epochs.
+
+    flags: more of them, by their names with _ for -; True for one that takes no value.
+    """
+    shared = {"data.train": f"{setting.shards}/train", "data.size": SIZE, "data.transform": "random-crop"}
+    shared |= {"data.augment": "flips", "data.workers": 0, "model.encoder": "mit_tiny", "batch-size": BATCH_SIZE}
+    shared |= {"model.decoder-channels": DECODER_CHANNELS, "epochs": 100_000, "out": out}
+    words = [sys.executable, "-m", "glioma_dist", "train"]
+    for name, value in (shared | {each.replace("_", "-"): value for each, value in flags.items()}).items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [f"--{name}", *map(str, values)]
+    return words
 
 
 @contextmanager
