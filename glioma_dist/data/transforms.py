@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.augmentations import apply_change, import_albumentations
+from glioma_dist.data.augmentations import apply_change, flip, import_albumentations
+from glioma_dist.data.mask_scaling import scale_mask
 from glioma_dist.errors import InputError, noting, one_line
 from glioma_dist.registry import AugmentationEntry, augmentations
 from glioma_dist.size import Size
@@ -27,6 +28,8 @@ MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 FUNCTIONS = 2
 """Part of the seeds of registered functions."""
+Places = tuple[np.ndarray | None, np.ndarray | None]
+"""Where to write an image and a mask."""
 
 
 def normalize_intensity(image: np.ndarray, how: IntensityNormalization) -> np.ndarray:
@@ -62,21 +65,22 @@ def look_up(image: np.ndarray, table: np.ndarray | None) -> np.ndarray:
     return cv2.LUT(image, table) if image.dtype == np.uint8 else table[image]
 
 
-def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Scale an image (H, W) or (H, W, C): bilinear, averaging over areas where it shrinks on both sides."""
+def resize_image(image: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
+    """Scale an image (H, W) or (H, W, C): bilinear, averaging over areas where it shrinks on both sides. out: where to
+    write the result, if it fits; it may be left alone."""
     height, width = image.shape[:2]
     if (width, height) == (size.width, size.height):
         return image
     shrinks = size.width <= width and size.height <= height
-    return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    out = None if out is None or out.ndim != image.ndim else out
+    return cv2.resize(image, (size.width, size.height), dst=out, interpolation=how)
 
 
-def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
-    """Scale a mask (H, W) of 0 and 1 as the article scales references: bilinear, every value above 0 becomes 1."""
-    if mask.shape == (size.height, size.width):
-        return mask
-    scaled = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_LINEAR)
-    return (scaled > 0).view(np.uint8)
+def resize_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
+    """Scale a mask (H, W) of 0 and 1 as the article scales references: bilinear, every value above 0 becomes 1. out:
+    where to write the result; it may be left alone."""
+    return mask if mask.shape == (size.height, size.width) else scale_mask(mask, size, out)
 
 
 def transform_training(
@@ -86,14 +90,17 @@ def transform_training(
     generator: np.random.Generator,
     key: str,
     table: np.ndarray | None = None,
+    out: Places = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring image and mask to `config.size` by `config.transform`; windows are drawn uniformly from `generator`.
 
     table: that the image's values are still to be looked up in, which is less work for a window than for the whole.
+    out: where to write a grey image and its mask, of the size; they may be left alone, and are not what is returned
+    then.
     Raises InputError where a crop is larger than the image; `key` names the sample in it.
     """
     if config.transform == "resize":
-        return resize_image(look_up(image, table), config.size), resize_mask(mask, config.size)
+        return resize_image(look_up(image, table), config.size, out[0]), resize_mask(mask, config.size, out[1])
     height, width = mask.shape
     if config.transform == "random-crop":
         window = config.size
@@ -107,7 +114,7 @@ def transform_training(
         window = Size(max(1, round(side * width)), max(1, round(side * height)))
     left = int(generator.integers(width - window.width + 1))
     top = int(generator.integers(height - window.height + 1))
-    return _cut(image, mask, left, top, window, config.size, table)
+    return _cut(image, mask, left, top, window, config.size, table, out)
 
 
 def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -133,16 +140,21 @@ def augment(
     seed: int,
     num_ops: int = DataConfig.num_ops,
     magnitude: float = DataConfig.magnitude,
+    out: Places = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the random changes `names` (see `DataConfig.augment`) to a uint8 image and its mask, drawn from `seed`:
     first albumentations' single ones, then the chains, then functions in the order of `names`.
 
     A function takes image (H, W) or (H, W, 3) uint8, mask (H, W) uint8 of 0 and 1, and a generator of its own, and
     returns both, of the same shapes and types. Raises InputError where it returns something else.
+
+    out: as of `transform_training`.
     """
     entries = [augmentations.find(name) for name in names]
     single = tuple(entry.name for entry in entries if entry.kind == "transforms")
-    if single:
+    if single == ("flips",):
+        image, mask = flip(image, mask, seed, out if len(names) == 1 else (None, None))
+    elif single:
         compose = _changes(single)
         # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
         seeds = np.random.SeedSequence(seed).generate_state(len(compose.transforms))
@@ -203,18 +215,21 @@ def _cut(
     window: Size,
     size: Size,
     table: np.ndarray | None = None,
+    out: Places = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = slice(top, top + window.height), slice(left, left + window.width)
-    return resize_image(look_up(image[rows, columns], table), size), resize_mask(mask[rows, columns], size)
+    window_image = look_up(image[rows, columns], table)
+    return resize_image(window_image, size, out[0]), resize_mask(mask[rows, columns], size, out[1])
 
 
 def _count_values(image: np.ndarray, num_values: int) -> np.ndarray:
     """How often each value comes, (num_values,) int64."""
-    values = image.reshape(-1)
     if image.dtype != np.uint8:
-        return np.bincount(values, minlength=num_values)
+        return np.bincount(image.reshape(-1), minlength=num_values)
     # OpenCV is quicker, but counts in fp32, which is exact up to 2^24.
-    parts = (values[start : start + MOST_COUNTED] for start in range(0, values.size, MOST_COUNTED))
+    rows = image.reshape(len(image), -1)  # no copy where only the rows lie apart
+    num_rows = max(1, MOST_COUNTED // rows.shape[1])
+    parts = (rows[start : start + num_rows] for start in range(0, len(rows), num_rows))
     counts = (cv2.calcHist([part], [0], None, [num_values], [0, num_values]) for part in parts)
     return sum(part.ravel().astype(np.int64) for part in counts)
 

@@ -64,7 +64,8 @@ def decode_png_file(
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped.
+    """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped. Rows may lie apart in
+    memory.
 
     `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
     """
@@ -197,15 +198,13 @@ def _grey_rows(data: bytes) -> np.ndarray | None:
     if lines is None:
         return None
     lines = lines.reshape(height, 1 + row_bytes)
-    filters, above = lines[:, 0], np.zeros(row_bytes, np.uint8)
-    if not np.isin(filters, (FILTER_NONE, FILTER_UP)).all():
+    filters, rows = lines[:, 0].tobytes(), lines[:, 1:]
+    if not set(filters) <= {FILTER_NONE, FILTER_UP}:
         return None
-    rows = np.empty((height, row_bytes), np.uint8)
-    for row, line, kind in zip(rows, lines[:, 1:], filters.tolist(), strict=True):
-        if kind == FILTER_UP:
-            np.add(line, above, out=row)  # modulo 256
-        else:
-            row[:] = line
+    above = None
+    for row, kind in zip(rows, filters, strict=True):
+        if kind == FILTER_UP and above is not None:
+            np.add(row, above, row)  # modulo 256, in place: memory once more is a third of the time
         above = row
     return rows if depth == 8 else rows.view(">u2").astype(np.uint16)
 
