@@ -64,8 +64,8 @@ def decode_png_file(
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped. Rows may lie apart in
-    memory.
+    """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped. Rows may lie
+    apart in memory.
 
     `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
     """
