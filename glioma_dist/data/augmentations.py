@@ -50,18 +50,14 @@ def flips() -> list:
     return [album.HorizontalFlip(p=0.5), album.VerticalFlip(p=0.5)]
 
 
-def flip(
-    image: np.ndarray, mask: np.ndarray, seed: int, out: tuple[np.ndarray | None, np.ndarray | None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What albumentations makes of image and mask by `flips` from the seeds that `augment` gives its transforms,
-    without it: a look at p is the first that each draws. out: where to write, if it fits; it may be left alone."""
+def draw_flips(seed: int) -> int | None:
+    """What albumentations does by `flips` with the seeds that `augment` gives its transforms, as `cv2.flip`'s code;
+    None: nothing. The first that each of its transforms draws is compared with p."""
     seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
     across, down = (random.Random(each).random() < 0.5 for each in seeds)
-    if not (across or down):
-        return image, mask
-    code = (-1 if down else 1) if across else 0
-    image_out = None if out[0] is None or out[0].ndim != image.ndim else out[0]
-    return cv2.flip(image, code, dst=image_out), cv2.flip(mask, code, dst=out[1])
+    if across:
+        return -1 if down else 1
+    return 0 if down else None
 
 
 def sharpen() -> list:

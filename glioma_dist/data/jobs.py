@@ -8,6 +8,7 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.config.scale import strip_edges
+from glioma_dist.data.augmentations import draw_flips
 from glioma_dist.data.batch import channels_first
 from glioma_dist.data.mixture import MixtureSampler, Shards
 from glioma_dist.data.sample import Sample
@@ -32,9 +33,10 @@ def prepare_training_sample(
     """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
     `sample` and `table` are as `NormalizedSamples` gives them; `out` is as of `transform_training`."""
     generator = np.random.default_rng(seed)
-    here = (None, None) if config.augment else out
-    image, mask = transform_training(sample.image, sample.mask, config, generator, sample.key, table, here)
-    return augment(image, mask, config.augment, seed, config.num_ops, config.magnitude, out)
+    start = (sample.image, sample.mask, config, generator, sample.key, table)
+    if config.augment in ((), ("flips",)):  # in one go
+        return transform_training(*start, draw_flips(seed) if config.augment else None, out)
+    return augment(*transform_training(*start), config.augment, seed, config.num_ops, config.magnitude)
 
 
 def _put(array: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -19,14 +19,20 @@ for a pixel's own: places differ from whole numbers by 1 / (2 new) or more, and 
 SQUARE = np.ones((2, 2), np.uint8)
 
 
-def scale_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
+def scale_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None, mirror: int | None = None) -> np.ndarray:
     """Scale a mask (H, W), uint8 of 0 and 1, to `size`: the same pixels as OpenCV's bilinear scaling in fp32 gives,
-    where above 0. out: to write to, (size.height, size.width) uint8, contiguous. Returns it, or a new array."""
+    where above 0. out: to write to, (size.height, size.width) uint8, contiguous. Returns it, or a new array.
+
+    mirror: turns the result round, as `cv2.flip`'s code says.
+    """
     height, width = mask.shape
     rows, columns = _places(height, size.height), _places(width, size.width)
     if rows is None or columns is None:
         scaled = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_LINEAR)
+        scaled = scaled if mirror is None else cv2.flip(scaled, mirror)
         return np.greater(scaled, 0, out=None if out is None else out.view(bool)).view(np.uint8)
+    rows = rows[::-1] if mirror in (0, -1) else rows
+    columns = columns[::-1] if mirror in (1, -1) else columns
     # (H + 1, W + 1): number (y, x) is 1 where any of the four pixels that meet at the corner (y, x) is.
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     corners = cv2.dilate(framed, SQUARE)[1:, 1:]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.augmentations import apply_change, flip, import_albumentations
+from glioma_dist.data.augmentations import apply_change, draw_flips, import_albumentations
 from glioma_dist.data.mask_scaling import scale_mask
 from glioma_dist.errors import InputError, noting, one_line
 from glioma_dist.registry import AugmentationEntry, augmentations
@@ -66,14 +66,13 @@ def look_up(image: np.ndarray, table: np.ndarray | None) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
-    """Scale an image (H, W) or (H, W, C): bilinear, averaging over areas where it shrinks on both sides. out: where to
-    write the result, if it fits; it may be left alone."""
+    """Scale an image (H, W) or (H, W, C): bilinear, averaging over areas where it shrinks on both sides. out: an array
+    like the result to write to; it may be left alone."""
     height, width = image.shape[:2]
     if (width, height) == (size.width, size.height):
         return image
     shrinks = size.width <= width and size.height <= height
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    out = None if out is None or out.ndim != image.ndim else out
     return cv2.resize(image, (size.width, size.height), dst=out, interpolation=how)
 
 
@@ -90,17 +89,19 @@ def transform_training(
     generator: np.random.Generator,
     key: str,
     table: np.ndarray | None = None,
+    mirror: int | None = None,
     out: Places = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring image and mask to `config.size` by `config.transform`; windows are drawn uniformly from `generator`.
 
     table: that the image's values are still to be looked up in, which is less work for a window than for the whole.
+    mirror: turns both round in the end, as `cv2.flip`'s code says.
     out: where to write a grey image and its mask, of the size; they may be left alone, and are not what is returned
     then.
     Raises InputError where a crop is larger than the image; `key` names the sample in it.
     """
     if config.transform == "resize":
-        return resize_image(look_up(image, table), config.size, out[0]), resize_mask(mask, config.size, out[1])
+        return _bring(look_up(image, table), mask, config.size, mirror, out)
     height, width = mask.shape
     if config.transform == "random-crop":
         window = config.size
@@ -114,7 +115,8 @@ def transform_training(
         window = Size(max(1, round(side * width)), max(1, round(side * height)))
     left = int(generator.integers(width - window.width + 1))
     top = int(generator.integers(height - window.height + 1))
-    return _cut(image, mask, left, top, window, config.size, table, out)
+    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
+    return _bring(look_up(image[rows, columns], table), mask[rows, columns], config.size, mirror, out)
 
 
 def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +132,9 @@ def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig
     height, width = mask.shape
     side = sum(config.crop_side) / 2
     window = Size(max(1, round(side * width)), max(1, round(side * height)))
-    return _cut(image, mask, (width - window.width) // 2, (height - window.height) // 2, window, config.size)
+    left, top = (width - window.width) // 2, (height - window.height) // 2
+    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
+    return _bring(image[rows, columns], mask[rows, columns], config.size)
 
 
 def augment(
@@ -140,20 +144,19 @@ def augment(
     seed: int,
     num_ops: int = DataConfig.num_ops,
     magnitude: float = DataConfig.magnitude,
-    out: Places = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the random changes `names` (see `DataConfig.augment`) to a uint8 image and its mask, drawn from `seed`:
     first albumentations' single ones, then the chains, then functions in the order of `names`.
 
     A function takes image (H, W) or (H, W, 3) uint8, mask (H, W) uint8 of 0 and 1, and a generator of its own, and
     returns both, of the same shapes and types. Raises InputError where it returns something else.
-
-    out: as of `transform_training`.
     """
     entries = [augmentations.find(name) for name in names]
     single = tuple(entry.name for entry in entries if entry.kind == "transforms")
     if single == ("flips",):
-        image, mask = flip(image, mask, seed, out if len(names) == 1 else (None, None))
+        mirror = draw_flips(seed)
+        if mirror is not None:
+            image, mask = cv2.flip(image, mirror), cv2.flip(mask, mirror)
     elif single:
         compose = _changes(single)
         # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
@@ -207,19 +210,17 @@ def _changes(names: tuple[str, ...]) -> Callable:
     return albumentations.Compose([change for name in names for change in augmentations.load(name)()])
 
 
-def _cut(
-    image: np.ndarray,
-    mask: np.ndarray,
-    left: int,
-    top: int,
-    window: Size,
-    size: Size,
-    table: np.ndarray | None = None,
-    out: Places = (None, None),
+def _bring(
+    image: np.ndarray, mask: np.ndarray, size: Size, mirror: int | None = None, out: Places = (None, None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
-    window_image = look_up(image[rows, columns], table)
-    return resize_image(window_image, size, out[0]), resize_mask(mask[rows, columns], size, out[1])
+    """Scale and then mirror a window; see `transform_training`."""
+    image_out = out[0] if image.ndim == 2 else None
+    if mirror is None:
+        return resize_image(image, size, image_out), resize_mask(mask, size, out[1])
+    # A scaled mask is mirrored as it is written; OpenCV's scaling of a mirrored image is not the same to the last bit.
+    is_scaled = mask.shape != (size.height, size.width)
+    mask = scale_mask(mask, size, out[1], mirror) if is_scaled else cv2.flip(mask, mirror, dst=out[1])
+    return cv2.flip(resize_image(image, size), mirror, dst=image_out), mask
 
 
 def _count_values(image: np.ndarray, num_values: int) -> np.ndarray:
