@@ -42,7 +42,7 @@ def scale_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None, mirr
     return stretched.take(rows, axis=0, out=out, mode="clip")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)
 def _places(old: int, new: int) -> np.ndarray | None:
     """Between which two of `old` pixels each of `new` lies: (new,) int64, k where between k - 1 and k, 0 and `old`
     beyond the first and the last. None where one may lie on a pixel, for then it depends on the last bits of OpenCV's
