@@ -8,8 +8,10 @@ LitData and Mosaic Streaming are optional: `pip install litdata mosaicml-streami
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,7 +25,7 @@ from glioma_dist.data.loader import image_tensor, prepare_training_sample, train
 from glioma_dist.data.sample import Sample, encode_image, encode_mask
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
-from glioma_dist.data.transforms import percentile_table
+from glioma_dist.data.transforms import percentile_table, resize_image
 
 SAMPLES_PER_SHARD = 4
 SHUFFLE_BUFFER = 16
@@ -50,11 +52,38 @@ class Pipeline:
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
-def prepare(image: bytes, mask: bytes, config: DataConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """What the other loaders' workers make of a sample: the same changes as ours, uint8 (1, H, W) and (H, W)."""
+def decode(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Grey pixels and a mask of 0 and 1, both (H, W) uint8, by OpenCV."""
     pixels, cells = (cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_GRAYSCALE) for packed in (image, mask))
-    sample = Sample("other", pixels, (cells > 0).view(np.uint8))
-    image, mask = prepare_training_sample(sample, config, seed, percentile_table(pixels))
+    return pixels, (cells > 0).view(np.uint8)
+
+
+def prepare(image: bytes, mask: bytes, config: DataConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """What the other loaders' workers make of a sample, uint8 (1, H, W) and (H, W): bit for bit what ours does, by
+    OpenCV's functions."""
+    pixels, cells = decode(image, mask)
+    (height, width), size, generator = pixels.shape, config.size, np.random.default_rng(seed)
+    table, window = percentile_table(pixels), (size.width, size.height)
+    if config.transform == "random-resized-crop":
+        side = generator.uniform(*config.crop_side)
+        window = (round(side * width), round(side * height))
+    left, top = (int(generator.integers(old - new + 1)) for old, new in zip((width, height), window, strict=True))
+    rows, columns = slice(top, top + window[1]), slice(left, left + window[0])
+    pixels, cells = resize_image(cv2.LUT(pixels[rows, columns], table), size), cells[rows, columns]
+    if window != (size.width, size.height):
+        scaled = cv2.resize(cells.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_LINEAR)
+        cells = (scaled > 0).view(np.uint8)
+    across, down = (random.Random(n).random() < 0.5 for n in np.random.SeedSequence(seed).generate_state(2).tolist())
+    if config.augment == ("flips",) and (across or down):
+        code = (-1 if down else 1) if across else 0
+        pixels, cells = cv2.flip(pixels, code), cv2.flip(cells, code)
+    return image_tensor(pixels), torch.from_numpy(np.ascontiguousarray(cells))
+
+
+def prepare_as_ours(image: bytes, mask: bytes, config: DataConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """The same by our functions: what is left of the difference is reading, decoding and handing over."""
+    pixels, cells = decode(image, mask)
+    image, mask = prepare_training_sample(Sample("other", pixels, cells), config, seed, percentile_table(pixels))
     return image_tensor(image), torch.from_numpy(mask)
 
 
@@ -80,7 +109,7 @@ def ours_cached(folder: Path, config: DataConfig, batch_size: int) -> Batches:
     return ours(folder, replace(config, cache_in_memory=True), batch_size)
 
 
-def webdatasets(folder: Path, config: DataConfig, batch_size: int) -> Batches:
+def webdatasets(folder: Path, config: DataConfig, batch_size: int, prepare: Callable = prepare) -> Batches:
     """webdataset: shuffled shards and samples, batched in the workers."""
     import webdataset
 
@@ -185,6 +214,7 @@ PIPELINES = {
     "glioma-dist": Pipeline(write_shards, ours),
     "glioma-dist, cached in memory": Pipeline(write_shards, ours_cached),
     "webdataset": Pipeline(write_shards, webdatasets),
+    "webdataset, glioma-dist's changes": Pipeline(write_shards, partial(webdatasets, prepare=prepare_as_ours)),
     "LitData": Pipeline(write_litdata, litdatas, "litdata"),
     "Mosaic Streaming": Pipeline(write_mosaic, mosaics, "streaming"),
     "PNG folder": Pipeline(write_pngs, png_folders),

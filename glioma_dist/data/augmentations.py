@@ -10,6 +10,7 @@ No change scales: the size of the objects is what the article's experiments hold
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 import cv2
@@ -47,6 +48,16 @@ def flips() -> list:
     """Mirrors of both axes, each of every second image."""
     album = import_albumentations()
     return [album.HorizontalFlip(p=0.5), album.VerticalFlip(p=0.5)]
+
+
+def draw_flips(seed: int) -> int | None:
+    """What albumentations does by `flips` with the seeds that `augment` gives its transforms, as `cv2.flip`'s code;
+    None: nothing. The first that each of its transforms draws is compared with p."""
+    seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
+    across, down = (random.Random(each).random() < 0.5 for each in seeds)
+    if across:
+        return -1 if down else 1
+    return 0 if down else None
 
 
 def sharpen() -> list:

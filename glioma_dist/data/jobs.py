@@ -8,14 +8,16 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.config.scale import strip_edges
+from glioma_dist.data.augmentations import draw_flips
 from glioma_dist.data.batch import channels_first
 from glioma_dist.data.mixture import MixtureSampler, Shards
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.sample_cache import CachedSamples, NormalizedSamples
 from glioma_dist.data.sampler import DeterministicSampler
-from glioma_dist.data.shared_memory_ring import BatchHandle, SharedMemoryRing, write_batch
+from glioma_dist.data.shared_memory_ring import BatchHandle, BatchRoom, SharedMemoryRing, write_batch
 from glioma_dist.data.transforms import (
     IntensityNormalization,
+    Places,
     augment,
     normalize_intensity,
     transform_evaluation,
@@ -26,12 +28,24 @@ from glioma_dist.errors import InputError
 
 
 def prepare_training_sample(
-    sample: Sample, config: DataConfig, seed: int, table: np.ndarray | None = None
+    sample: Sample, config: DataConfig, seed: int, table: np.ndarray | None = None, out: Places = (None, None)
 ) -> tuple[np.ndarray, np.ndarray]:
     """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
-    `sample` and `table` are as `NormalizedSamples` gives them."""
-    image, mask = transform_training(sample.image, sample.mask, config, np.random.default_rng(seed), sample.key, table)
-    return augment(image, mask, config.augment, seed, config.num_ops, config.magnitude)
+    `sample` and `table` are as `NormalizedSamples` gives them; `out` is as of `transform_training`."""
+    generator = np.random.default_rng(seed)
+    start = (sample.image, sample.mask, config, generator, sample.key, table)
+    if config.augment in ((), ("flips",)):  # in one go
+        return transform_training(*start, draw_flips(seed) if config.augment else None, out)
+    return augment(*transform_training(*start), config.augment, seed, config.num_ops, config.magnitude)
+
+
+def _put(array: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """An image or a mask as part of a batch: copied to `out` unless it lies there; colours are returned as they are."""
+    if array.ndim != out.ndim:
+        return array
+    if array.ctypes.data != out.ctypes.data:
+        out[:] = array
+    return out
 
 
 def prepare_evaluation_sample(sample: Sample, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -67,18 +81,33 @@ class TrainingJob(_Job):
 
     def make(self, task: int, place: int | None, note: Note) -> BatchHandle:
         images, masks, keys, seeds = [], [], [], []
-        for each in self.sampler.batch(task, self.slots):
+        height, width = self.rows.stop - self.rows.start, self.config.size.width
+        # What is grey is written to its place in the batch at once.
+        room = BatchRoom((len(self.slots), 1, height, width), place, self.ring)
+        is_whole = height == self.config.size.height
+        for number, each in enumerate(self.sampler.batch(task, self.slots)):
             note(each.shard, each.sample)
             sample, table = self.samples.read_with_table(each.shard, each.sample)
-            image, mask = prepare_training_sample(sample, self.config, each.seed, table)
-            images.append(channels_first(image[self.rows]))
-            masks.append(mask[self.rows])
+            out = (room.images[number, 0], room.masks[number])
+            image, mask = prepare_training_sample(
+                sample, self.config, each.seed, table, out if is_whole else (None, None)
+            )
+            images.append(_put(image[self.rows], out[0]))
+            masks.append(_put(mask[self.rows], out[1]))
             keys.append(sample.key)
             seeds.append(each.seed)
-        channels = max(map(len, images))
-        images = [np.broadcast_to(image, (channels, *image.shape[1:])) for image in images]
-        shape, flat = write_batch(images, masks, place, self.ring)
+        shape, flat = room.shape, room.flat
+        if any(image.ndim == 3 for image in images):
+            shape, flat = self._write_colours(images, masks, place)
         return BatchHandle(shape, tuple(seeds), tuple(keys), self.config.size.height, flat)
+
+    def _write_colours(
+        self, images: list[np.ndarray], masks: list[np.ndarray], place: int | None
+    ) -> tuple[tuple[int, ...], np.ndarray | None]:
+        """The same with three channels. What is grey already lies where others are to be."""
+        images = [channels_first(image.copy()) for image in images]
+        images = [np.broadcast_to(image, (3, *image.shape[1:])) for image in images]
+        return write_batch(images, [mask.copy() for mask in masks], place, self.ring)
 
 
 class ValidationJob(_Job):

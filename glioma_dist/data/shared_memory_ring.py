@@ -79,18 +79,29 @@ class SharedMemoryRing:
         return self._memory.array(place * self.place_bytes, num_bytes)
 
 
+class BatchRoom:
+    """Room for a batch: at a place of a ring where it fits it, else in memory of its own.
+
+    shape, flat: as of `BatchHandle`. images: (B, channels, H, W) and masks: (B, H, W), uint8, to be written to.
+    """
+
+    def __init__(self, shape: tuple[int, ...], place: int | None, ring: SharedMemoryRing | None) -> None:
+        fits = ring is not None and place is not None and flat_bytes(shape) <= ring.place_bytes
+        flat = ring.flat(place, flat_bytes(shape)) if fits else np.empty(flat_bytes(shape), np.uint8)
+        images, masks = split_flat(torch.from_numpy(flat), shape)
+        self.shape, self.images, self.masks = shape, images.numpy(), masks.numpy()
+        self.flat = None if fits else flat
+
+
 def write_batch(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], place: int | None, ring: SharedMemoryRing | None
 ) -> tuple[tuple[int, ...], np.ndarray | None]:
-    """Put images of (channels, H, W) and masks of (H, W), all uint8, into one piece: at a place of a ring where they
-    fit it, else in memory of their own. Returns `BatchHandle.shape` and `flat`."""
-    shape = (len(images), *images[0].shape)
-    fits = ring is not None and place is not None and flat_bytes(shape) <= ring.place_bytes
-    flat = ring.flat(place, flat_bytes(shape)) if fits else np.empty(flat_bytes(shape), np.uint8)
-    whole_images, whole_masks = split_flat(torch.from_numpy(flat), shape)
-    np.stack(images, out=whole_images.numpy())
-    np.stack(masks, out=whole_masks.numpy())
-    return shape, None if fits else flat
+    """Put images of (channels, H, W) and masks of (H, W), all uint8, into one piece, see `BatchRoom`. Returns
+    `BatchHandle.shape` and `flat`."""
+    room = BatchRoom((len(images), *images[0].shape), place, ring)
+    np.stack(images, out=room.images)
+    np.stack(masks, out=room.masks)
+    return room.shape, room.flat
 
 
 def flat_bytes(shape: Sequence[int]) -> int:

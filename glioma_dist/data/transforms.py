@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from glioma_dist.config import DataConfig
-from glioma_dist.data.augmentations import apply_change, import_albumentations
+from glioma_dist.data.augmentations import apply_change, draw_flips, import_albumentations
+from glioma_dist.data.mask_scaling import scale_mask
 from glioma_dist.errors import InputError, noting, one_line
 from glioma_dist.registry import AugmentationEntry, augmentations
 from glioma_dist.size import Size
@@ -27,6 +28,8 @@ MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 FUNCTIONS = 2
 """Part of the seeds of registered functions."""
+Places = tuple[np.ndarray | None, np.ndarray | None]
+"""Where to write an image and a mask."""
 
 
 def normalize_intensity(image: np.ndarray, how: IntensityNormalization) -> np.ndarray:
@@ -62,21 +65,21 @@ def look_up(image: np.ndarray, table: np.ndarray | None) -> np.ndarray:
     return cv2.LUT(image, table) if image.dtype == np.uint8 else table[image]
 
 
-def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Scale an image (H, W) or (H, W, C): bilinear, averaging over areas where it shrinks on both sides."""
+def resize_image(image: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
+    """Scale an image (H, W) or (H, W, C): bilinear, averaging over areas where it shrinks on both sides. out: an array
+    like the result to write to; it may be left alone."""
     height, width = image.shape[:2]
     if (width, height) == (size.width, size.height):
         return image
     shrinks = size.width <= width and size.height <= height
-    return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (size.width, size.height), dst=out, interpolation=how)
 
 
-def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
-    """Scale a mask (H, W) of 0 and 1 as the article scales references: bilinear, every value above 0 becomes 1."""
-    if mask.shape == (size.height, size.width):
-        return mask
-    scaled = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_LINEAR)
-    return (scaled > 0).view(np.uint8)
+def resize_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
+    """Scale a mask (H, W) of 0 and 1 as the article scales references: bilinear, every value above 0 becomes 1. out:
+    where to write the result; it may be left alone."""
+    return mask if mask.shape == (size.height, size.width) else scale_mask(mask, size, out)
 
 
 def transform_training(
@@ -86,14 +89,19 @@ def transform_training(
     generator: np.random.Generator,
     key: str,
     table: np.ndarray | None = None,
+    mirror: int | None = None,
+    out: Places = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring image and mask to `config.size` by `config.transform`; windows are drawn uniformly from `generator`.
 
     table: that the image's values are still to be looked up in, which is less work for a window than for the whole.
+    mirror: turns both round in the end, as `cv2.flip`'s code says.
+    out: where to write a grey image and its mask, of the size; they may be left alone, and are not what is returned
+    then.
     Raises InputError where a crop is larger than the image; `key` names the sample in it.
     """
     if config.transform == "resize":
-        return resize_image(look_up(image, table), config.size), resize_mask(mask, config.size)
+        return _bring(look_up(image, table), mask, config.size, mirror, out)
     height, width = mask.shape
     if config.transform == "random-crop":
         window = config.size
@@ -107,7 +115,8 @@ def transform_training(
         window = Size(max(1, round(side * width)), max(1, round(side * height)))
     left = int(generator.integers(width - window.width + 1))
     top = int(generator.integers(height - window.height + 1))
-    return _cut(image, mask, left, top, window, config.size, table)
+    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
+    return _bring(look_up(image[rows, columns], table), mask[rows, columns], config.size, mirror, out)
 
 
 def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +132,9 @@ def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig
     height, width = mask.shape
     side = sum(config.crop_side) / 2
     window = Size(max(1, round(side * width)), max(1, round(side * height)))
-    return _cut(image, mask, (width - window.width) // 2, (height - window.height) // 2, window, config.size)
+    left, top = (width - window.width) // 2, (height - window.height) // 2
+    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
+    return _bring(image[rows, columns], mask[rows, columns], config.size)
 
 
 def augment(
@@ -142,7 +153,11 @@ def augment(
     """
     entries = [augmentations.find(name) for name in names]
     single = tuple(entry.name for entry in entries if entry.kind == "transforms")
-    if single:
+    if single == ("flips",):
+        mirror = draw_flips(seed)
+        if mirror is not None:
+            image, mask = cv2.flip(image, mirror), cv2.flip(mask, mirror)
+    elif single:
         compose = _changes(single)
         # Compose's own set_random_seed gives all its transforms the same draws: both flips, or none.
         seeds = np.random.SeedSequence(seed).generate_state(len(compose.transforms))
@@ -195,26 +210,27 @@ def _changes(names: tuple[str, ...]) -> Callable:
     return albumentations.Compose([change for name in names for change in augmentations.load(name)()])
 
 
-def _cut(
-    image: np.ndarray,
-    mask: np.ndarray,
-    left: int,
-    top: int,
-    window: Size,
-    size: Size,
-    table: np.ndarray | None = None,
+def _bring(
+    image: np.ndarray, mask: np.ndarray, size: Size, mirror: int | None = None, out: Places = (None, None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
-    return resize_image(look_up(image[rows, columns], table), size), resize_mask(mask[rows, columns], size)
+    """Scale and then mirror a window; see `transform_training`."""
+    image_out = out[0] if image.ndim == 2 else None
+    if mirror is None:
+        return resize_image(image, size, image_out), resize_mask(mask, size, out[1])
+    # A scaled mask is mirrored as it is written; OpenCV's scaling of a mirrored image is not the same to the last bit.
+    is_scaled = mask.shape != (size.height, size.width)
+    mask = scale_mask(mask, size, out[1], mirror) if is_scaled else cv2.flip(mask, mirror, dst=out[1])
+    return cv2.flip(resize_image(image, size), mirror, dst=image_out), mask
 
 
 def _count_values(image: np.ndarray, num_values: int) -> np.ndarray:
     """How often each value comes, (num_values,) int64."""
-    values = image.reshape(-1)
     if image.dtype != np.uint8:
-        return np.bincount(values, minlength=num_values)
+        return np.bincount(image.reshape(-1), minlength=num_values)
     # OpenCV is quicker, but counts in fp32, which is exact up to 2^24.
-    parts = (values[start : start + MOST_COUNTED] for start in range(0, values.size, MOST_COUNTED))
+    rows = image.reshape(len(image), -1)  # no copy where only the rows lie apart
+    num_rows = max(1, MOST_COUNTED // rows.shape[1])
+    parts = (rows[start : start + num_rows] for start in range(0, len(rows), num_rows))
     counts = (cv2.calcHist([part], [0], None, [num_values], [0, num_values]) for part in parts)
     return sum(part.ravel().astype(np.int64) for part in counts)
 

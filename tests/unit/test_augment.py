@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from glioma_dist.config import DataConfig
+from glioma_dist.data.augmentations import flips, import_albumentations
+from glioma_dist.data.mask_scaling import scale_mask
 from glioma_dist.data.transforms import (
     augment,
     normalize_intensity,
@@ -122,6 +124,38 @@ def test_a_mask_is_scaled_bilinearly_and_rounded_up(old, new):
         scaled = resize_mask(mask, Size(*new))
         assert (scaled.dtype, scaled.shape) == (np.uint8, new[::-1])
         np.testing.assert_array_equal(scaled, resize_mask_slowly(mask, *new))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mask_is_scaled_as_opencv_scales_it_in_fp32(seed):
+    """Bit for bit, also where a pixel's place is another pixel's own, where sums of OpenCV's may say otherwise."""
+    generator, taken = np.random.default_rng(seed), {True: 0, False: 0}
+    for number in range(150):
+        width, height, new_width, new_height = generator.integers(1, 160, 4).tolist()
+        if number % 3 == 0:
+            new_width, new_height = 32 * (1 + new_width // 32), 32 * (1 + new_height // 32)
+        whole = (generator.random((height + 5, width + 3)) < generator.choice([0.02, 0.2, 0.9])).astype(np.uint8)
+        mask, out = whole[2 : 2 + height, 1 : 1 + width], np.full((new_height, new_width), 7, np.uint8)
+        scaled = cv2.resize(mask.astype(np.float32), (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+        for found in (
+            scale_mask(mask, Size(new_width, new_height), out),
+            scale_mask(mask, Size(new_width, new_height)),
+        ):
+            np.testing.assert_array_equal(found, scaled > 0)
+            assert found.dtype == np.uint8
+        np.testing.assert_array_equal(out, scaled > 0)
+        pairs = ((height, new_height), (width, new_width))
+        taken[all((np.arange(1, 2 * new, 2) * old % (2 * new) != new % (2 * new)).all() for old, new in pairs)] += 1
+    assert min(taken.values()) > 10, taken
+
+
+def test_a_mask_at_sizes_of_training_is_scaled_as_opencv_scales_it():
+    generator = np.random.default_rng(0)
+    mask = (generator.random((520, 704)) < 0.1).astype(np.uint8)
+    for height, width in ((520, 704), (417, 565), (416, 563), (104, 141)):
+        window = mask[:height, :width]
+        scaled = cv2.resize(window.astype(np.float32), (1472, 1120), interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(resize_mask(window, Size(1472, 1120)), scaled > 0)
 
 
 def test_an_image_and_a_mask_of_the_right_size_are_left_alone():
@@ -261,6 +295,19 @@ def test_flips_are_mirrorings_each_as_often_and_alike_for_the_mask(channels):
                 counts[horizontal, vertical] += 1
     assert sum(counts.values()) == 400
     assert min(counts.values()) > 100 - 5 * np.sqrt(400 * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flips_are_those_that_albumentations_draws(channels):
+    image, mask = noise(0, 9, 13, channels), noise(1, 9, 13) % 2
+    compose = import_albumentations().Compose(flips())
+    for seed in [*range(200), 2**62 + 1]:
+        for transform, own in zip(compose.transforms, np.random.SeedSequence(seed).generate_state(2), strict=True):
+            transform.set_random_seed(int(own))
+        expected = compose(image=image, mask=mask)
+        changed, changed_mask = augment(image, mask, ("flips",), seed)
+        np.testing.assert_array_equal(changed, expected["image"])
+        np.testing.assert_array_equal(changed_mask, expected["mask"])
 
 
 def test_the_changes_are_drawn_independently_of_each_other():

@@ -1,5 +1,6 @@
 """The benchmark of the loader and the simulation of the order: what they compare is the same work, and adds up."""
 
+import sys
 from dataclasses import replace
 from itertools import islice
 
@@ -45,6 +46,19 @@ def test_every_pipeline_delivers_the_same_images(bench, tmp_path, workers):
     assert len(found["glioma-dist"]) == 2
     assert all(each == found["glioma-dist"] for each in found.values())
     assert {"webdataset", "PNG folder"} <= set(found)
+
+
+@pytest.mark.parametrize("size", [(120, 90), (70, 50)])
+def test_the_other_loaders_make_the_changes_that_ours_makes(bench, size):
+    """Bit for bit: otherwise they would be measured at other work."""
+    loaders = sys.modules["peers.loaders"]
+    sample = bench.draw_sample(0, Size(*size))
+    packed = loaders.encode_image(sample.image), loaders.encode_mask(sample.mask)
+    for case in bench.CASES.values():
+        config = replace(case, size=Size(64, 48))
+        for seed in range(20):
+            found, expected = (make(*packed, config, seed) for make in (loaders.prepare, loaders.prepare_as_ours))
+            assert all(map(torch.equal, found, expected))
 
 
 def test_a_library_that_is_missing_is_left_out(bench):

@@ -6,6 +6,7 @@ import time
 import zlib
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -53,6 +54,27 @@ def test_a_mask_comes_back_and_is_one_bit_for_pil(shape, share):
         assert image.mode == "1"
         np.testing.assert_array_equal(np.asarray(image), mask == 1)
     np.testing.assert_array_equal(decode_mask(data, "here"), mask)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    "filters", [(2, 2, 2, 2, 2), (0, 0, 0, 0, 0), (0, 2, 2, 0, 2), (2, 0, 2, 2, 0), (2, 1, 2, 3, 4)]
+)
+def test_rows_of_every_filter_are_read_as_opencv_reads_them(dtype, filters):
+    """Also a first row that is the difference to the one above it, which is 0."""
+    width, kind = 7, 8 * np.dtype(dtype).itemsize
+    row_bytes = width * kind // 8
+    lines = np.random.default_rng(len(set(filters))).integers(0, 256, (len(filters), 1 + row_bytes), np.uint8)
+    lines[:, 0] = filters
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, len(filters), kind, 0, 0, 0, 0)
+    packed = chunk(b"IDAT", zlib.compress(lines.tobytes()))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + packed + chunk(b"IEND", b"")
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(decode_image(data, "here"), expected)
 
 
 def test_pil_reads_the_colours_in_the_same_order():

@@ -40,11 +40,12 @@ class _Header(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """A PNG taken apart: its header, (kind, start, end) of the data of each chunk that pixels do not need, and where
-    it ends."""
+    """A PNG taken apart: its header, (kind, start, end) of the data of each chunk that pixels do not need, what the
+    pixels are packed into, and where the PNG ends."""
 
     header: _Header
     others: list[tuple[bytes, int, int]]
+    packed: list[memoryview]
     end: int
 
 
@@ -64,12 +65,13 @@ def decode_png_file(
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped.
+    """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped. Rows may lie
+    apart in memory.
 
     `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
     """
     chunks = _walk(data, where)
-    rows = _grey_rows(data)
+    rows = _grey_rows(data, chunks)
     if rows is not None:
         return rows
     # Asked for RGB, OpenCV is quicker than with its own order turned round afterwards. It turns RGB images, and no
@@ -122,7 +124,7 @@ def _walk(data: bytes, where: str) -> _Chunks:
     """
     if not data.startswith(PNG_SIGNATURE):
         raise InputError(f"{where}: not a PNG file (its first bytes are {data[:8]!r})")
-    view, start, header, kind, others = memoryview(data), len(PNG_SIGNATURE), None, b"", []
+    view, start, header, kind, others, packed = memoryview(data), len(PNG_SIGNATURE), None, b"", [], []
     while kind != b"IEND":
         if start + 12 > len(data):
             raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
@@ -134,6 +136,8 @@ def _walk(data: bytes, where: str) -> _Chunks:
             raise InputError(f"{where}: the PNG is damaged (wrong checksum of the chunk at byte {start}); {COPY_AGAIN}")
         if header is None:
             header = _read_header(data, start, kind, length, where)
+        elif kind == b"IDAT":
+            packed.append(view[start + 8 : end - 4])
         elif kind not in NEEDED:
             others.append((kind, start + 8, end - 4))
             if kind == b"acTL" and length >= 4:
@@ -141,7 +145,7 @@ def _walk(data: bytes, where: str) -> _Chunks:
         start = end
     if header.depth >= 8:  # of fewer bits a pixel, one byte may hold thousands
         check_ratio(header.num_bytes, len(data), where)
-    return _Chunks(header, others, start)
+    return _Chunks(header, others, packed, start)
 
 
 def _read_header(data: bytes, start: int, kind: bytes, length: int, where: str) -> _Header:
@@ -178,14 +182,14 @@ def _unpack_bits(data: bytes, chunks: _Chunks) -> np.ndarray | None:
     if kind != [1, PNG_GREY, 0, 0, 0] or any(name == b"tRNS" for name, *_ in chunks.others):
         return None
     row_bytes = 1 + (width + 7) // 8
-    lines = inflate(_packed(data), height * row_bytes)
+    lines = inflate(b"".join(chunks.packed), height * row_bytes)
     if lines is None:
         return None
     rows = lines.reshape(height, row_bytes)
     return None if rows[:, 0].any() else np.unpackbits(rows[:, 1:], axis=1, count=width)
 
 
-def _grey_rows(data: bytes) -> np.ndarray | None:
+def _grey_rows(data: bytes, chunks: _Chunks) -> np.ndarray | None:
     """The image in a PNG of 8 or 16 bits a pixel, grey, each row unfiltered or the difference to the row above, as
     `encode_image` writes them: a third to a half of the time that a PNG library takes. `data` is checked already. None
     for any other PNG, also where pixels are missing."""
@@ -193,32 +197,19 @@ def _grey_rows(data: bytes) -> np.ndarray | None:
     if depth not in (8, 16) or kind != [PNG_GREY, 0, 0, 0]:
         return None
     row_bytes = width * depth // 8
-    lines = inflate(_packed(data), height * (1 + row_bytes))
+    lines = inflate(b"".join(chunks.packed), height * (1 + row_bytes))
     if lines is None:
         return None
     lines = lines.reshape(height, 1 + row_bytes)
-    filters, above = lines[:, 0], np.zeros(row_bytes, np.uint8)
-    if not np.isin(filters, (FILTER_NONE, FILTER_UP)).all():
+    filters, rows = lines[:, 0].tobytes(), lines[:, 1:]
+    if not set(filters) <= {FILTER_NONE, FILTER_UP}:
         return None
-    rows = np.empty((height, row_bytes), np.uint8)
-    for row, line, kind in zip(rows, lines[:, 1:], filters.tolist(), strict=True):
-        if kind == FILTER_UP:
-            np.add(line, above, out=row)  # modulo 256
-        else:
-            row[:] = line
+    above = None
+    for row, kind in zip(rows, filters, strict=True):
+        if kind == FILTER_UP and above is not None:
+            np.add(row, above, row)  # modulo 256, in place: memory once more is a third of the time
         above = row
     return rows if depth == 8 else rows.view(">u2").astype(np.uint16)
-
-
-def _packed(data: bytes) -> bytes:
-    """All that a PNG's pixels are packed into."""
-    packed, start, name = [], len(PNG_SIGNATURE), b""
-    while name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, start)
-        if name == b"IDAT":
-            packed.append(data[start + 8 : start + 8 + length])
-        start += 12 + length
-    return packed[0] if len(packed) == 1 else b"".join(packed)
 
 
 def inflate(packed: bytes, num_bytes: int) -> np.ndarray | None:

@@ -1,0 +1,56 @@
+"""Masks of 0 and 1 scaled bilinearly, every value above 0 becoming 1, without a multiplication.
+
+A pixel is 1 where any of the up to four pixels around its place in the source is 1. So the source is widened by one
+pixel, and each pixel of the result is one of those.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from glioma_dist.size import Size
+
+MOST_PRODUCT = 2**21
+"""Of an old and a new length up to which fp32, in which OpenCV computes places, cannot take a place between two pixels
+for a pixel's own: places differ from whole numbers by 1 / (2 new) or more, and are rounded by up to old / 2^24."""
+SQUARE = np.ones((2, 2), np.uint8)
+
+
+def scale_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None, mirror: int | None = None) -> np.ndarray:
+    """Scale a mask (H, W), uint8 of 0 and 1, to `size`: the same pixels as OpenCV's bilinear scaling in fp32 gives,
+    where above 0. out: to write to, (size.height, size.width) uint8, contiguous. Returns it, or a new array.
+
+    mirror: turns the result round, as `cv2.flip`'s code says.
+    """
+    height, width = mask.shape
+    rows, columns = _places(height, size.height), _places(width, size.width)
+    if rows is None or columns is None:
+        scaled = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_LINEAR)
+        scaled = scaled if mirror is None else cv2.flip(scaled, mirror)
+        return np.greater(scaled, 0, out=None if out is None else out.view(bool)).view(np.uint8)
+    rows = rows[::-1] if mirror in (0, -1) else rows
+    columns = columns[::-1] if mirror in (1, -1) else columns
+    # (H + 1, W + 1): number (y, x) is 1 where any of the four pixels that meet at the corner (y, x) is.
+    framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    corners = cv2.dilate(framed, SQUARE)[1:, 1:]
+    # Whole rows are copied far quicker than pixels one by one are, so columns are taken as rows.
+    stretched = cv2.transpose(cv2.transpose(corners).take(columns, axis=0))
+    # "clip" (nothing is outside) because otherwise numpy writes to a copy of `out` first.
+    return stretched.take(rows, axis=0, out=out, mode="clip")
+
+
+@lru_cache(maxsize=512)
+def _places(old: int, new: int) -> np.ndarray | None:
+    """Between which two of `old` pixels each of `new` lies: (new,) int64, k where between k - 1 and k, 0 and `old`
+    beyond the first and the last. None where one may lie on a pixel, for then it depends on the last bits of OpenCV's
+    sums whether its neighbour counts."""
+    twice = (2 * np.arange(new) + 1) * old - new  # the place, times 2 new
+    first, rest = np.divmod(twice, 2 * new)
+    if old * new > MOST_PRODUCT or not rest.all():
+        return None
+    places = (first + 1).clip(0, old)
+    places.flags.writeable = False
+    return places
