@@ -494,6 +494,37 @@ def test_the_copy_of_the_next_batch_has_begun_when_one_is_given_out():
         batches.close()
 
 
+def test_every_round_gives_back_all_places():
+    """As many validations as there are places, on a device that reads late: of all images, cut short, and with a fault
+    of the next batch or of its copy."""
+
+    class Failing(SlowCopier):
+        def start(self, batch):
+            if batch.handle.keys == ("3",):
+                raise RuntimeError("the device fails")
+            return super().start(batch)
+
+    places = list(range(7))
+    job = Numbers(SharedMemoryRing(7, 2 * 64 * 64), bad=6)
+    with WorkerPool(2, job) as pool:
+        for tasks, number, copier in [(range(6), 6, SlowCopier), (range(6), 2, SlowCopier)] * 4 + [
+            (range(9), 6, SlowCopier),
+            (range(6), 3, Failing),
+        ] * 4:
+            stream = Stream(pool, 0, iter(tasks), places, 4, 30)
+            batches = copy_ahead(HostBatches(stream, job.ring), copier())
+            assert [next(batches).keys for _ in range(number)] == [(str(each),) for each in range(number)]
+            if copier is Failing or len(tasks) > 6:
+                with pytest.raises((InputError, RuntimeError), match=r"batch 6 is bad|the device fails"):
+                    next(batches)
+            time.sleep(0.05)  # the next is begun by now
+            batches.close()
+            stream.close()
+        while len(places) < 7:
+            pool._receive(5)
+        assert sorted(places) == list(range(7))
+
+
 def test_a_damaged_sample_ends_a_pools_stream_with_one_line(tmp_path, setting):
     folder = write_shards(tmp_path / "damaged", [draw_sample(number) for number in range(6)])
     damage_sample(folder, "cell-004")
