@@ -57,6 +57,11 @@ class WorkerPool:
     """
 
     def __init__(self, num_workers: int, job: Job | None = None) -> None:
+        if num_workers and multiprocessing.current_process().daemon:
+            raise InputError(
+                f"{num_workers} workers: this process is a daemonic one of Python's multiprocessing, which may have no "
+                "processes of its own; give --data.workers 0, or start it with daemon=False"
+            )
         self.num_workers = num_workers
         self._jobs: dict[int, Job] = {} if job is None else {0: job}
         self._next_job, self._tickets = itertools.count(1), itertools.count()

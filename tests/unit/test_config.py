@@ -18,7 +18,11 @@ from glioma_dist.config import (
     PredictConfig,
     TrainConfig,
 )
+from glioma_dist.config.benchmark import ResolutionConfig
 from glioma_dist.config.file import differences, from_dict, to_dict
+from glioma_dist.config.gpu_benchmarks import ScalingConfig
+from glioma_dist.config.plan import PlanConfig
+from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoders.mit_names import MIT_SHAPES
 from glioma_dist.model.encoders.timm_models import TIMM_MODELS
@@ -323,6 +327,35 @@ def test_a_threshold_is_a_probability(threshold):
 def test_evaluation_refuses_negative_workers():
     with pytest.raises(InputError, match="--workers -2"):
         parse(EvaluateConfig, ["--checkpoint", "c", "--data", "d", "--workers", "-2"])
+
+
+@pytest.mark.parametrize(
+    ("config", "flag"),
+    [
+        (config, flag)
+        for config, flags in {
+            TrainConfig: ("--data.workers", "--batch-size", "--scale.timeout-s"),
+            EvaluateConfig: ("--workers",),
+            PlanConfig: ("--batch-size",),
+            ResolutionConfig: ("--workers", "--batch-size"),
+            ScalingConfig: ("--workers", "--batch-size"),
+            ReproduceConfig: ("--workers",),
+        }.items()
+        for flag in flags
+    ],
+)
+@pytest.mark.parametrize("value", ["100000000", "1" + 15 * "0"])
+def test_numbers_that_no_machine_has_are_refused_at_once(config, flag, value):
+    required = {
+        TrainConfig: TRAIN,
+        EvaluateConfig: ["--checkpoint", "c", "--data", "d"],
+        PlanConfig: ["--size", "64x64"],
+        ResolutionConfig: ["--sizes", "64x64"],
+        ReproduceConfig: ["table1"],
+    }
+    with pytest.raises(InputError) as error:
+        parse(config, [*required.get(config, []), flag, value])
+    check_line(error, f"{flag} {value}", "at most")
 
 
 def test_flags_that_are_required_are_named_and_nothing_else():

@@ -37,6 +37,7 @@ from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.errors import InputError, StopRequested, UnavailableError
 from glioma_dist.size import Size
+from glioma_dist.training.loop import train
 
 TRANSFORMS = ("resize", "random-crop", "random-resized-crop")
 
@@ -400,6 +401,41 @@ def test_memory_that_is_sent_is_shared():
         job = Writer()
         list(stream_of(pool, pool.add_job(job), range(8)))
         assert job.memory.array(0, 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 0]
+
+
+def test_runs_that_share_a_pool_leave_nothing_in_it(shards, tmp_path):
+    def descriptors() -> list[int]:
+        gc.collect()
+        list(stream_of(pool, 0, range(8)))  # workers have done all that they were told before
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (os.getpid(), *workers)]
+
+    with WorkerPool(2, Doing(lambda task: task)) as pool:
+        workers = [process.pid for process in pool._processes]
+        counts = []
+        for number in range(3):
+            train(tiny_config(shards, tmp_path / str(number), workers=2, max_steps=2, eval_every=1), None, pool)
+            counts.append(descriptors())
+        assert counts[0] == counts[1] == counts[2]
+        assert len(pool._jobs) == 1
+
+
+def start_pool_in_a_daemon(told: multiprocessing.SimpleQueue) -> None:
+    WorkerPool(0).close()
+    try:
+        WorkerPool(2)
+    except InputError as error:
+        told.put(str(error))
+
+
+def test_a_process_that_may_have_none_of_its_own_is_told_so():
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+    process = context.Process(target=start_pool_in_a_daemon, args=(told,), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert not told.empty()
+    assert "--data.workers 0" in told.get()
 
 
 class SlowCopier:
