@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from multiprocessing import connection
 from types import SimpleNamespace
 
 import numpy as np
@@ -417,6 +418,24 @@ def test_runs_that_share_a_pool_leave_nothing_in_it(shards, tmp_path):
             counts.append(descriptors())
         assert counts[0] == counts[1] == counts[2]
         assert len(pool._jobs) == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_a_worker_that_dies_as_it_is_handed_a_job_is_a_lost_worker(monkeypatch, moment):
+    job = Numbers(SharedMemoryRing(7, 2 * 64 * 64))
+    with WorkerPool(2) as pool:
+
+        def end_one() -> None:
+            os.kill(pool._processes[1].pid, signal.SIGKILL)
+            connection.wait([pool._processes[1].sentinel], 20)
+
+        tell = pool._tell
+        if moment == "before":
+            end_one()
+        else:
+            monkeypatch.setattr(pool, "_tell", lambda worker, message: (tell(worker, message), worker and end_one()))
+        with pytest.raises(UnavailableError, match=r"worker process that reads data died \(signal SIGKILL\)"):
+            pool.add_job(job)
 
 
 def start_pool_in_a_daemon(told: multiprocessing.SimpleQueue) -> None:
