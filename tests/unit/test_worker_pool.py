@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from multiprocessing import connection
 from types import SimpleNamespace
 
 import numpy as np
@@ -427,7 +426,7 @@ def test_a_worker_that_dies_as_it_is_handed_a_job_is_a_lost_worker(monkeypatch, 
 
         def end_one() -> None:
             os.kill(pool._processes[1].pid, signal.SIGKILL)
-            connection.wait([pool._processes[1].sentinel], 20)
+            pool._processes[1].join(20)
 
         tell = pool._tell
         if moment == "before":
