@@ -22,6 +22,7 @@ from glioma_dist.scale import answers, planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import GIB, LEVELS, Step, count
 from glioma_dist.size import Size
+from glioma_dist.training.memory import _advice_in_time
 
 TINY = Step(
     ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS),
@@ -80,6 +81,12 @@ def test_a_damaged_answer_is_counted_again(tmp_path, damaged):
     file.write_text(json.dumps({"key": {"moments": [[[damaged] * 4] * 5], "max_pixels": damaged}}))
     found = answers.read_formula("key")
     assert found is None or all(isinstance(each, int) for each in (found.max_pixels, found.at(1, 1).peak))
+
+
+def test_advice_that_cannot_be_found_is_the_command_that_finds_it(capfd):
+    step = replace(TINY, model=ModelConfig(encoder="none"))
+    assert "run glioma-dist plan --model.encoder none" in _advice_in_time(step, GIB, "none")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
