@@ -99,7 +99,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """Convert one JSON value to the type of a config's field. Raises InputError if it cannot be converted."""
     arms = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
-        return None if value is None else _convert(next(arm for arm in arms if arm is not NoneType), value, where)
+        if value is None:
+            return None
+        *others, last = (arm for arm in arms if arm is not NoneType)
+        for arm in others:
+            with suppress(InputError):
+                return _convert(arm, value, where)
+        return _convert(last, value, where)
     if get_origin(hint) is tuple and where.endswith(": train") and isinstance(value, str | None):
         value = [] if value is None else [value]  # data.train, when it was one folder
     if get_origin(hint) is tuple and isinstance(value, list):

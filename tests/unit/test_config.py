@@ -19,7 +19,7 @@ from glioma_dist.config import (
     TrainConfig,
 )
 from glioma_dist.config.benchmark import ResolutionConfig
-from glioma_dist.config.file import differences, from_dict, to_dict
+from glioma_dist.config.file import checked, differences, from_dict, to_dict
 from glioma_dist.config.gpu_benchmarks import ScalingConfig
 from glioma_dist.config.plan import PlanConfig
 from glioma_dist.config.reproduction import ReproduceConfig
@@ -327,6 +327,13 @@ def test_a_threshold_is_a_probability(threshold):
 def test_evaluation_refuses_negative_workers():
     with pytest.raises(InputError, match="--workers -2"):
         parse(EvaluateConfig, ["--checkpoint", "c", "--data", "d", "--workers", "-2"])
+
+
+@pytest.mark.parametrize("value", ["auto", "65536", "4194304"])
+def test_a_field_of_two_types_takes_both_from_flags_files_and_python(value):
+    config = parse(TrainConfig, [*TRAIN, "--scale.tile-elements", value])
+    assert str(config.scale.tile_elements) == value
+    assert checked(TrainConfig, config) == config == from_dict(TrainConfig, json.loads(json.dumps(to_dict(config))))
 
 
 @pytest.mark.parametrize(
