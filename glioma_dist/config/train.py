@@ -33,6 +33,7 @@ COST_FIELDS = (
     "resume",
     "deterministic",
     "scale.activation_checkpointing",
+    "scale.tile_elements",
     "scale.channels_last",
     "scale.tf32",
     "scale.cudnn_benchmark",

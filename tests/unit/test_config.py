@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from glioma_dist.config import (
     EvaluateConfig,
     ModelConfig,
     PredictConfig,
+    ScaleConfig,
     TrainConfig,
 )
 from glioma_dist.config.benchmark import ResolutionConfig
@@ -517,3 +519,7 @@ def test_patience_without_validation_is_refused():
 def test_a_size_beyond_all_bounds_is_refused():
     with pytest.raises(InputError, match="too large"):
         Size.parse("100000x100000")
+
+
+def test_every_setting_of_scale_may_change_when_a_run_is_resumed():
+    assert {f"scale.{field.name}" for field in fields(ScaleConfig)} <= set(COST_FIELDS)
