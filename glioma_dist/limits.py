@@ -1,4 +1,32 @@
 """Limits that several packages share. Limits of a single module are in that module."""
 
+from __future__ import annotations
+
+from glioma_dist.errors import InputError
+
 MAX_PIXELS = 2**28
 """Of an image, and of a size that can be asked for: 16,384 x 16,384, fifty times the article's largest image."""
+MAX_BATCH_SIZE = 2**20
+"""Images of a step. Bytes of much more are no 64-bit number."""
+MAX_WORKERS = 2**10
+"""Processes that read data, of one training process: more than any machine's cores."""
+MAX_TIMEOUT_S = 10**6
+"""Seconds that processes wait for one another. The system's own waits end at 2^31 milliseconds."""
+
+
+def check_batch_size(value: int) -> None:
+    """Raises InputError where a step cannot have so many images."""
+    if not 1 <= value <= MAX_BATCH_SIZE:
+        raise InputError(f"--batch-size {value}: give {'1 or more' if value < 1 else f'at most {MAX_BATCH_SIZE}'}")
+
+
+def check_workers(flag: str, value: int) -> None:
+    """Raises InputError where there cannot be so many processes that read data."""
+    if not 0 <= value <= MAX_WORKERS:
+        raise InputError(f"{flag} {value}: give {'0 or more' if value < 0 else f'at most {MAX_WORKERS}'}")
+
+
+def check_timeout(flag: str, value: float) -> None:
+    """Raises InputError where nothing can wait for so many seconds."""
+    if not 1 <= value <= MAX_TIMEOUT_S:
+        raise InputError(f"{flag} {value}: give {f'at most {MAX_TIMEOUT_S}' if value > 1 else '1 second or more'}")

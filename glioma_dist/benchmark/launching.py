@@ -33,30 +33,38 @@ def start_ranks(
     shared = {"OMP_NUM_THREADS": "1", **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
     streams = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
-    return [
-        subprocess.Popen(
-            list(command),
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            preexec_fn=_end_with_this_process,
-            **streams,
-        )
-        for rank in range(num_processes)
-    ]
+    ranks: list[subprocess.Popen] = []
+    try:
+        for rank in range(num_processes):
+            own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(list(command), env=own, preexec_fn=end_with_this_process, **streams))
+    except BaseException:  # a signal, or a limit on processes
+        _kill(ranks)
+        raise
+    return ranks
 
 
 def wait_for(ranks: Sequence[subprocess.Popen], seconds: float) -> list[int | None]:
-    """The exit code of each process (negative: a signal); None for processes that had to be killed after the time."""
+    """The exit code of each process (negative: a signal); None for processes that had to be killed after the time. If
+    it is interrupted, all are killed."""
     until = time.monotonic() + seconds
-    for rank in ranks:
-        with suppress(subprocess.TimeoutExpired):
-            rank.wait(max(0.0, until - time.monotonic()))
-    codes = [rank.poll() for rank in ranks]
+    try:
+        for rank in ranks:
+            with suppress(subprocess.TimeoutExpired):
+                rank.wait(max(0.0, until - time.monotonic()))
+        return [rank.poll() for rank in ranks]
+    finally:
+        _kill(ranks)
+
+
+def _kill(ranks: Sequence[subprocess.Popen]) -> None:
+    """Those that have not ended: before what they write to is removed."""
     for rank in ranks:
         if rank.poll() is None:
             rank.kill()
             rank.wait()
-    return codes
 
 
-def _end_with_this_process() -> None:
+def end_with_this_process() -> None:
+    """Before a new process becomes what it is to be: the system kills it when this one ends."""
     get_signal_at_parents_death(signal.SIGKILL)

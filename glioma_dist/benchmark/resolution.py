@@ -24,6 +24,7 @@ from glioma_dist.benchmark.cell import BASELINES, OURS, Cell
 from glioma_dist.benchmark.devices import LIBRARIES, device_folder
 from glioma_dist.benchmark.drawn_shards import NATIVE, drawn_or_given
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.launching import end_with_this_process
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
 from glioma_dist.benchmark.rows import Rows
 from glioma_dist.config.benchmark import SIDE_STEP, ResolutionConfig
@@ -62,7 +63,14 @@ def run_child(command: list[str], timeout_s: float) -> dict:
         tempfile.TemporaryFile("w+", errors="replace") as log,
     ):
         try:
-            code = subprocess.run(command, stdout=output, stderr=log, env=environment, timeout=timeout_s).returncode
+            code = subprocess.run(
+                command,
+                stdout=output,
+                stderr=log,
+                env=environment,
+                timeout=timeout_s,
+                preexec_fn=end_with_this_process,
+            ).returncode
         except subprocess.TimeoutExpired:
             return {"status": "timed out", "error": f"not done after {timeout_s:g} s"}
         output.seek(0)
@@ -186,9 +194,10 @@ def bench(config: ResolutionConfig) -> list[dict]:
     metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]]), "data": str(config.data)}
     out = config.out or device_folder(device)
     rows = Rows(out / "resolution.json", conditions)
+    make_folder(out)
+    rows.report(write_report)
     images = max(NUM_DRAWN, config.batch_size)
     with contextlib.nullcontext() if str(config.data) == "none" else drawn_or_given(config.data, images) as data:
-        make_folder(out)
         cells = make_cells(config, device, data)
         before = len(rows.rows)
         try:
@@ -196,7 +205,6 @@ def bench(config: ResolutionConfig) -> list[dict]:
             if config.find_largest:
                 largest_rows(config, cells, metadata, rows)
         finally:  # whoever interrupts it shall have a report of what is there
-            if rows.rows:
-                write_report(rows.rows, out)
+            rows.report(write_report)
     print(f"{len(rows.rows)} rows, {len(rows.rows) - before} of them new, a table and plots are in {out}")
     return rows.rows

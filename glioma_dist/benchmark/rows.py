@@ -34,7 +34,25 @@ class Rows:
                     f"--out {file.parent} holds a benchmark already, measured with {name} "
                     f"{one_line(row.get(name), 80)}, but now it is {one_line(value, 80)}; give another --out"
                 )
+        self._are_measured_here = not found
         self.rows = [row for row in found if row["status"] not in MEASURED_AGAIN]
+
+    def report(self, write: Callable[[list[dict], Path], None]) -> None:
+        """Have `write` write tables and plots of the rows that there are beside them.
+
+        Call it before anything is measured too. Raises InputError where rows that were there cannot be used.
+        """
+        if not self.rows:
+            return
+        try:
+            write(self.rows, self._file.parent)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if self._are_measured_here:
+                raise
+            told = one_line(f"{type(error).__name__}: {error}", 100)
+            raise InputError(
+                f"{self._file}: holds a row that no benchmark wrote ({told}); restore it, or give another --out"
+            ) from error
 
     def find(self, wanted: Mapping[str, Any]) -> dict | None:
         """The row that has these values in these columns."""

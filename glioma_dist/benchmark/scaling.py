@@ -52,14 +52,14 @@ def bench(config: ScalingConfig) -> list[dict]:
     out = config.out or device_folder(device)
     rows = Rows(out / "scaling.json", conditions)
     make_folder(out)
+    rows.report(write_report)
     with drawn_or_given(config.data, max(NUM_DRAWN, config.batch_size * there)) as shards:
         try:
             for cell in make_cells(config, device, there):
                 name = asdict(cell) | {"data": metadata["data"]}
                 rows.get(name, lambda cell=cell: measure(cell, shards, device, there, config.timeout_s) | metadata)
         finally:
-            if rows.rows:
-                write_report(rows.rows, out)
+            rows.report(write_report)
     print(f"{len(rows.rows)} rows, a table and plots are in {out}", flush=True)
     return rows.rows
 

@@ -14,6 +14,7 @@ from glioma_dist.config.paths import LocalPath
 from glioma_dist.config.scale import check_spatial_parallel, strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder
+from glioma_dist.limits import check_batch_size, check_workers
 from glioma_dist.registry import encoders
 from glioma_dist.size import Size, SizeFlag
 
@@ -75,11 +76,13 @@ class ResolutionConfig:
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()
-        for name in ("batch_size", "repeats", "timeout_s", "max_megapixels"):
+        for name in ("repeats", "timeout_s", "max_megapixels"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give more than 0")
-        if min(self.warm_up, self.workers) < 0:
-            raise InputError(f"--warm-up {self.warm_up} --workers {self.workers}: give 0 or more")
+        check_batch_size(self.batch_size)
+        check_workers("--workers", self.workers)
+        if self.warm_up < 0:
+            raise InputError(f"--warm-up {self.warm_up}: give 0 or more")
         if not self.sizes:
             raise InputError("--sizes: give one or more, for example 704x512 1472x1120")
         if not self.levels and not self.baselines:

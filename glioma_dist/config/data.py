@@ -10,6 +10,7 @@ from typing import Literal
 
 from glioma_dist.config.paths import PathOrUrl
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_workers
 from glioma_dist.registry import augmentations
 from glioma_dist.size import Size, SizeFlag
 
@@ -88,8 +89,7 @@ class DataConfig:
             raise InputError(
                 f"--data.crop-side {least} {greatest}: give 0 < least <= greatest <= 1 (fractions of the image's side)"
             )
-        if self.workers < 0:
-            raise InputError(f"--data.workers {self.workers}: give 0 or more")
+        check_workers("--data.workers", self.workers)
         for name in self.augment:
             augmentations.find(name, "--data.augment")
         if len(set(self.augment)) != len(self.augment):

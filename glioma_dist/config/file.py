@@ -101,9 +101,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) in (Union, UnionType):
         if value is None and NoneType in arms:
             return None
-        kinds = [arm for arm in arms if arm is not NoneType]
-        named = (arm for arm in kinds if get_origin(arm) is Literal and value in get_args(arm))
-        return _convert(next(named, kinds[-1]), value, where)
+        *others, last = (arm for arm in arms if arm is not NoneType)
+        for arm in others:
+            with suppress(InputError):
+                return _convert(arm, value, where)
+        return _convert(last, value, where)
     if get_origin(hint) is tuple and where.endswith(": train") and isinstance(value, str | None):
         value = [] if value is None else [value]  # data.train, when it was one folder
     if get_origin(hint) is tuple and isinstance(value, list):

@@ -12,6 +12,7 @@ from glioma_dist.config.paths import LocalPath
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder
+from glioma_dist.limits import check_batch_size, check_workers
 from glioma_dist.size import Size, SizeFlag
 
 
@@ -67,11 +68,13 @@ class ScalingConfig:
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()
-        for name in ("batch_size", "repeats", "timeout_s"):
+        for name in ("repeats", "timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give more than 0")
-        if min(self.warm_up, self.workers) < 0:
-            raise InputError(f"--warm-up {self.warm_up} --workers {self.workers}: give 0 or more")
+        check_batch_size(self.batch_size)
+        check_workers("--workers", self.workers)
+        if self.warm_up < 0:
+            raise InputError(f"--warm-up {self.warm_up}: give 0 or more")
         if not self.sizes or not self.engines:
             raise InputError("--sizes, --engines: give one or more of each")
         if any(number < 1 for number in self.num_gpus):

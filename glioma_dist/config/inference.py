@@ -8,6 +8,7 @@ from pathlib import Path
 from glioma_dist.config.paths import LocalPath, PathOrUrl
 from glioma_dist.config.scale import InferenceScaleConfig
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_workers
 from glioma_dist.size import SizeFlag
 
 
@@ -32,8 +33,7 @@ class EvaluateConfig:
     def validate(self) -> None:
         if self.out is not None and self.out.is_dir():
             raise InputError(f"--out {self.out} is a folder; name a JSON file in it")
-        if self.workers < 0:
-            raise InputError(f"--workers {self.workers}: give 0 or more")
+        check_workers("--workers", self.workers)
 
 
 @dataclass(frozen=True)

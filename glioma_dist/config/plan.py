@@ -12,6 +12,7 @@ from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file
+from glioma_dist.limits import check_batch_size
 from glioma_dist.registry import encoders
 from glioma_dist.size import Size, SizeFlag
 
@@ -46,6 +47,7 @@ class PlanConfig:
 
     def validate(self) -> None:
         self.model.validate()
+        check_batch_size(self.batch_size)
         if not self.size:
             raise InputError("--size: give one or more, for example 704x512 1472x1120")
         if self.smp and util.find_spec("segmentation_models_pytorch") is None:

@@ -12,6 +12,7 @@ import tyro
 from glioma_dist.config.data import ARTICLE_COUNTS
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_workers
 from glioma_dist.registry import encoders
 
 OWN_GROUP = "group"
@@ -90,9 +91,9 @@ class ReproduceConfig:
             raise InputError(f"--repetitions {self.repetitions}: give 1 to 1000")
         if min(self.counts) < 1:
             raise InputError(f"--counts {' '.join(map(str, self.counts))}: give 1 or more of each")
-        if self.seed < 0 or self.workers < 0:
-            name, value = ("seed", self.seed) if self.seed < 0 else ("workers", self.workers)
-            raise InputError(f"--{name} {value}: give 0 or more")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: give 0 or more")
+        check_workers("--workers", self.workers)
         if self.source_splits[0] in self.source_splits[1:]:
             raise InputError(
                 f"--source-splits {' '.join(self.source_splits)}: {self.source_splits[0]} would be pretrained on and "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from glioma_dist.errors import InputError, one_line
+from glioma_dist.limits import check_timeout
 from glioma_dist.registry import encoders
 
 SPATIAL_PARALLEL_ENCODERS = tuple(name for name in encoders.names() if encoders.find(name).spatial_parallel)
@@ -104,7 +105,6 @@ class ScaleConfig:
         """Check the settings for `encoder`. Raises InputError."""
         check_spatial_parallel(self.spatial_parallel, encoder)
         check_tile_elements(self.tile_elements)
-        if not 1 <= self.timeout_s < math.inf:
-            raise InputError(f"--scale.timeout-s {self.timeout_s}: give 1 second or more")
+        check_timeout("--scale.timeout-s", self.timeout_s)
         if self.spatial_parallel > 1 and self.compile:
             raise InputError("--scale.spatial-parallel and --scale.compile cannot be combined; omit one of them")

@@ -12,6 +12,7 @@ from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.scale import ScaleConfig
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_batch_size
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.registry import losses
 
@@ -32,6 +33,7 @@ COST_FIELDS = (
     "resume",
     "deterministic",
     "scale.activation_checkpointing",
+    "scale.tile_elements",
     "scale.channels_last",
     "scale.tf32",
     "scale.cudnn_benchmark",
@@ -94,7 +96,8 @@ class TrainConfig:
             losses.find(term, "--loss")
         if len(set(terms)) != len(terms):
             raise InputError(f"--loss {self.loss}: name each loss once")
-        for name in ("batch_size", "epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
+        check_batch_size(self.batch_size)
+        for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")

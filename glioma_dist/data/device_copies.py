@@ -85,8 +85,9 @@ def copy_ahead(batches: HostBatches, copier: Copier) -> Generator[Batch]:
 
     A fault of the next one is raised when its turn has come.
     """
-    read: deque = deque()
-    ahead: _Begun | None = None
+    read: deque[_Begun] = deque()
+    """Given out, and not released."""
+    begun = ahead = None
     try:
         while True:
             begun, ahead = ahead or _begin(batches, copier), None
@@ -101,11 +102,12 @@ def copy_ahead(batches: HostBatches, copier: Copier) -> Generator[Batch]:
             if batches.is_ready():
                 ahead = _begin(batches, copier)
             read.append(begun)
-            yield copier.finish(begun.copy)
+            begun = None
+            yield copier.finish(read[-1].copy)
     finally:
         copier.close()
-        # The stream of the next round, of validation for one, writes to the same ring.
-        for each in (*read, ahead):
+        # The next round, of validation for example, writes to the same ring.
+        for each in (*read, begun, ahead):
             if each is not None and each.batch is not None:
                 batches.release(each.batch)
 
@@ -118,11 +120,12 @@ class _Begun:
 
 
 def _begin(batches: HostBatches, copier: Copier) -> _Begun:
+    batch = None
     try:
         batch = next(batches)
         return _Begun(batch, copier.start(batch))
     except Exception as error:
-        return _Begun(error=error)
+        return _Begun(batch, error=error)
 
 
 class CudaCopy(NamedTuple):

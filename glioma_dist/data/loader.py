@@ -139,6 +139,10 @@ class ValidationImages:
         lost."""
         return self._work.batches(iter(self._places), self._device)
 
+    def close(self) -> None:
+        """Have a pool that lives on forget the images; they are handed to it again where they are asked for again."""
+        self._work.end()
+
 
 def evaluation_samples(
     reader: Shards,
@@ -205,6 +209,7 @@ class _Work:
         """Remove the job from a pool that continues to run."""
         if self._number is not None:
             self._pool.drop_job(self._number)
+            self._number = None
 
 
 def num_places(num_workers: int) -> int:

@@ -57,6 +57,11 @@ class WorkerPool:
     """
 
     def __init__(self, num_workers: int, job: Job | None = None) -> None:
+        if num_workers and multiprocessing.current_process().daemon:
+            raise InputError(
+                f"{num_workers} workers: this process is a daemonic one of Python's multiprocessing, which may have no "
+                "processes of its own; give --data.workers 0, or start it with daemon=False"
+            )
         self.num_workers = num_workers
         self._jobs: dict[int, Job] = {} if job is None else {0: job}
         self._next_job, self._tickets = itertools.count(1), itertools.count()
@@ -104,7 +109,10 @@ class WorkerPool:
         self.close()
 
     def add_job(self, job: Job) -> int:
-        """Hand a job to all workers. It is pickled; `SharedMemory` in it stays shared. Returns its number."""
+        """Hand a job to all workers. It is pickled; `SharedMemory` in it stays shared. Returns its number.
+
+        Raises UnavailableError where a worker has died.
+        """
         number = next(self._next_job)
         pickler = _Pickler()
         pickler.dump(job)
@@ -113,8 +121,11 @@ class WorkerPool:
         carrier.map[: len(data)] = data
         for worker, end in enumerate(self._ends):
             self._tell(worker, ("open", number, len(data), [each.num_bytes for each in pickler.shared]))
-            for memory in (carrier, *pickler.shared):
-                reduction.send_handle(end, memory.descriptor, self._processes[worker].pid)
+            try:
+                for memory in (carrier, *pickler.shared):
+                    reduction.send_handle(end, memory.descriptor, self._processes[worker].pid)
+            except OSError as error:  # a broken pipe; with no name of a file it would pass for standard output
+                raise self._lost(worker) from error
         self._jobs[number] = job
         return number
 

@@ -84,12 +84,14 @@ def _values(chosen: Numerics) -> dict[str, bool]:
     return {
         "matmul.allow_tf32": chosen.tf32,
         "cudnn.allow_tf32": chosen.tf32,
+        **dict.fromkeys(("matmul.tf32", "cudnn.conv.tf32", "cudnn.rnn.tf32"), chosen.tf32),
         "matmul.allow_bf16_reduced_precision_reduction": False,
         "matmul.allow_fp16_reduced_precision_reduction": False,
         "matmul.allow_fp16_accumulation": False,
         "cudnn.benchmark": chosen.cudnn_benchmark and not chosen.deterministic,
         "cudnn.deterministic": chosen.deterministic,
         "deterministic_algorithms": chosen.deterministic,
+        "deterministic_algorithms.warn_only": False,
         # Every tensor that is made empty here is written in full before it is read.
         "fill_uninitialized_memory": False,
     }
@@ -115,9 +117,31 @@ def _attribute(module: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any
     return read, lambda value: setattr(module, name, value)
 
 
+def _precision(module: Any) -> tuple[Callable[[], bool], Callable[[bool], None]]:
+    """The same of TF32 by PyTorch's newer interface, where it has it: `allow_tf32 = False` leaves on what
+    `torch.backends.fp32_precision = "tf32"` has switched on."""
+
+    def read() -> bool:
+        return getattr(module, "fp32_precision", None) == "tf32"
+
+    def write(value: bool) -> None:
+        if hasattr(module, "fp32_precision"):
+            module.fp32_precision = "tf32" if value else "ieee"
+
+    return read, write
+
+
+def _set_warn_only(value: bool) -> None:
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=value)
+
+
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "matmul.allow_tf32": _attribute(torch.backends.cuda.matmul, "allow_tf32"),
     "cudnn.allow_tf32": _attribute(torch.backends.cudnn, "allow_tf32"),
+    # After those before them, which set them too.
+    "matmul.tf32": _precision(torch.backends.cuda.matmul),
+    "cudnn.conv.tf32": _precision(getattr(torch.backends.cudnn, "conv", None)),
+    "cudnn.rnn.tf32": _precision(getattr(torch.backends.cudnn, "rnn", None)),
     "matmul.allow_bf16_reduced_precision_reduction": _attribute(
         torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"
     ),
@@ -128,6 +152,8 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "cudnn.benchmark": _attribute(torch.backends.cudnn, "benchmark"),
     "cudnn.deterministic": _attribute(torch.backends.cudnn, "deterministic"),
     "deterministic_algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    # After the one before it, which sets it too.
+    "deterministic_algorithms.warn_only": (torch.is_deterministic_algorithms_warn_only_enabled, _set_warn_only),
     "fill_uninitialized_memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
 }
 """PyTorch's name of each setting -> functions that read and write it."""

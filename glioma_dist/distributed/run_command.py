@@ -160,6 +160,9 @@ def as_run_error(error: BaseException, seconds: float | None = None) -> RunError
 
 
 def _of_the_system(error: OSError) -> RunError | None:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        where = "" if error.filename is None else f"{error.filename}: "
+        return InputError(f"{where}{error.strerror}; raise the limit (ulimit -n), or give fewer workers")
     if error.filename is None and error.errno in CLOSED_OUTPUT:
         return StopRequested("standard output was closed")
     if error.filename is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import fields
 from pathlib import Path
 
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_json_atomically
+from glioma_dist.files import read_json, write_json_atomically
 from glioma_dist.registry import encoders
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 
@@ -23,14 +22,14 @@ def read_memory(key: str | None) -> StepMemory | None:
     values = read(key)
     if values is None or values.keys() != {part.name for part in fields(StepMemory)}:
         return None
-    return StepMemory(**values)
+    return StepMemory(**values) if all(type(each) is int and each >= 0 for each in values.values()) else None
 
 
 def read_formula(key: str | None) -> SizeFormula | None:
     """Read a formula; None if it is something else."""
     try:
         return SizeFormula.of_json(read(key) or {})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):  # OverflowError: of an infinite number
         return None
 
 
@@ -57,7 +56,7 @@ def _file() -> Path:
 
 def _read_all() -> dict[str, dict]:
     try:
-        found = json.loads(_file().read_text())
-    except (OSError, ValueError, RuntimeError, RecursionError):  # RuntimeError: a user without a home
+        found = read_json(_file())
+    except (OSError, ValueError, InputError, RuntimeError):  # RuntimeError: a user without a home
         return {}
     return {key: each for key, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}

@@ -160,6 +160,7 @@ class TrainingLoop:
             raise
         finally:
             self._batches.close()
+            trainer.close()
 
     def _end_well(self) -> None:
         """Raises on all processes what kept the first from telling of the last steps, such as a full disk."""

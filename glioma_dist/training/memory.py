@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from glioma_dist.config import TrainConfig
@@ -71,8 +71,13 @@ def explain_full_memory(config: TrainConfig, context: DistributedContext, tried:
 def _advice_in_time(step: Step, memory: float, tried: Level) -> str:
     """What fits; if it cannot be found within `SECONDS_FOR_ADVICE`, the command that finds it."""
     found: list[str] = []
+
+    def find() -> None:
+        with suppress(Exception):  # the advice is an extra: a thread's traceback would hide the reason
+            found.append(advice(step, memory, tried))
+
     # In a thread, which ends with the process.
-    thread = threading.Thread(target=lambda: found.append(advice(step, memory, tried)), daemon=True)
+    thread = threading.Thread(target=find, daemon=True)
     thread.start()
     thread.join(SECONDS_FOR_ADVICE)
     return (

@@ -116,6 +116,11 @@ class Trainer:
             self.workers,
         )
 
+    def close(self) -> None:
+        """Have the workers, which may outlive the run, forget its validation images."""
+        if "validation_images" in vars(self):
+            self.validation_images.close()
+
     @property
     def num_steps(self) -> int:
         steps = self.config.epochs * self.sampler.steps_per_epoch

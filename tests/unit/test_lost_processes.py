@@ -127,6 +127,15 @@ def test_a_full_memory_is_recognised(name, kind):
     assert isinstance(as_run_error(error), MemoryFullError)
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("name", [(), ("a.tar",)])
+def test_a_limit_on_open_files_is_named(code, name):
+    ending = as_run_error(OSError(code, os.strerror(code), *name))
+    assert ending.exit_code == ExitCode.USER_ERROR
+    assert "ulimit -n" in str(ending)
+    assert all(each in str(ending) for each in name)
+
+
 def test_a_full_memory_of_the_system_is_recognised():
     """As a fork or a mapping fails with it."""
     error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

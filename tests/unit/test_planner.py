@@ -1,6 +1,8 @@
 """The planner: what it foretells against what is counted and what is measured, its cache, its words."""
 
 import ctypes
+import json
+import os
 import re
 from dataclasses import replace
 from functools import partial
@@ -18,11 +20,12 @@ from glioma_dist.config.benchmark import SpatialParallelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
-from glioma_dist.scale import planner, step_count
+from glioma_dist.scale import answers, planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.planner import GIB, LEVELS, Step, count
 from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size
+from glioma_dist.training.memory import _advice_in_time
 
 TINY = Step(
     ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS),
@@ -70,6 +73,33 @@ def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
         (tmp_path / "glioma-dist" / "step_memory.json").write_text(damaged)
         with pytest.raises(TypeError):
             count(TINY, "full")
+
+
+@pytest.mark.parametrize("damaged", ["a", None, 1.5, float("nan"), float("inf"), True, -1, [1], {}])
+def test_a_damaged_answer_is_counted_again(tmp_path, damaged):
+    file = tmp_path / "glioma-dist" / "step_memory.json"
+    file.parent.mkdir(exist_ok=True)
+    parts = dict.fromkeys(("parameters", "optimizer", "gradients", "kept", "momentary"), damaged)
+    file.write_text(json.dumps({"key": parts}))
+    assert answers.read_memory("key") is None
+    file.write_text(json.dumps({"key": {"moments": [[[damaged] * 4] * 5], "max_pixels": damaged}}))
+    found = answers.read_formula("key")
+    assert found is None or all(isinstance(each, int) for each in (found.max_pixels, found.at(1, 1).peak))
+
+
+def test_advice_that_cannot_be_found_is_the_command_that_finds_it(capfd):
+    step = replace(TINY, model=ModelConfig(encoder="none"))
+    assert "run glioma-dist plan --model.encoder none" in _advice_in_time(step, GIB, "none")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_cache_that_is_no_file_holds_no_answers(tmp_path, make):
+    file = tmp_path / "glioma-dist" / "step_memory.json"
+    file.parent.mkdir(exist_ok=True)
+    make(file)
+    assert answers.read("key") is None
+    answers.write("key", {})
 
 
 def test_an_answer_is_not_taken_from_other_code(monkeypatch):

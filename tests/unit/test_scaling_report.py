@@ -2,13 +2,24 @@
 
 import csv
 import io
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import cv2
 import pytest
+from helpers import start
 
 from glioma_dist.benchmark import scaling
+from glioma_dist.benchmark.launching import start_ranks, wait_for
+from glioma_dist.benchmark.resolution import run_child
+from glioma_dist.benchmark.rows import Rows
 from glioma_dist.config.gpu_benchmarks import ScalingConfig
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, StopRequested
 from glioma_dist.report.resolution import csv_text
 from glioma_dist.report.scaling import draw, markdown_text, peak, write_report
 from glioma_dist.size import Size
@@ -120,3 +131,62 @@ def test_what_cannot_be_is_skipped_with_its_reason():
 def test_settings_that_cannot_be_are_refused(fields, words):
     with pytest.raises(InputError, match=words):
         ScalingConfig(**fields).validate()
+
+
+@pytest.mark.parametrize(
+    "damage", [{"peak_gib": 7}, {"images_per_second": None}, {"engine": "none"}, {"megapixels": "wide"}]
+)
+def test_a_row_that_no_benchmark_wrote_is_one_line_before_anything_is_measured(tmp_path, damage):
+    file = tmp_path / "scaling.json"
+    file.write_text(json.dumps([make_row("single", 1, 4.0), make_row("ddp", 2, 7.0) | damage]))
+    with pytest.raises(InputError, match=r"scaling.json: holds a row that no benchmark wrote .*; restore it") as error:
+        Rows(file, {"commit": "abc1234"}).report(write_report)
+    assert len(str(error.value)) <= 500
+
+
+def test_a_report_of_rows_measured_now_hides_no_fault(tmp_path):
+    rows = Rows(tmp_path / "scaling.json", {})
+    rows.report(write_report)  # nothing yet
+    rows.get({}, lambda: {"status": "ok"})
+    with pytest.raises(KeyError):
+        rows.report(write_report)
+
+
+def test_a_launch_that_is_interrupted_leaves_no_process():
+    def interrupt(*_: object) -> None:
+        raise StopRequested("received SIGALRM")
+
+    ranks = start_ranks([sys.executable, "-c", "import time; time.sleep(1000)"], os.environ, 2)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(StopRequested):
+            wait_for(ranks, 60)
+        assert [rank.poll() for rank in ranks] == [-signal.SIGKILL] * 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        for rank in ranks:
+            rank.kill()
+
+
+def measure_until_killed(folder: Path) -> None:
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(1000)"
+    run_child([sys.executable, "-c", code, str(folder / "pid")], 1000)
+
+
+def test_a_measurement_ends_with_the_benchmark_that_was_killed(tmp_path):
+    running = start(measure_until_killed, tmp_path)
+    pid = tmp_path / "pid"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (pid.exists() and pid.read_text()):
+        time.sleep(0.05)
+    running.processes[0].kill()
+    running.wait()
+    place = Path("/proc") / pid.read_text() / "exe"
+    try:
+        while time.monotonic() < until and os.path.exists(place):
+            time.sleep(0.05)
+        assert not os.path.exists(place)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)

@@ -37,6 +37,7 @@ from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.errors import InputError, StopRequested, UnavailableError
 from glioma_dist.size import Size
+from glioma_dist.training.loop import train
 
 TRANSFORMS = ("resize", "random-crop", "random-resized-crop")
 
@@ -402,6 +403,59 @@ def test_memory_that_is_sent_is_shared():
         assert job.memory.array(0, 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 0]
 
 
+def test_runs_that_share_a_pool_leave_nothing_in_it(shards, tmp_path):
+    def descriptors() -> list[int]:
+        gc.collect()
+        list(stream_of(pool, 0, range(8)))  # workers have done all that they were told before
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (os.getpid(), *workers)]
+
+    with WorkerPool(2, Doing(lambda task: task)) as pool:
+        workers = [process.pid for process in pool._processes]
+        counts = []
+        for number in range(3):
+            train(tiny_config(shards, tmp_path / str(number), workers=2, max_steps=2, eval_every=1), None, pool)
+            counts.append(descriptors())
+        assert counts[0] == counts[1] == counts[2]
+        assert len(pool._jobs) == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_a_worker_that_dies_as_it_is_handed_a_job_is_a_lost_worker(monkeypatch, moment):
+    job = Numbers(SharedMemoryRing(7, 2 * 64 * 64))
+    with WorkerPool(2) as pool:
+
+        def end_one() -> None:
+            os.kill(pool._processes[1].pid, signal.SIGKILL)
+            pool._processes[1].join(20)
+
+        tell = pool._tell
+        if moment == "before":
+            end_one()
+        else:
+            monkeypatch.setattr(pool, "_tell", lambda worker, message: (tell(worker, message), worker and end_one()))
+        with pytest.raises(UnavailableError, match=r"worker process that reads data died \(signal SIGKILL\)"):
+            pool.add_job(job)
+
+
+def start_pool_in_a_daemon(told: multiprocessing.SimpleQueue) -> None:
+    WorkerPool(0).close()
+    try:
+        WorkerPool(2)
+    except InputError as error:
+        told.put(str(error))
+
+
+def test_a_process_that_may_have_none_of_its_own_is_told_so():
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+    process = context.Process(target=start_pool_in_a_daemon, args=(told,), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert not told.empty()
+    assert "--data.workers 0" in told.get()
+
+
 class SlowCopier:
     """To memory of its own, by a thread that waits before each: reads a batch long after it was given out, as a device
     may that is behind."""
@@ -462,23 +516,6 @@ def test_no_batch_is_written_over_before_it_is_read(workers, place_bytes):
         assert batch.images.unique().tolist() == batch.masks.unique().tolist() == [number]
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 5, 10])
-def test_every_place_of_a_ring_is_free_again_after_a_round(stop_after):
-    """Rounds of validation share one ring, and each may be left early."""
-    places = list(range(7))
-    job = Numbers(SharedMemoryRing(7, 2 * 64 * 64))
-    with WorkerPool(2, job) as pool:
-        # The last round is a whole one: by its end, workers are done with all that was left.
-        for num_batches in (*[stop_after] * 5, 10):
-            stream = Stream(pool, 0, iter(range(9)), places, 4, 30)
-            batches = copy_ahead(HostBatches(stream, job.ring), SlowCopier())
-            given = [int(batch.keys[0]) for batch in islice(batches, num_batches)]
-            assert given == list(range(min(num_batches, 9)))
-            batches.close()
-            stream.close()
-    assert sorted(places) == list(range(7))
-
-
 def test_a_fault_ahead_waits_for_its_turn():
     job = Numbers(SharedMemoryRing(7, 2 * 64 * 64), bad=3)
     with WorkerPool(2, job) as pool:
@@ -509,6 +546,37 @@ def test_the_copy_of_the_next_batch_has_begun_when_one_is_given_out():
                 assert begun == [str(each) for each in range(number + 2)]
             time.sleep(0.3)
         batches.close()
+
+
+def test_every_round_gives_back_all_places():
+    """As many validations as there are places, on a device that reads late: of all images, cut short, and with a fault
+    of the next batch or of its copy."""
+
+    class Failing(SlowCopier):
+        def start(self, batch):
+            if batch.handle.keys == ("3",):
+                raise RuntimeError("the device fails")
+            return super().start(batch)
+
+    places = list(range(7))
+    job = Numbers(SharedMemoryRing(7, 2 * 64 * 64), bad=6)
+    with WorkerPool(2, job) as pool:
+        for tasks, number, copier in [(range(6), 6, SlowCopier), (range(6), 2, SlowCopier)] * 4 + [
+            (range(9), 6, SlowCopier),
+            (range(6), 3, Failing),
+        ] * 4:
+            stream = Stream(pool, 0, iter(tasks), places, 4, 30)
+            batches = copy_ahead(HostBatches(stream, job.ring), copier())
+            assert [next(batches).keys for _ in range(number)] == [(str(each),) for each in range(number)]
+            if copier is Failing or len(tasks) > 6:
+                with pytest.raises((InputError, RuntimeError), match=r"batch 6 is bad|the device fails"):
+                    next(batches)
+            time.sleep(0.05)  # the next is begun by now
+            batches.close()
+            stream.close()
+        while len(places) < 7:
+            pool._receive(5)
+        assert sorted(places) == list(range(7))
 
 
 def test_a_damaged_sample_ends_a_pools_stream_with_one_line(tmp_path, setting):
