@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoders.contract import COARSEST_STRIDE, build_encoder
+from glioma_dist.scale import counted_steps
 from glioma_dist.scale.memory_estimator import make_fake
 from glioma_dist.scale.step import Level, Step
 from glioma_dist.scale.tile_size import MAX_ELEMENTS
@@ -71,7 +72,9 @@ def kernel_pixels(step: Step, level: Level) -> float:
     """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
     if step.tile_size.max_elements is None:
         return math.inf
-    return largest_pixels_of_kernels(step.model.encoder, level == "full")
+    is_full = level == "full"
+    counted = counted_steps.find_kernel_pixels(step.model.encoder, is_full)
+    return counted or largest_pixels_of_kernels(step.model.encoder, is_full)
 
 
 def device_pixels(step: Step) -> int:
