@@ -51,7 +51,7 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
 
 
 def find_memory(step: Step, level: Level) -> StepMemory | None:
-    """What a step takes, without counting it: within 5 %, for sizes and batches that have no exact formula. None where
+    """What a step takes, without counting it: within 7 %, for sizes and batches that have no exact formula. None where
     a count is needed.
 
     A batch counts as one image of the same number of rows: that is the same number of elements in each map. Beyond the

@@ -35,7 +35,7 @@ _formulas: dict[str, SizeFormula | None] = {}
 
 def count(step: Step, level: Level) -> StepMemory:
     """Memory of one device in a step with recomputation `level`. Nothing is counted for the package's encoders as they
-    are by default (`counted_steps.py`): there it is exact, or within 5 %. For others a second question is answered from
+    are by default (`counted_steps.py`): there it is exact, or within 7 %. For others a second question is answered from
     a file, and so are those about other sizes where one formula holds for all (`step_count.py`)."""
     memory = _by_table(step, level) or _by_formula(step, level) or _at_size(step, level)
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time

@@ -136,7 +136,7 @@ def test_what_is_not_counted_is_close(encoder, level, size, batch_size):
     step = replace(step_of(encoder, size), batch_size=batch_size)
     found = counted_steps.find_memory(step, level)
     assert found is not None, COUNT_AGAIN
-    assert found.peak == pytest.approx(step_count.count_at_size(step, level).peak, rel=0.05)
+    assert found.peak == pytest.approx(step_count.count_at_size(step, level).peak, rel=0.07)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -151,7 +151,7 @@ def test_no_step_of_the_table_is_counted(monkeypatch, encoder):
     for name in ("count_at_size", "trace_formula", "build_without_weights"):
         monkeypatch.setattr(step_count, name, refuse)
     monkeypatch.setattr(kernel_limits, "largest_pixels_of_kernels", refuse)
-    for size in ("2592x1952", "2001x1503", "8192x8160", "20000x20000"):
+    for size in ("2592x1952", "2001x1503", "8192x8160", "16384x16384"):
         for batch_size in (1, 3):
             plan = PlanConfig((Size.parse(size),), ModelConfig(encoder=encoder), batch_size, "24GiB")
             rows = list(levels_of(plan, plan.size[0], parse_memory("24GiB")))
