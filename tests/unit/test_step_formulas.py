@@ -230,6 +230,14 @@ def test_a_plan_that_is_known_is_printed_without_torch(monkeypatch, tmp_path):
     assert float(said.split()[-1]) < 2.5  # 0.2 s on an idle machine
 
 
+@pytest.mark.parametrize("encoder", ["mit_b5", "efficientnet_b5"])
+def test_a_plan_of_the_table_is_printed_within_ten_cpu_seconds(monkeypatch, tmp_path, encoder):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    out, said = plan("--model.encoder", encoder, "--size", "2592x1952", "--gpu-memory", "24GiB")
+    assert "bf16, full" in out
+    assert float(said.split()[-1]) < 10, COUNT_AGAIN  # 3 s on an idle machine; 29 s where each level is counted
+
+
 @pytest.mark.parametrize("arguments", [("timm/no_such_net", "64x64"), ("resnest50d", "64x64")])
 def test_what_is_refused_is_refused_before_anything_is_printed(monkeypatch, tmp_path, arguments):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
