@@ -5,7 +5,7 @@ minutes.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,12 +21,14 @@ from glioma_dist.registry import encoders
 from glioma_dist.scale import counted_steps, step_count
 from glioma_dist.scale.kernel_limits import largest_pixels_of_kernels
 from glioma_dist.scale.planner import Level, Step
-from glioma_dist.scale.step_memory import NOTHING, SizeFormula
+from glioma_dist.scale.step_memory import NOTHING, PARTS, SizeFormula
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
 COUNTED: tuple[tuple[Level, bool], ...] = (("none", False), ("none", True), ("selective", True), ("full", True))
 """Those of `glioma-dist plan`."""
+LINE_UNITS = ((48, 44), (96, 88))
+"""Widths and heights of images of 2.2 and 8.7 million pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,29 @@ def count_encoder(name: str) -> dict[str, dict]:
             tile_size=largest_gpu_tile(),
             loss=partial(segmentation_loss, DEFAULT_LOSS),
         )
-        formula = step_count.find_formula(step, level)
-        if formula is None:  # an encoder that pads its maps: counted at each size
-            continue
-        formula = straight(formula) if level == "full" else pruned(formula)
-        found[counted_steps.name_of(level, bf16)] = asdict(formula)
+        formula, kind = step_count.trace_formula(step, level), counted_steps.name_of(level, bf16)
+        are_exact = not any(name.endswith(counted_steps.CLOSE) for name in found)
+        if level == "full" and are_exact:
+            formula = straight(formula)
+        elif level != "full" and step_count.is_exact(formula, step, level):
+            formula = pruned(formula)
+        else:  # maps are padded, or the last upsampling goes in pieces
+            formula = line_between(step, level, formula.max_pixels)
+            kind += "" if level == "full" else counted_steps.CLOSE
+        found[kind] = asdict(formula)
     pixels = {name_of: largest_pixels_of_kernels(name, full) for name_of, full in (("full", True), ("other", False))}
     return found | {"kernel_pixels": pixels}
+
+
+def line_between(step: Step, level: Level, max_pixels: int) -> SizeFormula:
+    """A straight line in the pixels through counts at `LINE_UNITS`."""
+    (small, low), (large, high) = (
+        (width * height, step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), level))
+        for width, height in LINE_UNITS
+    )
+    slopes = [(getattr(high, part) - getattr(low, part)) // (large - small) for part in PARTS]
+    moment = tuple((getattr(low, part) - slope * small, 0, 0, slope) for part, slope in zip(PARTS, slopes, strict=True))
+    return SizeFormula((moment,), max_pixels)
 
 
 def pruned(formula: SizeFormula) -> SizeFormula:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +17,8 @@ from pathlib import Path
 from glioma_dist.config import ModelConfig
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.scale.step import Level, Step
-from glioma_dist.scale.step_memory import SizeFormula
+from glioma_dist.scale.step_memory import SizeFormula, StepMemory
+from glioma_dist.scale.tile_size import largest_gpu_tile
 
 FILE = Path(__file__).with_name("counted_steps.json")
 LIBRARIES = ("torch", "timm")
@@ -24,19 +27,64 @@ CODE = ("model", "scale", "losses.py")
 """Folders and files of the package that decide what a step holds."""
 NOT_CODE = ("planner.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py", "operations.py")
 """Of these folders what decides nothing of it."""
+UNIT = 32
+"""Pixels, of formulas."""
 LARGEST_UNITS = 512
 """Of a side: 16,384 pixels. The formulas hold no moments that are the peak beyond it only."""
+
+
+CLOSE = " close"
+"""Ends the names of formulas that are not exact, because maps are padded or the decoder's last upsampling goes in
+pieces."""
+LEAST_CLOSE_PIXELS = 2**21
+"""From here on tiles and pieces have their full size, so that formulas which are not exact are close."""
+UNPADDED_BYTES = 12
+"""Of a pixel: the fp32 image that stands beside its padded copy where a side is no multiple of 32."""
 
 
 def find_formula(step: Step, level: Level) -> SizeFormula | None:
     """The memory of one image at any size, exact for the levels none and selective; for full a straight line in its
     pixels, with the largest tiles of a GPU. None where the step was not counted."""
-    model = step.model
-    counted = (ModelConfig.norm, ModelConfig.decoder_channels, DEFAULT_LOSS, 1, 1)
-    asked = (model.norm, model.decoder_channels, step.loss_name, step.batch_size, step.spatial_parallel)
-    if asked != counted or max(step.size.width, step.size.height) > 32 * LARGEST_UNITS:
+    if step.batch_size != 1 or max(step.size.width, step.size.height) > UNIT * LARGEST_UNITS:
         return None
-    values = _steps().get(model.encoder, {}).get(name_of(level, step.bf16))
+    return _find(step, name_of(level, step.bf16))
+
+
+def find_memory(step: Step, level: Level) -> StepMemory | None:
+    """What a step takes, without counting it: within 7 %, for sizes and batches that have no exact formula. None where
+    a count is needed.
+
+    A batch counts as one image of the same number of rows: that is the same number of elements in each map. Beyond the
+    size up to which the formula is exact, maps go in tiles and take less.
+    """
+    height, width = step.batch_size * math.ceil(step.size.height / UNIT), math.ceil(step.size.width / UNIT)
+    name = name_of(level, step.bf16)
+    formula = _find(step, name)
+    if formula is None or level == "full":
+        if height * width * UNIT**2 < LEAST_CLOSE_PIXELS or (level == "full" and step.tile_size != largest_gpu_tile()):
+            return None
+        formula = formula or _find(step, name + CLOSE)
+    if formula is None:
+        return None
+    memory = formula.at(height, width)
+    if step.size.height % UNIT == 0 and step.size.width % UNIT == 0:
+        return memory
+    unpadded = UNPADDED_BYTES * step.batch_size * step.size.height * step.size.width
+    return replace(memory, kept=memory.kept + unpadded)
+
+
+def is_inexact(step: Step, level: Level) -> bool:
+    """Whether it is known that no formula of the step is exact, so that none needs to be traced."""
+    return _find(step, name_of(level, step.bf16) + CLOSE) is not None
+
+
+def _find(step: Step, name: str) -> SizeFormula | None:
+    """The formula of this name, where the step is of the kind that was counted, whatever its size and batch."""
+    model = step.model
+    counted = (ModelConfig.norm, ModelConfig.decoder_channels, DEFAULT_LOSS, 1)
+    if (model.norm, model.decoder_channels, step.loss_name, step.spatial_parallel) != counted:
+        return None
+    values = _steps().get(model.encoder, {}).get(name)
     return None if values is None else SizeFormula.of_json(values)
 
 

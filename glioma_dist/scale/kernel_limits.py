@@ -74,7 +74,9 @@ def kernel_pixels(step: Step, level: Level) -> float:
     """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
     if step.tile_size.max_elements is None:
         return math.inf
-    return largest_pixels_of_kernels(step.model.encoder, level == "full")
+    is_full = level == "full"
+    counted = counted_steps.find_kernel_pixels(step.model.encoder, is_full)
+    return counted or largest_pixels_of_kernels(step.model.encoder, is_full)
 
 
 def device_pixels(step: Step) -> int:

@@ -18,7 +18,6 @@ from glioma_dist.errors import InputError
 from glioma_dist.fingerprint import code_fingerprint
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
-from glioma_dist.scale.fsdp import sharded_units
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
 from glioma_dist.scale.step import LEVELS, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
@@ -35,18 +34,27 @@ _formulas: dict[str, SizeFormula | None] = {}
 
 
 def count(step: Step, level: Level) -> StepMemory:
-    """Memory of one device in a step with recomputation `level`; a second question is answered from a file, and so are
-    those about other sizes where one formula holds for all (`step_count.py`)."""
-    memory = _by_formula(step, level) or _at_size(step, level)
+    """Memory of one device in a step with recomputation `level`. Nothing is counted for the package's encoders as they
+    are by default (`counted_steps.py`): there it is exact, or within 7 %. For others a second question is answered from
+    a file, and so are those about other sizes where one formula holds for all (`step_count.py`)."""
+    memory = _by_table(step, level) or _by_formula(step, level) or _at_size(step, level)
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
         memory = replace(memory, gradients=memory.optimizer // 2)
     return _shard(memory, step) if step.shards else memory
 
 
+def _by_table(step: Step, level: Level) -> StepMemory | None:
+    if step_count.has_formula(step, level):
+        formula = counted_steps.find_formula(step, level)
+        if formula is not None and step.size.width * step.size.height <= formula.max_pixels:
+            return formula.at(*step_count.padded_units(step.size))
+    return counted_steps.find_memory(step, level)
+
+
 def _by_formula(step: Step, level: Level) -> StepMemory | None:
-    if not step_count.has_formula(step, level):
+    if not step_count.has_formula(step, level) or counted_steps.is_inexact(step, level):
         return None
-    formula = counted_steps.find_formula(step, level) or _find_formula(step, level)
+    formula = _find_formula(step, level)
     if formula is None or step.size.width * step.size.height > formula.max_pixels:
         return None
     return formula.at(*step_count.padded_units(step.size))
@@ -89,6 +97,8 @@ def _shard(memory: StepMemory, step: Step) -> StepMemory:
 @lru_cache
 def _unit_bytes(config: ModelConfig) -> tuple[int, int]:
     """Bytes of the weights of the largest unit that FSDP2 gathers, and of all that is in no unit."""
+    from glioma_dist.scale.fsdp import sharded_units  # half a second
+
     model = step_count.build_without_weights(config)
     units = [sum(each.nbytes for each in unit.parameters()) for unit in sharded_units(model)]
     return max(units), sum(each.nbytes for each in model.parameters()) - sum(units)
@@ -110,8 +120,7 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     own = pixels * step.batch_size if fits(step, level, memory) else 0
     by_memory = pixels * times * (1 + (memory - low) / (high - low))
     if by_memory > SURE_PIXELS * step.spatial_parallel and step.tile_size.max_elements is not None:
-        counted = counted_steps.find_kernel_pixels(step.model.encoder, level == "full")
-        by_memory = min(by_memory, (counted or kernel_pixels(step, level)) * step.spatial_parallel)
+        by_memory = min(by_memory, kernel_pixels(step, level) * step.spatial_parallel)
     return max(own, by_memory)
 
 

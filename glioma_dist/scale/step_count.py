@@ -66,6 +66,12 @@ def has_formula(step: Step, level: Level) -> bool:
 def find_formula(step: Step, level: Level) -> SizeFormula | None:
     """The memory of the step at any size, from one trace; None where a count at another size shows that it is no
     formula."""
+    formula = trace_formula(step, level)
+    return formula if level == "full" or is_exact(formula, step, level) else None
+
+
+def trace_formula(step: Step, level: Level) -> SizeFormula:
+    """The same from the trace alone: close only, where maps are padded, or tiles are cut by the size."""
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
@@ -73,16 +79,15 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
     largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
     pixels = traced.width * traced.height
     # At least two bytes an element.
-    formula = SizeFormula.of_trace(
-        allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, 2 * FORMULA_ELEMENTS * pixels // largest
+    return SizeFormula.of_trace(allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, 2 * FORMULA_ELEMENTS * pixels // largest)
+
+
+def is_exact(formula: SizeFormula, step: Step, level: Level) -> bool:
+    """Whether the formula gives what is counted at other sizes."""
+    return all(
+        formula.at(height, width) == count_at_size(replace(step, size=Size(width * UNIT, height * UNIT)), level)
+        for width, height in CHECKED_UNITS
     )
-    if level == "full":
-        return formula  # close only: tiles are cut by the size
-    for width, height in CHECKED_UNITS:
-        counted = count_at_size(replace(step, size=Size(width * UNIT, height * UNIT)), level)
-        if counted != formula.at(height, width):
-            return None
-    return formula
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from helpers import TINY_CHANNELS
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from glioma_dist.benchmark.encoder_table import NEED_TWO_IMAGES
 from glioma_dist.config import ModelConfig
+from glioma_dist.model.encoders.timm_models import TIMM_MODELS
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
@@ -18,6 +21,8 @@ from glioma_dist.scale.scale_model import compilable, compile_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 """PyTorch's compiler looks at it, and warns itself."""
+UNLIKE_STAGES = {"growth_rate": 4, "block_config": (2, 3, 2, 2)}
+"""Of densenet, narrow: stages that differ in their layers or channels, as densenet169's do."""
 ANY_TIMM = ("timm/convnext_atto", "timm/resnet18")
 LEVELS = ("none", "selective", "full")
 
@@ -33,11 +38,11 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
 
 
-def images(side: int = 64) -> Tensor:
-    return torch.linspace(-2, 2, 2 * 3 * side * side, dtype=torch.float64).reshape(2, 3, side, side)
+def images(count: int, side: int = 64) -> Tensor:
+    return torch.linspace(-2, 2, count * 3 * side * side, dtype=torch.float64).reshape(count, 3, side, side)
 
 
-def kinds_of(model: UNet, blocks: list[nn.Module]) -> tuple[int, int]:
+def kinds_of(model: UNet, blocks: list[nn.Module], batch: Tensor) -> tuple[int, int]:
     """How many differ in what they are made of; and how many in that or in the shape of what they are given."""
     seen: dict[nn.Module, tuple] = {}
 
@@ -47,56 +52,83 @@ def kinds_of(model: UNet, blocks: list[nn.Module]) -> tuple[int, int]:
     hooks = [block.register_forward_pre_hook(note) for block in blocks]
     with torch.no_grad():
         copy_of_state = copy.deepcopy(model.state_dict())
-        model(images(), torch.arange(2))
+        model(batch, torch.arange(len(batch)))
         model.load_state_dict(copy_of_state)
     for hook in hooks:
         hook.remove()
     return len({repr(block) for block in blocks}), len({(repr(block), seen[block]) for block in blocks})
 
 
-def take_step(model: UNet) -> list[Tensor]:
+def take_step(model: UNet, batch: Tensor) -> list[Tensor]:
     model.zero_grad()
-    logits = model(images(), torch.arange(2))
+    logits = model(batch, torch.arange(len(batch)))
     logits.sum().backward()
     return [logits.detach(), *(each.grad for each in model.parameters())]
 
 
-def check_graphs(name: str, level: str) -> None:
+def check_graphs(name: str, level: str, batch_size: int) -> None:
+    batch = images(batch_size)
     config = ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS)
     plain, ours = (build_model(config, 0)[0].double() for _ in range(2))
     checkpoint_activations(ours, level)
     blocks = compilable(ours)
     assert blocks or name == "vgg19"
-    made_alike, kinds = kinds_of(ours, blocks)
+    made_alike, kinds = kinds_of(ours, blocks, batch)
+    assert made_alike == kinds  # else layers made alike would share a second graph, which takes any size
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     try:
         compile_blocks(blocks, backend="eager")
         for _ in range(2):
-            found, expected = take_step(ours), take_step(plain)
-        # Blocks that differ in the size of their maps alone may share a graph: from the second size on it takes any.
-        graphs = counters["stats"]["unique_graphs"]
-        assert made_alike <= graphs <= kinds
-        assert counters["frames"]["ok"] == counters["frames"]["total"] == graphs
+            found, expected = take_step(ours, batch), take_step(plain, batch)
+        assert counters["stats"]["unique_graphs"] == kinds
+        assert counters["frames"]["ok"] == counters["frames"]["total"] == kinds
         assert not counters["graph_break"]
         for ours_value, value in zip(found, expected, strict=True):
             assert (ours_value - value).abs().max() <= 1e-9 * value.abs().max().clamp(min=1)
         with torch.no_grad():  # other sizes, as validation has them: no more than the limit allows, and right
-            torch.testing.assert_close(ours.eval()(images(96)), plain.eval()(images(96)), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(ours.eval()(images(2, 96)), plain.eval()(images(2, 96)), rtol=1e-9, atol=1e-9)
     finally:
         torch._dynamo.config.fail_on_recompile_limit_hit = False
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["mit_tiny", "timm/resnet18"])
-def test_each_kind_of_layer_has_one_graph_at_each_level(name, level):
-    check_graphs(name, level)
+def test_each_kind_of_layer_has_one_graph_at_each_level(name, level, batch_size):
+    check_graphs(name, level, batch_size)
 
 
-@pytest.mark.parametrize("level", ["none", "full"])
+@pytest.mark.parametrize(("level", "batch_size"), [("none", 1), ("none", 2), ("full", 1)])
 @pytest.mark.parametrize("name", [*encoders.names(), *ANY_TIMM])
-def test_each_kind_of_layer_has_one_graph_in_every_encoder(monkeypatch, name, level):
+def test_each_kind_of_layer_has_one_graph_in_every_encoder(monkeypatch, name, level, batch_size):
+    if batch_size == 1 and name in NEED_TWO_IMAGES:
+        pytest.skip("a norm of globally pooled maps needs two images")
     narrow_everything(monkeypatch)
-    check_graphs(name, level)
+    monkeypatch.setitem(TIMM_MODELS, "densenet169", replace(TIMM_MODELS["densenet169"], options=UNLIKE_STAGES))
+    check_graphs(name, level, batch_size)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_every_layer_gets_tokens_in_the_same_order_in_memory_without_a_copy(batch_size, level, channels_last):
+    """Each layer's input is a view of what the layer before it gave, and strides follow from the shape."""
+    model = build_model(ModelConfig(encoder="mit_b0", decoder_channels=TINY_CHANNELS), 0)[0]
+    checkpoint_activations(model, level)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+        model.encoder.memory_format = torch.channels_last
+    given, returned = [], []
+    for layer in model.encoder.blocks():
+        layer.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+        layer.register_forward_hook(lambda _, arguments, output: returned.append(output))
+    model(images(batch_size).float(), torch.arange(batch_size))
+    assert len(given) == 8
+    for tokens in given:
+        _, number, channels = tokens.shape
+        assert tokens.stride() == (number * channels, channels, 1)
+    for number in range(1, 8, 2):  # the second layer of each stage
+        assert given[number].data_ptr() == returned[number - 1].data_ptr()
 
 
 def test_a_layer_that_drops_nothing_has_the_graph_of_one_that_does():

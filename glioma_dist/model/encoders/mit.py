@@ -122,7 +122,9 @@ class Stage(nn.Module):
         else:
             tokens, (height, width) = features.flatten(2).transpose(1, 2), features.shape[2:]
         for number, scales in zip(layers, branches, strict=True):
-            tokens = self.blocks[number](tokens, height, width, scales)
+            # A batch of one has any stride, and torch.compile translates a layer for each stride that it meets. This
+            # view has the one stride that follows from the shape, and copies nothing.
+            tokens = self.blocks[number](tokens.view(tokens.shape), height, width, scales)
         if layers.stop == len(self.blocks):
             tokens = self.layer_norm(tokens)
         return as_map(tokens, height, width)
