@@ -25,7 +25,10 @@ LIBRARIES = ("torch", "timm")
 PACKAGE = Path(__file__).parents[1]
 CODE = ("model", "scale", "losses.py")
 """Folders and files of the package that decide what a step holds."""
-NOT_CODE = ("planner.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py", "operations.py")
+NOT_CODE = {
+    *("planner.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py", "operations.py"),
+    *("checkpoint.py", "checkpoint_writer.py", "hub.py", "licences.py", "manifest.py", "tensor_files.py", "pretrained"),
+}
 """Of these folders what decides nothing of it."""
 UNIT = 32
 """Pixels, of formulas."""
@@ -124,6 +127,6 @@ def _code() -> str:
         file for name in CODE for file in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
     ]
     for file in sorted(files):
-        if file.name not in NOT_CODE:
+        if NOT_CODE.isdisjoint(file.relative_to(PACKAGE).parts):
             digest.update(file.relative_to(PACKAGE).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:16]
