@@ -119,7 +119,7 @@ def _check_head(response: Any, span: Span) -> int:
     """
     status, headers = response.status, response.headers
     if status not in (OK, PARTIAL_CONTENT):
-        raise _status_error(status, str(response.reason or ""), headers.get("Retry-After", ""))
+        raise status_error(status, str(response.reason or ""), headers.get("Retry-After", ""))
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
         raise AnswerError(
@@ -138,7 +138,8 @@ def _check_head(response: Any, span: Span) -> int:
     return 0
 
 
-def _status_error(status: int, reason: str, retry_after: str) -> AnswerError:
+def status_error(status: int, reason: str, retry_after: str) -> AnswerError:
+    """The error for an answer of this status. retry_after: its header of that name, or an empty text."""
     what = REASONS.get(status) or " ".join(reason.split())[:60]
     text = f"the server answers {status}, {what}" if what else f"the server answers {status}"
     if status == RANGE_NOT_SATISFIABLE:
