@@ -136,12 +136,13 @@ class Resumable:
         retries = Retries(self.file.url, self.patience, REMEDY)
         while True:
             here = self.num_bytes_here()
-            if here and here == self.size:
-                return self._verify()
             try:
-                self._fetch_rest(here, report, retries)
+                if not here or here < self.size:
+                    self._fetch_rest(here, report, retries)
+                break
             except web.FAILURES as error:
                 retries.after(error)
+        return self._verify()
 
     def remove(self) -> None:
         """Forget what came."""

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import glioma_dist
 from glioma_dist.data.shards.bodies import PIECE_BYTES, AnswerError
-from glioma_dist.data.shards.http_transfer import MAX_REDIRECTS, OK, PARTIAL_CONTENT, status_error
+from glioma_dist.data.shards.http_transfer import MAX_REDIRECTS, OK, PARTIAL_CONTENT, REDIRECTS, status_error
 
 MIN_BYTES = 2**14
 """That come within the seconds of a try, or the server counts as silent."""
@@ -59,6 +59,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         here, there = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if there not in ("http", "https") or (here, there) == ("https", "http"):
+            fp.close()
             text = f"redirects from {here}:// to {there[:20]}://, which is not followed"
             raise AnswerError(text, is_final=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -93,8 +94,10 @@ def _open(url: str, headers: dict[str, str], seconds: float) -> Any:
         return opener.open(urllib.request.Request(url, headers=HEADERS | headers), timeout=seconds)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code in (301, 302, 303, 307, 308):
-                raise AnswerError(f"redirects more than {MAX_REDIRECTS} times, or nowhere", is_final=True) from None
+            if error.code in REDIRECTS:
+                to = error.headers.get("Location", "nowhere")[:80]
+                text = f"redirects to {to}, which is not followed, or redirects more than {MAX_REDIRECTS} times"
+                raise AnswerError(text, is_final=True) from None
             raise status_error(error.code, str(error.reason), error.headers.get("Retry-After", "")) from None
     except ValueError as error:  # a redirect to what is no URL, among others
         raise AnswerError(f"an answer that is no HTTP ({error})"[:200], is_final=True) from None
