@@ -358,7 +358,7 @@ def test_a_fault_of_every_answer_ends_in_one_line_and_leaves_nothing_that_looks_
         return
     assert len(one_line(error)) <= 500
     assert int(error.exit_code) in ({EXPECTED_CODES[fault]} if fault in EXPECTED_CODES else {2, 69}), error
-    # What comes in good form but is changed, cut short or too long, only a published checksum or the archive itself can tell.
+    # What is changed, cut short or too long in good form, only a published checksum or the archive itself can tell.
     assert not (tmp_path / big).exists() or (fault in ("changed", "short", "long") and not PUBLISHED[name].record)
     assert not (tmp_path / archive_of(files)).with_suffix("").exists()
     if fault in ("endless", "endless-chunked", "huge-length", "gzip-bomb"):
@@ -615,7 +615,7 @@ def test_redirects_are_followed_but_not_away_from_the_web(tmp_path):
 def test_a_secure_address_is_never_left_for_an_open_one():
     handler, request = web._Redirects(), web.urllib.request.Request("https://a.example/x")
     with pytest.raises(web.AnswerError, match="from https:// to http://"):
-        handler.redirect_request(request, None, 302, "", {}, "http://a.example/x")
+        handler.redirect_request(request, io.BytesIO(), 302, "", {}, "http://a.example/x")
 
 
 def test_no_network_is_an_error_that_another_time_can_end_well(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -89,7 +90,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> Unpacked:
         is_repeated = [path.name for path in staging.iterdir()] == [folder.name] and inner.is_dir()
         files.rename_in_order((inner if is_repeated else staging, folder))
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # those of gzip and bz2 have no number
+        # Those of gzip and bz2 have no number, and members that are a file and a folder at once are the archive's fault.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             raise files.cannot_write(error.filename or folder, error) from None
         raise _damaged(archive, error) from None
     finally:
