@@ -90,7 +90,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> Unpacked:
         is_repeated = [path.name for path in staging.iterdir()] == [folder.name] and inner.is_dir()
         files.rename_in_order((inner if is_repeated else staging, folder))
     except (OSError, *DAMAGED) as error:
-        # Those of gzip and bz2 have no number, and members that are a file and a folder at once are the archive's fault.
+        # Those of gzip and bz2 have no number; members that are a file and a folder at once are the archive's fault.
         if isinstance(error, OSError) and error.errno not in (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             raise files.cannot_write(error.filename or folder, error) from None
         raise _damaged(archive, error) from None
