@@ -350,6 +350,7 @@ def test_a_fault_of_every_answer_ends_in_one_line_and_leaves_nothing_that_looks_
     big = largest(files)
     with serve(Answering(files)) as server:
         server.retry_after, server.stall_seconds, server.redirect_to = "0", 5, "ftp://127.0.0.1/x"
+        server.drop_at = 1000 if fault == "stall-body" else None  # each silence is waited for
         server.faults = always(fault, big)
         error = outcome(name, tmp_path, server, patience_for(fault))
     if error is None:
@@ -612,17 +613,38 @@ def test_redirects_are_followed_but_not_away_from_the_web(tmp_path):
                 Resumable(PublishedFile("c", f"{server.url}/a.bin"), tmp_path, TWICE).fetch(lambda *_: None)
 
 
-def test_a_secure_address_is_never_left_for_an_open_one():
-    handler, request = web._Redirects(), web.urllib.request.Request("https://a.example/x")
-    with pytest.raises(web.AnswerError, match="from https:// to http://"):
-        handler.redirect_request(request, io.BytesIO(), 302, "", {}, "http://a.example/x")
+@pytest.mark.parametrize(
+    ("start", "target"),
+    [
+        ("https://a.example/x", "http://a.example/x"),
+        ("http://1.1.1.1/x", "http://127.0.0.1/x"),
+        ("http://1.1.1.1/x", "http://169.254.169.254/x"),
+        ("http://127.0.0.1/x", "http://169.254.169.254/x"),
+    ],
+)
+def test_a_redirect_to_an_open_or_an_inner_address_is_not_followed(start, target):
+    request = web.urllib.request.Request(start)
+    with pytest.raises(web.AnswerError, match="not followed"):
+        web._Redirects().redirect_request(request, io.BytesIO(), 302, "", {}, target)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", [name for name, each in PUBLISHED.items() if each.record])
+def test_a_fault_of_the_list_of_files_ends_in_one_line(name, fault, tmp_path):
+    with serve(Answering({"record.json": record_of({"a.zip": bytes(1000)})})) as server:
+        server.retry_after, server.stall_seconds, server.redirect_to = "0", 5, "ftp://127.0.0.1/x"
+        server.faults = always(fault)
+        error = outcome(name, tmp_path, server, replace(patience_for(fault), attempts=1))
+    assert len(one_line(error)) <= 500
+    assert int(error.exit_code) in (2, 69)
+    assert not list(tmp_path.rglob("*.zip"))
 
 
 def test_no_network_is_an_error_that_another_time_can_end_well(tmp_path):
     with serve(Answering({})) as server:
         url = server.url
-    for each in (url, "http://no-such-host.invalid"):
-        with pytest.raises(UnavailableError, match="run the same command later") as caught:
+    for each, told in ((url, "run the same command later"), ("http://no-such-host.invalid", "is there a network")):
+        with pytest.raises(UnavailableError, match=told) as caught:
             download(PUBLISHED["livecell"], tmp_path, each, patience=TWICE)
         assert int(caught.value.exit_code) == 69
 

@@ -63,6 +63,8 @@ class Retries:
             text = f"{self.url}: cannot be downloaded after {self.attempts} tries (the last: {text})"
             if is_content:
                 raise InputError(one_line(f"{text}; {self.remedy}")) from None
+            if "gaierror" in text:
+                text += "; is the host's name right, is there a network, or is a proxy needed (https_proxy)?"
             raise UnavailableError(one_line(f"{text}; run the same command later: it continues from there")) from None
         time.sleep(pause(self.wait, min(getattr(error, "retry_after", 0.0), MAX_RETRY_AFTER)))
         self.wait *= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import queue
 import re
@@ -11,12 +12,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import glioma_dist
 from glioma_dist.data.shards.bodies import PIECE_BYTES, AnswerError
-from glioma_dist.data.shards.http_transfer import MAX_REDIRECTS, OK, PARTIAL_CONTENT, REDIRECTS, status_error
+from glioma_dist.data.shards.http_transfer import (
+    MAX_REDIRECTS,
+    OK,
+    PARTIAL_CONTENT,
+    REDIRECTS,
+    check_redirect,
+    status_error,
+)
 
 MIN_BYTES = 2**14
 """That come within the seconds of a try, or the server counts as silent."""
@@ -51,18 +60,24 @@ class Answer:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows few redirects, and none from https to http or away from the web."""
+    """Follows few redirects, and only those that `check_redirect` allows."""
 
     max_redirections = MAX_REDIRECTS
     max_repeats = MAX_REDIRECTS
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        here, there = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
-        if there not in ("http", "https") or (here, there) == ("https", "http"):
+        try:
+            # On the thread of a request, which has no loop of its own.
+            asyncio.run(check_redirect(_parts(req.full_url), _parts(newurl)))
+        except BaseException:
             fp.close()
-            text = f"redirects from {here}:// to {there[:20]}://, which is not followed"
-            raise AnswerError(text, is_final=True)
+            raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _parts(url: str) -> SimpleNamespace:
+    parts = urlsplit(url)
+    return SimpleNamespace(scheme=parts.scheme, host=parts.hostname, port=parts.port)
 
 
 def ask(url: str, headers: dict[str, str], seconds: float) -> Answer:

@@ -62,7 +62,7 @@ async def _follow(stack: AsyncExitStack, session: Any, url: Any, options: dict) 
         response.close()
         try:
             here = here.join(yarl.URL(location))
-            await _check_redirect(first, here)
+            await check_redirect(first, here)
         except ValueError:
             raise AnswerError(f"redirects to {location[:80]!r}, which is no URL", is_final=True) from None
     raise AnswerError(f"redirects more than {MAX_REDIRECTS} times", is_final=True)
@@ -79,7 +79,7 @@ async def _without_credentials(stack: AsyncExitStack, session: Any, options: dic
     return session, options
 
 
-async def _check_redirect(first: Any, target: Any) -> None:
+async def check_redirect(first: Any, target: Any) -> None:
     """Refuse a redirect that leads away from the web, or from the web into this machine or its network.
 
     Raises AnswerError. A server outside must not make this process read from servers inside its network.
