@@ -152,6 +152,11 @@ def test_a_tar_whose_headers_are_a_bomb_is_refused(tmp_path):
     refused(tmp_path, data, "damaged.*header")
 
 
+def test_a_table_of_contents_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "MAX_CENTRAL_BYTES", 60)
+    refused(tmp_path, make_zip(MEMBERS), "table of contents is too large")
+
+
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(unpacking, "MAX_MEMBERS", 3)
     for kind in ("zip", "tar"):

@@ -174,9 +174,11 @@ def _members(opened: BinaryIO, archive: Path, max_bytes: int) -> Iterator[_Membe
 
 
 def _zip_members(opened: BinaryIO, archive: Path, max_bytes: int) -> Iterator[_Member]:
-    end = zipfile._EndRecData(opened)  # type: ignore[attr-defined]
-    if end is None or end[zipfile._ECD_SIZE] > MAX_CENTRAL_BYTES:  # type: ignore[attr-defined]
-        raise zipfile.BadZipFile("its table of contents is missing or too large")
+    # Private, but the only way to know how large the table of contents is before zipfile reads it into memory.
+    find_end = getattr(zipfile, "_EndRecData", None)
+    end = find_end(opened) if find_end else None
+    if end is not None and end[zipfile._ECD_SIZE] > MAX_CENTRAL_BYTES:  # type: ignore[attr-defined]
+        raise zipfile.BadZipFile("its table of contents is too large")
     with zipfile.ZipFile(opened) as contents:
         infos = contents.infolist()
         if sum(info.file_size for info in infos) > max_bytes:
@@ -211,14 +213,13 @@ class _Bounded:
 class _TarInfo(tarfile.TarInfo):
     """A member of a tar, whose headers are bounded: tarfile reads each into memory, whatever size it says."""
 
-    @classmethod
-    def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> _TarInfo:
-        info = super().frombuf(buf, encoding, errors)
-        if info.type == tarfile.GNUTYPE_SPARSE:
+    def _proc_member(self, *arguments: Any) -> Any:
+        # Called for each header when it has been parsed, and before what it announces is read.
+        if self.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError("holds a sparse file, which is not read")
-        if info.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and info.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {info.size} bytes")
-        return info
+        if self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(*arguments)  # type: ignore[misc]
 
     def _proc_gnusparse_10(self, *_: Any) -> None:
         raise tarfile.ReadError("holds a sparse file, which is not read")
