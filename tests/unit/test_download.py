@@ -655,6 +655,30 @@ def test_no_network_is_an_error_that_another_time_can_end_well(tmp_path):
         assert int(caught.value.exit_code) == 69
 
 
+def test_the_base_installation_is_enough(mirror, tmp_path):
+    """Without the extra `cloud`, and without importing PyTorch."""
+    name, files, _ = mirror
+    program = """
+import runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("aiohttp", "fsspec", "s3fs", "requests", "huggingface_hub", "torch", "webdataset"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+runpy.run_module("glioma_dist", {}, "__main__")
+"""
+    with serve(Answering(files)) as server:
+        arguments = ["download", name, "--out", str(tmp_path / "out"), "--url", server.url]
+        ended = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    check_complete(mirror, tmp_path / "out")
+
+
 def test_progress_is_a_line_a_few_times_a_minute(capsys, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(downloading.time, "monotonic", lambda: now[0])

@@ -25,6 +25,7 @@ from glioma_dist.errors import InputError, UnavailableError, one_line
 MAX_RECORD_BYTES = 2**24
 MAX_NOTE_BYTES = 2**16
 PIECE_BYTES = 2**20
+REMEDY = "ask whoever keeps the server, or give another one by --url"
 Report = Callable[[int, int], None]
 """Receives the number of bytes that are here, and of all."""
 
@@ -41,8 +42,8 @@ class Arrived:
 class Retries:
     """Counts the tries of a request. The count starts at 0 again whenever more of the file came than ever before."""
 
-    def __init__(self, url: str, patience: Patience, is_final_content: str) -> None:
-        self.url, self.patience, self.remedy = url, patience, is_final_content
+    def __init__(self, url: str, patience: Patience) -> None:
+        self.url, self.patience = url, patience
         self.attempts, self.furthest, self.wait = 0, 0, patience.wait_seconds
 
     def note_progress(self, num_bytes: int) -> None:
@@ -55,14 +56,16 @@ class Retries:
         self.attempts += 1
         text = web.words(error, self.patience.seconds)
         is_content = getattr(error, "is_content", False)
-        is_final = getattr(error, "is_final", False) or "CERTIFICATE" in text.upper()
-        if is_final:
-            advice = self.remedy if is_content else "is the URL right, and may this machine read it?"
+        is_untrusted = "CERTIFICATE_VERIFY_FAILED" in text
+        if getattr(error, "is_final", False) or is_untrusted:
+            advice = REMEDY if is_content else "is the URL right, and may this machine read it?"
+            if is_untrusted:
+                advice = "where a proxy has a certificate of its own, name it by SSL_CERT_FILE"
             raise InputError(one_line(f"{self.url}: cannot be downloaded ({text}); {advice}")) from None
         if self.attempts >= self.patience.attempts:
             text = f"{self.url}: cannot be downloaded after {self.attempts} tries (the last: {text})"
             if is_content:
-                raise InputError(one_line(f"{text}; {self.remedy}")) from None
+                raise InputError(one_line(f"{text}; {REMEDY}")) from None
             if "gaierror" in text:
                 text += "; is the host's name right, is there a network, or is a proxy needed (https_proxy)?"
             raise UnavailableError(one_line(f"{text}; run the same command later: it continues from there")) from None
@@ -70,12 +73,9 @@ class Retries:
         self.wait *= 2
 
 
-REMEDY = "ask whoever keeps the server, or give another one by --url"
-
-
 def read_json(url: str, patience: Patience) -> Any:
     """The JSON at a URL. Raises InputError where it cannot be had, UnavailableError where it may be another time."""
-    retries = Retries(url, patience, REMEDY)
+    retries = Retries(url, patience)
     while True:
         try:
             answer = web.ask(url, {}, patience.seconds)
@@ -95,7 +95,7 @@ def read_json(url: str, patience: Patience) -> Any:
 
 def measure(file: PublishedFile, patience: Patience) -> int:
     """The size of a file in bytes, as its server tells it. Raises as `read_json`."""
-    retries = Retries(file.url, patience, REMEDY)
+    retries = Retries(file.url, patience)
     while True:
         try:
             answer = web.ask(file.url, {"Range": "bytes=0-0"}, patience.seconds)
@@ -135,7 +135,7 @@ class Resumable:
     def fetch(self, report: Report) -> Arrived:
         """Download what is missing, then verify all. Raises InputError where the file cannot be had or is not the
         published one, or the disk is full; UnavailableError where the server does not answer."""
-        retries = Retries(self.file.url, self.patience, REMEDY)
+        retries = Retries(self.file.url, self.patience)
         while True:
             here = self.num_bytes_here()
             try:
