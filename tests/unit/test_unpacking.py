@@ -183,6 +183,13 @@ def test_a_file_in_the_place_of_a_folder_is_refused(kind, tmp_path):
     refused(tmp_path, KINDS[kind]({"a": b"1", "a/b": b"2"}), "damaged")
 
 
+def test_a_zip_of_another_compression_is_not_called_damaged(tmp_path):
+    data = bytearray(make_zip({"a": b"1" * 100}))
+    central = data.index(b"PK\x01\x02")
+    data[8] = data[central + 10] = 9  # Deflate64
+    refused(tmp_path, bytes(data), "not read here.*unpack it yourself")
+
+
 def test_an_encrypted_zip_is_refused(tmp_path):
     data = bytearray(make_zip({"a": b"1"}))
     central = data.index(b"PK\x01\x02")

@@ -159,6 +159,11 @@ def _write_member(member: _Member, path: Path, archive: Path, most: int) -> int:
 
 def _damaged(archive: Path, error: Exception) -> InputError:
     words = one_line(f"{type(error).__name__}: {error}", 160)
+    if isinstance(error, NotImplementedError):
+        return InputError(
+            f"{archive}: is compressed in a way that is not read here ({words}); unpack it yourself to another folder, "
+            "and convert that"
+        )
     return InputError(f"{archive}: is a damaged archive ({words}); remove it, and run the same command again")
 
 
@@ -190,7 +195,7 @@ def _zip_members(opened: BinaryIO, archive: Path, max_bytes: int) -> Iterator[_M
                     f"{archive}: {one_line(info.filename, 120)} is a link or a device; nothing of it is used"
                 )
             if info.flag_bits & 1:
-                raise InputError(f"{archive}: is encrypted; unpack it yourself, and convert the folder")
+                raise InputError(f"{archive}: is encrypted; unpack it yourself to another folder, and convert that")
             # orig_filename has what zipfile cuts off a name after a zero byte.
             check_name(info.orig_filename, archive)
             yield _Member(info.filename, info.file_size, info.is_dir(), lambda info=info: contents.open(info))
