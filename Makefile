@@ -1,28 +1,38 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
 # make test    the tests that are quick; make test-all: all that need no GPU (tests/tiers.py: what is in which)
+# make test-lowest   quick tests with the oldest versions that pyproject.toml allows, in an environment of their own
 # make lint    style and types; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
 # make gpu     checks that training works on this machine's GPUs (ten minutes on one), and writes a page of PASS and FAIL
 # make gpu-test   the tests that need a GPU: the same checks, and tests of single modules
 # make gpu-bench  speed and memory by image size beside other libraries, and by the number of GPUs; continues if stopped
 VENV ?= .venv
+# The versions that are installed; with CONSTRAINTS= the newest.
+CONSTRAINTS ?= constraints.txt
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := runs/demo
 INPUTS ?= 10000
 SEED ?= 0
+LOWEST ?= .venv-lowest
+LOWEST_TESTS ?= tests/unit tests/distributed
 
 # A file's tests stay together, as they share fixtures. Files are begun in the order of their names: the folders with the
 # longest ones come first, so that no core waits for a long file at the end.
 PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-slow faults fuzz lint bench gpu gpu-test gpu-bench clean
+.PHONY: setup demo test test-all test-lowest test-slow faults fuzz lint bench gpu gpu-test gpu-bench clean
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt .ci/install.py
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) .ci/install.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python .ci/install.py --constraint constraints.txt --editable '.[dev,export,lite0,bench]'
+	$(BIN)/python .ci/install.py $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev,export,lite0,bench]'
+	touch $@
+
+$(LOWEST)/.installed: pyproject.toml .ci/install.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python .ci/install.py --resolution lowest-direct --editable '.[dev,export,bench]'
 	touch $@
 
 demo: setup
@@ -34,6 +44,9 @@ test: setup
 
 test-all: setup
 	$(PYTEST_QUICKLY) --durations=20 -m "not slow and not gpu"
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n logical --dist loadfile -m "not long and not slow and not gpu" $(LOWEST_TESTS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -7,7 +7,8 @@
         ...                                                    # server.url, server.requests, server.bytes_sent
 
 `FAULTS` lists every fault with what it does; tests are parametrised over it. Attributes of the server set their
-details: `stall_seconds`, `retry_after`, `redirect_to`, `drip_seconds`.
+details: `stall_seconds`, `retry_after`, `redirect_to`, `drip_seconds`, `drop_at` (bytes of a body before it ends or
+stalls; half of it where None).
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.faults: Callable[[str, int], Fault] = lambda path, number: None
         self.stall_seconds: float = 30
         self.drip_seconds: float = 0.1
+        self.drop_at: int | None = None
         self.retry_after: str = "1"
         self.redirect_to = "/"
         self.requests: list[tuple[str, str | None]] = []
@@ -238,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.server.ended.wait(self.server.drip_seconds):
                     break
         elif fault in ("drop", "stall-body"):
-            self._write(body[: len(body) // 2])
+            self._write(body[: len(body) // 2 if self.server.drop_at is None else self.server.drop_at])
             self.server.ended.wait(self.server.stall_seconds if fault == "stall-body" else 0.02)
             self.close_connection = True
             self.connection.close()

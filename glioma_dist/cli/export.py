@@ -44,6 +44,8 @@ def run(config: ExportConfig) -> None:
     from glioma_dist.data.sample import read_image
     from glioma_dist.inference.export import export
     from glioma_dist.inference.images import find_images
+    from glioma_dist.model.checkpoint import Checkpoint
+    from glioma_dist.model.licences import warning_of_use
 
     found = find_images(config.images) if config.images else None
     checked = [read_image(path) for path in found.paths[:NUM_CHECKED]] if found else []
@@ -54,6 +56,8 @@ def run(config: ExportConfig) -> None:
     parity = export(config.checkpoint, config.out, config.bits, checked)
     masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
     print(f"{config.out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
+    if warning := warning_of_use(Checkpoint.read(config.checkpoint).lineage):
+        print(f"note: {printable(config.out)} is {warning}")
 
 
 EXPORT = Command(

@@ -38,6 +38,8 @@ COMMANDS = {
     "train": Entry("glioma_dist.cli.train:TRAIN", "Train a U-Net on shards."),
     "evaluate": Entry("glioma_dist.cli.evaluate:EVALUATE", "Score a checkpoint on shards with Dice."),
     "predict": Entry("glioma_dist.cli.predict:PREDICT", "Segment the cells of new images."),
+    "download livecell": Entry("glioma_dist.cli.download:LIVECELL", "Download LIVECell (non-commercial licence)."),
+    "download glioma-c6": Entry("glioma_dist.cli.download:GLIOMA_C6", "Download Glioma C6 (non-commercial licence)."),
     "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Convert LIVECell to shards."),
     "convert glioma-c6": Entry("glioma_dist.cli.convert:GLIOMA_C6", "Convert Glioma C6 or a CVAT export to shards."),
     "convert coco": Entry("glioma_dist.cli.convert:COCO", "Convert a COCO file and its images to shards."),
@@ -130,7 +132,9 @@ def _unknown(group: str, rest: Sequence[str]) -> str:
     known = {name: name for name in own}
     if not group:
         known |= {each: each for each in ("--help", "--version", "--print-completion")}
-        known |= {name.split()[0]: name.split()[0] for name in own} | {name.rpartition(" ")[2]: name for name in own}
+        known |= {name.split()[0]: name.split()[0] for name in own}
+        for last in {name.rpartition(" ")[2] for name in own if " " in name}:
+            known[last] = " or ".join(name for name in own if name.endswith(f" {last}"))
     typed = rest[0].lower()
     near = difflib.get_close_matches(" ".join(rest[:2]).lower(), known, n=1, cutoff=0.75)
     near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=1, cutoff=0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from glioma_dist.config import TrainConfig
 from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint_writer import write_checkpoint
+from glioma_dist.model.licences import non_commercial_licences, warning_of_use
 from glioma_dist.model.manifest import MANIFEST, MODEL, STATE
 from glioma_dist.model.unet import UNet, load_model
 
@@ -20,8 +21,6 @@ CONFIG = "config.json"
 PARTIAL = ".partial"
 """Folder in which a network is written before its files get their places."""
 OWN_CARD = "library_name: glioma-dist"
-NON_COMMERCIAL = re.compile(r"non-?commercial|\bNC\b", re.IGNORECASE)
-"""In the words of a licence."""
 
 
 class PretrainedUNet(nn.Module, ModelHubMixin):
@@ -42,6 +41,13 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card: what the network is, what weights and data it comes from, and under which licences."""
         return ModelCard(model_card(self.settings, self.metadata))
+
+    def push_to_hub(self, *arguments: Any, **options: Any) -> str:
+        """Upload the network with its card, as `ModelHubMixin.push_to_hub` does. Warns where a licence of its weights
+        or data forbids commercial use."""
+        if warning := warning_of_use(self.metadata.get("lineage", [])):
+            warnings.warn(warning, UserWarning, stacklevel=2)
+        return super().push_to_hub(*arguments, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         card = save_directory / "README.md"
@@ -90,7 +96,7 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
 def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
     """Markdown with the hub's metadata before it."""
     lineage = metadata.get("lineage", [])
-    bound = [entry["licence"] for entry in lineage if NON_COMMERCIAL.search(entry.get("licence", ""))]
+    bound = non_commercial_licences(lineage)
     data = ModelCardData(
         license="other",
         license_name="licences-of-its-lineage",
@@ -117,7 +123,7 @@ def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
         f"{config.batch_size} images.",
         "## What it was made from",
         "\n".join(["| | from | licence |", "|---|---|---|", *rows]) if rows else "Not recorded.",
-        f"**Not for commercial use**: {'; '.join(dict.fromkeys(bound))}."
+        f"**Not for commercial use**: {'; '.join(bound)}."
         if bound
         else "None of the licences above is known to be non-commercial; read them before use.",
         "## Use",

@@ -58,7 +58,7 @@ BASES = {
 }
 """Flags of which every input is there, for the commands that have one."""
 WITH = {"--model.weights": ("--model.init", "imagenet")}
-WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs", "bench gpu")
+WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs", "bench gpu", "download livecell", "download glioma-c6")
 
 
 @functools.cache
@@ -128,6 +128,8 @@ def test_a_shim_is_its_command(script):
         (["--version"], 0),
         (["trian"], 2),
         (["convert"], 2),
+        (["download"], 2),
+        (["download", "livecell", "--out", "x", "--url", "s3://a/b"], 2),
         (["encoders"], 0),
         (["configs"], 0),
         (["--print-completion", "zsh"], 0),

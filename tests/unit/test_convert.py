@@ -34,6 +34,7 @@ from glioma_dist.data.sample import read_image
 from glioma_dist.data.shards.index import KEY_PATTERN
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
+from glioma_dist.model.licences import non_commercial_licences
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,6 +115,27 @@ def test_three_like_channels_are_stored_as_grey_and_colours_stay(tmp_path):
     images = {sample.metadata["file_name"]: sample.image for sample in read_all(tmp_path / "out" / "all").values()}
     np.testing.assert_array_equal(images["field00.tif"], grey)
     np.testing.assert_array_equal(images["field01.tif"], coloured)
+
+
+@pytest.mark.parametrize(
+    ("place", "annotations", "is_published"),
+    [
+        ("dataset/spec/train", "dataset/spec/anno_train.json", True),
+        ("dataset/spec/train", "dataset/spec/train/anno_train.json", True),
+        ("dataset/gen", "dataset/gen/anno_gen.json", True),
+        ("plate_7", "plate_7/anno_train.json", False),
+    ],
+)
+def test_both_licences_of_glioma_c6_are_recorded(tmp_path, place, annotations, is_published):
+    write_tiff(tmp_path / place / "images" / "a.tif", draw_image(1))
+    write_coco(tmp_path / annotations, [image_record(1, "a.tif")], [annotation(1, 1, square(2, 2, 9))])
+    convert_quietly(find_glioma_c6(tmp_path / place.rpartition("/")[0]), tmp_path / "out")
+    (split,) = (each for each in (tmp_path / "out").iterdir() if each.is_dir())
+    reader = ShardReader(split)
+    assert ("CC BY-NC 4.0" in reader.lineage[0]["licence"]) is is_published
+    assert ("CC BY-NC-ND 4.0" in reader.read(0, 0).metadata["licence"]) is is_published
+    assert ("arXiv 2511.07286" in (reader.index.get("citation", ""))) is is_published
+    assert bool(non_commercial_licences(reader.lineage)) is is_published
 
 
 def test_facts_and_index(tmp_path):

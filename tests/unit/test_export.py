@@ -24,7 +24,10 @@ pytest.importorskip("onnx", reason="ONNX is not installed: pip install -e '.[exp
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
 
 
-def save(folder, encoder: str, channels=TINY_CHANNELS, **changes):
+DRAWN = ({"data": "drawn", "licence": "CC0"},)
+
+
+def save(folder, encoder: str, channels=TINY_CHANNELS, lineage=DRAWN, **changes):
     """A checkpoint with running statistics that are not at rest."""
     config = tiny_config(folder, folder, encoder=encoder, decoder_channels=channels, **changes)
     model = build_model(ModelConfig(encoder=encoder, decoder_channels=channels), 0)[0]
@@ -32,9 +35,7 @@ def save(folder, encoder: str, channels=TINY_CHANNELS, **changes):
     for module_ in model.modules():
         if isinstance(module_, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module_.running_mean, 0, 0.1, generator=generator)
-    save_state(
-        folder / "best", config, TrainState(step=1), model, None, {"lineage": [{"data": "drawn", "licence": "CC0"}]}
-    )
+    save_state(folder / "best", config, TrainState(step=1), model, None, {"lineage": list(lineage)})
     return folder / "best"
 
 
@@ -131,3 +132,13 @@ def test_the_command_and_what_the_file_says_of_itself(tmp_path, capsys):
     assert metadata["encoder"] == "mit_tiny"
     assert json.loads(metadata["lineage"]) == [{"data": "drawn", "licence": "CC0"}]
     assert session.get_inputs()[0].shape == [1, 3, "height", "width"]
+
+
+@pytest.mark.parametrize(
+    ("licence", "warned"), [("CC BY-NC 4.0", True), ("CC0", False), ("a non-commercial licence", True)]
+)
+def test_who_exports_a_network_is_told_of_non_commercial_data(tmp_path, capsys, licence, warned):
+    checkpoint = save(tmp_path, "mit_tiny", lineage=[{"data": "cells", "licence": licence}])
+    EXPORT.run(ExportConfig(checkpoint, tmp_path / "model.onnx"))
+    told = f"not for commercial use, because of what the network was trained from (cells: {licence})"
+    assert (told in capsys.readouterr().out) == warned

@@ -112,3 +112,14 @@ def test_the_card_prints_the_lineage_and_its_licences(best):
     assert "Not for commercial use" not in free
     assert "Not recorded" in model_card(checkpoint.config, {})
     assert r"| data | a\|b | CC0 |" in model_card(checkpoint.config, {"lineage": [{"data": "a|b", "licence": "CC0"}]})
+
+
+def test_who_uploads_a_network_is_warned_of_non_commercial_data(best, monkeypatch):
+    uploaded = []
+    monkeypatch.setattr("huggingface_hub.ModelHubMixin.push_to_hub", lambda self, name: uploaded.append(name))
+    network = PretrainedUNet.from_pretrained(best)
+    with pytest.warns(UserWarning, match=r"not for commercial use.*livecell: CC BY-NC 4\.0\)"):
+        network.push_to_hub("lab/network")
+    network.metadata["lineage"] = LINEAGE[2:]
+    network.push_to_hub("lab/network")  # a warning would be an error here
+    assert uploaded == ["lab/network"] * 2

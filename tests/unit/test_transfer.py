@@ -20,7 +20,7 @@ aiohttp = pytest.importorskip("aiohttp", reason="needs the extra cloud")
 import yarl  # noqa: E402 (comes with aiohttp)
 
 from glioma_dist.data.shards.bodies import AnswerError, Span  # noqa: E402
-from glioma_dist.data.shards.http_transfer import _check_redirect, _seconds  # noqa: E402
+from glioma_dist.data.shards.http_transfer import check_redirect, _seconds  # noqa: E402
 from glioma_dist.data.shards.transfer import read_span  # noqa: E402
 
 TWO = patience_for(None)
@@ -243,7 +243,7 @@ def test_credentials_are_for_the_host_that_was_named(server, shards, monkeypatch
 )
 def test_a_redirect_from_the_web_into_this_network_is_refused(target):
     with pytest.raises(AnswerError, match="not followed") as error:
-        asyncio.run(_check_redirect(yarl.URL("http://8.8.8.8/shards"), yarl.URL(target)))
+        asyncio.run(check_redirect(yarl.URL("http://8.8.8.8/shards"), yarl.URL(target)))
     assert error.value.is_final
 
 
@@ -253,10 +253,10 @@ def test_other_redirects_are_not_refused():
         ("http://127.0.0.1:1/x", "http://localhost:2/y"),
         ("http://10.0.0.1/x", "http://192.168.3.4/y"),
     ]:
-        asyncio.run(_check_redirect(yarl.URL(first_url), yarl.URL(target)))
+        asyncio.run(check_redirect(yarl.URL(first_url), yarl.URL(target)))
     for first_url, target in [("https://8.8.8.8/x", "http://8.8.8.8/x"), ("http://10.0.0.1", "http://169.254.169.254")]:
         with pytest.raises(AnswerError, match="not followed"):
-            asyncio.run(_check_redirect(yarl.URL(first_url), yarl.URL(target)))
+            asyncio.run(check_redirect(yarl.URL(first_url), yarl.URL(target)))
 
 
 def test_nobody_there_is_to_be_tried_later():

@@ -17,6 +17,13 @@ from glioma_dist.files import cannot_read, check_plain, read_bytes
 
 LIVECELL_LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
 LIVECELL_CITATION = "Edlund et al. 2021, Nature Methods 18, doi 10.1038/s41592-021-01249-6"
+GLIOMA_C6_LICENCE = (
+    "CC BY-NC 4.0 (says the archive, https://doi.org/10.5281/zenodo.17352019) or CC BY-NC-ND 4.0 (says the paper, "
+    "https://arxiv.org/abs/2511.07286)"
+)
+GLIOMA_C6_CITATION = "Malashin et al. 2025, arXiv 2511.07286; data: doi 10.5281/zenodo.17352019"
+GLIOMA_C6_PARTS = {"spec", "gen"}
+"""Folders of the published archive, which no other data set of the same layout is likely to have."""
 MAX_LICENCE_BYTES = 2**20
 MAX_LICENCE_CHARACTERS = 1000
 UNKNOWN_LICENCE = "unknown; see the data's publisher"
@@ -91,7 +98,10 @@ def find_glioma_c6(source: str | Path) -> Source:
         wanted = "anno_train.json (published archive) or annotations/instances_*.json (CVAT, COCO 1.0)"
         raise _not_found(folder, found, "Glioma C6", wanted)
     if published:
-        return Source(folder, _named_splits(folder, published, _published_images))
+        splits = _named_splits(folder, published, _published_images)
+        if all(GLIOMA_C6_PARTS & set(path.absolute().parts[-3:-1]) for path in published):
+            return Source(folder, splits, licence=GLIOMA_C6_LICENCE, citation=GLIOMA_C6_CITATION)
+        return Source(folder, splits)
     if [path.name for path in exported] == ["instances_default.json"]:
         images = _images(_exported_images(exported[0], "default"), folder)
         return Source(folder, [SourceSplit(WHOLE, exported[0], images)], has_own_splits=False)

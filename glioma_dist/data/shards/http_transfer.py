@@ -62,7 +62,7 @@ async def _follow(stack: AsyncExitStack, session: Any, url: Any, options: dict) 
         response.close()
         try:
             here = here.join(yarl.URL(location))
-            await _check_redirect(first, here)
+            await check_redirect(first, here)
         except ValueError:
             raise AnswerError(f"redirects to {location[:80]!r}, which is no URL", is_final=True) from None
     raise AnswerError(f"redirects more than {MAX_REDIRECTS} times", is_final=True)
@@ -79,7 +79,7 @@ async def _without_credentials(stack: AsyncExitStack, session: Any, options: dic
     return session, options
 
 
-async def _check_redirect(first: Any, target: Any) -> None:
+async def check_redirect(first: Any, target: Any) -> None:
     """Refuse a redirect that leads away from the web, or from the web into this machine or its network.
 
     Raises AnswerError. A server outside must not make this process read from servers inside its network.
@@ -119,7 +119,7 @@ def _check_head(response: Any, span: Span) -> int:
     """
     status, headers = response.status, response.headers
     if status not in (OK, PARTIAL_CONTENT):
-        raise _status_error(status, str(response.reason or ""), headers.get("Retry-After", ""))
+        raise status_error(status, str(response.reason or ""), headers.get("Retry-After", ""))
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
         raise AnswerError(
@@ -138,7 +138,8 @@ def _check_head(response: Any, span: Span) -> int:
     return 0
 
 
-def _status_error(status: int, reason: str, retry_after: str) -> AnswerError:
+def status_error(status: int, reason: str, retry_after: str) -> AnswerError:
+    """The error for an answer of this status. retry_after: its header of that name, or an empty text."""
     what = REASONS.get(status) or " ".join(reason.split())[:60]
     text = f"the server answers {status}, {what}" if what else f"the server answers {status}"
     if status == RANGE_NOT_SATISFIABLE:

@@ -187,7 +187,7 @@ class RemoteFolder:
         wait, asked_to_wait = self.patience.wait_seconds, 0.0
         for attempt in range(self.patience.attempts):
             if attempt:
-                time.sleep(_pause(wait, asked_to_wait))
+                time.sleep(pause(wait, asked_to_wait))
                 wait, asked_to_wait = wait * 2, 0.0
             try:
                 data = read()
@@ -236,7 +236,7 @@ def read_file_range(path: Path, start: int, end: int) -> bytes:
         os.close(descriptor)
 
 
-def _pause(seconds: float, asked: float) -> float:
+def pause(seconds: float, asked: float) -> float:
     """Seconds to wait before the next try. `asked`: what the server asks for, 0 for nothing.
 
     Uneven, so that a thousand processes that one server turned away do not all come back at once.
