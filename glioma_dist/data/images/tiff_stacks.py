@@ -1,4 +1,4 @@
-"""Whether a TIFF holds one picture or a stack: microscopes hide many behind one page, and say so in tags of their own."""
+"""Whether a TIFF holds one picture or a stack: microscopes hide many behind one page, and say so in their own tags."""
 
 from __future__ import annotations
 
