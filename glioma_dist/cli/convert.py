@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_folder_there, check_source
-from glioma_dist.config.data import ARTICLE_COUNTS
+from glioma_dist.config.data import ARTICLE_COUNTS, SPLIT_SHARES
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.errors import InputError
 
@@ -98,7 +98,7 @@ class FolderConfig:
     """Name of the split, without --split-seed: train, val, test or another name."""
     split_seed: int | None = None
     """Draw train, val and test at random with this seed."""
-    split_shares: tuple[float, float, float] = (70.0, 15.0, 15.0)
+    split_shares: tuple[float, float, float] = SPLIT_SHARES
     """Percentages of the groups for train, val and test, at least one group each, with --split-seed."""
     split_counts: tuple[int, int, int] | None = None
     """Number of samples for train, val and test, with --split-seed, instead of shares."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from glioma_dist.config.data import SPLIT_SHARES
 from glioma_dist.data.convert.audit import (
     IMAGE_WITHOUT_LABELS,
     LABELS_WITHOUT_IMAGE,
@@ -33,9 +34,6 @@ from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, check_division, draw_sha
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_write, check_new_folder
 
-SHARES = (70.0, 15.0, 15.0)
-"""Of the groups, for train, val and test."""
-
 
 @dataclass(frozen=True)
 class Division:
@@ -44,7 +42,7 @@ class Division:
 
     seed: int | None = None
     counts: tuple[int, int, int] | None = None
-    shares: tuple[float, float, float] = SHARES
+    shares: tuple[float, float, float] = SPLIT_SHARES
     name: str = WHOLE
 
     def check(self) -> None:
