@@ -16,8 +16,8 @@ COMPLEX_FORMATS = (5, 6)
 MAX_LABEL = 2**53
 """The largest whole number that every kind of pixel can hold."""
 HOW = "save the mask as a grey PNG or TIFF of 0 and 255, or of one number a cell (Fiji: Image > Type > 8-bit or 16-bit)"
-MOSTLY, FEW_VALUES = 0.9, 10
-"""Where one value covers so much of a mask, and there are more than so many others, it was smoothed."""
+MOSTLY, FEW_VALUES = 0.5, 10
+"""Where the highest value covers so much of a mask, and there are more than so many others, it was smoothed."""
 
 
 def check_labels(page: Directory, where: str) -> list[str]:
@@ -79,10 +79,10 @@ def to_mask(labels: np.ndarray, where: str) -> tuple[np.ndarray, int, list[str]]
             "it with 0 for the background; if all of it is cells, as 0 and 255"
         )
     notes = []
-    is_smoothed = len(inside) > FEW_VALUES and inside.max() > MOSTLY * inside.sum()
+    is_smoothed = len(inside) > FEW_VALUES and inside[-1] > MOSTLY * inside.sum()
     if is_smoothed:
         notes.append(
-            f"{inside.max() / inside.sum():.0%} of the mask has one value, the rest {len(inside) - 1} others: was it "
+            f"{inside[-1] / inside.sum():.0%} of the mask has one value, the rest {len(inside) - 1} others: was it "
             "scaled or saved as JPEG? Every value above 0 is cell"
         )
     is_binary = len(inside) == 1 or is_smoothed
