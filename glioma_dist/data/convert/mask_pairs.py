@@ -106,9 +106,9 @@ def _pair(images: dict[str, list[Path]], masks: dict[str, list[Path]], suffix: s
     pairs = []
     for stem in sorted(_partners(images, masks, suffix)):
         found, marked = images[stem], masks[stem + spelling(suffix)]
-        for paths, what in ((found, "images for one mask"), (marked, "masks for one image")):
+        for paths, what in ((found, "two images for one mask"), (marked, "two masks for one image")):
             if len(paths) > 1:
-                raise InputError(f"{paths[0]} and {paths[1].name}: two {what}; keep one of them in the folder")
+                raise InputError(f"{paths[0]} and {paths[1].name}: {what}; keep one of them in the folder")
         pairs.append(Pair(found[0].relative_to(root).as_posix(), stem, found[0], marked[0]))
     return pairs
 
