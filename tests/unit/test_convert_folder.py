@@ -136,7 +136,8 @@ MASKS = {
     },
 }
 """How masks are written: name -> the file's ending, and what writes labels there."""
-WHITE_IS_ZERO = ("tiff white is zero", "tiff 1 bit")  # tifffile writes bits so
+NOT_BLACK = ("tiff white is zero", "tiff 1 bit", "png palette", "tiff palette")
+"""0 is not shown black; tifffile writes bits so."""
 BINARY = ("png 0 255", "png 0 1", "png 1 bit", "png rgba", "tiff 1 bit", "tiff white is zero")
 IMAGES = {
     "grey png": (".png", lambda path, image: write_png(path, image)),
@@ -167,7 +168,7 @@ def test_a_mask_of_every_kind_is_the_pixels_above_0(tmp_path, kind):
     assert found.pixels.dtype == np.uint8
     np.testing.assert_array_equal(found.pixels, LABELS > 0)
     assert found.num_cells == 5
-    assert [("0 is shown white" in note) for note in found.notes] == [True] * (kind in WHITE_IS_ZERO)
+    assert [("another colour than black" in note) for note in found.notes] == [True] * (kind in NOT_BLACK)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MASKS if kind not in BINARY])
@@ -199,7 +200,9 @@ def test_every_kind_of_image_goes_with_every_kind_of_mask(tmp_path):
         np.testing.assert_array_equal(sample.mask, draw_labels(number) > 0)
         assert sample.metadata["file_name"] == file_name
         assert (sample.metadata["group"], sample.metadata["num_cells"]) == (key, 5)
-    assert {kind for kind, _, _ in defects(tmp_path / "out")} == {"pixel-values"}  # of "white is zero"
+    assert {kind for kind, _, _ in defects(tmp_path / "out")} == {
+        "pixel-values"
+    }  # of those that do not show 0 as black
 
 
 FRACTIONS = np.where(LABELS > 0, 0.37, 0).astype(np.float32)
@@ -243,7 +246,7 @@ REFUSED = {
     "turned": (lambda folder: write_png(folder / "a.png", LABELS.T.astype(np.uint8)), "turned by 90 degrees"),
     "more pages": (
         lambda folder: write_tiff(folder / "a.tif", np.stack([LABELS] * 3).astype(np.uint16), photometric="minisblack"),
-        "the image has 1 pages, its mask a.tif has 3",
+        "number of pages: 1 in the image, 3 in its mask a.tif",
     ),
 }
 

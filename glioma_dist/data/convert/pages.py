@@ -51,7 +51,7 @@ def find_pages(pairs: Sequence[Pair], pattern: str | None, audit: Audit) -> list
             continue
         counts = len(image.planes), len(mask.planes)
         if counts[0] != counts[1]:
-            detail = f"the image has {counts[0]} pages, its mask {pair.mask.name} has {counts[1]}"
+            detail = f"number of pages: {counts[0]} in the image, {counts[1]} in its mask {pair.mask.name}"
             audit.add(SIZE_MISMATCH, pair.name, detail, left_out=True)
             continue
         for number, planes in enumerate(zip(image.planes, mask.planes, strict=True), 1):

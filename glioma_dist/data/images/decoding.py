@@ -1,4 +1,4 @@
-"""One image file, TIFF or PNG, decoded in this process; `ImageReader` does it in another one, which may crash."""
+"""One image file, TIFF, PNG or JPEG, decoded in this process; `ImageReader` does it in another one, which may crash."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from glioma_dist.files import cannot_read, check_plain
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png")
-PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpg", ".jpeg")
-"""Of images beside masks, which `decode_page` reads."""
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *JPEG_SUFFIXES)
+"""All that is read. JPEG is taken only where it is the user's own choice: beside TIFFs it is usually a preview."""
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 OTHER_KINDS = {
-    b"\xff\xd8\xff": "a JPEG",
     b"GIF8": "a GIF",
     b"BM": "a BMP",
     b"RIFF": "a WebP",
@@ -63,14 +63,14 @@ def orientation_remark(orientation: int) -> str:
 
 
 def decode_file(path: str | Path, where: str, reserve: Callable[[int], None]) -> DecodedImage:
-    """Decode a TIFF or PNG in this process; see `ImageReader.read`. `where` names the file in errors.
+    """Decode a TIFF, PNG or JPEG in this process; see `ImageReader.read`. `where` names the file in errors.
 
     reserve: called with the number of bytes that the pixels take, as the header says, before they are decoded.
     A damaged file can crash the process. Raises InputError.
     """
     suffix = os.path.splitext(where)[1].lower()
-    if suffix not in IMAGE_SUFFIXES:
-        raise InputError(f"{where}: not an image that can be read; use TIFF or PNG (8 or 16 bit)")
+    if suffix not in PICTURE_SUFFIXES:
+        raise InputError(f"{where}: not an image that can be read; use TIFF or PNG (8 or 16 bit), or JPEG")
     return _open(path, where, lambda file, num_bytes: _decode(file, num_bytes, where, suffix, reserve))
 
 
@@ -82,7 +82,7 @@ def decode_page(
     page: int | None = None,
     is_mask: bool = False,
 ) -> DecodedImage:
-    """Decode one page of an image or a mask in this process; see `Wanted`. Also reads JPEG.
+    """Decode one page of an image or a mask in this process; see `Wanted`.
 
     A mask's pixels are uint8 (H, W), 0 and 1. reserve: see `decode_file`. Raises InputError.
     """
@@ -90,12 +90,9 @@ def decode_page(
 
     def decode(file: BinaryIO, num_bytes: int) -> DecodedImage:
         first = file.read(16)
-        is_tiff = first[:4] in TIFF_SIGNATURES
         if is_mask:
             return _decode_mask(file, num_bytes, where, reserve, directory, first)
-        if first.startswith(JPEG_SIGNATURE):
-            return DecodedImage(*decode_jpeg_file(file, num_bytes, where, reserve))
-        if is_tiff and directory is not None:
+        if first[:4] in TIFF_SIGNATURES and directory is not None:
             return DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve, directory))
         return _decode(file, num_bytes, where, os.path.splitext(path)[1].lower(), reserve)
 
@@ -140,15 +137,20 @@ def _decode(file: BinaryIO, num_bytes: int, where: str, suffix: str, reserve: Ca
     """By what the first bytes say; a suffix is easily wrong."""
     file.seek(0)
     first = file.read(16)
+    expected = "PNG" if suffix == ".png" else "JPEG" if suffix in JPEG_SUFFIXES else "TIFF"
     if first.startswith(PNG_SIGNATURE):
+        kind = "PNG"
         found = DecodedImage(*decode_png_file(file, num_bytes, where, reserve))
     elif first[:4] in TIFF_SIGNATURES:
+        kind = "TIFF"
         found = DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve))
+    elif first.startswith(JPEG_SIGNATURE):
+        kind = "JPEG"
+        found = DecodedImage(*decode_jpeg_file(file, num_bytes, where, reserve))
     else:
-        raise _unknown_kind(first, where, "PNG" if suffix == ".png" else "TIFF")
-    is_png = first.startswith(PNG_SIGNATURE)
-    if is_png != (suffix == ".png"):
-        note = f"is a {'PNG' if is_png else 'TIFF'} by its first bytes, and read as that"
+        raise _unknown_kind(first, where, expected)
+    if kind != expected:
+        note = f"is a {kind} by its first bytes, and read as that"
         found = found._replace(notes=(note, *found.notes))
     return found
 

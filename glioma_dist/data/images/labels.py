@@ -16,6 +16,7 @@ COMPLEX_FORMATS = (5, 6)
 MAX_LABEL = 2**53
 """The largest whole number that every kind of pixel can hold."""
 HOW = "save the mask as a grey PNG or TIFF of 0 and 255, or of one number a cell (Fiji: Image > Type > 8-bit or 16-bit)"
+NOT_BLACK = "shows 0 in another colour than black; its values are taken as stored: 0 is background"
 MOSTLY, FEW_VALUES = 0.5, 10
 """Where the highest value covers so much of a mask, and there are more than so many others, it was smoothed."""
 
@@ -30,8 +31,9 @@ def check_labels(page: Directory, where: str) -> list[str]:
         raise InputError(f"{where}: a mask whose colours are {name}; {HOW}")
     if set(page.numbers(tag.SAMPLE_FORMAT)) & set(COMPLEX_FORMATS):
         raise InputError(f"{where}: a mask of complex numbers; {HOW}")
-    if photometric == WHITE_IS_ZERO and tag.PHOTOMETRIC in page:
-        return ["says that 0 is shown white; its values are taken as stored: 0 is background"]
+    colours = page.numbers(tag.COLOUR_MAP) if photometric == PALETTE else ()
+    if (photometric == WHITE_IS_ZERO and tag.PHOTOMETRIC in page) or any(colours[:: max(len(colours) // 3, 1)]):
+        return [NOT_BLACK]
     return []
 
 

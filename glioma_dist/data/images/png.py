@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
-from glioma_dist.data.images.labels import grey_of
+from glioma_dist.data.images.labels import NOT_BLACK, grey_of
 from glioma_dist.data.images.limits import COPY_AGAIN, MAX_DECODED_BYTES, check_ratio, check_size
 from glioma_dist.data.images.orientation import AS_STORED, exif_orientation, xmp_orientation
 from glioma_dist.errors import InputError
@@ -62,9 +62,12 @@ def decode_png_file(
     chunks = _walk(data, where)
     counting = 4 * chunks.header.width * chunks.header.height if is_mask else 0
     reserve(num_bytes + chunks.header.num_bytes + counting)
-    notes = ("is followed by another PNG in the same file, which is not read",)
+    notes = ("is followed by another PNG in the same file, which is not read",) * (PNG_SIGNATURE in data[chunks.end :])
+    place = data.find(b"PLTE") if is_mask and chunks.header.colour_type == PNG_PALETTE else -1
+    if place > 0 and any(data[place + 4 : place + 7]):
+        notes = (*notes, NOT_BLACK)
     pixels = decode_labels(data, where) if is_mask else decode_image(data, where)
-    return pixels, notes * (PNG_SIGNATURE in data[chunks.end :]), _orientation(data, chunks)
+    return pixels, notes, _orientation(data, chunks)
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:

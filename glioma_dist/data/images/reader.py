@@ -57,7 +57,7 @@ class ImageReader:
         self.close()
 
     def read(self, path: str | Path) -> DecodedImage:
-        """Read a TIFF or PNG of 8 or 16 bits.
+        """Read a TIFF or PNG of 8 or 16 bits, or a JPEG.
 
         Returns its pixels as they are stored, uint8 or uint16, (H, W) or (H, W, 3) RGB, and notes: what is odd about
         the file, in words for the user, for example that it says how the picture is to be turned.
@@ -70,8 +70,7 @@ class ImageReader:
 
     def read_each(self, paths: Iterable[str | Path | Wanted]) -> Iterator[DecodedImage | InputError]:
         """Read many images, each decoded while the caller works on the one before. Yields, for each path in order,
-        the image, or the InputError that `read` would raise. `Wanted` asks for pages of stacks, for masks, and for
-        JPEG too."""
+        the image, or the InputError that `read` would raise. `Wanted` asks for pages of stacks, and for masks."""
         following = iter(paths)
         path = next(following, None)
         while path is not None:
@@ -213,7 +212,7 @@ def _as_message(question: Question) -> dict:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read one TIFF or PNG as uint8 or uint16, (H, W) or (H, W, 3) RGB; see `ImageReader.read`.
+    """Read one TIFF, PNG or JPEG as uint8 or uint16, (H, W) or (H, W, 3) RGB; see `ImageReader.read`.
 
     Starts a process for this one image, a tenth of a second; for several images use an `ImageReader`.
     """
