@@ -93,15 +93,16 @@ class FolderConfig:
     suffix: str | None = None
     """What a mask's name has after its image's name, for example _mask for x.tif and x_mask.png. By default: nothing,
     or the one of _mask, _masks, _cp_masks (Cellpose), _label, _labels, -lbl (MorphoLibJ), '_Simple Segmentation'
-    (ilastik) and some more that most masks have; the command prints which."""
+    (ilastik) and some more that most masks have; the command prints which. Write --suffix=-cells for one that begins
+    with a dash."""
     split: str = "all"
     """Name of the split, without --split-seed: train, val, test or another name."""
     split_seed: int | None = None
     """Draw train, val and test at random with this seed."""
     split_shares: tuple[float, float, float] = SPLIT_SHARES
     """Percentages of the groups for train, val and test, at least one group each, with --split-seed."""
-    split_counts: tuple[int, int, int] | None = None
-    """Number of samples for train, val and test, with --split-seed, instead of shares."""
+    split_counts: tuple[int, ...] | None = None
+    """Three numbers, with --split-seed, instead of shares: samples for train, val and test."""
     group_pattern: str | None = None
     """Regular expression with one group in round brackets, searched in an image's path without its ending. Images for
     which it finds the same text belong to the same split: for example '^([A-H][0-9]+)_' for wells. By default: each
@@ -130,8 +131,9 @@ class FolderConfig:
     def validate(self) -> None:
         """Raises InputError for a bad name."""
         _check_split_name(self.split)
-        if self.dataset is not None and not self.dataset.strip():
-            raise InputError("--dataset: its value is empty; give a name, or omit it")
+        if self.split_counts is not None and len(self.split_counts) != len(SPLIT_SHARES):
+            given = " ".join(map(str, self.split_counts))
+            raise InputError(f"--split-counts {given}: give three numbers, for train, val and test")
         if self.suffix is not None and "/" in self.suffix:
             raise InputError(f"--suffix {self.suffix}: is part of a file's name; give --masks for the folder")
 

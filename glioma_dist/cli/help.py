@@ -81,7 +81,7 @@ def examples_text(examples: Sequence[str]) -> str:
 
 def _plain(metavar: str) -> str:
     without_none = re.sub(r"\{None\}\||\|\{None\}", "", metavar)
-    without_none = re.sub(r"^\{(\[.*\]|[^{}|,]*)\}$", r"\1", without_none)  # an optional tuple
+    without_none = re.sub(r"^\{(\[.*\])\}$", r"\1", without_none)  # an optional tuple
     return re.sub(r"\b(INT|FLOAT|STR)\b", lambda found: PLAIN_WORDS[found[0]], without_none)
 
 

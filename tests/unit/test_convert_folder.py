@@ -634,6 +634,7 @@ BAD = {
         "1 group of images cannot be drawn",
     ),
     "many counts": (lambda root: None, ("--split-seed", 0, "--split-counts", 9, 9, 9), "need 27 samples, there are 4"),
+    "two counts": (lambda root: None, ("--split-seed", 0, "--split-counts", 2, 1), "give three numbers"),
     "a share of 0": (lambda root: None, ("--split-seed", 0, "--split-shares", 1, 0, 1), "each share is above 0"),
     "a negative seed": (lambda root: None, ("--split-seed", -1), "the seed is 0 or more"),
     "no group": (lambda root: None, ("--group-pattern", "f[0-9]"), "has 0 groups"),
