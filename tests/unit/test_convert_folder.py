@@ -485,6 +485,63 @@ def test_a_stack_that_lists_fewer_pages_than_it_declares_is_refused(tmp_path):
         find_planes(path)
 
 
+@pytest.mark.parametrize(
+    "description",
+    [
+        '<OME><Pixels SizeZ="0" SizeT="999999999" SizeC="1"/></OME>',
+        "<OME>" + '<Pixels SizeZ="0" SizeT="9" SizeC="0"/>' * 3 + "</OME>",
+        "ImageJ=1.54\nslices=-2\nframes=-2\nfinterval=-1\nunit=um\n",
+        '{"shape": [0, 4], "axes": "TYXTYX"}',
+        '{"shape": [4, 36, 48], "axes": 7}',
+    ],
+)
+def test_metadata_that_make_no_sense_leave_pages_in_their_order(tmp_path, description):
+    path = write_tiff(
+        tmp_path / "a.tif",
+        phase(4),
+        photometric="minisblack",
+        metadata=None,
+        description=description,
+        resolution=(2, 2),
+    )
+    assert [(plane.frame, plane.position) for plane in find_planes(path).planes] == [(None, n) for n in (1, 2, 3, 4)]
+    assert find_planes(path).seconds is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changed_bytes_are_an_input_error_or_a_picture(tmp_path, seed):
+    """What the decoders of masks, of stacks' pages and of JPEG say of 60 damaged files each."""
+    rng = random.Random(seed)
+    files = [(tmp_path / f"m{number}{ending}", write) for number, (ending, write) in enumerate(MASKS.values())]
+    files += [
+        (tmp_path / f"i{number}.jpg", write)
+        for number, (ending, write) in enumerate(IMAGES.values())
+        if "j" in ending.lower()
+    ]
+    for path, write in files:
+        write(path, LABELS if path.name.startswith("m") else draw_image(seed))
+    for number, (shape, how, _) in enumerate(STACKS.values()):
+        path = tmp_path / f"s{number}{'.ome' if 'TimeIncrement' in str(how) else ''}.tif"
+        files.append((write_tiff(path, phase(*shape), **how), None))
+    messages: list[str] = []
+    for _ in range(60):
+        path = rng.choice(files)[0]
+        data = bytearray(path.read_bytes())
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(min(len(data), 400))] = rng.randrange(256)
+        changed = tmp_path / f"changed{''.join(path.suffixes)}"
+        changed.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
+        try:
+            for page, plane in enumerate(find_planes(changed).planes[:2], 1):
+                number = None if plane.directory is None else page
+                found = decode_page(changed, str(changed), lambda _: None, plane.directory, number, path.name[0] == "m")
+                assert found.pixels.size
+        except InputError as error:
+            messages.append(str(error))
+    assert messages
+    assert not [message for message in messages if "\n" in message or len(message) > 600]
+
+
 # Splits
 
 

@@ -123,6 +123,9 @@ def _ome(description: bytes, pages: list[Directory], where: str) -> tuple[list[P
         sizes = {axis: int(size) for axis, size in OME_SIZE.findall(attributes)}
         depth, frames = max(sizes.get(b"Z", 1), 1), max(sizes.get(b"T", 1), 1)
         _refuse_channels(where, math.ceil(sizes.get(b"C", 1) / max(pages[0].number(tag.SAMPLES, 1), 1)))
+        if len(places) + depth * frames > len(pages):
+            places = []
+            break  # sizes of 0 beside huge ones declare nothing
         told = dict(ATTRIBUTE.findall(attributes))
         order = told.get(b"DimensionOrder", b"XYCZT").decode("ascii", "replace")
         is_time_first = order.find("T") < order.find("Z")
@@ -188,10 +191,7 @@ def _place(t: int, frames: int, z: int, depth: int) -> Place:
 
 
 def _whole(text: str | None, default: int = 1) -> int:
-    try:
-        return int(text) if text is not None and len(text) < 10 else default
-    except ValueError:
-        return default
+    return int(text) if text is not None and len(text) < 10 and text.isascii() and text.isdigit() else default
 
 
 def _positive(text: str | None) -> float | None:
