@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -543,6 +544,25 @@ def test_changed_bytes_are_an_input_error_or_a_picture(tmp_path, seed):
 
 
 # Splits
+
+
+def test_the_groups_that_a_pattern_finds_are_printed(tmp_path):
+    images, masks = lab(tmp_path, [f"{well}_f{field}" for well in "ABCDEFG" for field in range(1 + (well == "A"))])
+    screen = convert(images, masks, tmp_path / "out", group_pattern="^([A-Z])_")
+    assert "7 groups: A (2 samples), B (1 sample), C (1 sample), D (1 sample), E (1 sample) and 2 more\n" in screen
+
+
+def test_a_picture_that_is_there_twice_is_told_of(tmp_path):
+    images, masks = lab(tmp_path, ["a", "b", "c", "d"])
+    write_tiff(images / "copy.tif", draw_image(1))
+    write_png(masks / "copy.png", LABELS.astype(np.uint8))
+    convert(images, masks, tmp_path / "out", division=Division(0))
+    (defect,) = json.loads((tmp_path / "out/audit.json").read_text())["defects"]
+    assert (defect["kind"], {defect["where"], *re.findall(r"as (.*);", defect["detail"])}) == (
+        "doubled-name",
+        {"b.png", "copy.tif"},
+    )
+    assert sum(len(samples(tmp_path / "out" / name)) for name in NAMES) == 5
 
 
 @given(

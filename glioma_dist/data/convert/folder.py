@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from glioma_dist.config.data import SPLIT_SHARES
 from glioma_dist.data.convert.audit import (
+    DOUBLED_NAME,
     IMAGE_WITHOUT_LABELS,
     LABELS_WITHOUT_IMAGE,
     ORIENTATION,
@@ -90,6 +94,8 @@ def convert_folder(
     _tell_pairs(pairs, images, masks, audit, console)
     licence = licence or licence_in(images)
     pages = find_pages(pairs.pairs, group_pattern, audit)
+    if group_pattern is not None:
+        _tell_groups(pages, console)
     written: dict[str, int] = {}
     # All splits get their names at the end, together: half of one draw beside half of another would leak.
     try:
@@ -97,7 +103,8 @@ def convert_folder(
             maker = _Maker(dataset, licence, audit, reader, console)
             divided = _divide(pages, division, maker, out)
             if division.seed is not None:
-                maker.audit = Audit()  # what is examined to draw splits has its defects noted then, once
+                # What is examined to draw splits has its defects noted then, once.
+                maker = _Maker(dataset, licence, Audit(), reader, console)
             for name, part in divided.items():
                 writer = ShardWriter(out / name, dataset, name, licence)
                 written[name] = write_samples(writer, writers, maker.samples(part, name))
@@ -136,6 +143,7 @@ class _Maker:
 
     def __init__(self, dataset: str, licence: str, audit: Audit, reader: ImageReader, console: Console) -> None:
         self.dataset, self.licence, self.audit, self.reader, self.console = dataset, licence, audit, reader, console
+        self._seen: dict[bytes, str] = {}  # digest of an image's pixels -> where it was first
 
     def samples(self, pages: list[Page], label: str) -> Iterator[Sample]:
         """A sample for each page that can be converted, in order."""
@@ -163,6 +171,10 @@ class _Maker:
                 detail += ", the same turned by 90 degrees"
             self.audit.add(SIZE_MISMATCH, page.where, detail, left_out=True)
             return None
+        first = self._seen.setdefault(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), page.where)
+        if first != page.where:
+            detail = f"the same picture as {first}; in two splits it makes scores too good: remove one"
+            self.audit.add(DOUBLED_NAME, page.where, detail, left_out=False)
         if not mask.num_cells:
             detail = "its mask has no pixel above 0: taken as a field without cells"
             self.audit.add(IMAGE_WITHOUT_LABELS, page.where, detail, left_out=False)
@@ -181,7 +193,7 @@ class _Maker:
         }
         return Sample(page.key, one_channel(pixels), mask.pixels, metadata)
 
-    def _as_masked(self, page: Page, image: DecodedImage, mask: DecodedImage):
+    def _as_masked(self, page: Page, image: DecodedImage, mask: DecodedImage) -> np.ndarray:
         """The image as its mask lies on it: as it is stored, or turned as viewers turn it where only that has the
         mask's size: uint8 or uint16, (H, W) or (H, W, 3)."""
         if image.orientation == mask.orientation:
@@ -219,6 +231,15 @@ def _tell_pairs(pairs: Pairs, images: Path, masks: Path, audit: Audit, console: 
         audit.add(IMAGE_WITHOUT_LABELS, name, detail, left_out=True)
     for name in pairs.lonely_masks:
         audit.add(LABELS_WITHOUT_IMAGE, name, f"no image that it is the mask of in {images}", left_out=True)
+
+
+def _tell_groups(pages: list[Page], console: Console) -> None:
+    """Print the first groups, so that a pattern that finds something else is seen."""
+    groups = sorted(Counter(page.group for page in pages).items())
+    named = [f"{name} ({_count(number, 'sample')})" for name, number in groups[:NUM_NAMES]]
+    more = f" and {len(groups) - NUM_NAMES} more" if len(groups) > NUM_NAMES else ""
+    line = f"{_count(len(groups), 'group')}: {', '.join(named)}{more}"
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _files_not_read(pairs: Pairs, images: Path, masks: Path, out: Path) -> Iterable[str]:
