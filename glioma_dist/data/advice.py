@@ -22,7 +22,8 @@ MOST_FILES = 10_000
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "ground_truth", "annotations")
 """What people name the two folders."""
-IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif")
+READ_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+IMAGE_ENDINGS = (*READ_ENDINGS, ".bmp", ".czi", ".nd2", ".lif")
 
 
 def data_folder(source: str | Path) -> Path:
@@ -55,6 +56,12 @@ def how_to_make_shards(folder: Path) -> str:
     images = [path for path in files if path.name.lower().endswith(IMAGE_ENDINGS)]
     if not images:
         return IN_GENERAL
+    if not any(path.name.lower().endswith(READ_ENDINGS) for path in images):
+        kinds = ", ".join(sorted({path.suffix.lower() for path in images}))
+        return (
+            f"there are {len(images)} images ({kinds}) of kinds that are not read: save them as TIFF or PNG, then make "
+            "shards of them and their masks with glioma-dist convert folder"
+        )
     within = {path.relative_to(folder).parts[0] for path in images if path.parent != folder}
     named = [next((each for each in names if each in within), "") for names in (IMAGE_FOLDERS, MASK_FOLDERS)]
     if all(named):

@@ -89,6 +89,14 @@ def test_a_data_set_that_is_not_converted_names_its_converter(tmp_path, kind):
     assert sum(map(len, made)) == 2
 
 
+def test_images_that_are_not_read_are_to_be_saved_first(tmp_path):
+    for name in ("a.czi", "b.nd2", "c.CZI"):
+        (tmp_path / name).touch()
+    line = refusal(tmp_path)
+    assert "3 images (.czi, .nd2) of kinds that are not read: save them as TIFF or PNG" in line
+    assert "convert folder" in line
+
+
 def test_tars_without_an_index_name_the_command_that_makes_one(tmp_path):
     draw_shards(tmp_path / "tars", range(3))
     for path in (tmp_path / "tars").glob("*.json"):
