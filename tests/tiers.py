@@ -28,6 +28,7 @@ LONG = {
     "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": "runs",
     "tests/end_to_end/test_endings.py::test_what_only_has_the_name_of_a_checkpoint_stops_no_run": "a run each of 11",
     "tests/end_to_end/test_launchers.py": "real launchers",
+    "tests/end_to_end/test_own_images.py::test_the_page_leads_from_a_folder_to_masks": "six commands",
     "tests/end_to_end/test_readme.py::test_the_workflow_of_readme_runs_from_the_first_command_to_the_last": (
         "twenty commands, each a new interpreter"
     ),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glioma_dist.cli.command import Command
-from glioma_dist.cli.inputs import check_file, check_source
-from glioma_dist.config.data import ARTICLE_COUNTS
+from glioma_dist.cli.inputs import check_file, check_folder_there, check_source
+from glioma_dist.config.data import ARTICLE_COUNTS, SPLIT_SHARES
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.errors import InputError
 
@@ -76,8 +76,71 @@ class CocoConfig:
 
     def validate(self) -> None:
         """Raises InputError for a bad name of a split."""
-        if not self.split.replace("-", "").replace("_", "").isalnum() or self.split != self.split.lower():
-            raise InputError(f"--split {self.split}: give a name of lower-case letters and digits, for example train")
+        _check_split_name(self.split)
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """Convert a folder of images and a folder of their masks to shards."""
+
+    images: Path
+    """Folder with the images: TIFF, PNG or JPEG, also stacks of time points or planes; subfolders are searched, too."""
+    masks: Path
+    """Folder with a mask for each image: TIFF or PNG, where 0 is background and any value above 0 is cell: 0 and 255,
+    or one number for each cell. It may be the same folder; subfolders must have the same names as in --images."""
+    out: Path
+    """Folder to write the splits and audit.json to."""
+    suffix: str | None = None
+    """What a mask's name has after its image's name, for example _mask for x.tif and x_mask.png. By default: nothing,
+    or the one of _mask, _masks, _cp_masks (Cellpose), _label, _labels, -lbl (MorphoLibJ), '_Simple Segmentation'
+    (ilastik) and some more that most masks have; the command prints which. Write --suffix=-cells for one that begins
+    with a dash."""
+    split: str = "all"
+    """Name of the split, without --split-seed: train, val, test or another name."""
+    split_seed: int | None = None
+    """Draw train, val and test at random with this seed."""
+    split_shares: tuple[float, float, float] = SPLIT_SHARES
+    """Percentages of the groups for train, val and test, at least one group each, with --split-seed."""
+    split_counts: tuple[int, ...] | None = None
+    """Three numbers, with --split-seed, instead of shares: samples for train, val and test."""
+    group_pattern: str | None = None
+    """Regular expression with one group in round brackets, searched in an image's path without its ending. Images for
+    which it finds the same text belong to the same split: for example '^([A-H][0-9]+)_' for wells. By default: each
+    file is a group; the pages of a stack always belong to the same split."""
+    dataset: str | None = None
+    """Name of the data set. By default: the name of --out."""
+    licence: str | None = None
+    """Licence of the data. By default: the first line of a LICENSE file in --images. Checkpoints trained on the data
+    name it."""
+    strict: bool = False
+    """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        is_drawn = self.split_seed is not None
+        why = "without --split-seed" if not is_drawn else "with --split-counts"
+        return idle_flags(
+            self,
+            [
+                ("split", not is_drawn, "with --split-seed, which draws the splits"),
+                ("split_counts", is_drawn, "without --split-seed"),
+                ("split_shares", is_drawn and self.split_counts is None, why),
+            ],
+        )
+
+    def validate(self) -> None:
+        """Raises InputError for a bad name."""
+        _check_split_name(self.split)
+        if self.split_counts is not None and len(self.split_counts) != len(SPLIT_SHARES):
+            given = " ".join(map(str, self.split_counts))
+            raise InputError(f"--split-counts {given}: give three numbers, for train, val and test")
+        if self.suffix is not None and "/" in self.suffix:
+            raise InputError(f"--suffix {self.suffix}: is part of a file's name; give --masks for the folder")
+
+
+def _check_split_name(name: str) -> None:
+    if not name.replace("-", "").replace("_", "").isalnum() or name != name.lower():
+        raise InputError(f"--split {name}: give a name of lower-case letters and digits, for example train")
 
 
 def run_livecell(config: LivecellConfig) -> None:
@@ -105,6 +168,23 @@ def run_coco(config: CocoConfig) -> None:
     _convert_drawn(convert, find_coco(config.annotations, config.images, config.split, config.licence), config)
 
 
+def run_folder(config: FolderConfig) -> None:
+    """Convert."""
+    from glioma_dist.data.convert.folder import Division, convert_folder
+
+    convert_folder(
+        config.images,
+        config.masks,
+        config.out,
+        config.dataset or config.out.resolve().name,
+        config.suffix,
+        Division(config.split_seed, config.split_counts, config.split_shares, config.split),
+        config.group_pattern,
+        config.licence,
+        config.strict,
+    )
+
+
 def _convert_drawn(convert, source, config: GliomaC6Config | CocoConfig) -> None:
     dataset = config.out.resolve().name
     convert(
@@ -116,6 +196,12 @@ def check_coco(config: CocoConfig) -> None:
     """Raises InputError for missing inputs."""
     check_file("--annotations", config.annotations)
     check_source(config.images)
+
+
+def check_folder(config: FolderConfig) -> None:
+    """Raises InputError for missing inputs."""
+    check_folder_there("--images", config.images)
+    check_folder_there("--masks", config.masks)
 
 
 LIVECELL = Command(
@@ -146,4 +232,14 @@ COCO = Command(
         "--split-seed 0 --split-counts 15 5 10 --licence 'CC BY 4.0'",
     ),
     check_coco,
+)
+FOLDER = Command(
+    FolderConfig,
+    run_folder,
+    (
+        "glioma-dist convert folder --images data/images --masks data/masks --split-seed 0 --out shards/plate_7",
+        "glioma-dist convert folder --images data --masks data --suffix _cp_masks --split-seed 0 "
+        "--group-pattern '^([A-H][0-9]+)_' --out shards/plate_7",
+    ),
+    check_folder,
 )

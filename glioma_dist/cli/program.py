@@ -43,6 +43,7 @@ COMMANDS = {
     "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Convert LIVECell to shards."),
     "convert glioma-c6": Entry("glioma_dist.cli.convert:GLIOMA_C6", "Convert Glioma C6 or a CVAT export to shards."),
     "convert coco": Entry("glioma_dist.cli.convert:COCO", "Convert a COCO file and its images to shards."),
+    "convert folder": Entry("glioma_dist.cli.convert:FOLDER", "Convert images and their masks to shards."),
     "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
     "shards index": Entry("glioma_dist.cli.shards:INDEX", "Write the index of plain WebDataset tars."),
     "shards verify": Entry("glioma_dist.cli.shards:VERIFY", "Check every byte of a folder of shards."),

@@ -18,6 +18,8 @@ ARTICLE_SMALL = Size(704, 512)
 """The article's smallest size, 704p: LIVECell's own size, cut to multiples of 32."""
 ARTICLE_COUNTS = (15, 5, 10)
 """How the article splits its 30 images: train, validation, test."""
+SPLIT_SHARES = (70.0, 15.0, 15.0)
+"""How `convert folder` splits groups of images: train, validation, test, in percent."""
 
 
 @dataclass(frozen=True)

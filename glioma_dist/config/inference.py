@@ -38,12 +38,13 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Segment images: write a mask and an overlay for each TIFF or PNG, and summary.csv."""
+    """Segment images: write a mask and an overlay for each TIFF, PNG or JPEG, and summary.csv."""
 
     checkpoint: Path
     """A checkpoint folder, for example runs/x/best."""
     images: LocalPath
-    """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif'."""
+    """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif'. JPEGs beside TIFFs or PNGs are taken for
+    previews and not read."""
     out: Path
     """Folder for the masks, overlays and summary.csv."""
     input_size: SizeFlag | None = None

@@ -13,13 +13,17 @@ from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read
 
 IN_GENERAL = (
-    "make shards first: glioma-dist convert livecell takes LIVECell, convert glioma-c6 takes Glioma C6 and what CVAT "
-    "exports as COCO 1.0, convert coco takes any COCO file"
+    "make shards first: glioma-dist convert folder takes images with masks, convert livecell takes LIVECell, convert "
+    "glioma-c6 takes Glioma C6 and what CVAT exports as COCO 1.0, convert coco takes any COCO file"
 )
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 MOST_FILES = 10_000
 """Looked at: a folder of raw data can hold millions."""
-IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "ground_truth", "annotations")
+"""What people name the two folders."""
+READ_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+IMAGE_ENDINGS = (*READ_ENDINGS, ".bmp", ".czi", ".nd2", ".lif")
 
 
 def data_folder(source: str | Path) -> Path:
@@ -49,14 +53,28 @@ def how_to_make_shards(folder: Path) -> str:
         return f"make shards first: glioma-dist convert livecell --source {_quoted(folder)} {out}"
     if any(_is_coco(path) for path in files):
         return f"make shards first: glioma-dist convert glioma-c6 --source {_quoted(folder)} {out}"
-    num_images = sum(path.name.lower().endswith(IMAGE_ENDINGS) for path in files)
-    if num_images:
+    images = [path for path in files if path.name.lower().endswith(IMAGE_ENDINGS)]
+    if not images:
+        return IN_GENERAL
+    if not any(path.name.lower().endswith(READ_ENDINGS) for path in images):
+        kinds = ", ".join(sorted({path.suffix.lower() for path in images}))
         return (
-            f"there are {'more than ' if len(files) == MOST_FILES else ''}{num_images} images, and training needs the "
-            "outlines of their cells, too: draw them in CVAT, export the task as COCO 1.0 with its images, and run "
-            "glioma-dist convert glioma-c6 --source EXPORT --out shards/NAME"
+            f"there are {len(images)} images ({kinds}) of kinds that are not read: save them as TIFF or PNG, then make "
+            "shards of them and their masks with glioma-dist convert folder"
         )
-    return IN_GENERAL
+    within = {path.relative_to(folder).parts[0] for path in images if path.parent != folder}
+    named = [next((each for each in names if each in within), "") for names in (IMAGE_FOLDERS, MASK_FOLDERS)]
+    if all(named):
+        places = " ".join(
+            f"--{what} {_quoted(folder / name)}" for what, name in zip(("images", "masks"), named, strict=True)
+        )
+        return f"make shards first: glioma-dist convert folder {places} --split-seed 0 {out}"
+    number = f"more than {len(images)}" if len(files) == MOST_FILES else str(len(images))
+    return (
+        f"there are {number} images, and training needs masks of their "
+        f"cells, too: glioma-dist convert folder --images {_quoted(folder)} --masks MASKS --split-seed 0 {out}; "
+        "without masks, outline the cells in CVAT, export as COCO 1.0, and use convert glioma-c6"
+    )
 
 
 def _is_coco(path: Path) -> bool:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
+from glioma_dist.data.images.decoding import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from glioma_dist.data.images.png import decode_image, decode_mask
 from glioma_dist.data.images.reader import read_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "PICTURE_SUFFIXES",
     "Sample",
     "decode_image",
     "decode_mask",

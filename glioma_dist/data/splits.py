@@ -44,6 +44,37 @@ def draw_splits(
     return splits
 
 
+def draw_shares(groups: Mapping[str, str], shares: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """Draw disjoint splits at random that take every key: for each name in `shares` so large a share of the groups,
+    at least one, with all their keys, sorted.
+
+    groups: key -> group. The same groups, shares and seed give the same splits, whatever the keys' order. Raises
+    InputError where a share is not above 0, the seed is negative, or there are fewer groups than splits.
+    """
+    if seed < 0 or not all(0 < share < float("inf") for share in shares.values()):
+        raise InputError(f"{_told(shares)} with seed {seed}: each share is above 0, and the seed is 0 or more")
+    names = sorted(set(groups.values()))
+    if len(names) < len(shares):
+        raise InputError(
+            f"{len(names)} {'group' if len(names) == 1 else 'groups'} of images cannot be drawn into {len(shares)} "
+            f"splits ({', '.join(shares)}): each needs one; give more images, or a --group-pattern that makes smaller "
+            "groups, or omit --split-seed to write one split"
+        )
+    wanted = {name: share / sum(shares.values()) * len(names) for name, share in shares.items()}
+    counts = {name: max(1, int(number)) for name, number in wanted.items()}
+    while (rest := len(names) - sum(counts.values())) != 0:
+        # The split that lacks most gets the next group; where each has one at least, the one with most over gives.
+        step = 1 if rest > 0 else -1
+        changed = [name for name in counts if step > 0 or counts[name] > 1]
+        counts[max(changed, key=lambda name: step * (wanted[name] - counts[name]))] += step
+    order, splits, start = np.random.default_rng(seed).permutation(len(names)), {}, 0
+    for name, count in counts.items():
+        drawn = {names[place] for place in order[start : start + count]}
+        splits[name] = sorted(key for key, group in groups.items() if group in drawn)
+        start += count
+    return splits
+
+
 def check_division(counts: Mapping[str, int], seed: int) -> None:
     """Raises InputError if no data can be split in this way."""
     if min(counts.values()) < 1 or seed < 0:

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from glioma_dist.data.sample import IMAGE_SUFFIXES
+from glioma_dist.data.sample import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_read
 
@@ -55,7 +55,8 @@ class Found:
 
 
 def find_images(pattern: str) -> Found:
-    """The TIFFs and PNGs of a folder, a single file, or a glob pattern.
+    """The TIFFs and PNGs of a folder, a single file, or a glob pattern; its JPEGs where there is neither, because
+    beside them JPEGs are usually previews.
 
     Masks and overlays, which `predict` writes, are no images. Raises InputError where there are none.
     """
@@ -70,12 +71,16 @@ def find_images(pattern: str) -> Found:
             paths.append(path)
         elif kind != "folder" or "**" not in pattern:  # which does search the folders that it matches
             not_read[kind] += 1
+    main = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    if main:
+        not_read.update(path.suffix.lower() for path in paths if path not in main)
+        paths = main
     found = Found(paths, not_read)
     if not paths:
-        there = found.describe()
+        there = f" ({found.describe()})" if found.describe() else ""
         raise InputError(
-            f"--images {pattern}: no {', '.join(IMAGE_SUFFIXES)} there{f' ({there})' if there else ''}; give a folder, "
-            "a file, or a pattern in quotes"
+            f"--images {pattern}: no {', '.join(PICTURE_SUFFIXES)} there{there}; give a folder, a file, or a "
+            "pattern in quotes"
         )
     return found
 
@@ -116,7 +121,7 @@ def _why_not(path: Path) -> str:
         return "special"
     if name.endswith((MASK, OVERLAY)) or name in (SUMMARY, FAILED):
         return "result"
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return ""
     return printable(path.suffix.lower())[:20] or "plain"
 

@@ -19,7 +19,7 @@ from data_helpers import CELL, annotation, image_record, square, write_coco, wri
 from data_helpers import draw_image as draw_picture
 from helpers import REPOSITORY, draw_sample, run, tiny_config
 
-from glioma_dist.data.sample import encode_image
+from glioma_dist.data.sample import encode_image, encode_mask
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.state import TrainState, save_state
 
@@ -54,6 +54,7 @@ BASES = {
     "convert livecell": "--source SHARDS --out OUT",
     "convert glioma-c6": "--source SHARDS --out OUT",
     "convert coco": "--annotations COCO/labels.json --images COCO --out OUT",
+    "convert folder": "--images IMAGES --masks MASKS --out OUT",
     "demo": "--draw-only --out OUT --livecell 1 1 1 --glioma 1 1 1",
     "bench resolution": "--sizes 64x64 --encoder mit_tiny --out OUT",
     "bench spatial-parallel": "--out OUT",
@@ -81,6 +82,8 @@ def places(shards, tmp_path_factory):
     save_state(folder / "best", config, TrainState(step=1), build_model(config.model, 0)[0], None, {"lineage": []})
     (folder / "images").mkdir()
     (folder / "images" / "a.png").write_bytes(encode_image(draw_sample(0).image))
+    (folder / "masks").mkdir()
+    (folder / "masks" / "a.png").write_bytes(encode_mask(draw_sample(0).mask))
     (folder / "tars").mkdir()
     shutil.copy(shards / "val" / "00000.tar", folder / "tars")
     (folder / "coco").mkdir()
@@ -89,7 +92,8 @@ def places(shards, tmp_path_factory):
         folder / "coco" / "labels.json", [image_record(1, "a.tif")], [annotation(1, 1, square(4, 5, 9))], (CELL,)
     )
     found = {"SHARDS": shards, "BEST": folder / "best", "IMAGES": folder / "images", "TARS": folder / "tars"}
-    return {name: str(path) for name, path in {**found, "COCO": folder / "coco"}.items()}
+    found |= {"COCO": folder / "coco", "MASKS": folder / "masks"}
+    return {name: str(path) for name, path in found.items()}
 
 
 def bad_values(folder: Path, flag: str, is_file: bool) -> dict[str, Path]:

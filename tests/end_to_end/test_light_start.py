@@ -49,6 +49,7 @@ BASES = {
     "convert livecell": "--source FOLDER --out OUT",
     "convert glioma-c6": "--source FOLDER --out OUT",
     "convert coco": "--annotations IMAGE --images FOLDER --out OUT",
+    "convert folder": "--images FOLDER --masks FOLDER --out OUT",
     "shards inspect": "SHARDS",
     "shards index": "FOLDER",
     "shards verify": "SHARDS",

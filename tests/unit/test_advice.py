@@ -30,7 +30,7 @@ def refusal(folder) -> str:
 
 def follow(line: str, tmp_path, **places: str) -> list[ShardReader]:
     """Run the command that a message names; the shards that it makes."""
-    words = shlex.split(re.search(r"glioma-dist (convert .*)", line)[1])
+    words = shlex.split(re.search(r"glioma-dist (convert [^;]*)", line)[1])
     words = [places.get(word, word) for word in words]
     ended = command(" ".join(words[:2]), *[word.replace("shards/", f"{tmp_path}/made/") for word in words[2:]])
     assert ended.exit_code == 0, ended.stderr
@@ -48,17 +48,34 @@ def write_cvat_export(folder) -> None:
     write_coco(folder / "annotations" / "instances_default.json", records, cells, (CELL,))
 
 
+def write_masks(folder, numbers) -> None:
+    folder.mkdir()
+    for number in numbers:
+        cv2.imwrite(str(folder / f"{number}.png"), draw_sample(number).mask * 255)
+
+
 def test_a_folder_of_images_says_what_is_missing_and_the_way_leads_to_shards(tmp_path):
     plate = tmp_path / "plate"
     plate.mkdir()
     for number in range(3):
         cv2.imwrite(str(plate / f"{number}.png"), draw_sample(number).image)
     line = refusal(plate)
-    assert "there are 3 images, and training needs the outlines of their cells" in line
+    assert "there are 3 images, and training needs masks of their cells" in line
     assert "LIVECell" not in line
-    write_cvat_export(tmp_path / "export")
-    made = follow(line, tmp_path, EXPORT=str(tmp_path / "export"))
-    assert sum(map(len, made)) == 2
+    write_masks(tmp_path / "drawn", range(3))
+    made = follow(line, tmp_path, MASKS=str(tmp_path / "drawn"))
+    assert [len(reader) for reader in made] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("raw", "labels"), ("img", "gt")])
+def test_folders_of_images_and_masks_name_the_whole_command(tmp_path, names):
+    plate = tmp_path / "my plate"
+    (plate / names[0]).mkdir(parents=True)
+    for number in range(4):
+        cv2.imwrite(str(plate / names[0] / f"{number}.png"), draw_sample(number).image)
+    write_masks(plate / names[1], range(4))
+    made = follow(refusal(plate), tmp_path)
+    assert sum(map(len, made)) == 4
 
 
 @pytest.mark.parametrize("kind", ["LIVECell", "CVAT"])
@@ -72,6 +89,14 @@ def test_a_data_set_that_is_not_converted_names_its_converter(tmp_path, kind):
     assert sum(map(len, made)) == 2
 
 
+def test_images_that_are_not_read_are_to_be_saved_first(tmp_path):
+    for name in ("a.czi", "b.nd2", "c.CZI"):
+        (tmp_path / name).touch()
+    line = refusal(tmp_path)
+    assert "3 images (.czi, .nd2) of kinds that are not read: save them as TIFF or PNG" in line
+    assert "convert folder" in line
+
+
 def test_tars_without_an_index_name_the_command_that_makes_one(tmp_path):
     draw_shards(tmp_path / "tars", range(3))
     for path in (tmp_path / "tars").glob("*.json"):
@@ -83,7 +108,7 @@ def test_tars_without_an_index_name_the_command_that_makes_one(tmp_path):
 
 
 def test_an_empty_folder_names_the_converters(tmp_path):
-    for name in ("convert livecell", "convert glioma-c6", "convert coco"):
+    for name in ("convert folder", "convert livecell", "convert glioma-c6", "convert coco"):
         assert name in how_to_make_shards(tmp_path)
 
 

@@ -40,6 +40,8 @@ NO_PATHS = {
     "--split": "a name",
     "--source-splits": "names",
     "--licence": "words of a licence, which can be a URL",
+    "--group-pattern": "a regular expression",
+    "--suffix": "an ending of names",
     "--categories": "names",
     "--name": "a name of a file of the package",
 }

@@ -13,6 +13,7 @@ import pytest
 import tifffile
 import torch
 from helpers import command, draw_sample, tiny_config
+from PIL import Image
 from torch.nn import functional
 
 from glioma_dist.config import PredictConfig
@@ -177,7 +178,8 @@ def test_folders_files_and_patterns_find_images(tmp_path):
     assert found("b.tif") == ["b.tif"]
     assert found("*.tif*") == ["b.tif", "c.tiff"]
     assert found("**/*") == ["a.PNG", "b.tif", "c.tiff", "sub/deep/f.TIF", "sub/e.png"]
-    for pattern in ("d.jpg", "nowhere", "*.bmp", "sub/deep/*.png"):
+    assert found("*.jpg") == found("d.jpg") == ["d.jpg"]
+    for pattern in ("nowhere", "*.bmp", "sub/deep/*.png"):
         with pytest.raises(InputError, match="--images"):
             find_images(str(tmp_path / pattern))
 
@@ -418,7 +420,7 @@ def test_whatever_is_not_read_is_counted_and_named(tmp_path):
         + "; 1 link that leads nowhere; 1 pipe, socket or device not read"
     )
     assert find_images(str(tmp_path / "**/*.tif")).describe().count("folder") == 0
-    with pytest.raises(InputError, match=r"no \.tif, \.tiff, \.png there \(1 file not read \(\.czi\)\)"):
+    with pytest.raises(InputError, match=r"no \.tif, \.tiff, \.png, \.jpg, \.jpeg there \(1 file not read \(\.czi\)\)"):
         find_images(str(tmp_path / "d.czi"))
 
 
@@ -428,6 +430,15 @@ def test_a_jpeg_beside_tiffs_is_named_on_the_screen(whole, tmp_path):
     ended = command("predict.py", "--checkpoint", whole.folder, "--images", tmp_path, "--out", tmp_path / "out")
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert f"{tmp_path}: 1 file not read (.jpg)" in ended.stdout.splitlines()
+
+
+def test_jpegs_are_segmented_where_there_is_nothing_else(whole, tmp_path):
+    (tmp_path / "plate").mkdir()
+    for name in ("a.jpg", "b.JPEG"):
+        Image.fromarray(draw_sample(3).image).save(tmp_path / "plate" / name, "jpeg")
+    ended = command("predict.py", "--checkpoint", whole.folder, "--images", tmp_path / "plate", "--out", tmp_path / "o")
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "o").glob("*.mask.png")) == ["a.mask.png", "b.mask.png"]
 
 
 def test_signs_of_a_pattern_in_the_name_of_a_file_are_no_pattern(tmp_path):

@@ -36,7 +36,8 @@ def test_the_citation_is_of_this_version_and_names_the_article_and_the_data():
 
 def test_the_licence_is_the_one_that_the_package_states():
     assert PROJECT["license"] == "Apache-2.0"
-    assert "Apache License" in text("LICENSE") and "Version 2.0, January 2004" in text("LICENSE")
+    assert "Apache License" in text("LICENSE")
+    assert "Version 2.0, January 2004" in text("LICENSE")
     assert set(PROJECT["license-files"]) == {"LICENSE"}
 
 
@@ -55,7 +56,8 @@ def test_the_licence_of_every_library_is_listed(requirement):
 @pytest.mark.parametrize("licence", [LIVECELL_LICENCE, GLIOMA_C6_LICENCE, IMAGENET_LICENCE])
 def test_the_page_states_the_licences_that_the_program_records(licence):
     names = re.findall(r"CC BY-NC(?:-ND)? 4\.0|NVIDIA Source Code License for SegFormer", licence)
-    assert names and all(name in text("docs/licences.md") for name in names)
+    assert names
+    assert all(name in text("docs/licences.md") for name in names)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
@@ -77,4 +79,5 @@ def test_every_target_that_a_page_names_is_in_the_makefile(page):
 
 def test_files_that_a_page_of_the_project_names_are_there():
     named = re.findall(r"`((?:glioma_dist|examples|tests|docs)/[\w/.-]+)`", text("CONTRIBUTING.md"))
-    assert named and [name for name in named if not (REPOSITORY / name).exists()] == []
+    assert named
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []

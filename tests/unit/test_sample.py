@@ -233,14 +233,16 @@ def test_what_cannot_be_used_says_what_to_do(tmp_path, reader):
     tifffile.imwrite(stack, np.stack([GREY] * 4), photometric="minisblack")
     tifffile.imwrite(floats, GREY.astype(np.float32))
     tifffile.imwrite(colours, np.dstack([GREY] * 5), photometric="minisblack", planarconfig="contig")
-    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "a.bmp").write_bytes(b"x")
+    (tmp_path / "text.jpg").write_bytes(b"not a JPEG")
     (tmp_path / "text.png").write_bytes(b"not a PNG")
     (tmp_path / "text.tif").write_bytes(b"not a TIFF")
     cases = [
         ("stack.tif", "stack of 4 pages"),
         ("float.tif", "float32"),
         ("five.tif", "5 channels"),
-        ("a.jpg", "use TIFF or PNG"),
+        ("a.bmp", "use TIFF or PNG"),
+        ("text.jpg", "not a JPEG"),
         ("text.png", "not a PNG"),
         ("text.tif", "not a TIFF"),
         ("missing.tif", "no such file"),

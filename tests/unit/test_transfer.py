@@ -20,7 +20,7 @@ aiohttp = pytest.importorskip("aiohttp", reason="needs the extra cloud")
 import yarl  # noqa: E402 (comes with aiohttp)
 
 from glioma_dist.data.shards.bodies import AnswerError, Span  # noqa: E402
-from glioma_dist.data.shards.http_transfer import check_redirect, _seconds  # noqa: E402
+from glioma_dist.data.shards.http_transfer import _seconds, check_redirect  # noqa: E402
 from glioma_dist.data.shards.transfer import read_span  # noqa: E402
 
 TWO = patience_for(None)

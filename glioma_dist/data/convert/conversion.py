@@ -2,12 +2,10 @@
 
 import contextlib
 import itertools
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from glioma_dist.config.data import ARTICLE_COUNTS
 from glioma_dist.data.convert.audit import (
@@ -21,15 +19,19 @@ from glioma_dist.data.convert.image_folder import walk_files
 from glioma_dist.data.convert.jobs import find_jobs
 from glioma_dist.data.convert.prepare import Job, prepare
 from glioma_dist.data.convert.sources import Source, SourceSplit, describe, licence_files
+from glioma_dist.data.convert.writing import (
+    AUDIT_NAME,
+    finish,
+    refuse_other_division,
+    with_progress,
+    write_samples,
+)
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards.index import INDEX_NAME
 from glioma_dist.data.shards.reader import ShardWriter
-from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, check_division, draw_splits
+from glioma_dist.data.splits import SPLIT_NAMES, check_division, draw_splits
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_write, check_new_folder
-
-AUDIT_NAME = "audit.json"
 
 
 def convert(
@@ -58,7 +60,7 @@ def convert(
         check_division(dict(zip(SPLIT_NAMES, split_counts, strict=True)), split_seed)
     elif split_counts != ARTICLE_COUNTS:
         raise InputError("--split-counts needs --split-seed; give both, or omit --split-counts")
-    _refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
+    refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
     written: dict[str, int] = {}
     used: dict[Path, str] = {}
     _audit_lookalikes(source, audit)
@@ -86,11 +88,7 @@ def convert(
     except OSError as error:
         raise cannot_write(error.filename or out, error) from None
     audit.note_files_not_read(_files_not_read(source, out))
-    audit.write(out / AUDIT_NAME)
-    audit.show(console, out / AUDIT_NAME)
-    for name, count in written.items():
-        where = printable(out / name) if count else "not written: no sample of it could be converted"
-        console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
+    finish(out, audit, written, console)
     if not any(written.values()):
         raise InputError(
             f"{source.folder}: no sample could be converted; {_why_none(audit)}{out / AUDIT_NAME} gives the reasons"
@@ -130,7 +128,7 @@ def _divide(
     """The jobs of each split to write: all in one, or drawn among those that can be converted."""
     if seed is None:
         return {split.name: jobs}
-    prepared = _prepare_each(_with_progress(jobs, "examining", console), audit, reader)
+    prepared = _prepare_each(with_progress(jobs, "examining", console), audit, reader)
     usable = {job.key: job for job, sample in prepared if sample is not None}
     groups = {key: describe(job.image.file_name)[0] for key, job in usable.items()}
     drawn = draw_splits(usable, dict(zip(SPLIT_NAMES, counts, strict=True)), seed, groups)
@@ -138,17 +136,6 @@ def _divide(
     if num_drawn < len(usable):
         console.print(f"{len(usable) - num_drawn} samples are in no split; --split-counts can ask for them")
     return {name: [job for key, job in usable.items() if key in keys] for name, keys in drawn.items()}
-
-
-def _refuse_other_division(out: Path, names: Sequence[str]) -> None:
-    """Raise InputError where `out` holds the same images divided in another way: whole, or drawn into splits."""
-    found = {path.parent.name for path in out.glob(f"*/{INDEX_NAME}")}
-    others = sorted(found - set(names))
-    if others and WHOLE in {*names, *found}:
-        raise InputError(
-            f"{out}: holds {', '.join(others)} of another conversion, which may have the same images as "
-            f"{', '.join(names)}; remove it, or give another --out"
-        )
 
 
 def _write_split(
@@ -161,17 +148,8 @@ def _write_split(
 ) -> int:
     """Convert and write one split's images, to be renamed when `writers` closes; nothing where none can be converted.
     Returns their number."""
-    prepared = _prepare_each(_with_progress(jobs, printable(writer.folder.name), console), audit, reader)
-    samples = (sample for _, sample in prepared if sample is not None)
-    first = next(samples, None)
-    if first is None:
-        return 0
-    writers.enter_context(writer)
-    num_samples = 0
-    for sample in itertools.chain([first], samples):
-        writer.write(sample)
-        num_samples += 1
-    return num_samples
+    prepared = _prepare_each(with_progress(jobs, printable(writer.folder.name), console), audit, reader)
+    return write_samples(writer, writers, (sample for _, sample in prepared if sample is not None))
 
 
 def _prepare_each(jobs: Iterable[Job], audit: Audit, reader: ImageReader) -> Iterator[tuple[Job, Sample | None]]:
@@ -219,16 +197,3 @@ def _files_not_read(source: Source, out: Path) -> list[str]:
         for path in found
         if not path.parent.resolve().is_relative_to(written)
     ]
-
-
-def _with_progress(jobs: list[Job], label: str, console: Console) -> Iterator[Job]:
-    """Hand on the jobs, with a bar on a terminal and about ten plain lines elsewhere."""
-    if console.is_terminal:
-        yield from track(jobs, description=label, console=console)
-        return
-    start, step = time.monotonic(), max(50, len(jobs) // 10)
-    for number, job in enumerate(jobs, 1):
-        yield job
-        if number % step == 0 or number == len(jobs):
-            rate = number / max(time.monotonic() - start, 1e-9)
-            console.print(f"{label}: {number}/{len(jobs)} images, {rate:.0f}/s", highlight=False)

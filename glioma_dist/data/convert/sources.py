@@ -125,7 +125,12 @@ def licence_of(source: Source, coco: CocoFile) -> str:
         return source.licence
     if coco.licences:
         return one_line(", ".join(coco.licences), MAX_LICENCE_CHARACTERS) or UNKNOWN_LICENCE
-    for path in licence_files(source.folder):
+    return licence_in(source.folder)
+
+
+def licence_in(folder: Path) -> str:
+    """The first line of the LICENSE file of a folder, or that the licence is unknown."""
+    for path in licence_files(folder):
         text = read_bytes(path, MAX_LICENCE_BYTES).decode("utf-8", "replace")
         first = next((line.strip() for line in text.split("\n") if line.strip()), "")
         return f"{one_line(first, 120)} ({printable(path.name)} of the source)"
@@ -202,7 +207,10 @@ def _not_found(folder: Path, files: list[Path], dataset: str, wanted: str) -> In
     elif ".json" in suffixes:
         advice = "a COCO file is read under these names only: rename yours"
     elif suffixes & set(IMAGE_SUFFIXES):
-        advice = "images alone are not enough: a COCO JSON must outline their cells"
+        advice = (
+            "images alone are not enough: a COCO JSON must outline their cells, or glioma-dist convert folder takes "
+            "images with masks"
+        )
     else:
         return InputError(message)
     return InputError(f"{message}; {advice}")

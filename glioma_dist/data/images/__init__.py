@@ -1,1 +1,1 @@
-"""Reading TIFF and PNG files that may be damaged."""
+"""Reading TIFF, PNG and JPEG files that may be damaged."""

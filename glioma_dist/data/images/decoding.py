@@ -1,4 +1,4 @@
-"""One image file, TIFF or PNG, decoded in this process; `ImageReader` does it in another one, which may crash."""
+"""One image file, TIFF, PNG or JPEG, decoded in this process; `ImageReader` does it in another one, which may crash."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from glioma_dist.data.images.jpeg_pictures import JPEG_SIGNATURE, decode_jpeg_file
+from glioma_dist.data.images.labels import HOW, to_mask
 from glioma_dist.data.images.limits import MAX_FILE_BYTES
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED
 from glioma_dist.data.images.png import PNG_SIGNATURE, decode_png_file
@@ -18,9 +20,11 @@ from glioma_dist.files import cannot_read, check_plain
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *JPEG_SUFFIXES)
+"""All that is read. JPEG is taken only where it is the user's own choice: beside TIFFs it is usually a preview."""
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 OTHER_KINDS = {
-    b"\xff\xd8\xff": "a JPEG",
     b"GIF8": "a GIF",
     b"BM": "a BMP",
     b"RIFF": "a WebP",
@@ -36,11 +40,13 @@ OTHER_KINDS = {
 
 class DecodedImage(NamedTuple):
     """pixels: as stored, uint8 or uint16, (H, W) or (H, W, 3) RGB. notes: what is odd about how the values are stored,
-    in words. orientation: how the file says that the picture is to be turned, EXIF's 1 to 8 (1: not at all)."""
+    in words. orientation: how the file says that the picture is to be turned, EXIF's 1 to 8 (1: not at all). num_cells:
+    of a mask; None for an image."""
 
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
     orientation: int = AS_STORED
+    num_cells: int | None = None
 
     def remarks(self) -> list[str]:
         """All that a user should know about how the file was read, one short text each."""
@@ -57,21 +63,65 @@ def orientation_remark(orientation: int) -> str:
 
 
 def decode_file(path: str | Path, where: str, reserve: Callable[[int], None]) -> DecodedImage:
-    """Decode a TIFF or PNG in this process; see `ImageReader.read`. `where` names the file in errors.
+    """Decode a TIFF, PNG or JPEG in this process; see `ImageReader.read`. `where` names the file in errors.
 
     reserve: called with the number of bytes that the pixels take, as the header says, before they are decoded.
     A damaged file can crash the process. Raises InputError.
     """
     suffix = os.path.splitext(where)[1].lower()
-    if suffix not in IMAGE_SUFFIXES:
-        raise InputError(f"{where}: not an image that can be read; use TIFF or PNG (8 or 16 bit)")
+    if suffix not in PICTURE_SUFFIXES:
+        raise InputError(f"{where}: not an image that can be read; use TIFF or PNG (8 or 16 bit), or JPEG")
+    return _open(path, where, lambda file, num_bytes: _decode(file, num_bytes, where, suffix, reserve))
+
+
+def decode_page(
+    path: str | Path,
+    where: str,
+    reserve: Callable[[int], None],
+    directory: int | None = None,
+    page: int | None = None,
+    is_mask: bool = False,
+) -> DecodedImage:
+    """Decode one page of an image or a mask in this process; see `Wanted`.
+
+    A mask's pixels are uint8 (H, W), 0 and 1. reserve: see `decode_file`. Raises InputError.
+    """
+    where = f"{where} (page {page})" if page is not None else where
+
+    def decode(file: BinaryIO, num_bytes: int) -> DecodedImage:
+        first = file.read(16)
+        if is_mask:
+            return _decode_mask(file, num_bytes, where, reserve, directory, first)
+        if first[:4] in TIFF_SIGNATURES and directory is not None:
+            return DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve, directory))
+        return _decode(file, num_bytes, where, os.path.splitext(path)[1].lower(), reserve)
+
+    return _open(path, where, decode)
+
+
+def _decode_mask(
+    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None], directory: int | None, first: bytes
+) -> DecodedImage:
+    if first[:4] in TIFF_SIGNATURES:
+        labels, notes, orientation = decode_tiff_file(file, num_bytes, where, reserve, directory, is_mask=True)
+    elif first.startswith(PNG_SIGNATURE):
+        labels, notes, orientation = decode_png_file(file, num_bytes, where, reserve, is_mask=True)
+    elif first.startswith(JPEG_SIGNATURE):
+        raise InputError(f"{where}: a mask in JPEG, which changes the labels; {HOW}")
+    else:
+        raise _unknown_kind(first, where, "TIFF or PNG")
+    mask, num_cells, more = to_mask(labels, where)
+    return DecodedImage(mask, (*notes, *more), orientation, num_cells)
+
+
+def _open(path: str | Path, where: str, decode: Callable[[BinaryIO, int], DecodedImage]) -> DecodedImage:
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
             check_plain(where, found)
             if found.st_size > MAX_FILE_BYTES:
                 raise InputError(f"{where}: has {found.st_size} bytes, more than the {MAX_FILE_BYTES} that are read")
-            return _decode(file, found.st_size, where, suffix, reserve)
+            return decode(file, found.st_size)
     except ValueError as error:  # a name with a zero byte
         raise InputError(f"{where}: cannot be the name of a file ({error})") from None
     except OSError as error:
@@ -85,21 +135,31 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _decode(file: BinaryIO, num_bytes: int, where: str, suffix: str, reserve: Callable[[int], None]) -> DecodedImage:
     """By what the first bytes say; a suffix is easily wrong."""
+    file.seek(0)
     first = file.read(16)
+    expected = "PNG" if suffix == ".png" else "JPEG" if suffix in JPEG_SUFFIXES else "TIFF"
     if first.startswith(PNG_SIGNATURE):
+        kind = "PNG"
         found = DecodedImage(*decode_png_file(file, num_bytes, where, reserve))
     elif first[:4] in TIFF_SIGNATURES:
+        kind = "TIFF"
         found = DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve))
+    elif first.startswith(JPEG_SIGNATURE):
+        kind = "JPEG"
+        found = DecodedImage(*decode_jpeg_file(file, num_bytes, where, reserve))
     else:
-        kind = next((kind for start, kind in OTHER_KINDS.items() if first.startswith(start)), None)
-        if kind is not None:
-            raise InputError(f"{where}: is {kind} by its first bytes, whatever its name; save it as TIFF or PNG")
-        if not first:
-            raise InputError(f"{where}: is empty; copy the file again")
-        expected = "PNG" if suffix == ".png" else "TIFF"
-        raise InputError(f"{where}: not a {expected} file (its first bytes are {first[:8]!r})")
-    is_png = first.startswith(PNG_SIGNATURE)
-    if is_png != (suffix == ".png"):
-        note = f"is a {'PNG' if is_png else 'TIFF'} by its first bytes, and read as that"
+        raise _unknown_kind(first, where, expected)
+    if kind != expected:
+        note = f"is a {kind} by its first bytes, and read as that"
         found = found._replace(notes=(note, *found.notes))
     return found
+
+
+def _unknown_kind(first: bytes, where: str, expected: str) -> InputError:
+    """The error for a file that is none of those that are read, by its first bytes."""
+    kind = next((kind for start, kind in OTHER_KINDS.items() if first.startswith(start)), None)
+    if kind is not None:
+        return InputError(f"{where}: is {kind} by its first bytes, whatever its name; save it as TIFF or PNG")
+    if not first:
+        return InputError(f"{where}: is empty; copy the file again")
+    return InputError(f"{where}: not a {expected} file (its first bytes are {first[:8]!r})")

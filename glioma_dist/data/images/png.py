@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
+from glioma_dist.data.images.labels import NOT_BLACK, grey_of
 from glioma_dist.data.images.limits import COPY_AGAIN, MAX_DECODED_BYTES, check_ratio, check_size
 from glioma_dist.data.images.orientation import AS_STORED, exif_orientation, xmp_orientation
 from glioma_dist.errors import InputError
@@ -50,18 +51,24 @@ class _Chunks(NamedTuple):
 
 
 def decode_png_file(
-    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
+    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None], is_mask: bool = False
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Pixels, notes and orientation of a PNG; see `image_file.decode_file`. Raises InputError."""
+    """Pixels, notes and orientation of a PNG; see `decoding.decode_file`. is_mask: see `decode_labels`; (H, W). Raises
+    InputError."""
     if num_bytes > MAX_PNG_BYTES:
         raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
     file.seek(0)
     reserve(num_bytes)
     data = file.read()
     chunks = _walk(data, where)
-    reserve(num_bytes + chunks.header.num_bytes)
-    notes = ("is followed by another PNG in the same file, which is not read",)
-    return decode_image(data, where), notes * (PNG_SIGNATURE in data[chunks.end :]), _orientation(data, chunks)
+    counting = 4 * chunks.header.width * chunks.header.height if is_mask else 0
+    reserve(num_bytes + chunks.header.num_bytes + counting)
+    notes = ("is followed by another PNG in the same file, which is not read",) * (PNG_SIGNATURE in data[chunks.end :])
+    place = data.find(b"PLTE") if is_mask and chunks.header.colour_type == PNG_PALETTE else -1
+    if place > 0 and any(data[place + 4 : place + 7]):
+        notes = (*notes, NOT_BLACK)
+    pixels = decode_labels(data, where) if is_mask else decode_image(data, where)
+    return pixels, notes, _orientation(data, chunks)
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -103,9 +110,27 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
     return (pixels > 0).astype(np.uint8)
 
 
+def decode_labels(data: bytes, where: str) -> np.ndarray:
+    """Decode a mask's PNG bytes into its values, uint8 or uint16 (H, W): grey, or a palette's indices; fewer than 8
+    bits are scaled to 0 to 255.
+
+    `where` names the bytes in the InputError that damaged ones and colours raise.
+    """
+    chunks = _walk(data, where)
+    if chunks.header.colour_type == PNG_PALETTE:
+        # Read as grey, a palette's indices are its values.
+        start = len(PNG_SIGNATURE) + 4
+        head = bytearray(data[start : start + 17])
+        head[13] = PNG_GREY
+        head += struct.pack(">I", zlib.crc32(head))
+        data = _only((b"IHDR", b"IDAT", b"IEND"), b"".join((data[:start], head, data[start + 21 :])))
+    values = _decode(data, chunks, cv2.IMREAD_UNCHANGED, where)
+    return values if values.ndim == 2 else grey_of(values, values.shape[2] == 4, where)
+
+
 def _decode(data: bytes, chunks: _Chunks, flags: int, where: str) -> np.ndarray:
     if chunks.others:
-        data = _only_needed(data)
+        data = _only(NEEDED, data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
@@ -164,12 +189,12 @@ def _refuse_animation(num_frames: int, where: str) -> None:
         )
 
 
-def _only_needed(data: bytes) -> bytes:
-    """The PNG with the chunks that pixels are made of. Transparency is one of the others: alpha is dropped."""
+def _only(kinds: tuple[bytes, ...], data: bytes) -> bytes:
+    """The PNG with these chunks alone. Transparency is none that pixels are made of (NEEDED): alpha is dropped."""
     parts, start, kind = [data[: len(PNG_SIGNATURE)]], len(PNG_SIGNATURE), b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, start)
-        if kind in NEEDED:
+        if kind in kinds:
             parts.append(data[start : start + 12 + length])
         start += 12 + length
     return b"".join(parts)

@@ -19,7 +19,7 @@ import numpy as np
 
 from glioma_dist.data.images.decoding import DecodedImage
 from glioma_dist.data.images.limits import check_size
-from glioma_dist.data.images.worker import NoAnswerError, receive, receive_into, send
+from glioma_dist.data.images.worker import NoAnswerError, Wanted, receive, receive_into, send
 from glioma_dist.errors import InputError, UnavailableError
 
 START_SECONDS = 120.0
@@ -29,6 +29,9 @@ PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from glioma_dist.data.images.worker import serve; serve(int(sys.argv[1]))"
 )
+
+
+Question = str | Path | Wanted
 
 
 class ImageReader:
@@ -43,7 +46,7 @@ class ImageReader:
         self._process: subprocess.Popen | None = None
         self._connection: socket.socket | None = None
         self._owner = os.getpid()
-        self._asked: str | Path | None = None  # what the process is already at work on
+        self._asked: Question | None = None  # what the process is already at work on
 
     def __enter__(self) -> ImageReader:
         return self
@@ -54,7 +57,7 @@ class ImageReader:
         self.close()
 
     def read(self, path: str | Path) -> DecodedImage:
-        """Read a TIFF or PNG of 8 or 16 bits.
+        """Read a TIFF or PNG of 8 or 16 bits, or a JPEG.
 
         Returns its pixels as they are stored, uint8 or uint16, (H, W) or (H, W, 3) RGB, and notes: what is odd about
         the file, in words for the user, for example that it says how the picture is to be turned.
@@ -65,9 +68,9 @@ class ImageReader:
         """
         return self._read(path, None)
 
-    def read_each(self, paths: Iterable[str | Path]) -> Iterator[DecodedImage | InputError]:
+    def read_each(self, paths: Iterable[str | Path | Wanted]) -> Iterator[DecodedImage | InputError]:
         """Read many images, each decoded while the caller works on the one before. Yields, for each path in order,
-        the image, or the InputError that `read` would raise."""
+        the image, or the InputError that `read` would raise. `Wanted` asks for pages of stacks, and for masks."""
         following = iter(paths)
         path = next(following, None)
         while path is not None:
@@ -81,18 +84,19 @@ class ImageReader:
             yield found
             path = after
 
-    def _read(self, path: str | Path, after: str | Path | None) -> DecodedImage:
+    def _read(self, question: Question, after: Question | None) -> DecodedImage:
         """after: the image that is asked for next; the process begins with it at once."""
+        path = question.path if isinstance(question, Wanted) else question
         try:
-            was_used = self._start(path)
-            return self._ask(path, after)
+            was_used = self._start(question)
+            return self._ask(question, after)
         except NoAnswerError as error:
             how = self._give_up(path, error)
         if was_used:
             # An earlier image may have left the process damaged. Pixels that two fresh ones agree on are this image's;
             # a decoder that reads memory which is not its own finds others each time.
             with contextlib.suppress(NoAnswerError):
-                first, second = self._ask_afresh(path), self._ask_afresh(path)
+                first, second = self._ask_afresh(question), self._ask_afresh(question)
                 if np.array_equal(first.pixels, second.pixels):
                     return second
             self._end()
@@ -101,10 +105,10 @@ class ImageReader:
             "can open it, save it from there as a new TIFF or PNG"
         )
 
-    def _ask_afresh(self, path: str | Path) -> DecodedImage:
+    def _ask_afresh(self, question: Question) -> DecodedImage:
         self._end()
-        self._start(path)
-        return self._ask(path, None)
+        self._start(question)
+        return self._ask(question, None)
 
     def _give_up(self, path: str | Path, error: NoAnswerError) -> str:
         """How the process ended that did not answer. Raises InputError where it was too slow."""
@@ -120,10 +124,10 @@ class ImageReader:
         if self._process is not None:
             self._end()
 
-    def _start(self, path: str | Path) -> bool:
-        """Have a process to ask for `path`. Returns whether it has decoded images before."""
+    def _start(self, question: Question) -> bool:
+        """Have a process to ask for an image. Returns whether it has decoded images before."""
         if self._process is not None and self._owner == os.getpid():
-            if self._asked in (None, path):
+            if self._asked in (None, question):
                 return True
             self._end()  # it is at work on an image that is not wanted any more
         self._owner = os.getpid()
@@ -156,11 +160,12 @@ class ImageReader:
             raise UnavailableError(f"the process that decodes images did not start ({how}); try again") from None
         return False
 
-    def _ask(self, path: str | Path, after: str | Path | None) -> DecodedImage:
+    def _ask(self, question: Question, after: Question | None) -> DecodedImage:
         """One question and its answer. Raises NoAnswerError where there is none, and InputError."""
+        path = question.path if isinstance(question, Wanted) else question
         try:
-            for question in ([] if self._asked == path else [path]) + ([] if after is None else [after]):
-                send(self._connection, {"path": os.path.abspath(question), "where": str(question)})
+            for each in ([] if self._asked == question else [question]) + ([] if after is None else [after]):
+                send(self._connection, _as_message(each))
         except OSError:
             raise NoAnswerError(late=False) from None
         self._asked = after
@@ -175,7 +180,7 @@ class ImageReader:
         check_size(width, height, path, channels[0] if channels else 1, kind.itemsize)
         pixels = np.empty(answer["shape"], kind)
         receive_into(self._connection, memoryview(pixels).cast("B"), deadline)
-        return DecodedImage(pixels, tuple(answer["notes"]), answer["orientation"])
+        return DecodedImage(pixels, tuple(answer["notes"]), answer["orientation"], answer.get("num_cells"))
 
     def _end(self, seconds: float = 0.0) -> str:
         """End the process, which first gets time to end by itself, and say how it ended."""
@@ -198,8 +203,16 @@ class ImageReader:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
+def _as_message(question: Question) -> dict:
+    """A question as the process is asked it."""
+    if not isinstance(question, Wanted):
+        return {"path": os.path.abspath(question), "where": str(question)}
+    how = {"directory": question.directory, "page": question.page, "is_mask": question.is_mask}
+    return {"path": os.path.abspath(question.path), "where": str(question.path), "how": how}
+
+
 def read_image(path: str | Path) -> np.ndarray:
-    """Read one TIFF or PNG as uint8 or uint16, (H, W) or (H, W, 3) RGB; see `ImageReader.read`.
+    """Read one TIFF, PNG or JPEG as uint8 or uint16, (H, W) or (H, W, 3) RGB; see `ImageReader.read`.
 
     Starts a process for this one image, a tenth of a second; for several images use an `ImageReader`.
     """

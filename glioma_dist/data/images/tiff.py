@@ -13,11 +13,12 @@ import tifffile
 
 from glioma_dist.data.images import tiff_directories as tag
 from glioma_dist.data.images.jpeg import fault_of_jpeg, fault_of_jpeg_xr
+from glioma_dist.data.images.labels import check_labels, without_colours
 from glioma_dist.data.images.limits import COPY_AGAIN, check_ratio, check_size
 from glioma_dist.data.images.lzw import is_valid_lzw
 from glioma_dist.data.images.orientation import AS_STORED, valid_orientation, xmp_orientation
 from glioma_dist.data.images.tiff_colours import check_colours, to_image
-from glioma_dist.data.images.tiff_directories import Directory, read_directories
+from glioma_dist.data.images.tiff_directories import Directory, read_directories, read_directory
 from glioma_dist.data.images.tiff_stacks import single_page
 from glioma_dist.errors import InputError
 
@@ -34,26 +35,34 @@ MAX_WORDS = 160
 
 
 def decode_tiff_file(
-    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None]
+    file: BinaryIO,
+    num_bytes: int,
+    where: str,
+    reserve: Callable[[int], None],
+    offset: int | None = None,
+    is_mask: bool = False,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Pixels, notes and orientation of a TIFF; see `image_file.decode_file`. num_bytes: the file's length.
+    """Pixels, notes and orientation of a TIFF; see `decoding.decode_file`. num_bytes: the file's length.
 
-    Raises InputError.
+    offset: where the directory of the page to take begins, in bytes; None: the file's only picture. is_mask: take
+    values as they are stored, of any kind of number (H, W). Raises InputError.
     """
-    directories = read_directories(file, num_bytes, where)
-    place = single_page(directories, where)
-    page = directories.pages[place]
-    notes = check_colours(page, where)
+    if offset is None:
+        directories = read_directories(file, num_bytes, where)
+        page = directories.pages[single_page(directories, where)]
+    else:
+        page = read_directory(file, num_bytes, offset, where)
+    notes = check_labels(page, where) if is_mask else check_colours(page, where)
     width, length = page.size
     bits = max(page.numbers(tag.BITS) or (1,))
     decoded = check_size(width, length, where, page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
     if bits >= 8:  # of fewer bits a pixel, one byte may hold thousands
         check_ratio(decoded, num_bytes, where)
     _check_tiles(page, where)
-    reserve(decoded)
+    reserve(decoded + 2 * width * length if is_mask else decoded)  # cells of a mask are counted in 32 bits
     file.seek(0)
     try:
-        pixels, more = _decode(file, num_bytes, page, place, where)
+        pixels, more = _decode(file, num_bytes, page, where, 8 if is_mask else 2)
     except InputError:
         raise
     except MemoryError:
@@ -61,6 +70,8 @@ def decode_tiff_file(
     except Exception as error:
         # A damaged TIFF surfaces as whatever the parser or any of a dozen codecs happened to trip over.
         raise _cannot_decode(page, where, error) from None
+    if is_mask:
+        return without_colours(pixels, page, where), (*notes, *more), orientation_of(page)
     pixels, colour_notes = to_image(pixels, page, where)
     return pixels, (*notes, *more, *colour_notes), orientation_of(page)
 
@@ -80,13 +91,21 @@ def _cannot_decode(page: Directory, where: str, error: Exception) -> InputError:
     )
 
 
-def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: str) -> tuple[np.ndarray, list[str]]:
-    """Pixels with tifffile's axes (H, W), (H, W, S) or (S, H, W), and notes."""
+def _open_page(tiff: tifffile.TiffFile, page: Directory) -> tifffile.TiffPage:
+    """A page of an open TIFF as tifffile sees it."""
+    tiff.filehandle.seek(page.offset)
+    return tifffile.TiffPage(tiff, 0)
+
+
+def _decode(
+    file: BinaryIO, num_bytes: int, page: Directory, where: str, most_bytes: int
+) -> tuple[np.ndarray, list[str]]:
+    """Pixels (H, W) or (H, W, S) of at most `most_bytes` a sample, and notes."""
     # tifffile logs and warns about odd metadata that does not touch the pixels.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with tifffile.TiffFile(file, _multifile=False) as tiff:
-            found = tiff.pages[place]
+            found = _open_page(tiff, page)
             if found.dtype is None:
                 raise InputError(f"{where}: pixels of {found.bitspersample} bits are not read; save it as 8 or 16 bit")
             if found.axes not in ("YX", "YXS", "SYX"):
@@ -101,12 +120,12 @@ def _decode(file: BinaryIO, num_bytes: int, page: Directory, place: int, where: 
             except RuntimeError:  # what the codecs raise
                 if found.compression not in (*DEFLATE, PACKBITS, ZSTD):
                     raise
-                pixels, num_longer = _decode_long_streams(found, place, file)
+                pixels, num_longer = _decode_long_streams(found, page, file)
                 notes.append(f"{num_longer} strips or tiles hold more than their pixels; the rest of them is not read")
             pixels = np.moveaxis(pixels, 0, -1) if found.axes == "SYX" else pixels
     width, length = page.size
     samples = page.number(tag.SAMPLES, 1)
-    if pixels.shape not in ((length, width), (length, width, samples)) or pixels.dtype.itemsize > 2:
+    if pixels.shape not in ((length, width), (length, width, samples)) or pixels.dtype.itemsize > most_bytes:
         raise InputError(f"{where}: damaged TIFF: its tags and its pixels do not agree; copy the file again")
     return pixels, notes
 
@@ -124,7 +143,7 @@ def _check_predictor(found: tifffile.TiffPage, where: str) -> list[str]:
     return ["names a predictor, which pixels without compression do not have; it is ignored, as libtiff does"]
 
 
-def _decode_long_streams(found: tifffile.TiffPage, place: int, file: BinaryIO) -> tuple[np.ndarray, int]:
+def _decode_long_streams(found: tifffile.TiffPage, page: Directory, file: BinaryIO) -> tuple[np.ndarray, int]:
     """Pixels as `asarray` gives them, and how many strips or tiles unpack to more than their pixels: some programs
     fill up the last strip. tifffile gives the decoders no room for more.
 
@@ -134,7 +153,7 @@ def _decode_long_streams(found: tifffile.TiffPage, place: int, file: BinaryIO) -
     file.seek(0)
     # Opened again: its decoder is to be given what is unpacked here.
     with tifffile.TiffFile(file, _multifile=False) as tiff:
-        plain = tiff.pages[place]
+        plain = _open_page(tiff, page)
         plain.compression, plain.fillorder, plain.rowsperstrip = NO_COMPRESSION, 1, found.rowsperstrip
         result, num_longer = np.zeros(found.shaped, found.dtype), 0
         for number, (offset, count) in enumerate(zip(found.dataoffsets, found.databytecounts, strict=True)):

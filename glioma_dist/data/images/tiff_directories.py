@@ -16,6 +16,7 @@ from glioma_dist.errors import InputError
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 DESCRIPTION, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 270, 273, 274, 277, 278, 279
 PLANAR, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 317, 320, 322, 323, 324, 325
+X_RESOLUTION = 282
 SUB_DIRECTORIES, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, XMP = 330, 332, 338, 339, 700
 IMAGE_DEPTH, TILE_DEPTH, UIC1, UIC2, LSM_INFO = 32997, 32998, 33628, 33629, 34412
 
@@ -38,11 +39,13 @@ class Tag(NamedTuple):
 
 @dataclass
 class Directory:
-    """One directory. tags: by number, the first where a number stands twice."""
+    """One directory. tags: by number, the first where a number stands twice. offset: where in the file it begins, in
+    bytes."""
 
     file: BinaryIO
     order: str
     tags: dict[int, Tag] = field(default_factory=dict)
+    offset: int = 0
 
     def __contains__(self, number: int) -> bool:
         return number in self.tags
@@ -116,6 +119,14 @@ def read_directories(file: BinaryIO, num_bytes: int, where: object) -> Directori
     return Directories(pages, below)
 
 
+def read_directory(file: BinaryIO, num_bytes: int, offset: int, where: object) -> Directory:
+    """The one directory of a TIFF of `num_bytes` that begins at `offset`. Raises InputError, naming `where`."""
+    file.seek(0)
+    layout, _ = _layout(file.read(16), where)
+    directory, _ = _read_one(file, num_bytes, offset, layout, where)
+    return directory
+
+
 def _layout(head: bytes, where: object) -> tuple[_Layout, int]:
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     version = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) >= 8 else 0
@@ -160,7 +171,7 @@ def _read_one(file: BinaryIO, num_bytes: int, offset: int, layout: _Layout, wher
     data = file.read(num_tags * entry_bytes)
     if len(data) < num_tags * entry_bytes:
         raise InputError(f"{where}: the TIFF is cut short at {num_bytes} bytes, within a page's tags; {COPY_AGAIN}")
-    directory = Directory(file, layout.order)
+    directory = Directory(file, layout.order, offset=offset)
     for number in range(num_tags):
         tag, kind, count = struct.unpack_from(layout.entry, data, number * entry_bytes)
         value_bytes = count * TYPE_BYTES.get(kind, 1)

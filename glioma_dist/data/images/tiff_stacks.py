@@ -1,4 +1,4 @@
-"""Whether a TIFF holds one picture: microscopes hide many behind one page, and say so in tags of their own."""
+"""Whether a TIFF holds one picture or a stack: microscopes hide many behind one page, and say so in their own tags."""
 
 from __future__ import annotations
 
@@ -37,20 +37,47 @@ def single_page(directories: Directories, where: str) -> int:
 
     Raises InputError where there are more pictures: pages, or planes that a page's metadata declares.
     """
-    pages = [place for place, page in enumerate(directories.pages) if not page.is_secondary]
-    if not pages:
-        raise InputError(f"{where}: a TIFF without a picture of full size; save it again as a plain TIFF")
+    pages = _full_size(directories, where)
     if len(pages) > 1:
         _refuse(where, len(pages), "")
     page = directories.pages[pages[0]]
-    width, length = page.size
-    for other in directories.below:
-        if not other.is_secondary and WIDTH in other and (other.size[0] >= width or other.size[1] >= length):
-            _refuse(where, 1 + len(directories.below), ", some in a page's own list (SubIFDs)")
+    _refuse_pages_below(directories, page, where)
     for program, num_planes in _declared(page):
         if num_planes > 1:
             _refuse(where, num_planes, f" (declared by {program})")
     return pages[0]
+
+
+def all_pages(directories: Directories, where: str) -> list[Directory]:
+    """The pages of a stack in their order, or the one page of an image; smaller versions and masks do not count.
+
+    Raises InputError where its metadata declares another number of planes than there are pages: some are in other
+    files, or behind one page.
+    """
+    pages = [directories.pages[place] for place in _full_size(directories, where)]
+    _refuse_pages_below(directories, pages[0], where)
+    for program, num_planes in _declared(pages[0]):
+        if num_planes > 1 and num_planes != len(pages):
+            raise InputError(
+                f"{where}: {program} declares {num_planes} planes, and the file lists {len(pages)}; open it in the "
+                "microscope's program or in Fiji, and save the whole stack as a TIFF of its own"
+            )
+    return pages
+
+
+def _full_size(directories: Directories, where: str) -> list[int]:
+    """Places in the chain of the pages that are no smaller version of another and no mask."""
+    pages = [place for place, page in enumerate(directories.pages) if not page.is_secondary]
+    if not pages:
+        raise InputError(f"{where}: a TIFF without a picture of full size; save it again as a plain TIFF")
+    return pages
+
+
+def _refuse_pages_below(directories: Directories, page: Directory, where: str) -> None:
+    width, length = page.size
+    for other in directories.below:
+        if not other.is_secondary and WIDTH in other and (other.size[0] >= width or other.size[1] >= length):
+            _refuse(where, 1 + len(directories.below), ", some in a page's own list (SubIFDs)")
 
 
 def _refuse(where: str, num_pages: int, how: str) -> None:

@@ -14,6 +14,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +28,16 @@ SPARE_BYTES, DECODED_TIMES = 2**28, 4
 LENGTH = struct.Struct(">I")
 ALIVE_SECONDS = 5.0
 """How often the process looks whether the one that started it is still there."""
+
+
+class Wanted(NamedTuple):
+    """A page of an image or of a mask that is to be read. directory, page: of a stack in a TIFF, where the page's
+    directory begins, in bytes, and its number from 1; None for a file of one picture."""
+
+    path: str | Path
+    directory: int | None = None
+    page: int | None = None
+    is_mask: bool = False
 
 
 class NoAnswerError(Exception):
@@ -81,14 +94,16 @@ def receive_into(connection: socket.socket, buffer: bytearray | memoryview, dead
 
 def serve(descriptor: int) -> None:
     """Decode what is asked for on a socket until it is closed."""
-    from glioma_dist.data.images.decoding import decode_file
+    from glioma_dist.data.images.decoding import decode_file, decode_page
 
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(NoAnswerError, OSError):
         send(connection, {"ready": True})
         while True:
-            _answer(connection, receive(connection, None), decode_file)
+            request = receive(connection, None)
+            how = request.get("how")
+            _answer(connection, request, partial(decode_page, **how) if how else decode_file)
 
 
 def _answer(connection: socket.socket, request: dict, decode_file: Callable) -> None:
@@ -112,6 +127,7 @@ def _answer(connection: socket.socket, request: dict, decode_file: Callable) -> 
             "shape": pixels.shape,
             "dtype": pixels.dtype.name,
             "orientation": found.orientation,
+            "num_cells": found.num_cells,
             "notes": [note[:1000] for note in found.notes],
         },
     )

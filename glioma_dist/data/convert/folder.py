@@ -1,0 +1,257 @@
+"""From images with masks in folders, as labs and programs save them, to shards, with the audit of every conversion."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from glioma_dist.config.data import SPLIT_SHARES
+from glioma_dist.data.convert.audit import (
+    DOUBLED_NAME,
+    IMAGE_WITHOUT_LABELS,
+    LABELS_WITHOUT_IMAGE,
+    ORIENTATION,
+    PIXEL_VALUES,
+    SIZE_MISMATCH,
+    SUSPICIOUS_MASK,
+    UNREADABLE_FILE,
+    Audit,
+)
+from glioma_dist.data.convert.cells import MAX_COVERAGE
+from glioma_dist.data.convert.mask_pairs import NUM_NAMES, Pairs, find_pairs
+from glioma_dist.data.convert.pages import Page, check_pattern, find_pages
+from glioma_dist.data.convert.sources import licence_in
+from glioma_dist.data.convert.writing import AUDIT_NAME, finish, refuse_other_division, with_progress, write_samples
+from glioma_dist.data.images.decoding import DecodedImage, orientation_remark
+from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED, is_transposed, upright
+from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.sample import Sample, one_channel
+from glioma_dist.data.shards.reader import ShardWriter
+from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, check_division, draw_shares, draw_splits
+from glioma_dist.errors import InputError, printable
+from glioma_dist.files import cannot_write, check_new_folder
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the images become splits. seed: None: one split, `name`. counts: samples for train, val and test; None:
+    `shares` of the groups, all of which are taken."""
+
+    seed: int | None = None
+    counts: tuple[int, int, int] | None = None
+    shares: tuple[float, float, float] = SPLIT_SHARES
+    name: str = WHOLE
+
+    def check(self) -> None:
+        """Raises InputError for counts, shares and seeds that no data can be divided by."""
+        if self.seed is None:
+            return
+        if self.counts is not None:
+            check_division(dict(zip(SPLIT_NAMES, self.counts, strict=True)), self.seed)
+        else:
+            draw_shares(
+                {name: name for name in SPLIT_NAMES}, dict(zip(SPLIT_NAMES, self.shares, strict=True)), self.seed
+            )
+
+    def draw(self, groups: dict[str, str]) -> dict[str, list[str]]:
+        """Keys of each split. groups: key -> group. Raises InputError where there are too few."""
+        if self.counts is not None:
+            return draw_splits(groups, dict(zip(SPLIT_NAMES, self.counts, strict=True)), self.seed, groups)
+        return draw_shares(groups, dict(zip(SPLIT_NAMES, self.shares, strict=True)), self.seed)
+
+
+def convert_folder(
+    images: Path,
+    masks: Path,
+    out: Path,
+    dataset: str,
+    suffix: str | None = None,
+    division: Division = Division(),
+    group_pattern: str | None = None,
+    licence: str | None = None,
+    strict: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
+
+    suffix: what the masks' names have after the images'; see `find_pairs`. group_pattern: see `find_pages`. licence:
+    None: what a LICENSE file among the images says. Raises InputError where a folder holds no pair, nothing can be
+    converted or divided so, or, with `strict`, at the first defect.
+    """
+    console, audit = console or Console(stderr=True), Audit(strict)
+    check_new_folder("--out", out)
+    check_pattern(group_pattern)
+    division.check()
+    refuse_other_division(out, SPLIT_NAMES if division.seed is not None else [division.name])
+    pairs = find_pairs(images, masks, suffix)
+    _tell_pairs(pairs, images, masks, audit, console)
+    licence = licence or licence_in(images)
+    pages = find_pages(pairs.pairs, group_pattern, audit)
+    if group_pattern is not None:
+        _tell_groups(pages, console)
+    written: dict[str, int] = {}
+    # All splits get their names at the end, together: half of one draw beside half of another would leak.
+    try:
+        with contextlib.ExitStack() as writers, ImageReader() as reader:
+            maker = _Maker(dataset, licence, audit, reader, console)
+            divided = _divide(pages, division, maker, out)
+            if division.seed is not None:
+                # What is examined to draw splits has its defects noted then, once.
+                maker = _Maker(dataset, licence, Audit(), reader, console)
+            for name, part in divided.items():
+                writer = ShardWriter(out / name, dataset, name, licence)
+                written[name] = write_samples(writer, writers, maker.samples(part, name))
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(error.filename or out, error) from None
+    audit.note_files_not_read(_files_not_read(pairs, images, masks, out))
+    finish(out, audit, written, console)
+    if not any(written.values()):
+        raise InputError(f"{images}: no sample could be converted; {out / AUDIT_NAME} gives the reasons")
+
+
+def _divide(pages: list[Page], division: Division, maker: _Maker, out: Path) -> dict[str, list[Page]]:
+    """The pages of each split to write: all in one, or drawn among those that can be converted."""
+    if division.seed is None:
+        return {division.name: pages}
+    usable = {sample.key for sample in maker.samples(pages, "examining")}
+    try:
+        drawn = division.draw({page.key: page.group for page in pages if page.key in usable})
+    except InputError as error:
+        if maker.audit.defects:
+            # Its reason may be what was left out.
+            out.mkdir(parents=True, exist_ok=True)
+            maker.audit.write(out / AUDIT_NAME)
+            raise type(error)(f"{error}; {len(maker.audit.defects)} defects are in {out / AUDIT_NAME}") from None
+        raise
+    num_drawn = sum(map(len, drawn.values()))
+    if num_drawn < len(usable):
+        maker.console.print(f"{len(usable) - num_drawn} samples are in no split; --split-counts can ask for them")
+    members = {name: set(keys) for name, keys in drawn.items()}
+    return {name: [page for page in pages if page.key in keys] for name, keys in members.items()}
+
+
+class _Maker:
+    """Makes samples of pages; `audit` is told of every defect."""
+
+    def __init__(self, dataset: str, licence: str, audit: Audit, reader: ImageReader, console: Console) -> None:
+        self.dataset, self.licence, self.audit, self.reader, self.console = dataset, licence, audit, reader, console
+        self._seen: dict[bytes, str] = {}  # digest of an image's pixels -> where it was first
+
+    def samples(self, pages: list[Page], label: str) -> Iterator[Sample]:
+        """A sample for each page that can be converted, in order."""
+        wanted = (each for page in pages for each in (page.image, page.mask))
+        found = self.reader.read_each(wanted)
+        for page in with_progress(pages, printable(label), self.console):
+            sample = self._make(page, next(found), next(found))
+            if sample is not None:
+                yield sample
+
+    def _make(self, page: Page, image: DecodedImage | InputError, mask: DecodedImage | InputError) -> Sample | None:
+        faults = [each for each in (image, mask) if isinstance(each, InputError)]
+        for fault in faults:
+            self.audit.add(UNREADABLE_FILE, page.where, str(fault), left_out=True)
+        if faults:
+            return None
+        for what, found in (("", image), ("its mask ", mask)):
+            for note in found.notes:
+                self.audit.add(PIXEL_VALUES, page.where, f"{what}{note}", left_out=False)
+        pixels = self._as_masked(page, image, mask)
+        height, width = mask.pixels.shape
+        if pixels.shape[:2] != (height, width):
+            detail = f"the image is {pixels.shape[1]}x{pixels.shape[0]}, its mask {width}x{height}"
+            if pixels.shape[:2] == (width, height):
+                detail += ", the same turned by 90 degrees"
+            self.audit.add(SIZE_MISMATCH, page.where, detail, left_out=True)
+            return None
+        first = self._seen.setdefault(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), page.where)
+        if first != page.where:
+            detail = f"the same picture as {first}; in two splits it makes scores too good: remove one"
+            self.audit.add(DOUBLED_NAME, page.where, detail, left_out=False)
+        if not mask.num_cells:
+            detail = "its mask has no pixel above 0: taken as a field without cells"
+            self.audit.add(IMAGE_WITHOUT_LABELS, page.where, detail, left_out=False)
+        elif (covered := mask.pixels.mean()) > MAX_COVERAGE:
+            detail = f"mask that covers {covered:.1%} of the image; is its background 0?"
+            self.audit.add(SUSPICIOUS_MASK, page.where, detail, left_out=False)
+        metadata = {
+            "dataset": self.dataset,
+            "file_name": page.name,
+            "width": width,
+            "height": height,
+            "group": page.group,
+            "num_cells": mask.num_cells,
+            "licence": self.licence,
+            **page.facts,
+        }
+        return Sample(page.key, one_channel(pixels), mask.pixels, metadata)
+
+    def _as_masked(self, page: Page, image: DecodedImage, mask: DecodedImage) -> np.ndarray:
+        """The image as its mask lies on it: as it is stored, or turned as viewers turn it where only that has the
+        mask's size: uint8 or uint16, (H, W) or (H, W, 3)."""
+        if image.orientation == mask.orientation:
+            return image.pixels
+        if image.orientation == AS_STORED:
+            detail = f"of its mask: {orientation_remark(mask.orientation)}; see whether it lies on the cells"
+            self.audit.add(ORIENTATION, page.where, detail, left_out=False)
+            return image.pixels
+        height, width = image.pixels.shape[:2]
+        if is_transposed(image.orientation) and width != height and mask.pixels.shape == (width, height):
+            how = HOW_TURNED[image.orientation]
+            detail = f"orientation {image.orientation}: {how}, because the mask has the size of the picture so turned"
+            self.audit.add(ORIENTATION, page.where, detail, left_out=False)
+            return upright(image.pixels, image.orientation)
+        detail = f"{orientation_remark(image.orientation)}; see whether the mask lies on the cells"
+        self.audit.add(ORIENTATION, page.where, detail, left_out=False)
+        return image.pixels
+
+
+def _tell_pairs(pairs: Pairs, images: Path, masks: Path, audit: Audit, console: Console) -> None:
+    """Print how masks were found and the first without a partner; note all of these."""
+    named = f"the image's name and {pairs.suffix}" if pairs.suffix else "the image's name"
+    lines = [f"{_count(len(pairs.pairs), 'image')} with a mask (masks have {named})"]
+    for lonely, other in ((pairs.lonely_images, "mask"), (pairs.lonely_masks, "image")):
+        if lonely:
+            more = f" and {len(lonely) - NUM_NAMES} more" if len(lonely) > NUM_NAMES else ""
+            what = _count(len(lonely), "image" if other == "mask" else "mask")
+            lines.append(
+                f"{what} without {'a mask' if other == 'mask' else 'an image'}, left out: "
+                f"{', '.join(lonely[:NUM_NAMES])}{more}"
+            )
+    console.print("\n".join(map(printable, lines)), markup=False, highlight=False, soft_wrap=True)
+    for name in pairs.lonely_images:
+        detail = f"no mask of this name{f' and {pairs.suffix}' if pairs.suffix else ''} in {masks}"
+        audit.add(IMAGE_WITHOUT_LABELS, name, detail, left_out=True)
+    for name in pairs.lonely_masks:
+        audit.add(LABELS_WITHOUT_IMAGE, name, f"no image that it is the mask of in {images}", left_out=True)
+
+
+def _tell_groups(pages: list[Page], console: Console) -> None:
+    """Print the first groups, so that a pattern that finds something else is seen."""
+    groups = sorted(Counter(page.group for page in pages).items())
+    named = [f"{name} ({_count(number, 'sample')})" for name, number in groups[:NUM_NAMES]]
+    more = f" and {len(groups) - NUM_NAMES} more" if len(groups) > NUM_NAMES else ""
+    line = f"{_count(len(groups), 'group')}: {', '.join(named)}{more}"
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _files_not_read(pairs: Pairs, images: Path, masks: Path, out: Path) -> Iterable[str]:
+    """Paths of the other files within their folders, but for what is written to `out`."""
+    written = out.resolve()
+    licences = {path.name for path in images.iterdir() if path.name.upper().startswith(("LICENSE", "LICENCE"))}
+    for path in pairs.not_read:
+        if path.parent.resolve().is_relative_to(written) or (path.parent == images and path.name in licences):
+            continue
+        root = images if path.is_relative_to(images) else masks
+        yield path.relative_to(root).as_posix()
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")

@@ -1,0 +1,71 @@
+"""The end of every conversion: samples to shards, the audit's file, and what is printed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from glioma_dist.data.convert.audit import Audit
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards.index import INDEX_NAME
+from glioma_dist.data.shards.reader import ShardWriter
+from glioma_dist.data.splits import WHOLE
+from glioma_dist.errors import InputError, printable
+
+AUDIT_NAME = "audit.json"
+Job = TypeVar("Job")
+
+
+def refuse_other_division(out: Path, names: Sequence[str]) -> None:
+    """Raise InputError where `out` holds the same images divided in another way: whole, or drawn into splits."""
+    found = {path.parent.name for path in out.glob(f"*/{INDEX_NAME}")}
+    others = sorted(found - set(names))
+    if others and WHOLE in {*names, *found}:
+        raise InputError(
+            f"{out}: holds {', '.join(others)} of another conversion, which may have the same images as "
+            f"{', '.join(names)}; remove it, or give another --out"
+        )
+
+
+def write_samples(writer: ShardWriter, writers: contextlib.ExitStack, samples: Iterable[Sample]) -> int:
+    """Write one split's samples, to be renamed when `writers` closes; nothing where there is none. Returns their
+    number."""
+    samples = iter(samples)
+    first = next(samples, None)
+    if first is None:
+        return 0
+    writers.enter_context(writer)
+    num_samples = 0
+    for sample in itertools.chain([first], samples):
+        writer.write(sample)
+        num_samples += 1
+    return num_samples
+
+
+def finish(out: Path, audit: Audit, written: Mapping[str, int], console: Console) -> None:
+    """Write the audit and print its summary, and for each split how many samples were written."""
+    audit.write(out / AUDIT_NAME)
+    audit.show(console, out / AUDIT_NAME)
+    for name, count in written.items():
+        where = printable(out / name) if count else "not written: no sample of it could be converted"
+        console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
+
+
+def with_progress(jobs: list[Job], label: str, console: Console) -> Iterator[Job]:
+    """Hand on the jobs, with a bar on a terminal and about ten plain lines elsewhere."""
+    if console.is_terminal:
+        yield from track(jobs, description=label, console=console)
+        return
+    start, step = time.monotonic(), max(50, len(jobs) // 10)
+    for number, job in enumerate(jobs, 1):
+        yield job
+        if number % step == 0 or number == len(jobs):
+            rate = number / max(time.monotonic() - start, 1e-9)
+            console.print(f"{label}: {number}/{len(jobs)} images, {rate:.0f}/s", highlight=False)
