@@ -17,6 +17,18 @@ def pytest_configure() -> None:
             signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_are():
+    """A test that lets a command end in this process would leave signals ignored, in all tests after it."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    changed = [number.name for number in numbers if signal.getsignal(number) is not before[number]]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert not changed, f"the test leaves {', '.join(changed)} with another handler"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that `make test` leaves to `make test-all`."""
     for item in items:

@@ -55,6 +55,8 @@ BASES = {
     "convert glioma-c6": "--source SHARDS --out OUT",
     "convert coco": "--annotations COCO/labels.json --images COCO --out OUT",
     "convert folder": "--images IMAGES --masks MASKS --out OUT",
+    "download livecell": "--out OUT --url http://127.0.0.1:9",
+    "download glioma-c6": "--out OUT --url http://127.0.0.1:9",
     "demo": "--draw-only --out OUT --livecell 1 1 1 --glioma 1 1 1",
     "bench resolution": "--sizes 64x64 --encoder mit_tiny --out OUT",
     "bench spatial-parallel": "--out OUT",

@@ -20,8 +20,8 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
 TINY = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 1, "--warm-up", 1)
-IMPOSSIBLE_BATCH = 10**11
-"""Its images alone would take more than a process can address, so that no allocator grants them."""
+IMPOSSIBLE = ("--batch-size", 2**20, "--sizes", "16384x16384")
+"""The most that is taken. The images alone are more than a process can address, so that no allocator grants them."""
 
 
 def bench(*arguments: object, **environment: str) -> Ended:
@@ -76,8 +76,7 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
 
 def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(tmp_path):
     out = tmp_path / "bench"
-    flags = ("--levels", "none", "full", "--batch-size", IMPOSSIBLE_BATCH, "--data", "none", "--out", out)
-    done = bench(*TINY, *flags)
+    done = bench(*TINY[2:], *IMPOSSIBLE, "--levels", "none", "full", "--data", "none", "--out", out)
     assert done.exit_code == 0, done.stderr
     rows = read(out)
     assert [(row["level"], row["status"]) for row in rows] == [("none", "out of memory"), ("full", "out of memory")]

@@ -92,7 +92,8 @@ def test_pushing_sends_the_same_folder(best, monkeypatch):
         return "done"
 
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    assert PretrainedUNet.from_pretrained(best).push_to_hub("somebody/network") == "done"
+    with pytest.warns(UserWarning, match="not for commercial use"):
+        assert PretrainedUNet.from_pretrained(best).push_to_hub("somebody/network") == "done"
     files = sent["somebody/network"]
     assert files.keys() == {"manifest.json", "model.safetensors", "state.json", "config.json", "README.md"}
     assert json.loads(files["state.json"])["lineage"] == LINEAGE

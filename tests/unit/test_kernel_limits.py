@@ -91,7 +91,9 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", [pytest.param(each, marks=pytest.mark.slow if each.startswith("270") else ()) for each in SIZES]
+)
 def test_no_call_of_a_step_is_too_large(size, level, layout):
     assert not take_step(level, SIZES[size], layout=LAYOUTS[layout])
 

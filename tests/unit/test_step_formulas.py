@@ -44,7 +44,17 @@ def step_of(encoder: str, size: Size = ODD_SIZES[0], bf16: bool = True) -> Step:
     )
 
 
-@pytest.mark.parametrize(("encoder", "level", "bf16"), [(e, *STEPS[i % 4]) for i, e in enumerate(ENCODERS)])
+DEEP = ("densenet169", "dpn92", "inceptionv4", "mit_b3", "mit_b4", "mit_b5")
+"""Encoders of many layers, of the same kinds as others have: counting them takes 10 to 35 s each."""
+
+
+@pytest.mark.parametrize(
+    ("encoder", "level", "bf16"),
+    [
+        pytest.param(encoder, *STEPS[number % 4], marks=pytest.mark.slow if encoder in DEEP else ())
+        for number, encoder in enumerate(ENCODERS)
+    ],
+)
 def test_the_formula_is_exact(encoder, level, bf16):
     """Every byte of every part, for every encoder of the package's table, each with one of the levels."""
     step = step_of(encoder, bf16=bf16)

@@ -3,6 +3,7 @@
 `set_sync_debug_mode` sees the same on a real GPU (tests/gpu/test_step.py).
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -136,7 +137,14 @@ def test_so_it_does_in_each_precision_with_each_norm_and_loss(in_precision, chan
 
 
 @pytest.mark.parametrize("in_precision", ["bf16"], indirect=True)
-@pytest.mark.parametrize("name", [each.name for each in encoders.entries() if each.spatial_parallel])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each.name, marks=pytest.mark.slow if re.fullmatch("mit_b[1-5]", each.name) else ())
+        for each in encoders.entries()
+        if each.spatial_parallel
+    ],
+)
 def test_so_it_does_where_processes_share_an_image(name, in_precision, tmp_path, monkeypatch):
     narrow_and_shallow(monkeypatch)
     for level in LEVELS:
@@ -186,6 +194,7 @@ def test_validation_reads_once(on_gpu, tmp_path):
         context=on_gpu,
         model=model,
         spatial_group=SpatialGroup(),
+        level="none",
         val=[None] * 5,
         stop=SimpleNamespace(immediate=nullcontext),
     )
