@@ -18,10 +18,9 @@ SEED ?= 0
 LOWEST ?= .venv-lowest
 LOWEST_TESTS ?= tests/unit tests/distributed
 
-# One process more than cores, because many tests wait: for processes that start, or for time limits.
 # A file's tests stay together, as they share fixtures. Files are begun in the order of their names: the folders with the
 # longest ones come first, so that no core waits for a long file at the end.
-PYTEST_QUICKLY := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
+PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-lowest test-slow faults fuzz lint bench gpu gpu-test gpu-bench clean
 setup: $(VENV)/.installed

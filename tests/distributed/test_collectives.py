@@ -133,6 +133,7 @@ def measure_overlap(size: int) -> dict[str, tuple[float, float]]:
     raise AssertionError
 
 
+@pytest.mark.slow  # its shares of time hold where no other program needs the cores
 @pytest.mark.parametrize(("size", "kind", "least"), [(1, "gloo:all_reduce", 0.01), (2, "gloo:recv", 0.1)])
 def test_processes_compute_while_they_communicate(size, kind, least):
     """Gradients are sent while others are computed, all but the last bucket's; halos while the strip is convolved."""

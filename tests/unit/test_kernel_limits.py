@@ -115,6 +115,7 @@ def test_norms_batches_and_strips(name, level):
     assert not take_step(level, Size(side, side), layout=torch.channels_last, **how)
 
 
+@pytest.mark.slow
 def test_the_usual_tiles_of_a_gpu():
     assert not take_step("full", Size(8256, 8256), TileSize(2**24, MAX_ELEMENTS))
 

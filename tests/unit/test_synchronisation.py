@@ -67,6 +67,8 @@ def on_gpu(runtime, monkeypatch) -> Iterator[DistributedContext]:
 def in_precision(on_gpu, monkeypatch, request) -> DistributedContext:
     """The same in fp32, bf16 or fp16."""
     accelerator = on_gpu.accelerator
+    # accelerate goes through all optimizers that it was ever given, also those of other tests.
+    monkeypatch.setattr(accelerator, "_optimizers", [])
     monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", request.param)
     monkeypatch.setattr(accelerator, "native_amp", request.param != "no")
     if request.param == "fp16":
