@@ -54,8 +54,7 @@ def train(
     Args:
         config: all settings of the run. Paths and sizes may be given as text.
         context: rank and device of this process; by default it is made here, and closed at the end.
-        workers: processes that read the data (`start_workers`); by default they are started here before anything
-            else, and end with the call.
+        workers: processes that read the data (`start_workers`); by default started here first, ended with the call.
 
     Returns the run's folder, its checkpoints and its best score, the same on all processes.
 
