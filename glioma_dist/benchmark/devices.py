@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from glioma_dist.benchmark.environment import describe_device
 LIBRARIES = ("torch", "accelerate", "timm", "transformers", "segmentation-models-pytorch", "glioma-dist")
 """Libraries whose versions are recorded with a measurement."""
 BENCHMARKS = Path("docs/benchmarks")
+SECONDS_TO_ANSWER = 30
 
 
 def count_gpus() -> tuple[int, str]:
@@ -24,6 +26,16 @@ def count_gpus() -> tuple[int, str]:
         return torch.cuda.device_count(), ""
     built = "" if torch.version.cuda else "this PyTorch is built without CUDA"
     return 0, built or " ".join(str(each.message) for each in said)
+
+
+def gpu_memory() -> float:
+    """Memory of the smallest GPU in GiB, as nvidia-smi tells it; 0 where it does not."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_TO_ANSWER).stdout
+        return min(map(float, told.split())) / 1024
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0.0
 
 
 def device_folder(device: str) -> Path:

@@ -15,10 +15,10 @@ CPU_ELEMENTS = 2**22
 LEAST_GPU_ELEMENTS, MOST_GPU_ELEMENTS = 2**22, 2**24
 """Smallest and largest tile that is chosen on a GPU. A step of mit_b3 on an image of 2592x1952 takes less than 1.6 GiB
 with the smallest, and less than 1.8 with the largest (counted, docs/memory.md)."""
-LAUNCH_S = 10e-6
-"""Seconds from one PyTorch operation to the next on the CPU that drives a GPU: Python, dispatch, autograd, the launch.
-An assumption, within the 5 to 25 µs an operation of "From PyTorch op to kernel launch" (J. Huang, jiahuanglin.xyz, GPU
-kernels, lesson 18). It has not been measured here on a GPU yet."""
+LAUNCH_S = 40e-6
+"""Seconds from one launch to the next on the CPU that drives a GPU: Python, dispatch, autograd, the launch itself.
+Measured beside an H100 (docs/log.md): 37 µs in a plain step of mit_b3 at 2592x1952, 41 in one in tiles of 2^24; a bare
+`add_` takes 10."""
 LAUNCHES_PER_TILE = 27
 BYTES_PER_ELEMENT = 57
 """Forward and backward pass of a tile of a Mix-FFN in bf16: number of operations that start a kernel, and bytes that
@@ -87,8 +87,8 @@ def roofline_elements(bytes_per_second: float) -> int:
 
         n = LAUNCHES_PER_TILE * LAUNCH_S * bytes_per_second / BYTES_PER_ELEMENT,
 
-    to the nearest power of two, within LEAST_GPU_ELEMENTS and MOST_GPU_ELEMENTS: 2^24 on an H100 SXM (3.35 TB/s), 2^23
-    on an A100, 2^22 on an RTX A6000 (0.77 TB/s).
+    to the nearest power of two, within LEAST_GPU_ELEMENTS and MOST_GPU_ELEMENTS: 2^24 on GPUs from 0.63 TB/s on, so
+    on an H100, an A100 and an RTX A6000; 2^23 on a T4 (0.32 TB/s).
     """
     elements = LAUNCHES_PER_TILE * LAUNCH_S * bytes_per_second / BYTES_PER_ELEMENT
     power = 2 ** round(math.log2(elements))

@@ -178,16 +178,19 @@ def load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.op
                 f"{where}: {one_line(key, 100)} is {tensor.dtype} {tuple(tensor.shape)}, which does not fit the "
                 f"model's {tuple(parameters[name].shape)}; give another --out"
             )
-        state.setdefault(numbers[name], {})[what] = _spread_like(parameters[name], tensor)
+        state.setdefault(numbers[name], {})[what] = _laid_out_like(parameters[name], tensor)
     kinds = {frozenset(values) for values in state.values()}
     if len(kinds) > 1:
         raise InputError(f"{where}: lacks some of its parameters' values; give another --out")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _spread_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor`, of which each process keeps the part that it has of `parameter`."""
-    if not isinstance(parameter, DTensor) or tensor.ndim == 0:
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` with the strides of `parameter`, of which each process keeps the part that it has. A file has no
+    strides, and PyTorch's fused optimizers refuse state that lies otherwise than its parameter, as in channels_last."""
+    if tensor.ndim == 0:
         return tensor
+    if not isinstance(parameter, DTensor):
+        return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
     tensor = tensor.to(parameter.device)
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)

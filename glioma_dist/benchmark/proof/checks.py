@@ -21,6 +21,28 @@ CHECKS = (
         ),
         seconds=25,
     ),
+    # What measures nothing runs side by side, the longest first.
+    Check(
+        "compile",
+        f"{HERE}.kernels:look_at_compiling",
+        (
+            *("graphs, one a kind of layer", "graph breaks", "losses against those of the plain network"),
+            "graphs with one image",
+        ),
+        seconds=110,
+        measures=False,
+    ),
+    Check(
+        "interruption",
+        f"{HERE}.interruption:stop_and_resume",
+        (
+            *("a run with workers ends", "its validations", "stopped by SIGTERM", "from SIGTERM to its end"),
+            *("the same command resumes", "its losses, to the bit"),
+        ),
+        seconds=75,
+        environment=_DETERMINISTIC,
+        measures=False,
+    ),
     Check(
         "cpu",
         f"{HERE}.numerics:compare_with_cpu",
@@ -30,6 +52,7 @@ CHECKS = (
         ),
         seconds=50,
         environment=_WITHOUT_TF32,
+        measures=False,
     ),
     Check(
         "gradients",
@@ -37,6 +60,7 @@ CHECKS = (
         tuple(f"gradients in fp32, {level}" for level in _LEVELS),
         seconds=25,
         environment=_WITHOUT_TF32,
+        measures=False,
     ),
     Check(
         "repeat",
@@ -48,22 +72,14 @@ CHECKS = (
         ),
         seconds=40,
         environment=_DETERMINISTIC,
-    ),
-    Check(
-        "interruption",
-        f"{HERE}.interruption:stop_and_resume",
-        (
-            *("a run with workers ends", "its validations", "stopped by SIGTERM", "from SIGTERM to its end"),
-            *("the same command resumes", "its losses, to the bit"),
-        ),
-        seconds=65,
-        environment=_DETERMINISTIC,
+        measures=False,
     ),
     Check(
         "attention",
         f"{HERE}.kernels:look_at_attention",
         tuple(f"{precision}: {kind} attention" for precision in _PRECISIONS for kind in ("math", "fused")),
         seconds=30,
+        measures=False,
     ),
     Check(
         "large_maps",
@@ -74,7 +90,7 @@ CHECKS = (
             for layout in ("contiguous", "channels_last")
             for megapixels in (68, 100, 135)
         ),
-        seconds=45,
+        seconds=40,
     ),
     Check(
         "steps",
@@ -86,16 +102,7 @@ CHECKS = (
         "tiles",
         f"{HERE}.tile_sizes:sweep",
         (*(f"tiles of 2^{power} numbers" for power in (22, 24, 26, 28)), "the default's step"),
-        seconds=50,
-    ),
-    Check(
-        "compile",
-        f"{HERE}.kernels:look_at_compiling",
-        (
-            *("graphs, one a kind of layer", "graph breaks", "losses against those of the plain network"),
-            "graphs with one image",
-        ),
-        seconds=80,
+        seconds=65,
     ),
     Check(
         "memory",
@@ -106,7 +113,7 @@ CHECKS = (
             for level in _LEVELS
             for kind in ("allocated", "reserved")
         ),
-        seconds=130,
+        seconds=80,
     ),
     Check(
         "ddp",

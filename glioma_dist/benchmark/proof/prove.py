@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder
+import torch
+
+from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder, gpu_memory
 from glioma_dist.benchmark.drawn_shards import draw_shards
 from glioma_dist.benchmark.environment import describe_device, find_commit, find_version
 from glioma_dist.benchmark.proof.checks import CHECKS
 from glioma_dist.benchmark.proof.lines import Line, Setting
-from glioma_dist.benchmark.proof.runner import Check, run_check
+from glioma_dist.benchmark.proof.runner import Check, run_checks
 from glioma_dist.config.gpu_benchmarks import ProofConfig
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
@@ -26,6 +31,8 @@ from glioma_dist.size import Size
 CPU_PROCESSES = 2
 DRAWN = Size(96, 80)
 NUM_TRAIN, NUM_VAL = 12, 3
+MOST_AT_ONCE, CORES_EACH, GIB_EACH = 4, 4, 4.0
+"""Checks side by side, and what each takes at most of the machine."""
 
 
 def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
@@ -36,9 +43,10 @@ def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
     checks = choose(config.checks, known)
     gpus, reason = count_gpus()
     if config.device == "cuda" and not gpus:
+        remedy = "update the NVIDIA driver" if torch.version.cuda else "install one that has CUDA"
         raise InputError(
-            f"PyTorch can use no GPU ({one_line(reason or 'it sees none', 200)}): update the NVIDIA driver, or try the "
-            "checks on the CPU with --device cpu"
+            f"PyTorch can use no GPU ({one_line(reason or 'it sees none', 200)}): {remedy}, or try the checks on the "
+            "CPU with --device cpu"
         )
     out = config.out or device_folder(config.device)
     make_folder(out / "logs")
@@ -54,27 +62,41 @@ def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
     lines: list[Line] = []
     done: list[dict] = []
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="glioma-dist-proof-") as folder:
+
+    def write() -> dict[str, Any]:
+        content = {
+            "metadata": metadata,
+            "finished": len(done) == len(checks),
+            "seconds": round(time.monotonic() - start, 1),
+            "checks": done,
+            "lines": [asdict(line) for line in lines],
+        }
+        write_json_atomically(out / "proof.json", content)
+        write_atomically(out / "proof.md", proof_page(content))
+        return content
+
+    content = write()  # an earlier run's page would stay until the first check has ended
+    with ExitStack() as held:
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="glioma-dist-proof-"))
         draw_shards(Path(folder) / "train", NUM_TRAIN, DRAWN)
         draw_shards(Path(folder) / "val", NUM_VAL, DRAWN, seed=1)
         setting = Setting(config.device, metadata["num_devices"], folder, folder)
-        for check in checks:
-            found, seconds = run_check(check, setting, out / "logs")
+        results = run_checks(checks, setting, out / "logs", checks_at_once(config.device))
+        for check, found, seconds in held.enter_context(closing(results)):
             lines += found
             done.append({"name": check.name, "seconds": round(seconds, 1), "bound": check.seconds})
             for line in found:
                 tell(line)
-            content = {
-                "metadata": metadata,
-                "finished": len(done) == len(checks),
-                "seconds": round(time.monotonic() - start, 1),
-                "checks": done,
-                "lines": [asdict(line) for line in lines],
-            }
-            write_json_atomically(out / "proof.json", content)
-            write_atomically(out / "proof.md", proof_page(content))
+            content = write()
     print(f"{summary(content['lines'])}: {out / 'proof.md'}", flush=True)
     return lines
+
+
+def checks_at_once(device: str) -> int:
+    """Number of checks that fit side by side on this machine. In a rehearsal one after the other."""
+    if device == "cpu":
+        return 1
+    return max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) // CORES_EACH, int(gpu_memory() // GIB_EACH)))
 
 
 def choose(names: Sequence[str], known: Sequence[Check]) -> list[Check]:

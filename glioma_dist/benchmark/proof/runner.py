@@ -1,4 +1,5 @@
-"""Runs the checks of the proof run, each in a process of its own with a bound on its time.
+"""Runs the checks of the proof run, each in a process of its own with a bound on its time. Those that measure neither
+time nor memory run side by side.
 
 A crash, a hang or a killed process of one check is a line that says FAIL, and the next check runs. A check says what it
 found; whether that passes is decided here, and a line that a check owes and did not give has failed.
@@ -12,10 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from glioma_dist.benchmark.proof.lines import MAX_NOTE, Line, Setting, judge, read_findings
@@ -43,6 +47,8 @@ class Check:
     """GPUs that it needs; with fewer its lines are skipped."""
     environment: tuple[tuple[str, str], ...] = ()
     """Variables that have to be set before the process begins."""
+    measures: bool = True
+    """Whether it measures time or memory, so that no other check may run beside it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,31 @@ class Ending:
     seconds: float
 
 
-def run_check(check: Check, setting: Setting, logs: Path) -> tuple[list[Line], float]:
-    """The check's lines, in the order in which it owes them, and its seconds. All that it prints is in `logs`."""
+def run_checks(
+    checks: Sequence[Check], setting: Setting, logs: Path, at_once: int = 1
+) -> Iterator[tuple[Check, list[Line], float]]:
+    """Each check with what `run_check` returns, in this order. at_once: checks that measure nothing, side by side."""
+    stopped = threading.Event()
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for measures, group in groupby(checks, key=lambda check: check.measures):
+                if measures:
+                    yield from ((check, *run_check(check, setting, logs)) for check in group)
+                    continue
+                running = [(check, pool.submit(run_check, check, setting, logs, stopped)) for check in group]
+                yield from ((check, *done.result()) for check, done in running)
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def run_check(
+    check: Check, setting: Setting, logs: Path, stopped: threading.Event | None = None
+) -> tuple[list[Line], float]:
+    """The check's lines, in the order in which it owes them, and its seconds. All that it prints is in `logs`.
+
+    stopped: ends it before its time, as if the time were over.
+    """
     if setting.num_devices < check.devices:
         reason = (
             f"needs {check.devices} GPUs; there {'is' if setting.num_devices == 1 else 'are'} {setting.num_devices}"
@@ -68,7 +97,7 @@ def run_check(check: Check, setting: Setting, logs: Path) -> tuple[list[Line], f
         command = [sys.executable, "-m", CHILD, check.target, given, str(results)]
         environment = without_launch(os.environ) | dict(check.environment)
         seconds = check.seconds * (PATIENCE_ON_CPU if setting.tiny else 1)
-        ending = _run(command, environment, seconds, logs / f"{check.name}.txt")
+        ending = _run(command, environment, seconds, logs / f"{check.name}.txt", stopped or threading.Event())
         found = read_findings(results)
     return _lines(check, found, ending), ending.seconds
 
@@ -91,7 +120,9 @@ def _lines(check: Check, found: Mapping[str, dict], ending: Ending) -> list[Line
     return lines
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float, log: Path) -> Ending:
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], seconds: float, log: Path, stopped: threading.Event
+) -> Ending:
     """Run a command in a session of its own, and leave no process of it behind."""
     start = time.monotonic()
     with log.open("w", errors="replace") as output:
@@ -100,7 +131,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float,
         )
         try:
             # Its exit is looked for without taking its number away, so that the group can still be ended by it.
-            while not _has_ended(child.pid) and time.monotonic() - start < seconds:
+            while not (_has_ended(child.pid) or stopped.is_set()) and time.monotonic() - start < seconds:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             in_time = _has_ended(child.pid)
         finally:

@@ -40,7 +40,7 @@ SYNCHRONISING = "synchronizing CUDA operation"
 """In the warnings of `torch.cuda.set_sync_debug_mode`."""
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-WARM_UP, TIMED = 3, 5
+WARM_UP, TIMED = 2, 4
 NUM_STEPS = WARM_UP + TIMED + 2
 END_OF_STEP = "end of the step"
 

@@ -46,6 +46,9 @@ class AttentionLayer(Protocol):
     gather_tokens: Callable[[Tensor], Tensor] | None
     """None, or what makes keys and values of the whole image of those of a strip: (B, heads, tokens, C) to
     (B, heads, more tokens, C). The layer passes them through it just before attention."""
+    attend: Callable[..., Tensor]
+    """What computes attention, through `torch.nn.functional.scaled_dot_product_attention`, and nothing else. The layer
+    calls it with positional arguments only. Selective activation checkpointing replaces it."""
 
 
 class TileableLayer(Protocol):
