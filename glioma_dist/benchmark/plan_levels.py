@@ -50,9 +50,12 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
                 row["largest_batch"] = largest_batch(replace(step, batch_size=1), level, free) * plan.gpus // number
                 row["largest_size"] = str(largest_size(step, level, free) or "none")
             yield row
-    for name, bf16 in (("smp, fp32", False), ("smp, bf16", True)) if plan.smp else ():
-        model = build_smp(plan.model.encoder)
-        yield described(name, size, estimate_unet_step(model(), loss, size, plan.batch_size // plan.gpus, bf16))
+    if plan.smp:
+        # Not in bf16: autocast on a GPU computes its softmax in fp32, and a CPU's, with which steps are counted, does not.
+        model = build_smp(plan.model.encoder)()
+        yield described(
+            "smp, fp32", size, estimate_unet_step(model, loss, size, plan.batch_size // plan.gpus, bf16=False)
+        )
 
 
 def build_smp(encoder: str) -> Callable:

@@ -36,7 +36,7 @@ class PlanConfig:
     """Number of GPUs. They can share the batch (DDP), each image (--scale.spatial-parallel), and the weights
     (FSDP2)."""
     smp: bool = False
-    """Also estimate the same network of segmentation_models.pytorch (pip install 'glioma-dist[bench]')."""
+    """Also estimate the same network of segmentation_models.pytorch in fp32 (pip install 'glioma-dist[bench]')."""
     json: Path | None = None
     """JSON file to write the result to: {"levels": [{"name", "size", "peak_gib", …}], "choice": …}."""
 

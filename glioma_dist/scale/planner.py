@@ -26,6 +26,9 @@ from glioma_dist.size import Size
 
 GIB = 2**30
 RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
+WORKSPACES_GIB = 0.2
+"""Of cuBLAS and cuDNN, at most: beside the tensors that are counted, an H100 had 0.09 to 0.18 GiB allocated in a step
+(docs/benchmarks/nvidia_h100_80gb_hbm3/proof.md)."""
 """Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
@@ -177,7 +180,7 @@ def usable(memory: float) -> float:
 def free_memory(device: torch.device, num_local_processes: int) -> float:
     """Bytes that a process may fill with tensors on its device, as things stand."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] * (1 - RESERVED_SHARE)
+        return torch.cuda.mem_get_info(device)[0] * (1 - RESERVED_SHARE) - WORKSPACES_GIB * GIB
     return psutil.virtual_memory().available * (1 - RESERVED_SHARE) / num_local_processes
 
 

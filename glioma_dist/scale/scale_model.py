@@ -24,12 +24,18 @@ GRAPHS_PER_KIND = 4
 
 
 def scale_model(
-    model: UNet, scale: ScaleConfig, level: Level, group: SpatialGroup, device: torch.device | None = None
+    model: UNet,
+    scale: ScaleConfig,
+    level: Level,
+    group: SpatialGroup,
+    device: torch.device | None = None,
+    shards: bool = False,
 ) -> None:
     """Change, in place, how `model` computes and what it keeps, but not its results.
 
     level: `scale.activation_checkpointing` with auto resolved for this device (`planner.resolve`). group: the processes
-    that share each image. device: the device that will compute, needed if `scale.tile_elements` is a number.
+    that share each image. device: the device that will compute, needed if `scale.tile_elements` is a number. shards:
+    whether FSDP2 will shard the weights.
     """
     size = None if scale.tile_elements == "auto" else tile_size(scale.tile_elements, device or "cpu")
     checkpoint_activations(model, level, size)
@@ -38,7 +44,8 @@ def scale_model(
         raise InputError(f"channels_last {scale.channels_last}: give auto, on or off")
     # Training has already resolved auto (`resolve_layout`); a model without a device is on the CPU.
     if scale.channels_last == "on":
-        model.to(memory_format=torch.channels_last)
+        if not shards:  # FSDP2 takes contiguous weights only; maps keep their layout through a layer with such weights
+            model.to(memory_format=torch.channels_last)
         model.encoder.memory_format = torch.channels_last
     if scale.compile:
         compile_blocks(compilable(model))

@@ -110,7 +110,7 @@ def prepare(
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
     kind = choose_level(config, context)
-    scale_model(model, resolve_layout(config, context), kind, group, context.device)
+    scale_model(model, resolve_layout(config, context), kind, group, context.device, context.accelerator.is_fsdp2)
     model.to(context.device)
     optimizer = make_adam(model, config.lr)
     state = TrainState()

@@ -12,6 +12,7 @@ from test_fsdp import check_losses
 from test_fsdp import train_in_double as train_with_fsdp2
 from test_processes import train_in_double as train_with_ddp
 
+from glioma_dist.config import ScaleConfig
 from glioma_dist.training import loop
 
 
@@ -34,11 +35,14 @@ def fused(train, config):
     return train(config)
 
 
+@pytest.mark.parametrize("layout", ["on", "off"], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("train", [train_with_ddp, train_with_fsdp2], ids=["DDP", "FSDP2"])
-def test_a_run_moves_between_the_optimizers_of_gpus_and_cpus(shards, tmp_path, train):
+def test_a_run_moves_between_the_optimizers_of_gpus_and_cpus(shards, tmp_path, train, layout):
+    """In both layouts: fused kernels go through a weight, its gradient and its moments in the order of memory, and
+    FSDP2 takes contiguous weights only."""
     config = tiny_config(shards, tmp_path / "plain", max_steps=6, clip_norm=0.5)
     train_with_ddp(config)
-    moving = replace(config, out=tmp_path / "moving")
+    moving = replace(config, out=tmp_path / "moving", scale=ScaleConfig(channels_last=layout))
     train_with_ddp(replace(moving, max_steps=2))
     run(fused, train, replace(moving, max_steps=4), num_processes=2)
     train_with_ddp(moving)

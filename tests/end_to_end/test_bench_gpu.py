@@ -34,7 +34,7 @@ ONLY_ON_GPUS = {
     *(("attention", f"fp16: {kind} attention") for kind in ("math", "fused")),
     *(("steps", f"{level}: {what}") for level in steps.LEVELS for what in WAITING),
     ("tiles", "the default's step"),
-    *(("memory", f"{size}, {level}: reserved") for size in memory.SIZES for level in steps.LEVELS),
+    *(("memory", f"{size}, {level}: fits") for size in memory.SIZES for level in steps.LEVELS),
     ("resume_2", "FSDP2, saved and resumed"),
 }
 """Lines that a CPU cannot have."""

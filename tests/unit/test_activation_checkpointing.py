@@ -1,6 +1,7 @@
 """Recomputation against the plain model: outputs, loss, every gradient and buffer of three steps."""
 
 import copy
+from functools import partialmethod
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.scale import tiled_statistics, tiles
+from glioma_dist.scale import activation_checkpointing, tiled_statistics, tiles
 from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, checkpoint_activations
 
 KINDS = ("selective", "full")
@@ -129,6 +130,25 @@ def test_what_is_computed_twice(kind, expected):
     assert attention.count == expected * len(list(model.encoder.segformer.stages))
     assert counts["mlp"] == (1 if kind == "none" else 2)
     assert all(norm.num_batches_tracked == 1 for norm in model.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_no_operation_but_attention_s_goes_through_python(monkeypatch):
+    """On a GPU that took more time than all that the level computes again."""
+    seen = []
+    for mode in (activation_checkpointing._AttentionKeeper, activation_checkpointing._AttentionReplayer):
+        monkeypatch.setattr(mode, "__torch_dispatch__", partialmethod(noting, seen, mode.__torch_dispatch__))
+    model = build()
+    checkpoint_activations(model, "selective")
+    images, masks, seeds = draw(1, 64, 64, torch.float32)
+    segmentation_loss("dice", model(images, seeds), masks).mean().backward()
+    attention = [each for each in seen if "attention" in each]
+    assert len(attention) == 2 * len(model.encoder.attention_layers())
+    assert set(seen) - set(attention) <= {"aten.detach.default"}  # of what is kept, and of checkpointing's own hooks
+
+
+def noting(mode, seen, dispatch, func, types, args=(), kwargs=None):
+    seen.append(str(func))
+    return dispatch(mode, func, types, args, kwargs)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -87,6 +87,18 @@ def test_a_checkpoint_holds_safetensors_and_json_only(saved):
     assert sorted(path.name for path in saved.folder.parent.iterdir()) == ["last"]
 
 
+def test_the_optimizer_s_state_lies_as_its_weights_do(saved):
+    """PyTorch's fused kernels go through both in the order of memory."""
+    made = make(1, saved.config)
+    made.model.to(memory_format=torch.channels_last)
+    load_state(Checkpoint.read(saved.folder), made.model, made.optimizer)
+    strides = [each.stride() for each in made.model.parameters()]
+    assert any(not each.is_contiguous() for each in made.model.parameters())
+    for what in ("exp_avg", "exp_avg_sq"):
+        assert [made.optimizer.state[each][what].stride() for each in made.model.parameters()] == strides
+    check_equal(made, saved.made)
+
+
 def test_the_model_alone_has_no_optimizer(saved):
     best = saved.folder.parent / "best"
     save_state(best, saved.config, TrainState(), saved.made.model, None, {})

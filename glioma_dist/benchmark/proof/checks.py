@@ -111,7 +111,7 @@ CHECKS = (
             f"{size}, {level}: {kind}"
             for size in ("small", "middle", "native")
             for level in _LEVELS
-            for kind in ("allocated", "reserved")
+            for kind in ("allocated", "fits")
         ),
         seconds=80,
     ),

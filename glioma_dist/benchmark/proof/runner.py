@@ -30,6 +30,8 @@ CHILD = "glioma_dist.benchmark.proof.child"
 SECONDS_BETWEEN_LOOKS = 0.02
 PATIENCE_ON_CPU = 4
 """Times as long as a check may take in a rehearsal, on a machine that may be busy with other work."""
+PATIENCE_SIDE_BY_SIDE = 2
+"""Times as long as a check may take beside others."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def run_checks(
                 if measures:
                     yield from ((check, *run_check(check, setting, logs)) for check in group)
                     continue
-                running = [(check, pool.submit(run_check, check, setting, logs, stopped)) for check in group]
+                patience = PATIENCE_SIDE_BY_SIDE if at_once > 1 else 1
+                patient = [replace(check, seconds=patience * check.seconds) for check in group]
+                running = [(check, pool.submit(run_check, check, setting, logs, stopped)) for check in patient]
                 yield from ((check, *done.result()) for check, done in running)
         finally:
             stopped.set()
