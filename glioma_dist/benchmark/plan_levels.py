@@ -51,7 +51,7 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
                 row["largest_size"] = str(largest_size(step, level, free) or "none")
             yield row
     if plan.smp:
-        # Not in bf16: autocast on a GPU computes its softmax in fp32, and a CPU's, with which steps are counted, does not.
+        # Not in bf16: autocast on a GPU computes its softmax in fp32; a CPU's, with which steps are counted, does not.
         model = build_smp(plan.model.encoder)()
         yield described(
             "smp, fp32", size, estimate_unet_step(model, loss, size, plan.batch_size // plan.gpus, bf16=False)
