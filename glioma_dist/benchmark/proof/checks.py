@@ -75,6 +75,14 @@ CHECKS = (
         measures=False,
     ),
     Check(
+        "inference",
+        f"{HERE}.inference:compare_inference",
+        ("evaluate: Dice", "predict: masks", "predict: cells and background"),
+        seconds=35,
+        environment=_WITHOUT_TF32,
+        measures=False,
+    ),
+    Check(
         "attention",
         f"{HERE}.kernels:look_at_attention",
         tuple(f"{precision}: {kind} attention" for precision in _PRECISIONS for kind in ("math", "fused")),
@@ -90,7 +98,7 @@ CHECKS = (
             for layout in ("contiguous", "channels_last")
             for megapixels in (68, 100, 135)
         ),
-        seconds=40,
+        seconds=35,
     ),
     Check(
         "steps",
@@ -102,7 +110,7 @@ CHECKS = (
         "tiles",
         f"{HERE}.tile_sizes:sweep",
         (*(f"tiles of 2^{power} numbers" for power in (22, 24, 26, 28)), "the default's step"),
-        seconds=65,
+        seconds=60,
     ),
     Check(
         "memory",
@@ -113,7 +121,7 @@ CHECKS = (
             for level in _LEVELS
             for kind in ("allocated", "fits")
         ),
-        seconds=80,
+        seconds=55,
     ),
     Check(
         "ddp",
