@@ -120,8 +120,12 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     low, high = (
         _peak_of_one(replace(step, size=Size(size.width, number * size.height)), level) for number in (times, 2 * times)
     )
-    own = pixels * step.batch_size if fits(step, level, memory) else 0
+    asked = pixels * step.batch_size
     by_memory = pixels * times * (1 + (memory - low) / (high - low))
+    if fits(step, level, memory):
+        own = asked
+    else:  # of small images, before the line begins
+        own, by_memory = 0, min(by_memory, asked - 1)
     if by_memory > SURE_PIXELS * step.spatial_parallel and step.tile_size.max_elements is not None:
         by_memory = min(by_memory, kernel_pixels(step, level) * step.spatial_parallel)
     return max(own, by_memory)

@@ -63,6 +63,17 @@ def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
     assert count(replace(step, size=size), kind).peak == pytest.approx(memory, rel=0.07)  # sides are whole units
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("width", "height", "batch_size"), [(96, 64, 1), (96, 64, 4), (512, 512, 2)])
+def test_what_does_not_fit_is_not_offered(level, width, height, batch_size):
+    """Small images lie before the straight line by which larger ones are found."""
+    loss = partial(segmentation_loss, "dice")
+    step = Step(ModelConfig("mit_tiny"), Size(width, height), batch_size, True, tile_size=largest_gpu_tile(), loss=loss)
+    memory = count(step, level).peak - 1
+    assert not planner.fits(step, level, memory)
+    assert planner.largest_pixels(step, level, memory) < width * height * batch_size
+
+
 def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
     first = count(TINY, "full")
     monkeypatch.setattr(step_count, "estimate_unet_step", None)
