@@ -52,7 +52,7 @@ def test_each_rung_needs_less_than_the_one_before():
     assert peaks[2] < peaks[1] < peaks[0]
 
 
-@pytest.mark.parametrize("kind", ["none", "full"])
+@pytest.mark.parametrize("kind", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
     memory, step = GIB // 2, replace(TINY, size=Size(256, 192))
     images = planner.largest_batch(step, kind, memory)
