@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 
 from glioma_dist.data.sample import read_image
 from glioma_dist.data.transforms import normalize_intensity
+from glioma_dist.files import write_atomically
 from glioma_dist.inference.results import overlay
 
 GAP_PX = 8
@@ -50,4 +51,5 @@ if __name__ == "__main__":
     picture = draw(field, hand_drawn_mask(arguments.source, arguments.field), slice(*arguments.rows))
     size = (arguments.width, round(picture.shape[0] * arguments.width / picture.shape[1]))
     picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    cv2.imwrite(str(arguments.out), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    _, jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    write_atomically(arguments.out, jpeg.tobytes())
