@@ -104,10 +104,11 @@ def _row_name(row: dict[str, Any], hidden: set[str]) -> str:
 
 
 def draw_training_set_size(results: dict[str, Any]) -> Figure | None:
-    """DiceLossAV against the number of training images, a panel a model, bars of one standard deviation."""
+    """DiceLossAV against the number of training images, a panel a model, bars of one standard deviation.
+    None for fewer than two numbers of images."""
     rows = [row for row in results["rows"] if row["mean"] is not None]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    if not rows:
+    if len({row["num_train"] for row in rows}) < 2:
         return None
     figure = Figure(figsize=(1 + 5 * len(models), 4), layout="constrained")
     starts = list(dict.fromkeys(row["start"] for row in results["rows"]))
@@ -129,10 +130,11 @@ def draw_training_set_size(results: dict[str, Any]) -> Figure | None:
 
 
 def draw_epochs(results: dict[str, Any]) -> Figure | None:
-    """1 - Dice of the validation images against the epoch: mean and range of the repetitions, a panel a model."""
+    """1 - Dice of the validation images against the epoch: mean and range of the repetitions, a panel a model.
+    None for fewer than two epochs."""
     curves = [curve for curve in results["curves"] if any(curve["repetitions"])]
     models = list(dict.fromkeys(curve["model"] for curve in curves))
-    if not curves:
+    if len({epoch for curve in curves for points in curve["repetitions"] for epoch, _ in points}) < 2:
         return None
     figure = Figure(figsize=(1 + 5 * len(models), 4), layout="constrained")
     starts = list(dict.fromkeys(curve["start"] for curve in results["curves"]))

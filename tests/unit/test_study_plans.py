@@ -19,7 +19,7 @@ from glioma_dist.data.splits import read_splits
 from glioma_dist.data.transforms import resize_mask
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import holm, paired_test
-from glioma_dist.report.study_page import html_page, markdown_page
+from glioma_dist.report.study_page import html_page, markdown_page, write_study_report
 from glioma_dist.report.study_plots import (
     draw_epochs,
     draw_pictures,
@@ -401,6 +401,17 @@ def test_scores_of_two_comparisons_are_two_panels_each_sorted(results):
     assert panels[0].get_xlim() == panels[1].get_xlim()
     drawn = [[line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"] for axes in panels]
     assert drawn == [[0.6, 0.5, 0.4], [0.5, 0.4, 0.3]]
+
+
+def test_a_trend_of_one_point_is_no_plot_and_an_older_plot_is_removed(results, tmp_path):
+    results["shows"] = "training-set size"
+    assert tmp_path / "out" / "table1.png" in write_study_report(results, tmp_path / "out")
+    results["rows"] = [row for row in results["rows"] if row["num_train"] == 5]
+    assert draw_plot(results) is None
+    assert tmp_path / "out" / "table1.png" not in write_study_report(results, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.png"))
+    results["curves"] = [{"model": "MiT-B3", "start": "random", "repetitions": [[[1, 0.5]], [[1, 0.6]]]}]
+    assert draw_epochs(results) is None
 
 
 def test_bars_and_bands_are_explained_in_the_plot(results):
