@@ -62,8 +62,9 @@ class ResolutionConfig:
     """Time limit in seconds for one measurement, from the start of its process. A measurement that takes longer is
     stopped and reported as such."""
     out: Path | None = None
-    """Folder for resolution.json, .csv, .md, memory.png and speed.png. By default: a folder in docs/benchmarks/ named
-    after the device. The rows of an earlier run in this folder are kept and not measured again."""
+    """Folder for resolution.json, .csv, .md and, for two sizes or more, memory.png and speed.png. By default: a folder
+    in docs/benchmarks/ named after the device. The rows of an earlier run in this folder are kept and not measured
+    again."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""

@@ -5,29 +5,42 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 from glioma_dist.files import write_atomically
+from glioma_dist.report.style import (
+    BLUE,
+    DARK_BLUE,
+    GREY,
+    LIGHT_BLUE,
+    ORANGE,
+    VIOLET,
+    entitle,
+    short,
+    tidy,
+    write_plots,
+)
 
 OURS = "glioma-dist"
 CARDS_GB = (8, 16, 24, 48, 80)
 """Memory of the GPUs that plots show."""
 COLOURS = {
-    (OURS, "none"): "#5aa9e6",
-    (OURS, "selective"): "#1f6fb5",
-    (OURS, "full"): "#0b2f5c",
-    ("segmentation_models.pytorch", "none"): "#c8501e",
-    ("transformers eager", "none"): "#7a4d9f",
+    (OURS, "none"): LIGHT_BLUE,
+    (OURS, "selective"): BLUE,
+    (OURS, "full"): DARK_BLUE,
+    ("segmentation_models.pytorch", "none"): ORANGE,
+    ("transformers eager", "none"): VIOLET,
 }
-GREY = "#767676"
-LINE_HEIGHT = 0.05
-"""Of a line of text, as a share of the axes' height."""
+OUT_OF_MEMORY = "out of memory"
+SIDE_BY_SIDE_POINTS = 9
+"""Between the crosses of variants that failed at the same size."""
 
 
 class Variant(NamedTuple):
@@ -46,17 +59,15 @@ class Variant(NamedTuple):
 
 
 def write_report(rows: list[dict], folder: Path) -> None:
-    """Write resolution.csv, resolution.md, memory.png and speed.png into `folder`.
+    """Write resolution.csv, resolution.md, memory.png and speed.png into `folder`. A plot needs values at two sizes at
+    least; with fewer it is not written, and one of an earlier report is removed.
 
     rows: as in resolution.json; those of kind "step" are cells, those of kind "largest" what the search found.
     """
     write_atomically(folder / "resolution.csv", csv_text(rows))
     write_atomically(folder / "resolution.md", markdown_text(rows))
     steps = [row for row in rows if row["kind"] == "step"]
-    for name, figure in (("memory.png", draw_memory(steps)), ("speed.png", draw_speed(steps))):
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=150)
-        write_atomically(folder / name, picture.getvalue())
+    write_plots(folder, {"memory.png": draw_memory(steps), "speed.png": draw_speed(steps)})
 
 
 def csv_text(rows: list[dict]) -> str:
@@ -86,11 +97,11 @@ def markdown_text(rows: list[dict]) -> str:
         f"Batch {first['batch_size']}, {first['device']}; {versions}; commit {first['commit']}.\n",
         f"```\n{first['command']}\n```\n",
         _table("Peak memory, GiB", steps, lambda row: f"{row['peak_gib']:.2f}" if row["peak_gib"] else "–"),
-        _table("Images a second", steps, lambda row: _short(row["images_per_second"])),
+        _table("Images a second", steps, lambda row: short(row["images_per_second"])),
     ]
     if any(row["images_per_second_with_data"] for row in steps):
         title = f"Images a second with data loading ({first['data']}, {first['workers']} workers)"
-        parts.append(_table(title, steps, lambda row: _short(row["images_per_second_with_data"])))
+        parts.append(_table(title, steps, lambda row: short(row["images_per_second_with_data"])))
     if any(row.get("waiting_share") is not None for row in steps):
         title = "Time spent waiting for data, %"
         parts.append(_table(title, steps, lambda row: _percent(row.get("waiting_share"))))
@@ -127,7 +138,7 @@ def _utilisation(rows: list[dict]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else _short(100 * share)
+    return "–" if share is None else short(100 * share)
 
 
 def _largest_table(rows: list[dict]) -> str:
@@ -139,25 +150,34 @@ def _largest_table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_memory(rows: list[dict]) -> Figure:
-    """Peak memory against the image's size, with the memory of common GPUs."""
-    return _draw(rows, "peak_gib", "Peak memory of a training step, GiB", CARDS_GB, height_of_ended=1)
+def draw_memory(rows: list[dict]) -> Figure | None:
+    """Peak memory against the image's size, with the memory of common GPUs; None for fewer than two sizes."""
+    caption = "Both axes are logarithmic. Dotted: memory of common GPUs."
+    return _draw(rows, "peak_gib", "Peak memory of a training step, GiB", caption, CARDS_GB, height_of_failed=0.97)
 
 
-def draw_speed(rows: list[dict]) -> Figure:
-    """Images a second against the image's size, batches at hand."""
-    return _draw(rows, "images_per_second", "Images trained on in a second", (), height_of_ended=0)
+def draw_speed(rows: list[dict]) -> Figure | None:
+    """Images a second against the image's size, batches at hand; None for fewer than two sizes."""
+    numbers = sorted({len(row["seconds"]) for row in rows if row["status"] == "ok"})
+    caption = (
+        f"Both axes are logarithmic. Median of {' or '.join(map(str, numbers))} timed steps, without data loading."
+    )
+    return _draw(rows, "images_per_second", "Images trained per second", caption, (), height_of_failed=0.03)
 
 
-def _draw(rows: list[dict], column: str, title: str, gpus: tuple[int, ...], height_of_ended: float) -> Figure:
+def _draw(
+    rows: list[dict], column: str, title: str, caption: str, gpus: tuple[int, ...], height_of_failed: float
+) -> Figure | None:
     """A panel for each precision, both axes logarithmic; a line for each variant, those of baselines dashed."""
+    if len({row["size"] for row in rows if row[column]}) < 2:
+        return None
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
-    figure = Figure(figsize=(1 + 7.5 * len(precisions), 5), layout="constrained")
+    figure = Figure(figsize=(3.2 + 5.8 * len(precisions), 4.8), layout="constrained")
     values = [row[column] for row in rows if row[column]]
-    low, high = (min(values) / 1.3, max(values) * 1.3) if values else (1, 10)
+    low, high = min(values) / 1.3, max(values) * 1.3
     for axes, precision in zip(figure.subplots(1, len(precisions), squeeze=False)[0], precisions, strict=True):
         axes.set(xscale="log", yscale="log", ylim=(low, high))
-        axes.set_title(precision, loc="left", color=GREY)
+        axes.set_title(precision, loc="left", color=GREY, fontsize=10)
         _name_sizes(axes, rows)
         _name_values(axes)
         for gpu in gpus:
@@ -165,57 +185,61 @@ def _draw(rows: list[dict], column: str, title: str, gpus: tuple[int, ...], heig
                 axes.axhline(gpu, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
                 place = {"xy": (0.01, gpu), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
                 axes.annotate(f"{gpu} GB GPU", xytext=(0, 2), color=GREY, fontsize=8, **place)
-        _draw_lines(axes, [row for row in rows if row["precision"] == precision], column, height_of_ended)
+        own = [row for row in rows if row["precision"] == precision]
+        _draw_lines(axes, own, column)
+        _draw_failed(axes, own, height_of_failed)
+    figure.legend(handles=_legend(rows, column), loc="outside right upper", frameon=False, fontsize=8)
     first = rows[0]
-    figure.suptitle(
-        f"{title}: U-Net {first['encoder']}, batch {first['batch_size']}, {first['device']}", x=0.01, ha="left"
-    )
+    entitle(figure, f"{title}: U-Net {first['encoder']}, batch {first['batch_size']}, {first['device']}", caption)
     return figure
 
 
-def _draw_lines(axes: Axes, rows: list[dict], column: str, height_of_ended: float) -> None:
-    """Lines, with their names beside the axes at the height where each ends; those that end before the largest size
-    are named at `height_of_ended`, in shares of the axes' height."""
-    labels = []
+def _style(variant: Variant) -> dict[str, str]:
+    colour = COLOURS.get((variant.network, variant.level), GREY)
+    return {
+        "color": colour,
+        "linestyle": "-" if variant.network == OURS else "--",
+        "marker": "o",
+        "markerfacecolor": colour if variant.layout == "contiguous" else "white",
+    }
+
+
+def _draw_lines(axes: Axes, rows: list[dict], column: str) -> None:
     for variant in dict.fromkeys(map(_variant, rows)):
         own = sorted((row for row in rows if _variant(row) == variant), key=lambda row: row["megapixels"])
         points = [(row["megapixels"], row[column]) for row in own if row[column]]
-        colour = COLOURS.get((variant.network, variant.level), GREY)
-        style = {
-            "linestyle": "-" if variant.network == OURS else "--",
-            "markerfacecolor": colour if variant.layout == "contiguous" else "white",
-        }
-        axes.plot(*zip(*points, strict=True) if points else ([], []), color=colour, marker="o", **style)
-        height = axes.transLimits.transform(axes.transScale.transform(points[-1]))[1] if own[-1][column] else None
-        name = "\n".join([variant.name, *_endings(own)])
-        labels.append((height_of_ended if height is None else float(height), name, colour))
-    labels.sort()
-    heights = _spread([height for height, _, _ in labels], [name.count("\n") + 1 for _, name, _ in labels])
-    for height, (_, name, colour) in zip(heights, labels, strict=True):
-        axes.annotate(name, (1.01, height), xycoords="axes fraction", color=colour, fontsize=9, va="center")
+        if points:
+            axes.plot(*zip(*points, strict=True), **_style(variant))
 
 
-def _endings(rows: list[dict]) -> list[str]:
-    """What is to be said of one variant's cells that did not end well: "out of memory at 2592x1952"."""
-    sizes: dict[str, list[str]] = {}
-    for row in rows:
-        if row["status"] != "ok":
-            sizes.setdefault(row["status"], []).append(row["size"])
-    return [
-        f"{status} at {', '.join(found) if len(found) < len(rows) else 'every size'}" for status, found in sizes.items()
-    ]
+def _draw_failed(axes: Axes, rows: list[dict], height: float) -> None:
+    """A cross for each cell without a value, above or below its size: at `height`, a share of the axes' height."""
+    for size in {row["size"] for row in rows}:
+        failed = [row for row in rows if row["size"] == size and row["status"] != "ok"]
+        for number, row in enumerate(failed):
+            aside = (number - (len(failed) - 1) / 2) * SIDE_BY_SIDE_POINTS
+            place = offset_copy(axes.get_xaxis_transform(), axes.figure, x=aside, units="points")
+            colour, marker = _style(_variant(row))["color"], _marker(row["status"])
+            axes.scatter([row["megapixels"]], [height], marker=marker, color=colour, transform=place, clip_on=False)
 
 
-def _spread(heights: list[float], num_lines: list[int]) -> list[float]:
-    """Heights of labels of so many lines each, from the lowest, moved apart: up, and down again from the top."""
-    gaps = [LINE_HEIGHT * (one + other) / 2 for one, other in pairwise(num_lines)]
-    places = list(heights)
-    for number, gap in enumerate(gaps):
-        places[number + 1] = max(places[number + 1], places[number] + gap)
-    places[-1] = min(places[-1], 1)
-    for number, gap in reversed(list(enumerate(gaps))):
-        places[number] = min(places[number], places[number + 1] - gap)
-    return places
+def _marker(status: str) -> str:
+    return "x" if status == OUT_OF_MEMORY else "+"
+
+
+def _legend(rows: list[dict], column: str) -> list[Line2D]:
+    """A handle for each variant, in the order of their values at the smallest size, and for each way to fail."""
+    smallest = min(rows, key=lambda row: row["megapixels"])["size"]
+    ordered = sorted(rows, key=lambda row: -(row[column] or 0) if row["size"] == smallest else 0)
+    handles = {_variant(row).name: Line2D([], [], **_style(_variant(row))) for row in ordered}
+    failed = {row["status"]: row for row in rows if row["status"] != "ok"}
+    for status in failed:
+        handles[f"{status} at this size, no value"] = Line2D(
+            [], [], color=GREY, marker=_marker(status), linestyle="none"
+        )
+    for name, handle in handles.items():
+        handle.set_label(name)
+    return list(handles.values())
 
 
 def _name_sizes(axes: Axes, rows: list[dict]) -> None:
@@ -230,9 +254,8 @@ def _name_sizes(axes: Axes, rows: list[dict]) -> None:
 def _name_values(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=50))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    tidy(axes)
 
 
 def _variant(row: dict) -> Variant:
@@ -247,8 +270,3 @@ def _place(row: dict) -> tuple[str, ...]:
 def _sizes(rows: list[dict]) -> list[str]:
     """From the smallest."""
     return list(dict.fromkeys(row["size"] for row in sorted(rows, key=lambda row: row["megapixels"])))
-
-
-def _short(value: float) -> str:
-    """Three digits that count."""
-    return f"{float(f'{value:.3g}'):g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,22 +9,20 @@ from matplotlib.figure import Figure
 
 from glioma_dist.files import write_atomically
 from glioma_dist.report.resolution import csv_text
+from glioma_dist.report.style import BLUE, GREEN, GREY, ORANGE, entitle, short, tidy, write_plots
 
 NAMES = {"single": "one GPU", "ddp": "DDP", "fsdp2": "FSDP2", "spatial": "spatial parallel"}
-COLOURS = {"ddp": "#1f6fb5", "fsdp2": "#c8501e", "spatial": "#2f8f4e"}
-GREY = "#767676"
+COLOURS = {"ddp": BLUE, "fsdp2": ORANGE, "spatial": GREEN}
 
 
 def write_report(rows: list[dict], folder: Path) -> None:
-    """Write scaling.csv, scaling.md, scaling_speed.png and scaling_memory.png into `folder`."""
+    """Write scaling.csv, scaling.md, scaling_speed.png and scaling_memory.png into `folder`. A plot needs values at two
+    numbers of GPUs at least; with fewer it is not written, and one of an earlier report is removed."""
     write_atomically(folder / "scaling.csv", csv_text(rows))
     write_atomically(folder / "scaling.md", markdown_text(rows))
     speed = draw(rows, "Images per second", lambda row: row["images_per_second"], ideal=True)
     memory = draw(rows, "Peak memory of the fullest GPU, GiB", peak, ideal=False)
-    for name, figure in (("scaling_speed.png", speed), ("scaling_memory.png", memory)):
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=150)
-        write_atomically(folder / name, picture.getvalue())
+    write_plots(folder, {"scaling_speed.png": speed, "scaling_memory.png": memory})
 
 
 def markdown_text(rows: Sequence[Mapping]) -> str:
@@ -56,10 +53,10 @@ def _line(row: Mapping, own: Sequence[Mapping]) -> str:
         reason = f" ({row['error']})" if row["status"] == "skipped" else ""
         return f"{place} {row['status']}{reason} | | | | |"
     single = next((each for each in own if each["engine"] == "single" and each["status"] == "ok"), None)
-    gain = "–" if single is None else _short(row["images_per_second"] / single["images_per_second"])
+    gain = "–" if single is None else short(row["images_per_second"] / single["images_per_second"])
     peaks = ", ".join("–" if each is None else f"{each:.2f}" for each in row["peak_gib"])
-    mfu = "–" if row["mfu"] is None else _short(100 * row["mfu"])
-    rate, waiting = _short(row["images_per_second"]), _short(100 * row["waiting_share"])
+    mfu = "–" if row["mfu"] is None else short(100 * row["mfu"])
+    rate, waiting = short(row["images_per_second"]), short(100 * row["waiting_share"])
     return f"{place} {rate} | {gain} | {waiting} | {peaks} | {mfu} |"
 
 
@@ -69,15 +66,17 @@ def peak(row: Mapping) -> float | None:
     return max(found, default=None)
 
 
-def draw(rows: Sequence[Mapping], title: str, value: Callable[[Mapping], float | None], ideal: bool) -> Figure:
+def draw(rows: Sequence[Mapping], title: str, value: Callable[[Mapping], float | None], ideal: bool) -> Figure | None:
     """A panel for each image size, a line for each engine over the number of GPUs. ideal: with a line of the speed of
-    one GPU times their number."""
+    one GPU times their number. None where fewer than two numbers of GPUs were measured."""
+    if len({row["num_gpus"] for row in rows if row["status"] == "ok" and value(row) is not None}) < 2:
+        return None
     sizes = list(dict.fromkeys(row["size"] for row in sorted(rows, key=lambda row: row["megapixels"])))
     figure = Figure(figsize=(1 + 4.5 * len(sizes), 4.5), layout="constrained")
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
         own = [row for row in rows if row["size"] == size and row["status"] == "ok"]
         numbers = sorted({row["num_gpus"] for row in rows if row["size"] == size})
-        axes.set_title(size, loc="left", color=GREY)
+        axes.set_title(size, loc="left", color=GREY, fontsize=10)
         axes.set_xlabel("GPUs")
         axes.set_xticks(numbers)
         points = {name: [(row["num_gpus"], value(row)) for row in own if row["engine"] == name] for name in NAMES}
@@ -92,14 +91,10 @@ def draw(rows: Sequence[Mapping], title: str, value: Callable[[Mapping], float |
             if ideal:
                 axes.plot(numbers, [single[0][1] * each for each in numbers], color=GREY, linestyle=":", label="ideal")
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
     first = rows[0]
-    figure.suptitle(f"{title}: U-Net {first['encoder']}, {first['device']}", x=0.01, ha="left")
+    caption = "Dotted: the speed of one GPU times their number." if ideal else "One dot: one launch."
+    entitle(figure, f"{title}: U-Net {first['encoder']}, {first['device']}", caption)
     return figure
-
-
-def _short(number: float) -> str:
-    """Three digits that count."""
-    return f"{float(f'{number:.3g}'):g}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from glioma_dist.files import write_atomically
+from glioma_dist.files import remove_quietly, write_atomically
 from glioma_dist.report.study_plots import draw_plot
 
 TEMPLATE = Path(__file__).with_name("study_page.html.jinja")
@@ -34,7 +34,9 @@ def write_study_report(results: dict[str, Any], folder: Path) -> list[Path]:
     name = results["study"]
     files = {f"{name}.json": json.dumps(results, indent=1).encode() + b"\n"}
     plot = draw_plot(results)
-    if plot is not None:
+    if plot is None:
+        remove_quietly(folder / f"{name}.png")  # of an earlier report
+    else:
         files[f"{name}.png"] = plot
     files[f"{name}.md"] = markdown_page(results, plot is not None).encode()
     files[f"{name}.html"] = html_page(results, plot).encode()

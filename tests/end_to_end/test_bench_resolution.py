@@ -8,7 +8,6 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
 from helpers import REPOSITORY, Ended, command
@@ -59,7 +58,7 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
     page = (out / "resolution.md").read_text()
     assert f"| {rows[0]['peak_gib']:.2f} |" in page
     assert f"| {rows[1]['median_seconds'] / rows[0]['median_seconds']:.2f} |" in page
-    assert all(cv2.imread(str(out / name)).size > 0 for name in ("memory.png", "speed.png"))
+    assert list(out.glob("*.png")) == [], "one size is no plot"
     assert len((out / "resolution.csv").read_text().splitlines()) == 3
 
     again = bench(*TINY, "--levels", "none", "full", "--data", shards / "train", "--out", out, **launched)

@@ -22,7 +22,9 @@ SMALLER = {
     "glioma-dist ": f"{sys.executable} -m glioma_dist ",
     "--model.init imagenet": "--model.init random",
     "mit_b0": "mit_tiny",
+    "256x256": "64x64",
     "512x512": "64x64",
+    "--max-steps 64 --eval-every 32": "--max-steps 2",
     "--epochs 300": "--max-steps 2",
 }
 
@@ -62,13 +64,14 @@ def run(script: str, folder: Path) -> str:
 
 def test_the_page_leads_from_a_folder_to_masks(lab):
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert all(old.strip() in "".join(blocks) for old in SMALLER), "bring SMALLER up to date"
     screens = [run(block, lab) for block in blocks]
     (told,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
     without_speed = [re.sub(r"\d+/s", "N/s", text) for text in (told, screens[0])]
     assert without_speed[0] == without_speed[1]
     assert (lab / "preds/plate_7.png").is_file()
+    assert (lab / "preds/first_try/new.mask.png").is_file()
     assert (lab / "runs/plate_7/scores.json").is_file()
     assert (lab / "preds/plate_8/new.mask.png").is_file()
 
@@ -81,3 +84,15 @@ def test_every_message_that_the_page_explains_is_one_of_the_package():
     assert len(words) > 10
     parts = [part for word in words for part in re.split(r" … |\d+", word) if part.strip()]
     assert {part for part in parts if part.strip() not in plain} == set()
+
+
+def test_a_first_mask_takes_six_commands_as_the_page_says():
+    """Clone, setup, activate, convert, train, predict: each block's commands but the look at the sheet."""
+    start = re.search(r"```\n(git clone.*?)```", PAGE, re.DOTALL)[1].replace(" && cd glioma-dist", "")
+    convert, _, first_try, *_ = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    commands = [line for block in (start, convert, first_try) for line in block.replace("\\\n", "").splitlines()]
+    assert len(commands) == 6
+    assert "you type six commands" in PAGE
+    assert (
+        commands[1].split()[1] in (REPOSITORY / "Makefile").read_text().partition(".PHONY:")[2].splitlines()[0].split()
+    )

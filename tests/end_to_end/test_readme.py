@@ -1,5 +1,7 @@
-"""README's commands, run as they stand but for the paths, the sizes and the length of the training."""
+"""The commands of README and of docs/first_training.md, run as they stand but for the paths, the sizes and the length
+of the training."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,11 +11,15 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-README = (REPOSITORY / "README.md").read_text()
+PAGES = {name: (REPOSITORY / name).read_text() for name in ("README.md", "docs/first_training.md")}
 
 
-def blocks() -> list[str]:
-    return re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def workflow() -> list[str]:
+    return blocks("docs/first_training.md")
 
 
 def run(script: str) -> None:
@@ -54,15 +60,14 @@ def smaller(script: str, source: Path) -> str:
         "--epochs 300": "--max-steps 2",
     }
     for old, new in wanted.items():
-        assert old in "".join(blocks()), f"README no longer has {old}: bring this test up to date"
+        assert old in "".join(workflow()), f"docs/first_training.md no longer has {old}: bring this test up to date"
         script = script.replace(old, new)
     return script
 
 
 def test_the_workflow_of_readme_runs_from_the_first_command_to_the_last(source):
-    workflow = [block for block in blocks() if not block.startswith("make")]
-    assert len(workflow) == 8
-    for block in workflow:
+    assert len(workflow()) == 8
+    for block in workflow():
         run(smaller(block, source))
     folder = source.parent
     assert (folder / "runs" / "glioma" / "scores.json").is_file()
@@ -74,8 +79,28 @@ def test_the_workflow_of_readme_runs_from_the_first_command_to_the_last(source):
 
 
 def test_ci_runs_the_make_targets_that_readme_names():
-    named = set(re.findall(r"make ([a-z]+)(?: {2,}#|$)", "\n".join(blocks()), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)(?: {2,}#|$)", "\n".join(blocks("README.md")), re.MULTILINE))
     assert named == {"demo", "test"}
     ci = (REPOSITORY / ".ci" / "run").read_text()
     for target in named | {"lint"}:
         assert f"make {target}" in ci
+
+
+def test_the_figures_of_the_h100_are_the_committed_ones():
+    rows = json.loads((REPOSITORY / "docs/benchmarks/nvidia_h100_80gb_hbm3/resolution.json").read_text())
+    ours = {row["level"]: row for row in rows if row["network"] == "glioma-dist"}
+    levels = [ours[level] for level in ("none", "selective", "full")]
+    readme = PAGES["README.md"].replace("\n", " ")
+    memory = "{:.2f}, {:.2f} and {:.2f} GiB for the last three rows".format(*(row["peak_gib"] for row in levels))
+    speed = "{:.1f}, {:.1f} and {:.1f} images per second".format(*(row["images_per_second"] for row in levels))
+    assert f"{memory}, at {speed}" in readme
+    assert f"takes as little as {ours['full']['peak_gib']:.2f} GiB on an H100" in readme
+    (smp,) = [row for row in rows if row["network"] == "segmentation_models.pytorch"]
+    assert (smp["status"], smp["size"]) == ("out of memory", "2592x1952")
+
+
+def test_readme_names_source_and_licence_of_its_picture_which_is_small():
+    (picture,) = re.findall(r"!\[.+?\]\((.+?)\)\n\n\*.+?MIT licence", PAGES["README.md"], re.DOTALL)
+    assert all(each.stat().st_size < 300_000 for each in (REPOSITORY / picture).parent.iterdir())
+    assert "10.1016/j.softx.2019.02.007" in PAGES["README.md"]
+    assert len(PAGES["README.md"].splitlines()) <= 90

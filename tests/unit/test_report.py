@@ -2,7 +2,6 @@
 
 import csv
 import io
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -140,7 +139,8 @@ def test_csv_has_every_row_and_column():
 
 
 def test_plots_dash_the_peer_name_the_sizes_and_show_gpus_in_range():
-    (axes,) = draw_memory(make_rows()).axes
+    figure = draw_memory(make_rows())
+    (axes,) = figure.axes
     (lines, gpus) = ([line for line in axes.lines if dotted == (line.get_linestyle() == ":")] for dotted in (0, 1))
     assert [line.get_linestyle() for line in lines] == ["-", "-", "--"]
     assert [list(line.get_ydata()) for line in lines] == [[1.5, 4.5, 13.5], [1.0, 2.0, 4.0], [2.0, 10.0]]
@@ -150,25 +150,61 @@ def test_plots_dash_the_peer_name_the_sizes_and_show_gpus_in_range():
         "1472x1120\n1.65 MP",
         "2592x1952\n5.06 MP",
     ]
-    texts = [text.get_text() for text in axes.texts]
-    assert {"8 GB GPU", "16 GB GPU", f"{SMP}\nout of memory at 2592x1952"} <= set(texts)
+    assert {text.get_text() for text in axes.texts} == {"8 GB GPU", "16 GB GPU"}
     speed = draw_speed(make_rows()).axes[0]
     assert len(speed.lines) == 3
     assert [list(line.get_ydata()) for line in speed.lines][2] == pytest.approx([2.5, 0.625])
 
 
-def test_names_beside_a_plot_stand_apart():
-    rows = [
-        make_row("glioma-dist", level, "704x512", 1 + 1e-3 * number, 1, layout=layout)
-        for number, (level, layout) in enumerate(
-            (level, layout) for level in ("none", "selective", "full") for layout in ("contiguous", "channels_last")
-        )
-    ]
-    (axes,) = draw_memory(rows).axes
-    heights = sorted(text.xy[1] for text in axes.texts)
-    assert len(heights) == 6
-    assert all(other - one > 0.04 for one, other in pairwise(heights))
-    assert heights[-1] <= 1
+def names(figure) -> list[str]:
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_what_did_not_fit_is_a_cross_at_its_size_and_a_line_of_the_legend():
+    """It is no label beside the axes, where it would seem to have a height."""
+    for draw, edge in ((draw_memory, 0.97), (draw_speed, 0.03)):
+        figure = draw(make_rows())
+        (cross,) = figure.axes[0].collections
+        assert cross.get_offsets().tolist() == [[SIZES["2592x1952"], edge]]
+        assert names(figure)[-1] == "out of memory at this size, no value"
+    assert names(draw_memory(make_rows()))[:3] == [
+        SMP,
+        "glioma-dist, checkpointing none",
+        "glioma-dist, checkpointing full",
+    ], "from the largest value at the smallest size"
+
+
+def test_two_crosses_at_one_size_stand_side_by_side():
+    rows = make_rows()
+    for row in rows:
+        if row["size"] == "2592x1952" and row["level"] == "none":
+            row.update(status="out of memory", **ENDED)
+    figure = draw_memory(rows)
+    figure.draw_without_rendering()
+    places = [cross.get_offset_transform().transform(cross.get_offsets())[0] for cross in figure.axes[0].collections]
+    assert len(places) == 2
+    assert abs(places[0][0] - places[1][0]) > 8
+
+
+@pytest.mark.parametrize("column", ["peak_gib", "images_per_second"])
+def test_values_at_one_size_give_no_plot(column):
+    draw = {"peak_gib": draw_memory, "images_per_second": draw_speed}[column]
+    rows = make_rows()
+    assert draw([row for row in rows if row["size"] == "704x512"]) is None
+    for row in rows:  # three sizes, but values at one of them only
+        if row["size"] != "704x512":
+            row.update(status="out of memory", **ENDED)
+    assert draw(rows) is None
+    assert draw(make_rows()[:6]) is not None
+
+
+def test_a_plot_of_an_earlier_report_is_removed(tmp_path):
+    write_report(make_rows(), tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    write_report(make_rows()[:3], tmp_path)
+    assert list(tmp_path.glob("*.png")) == []
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def only(keep: str) -> list[dict]:
@@ -185,8 +221,9 @@ def only(keep: str) -> list[dict]:
 @pytest.mark.parametrize("keep", ["nothing fits", "no peer", "one cell", "two precisions"])
 def test_a_report_can_be_made_of_whatever_there_is(keep: str, tmp_path: Path):
     write_report(only(keep), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"resolution.csv", "resolution.md", "memory.png", "speed.png"}
-    for name in ("memory.png", "speed.png"):
+    plots = {"memory.png", "speed.png"} if keep in ("no peer", "two precisions") else set()
+    assert {path.name for path in tmp_path.iterdir()} == {"resolution.csv", "resolution.md", *plots}
+    for name in plots:
         picture = cv2.imread(str(tmp_path / name))
         assert min(picture.shape[:2]) > 400
         assert picture.std() > 1, "the picture is empty"

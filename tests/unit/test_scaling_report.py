@@ -83,9 +83,13 @@ def test_a_report_can_be_made_of_whatever_there_is(tmp_path, keep):
     if keep == "no memory":
         rows = [row | {"peak_gib": [None]} for row in rows[:1]]
         assert peak(rows[0]) is None
+    write_report(make_rows(), tmp_path)
     write_report(rows, tmp_path)
-    pictures = [cv2.imread(str(tmp_path / name)) for name in ("scaling_speed.png", "scaling_memory.png")]
-    assert all(picture.std() > 1 for picture in pictures)
+    pictures = {path.name: cv2.imread(str(path)) for path in tmp_path.glob("*.png")}
+    assert pictures.keys() == ({"scaling_speed.png", "scaling_memory.png"} if keep == "all" else set()), (
+        "a plot of before"
+    )
+    assert all(picture.std() > 1 for picture in pictures.values())
     assert len(list(csv.DictReader(io.StringIO(csv_text(rows))))) == len(rows)
 
 

@@ -19,8 +19,14 @@ from glioma_dist.data.splits import read_splits
 from glioma_dist.data.transforms import resize_mask
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import holm, paired_test
-from glioma_dist.report.study_page import html_page, markdown_page
-from glioma_dist.report.study_plots import draw_plot
+from glioma_dist.report.study_page import html_page, markdown_page, write_study_report
+from glioma_dist.report.study_plots import (
+    draw_epochs,
+    draw_pictures,
+    draw_plot,
+    draw_scores,
+    draw_training_set_size,
+)
 from glioma_dist.reproduction.estimate import hours
 from glioma_dist.reproduction.execute import execute, failure, is_finished
 from glioma_dist.reproduction.folder import hold_settings, settings_text
@@ -380,6 +386,47 @@ def test_every_kind_of_plot_is_a_picture_and_the_same_each_time(results, shows):
     assert draw_plot(results) == plot
     nothing = {**results, "rows": [a_row("MiT-B3", "random", 5, None)], "curves": [], "pictures": []}
     assert draw_plot(nothing) is None
+
+
+def test_scores_of_two_comparisons_are_two_panels_each_sorted(results):
+    means = {"A": (0.4, 0.5), "B": (0.6, 0.3), "C": (0.5, 0.4)}
+    results["rows"] = [
+        a_row(model, "LIVECell", 15, mean) | {"compared": compared}
+        for model, pair in means.items()
+        for compared, mean in zip(("LIVECell test", "zero-shot"), pair, strict=True)
+    ]
+    panels = draw_scores(results).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["LIVECell test", "zero-shot"]
+    assert [[label.get_text() for label in axes.get_yticklabels()] for axes in panels] == [list("BCA"), list("ACB")]
+    assert panels[0].get_xlim() == panels[1].get_xlim()
+    drawn = [[line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"] for axes in panels]
+    assert drawn == [[0.6, 0.5, 0.4], [0.5, 0.4, 0.3]]
+
+
+def test_a_trend_of_one_point_is_no_plot_and_an_older_plot_is_removed(results, tmp_path):
+    results["shows"] = "training-set size"
+    assert tmp_path / "out" / "table1.png" in write_study_report(results, tmp_path / "out")
+    results["rows"] = [row for row in results["rows"] if row["num_train"] == 5]
+    assert draw_plot(results) is None
+    assert tmp_path / "out" / "table1.png" not in write_study_report(results, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.png"))
+    results["curves"] = [{"model": "MiT-B3", "start": "random", "repetitions": [[[1, 0.5]], [[1, 0.6]]]}]
+    assert draw_epochs(results) is None
+
+
+def test_bars_and_bands_are_explained_in_the_plot(results):
+    for draw, word in ((draw_scores, "Intervals"), (draw_training_set_size, "Bars"), (draw_epochs, "Bands")):
+        assert word in draw(results).get_supxlabel()
+
+
+def test_a_mask_that_is_missing_leaves_its_reason(results):
+    results["rows"][5]["status"] = "no ImageNet weights were given"
+    results["pictures"][1] |= {"model": "VGG19"}
+    panels = draw_pictures(results).axes
+    assert [[text.get_text() for text in axes.texts] for axes in panels] == [
+        *([], [], ["no ImageNet weights were given"]),
+        *([], ["no such run"], []),
+    ]
 
 
 def test_pages_say_what_did_not_run_and_that_a_small_study_answers_nothing(results):
