@@ -74,7 +74,7 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	touch $@
 
 docs: $(VENV)/.docs-installed
-	$(BIN)/python website/build.py
+	$(BIN)/python website/build_site.py
 
 # `gpu` and `gpu-bench` write their results to a folder of docs/benchmarks/ named after the GPU.
 gpu: setup

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 import sys
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
@@ -131,9 +132,8 @@ def told_default(value: Any) -> str:
     """Return a default value as one types it; empty for none."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return " ".join(str(each) for each in value)
-    return "" if value is None else str(value)
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    return shlex.join(str(each) for each in values)
 
 
 @cache

@@ -25,15 +25,17 @@ def for_python_markdown(text: str) -> str:
         if fence:
             lines.append(" " * shift + line if line.strip() else line)
             fence = "" if mark and mark[1].startswith(fence) else fence
+            before = line
             continue
         item = ITEM.match(line)
         if not line.strip():
             lines.append(line)
         else:
+            in_list = bool(open_items)
             if item or not before.strip():  # a line directly below text of an item belongs to the item
                 while open_items and indent < open_items[-1]:
                     open_items.pop()
-            if item and not open_items and before.strip() and not ITEM.match(lines[-1]) and not _in_list(lines):
+            if item and not in_list and before.strip():
                 lines.append("")
             owner = open_items[-1] if open_items else 0
             shift = INDENTATION * len(open_items) - owner if indent >= owner else 0
@@ -44,13 +46,3 @@ def for_python_markdown(text: str) -> str:
             fence = mark[1]
         before = line
     return "\n".join([*lines, ""])
-
-
-def _in_list(lines: list[str]) -> bool:
-    """Whether the paragraph at the end of `lines` began with an item."""
-    for line in reversed(lines):
-        if not line.strip():
-            return False
-        if ITEM.match(line):
-            return True
-    return False

@@ -1,6 +1,6 @@
 """Build the documentation site in build/site: `make docs`.
 
-    python website/build.py
+    python website/build_site.py
 
 Collects the pages in build/pages and checks that the navigation in mkdocs.yml names each of them. Then Zensical builds
 them strictly: a broken link, a missing heading or any other warning ends the build. Last, it looks in the HTML for
@@ -17,7 +17,7 @@ from pathlib import Path
 from site_pages import REPOSITORY, BrokenLinkError, collect, navigation_faults
 
 PAGES, SITE = REPOSITORY / "build" / "pages", REPOSITORY / "build" / "site"
-UNRENDERED = re.compile(r"<(?:p|li)>(?:[^<]|<(?!/p>|/li>))*?\n(?:[-*] |\d+\. |\||```|#+ )[^\n]*")
+UNRENDERED = re.compile(r"<(?:p|li)>(?:[^<]|<(?!/p>|/li>))*?\n(?:[-*] |\d+\. |\||```|#+ )[^\n<]*")
 """A list, table, block of code or heading that is text of a paragraph: it lacks an empty line, or its indentation."""
 
 
