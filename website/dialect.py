@@ -31,11 +31,10 @@ def for_python_markdown(text: str) -> str:
         if not line.strip():
             lines.append(line)
         else:
-            in_list = bool(open_items)
             if item or not before.strip():  # a line directly below text of an item belongs to the item
                 while open_items and indent < open_items[-1]:
                     open_items.pop()
-            if item and not in_list and before.strip():
+            if item and before.strip() and not _begins_with_item(lines):
                 lines.append("")
             owner = open_items[-1] if open_items else 0
             shift = INDENTATION * len(open_items) - owner if indent >= owner else 0
@@ -46,3 +45,13 @@ def for_python_markdown(text: str) -> str:
             fence = mark[1]
         before = line
     return "\n".join([*lines, ""])
+
+
+def _begins_with_item(lines: list[str]) -> bool:
+    """Whether the paragraph at the end of `lines` is the first one of an item."""
+    for line in reversed(lines):
+        if not line.strip() or FENCE.match(line):
+            return False
+        if ITEM.match(line):
+            return True
+    return False

@@ -67,8 +67,8 @@ def test_the_check_finds_what_leads_nowhere(tmp_path, monkeypatch):
     page = tmp_path / "a.md"
     page.write_text(
         "# One `two`: three\n# Same\n# Same\n[a](b.md) [c](a.md#one-two-three) [d](#same-1) ![e](e%20f.png) "
-        "[f](https://x.y/z) `[g](g.md)`\n```\n[h](h.md)\n# five\n```\n[i](a.md#four) <img src='j.png'> [k](/etc/passwd) "
-        "[l](#five)\n[m]: n.md\n"
+        "[f](https://x.y/z) `[g](g.md)`\n```\n[h](h.md)\n# five\n```\n[i](a.md#four) <img src='j.png'> "
+        "[k](/etc/passwd) [l](#five)\n[m]: n.md\n"
     )
     (tmp_path / "e f.png").touch()
     assert [target for target in links(page.read_text()) if fault(page, target)] == [
