@@ -29,7 +29,7 @@ OUTSIDE_DOCS = {
     "examples/README.md": "examples.md",
 }
 """Page of the repository -> its place in the site. The pages of docs/ keep their names."""
-COPIED = {".png", ".json", ".csv", ".svg"}
+COPIED = {".png", ".jpg", ".json", ".csv", ".svg"}
 """Endings of files of docs/ that pages show or link."""
 SHOWN_AS_TEXT = {"", ".py", ".cff", ".toml", ".yaml"}
 """Endings of linked files that a browser would not show; they get .txt."""

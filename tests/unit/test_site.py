@@ -21,6 +21,10 @@ import site_pages
 from dialect import for_python_markdown
 
 CONFIG = "mkdocs.yml"
+PROGRAM = re.compile(
+    r"(?:^|accelerate launch .*?|python )(?:glioma-dist|-m glioma_dist|(train|evaluate|predict)\.py)(?= |$)(.*)"
+)
+"""A command of this program in a line of code: its name, where a script has it, and the rest."""
 
 
 def one_line(text: str) -> str:
@@ -145,3 +149,40 @@ def test_markdown_that_was_not_rendered_is_found(tmp_path):
         "<p>text\n- one\n</p><pre>\n- code</pre><p>a\n<em>b</em>\n| c |</p><p>fine - x</p>"
     )
     assert build_site.unrendered(tmp_path) == ["a.html: not rendered: - one", "a.html: not rendered: | c |"]
+
+
+def commands_of(text: str) -> list[str]:
+    """Commands of this program on a page: lines of code, joined where `\\` ends one, and pieces of code in a line."""
+    blocks = [found[3] for found in re.findall(r"^( *)(```+|~~~+)(\w*)\n(.*?)^\1\2", text, re.DOTALL | re.MULTILINE)]
+    inline = re.findall(r"`([^`]+)`", re.sub(r"^( *)(```+|~~~+).*?^\1\2", "", text, flags=re.DOTALL | re.MULTILINE))
+    lines = [line.strip() for block in blocks for line in re.sub(r"\\\n *", "", block).splitlines()]
+    pieces = [re.sub(r"\s+", " ", each) for each in inline]
+    return [each for each in (*lines, *pieces) if PROGRAM.search(each)]
+
+
+def unknown_words(command: str) -> list[str]:
+    """Flags and names of commands that the program does not have."""
+    found = PROGRAM.search(command)
+    words = re.sub(r"'[^']*'|\s#.*|[<>|)(].*", " ", f"{found[1] or ''} {found[2]}").split()
+    if not words or words[0].startswith(("-", "COMMAND", "…")):
+        return []
+    names = [name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS]
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    if not names:
+        return [] if words[0] in groups else [words[0]]
+    known = {*flags_of(COMMANDS[names[0]].load().config), "--config", "--help"}
+    typed = [word.partition("=")[0].rstrip(",.;:…") for word in words if re.match(r"--[a-z]", word)]
+    return [flag for flag in typed if flag.replace(".no-", ".").replace("--no-", "--") not in known]
+
+
+@pytest.mark.parametrize("page", site_pages.page_places(), ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_every_command_and_flag_of_a_page_is_one_of_the_program(page):
+    assert {each: words for each in commands_of(page.read_text()) if (words := unknown_words(each))} == {}
+
+
+def test_a_flag_and_a_command_that_are_gone_are_found():
+    page = (
+        "`glioma-dist train --rows 2`\n```\naccelerate launch --quiet x.yaml train.py \\\n    --lr 1 --gone 3 --out …\n"
+        "glioma-dist fly --x\nglioma-dist convert folder --images a\n```\n`python -m glioma_dist train --epochs 2`"
+    )
+    assert [unknown_words(each) for each in commands_of(page)] == [["--gone"], ["fly"], [], ["--rows"]]
