@@ -185,4 +185,4 @@ def test_a_flag_and_a_command_that_are_gone_are_found():
         "`glioma-dist train --rows 2`\n```\naccelerate launch --quiet x.yaml train.py \\\n    --lr 1 --gone 3 --out …\n"
         "glioma-dist fly --x\nglioma-dist convert folder --images a\n```\n`python -m glioma_dist train --epochs 2`"
     )
-    assert [unknown_words(each) for each in commands_of(page)] == [["--gone"], ["fly"], [], ["--rows"]]
+    assert [unknown_words(each) for each in commands_of(page)] == [["--gone"], ["fly"], [], ["--rows"], []]
