@@ -29,6 +29,7 @@ OUTSIDE_DOCS = {
     "examples/README.md": "examples.md",
 }
 """Page of the repository -> its place in the site. The pages of docs/ keep their names."""
+STYLE = Path(__file__).with_name("extra.css")
 COPIED = {".png", ".jpg", ".json", ".csv", ".svg"}
 """Endings of files of docs/ that pages show or link."""
 SHOWN_AS_TEXT = {"", ".py", ".cff", ".toml", ".yaml"}
@@ -58,6 +59,7 @@ def collect(out: Path, repository: Path = REPOSITORY) -> None:
         _write(out / place, for_python_markdown(text))
     for place, make in generated_pages().items():
         _write(out / place, make())
+    _copy(STYLE, out / STYLE.name)
 
 
 def page_places(repository: Path = REPOSITORY) -> dict[Path, str]:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import pairwise
 from urllib.parse import unquote
 
 import pytest
@@ -142,6 +143,15 @@ def test_links_are_moved_with_their_pages_and_code_is_not(tmp_path):
 )
 def test_lists_are_made_those_of_python_markdown(github, python_markdown):
     assert for_python_markdown(github) == python_markdown
+
+
+@pytest.mark.parametrize("page", site_pages.page_places(), ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_no_number_at_the_end_of_a_sentence_begins_a_list(page):
+    """ "... between 0 and\n1. The ...": GitHub, too, makes an item of it."""
+    text = re.sub(r"^( *)(```+|~~~+).*?^\1\2", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = text.splitlines()
+    taken = [line for before, line in pairwise(lines) if re.match(r"\d+\. ", line) and re.match(r"[^\s#|\d-]", before)]
+    assert [line for line in taken if not re.match(r"1\. [A-Z`*]", line) or not text.count("\n2. ")] == []
 
 
 def test_markdown_that_was_not_rendered_is_found(tmp_path):
