@@ -48,6 +48,7 @@ def main() -> int:
         print(f"error: {fault}", file=sys.stderr)
     if not faults:
         print(f"{len(list(SITE.rglob('*.html')))} pages: {SITE.relative_to(REPOSITORY)}/index.html")
+        print(f"The search needs a web server: python -m http.server --directory {SITE.relative_to(REPOSITORY)}")
     return 2 if faults else 0
 
 
