@@ -4,6 +4,7 @@
 # make test-lowest   quick tests with the oldest versions that pyproject.toml allows, in an environment of their own
 # make lint    style and types; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)
+# make docs    the documentation site in build/site; a broken link or a page missing from its navigation is an error
 # make gpu     checks that training works on this machine's GPUs (ten minutes on one), and writes a page of PASS and FAIL
 # make gpu-test   the tests that need a GPU: the same checks, and tests of single modules
 # make gpu-bench  speed and memory by image size beside other libraries, and by the number of GPUs; continues if stopped
@@ -22,7 +23,7 @@ LOWEST_TESTS ?= tests/unit tests/distributed
 # longest ones come first, so that no core waits for a long file at the end.
 PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-lowest test-slow faults fuzz lint bench gpu gpu-test gpu-bench clean
+.PHONY: setup demo test test-all test-lowest test-slow faults fuzz lint bench docs gpu gpu-test gpu-bench clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) .ci/install.py
@@ -67,6 +68,13 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/convert.py
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python .ci/install.py $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs-installed
+	$(BIN)/python website/build_site.py
 
 # `gpu` and `gpu-bench` write their results to a folder of docs/benchmarks/ named after the GPU.
 gpu: setup

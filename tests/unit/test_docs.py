@@ -13,7 +13,11 @@ from glioma_dist.report.resolution import csv_text, markdown_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SKIPPED = {".git", ".venv", "runs", "build"}
-LINK = re.compile(r"\]\(\s*<?([^)<>\s]+)>?[^)]*\)|<(?:img|a)\b[^>]*?(?:src|href)=[\"']([^\"']+)")
+LINK = re.compile(
+    r"\]\(\s*<?([^)<>\s]+)>?[^)]*\)|<(?:img|a)\b[^>]*?(?:src|href)=[\"']([^\"']+)|^ {0,3}\[[^\]^]+\]: *<?([^\s>]+)",
+    re.MULTILINE,
+)
+CODE_BLOCK = re.compile(r"^( *)(```+|~~~+).*?^\1\2", re.DOTALL | re.MULTILINE)
 
 
 def tracked(pattern: str) -> list[Path]:
@@ -32,16 +36,15 @@ PAGES = tracked("*.md")
 
 def links(text: str) -> list[str]:
     """Targets of a page's links and pictures, except in code."""
-    text = re.sub(r"^( *)(```+|~~~+).*?^\1\2", "", text, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"`[^`\n]*`", "", text)
-    return [target or other for target, other in LINK.findall(text)]
+    text = re.sub(r"`[^`\n]*`", "", CODE_BLOCK.sub("", text))
+    return ["".join(found) for found in LINK.findall(text)]
 
 
 def anchors(page: Path) -> set[str]:
     """The names that GitHub gives to a page's headings."""
     found: dict[str, int] = {}
     names = set()
-    for heading in re.findall(r"^#+ +(.+?) *#*$", page.read_text(), re.MULTILINE):
+    for heading in re.findall(r"^#+ +(.+?) *#*$", CODE_BLOCK.sub("", page.read_text()), re.MULTILINE):
         name = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).replace(" ", "-")
         names.add(f"{name}-{found[name]}" if name in found else name)
         found[name] = found.get(name, 0) + 1
@@ -64,7 +67,8 @@ def test_the_check_finds_what_leads_nowhere(tmp_path, monkeypatch):
     page = tmp_path / "a.md"
     page.write_text(
         "# One `two`: three\n# Same\n# Same\n[a](b.md) [c](a.md#one-two-three) [d](#same-1) ![e](e%20f.png) "
-        "[f](https://x.y/z) `[g](g.md)`\n```\n[h](h.md)\n```\n[i](a.md#four) <img src='j.png'> [k](/etc/passwd)\n"
+        "[f](https://x.y/z) `[g](g.md)`\n```\n[h](h.md)\n# five\n```\n[i](a.md#four) <img src='j.png'> "
+        "[k](/etc/passwd) [l](#five)\n[m]: n.md\n"
     )
     (tmp_path / "e f.png").touch()
     assert [target for target in links(page.read_text()) if fault(page, target)] == [
@@ -72,6 +76,8 @@ def test_the_check_finds_what_leads_nowhere(tmp_path, monkeypatch):
         "a.md#four",
         "j.png",
         "/etc/passwd",
+        "#five",
+        "n.md",
     ]
 
 

@@ -1,0 +1,119 @@
+"""Every block of commands and of Python on the pages is run by a test, at tiny size, or listed here with the reason."""
+
+import re
+import shlex
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import pytest
+from helpers import REPOSITORY, command, draw_sample, draw_shards, run, tiny_config, train_here
+
+sys.path.insert(0, str(REPOSITORY / "website"))
+from site_pages import page_places
+
+RUN_ELSEWHERE = {
+    "README.md": "tests/end_to_end/test_readme.py",
+    "docs/first_training.md": "tests/end_to_end/test_readme.py",
+    "docs/own_images.md": "tests/end_to_end/test_own_images.py",
+    "docs/api.md": "tests/end_to_end/test_examples.py",
+    "docs/encoders.md python": "tests/end_to_end/test_examples.py",
+    "docs/metrics.md": "tests/end_to_end/test_reference_pages.py",
+    "docs/checkpoint_format.md": "tests/end_to_end/test_reference_pages.py",
+}
+"""Page, or page and language -> the test that runs all its blocks."""
+NOT_RUN = {
+    "git clone <address": "README's test runs the same targets; CI runs them on a clean machine",
+    "python benchmarks/starting_weights.py": "22 CPU minutes, on data that are not in the repository",
+    "pip install --constraint": "installs 6 GB; CI's job `wheel` installs the package",
+    "pip wheel --wheel-dir": "downloads 6 GB",
+    "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench": "hours; test_bench_resolution",
+    "accelerate launch --config_file accelerate_configs/multi_node.yaml": "several machines; test_machines.py has two",
+    "glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --g": "a CPU minute; README's test runs it at tiny size",
+    "train.py --data.train s3://": "an object store; test_object_store.py has one",
+    "glioma-dist reproduce table1": "122 runs; test_study.py runs a study at tiny size",
+    "glioma-dist convert livecell --source livecell_1pct": "hours, on data that are not in the repository; test_study",
+    "glioma-dist convert glioma-c6 --source T98G": "14 minutes, on data that are not in the repository; test_readme.py",
+}
+"""The first words of a block -> why no test runs it as it stands, and which test is nearest."""
+BLOCK = re.compile(r"^ *```(bash|python)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """Page, language and text of each block of commands or of Python on all pages of the site."""
+    return [
+        (page.relative_to(REPOSITORY).as_posix(), language, text)
+        for page in page_places()
+        if page.is_file()
+        for language, text in re.findall(
+            r"^ *```(bash|python)\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE
+        )
+    ]
+
+
+def is_elsewhere(page: str, language: str) -> bool:
+    return page in RUN_ELSEWHERE or f"{page} {language}" in RUN_ELSEWHERE
+
+
+def reason(text: str) -> str | None:
+    return next((why for start, why in NOT_RUN.items() if text.startswith(start)), None)
+
+
+HERE = [each for each in blocks() if not is_elsewhere(*each[:2]) and reason(each[2]) is None]
+
+
+def make_material(folder: Path) -> None:
+    """What the blocks name: shards, tars of others, a run."""
+    draw_shards(folder / "shards/livecell/train", range(6))
+    draw_shards(folder / "shards/livecell/val", range(6, 12), samples_per_shard=4)
+    train_here(tiny_config(folder / "shards/livecell", folder / "runs/x", max_steps=1, eval_every=None))
+    (folder / "data/their_tars").mkdir(parents=True)
+    with tarfile.open(folder / "data/their_tars/a.tar", "w") as tar:
+        for number in range(2):
+            sample = draw_sample(number)
+            for name, pixels in (("input", sample.image), ("target", sample.mask * 255)):
+                data = cv2.imencode(".png", pixels)[1].tobytes()
+                member = tarfile.TarInfo(f"cell{number}.{name}.png")
+                member.size = len(data)
+                tar.addfile(member, BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    run(make_material, folder)
+    return folder
+
+
+def run_python(text: str) -> None:
+    exec(compile(text, "block", "exec"), {"__name__": "notebook"})
+
+
+@pytest.mark.parametrize(
+    ("page", "language", "text"), HERE, ids=[f"{page}-{number}" for number, (page, *_) in enumerate(HERE)]
+)
+def test_a_block_runs(page, language, text, material, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(material / "cache"))
+    text = re.sub(r"(?<![\w/])(shards/livecell|runs/x|sheet\.png)", rf"{material}/\1", text).replace(
+        "~/data", f"{material}/data"
+    )
+    if language == "python":
+        run(run_python, text)
+        return
+    for line in text.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line.partition(">")[0], comments=True)
+        assert program == "glioma-dist", line
+        ended = command(arguments[0], *arguments[1:], timeout=600)
+        assert (ended.exit_code, ended.stderr) == (0, ""), f"{line}\n{ended.stderr}"
+        assert ended.stdout.strip()
+
+
+def test_every_reason_and_every_other_test_is_of_a_block_that_is_there():
+    found = blocks()
+    assert len(HERE) >= 5
+    assert [start for start in NOT_RUN if not any(text.startswith(start) for _, _, text in found)] == []
+    pages = {name.split()[0]: test for name, test in RUN_ELSEWHERE.items()}
+    for page, test in pages.items():
+        assert Path(page).name.partition(".")[0] in (REPOSITORY / test).read_text() or not (REPOSITORY / page).exists()
