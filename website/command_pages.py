@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from glioma_dist.cli.help import CONFIG_HELP
-from glioma_dist.cli.program import COMMANDS, NAME
+from glioma_dist.cli.program import COMMANDS, NAME, overview
 from glioma_dist.config.paths import is_positional, path_marker
 from glioma_dist.size import Size
 
@@ -64,7 +64,11 @@ def overview_page() -> str:
     lines = ["# Commands", "", f"`{NAME} COMMAND --help` prints the same texts as these pages.", ""]
     lines += ["| Command | |", "|---|---|"]
     lines += [f"| [{name}]({page_name(name)}) | {entry.summary} |" for name, entry in COMMANDS.items()]
-    return "\n".join([*lines, ""])
+    lines += ["", "## Flags without a command", ""]
+    for line in overview().partition("flags:\n")[2].partition("\n\n")[0].splitlines():
+        names, text = re.split(r"  +", line.strip(), maxsplit=1)
+        lines += [*_definition(Flag(names, "", "", text)), ""]
+    return "\n".join(lines)
 
 
 def wrapped(command: str) -> list[str]:

@@ -59,6 +59,8 @@ def test_every_flag_and_example_is_on_the_page_of_its_command(name):
 
 def test_every_command_is_in_the_overview_and_has_a_page():
     overview = command_pages.overview_page()
+    for flag in ("-h, --help", "-V, --version", "--print-completion"):
+        assert f"\n`{flag}`\n:   " in overview
     generated = site_pages.generated_pages()
     for name, entry in COMMANDS.items():
         assert f"[{name}]({command_pages.page_name(name)}) | {entry.summary} |" in overview
