@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -20,6 +21,8 @@ from glioma_dist.errors import DiskFullError, InputError, UnavailableError
 
 MAX_JSON_BYTES = 2**26
 """Of a JSON file that a run or a converter wrote; those of COCO, which are larger, are read elsewhere."""
+PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+"""Names that `partial_name` gives."""
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _AWAY = (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO)
 _UNREADABLE = {
@@ -108,6 +111,13 @@ def partial_name(path: Path) -> Path:
     """The temporary name of a file that is being written: hidden, in the same folder, and short for any name."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return path.with_name(f".{digest}.partial")
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the temporary files that writers which were killed have left in a folder that nobody writes to now."""
+    for path in folder.glob(".*.partial"):
+        if PARTIAL.fullmatch(path.name):
+            remove_quietly(path)
 
 
 def cannot_write(path: Path | str, error: OSError) -> InputError:

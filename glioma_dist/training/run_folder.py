@@ -13,7 +13,14 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, RunError, one_line
-from glioma_dist.files import cannot_read, cannot_write, remove_tree, rename_in_order, write_atomically
+from glioma_dist.files import (
+    cannot_read,
+    cannot_write,
+    remove_partials,
+    remove_tree,
+    rename_in_order,
+    write_atomically,
+)
 from glioma_dist.model.checkpoint import Checkpoint, sibling
 from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.resume import (
@@ -157,6 +164,7 @@ class RunFolder:
                     f"--out {self.path}: another training wrote there meanwhile; run the same command again to "
                     "resume it, or give another --out"
                 )
+        remove_partials(self.path)
         if self.checkpoint is not None:
             self.mark_resumable()
 

@@ -18,6 +18,7 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import read_config
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
+from glioma_dist.files import partial_name
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.training import loop, opening
@@ -72,6 +73,22 @@ def test_the_run_falls_back_and_ends_the_same(whole, shards, tmp_path, runtime, 
     said = capfd.readouterr()
     assert said.err.count("\n") == 1
     assert f"resuming from last.1/, step {before}, instead" in said.err
+    check_same_run(config.out, whole)
+
+
+@pytest.mark.parametrize("steps", [3, 6], ids=["to go on with", "finished"])
+def test_what_a_killed_writer_left_is_removed(whole, shards, tmp_path, runtime, steps):
+    """Of every file of a run, also of one that a finished run does not write again."""
+    config = tiny_config(shards, tmp_path / "run", save_every=2)
+    loop.train(replace(config, max_steps=steps), runtime)
+    files = [path for path in config.out.iterdir() if path.is_file()]
+    assert {"run.json", "status.json", "config.json"} <= {path.name for path in files}
+    for path in files:
+        partial_name(path).write_bytes(b"half")
+    (config.out / ".notes.partial").write_text("a user's own")
+    loop.train(config, runtime)
+    assert {path.name for path in config.out.glob(".*.partial")} == {".notes.partial"}
+    (config.out / ".notes.partial").unlink()
     check_same_run(config.out, whole)
 
 
