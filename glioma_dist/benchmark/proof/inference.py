@@ -13,6 +13,7 @@ from glioma_dist.benchmark.proof.trainings import environment, make_config, trai
 from glioma_dist.config import EvaluateConfig, PredictConfig
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.evaluation.protocol import EvaluationResult, evaluate
+from glioma_dist.files import write_atomically
 from glioma_dist.inference.predict import predict
 
 DICE_LIMIT = 1e-3
@@ -32,7 +33,7 @@ def compare_inference(setting: Setting, findings: Findings) -> None:
     reader = ShardReader(shards)  # so few images are in one shard
     for number in range(len(reader)):
         sample = reader.read(0, number)
-        cv2.imwrite(str(folder / "images" / f"{sample.key}.png"), sample.image)
+        write_atomically(folder / "images" / f"{sample.key}.png", cv2.imencode(".png", sample.image)[1].tobytes())
     checkpoint = config.out / "last"
     expected, on_cpu = use(checkpoint, shards, replace(setting, device="cpu"), folder / "on_cpu")
     found, on_device = use(checkpoint, shards, setting, folder / "on_device")
