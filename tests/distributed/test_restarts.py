@@ -96,7 +96,11 @@ def check(out, whole, launchers) -> None:
 
 @pytest.mark.parametrize(
     ("launcher", "num_processes", "lost"),
-    [(TORCHRUN, 3, 2), (TORCHRUN, 2, 0), ([*ACCELERATE, "--main_process_port", "PORT", "--num_processes"], 2, 1)],
+    [
+        pytest.param(TORCHRUN, 3, 2, marks=pytest.mark.slow),
+        (TORCHRUN, 2, 0),
+        ([*ACCELERATE, "--main_process_port", "PORT", "--num_processes"], 2, 1),
+    ],
     ids=["torchrun, the last of three", "torchrun, the first of two", "accelerate, the last of two"],
 )
 def test_a_restarted_run_ends_as_if_nothing_had_been(whole, tmp_path, launcher, num_processes, lost):

@@ -82,6 +82,7 @@ def broken_training(monkeypatch, breaks: Callable[[str], bool]) -> None:
     monkeypatch.setattr(loop, "train", other)
 
 
+@pytest.mark.slow
 def test_another_device_s_losses_fail(look, monkeypatch):
     broken_training(monkeypatch, lambda name: name != "expected")
     found = look(numerics.compare_with_cpu)
@@ -135,6 +136,7 @@ def test_attention_without_a_fused_kernel_fails(look, monkeypatch, broken):
     assert found["fp32: fused attention"] == found["bf16: fused attention"] == "FAIL"
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_compiled_or_not_once_a_kind_fail(look, monkeypatch):
     build = kernels.build
     monkeypatch.setattr(kernels, "build", lambda encoder, level, device, scale=None: build(encoder, level, device))
@@ -160,6 +162,7 @@ def test_a_kernel_that_overflows_fails(look, monkeypatch):
     assert set(found.values()) == {"FAIL"}
 
 
+@pytest.mark.slow
 def test_memory_that_was_not_counted_fails(look, monkeypatch):
     monkeypatch.setattr(memory, "TINY_SIZES", {"native": "256x192"})
     count = memory.count
@@ -192,6 +195,7 @@ def changed_code(folder: Path, lines: str, monkeypatch):
         yield
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_share_statistics_or_rows_fail(look, tmp_path, monkeypatch):
     code = "import glioma_dist.scale.batch_norm as here\nhere.synchronise_batch_norm = lambda model, device: model\n"
     monkeypatch.setattr(several, "ENCODERS", ("mit_tiny",))
@@ -199,6 +203,7 @@ def test_processes_that_do_not_share_statistics_or_rows_fail(look, tmp_path, mon
         assert look(several.compare_ddp) == {"DDP, mit_tiny": "FAIL"}
 
 
+@pytest.mark.slow
 def test_strips_without_their_neighbours_fail(look, tmp_path, monkeypatch):
     code = "import glioma_dist.scale.spatial_layers as here\nhere.split_spatially = lambda *given: None\n"
     with changed_code(tmp_path, code, monkeypatch):
@@ -209,11 +214,13 @@ FORGETS = "import glioma_dist.training.state as here\nhere.load_optimizer = lamb
 """A run that resumes without Adam's moments."""
 
 
+@pytest.mark.slow
 def test_a_run_that_forgets_its_optimizer_fails_on_two_processes(look, tmp_path, monkeypatch):
     with changed_code(tmp_path, FORGETS, monkeypatch):
         assert look(several.save_and_resume)["DDP, saved and resumed"] == "FAIL"
 
 
+@pytest.mark.slow
 def test_a_run_that_forgets_its_optimizer_fails_on_one(look, tmp_path, monkeypatch):
     with changed_code(tmp_path, FORGETS, monkeypatch):
         found = look(interruption.stop_and_resume)
