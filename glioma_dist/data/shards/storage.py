@@ -21,6 +21,7 @@ from glioma_dist import files
 from glioma_dist.data.shards.bodies import AnswerError, NoRangesError, Span, Take
 from glioma_dist.data.shards.transfer import read_span, stream_span
 from glioma_dist.errors import InputError, UnavailableError, one_line
+from glioma_dist.extras import install_command
 
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 HTTP_TIMEOUT, HTTP_TOO_MANY = 408, 429
@@ -118,7 +119,7 @@ class RemoteFolder:
         try:
             self._file_system()
         except (ImportError, ValueError) as error:
-            raise InputError(f"{self.url}: cannot be read here ({error}); pip install 'glioma-dist[cloud]'") from None
+            raise InputError(f"{self.url}: cannot be read here ({error}); run {install_command('cloud')}") from None
 
     def __str__(self) -> str:
         return self.url
