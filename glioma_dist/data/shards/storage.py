@@ -107,7 +107,8 @@ class LocalFolder:
 class RemoteFolder:
     """Files below a URL. It keeps no connection, so it may be pickled to worker processes and survives a fork.
 
-    Raises InputError for a URL that is not allowed, and where the library for its scheme is not installed.
+    Raises InputError for a URL that is not allowed, and where the library for its scheme is not installed or has no
+    credentials.
     """
 
     remedy = "upload the folder again, all of its files"
@@ -119,7 +120,11 @@ class RemoteFolder:
         try:
             self._file_system()
         except (ImportError, ValueError) as error:
-            raise InputError(f"{self.url}: cannot be read here ({error}); run {install_command('cloud')}") from None
+            has_library = isinstance(error, ValueError)  # adlfs's, where no account is given
+            install = f"run {install_command('cloud')}"
+            advice = "set the store's credentials in the environment" if has_library else install
+            url, said = one_line(self.url, 200), one_line(error, 150)
+            raise InputError(f"{url}: cannot be read here ({said}); {advice}") from None
 
     def __str__(self) -> str:
         return self.url
