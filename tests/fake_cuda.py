@@ -12,6 +12,7 @@ from itertools import count
 from unittest import mock
 
 import torch
+from fake_helpers import skip_unless_fakes_need_no_driver
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -25,6 +26,7 @@ NUMBERS = count(1)
 
 def put_on_cuda(model: nn.Module, mode: FakeTensorMode) -> None:
     """Replace parameters and buffers of `model` by fake ones on a GPU that is not there."""
+    skip_unless_fakes_need_no_driver()
     known: dict[int, Tensor] = {}
 
     def moved(tensor: Tensor) -> Tensor:

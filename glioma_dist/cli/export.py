@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Literal
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_checkpoint, check_images
 from glioma_dist.config.paths import LocalPath
-from glioma_dist.errors import InputError, printable
+from glioma_dist.errors import printable
+from glioma_dist.extras import require
 
 NUM_CHECKED = 3
 
@@ -33,10 +33,9 @@ class ExportConfig:
 
 def check(config: ExportConfig) -> None:
     """Raises InputError for missing inputs and libraries."""
+    require("export", "export")
     check_checkpoint("--checkpoint", config.checkpoint)
     check_images(config.images)
-    if util.find_spec("onnx") is None or util.find_spec("onnxruntime") is None:
-        raise InputError("the export needs onnx and onnxruntime: pip install 'glioma-dist[export]'")
 
 
 def run(config: ExportConfig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.paths import LocalPath
 from glioma_dist.config.scale import check_spatial_parallel, strip_edges
 from glioma_dist.errors import InputError
+from glioma_dist.extras import require
 from glioma_dist.files import check_new_folder
 from glioma_dist.limits import check_batch_size, check_workers
 from glioma_dist.registry import encoders
@@ -94,10 +94,7 @@ class ResolutionConfig:
             check_new_folder("--out", self.out)
 
     def _validate_smp(self) -> None:
-        if util.find_spec("segmentation_models_pytorch") is None:
-            raise InputError(
-                "--baselines smp: segmentation_models.pytorch is not installed; pip install 'glioma-dist[bench]'"
-            )
+        require("bench", "--baselines smp")
         if encoders.find(self.encoder).smp_name is None:
             raise InputError(f"--baselines smp: it has no {self.encoder}; give another --encoder, for example mit_b0")
         odd = [str(size) for size in self.sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from importlib import util
 from pathlib import Path
 
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS
 from glioma_dist.errors import InputError
+from glioma_dist.extras import require
 from glioma_dist.files import check_new_file
 from glioma_dist.limits import check_batch_size
 from glioma_dist.registry import encoders
@@ -50,8 +50,8 @@ class PlanConfig:
         check_batch_size(self.batch_size)
         if not self.size:
             raise InputError("--size: give one or more, for example 704x512 1472x1120")
-        if self.smp and util.find_spec("segmentation_models_pytorch") is None:
-            raise InputError("--smp: segmentation_models.pytorch is not installed; pip install 'glioma-dist[bench]'")
+        if self.smp:
+            require("bench", "--smp")
         if self.smp and encoders.find(self.model.encoder).smp_name is None:
             raise InputError(f"--smp: it has no {self.model.encoder}; give another --model.encoder, for example mit_b0")
         if self.smp and self.batch_size % max(1, self.gpus):

@@ -81,7 +81,8 @@ def check_graphs(name: str, level: str, batch_size: int) -> None:
         for _ in range(2):
             found, expected = take_step(ours, batch), take_step(plain, batch)
         assert counters["stats"]["unique_graphs"] == kinds
-        assert counters["frames"]["ok"] == counters["frames"]["total"] == kinds
+        # PyTorch 2.7 counts pieces of code without a graph, too.
+        assert counters["frames"]["ok"] == counters["frames"]["total"] >= kinds
         assert not counters["graph_break"]
         for ours_value, value in zip(found, expected, strict=True):
             assert (ours_value - value).abs().max() <= 1e-9 * value.abs().max().clamp(min=1)

@@ -35,7 +35,11 @@ def whole_files(generator: np.random.Generator) -> list[tuple[str, bytes]]:
     ]
     found = []
     for pixels, how in kinds:
-        tifffile.imwrite(file := io.BytesIO(), pixels, **how)
+        try:
+            tifffile.imwrite(file := io.BytesIO(), pixels, **how)
+        except NotImplementedError:  # imagecodecs before 2026 reads 12 bits and does not write them
+            assert how == {"bitspersample": 12}
+            continue
         found.append((".tif", file.getvalue()))
     exif = Image.Exif()
     exif[274] = 6

@@ -5,7 +5,7 @@ A fake CUDA tensor has no backward pass without a driver, so these are forward p
 
 import pytest
 import torch
-from fake_helpers import autocast, on_fake
+from fake_helpers import autocast, on_fake, skip_unless_fakes_need_no_driver
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -148,6 +148,7 @@ def test_spatial_layers_keep_channels_last(name, as_on_gpu, place):
 
 
 def test_halos_take_the_layout_of_the_strip_on_a_gpu():
+    skip_unless_fakes_need_no_driver()
     with FakeTensorMode():
         above, below = (torch.zeros(2, 4, 1, 8, device="cuda") for _ in range(2))
         for layout in (torch.contiguous_format, torch.channels_last):

@@ -136,6 +136,7 @@ HARMLESS = {
     "ACCELERATE_LOG_LEVEL": "accelerate's own messages",
     "ACCELERATE_NUM_PROCESSES": "of accelerate's own tests",
     "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "SageMaker's",
+    "ACCELERATE_USE_IPEX": "Intel's extension on CPUs, in accelerate 1.11",
     "FSDP_BACKWARD_PREFETCH": "FSDP1's",
     "FSDP_MIN_NUM_PARAMS": "of wrapping by size, which is refused",
     "FSDP_SHARDING_STRATEGY": "FSDP1's",

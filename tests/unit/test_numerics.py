@@ -23,6 +23,9 @@ from glioma_dist.size import Size
 from glioma_dist.training.loop import train
 
 PACKAGE = Path(__file__).resolve().parents[2] / "glioma_dist"
+HAS_NEWER_INTERFACE = pytest.mark.skipif(
+    not hasattr(torch.backends.cudnn, "conv"), reason=f"PyTorch {torch.__version__} has no fp32_precision"
+)
 EXPECTED = {
     "default": (Numerics(), {"tf32": False, "benchmark": False, "deterministic": False}),
     "tf32": (Numerics(tf32=True), {"tf32": True, "benchmark": False, "deterministic": False}),
@@ -87,6 +90,7 @@ def test_another_workspace_is_refused(monkeypatch, other_defaults):
     assert {name: read() for name, (read, _) in SETTINGS.items()} == other_defaults
 
 
+@HAS_NEWER_INTERFACE
 def test_settings_that_pytorch_cannot_read_are_left_alone():
     """A process that used both of PyTorch's interfaces to TF32."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"
@@ -100,6 +104,7 @@ def test_settings_that_pytorch_cannot_read_are_left_alone():
         torch.backends.cudnn.allow_tf32 = True
 
 
+@HAS_NEWER_INTERFACE
 @pytest.mark.parametrize("tf32", [False, True])
 def test_the_newer_interface_of_a_notebook_to_tf32_is_heard_and_put_back(tf32):
     backends = torch.backends

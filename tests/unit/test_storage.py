@@ -165,6 +165,19 @@ def test_a_scheme_whose_library_is_missing_says_what_to_install(monkeypatch):
         ShardReader("az://container/shards/train")
 
 
+def test_a_library_that_has_no_credentials_is_not_to_be_installed_again(monkeypatch):
+    import fsspec
+
+    def refused(*_):
+        raise ValueError("Must provide either a connection_string or account_name with credentials!!")  # adlfs's words
+
+    monkeypatch.setattr(fsspec, "filesystem", refused)
+    with pytest.raises(InputError, match="set the store's credentials in the environment") as caught:
+        ShardReader(f"az://container/{'x' * 600}/train")
+    assert "pip" not in str(caught.value)
+    assert len(str(caught.value)) <= 500
+
+
 def test_a_folder_is_a_folder_whatever_its_name(tmp_path):
     folder = draw_shards(tmp_path / "http:" / "s3", range(2))
     assert len(ShardReader(folder)) == 2

@@ -21,6 +21,7 @@ from glioma_dist import files
 from glioma_dist.data.shards.bodies import AnswerError, NoRangesError, Span, Take
 from glioma_dist.data.shards.transfer import read_span, stream_span
 from glioma_dist.errors import InputError, UnavailableError, one_line
+from glioma_dist.extras import install_command
 
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 HTTP_TIMEOUT, HTTP_TOO_MANY = 408, 429
@@ -106,7 +107,8 @@ class LocalFolder:
 class RemoteFolder:
     """Files below a URL. It keeps no connection, so it may be pickled to worker processes and survives a fork.
 
-    Raises InputError for a URL that is not allowed, and where the library for its scheme is not installed.
+    Raises InputError for a URL that is not allowed, and where the library for its scheme is not installed or has no
+    credentials.
     """
 
     remedy = "upload the folder again, all of its files"
@@ -118,7 +120,11 @@ class RemoteFolder:
         try:
             self._file_system()
         except (ImportError, ValueError) as error:
-            raise InputError(f"{self.url}: cannot be read here ({error}); pip install 'glioma-dist[cloud]'") from None
+            has_library = isinstance(error, ValueError)  # adlfs's, where no account is given
+            install = f"run {install_command('cloud')}"
+            advice = "set the store's credentials in the environment" if has_library else install
+            url, said = one_line(self.url, 200), one_line(error, 150)
+            raise InputError(f"{url}: cannot be read here ({said}); {advice}") from None
 
     def __str__(self) -> str:
         return self.url

@@ -1,0 +1,43 @@
+"""Libraries that only some commands need: which are missing, and the command that installs them."""
+
+from __future__ import annotations
+
+from importlib import util
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from glioma_dist.errors import InputError
+
+PROJECT = "glioma-dist"
+LIBRARIES = {
+    "bench": ("segmentation_models_pytorch",),
+    "cloud": ("fsspec", "aiohttp", "s3fs", "gcsfs", "adlfs"),
+    "export": ("onnx", "onnxruntime"),
+}
+"""By extra of pyproject.toml: the modules that its libraries are imported as."""
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of the installed package.
+
+    pip keeps the package that is there, whether it came from a wheel or is a clone, so no index needs to have it.
+    Where the package only lies on Python's path, the command names its folder.
+    """
+    try:
+        distribution(PROJECT)
+    except PackageNotFoundError:
+        return f"pip install '{Path(__file__).resolve().parents[1]}[{extra}]'"
+    return f"pip install '{PROJECT}[{extra}]'"
+
+
+def require(extra: str, needed_by: str) -> None:
+    """Check that all libraries of an extra can be imported, without importing them.
+
+    Args:
+        needed_by: begins the message, for example `--smp`.
+
+    Raises InputError, with the missing libraries and the command that installs them.
+    """
+    missing = [name for name in LIBRARIES[extra] if util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{needed_by}: {', '.join(missing)} not installed; run {install_command(extra)}")
