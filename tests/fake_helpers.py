@@ -28,7 +28,7 @@ def autocast(device: str) -> Iterator[None]:
 
 @cache
 def fakes_need_no_driver() -> bool:
-    """Whether PyTorch slices and convolves fake CUDA tensors without asking the CUDA driver: 2.11 does, 2.7 does not.
+    """Whether PyTorch slices and convolves fake CUDA tensors without asking the CUDA driver: 2.11 does, 2.8 does not.
     Under autograd that aborts the process; here it is an error."""
     try:
         with FakeTensorMode(), torch.no_grad():

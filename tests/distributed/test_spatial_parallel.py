@@ -133,7 +133,8 @@ def test_strips_are_as_near_to_fp32_as_a_whole_image_is_in_bf16(level):
     case = Case(2, 2, level=level, double=False, bf16=True)
     exact, plain = take_steps(replace(case, bf16=False)), take_steps(case)
     for process in run(take_steps, case, num_processes=2, timeout=240):
-        assert (process["0 losses"] - plain["0 losses"]).abs().max() < 1e-3
+        # Half a step of bf16. PyTorch 2.15 is within 0.001, 2.8 within 0.0016 of 1.34.
+        assert ((process["0 losses"] - plain["0 losses"]).abs() < 2**-9 * plain["0 losses"]).all()
         for name in (name for name in exact if name.startswith("0 ")):
             of_one, of_tiles = (relative_error(found[name], exact[name]) for found in (plain, process))
             assert of_tiles < 1.5 * of_one + 0.01, name

@@ -53,6 +53,18 @@ def test_the_licence_of_every_library_is_listed(requirement):
     assert re.search(rf"(?<![\w-]){re.escape(name_of(requirement))}(?![\w-])", text("docs/licences.md"))
 
 
+def test_the_page_lists_the_lowest_version_of_every_library():
+    table = text("docs/installation.md").partition("## Lowest versions")[2].partition("What was run")[0]
+    listed = {}
+    for row in re.findall(r"^\| ([^|]+) \| (\d[^|]*) \|", table, re.MULTILINE):
+        names, versions = (re.sub("^`.*`: ", "", cell).split(", ") for cell in row)
+        listed |= dict(zip(names, versions, strict=True))
+    extras = PROJECT["optional-dependencies"]
+    requirements = [*PROJECT["dependencies"], *extras["cloud"], *extras["export"]]
+    lowest = dict(each.split(">=") for each in requirements if ">=" in each)
+    assert listed == lowest | {"Python": PROJECT["requires-python"].removeprefix(">=")}
+
+
 @pytest.mark.parametrize("licence", [LIVECELL_LICENCE, GLIOMA_C6_LICENCE, IMAGENET_LICENCE])
 def test_the_page_states_the_licences_that_the_program_records(licence):
     names = re.findall(r"CC BY-NC(?:-ND)? 4\.0|NVIDIA Source Code License for SegFormer", licence)
