@@ -21,7 +21,8 @@ LOWEST_TESTS ?= tests/unit tests/distributed
 
 # A file's tests stay together, as they share fixtures. Files are begun in the order of their names: the folders with the
 # longest ones come first, so that no core waits for a long file at the end.
-PYTEST_QUICKLY := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+# One process more than cores, because many tests wait for other processes.
+PYTEST_QUICKLY := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-lowest test-slow faults fuzz lint bench docs gpu gpu-test gpu-bench clean
 setup: $(VENV)/.installed

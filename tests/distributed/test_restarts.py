@@ -98,7 +98,7 @@ def check(out, whole, launchers) -> None:
     ("launcher", "num_processes", "lost"),
     [
         pytest.param(TORCHRUN, 3, 2, marks=pytest.mark.slow),
-        (TORCHRUN, 2, 0),
+        pytest.param(TORCHRUN, 2, 0, marks=pytest.mark.slow),
         ([*ACCELERATE, "--main_process_port", "PORT", "--num_processes"], 2, 1),
     ],
     ids=["torchrun, the last of three", "torchrun, the first of two", "accelerate, the last of two"],
