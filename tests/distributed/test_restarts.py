@@ -114,6 +114,7 @@ def test_a_restarted_run_ends_as_if_nothing_had_been(whole, tmp_path, launcher, 
             process.terminate()
 
 
+@pytest.mark.slow
 def test_two_machines_of_which_one_loses_its_process(whole, tmp_path):
     """Only the machine that lost it counts a restart: the number of the attempt differs between the two."""
     reference = whole(2)
