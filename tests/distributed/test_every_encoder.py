@@ -167,7 +167,7 @@ def differences(name: str) -> list[dict]:
     return differences_with(tuple(NARROW[first : first + TOGETHER]))
 
 
-def check(differences: list[dict], name: str, narrow: bool) -> None:
+def check(differences: list[dict], name: str, narrow: bool = False) -> None:
     variants = [f"{engine}, {level}" for engine in ENGINES for level in levels_of(name, narrow)]
     for rank in differences:
         assert set(rank[name]) == {*variants, "sharded"}
@@ -204,4 +204,4 @@ def test_little_of_an_encoder_stays_gathered(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", encoders.names())
 def test_the_same_with_encoders_of_full_size(name):
-    check(run(compare, (name,), False, num_processes=2, timeout=550), name, narrow=False)
+    check(run(compare, (name,), False, num_processes=2, timeout=550), name)
