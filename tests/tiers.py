@@ -7,8 +7,12 @@ expensive gets a line here; `make test-all` prints the slowest twenty.
 
 LONG = {
     "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": "four processes, traced",
-    "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": "each encoder, twice",
+    "tests/distributed/test_ends.py::test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full": "it waits",
     "tests/distributed/test_every_encoder.py::test_fsdp2_shards_every_weight_and_gathers_it_block_by_block": "the same",
+    "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": "each encoder, twice",
+    "tests/distributed/test_fused_adam.py::test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself": (
+        "runs, repeated"
+    ),
     "tests/distributed/test_joining.py::test_a_first_process_that_never_answers_does_not_hold_the_others": "it waits",
     "tests/distributed/test_joining.py::test_a_process_whose_peer_never_comes_ends_in_one_line": "it waits",
     "tests/distributed/test_joining.py::test_what_only_the_first_process_cannot_write_ends_all_with_one_line": "6 runs",
@@ -20,12 +24,13 @@ LONG = {
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
     "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",
-    "tests/end_to_end/test_bench_scaling.py::test_each_engine_is_measured_once": "launches",
     "tests/end_to_end/test_bench_resolution.py::test_each_rung_is_a_row_with_figures_and_circumstances": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_out_of_memory_is_a_row_and_the_benchmark_goes_on": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_the_peer_is_measured_beside_ours": "a process",
+    "tests/end_to_end/test_bench_scaling.py::test_each_engine_is_measured_once": "launches",
     "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": "runs",
     "tests/end_to_end/test_endings.py::test_what_only_has_the_name_of_a_checkpoint_stops_no_run": "a run each of 11",
+    "tests/end_to_end/test_launch_program.py": "real launchers",
     "tests/end_to_end/test_launchers.py": "real launchers",
     "tests/end_to_end/test_own_images.py::test_the_page_leads_from_a_folder_to_masks": "six commands",
     "tests/end_to_end/test_readme.py::test_the_workflow_of_readme_runs_from_the_first_command_to_the_last": (
@@ -37,6 +42,8 @@ LONG = {
     "tests/end_to_end/test_resume.py::test_a_disk_that_takes_no_more_is_one_line_at_every_write": "two runs a write",
     "tests/end_to_end/test_resume.py::test_a_folder_that_is_gone_stops_the_run_and_is_not_made_again": "7 runs",
     "tests/end_to_end/test_resume.py::test_killed_with_workers_a_run_restarts_at_once": "six runs with workers",
+    "tests/end_to_end/test_streaming.py::test_a_server_that_fails_gives_the_same_training": ("four runs"),
+    "tests/end_to_end/test_streaming.py::test_a_server_that_lies_ends_the_training_with_one_line": "a run each",
     "tests/end_to_end/test_study.py": "whole studies, and a browser",
     "tests/end_to_end/test_training.py::test_a_run_saves_and_ends_when_its_launcher_is_asked_to": "a real launcher",
     "tests/end_to_end/test_training.py::test_killed_while_a_checkpoint_is_written_a_run_goes_on_as_if_nothing_was": (
@@ -48,20 +55,39 @@ LONG = {
     "tests/unit/test_cache.py::test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way": (
         "killed at many moments"
     ),
+    "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_at_each_level": "14 compilations",
     "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": "every encoder, compiled",
-    "tests/unit/test_kernel_limits.py::test_norms_batches_and_strips": "steps of 270 Mpx in many tiles",
+    "tests/unit/test_deterministic.py::test_every_encoder": "every encoder",
+    "tests/unit/test_hostile_shards.py::test_a_tar_of_very_many_members_takes_little_memory": "65,536 members",
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",
+    "tests/unit/test_kernel_limits.py::test_norms_batches_and_strips": "steps of 270 Mpx in many tiles",
     "tests/unit/test_kernel_limits.py::test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large": "encoders",
     "tests/unit/test_kernel_limits.py::test_the_usual_tiles_of_a_gpu": "a step of 68 Mpx in very many tiles",
+    "tests/unit/test_kernel_limits.py::test_without_the_bound_calls_are_too_large": "steps of 68 and 135 Mpx",
+    "tests/unit/test_loss_scale.py::test_a_restarted_run_ends_with_the_same_bits": "three runs each",
+    "tests/unit/test_memory_estimator.py::test_memory_grows_evenly_with_the_batch_and_bf16_takes_less": (
+        "counts many steps"
+    ),
     "tests/unit/test_peer.py::test_logits_and_gradients_are_the_peers": "encoders of full size",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
+    "tests/unit/test_planner.py::test_auto_takes_the_quickest_that_fits": "counts many steps",
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",
+    "tests/unit/test_planner.py::test_kept_activations_are_shared_by_rows": "native steps",
+    "tests/unit/test_planner.py::test_no_attention_matrix_at_native_size": "native steps",
     "tests/unit/test_planner.py::test_the_largest_batch_and_size_are_what_counting_finds_there": "counts many steps",
-    "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": "native steps",
-    "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": "native steps",
+    "tests/unit/test_planner.py::test_what_strips_need_is_counted_with_the_tiles_of_a_gpu": "native steps",
     "tests/unit/test_prediction_limits.py::test_no_call_of_a_prediction_is_too_large": "135 and 270 Mpx in many tiles",
     "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
     "tests/unit/test_step_formulas.py::test_the_formula_is_exact": "three counts for each encoder",
+    "tests/unit/test_step_formulas.py::test_the_formula_is_exact_for_each_level": "four counts each",
+    "tests/unit/test_step_formulas.py::test_what_is_refused_is_refused_before_anything_is_printed": "new interpreters",
+    "tests/unit/test_synchronisation.py::test_a_step_reads_once_and_copies_nothing_but_what_was_drawn": "every encoder",
+    "tests/unit/test_synchronisation.py::test_so_it_does_where_processes_share_an_image": "encoders, each six steps",
+    "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": "native steps",
+    "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": "native steps",
+    "tests/unit/test_weights.py::test_imagenet_weights_without_a_network_are_one_line_without_minutes_of_retries": (
+        "it waits for a hub"
+    ),
 }
 """Test, file or folder -> what takes the time."""
 

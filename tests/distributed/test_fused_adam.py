@@ -51,7 +51,7 @@ def test_a_run_moves_between_the_optimizers_of_gpus_and_cpus(shards, tmp_path, t
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_steps_that_overflow_fp16_are_known_where_the_optimizer_skips_them_itself(shards, tmp_path, num_processes):
+def test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself(shards, tmp_path, num_processes):
     """accelerate takes such a step for done."""
     config = tiny_config(shards, tmp_path / "plain")
     tried = run(train_in_fp16, config, num_processes=num_processes)

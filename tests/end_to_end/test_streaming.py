@@ -32,7 +32,7 @@ def config_of(data, place, out, **changes):
     return tiny_config(data, out, train=names, val=f"{place}/val", weights=(0.75, 0.25), seed=3, **changes)
 
 
-def test_a_server_that_fails_gives_the_same_training_across_a_stop_and_other_workers(data, expected, tmp_path):
+def test_a_server_that_fails_gives_the_same_training(data, expected, tmp_path):
     """First by range in the training process itself, then from a cache, kept decoded, by a worker."""
     faults = itertools.cycle(["error", "drop", "short"])
     with serve(files_of(data)) as server:

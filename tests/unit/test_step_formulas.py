@@ -51,7 +51,7 @@ def step_of(encoder: str, size: Size = ODD_SIZES[0], bf16: bool = True) -> Step:
     )
 
 
-DEEP = ("densenet169", "dpn92", "inceptionv4", "mit_b3", "mit_b4", "mit_b5")
+DEEP = ("densenet169", "dpn92", "inceptionv4", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
 """Encoders of many layers, of the same kinds as others have: counting them takes 10 to 35 s each."""
 
 

@@ -41,8 +41,14 @@ LEVELS = ("none", "selective", "full")
 SEEDS = torch.tensor([3, 4])
 PLACES = torch.tensor([0, 2])
 SIDE = 64
+DEEPER_MIT = "mit_b[1-5]"
+"""MiT-B0 with more layers of the same kinds: in the slow tests."""
 NAMES = (*encoders.names(), "timm/convnext_atto")
 """Some of timm's other models make constants on the CPU in each forward pass, as edgenext its positions."""
+
+
+def slow_if_deeper(name: str):
+    return pytest.param(name, marks=pytest.mark.slow if re.fullmatch(DEEPER_MIT, name) else ())
 
 
 def put_on(model: UNet) -> FakeTensorMode:
@@ -120,11 +126,13 @@ def narrow_and_shallow(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("in_precision", ["no"], indirect=True)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [slow_if_deeper(name) for name in NAMES])
 def test_a_step_reads_once_and_copies_nothing_but_what_was_drawn(name, in_precision, tmp_path, monkeypatch):
     narrow_and_shallow(monkeypatch)
     for level in LEVELS:
         model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
+        if level == "selective" and not list(model.encoder.attention_layers()):
+            continue  # it keeps of the encoder what full keeps, and of the decoder what none keeps
         watch = watch_step(in_precision, model, level, tmp_path)
         check(watch, num_drawn(model))
         assert watch.operations[ATEN._fused_adam_.default] == 1
@@ -141,11 +149,7 @@ def test_so_it_does_in_each_precision_with_each_norm_and_loss(in_precision, chan
 @pytest.mark.parametrize("in_precision", ["bf16"], indirect=True)
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(each.name, marks=pytest.mark.slow if re.fullmatch("mit_b[1-5]", each.name) else ())
-        for each in encoders.entries()
-        if each.spatial_parallel
-    ],
+    [slow_if_deeper(each.name) for each in encoders.entries() if each.spatial_parallel],
 )
 def test_so_it_does_where_processes_share_an_image(name, in_precision, tmp_path, monkeypatch):
     narrow_and_shallow(monkeypatch)
