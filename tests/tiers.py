@@ -42,7 +42,7 @@ LONG = {
     "tests/end_to_end/test_resume.py::test_a_disk_that_takes_no_more_is_one_line_at_every_write": "two runs a write",
     "tests/end_to_end/test_resume.py::test_a_folder_that_is_gone_stops_the_run_and_is_not_made_again": "7 runs",
     "tests/end_to_end/test_resume.py::test_killed_with_workers_a_run_restarts_at_once": "six runs with workers",
-    "tests/end_to_end/test_streaming.py::test_a_server_that_fails_gives_the_same_training": ("four runs"),
+    "tests/end_to_end/test_streaming.py::test_a_server_that_fails_gives_the_same_training": "four runs",
     "tests/end_to_end/test_streaming.py::test_a_server_that_lies_ends_the_training_with_one_line": "a run each",
     "tests/end_to_end/test_study.py": "whole studies, and a browser",
     "tests/end_to_end/test_training.py::test_a_run_saves_and_ends_when_its_launcher_is_asked_to": "a real launcher",
