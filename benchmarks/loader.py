@@ -1,4 +1,4 @@
-"""Compares the loader with others (peers/loaders.py): images per second, and CPU time per image.
+"""Compares the loader with others (baselines/loaders.py): images per second, and CPU time per image.
 
 All decode the same images, apply the same changes, and deliver batches of uint8 to the training process. With a GPU the
 GPU normalises them, without one the CPU does, so both are measured: delivered, and normalised on the CPU.
@@ -34,7 +34,7 @@ from glioma_dist.model.unet import normalise
 from glioma_dist.size import Size
 
 sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or imported
-from peers.loaders import PIPELINES, SAMPLES_PER_SHARD
+from baselines.loaders import PIPELINES, SAMPLES_PER_SHARD
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "webdataset", "litdata", "mosaicml-streaming", "opencv-python-headless", "glioma-dist")

@@ -68,7 +68,7 @@ LONG = {
     "tests/unit/test_memory_estimator.py::test_memory_grows_evenly_with_the_batch_and_bf16_takes_less": (
         "counts many steps"
     ),
-    "tests/unit/test_peer.py::test_logits_and_gradients_are_the_peers": "encoders of full size",
+    "tests/unit/test_smp.py::test_logits_and_gradients_are_smps": "encoders of full size",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
     "tests/unit/test_planner.py::test_auto_takes_the_quickest_that_fits": "counts many steps",
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",

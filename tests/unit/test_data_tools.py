@@ -51,7 +51,7 @@ def test_every_pipeline_delivers_the_same_images(bench, tmp_path, workers):
 @pytest.mark.parametrize("size", [(120, 90), (70, 50)])
 def test_the_other_loaders_make_the_changes_that_ours_makes(bench, size):
     """Bit for bit: otherwise they would be measured at other work."""
-    loaders = sys.modules["peers.loaders"]
+    loaders = sys.modules["baselines.loaders"]
     sample = bench.draw_sample(0, Size(*size))
     packed = loaders.encode_image(sample.image), loaders.encode_mask(sample.mask)
     for case in bench.CASES.values():

@@ -42,7 +42,7 @@ def make_row(network: str, level: str, size: str, gib: float, seconds: float, **
 
 
 def make_rows() -> list[dict]:
-    """Two levels and a peer; the peer does not fit at the largest size."""
+    """Two levels and a baseline, which does not fit at the largest size."""
     rows = []
     for number, size in enumerate(SIZES):
         rows.append(make_row("glioma-dist", "none", size, 1.5 * 3**number, 0.25 * 4**number))
@@ -211,17 +211,17 @@ def only(keep: str) -> list[dict]:
     rows = make_rows()
     if keep == "nothing fits":
         return [{**row, "status": "out of memory", **ENDED} for row in rows]
-    if keep == "no peer":
+    if keep == "no baseline":
         return [row for row in rows if row["network"] != SMP]
     if keep == "one cell":
         return rows[:1]
     return rows + [{**row, "precision": "fp32"} for row in rows]
 
 
-@pytest.mark.parametrize("keep", ["nothing fits", "no peer", "one cell", "two precisions"])
+@pytest.mark.parametrize("keep", ["nothing fits", "no baseline", "one cell", "two precisions"])
 def test_a_report_can_be_made_of_whatever_there_is(keep: str, tmp_path: Path):
     write_report(only(keep), tmp_path)
-    plots = {"memory.png", "speed.png"} if keep in ("no peer", "two precisions") else set()
+    plots = {"memory.png", "speed.png"} if keep in ("no baseline", "two precisions") else set()
     assert {path.name for path in tmp_path.iterdir()} == {"resolution.csv", "resolution.md", *plots}
     for name in plots:
         picture = cv2.imread(str(tmp_path / name))

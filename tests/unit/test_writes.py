@@ -42,7 +42,7 @@ ALLOWED = {
     "glioma_dist/data/download/downloading.py: _alone": "a lock file, which has no content",
     "glioma_dist/report/style.py: png_bytes": "a figure into memory",
     "glioma_dist/demo/drawing.py: draw_split": "a TIFF into memory",
-    "benchmarks/peers/loaders.py: write_pngs": "scratch data of a benchmark, in a temporary folder",
+    "benchmarks/baselines/loaders.py: write_pngs": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: write_json": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: bench_speed": "scratch data of a benchmark, in a temporary folder",
 }
