@@ -9,9 +9,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import runpy
+import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -244,10 +247,51 @@ def run(function: Callable, *arguments: Any, **how: Any) -> list[Any]:
     return [end.value for end in ended]
 
 
-def command(script: str, *arguments: object, **how: Any) -> Ended:
-    """Run a script of the repository (train.py), or a command of the program (shards inspect), as one process."""
-    (ended,) = start(_run_script, script, [str(argument) for argument in arguments], **how).wait()
+def command(script: str, *arguments: object, folder: Path | None = None, **how: Any) -> Ended:
+    """Run a script of the repository (train.py), or a command of the program (shards inspect), as one process, in
+    `folder`."""
+    (ended,) = start(_run_script, script, [str(argument) for argument in arguments], folder, **how).wait()
     return ended
+
+
+def type_in(block: str, folder: Path, real_launcher: bool = False) -> list[Ended]:
+    """Run the lines of a page's block of commands in `folder`, each of which must end well.
+
+    No line needs a new interpreter: `glioma-dist` runs in a forked process with its libraries imported, and so does
+    what `accelerate launch` starts as one process. real_launcher: the first launch is accelerate's own.
+    """
+    ended = []
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        launched = re.fullmatch(r"accelerate launch (?:--quiet )?--config_file (\S+) (.+)", shlex.join(words))
+        if launched and real_launcher:
+            real_launcher = False
+            each = _in_a_shell(line, folder)
+        elif launched:
+            assert (folder / launched[1]).samefile(REPOSITORY / "accelerate_configs" / "cpu.yaml"), line
+            script, *arguments = shlex.split(launched[2])
+            each = command(script, *arguments, folder=folder)
+        else:
+            assert words[0] == "glioma-dist", line
+            # A command of two words, such as `shards inspect`.
+            each = command(words[1], *words[2:], folder=folder)
+        assert each.exit_code == 0, f"{line}\n{each.stdout}\n{each.stderr}"
+        ended.append(each)
+    return ended
+
+
+def _in_a_shell(line: str, folder: Path) -> Ended:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", line],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    return Ended(done.returncode, None, done.stdout, done.stderr)
 
 
 def train_here(config: TrainConfig) -> tuple[int, int]:
@@ -285,7 +329,9 @@ def load_benchmark(name: str) -> Iterator[ModuleType]:
     del sys.modules[name]
 
 
-def _run_script(script: str, arguments: list[str]) -> None:
+def _run_script(script: str, arguments: list[str], folder: Path | None = None) -> None:
+    if folder is not None:
+        os.chdir(folder)
     if not script.endswith(".py"):
         from glioma_dist.cli.program import main
 

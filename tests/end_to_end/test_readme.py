@@ -2,15 +2,12 @@
 of the training."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY, type_in
 
-REPOSITORY = Path(__file__).parents[2]
 PAGES = {name: (REPOSITORY / name).read_text() for name in ("README.md", "docs/first_training.md")}
 
 
@@ -22,18 +19,10 @@ def workflow() -> list[str]:
     return blocks("docs/first_training.md")
 
 
-def run(script: str) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "source"
-    run(f"python -m glioma_dist demo --draw-only --out {folder.parent} --livecell 4 2 2 --glioma 4 2 2")
+    type_in(f"glioma-dist demo --draw-only --out {folder.parent} --livecell 4 2 2 --glioma 4 2 2", REPOSITORY)
     return folder
 
 
@@ -42,7 +31,7 @@ def smaller(script: str, source: Path) -> str:
     folder = source.parent
     wanted = {
         # It needs a network; tests/unit/test_download.py runs it with a server of its own.
-        "glioma-dist download livecell --out ~/data/LIVECell": ":",
+        "glioma-dist download livecell --out ~/data/LIVECell": "#",
         "~/data/LIVECell": str(source / "livecell"),
         "~/data/glioma_c6": str(source / "glioma_c6"),
         "~/data/new_plate": str(source / "glioma_c6" / "dataset" / "spec" / "test" / "images"),
@@ -67,8 +56,8 @@ def smaller(script: str, source: Path) -> str:
 
 def test_the_workflow_of_readme_runs_from_the_first_command_to_the_last(source):
     assert len(workflow()) == 8
-    for block in workflow():
-        run(smaller(block, source))
+    for number, block in enumerate(workflow()):
+        type_in(smaller(block, source), REPOSITORY, real_launcher=number == 1)  # the block of two trainings
     folder = source.parent
     assert (folder / "runs" / "glioma" / "scores.json").is_file()
     assert (folder / "runs" / "glioma" / "model.onnx").is_file()
