@@ -1,0 +1,95 @@
+"""Copies of a run's weights and optimizer in host memory, from which a checkpoint is written while training continues."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from glioma_dist.errors import NonFiniteError
+from glioma_dist.model.checkpoint_writer import Writer
+from glioma_dist.model.manifest import MODEL, OPTIMIZER
+from glioma_dist.model.tensor_files import FlatTensors, not_finite
+
+
+class SnapshotMemory:
+    """The memory that snapshots are copied to, page-locked for a GPU. It is used again by every snapshot: no write may
+    still need the one before, unless that is of the same step."""
+
+    def __init__(self) -> None:
+        self._room: dict[str, FlatTensors] = {}
+        self._steps: dict[str, int] = {}
+        """Step whose tensors lie there: `best` and `last` of one step share the copy of the weights."""
+
+    def take(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, writer: Writer
+    ) -> tuple[FlatTensors | None, FlatTensors | None]:
+        """Copy the tensors of the unwrapped `model`, and of the optimizer where one is given, that `writer` writes.
+
+        Returns the copies of both; None where there is none, or where another process writes all. Raises NonFiniteError
+        where a value is not finite: a run could not resume from such a checkpoint.
+        """
+        in_parts = is_in_parts(model)
+        if not in_parts and writer.number != 0:
+            return None, None
+        wanted = {} if self._steps.get(MODEL) == step else {MODEL: _own(model.state_dict(), writer, in_parts)}
+        if optimizer is not None:
+            wanted[OPTIMIZER] = _own(optimizer_tensors(model, optimizer), writer, in_parts)
+        _check_finite({name: tensor for tensors in wanted.values() for name, tensor in tensors.items()}, step)
+        for file, tensors in wanted.items():
+            self._steps.pop(file, None)
+            if file not in self._room or not self._room[file].has_room_for(tensors):
+                self._room.pop(file, None)  # first, or there would be room for both
+                on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
+                self._room[file] = FlatTensors(tensors, page_locked=on_gpu)
+            self._room[file].copy_(tensors)
+            self._steps[file] = step
+        return self._room[MODEL], None if optimizer is None else self._room[OPTIMIZER]
+
+
+def is_in_parts(model: nn.Module) -> bool:
+    """Whether each process has a part of every weight (FSDP2)."""
+    return any(isinstance(each, DTensor) for each in model.parameters())
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by the parameters' names, as "<parameter>/<what>"."""
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        f"{names[number]}/{what}": tensor
+        for number, values in optimizer.state_dict()["state"].items()
+        for what, tensor in values.items()
+    }
+
+
+def _own(tensors: dict[str, Tensor], writer: Writer, in_parts: bool) -> dict[str, Tensor]:
+    """Its rows of tensors that are split; those that all have, the first writes."""
+    return {
+        name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+        for name, tensor in tensors.items()
+        if not in_parts or isinstance(tensor, DTensor) or writer.number == 0
+    }
+
+
+def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
+    here = {name: tensor for name, tensor in tensors.items() if tensor.device.type != "cuda"}
+    there = {name: tensor for name, tensor in tensors.items() if tensor.device.type == "cuda"}
+    broken = not_finite(here) + _not_finite_on_gpu(there)
+    if broken:
+        raise NonFiniteError(
+            f"step {step}: {len(broken)} tensors of the model or the optimizer are not finite, the first is "
+            f"{broken[0]}; no checkpoint of them is written; give a smaller --lr, or --clip-norm, in another --out"
+        )
+
+
+def _not_finite_on_gpu(tensors: dict[str, Tensor]) -> list[str]:
+    """As `not_finite`, with few kernels and one read of all."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floats:
+        return []
+    # A NaN takes the greatest absolute value over, as an infinity does.
+    greatest = torch._foreach_norm(list(floats.values()), math.inf)
+    finite = torch.stack([value.float() for value in greatest]).isfinite().tolist()
+    return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]
