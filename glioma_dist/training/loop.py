@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 import torch
@@ -31,7 +31,7 @@ from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.ending import with_checkpoint, without_checkpoint
-from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
+from glioma_dist.training.launch_and_data import explained, interruptible, join_spatial_group, notes_on_data
 from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
@@ -78,15 +78,17 @@ def train(
 
 def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainState:
     """Returns how far the run has come."""
-    with StopSignal() as stop:
-        group = join_spatial_group(config, context)
-        with RunFolder(config, context) as folder:
-            trainer, state = prepare(config, context, group, folder, stop, workers)
-            context.wait()
-            folder.claim()
-            # A signal waits until the loop asks for it, or until status.json says how the run has ended.
-            with stop.deferred(), open_reporter(trainer, state) as reporter:
-                return TrainingLoop(trainer, state, reporter).run()
+    with StopSignal() as stop, ExitStack() as stack:
+        with explained(context):
+            group = join_spatial_group(config, context)
+            folder = stack.enter_context(RunFolder(config, context))
+            with stop.deferred():
+                trainer, state = prepare(config, context, group, folder, stop, workers)
+                context.agree(stop.request)
+                folder.claim()
+        # A signal waits until the loop asks for it, or until status.json says how the run has ended.
+        with stop.deferred(), open_reporter(trainer, state) as reporter:
+            return TrainingLoop(trainer, state, reporter).run()
 
 
 def prepare(
@@ -99,13 +101,18 @@ def prepare(
 ) -> tuple[Trainer, TrainState]:
     """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
-    train, sampler = open_training_data(config.data, config.batch_size, config.seed)
-    val = open_validation_data(config.data)
-    notes = notes_on_data(train, val)
-    if context.is_main:
-        for note in notes:
-            print(f"note: {note}", flush=True)
-    model, lineage = build_model(config.model, config.seed)
+
+    def read() -> tuple:
+        """What a process can do by itself, and what can take long, as where a store does not answer."""
+        train, sampler = open_training_data(config.data, config.batch_size, config.seed)
+        val = open_validation_data(config.data)
+        notes = notes_on_data(train, val)
+        if context.is_main:
+            for note in notes:
+                print(f"note: {note}", flush=True)
+        return train, sampler, val, *build_model(config.model, config.seed)
+
+    train, sampler, val, model, lineage = interruptible(read, context, stop)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
     metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
     if context.num_processes > 1:

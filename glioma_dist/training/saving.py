@@ -84,7 +84,7 @@ class CheckpointSaver:
             self.wait(alone)
 
     def agree(self, problem: RunError | None, *marks: bool) -> list[bool]:
-        """`DistributedContext.agree`, where the processes also notice the end of a write. Raises what it failed with."""
+        """`DistributedContext.agree`, where the processes also notice the end of a write. Raises why one failed."""
         writing, *marked = self._context.agree(problem, bool(self._queue) and not self._queue[0].is_ready, *marks)
         if self._queue and not writing:
             self._advance(self._writer)

@@ -1,4 +1,4 @@
-"""Copies of a run's weights and optimizer in host memory, from which a checkpoint is written while training continues."""
+"""Copies of a run's weights and optimizer in host memory: checkpoints are written from them while training continues."""
 
 from __future__ import annotations
 
