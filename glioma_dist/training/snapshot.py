@@ -1,4 +1,4 @@
-"""Copies of a run's weights and optimizer in host memory: checkpoints are written from them while training continues."""
+"""Copies of weights and optimizer in host memory, from which checkpoints are written while training continues."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ def _not_finite_on_gpu(tensors: dict[str, Tensor]) -> list[str]:
         return []
     # A NaN takes the greatest absolute value over, as an infinity does.
     greatest = torch._foreach_norm(list(floats.values()), math.inf)
-    finite = torch.stack([value.float() for value in greatest]).isfinite().tolist()
+    finite = torch.stack([value.float() for value in greatest]).isfinite().cpu().tolist()
     return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]
