@@ -78,16 +78,15 @@ def train(
 
 def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainState:
     """Returns how far the run has come."""
-    with StopSignal() as stop, ExitStack() as stack:
+    # A signal waits until the processes ask for it together, or until status.json says how the run has ended.
+    with StopSignal() as stop, stop.deferred(), ExitStack() as stack:
         with explained(context):
             group = join_spatial_group(config, context)
             folder = stack.enter_context(RunFolder(config, context))
-            with stop.deferred():
-                trainer, state = prepare(config, context, group, folder, stop, workers)
-                context.agree(stop.request)
-                folder.claim()
-        # A signal waits until the loop asks for it, or until status.json says how the run has ended.
-        with stop.deferred(), open_reporter(trainer, state) as reporter:
+            trainer, state = prepare(config, context, group, folder, stop, workers)
+            context.agree(stop.request)
+            folder.claim()
+        with open_reporter(trainer, state) as reporter:
             return TrainingLoop(trainer, state, reporter).run()
 
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
-from glioma_dist.errors import InputError, Interrupted, RunError, one_line
+from glioma_dist.errors import InputError, RunError, one_line
 from glioma_dist.files import (
     cannot_read,
     cannot_write,
@@ -74,7 +74,7 @@ class RunFolder:
             if holds_run(config) and self.is_main:
                 self._hold()  # first: what another training is writing would look damaged
             found = look(config, is_main=self.is_main)
-        except (RunError, OSError, Interrupted) as error:
+        except (RunError, OSError) as error:
             failure = as_run_error(error)
             if failure is None:
                 raise

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +22,15 @@ from glioma_dist.training.snapshot import SnapshotMemory
 SECONDS_TO_END = 20.0
 """The promise, without a step and the write of a checkpoint, which take no time here."""
 PHASES: dict[str, tuple[Any, str, int, int]] = {
-    # Where, which function, at which call, and the step of the checkpoint that is left.
+    # Where, which function, at which call, and the step of the checkpoint that is left. One sample is read at the start.
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (loop, "open_training_data", 1, 0),
     "building the network": (loop, "build_model", 1, 0),
     "placing it on the device": (loop, "make_adam", 1, 0),
     "claiming the folder": (RunFolder, "claim", 1, 0),
-    "loading the first batch": (ShardReader, "read", 1, 0),
-    "loading a batch": (ShardReader, "read", 5, 2),
+    "loading the first batch": (ShardReader, "read", 2, 0),
+    "loading a batch": (ShardReader, "read", 6, 2),
     "a step": (loop, "segmentation_loss", 2, 2),
     "validation": (validation, "segmentation_loss", 1, 3),
     "copying a checkpoint": (SnapshotMemory, "take", 1, 2),
@@ -79,11 +80,12 @@ def stop_everywhere(shards: Path, folder: Path) -> list[tuple]:
                 except RunError as error:
                     ending = (int(error.exit_code), str(error))
             found.append((phase, ranks, ending, time.monotonic() - asked))
+            print(found[-1], file=sys.stderr, flush=True)
     return found
 
 
 def test_wherever_a_process_is_asked_to_stop_all_save_and_end(shards, tmp_path):
-    for rank, found in enumerate(run(stop_everywhere, shards, tmp_path, num_processes=2)):
+    for rank, found in enumerate(run(stop_everywhere, shards, tmp_path, num_processes=2, timeout=400)):
         assert len(found) == len(PHASES) * len(RANKS)
         for phase, ranks, ending, seconds in found:
             case = f"{phase}, asked {ranks}, rank {rank}: {ending}"
