@@ -3,16 +3,19 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-from helpers import run, tiny_config
+from helpers import REPOSITORY, free_port, rows, run, tiny_config
 
+from glioma_dist.config.file import to_dict
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import ExitCode, RunError
 from glioma_dist.training import loop, run_folder, validation
@@ -22,7 +25,7 @@ from glioma_dist.training.snapshot import SnapshotMemory
 SECONDS_TO_END = 20.0
 """The promise, without a step and the write of a checkpoint, which take no time here."""
 PHASES: dict[str, tuple[Any, str, int, int]] = {
-    # Where, which function, at which call, and the step of the checkpoint that is left. One sample is read at the start.
+    # Where, which function, at which call, and the step of the checkpoint that is left. A start reads one sample.
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (loop, "open_training_data", 1, 0),
@@ -133,3 +136,60 @@ def test_the_first_process_s_clock_decides_when_all_save(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "run", val=None, eval_every=6, save_every_minutes=1.0)
     run(with_own_clock, config, tmp_path / "told", num_processes=2)
     assert (tmp_path / "told").read_text() == "0 last 2\n0 last 4\n0 last 6\n"
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """Rank -> process, of those that a launcher has started and that run Python already."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = dict(each.partition("=")[::2] for each in (folder / "environ").read_text().split("\0"))
+            if parent == launcher and "RANK" in variables and "train.py" in (folder / "cmdline").read_text():
+                found[int(variables["RANK"])] = int(folder.name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["imports", "a step"])
+@pytest.mark.parametrize("asked", ["launcher", 0, 1])
+def test_with_a_real_launcher_all_processes_end_in_time(shards, tmp_path, phase, asked):
+    """torchrun hands SIGTERM on, and ends the others where one has ended; after 30 s it would kill them."""
+    config = tiny_config(shards, tmp_path / "run", epochs=10**6, max_steps=None, eval_every=10**6, val=None)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    with subprocess.Popen(
+        [*launch, "train.py", "--config", str(tmp_path / "config.json")],
+        cwd=REPOSITORY,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        wait_until(lambda: len(ranks_of(launcher.pid)) == 2)
+        ranks = ranks_of(launcher.pid)
+        if phase == "imports":
+            # Python's own handlers are there once PyTorch is being imported.
+            wait_until(lambda: all("libtorch" in Path(f"/proc/{each}/maps").read_text() for each in ranks.values()))
+        else:
+            wait_until(lambda: (config.out / "metrics.jsonl").exists() and len(rows(config.out)) > 1)
+        began = time.monotonic()
+        os.kill(launcher.pid if asked == "launcher" else ranks[asked], signal.SIGTERM)
+        told = launcher.communicate()[1]
+        seconds = time.monotonic() - began
+    print(f"{phase}, asked {asked}: {seconds:.1f} s, {told[-300:]}")
+    assert not any(Path(f"/proc/{each}").exists() for each in ranks.values())
+    assert "received SIGTERM" in told
+    assert "SIGKILL" not in told
+    if phase == "a step":
+        status = json.loads((config.out / "status.json").read_text())
+        assert (status["state"], status["code"]) == ("stopped", ExitCode.STOPPED)
+        assert status["checkpoint_step"] == status["step"] == rows(config.out)[-1]["step"]
+    assert seconds < 60, "30 s, and a machine that is busy"
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
