@@ -143,7 +143,7 @@ class TrainingLoop:
     def __init__(self, trainer: Trainer, state: TrainState, reporter: Reporter | None) -> None:
         self.trainer, self.state, self.reporter = trainer, state, reporter
         self._saver = trainer.saver
-        self._saver.open(state, reporter)
+        self._saver.begin(state, reporter)
         self._in_step = False
         self._batches = trainer.batches(state.step)
 

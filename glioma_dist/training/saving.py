@@ -58,7 +58,7 @@ class CheckpointSaver:
         """Of a `best` whose write failed; its weights are still in the memory."""
         self._begun_at = time.monotonic()
 
-    def open(self, state: TrainState, reporter: Reporter | None) -> None:
+    def begin(self, state: TrainState, reporter: Reporter | None) -> None:
         """Training begins at `state`, which is saved already. reporter: of the first process."""
         self.begun = self.saved = state
         self._reporter = reporter
