@@ -25,15 +25,15 @@ from glioma_dist.training.snapshot import SnapshotMemory
 SECONDS_TO_END = 20.0
 """The promise, without a step and the write of a checkpoint, which take no time here."""
 PHASES: dict[str, tuple[Any, str, int, int]] = {
-    # Where, which function, at which call, and the step of the checkpoint that is left. A start reads one sample.
+    # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples.
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (loop, "open_training_data", 1, 0),
     "building the network": (loop, "build_model", 1, 0),
     "placing it on the device": (loop, "make_adam", 1, 0),
     "claiming the folder": (RunFolder, "claim", 1, 0),
-    "loading the first batch": (ShardReader, "read", 2, 0),
-    "loading a batch": (ShardReader, "read", 6, 2),
+    "loading the first batch": (ShardReader, "read", 3, 0),
+    "loading a batch": (ShardReader, "read", 7, 2),
     "a step": (loop, "segmentation_loss", 2, 2),
     "validation": (validation, "segmentation_loss", 1, 3),
     "copying a checkpoint": (SnapshotMemory, "take", 1, 2),
