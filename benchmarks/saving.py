@@ -1,9 +1,10 @@
 """Measures how long training waits for its checkpoints, and what a write under way does to the steps beside it.
 
-The checkpoints lie in the system's folder for temporary files (TMPDIR).
+The checkpoints lie in the system's folder for temporary files (TMPDIR). On Linux, the time in which a thread is ready
+but gets no CPU is left out, so that other programs on the machine change little.
 
-    python benchmarks/saving.py --encoder resnet34
-    ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 benchmarks/saving.py --encoder resnet34
+    python benchmarks/saving.py --encoder mit_b2
+    ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 benchmarks/saving.py --encoder mit_b2
 """
 
 import statistics
@@ -26,12 +27,16 @@ from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training import loop, saving
 from glioma_dist.training.saving import CheckpointSaver
 
+SCHEDULER = Path("/proc/thread-self/schedstat")
+SHORT_S = 0.01
+"""A process that has nothing to write takes less."""
+
 
 @dataclass(frozen=True)
 class SavingConfig:
     """Print a Markdown table with the times of a training that writes checkpoints."""
 
-    encoder: str = "resnet34"
+    encoder: str = "mit_b2"
     """The U-Net's encoder."""
     size: SizeFlag = field(default_factory=lambda: Size(64, 64))
     """Image size."""
@@ -45,43 +50,64 @@ class SavingConfig:
 
 
 @dataclass
-class Times:
-    """Seconds, each as (start, end)."""
+class Span:
+    """Something that a thread did, in seconds."""
 
-    waits: list[tuple[float, float]] = field(default_factory=list)
+    begin: float
+    end: float
+    took: float
+    """Without the time in which the thread was ready and got no CPU."""
+
+
+@dataclass
+class Times:
+    """What was done, in order."""
+
+    waits: list[Span] = field(default_factory=list)
     """Training in `save`."""
-    writes: list[tuple[float, float]] = field(default_factory=list)
+    writes: list[Span] = field(default_factory=list)
     """A thread at the files of a checkpoint."""
-    steps: list[tuple[float, float]] = field(default_factory=list)
+    steps: list[Span] = field(default_factory=list)
 
     def noting(self, kind: str, function: Callable) -> Callable:
         """`function`, whose calls are noted."""
 
         def noted(*given: Any, **named: Any) -> Any:
-            began = time.perf_counter()
+            began, delayed = time.perf_counter(), seconds_without_cpu()
             try:
                 return function(*given, **named)
             finally:
-                getattr(self, kind).append((began, time.perf_counter()))
+                ended = time.perf_counter()
+                took = ended - began - (seconds_without_cpu() - delayed)
+                getattr(self, kind).append(Span(began, ended, took))
 
         return noted
 
     def rows(self) -> dict[str, float]:
-        """Medians in milliseconds. The first step, and the first copy, which allocates its memory, are apart."""
+        """Means in milliseconds. The first step, and the first copy, which allocates its memory, are apart."""
+        writes = [write for write in self.writes if write.took > SHORT_S]
         steps = self.steps[1:]
-        beside = [step for step in steps if any(step[0] < end and begin < step[1] for begin, end in self.writes)]
+        beside = [step for step in steps if any(step.begin < each.end and each.begin < step.end for each in writes)]
         free = [step for step in steps if step not in beside]
         return {
-            "training waits for the first checkpoint": _median(self.waits[:1]),
-            "training waits for a later checkpoint": _median(self.waits[1:]),
-            "the thread writes a checkpoint": _median(self.writes),
-            f"a step without a write ({len(free)})": _median(free),
-            f"a step beside a write ({len(beside)})": _median(beside),
+            "training waits for the first checkpoint": _mean(self.waits[:1]),
+            f"training waits for a later checkpoint ({len(self.waits) - 1})": _mean(self.waits[1:]),
+            f"the thread writes a checkpoint ({len(writes)})": _mean(writes),
+            f"a step without a write ({len(free)})": _mean(free),
+            f"a step beside a write ({len(beside)})": _mean(beside),
         }
 
 
-def _median(spans: list[tuple[float, float]]) -> float:
-    return 1000 * statistics.median(end - begin for begin, end in spans) if spans else float("nan")
+def _mean(spans: list[Span]) -> float:
+    return 1000 * statistics.fmean(each.took for each in spans) if spans else float("nan")
+
+
+def seconds_without_cpu() -> float:
+    """Of this thread so far; 0 where the system does not tell."""
+    try:
+        return int(SCHEDULER.read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 def draw(folder: Path) -> None:
@@ -119,8 +145,10 @@ def measure(config: SavingConfig) -> None:
         if here.is_main:
             files = list((run.out / "last").glob("*.safetensors"))
             mib = sum(path.stat().st_size for path in files) / 2**20
-            print(f"{config.encoder}, {here.num_processes} processes ({here.device.type}), checkpoint of {mib:.0f} MiB")
-            print("\n| What | Median (ms) |\n|---|---|")
+            print(
+                f"{config.encoder}, {here.num_processes} process{'es' if here.num_processes > 1 else ''} ({here.device.type}), checkpoint of {mib:.0f} MiB"
+            )
+            print("\n| What | Mean (ms) |\n|---|---|")
             for name, value in times.rows().items():
                 print(f"| {name} | {value:.1f} |")
 

@@ -99,9 +99,13 @@ def checkpoint_stages(
     writer: Writer,
     num_parts: int,
     keep: int,
+    check: Callable[[Tensors], None] = lambda tensors: None,
 ) -> Stages:
-    """The stages of `write_checkpoint`. take: called in the first stage; returns the weights and the optimizer's state
-    that this process writes. Only the first stage needs to run before training continues."""
+    """The stages of `write_checkpoint`. Only the first one needs to run before training continues.
+
+    take: called in the first stage; returns the weights and the optimizer's state that this process writes. check:
+    called with each of them in the second; raises RunError where they are not to be written.
+    """
     new = sibling(folder, "new")
     taken: list[tuple[str, Tensors | None]] = []
 
@@ -112,13 +116,11 @@ def checkpoint_stages(
             _begin(new)
 
     def write_files() -> dict[str, dict[str, Any]]:
-        files = {}
-        if writer.number < num_parts:
-            for name, tensors in taken:
-                if tensors is not None:
-                    file = part_name(name, writer.number, num_parts)
-                    files[file] = write_tensors(new / file, tensors)
-        return files
+        own = [(name, tensors) for name, tensors in taken if tensors is not None and writer.number < num_parts]
+        for _, tensors in own:
+            check(tensors)
+        files = {part_name(name, writer.number, num_parts): tensors for name, tensors in own}
+        return {file: write_tensors(new / file, tensors) for file, tensors in files.items()}
 
     def finish(parts: list[dict[str, dict[str, Any]]]) -> None:
         if writer.number == 0:

@@ -61,6 +61,7 @@ class FlatTensors:
         kinds = list(DTYPES)
         order = sorted(like, key=lambda name: (kinds.index(like[name].dtype), name))
         self.described = {name: describe(like[name]) for name in order}
+        self._kinds = {name: (like[name].dtype, like[name].shape) for name in order}
         sizes = [like[name].numel() * like[name].element_size() for name in order]
         self._memory = _allocate(sum(sizes), page_locked)
         self._wait: Callable[[], None] = lambda: None
@@ -77,10 +78,9 @@ class FlatTensors:
 
     def has_room_for(self, tensors: dict[str, Tensor]) -> bool:
         """Whether these are the tensors that this has room for."""
-        return self.described.keys() == tensors.keys() and all(
-            self.described[name] == describe(tensor) for name, tensor in tensors.items()
-        )
+        return self._kinds == {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
+    @torch.no_grad()
     def copy_(self, tensors: dict[str, Tensor]) -> None:
         """Copy tensors of any device and layout into their room.
 
@@ -89,8 +89,27 @@ class FlatTensors:
         """
         gpu = next((tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"), None)
         for name, tensor in tensors.items():
-            self.tensors[name].copy_(tensor.detach(), non_blocking=gpu is not None)
+            self.tensors[name].copy_(tensor, non_blocking=gpu is not None)
         self._wait = (lambda: None) if gpu is None else _arrival(gpu)
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold a NaN or an infinity. Waits as `content`; any thread may ask."""
+        self._wait()
+        kinds = dict.fromkeys(dtype for dtype, _ in self._kinds.values())
+        # Tensors of one type lie side by side: one look at all of them.
+        runs = {kind: [name for name, (dtype, _) in self._kinds.items() if dtype == kind] for kind in kinds}
+        return [
+            name
+            for kind, names in runs.items()
+            if kind.is_floating_point and not _is_finite(self._joint(names))
+            for name in not_finite({name: self.tensors[name] for name in names})
+        ]
+
+    def _joint(self, names: list[str]) -> Tensor:
+        """The memory of tensors of one type, which lie side by side, as one tensor."""
+        first = self.tensors[names[0]]
+        count = sum(self.tensors[name].numel() for name in names)
+        return torch.as_strided(first, (count,), (1,), first.storage_offset())
 
     def content(self) -> list[memoryview]:
         """The bytes of the file, in pieces; none is copied. Any thread may ask for them."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -11,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from glioma_dist.errors import NonFiniteError
 from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.model.manifest import MODEL, OPTIMIZER
-from glioma_dist.model.tensor_files import FlatTensors, not_finite
+from glioma_dist.model.tensor_files import FlatTensors
 
 
 class SnapshotMemory:
@@ -28,8 +26,7 @@ class SnapshotMemory:
     ) -> tuple[FlatTensors | None, FlatTensors | None]:
         """Copy the tensors of the unwrapped `model`, and of the optimizer where one is given, that `writer` writes.
 
-        Returns the copies of both; None where there is none, or where another process writes all. Raises NonFiniteError
-        where a value is not finite: a run could not resume from such a checkpoint.
+        Returns the copies of both; None where there is none, or where another process writes all.
         """
         in_parts = is_in_parts(model)
         if not in_parts and writer.number != 0:
@@ -37,7 +34,6 @@ class SnapshotMemory:
         wanted = {} if self._steps.get(MODEL) == step else {MODEL: _own(model.state_dict(), writer, in_parts)}
         if optimizer is not None:
             wanted[OPTIMIZER] = _own(optimizer_tensors(model, optimizer), writer, in_parts)
-        _check_finite({name: tensor for tensors in wanted.values() for name, tensor in tensors.items()}, step)
         for file, tensors in wanted.items():
             self._steps.pop(file, None)
             if file not in self._room or not self._room[file].has_room_for(tensors):
@@ -67,29 +63,17 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def _own(tensors: dict[str, Tensor], writer: Writer, in_parts: bool) -> dict[str, Tensor]:
     """Its rows of tensors that are split; those that all have, the first writes."""
     return {
-        name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+        name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
         for name, tensor in tensors.items()
         if not in_parts or isinstance(tensor, DTensor) or writer.number == 0
     }
 
 
-def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
-    here = {name: tensor for name, tensor in tensors.items() if tensor.device.type != "cuda"}
-    there = {name: tensor for name, tensor in tensors.items() if tensor.device.type == "cuda"}
-    broken = not_finite(here) + _not_finite_on_gpu(there)
+def check_finite(tensors: FlatTensors, step: int) -> None:
+    """Raises NonFiniteError where a value is not finite: a run could not resume from a checkpoint of them."""
+    broken = tensors.not_finite()
     if broken:
         raise NonFiniteError(
             f"step {step}: {len(broken)} tensors of the model or the optimizer are not finite, the first is "
             f"{broken[0]}; no checkpoint of them is written; give a smaller --lr, or --clip-norm, in another --out"
         )
-
-
-def _not_finite_on_gpu(tensors: dict[str, Tensor]) -> list[str]:
-    """As `not_finite`, with few kernels and one read of all."""
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
-    if not floats:
-        return []
-    # A NaN takes the greatest absolute value over, as an infinity does.
-    greatest = torch._foreach_norm(list(floats.values()), math.inf)
-    finite = torch.stack([value.float() for value in greatest]).isfinite().cpu().tolist()
-    return [name for name, is_finite in zip(floats, finite, strict=True) if not is_finite]

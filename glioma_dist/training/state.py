@@ -23,7 +23,7 @@ from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
 from glioma_dist.model.checkpoint_writer import ALONE, Stages, Writer, checkpoint_stages, run_stages
 from glioma_dist.model.manifest import OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
-from glioma_dist.training.snapshot import SnapshotMemory, is_in_parts
+from glioma_dist.training.snapshot import SnapshotMemory, check_finite, is_in_parts
 from glioma_dist.training.telemetry import is_row
 
 Scaler = dict[str, float | int]
@@ -84,7 +84,8 @@ def state_stages(
     metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
     num_parts = writer.count if is_in_parts(model) else 1
     take = partial(memory.take, model, optimizer, state.step, writer)
-    return checkpoint_stages(folder, config, metadata, take, writer, num_parts, keep)
+    check = partial(check_finite, step=state.step)
+    return checkpoint_stages(folder, config, metadata, take, writer, num_parts, keep, check)
 
 
 def _plain_numbers(scaler: dict[str, Any]) -> Scaler:

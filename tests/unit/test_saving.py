@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import signal
 import threading
 from contextlib import contextmanager
@@ -218,22 +219,58 @@ def on_gpu(tmp_path, monkeypatch):
     return model, optimizer, mode
 
 
-def test_a_snapshot_of_a_gpu_waits_for_one_number(on_gpu):
-    """Whether all is finite. The copies themselves are queued; nothing is copied to the GPU."""
+def test_a_snapshot_of_a_gpu_waits_for_nothing(on_gpu):
+    """The copies are queued; nothing is copied to the GPU."""
     model, optimizer, mode = on_gpu
     memory = snapshot.SnapshotMemory()
     with mode, Watch(value=1) as watch:
         weights, moments = memory.take(model, optimizer, 1, checkpoint_writer.ALONE)
     copies = len(weights.tensors) + len(moments.tensors)
-    assert watch.to_host == ["copy", *["copy_"] * copies]
+    assert watch.to_host == ["copy_"] * copies
     assert watch.going_ahead == copies
     assert watch.to_device == []
     with mode, Watch(value=1) as watch:
         again, _ = memory.take(model, optimizer, 1, checkpoint_writer.ALONE)
     assert again is weights
-    assert watch.to_host == ["copy", *["copy_"] * len(moments.tensors)], "best and last share the weights"
-    with mode, Watch(value=0), pytest.raises(NonFiniteError, match="step 2"):
-        memory.take(model, optimizer, 2, checkpoint_writer.ALONE)
+    assert watch.to_host == ["copy_"] * len(moments.tensors), "best and last share the weights"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_found_in_any_tensor(value):
+    tensors = {
+        "a": torch.ones(3),
+        "b": torch.ones((), dtype=torch.float64),
+        "c": torch.ones(2, 2, dtype=torch.bfloat16),
+        "d": torch.arange(4),
+        "e": torch.ones(0),
+        "f": torch.ones(5),
+    }
+    for broken in ("a", "b", "c", "f"):
+        changed = {name: each.clone() for name, each in tensors.items()}
+        changed[broken].view(-1)[-1] = value
+        flat = tensor_files.FlatTensors(changed)
+        flat.copy_(changed)
+        assert flat.not_finite() == [broken]
+    flat.copy_(tensors)
+    assert flat.not_finite() == []
+
+
+def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(shards, tmp_path, runtime, disk):
+    """The thread finds it: at the latest when the next checkpoint waits for it."""
+    disk.free.set()
+    config = tiny_config(shards, tmp_path / "run", save_every=2, val=None)
+    take = snapshot.SnapshotMemory.take
+
+    def breaking(memory, model, optimizer, step, writer):
+        weights, moments = take(memory, model, optimizer, step, writer)
+        if step >= 2 and moments is not None:
+            moments.tensors[next(iter(moments.tensors))].fill_(math.inf)
+        return weights, moments
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(NonFiniteError, match="tensors of the model or the opt"):
+        patch.setattr(snapshot.SnapshotMemory, "take", breaking)
+        loop.train(config, runtime)
+    assert not list(config.out.glob("last*"))
 
 
 def test_the_memory_is_used_again(shards, tmp_path):
