@@ -24,7 +24,7 @@ from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.size import Size, SizeFlag
-from glioma_dist.training import loop, saving
+from glioma_dist.training import in_thread, loop
 from glioma_dist.training.saving import CheckpointSaver
 
 SCHEDULER = Path("/proc/thread-self/schedstat")
@@ -84,8 +84,8 @@ class Times:
         return noted
 
     def rows(self) -> dict[str, float]:
-        """Means in milliseconds. The first step, and the first copy, which allocates its memory, are apart."""
-        writes = [write for write in self.writes if write.took > SHORT_S]
+        """Means in milliseconds, without the first step, and without the thread that allocates memory beside it."""
+        writes = [write for write in self.writes[1:] if write.took > SHORT_S]
         steps = self.steps[1:]
         beside = [step for step in steps if any(step.begin < each.end and each.begin < step.end for each in writes)]
         free = [step for step in steps if step not in beside]
@@ -138,16 +138,15 @@ def measure(config: SavingConfig) -> None:
             out=Path(shared) / "run",
         )
         CheckpointSaver.save = times.noting("waits", CheckpointSaver.save)
-        saving._Background._run = times.noting("writes", saving._Background._run)
+        in_thread.InThread._run = times.noting("writes", in_thread.InThread._run)
         loop.train_step = times.noting("steps", loop.train_step)
         loop.train(run, here)
         here.wait()
         if here.is_main:
             files = list((run.out / "last").glob("*.safetensors"))
             mib = sum(path.stat().st_size for path in files) / 2**20
-            print(
-                f"{config.encoder}, {here.num_processes} process{'es' if here.num_processes > 1 else ''} ({here.device.type}), checkpoint of {mib:.0f} MiB"
-            )
+            where = f"{here.num_processes} on {here.device.type}"
+            print(f"{config.encoder}, processes: {where}, checkpoint of {mib:.0f} MiB")
             print("\n| What | Mean (ms) |\n|---|---|")
             for name, value in times.rows().items():
                 print(f"| {name} | {value:.1f} |")

@@ -76,6 +76,11 @@ class FlatTensors:
         text += b" " * (-len(text) % 8)
         self._header = len(text).to_bytes(8, "little") + text
 
+    def touch(self) -> FlatTensors:
+        """Have the system give all of the memory now, and not when it is first written to. Returns itself."""
+        self._memory.zero_()
+        return self
+
     def has_room_for(self, tensors: dict[str, Tensor]) -> bool:
         """Whether these are the tensors that this has room for."""
         return self._kinds == {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}

@@ -189,6 +189,7 @@ class TrainingLoop:
                 trainer.guard.undo()
         self._in_step = False
         self.state = replace(self.state, step=step + 1)
+        self._saver.reserve()
         if self.reporter:
             self.reporter.step(step + 1, trainer.epoch(self.state), *scores)
 

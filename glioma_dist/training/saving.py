@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import RunError
 from glioma_dist.model.checkpoint_writer import Stages, Writer
 from glioma_dist.scale.loss_scale import scaler_state
+from glioma_dist.training.in_thread import InThread
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.resume import BEST, LAST
 from glioma_dist.training.run_folder import RunFolder
@@ -51,7 +50,7 @@ class CheckpointSaver:
         self._config, self._context, self._folder, self._metadata = config, context, folder, metadata
         self._model, self._optimizer, self._reporter = model, optimizer, None
         self._writer = Writer(context.rank, context.num_processes, context.gather_objects, folder.check)
-        self._memory = SnapshotMemory()
+        self._memory, self._is_reserved = SnapshotMemory(), False
         self._queue: deque[_Write] = deque()
         """The same on all processes. The first one is being written."""
         self._owed: TrainState | None = None
@@ -62,6 +61,12 @@ class CheckpointSaver:
         """Training begins at `state`, which is saved already. reporter: of the first process."""
         self.begun = self.saved = state
         self._reporter = reporter
+
+    def reserve(self) -> None:
+        """Have a thread allocate the memory for copies, once. Call it after a step: the optimizer then has a state."""
+        if not self._is_reserved:
+            self._is_reserved = True
+            self._memory.reserve(self._context.accelerator.unwrap_model(self._model), self._optimizer, self._writer)
 
     def save(self, state: TrainState, name: str, alone: bool = False) -> None:
         """Begin to write a checkpoint of the run as it is now, at `state`, once the one before is complete.
@@ -111,6 +116,7 @@ class CheckpointSaver:
         """Let the thread end its stage: nothing may be written once another run can hold the folder."""
         if self._queue:
             self._queue[0].wait()
+        self._memory.close()
 
     @property
     def is_time(self) -> bool:
@@ -188,7 +194,7 @@ class _Write:
     stages: Stages
     results: list[Any] | None = None
     """What the stage before returned on each process."""
-    running: _Background | None = None
+    running: InThread | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -208,7 +214,7 @@ class _Write:
             work = self.stages.send(self.results)
         except StopIteration:
             return False
-        self.running = _Background(work)
+        self.running = InThread(work)
         return True
 
     def go_on(self, writer: Writer) -> bool:
@@ -224,38 +230,3 @@ class _Write:
         """Remove what was written so far."""
         with suppress(RunError):
             self.stages.throw(error)
-
-
-class _Background:
-    """Work that another thread does."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._work, self._result, self._error = work, None, None
-        self._done = threading.Event()
-        try:
-            # It does not keep a process alive that was told to end at once.
-            threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
-        except RuntimeError:  # the system gives this process no more threads
-            self._run()
-
-    def _run(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._done.set()
-
-    @property
-    def is_done(self) -> bool:
-        return self._done.is_set()
-
-    def wait(self) -> None:
-        self._done.wait()
-
-    def result(self) -> Any:
-        """What the work returned, or raised, once it has ended."""
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._result

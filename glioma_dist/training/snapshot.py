@@ -10,6 +10,7 @@ from glioma_dist.errors import NonFiniteError
 from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.model.manifest import MODEL, OPTIMIZER
 from glioma_dist.model.tensor_files import FlatTensors
+from glioma_dist.training.in_thread import InThread
 
 
 class SnapshotMemory:
@@ -20,6 +21,23 @@ class SnapshotMemory:
         self._room: dict[str, FlatTensors] = {}
         self._steps: dict[str, int] = {}
         """Step whose tensors lie there: `best` and `last` of one step share the copy of the weights."""
+        self._reserving: InThread[dict[str, FlatTensors]] | None = None
+
+    def reserve(self, model: nn.Module, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
+        """Have a thread allocate the memory, so that the first `take` need not wait for the system to give it.
+
+        It does nothing where a snapshot was taken already, which may be needed.
+        """
+        in_parts = is_in_parts(model)
+        if not self._room and (in_parts or writer.number == 0):
+            tensors = {MODEL: model.state_dict(), OPTIMIZER: optimizer_tensors(model, optimizer)}
+            wanted = {file: _own(each, writer, in_parts) for file, each in tensors.items()}
+            self._reserving = InThread(lambda: {file: _make_room(each).touch() for file, each in wanted.items()})
+
+    def close(self) -> None:
+        """Wait for the thread of `reserve`."""
+        if self._reserving is not None:
+            self._reserving.wait()
 
     def take(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, writer: Writer
@@ -31,6 +49,9 @@ class SnapshotMemory:
         in_parts = is_in_parts(model)
         if not in_parts and writer.number != 0:
             return None, None
+        if self._reserving is not None:
+            reserving, self._reserving = self._reserving, None
+            self._room = reserving.result()
         wanted = {} if self._steps.get(MODEL) == step else {MODEL: _own(model.state_dict(), writer, in_parts)}
         if optimizer is not None:
             wanted[OPTIMIZER] = _own(optimizer_tensors(model, optimizer), writer, in_parts)
@@ -38,11 +59,14 @@ class SnapshotMemory:
             self._steps.pop(file, None)
             if file not in self._room or not self._room[file].has_room_for(tensors):
                 self._room.pop(file, None)  # first, or there would be room for both
-                on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
-                self._room[file] = FlatTensors(tensors, page_locked=on_gpu)
+                self._room[file] = _make_room(tensors)
             self._room[file].copy_(tensors)
             self._steps[file] = step
         return self._room[MODEL], None if optimizer is None else self._room[OPTIMIZER]
+
+
+def _make_room(tensors: dict[str, Tensor]) -> FlatTensors:
+    return FlatTensors(tensors, page_locked=any(tensor.device.type == "cuda" for tensor in tensors.values()))
 
 
 def is_in_parts(model: nn.Module) -> bool:
