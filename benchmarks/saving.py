@@ -57,6 +57,8 @@ class Span:
     end: float
     took: float
     """Without the time in which the thread was ready and got no CPU."""
+    waited: float
+    """Part of it in which the thread used no CPU: it waited for a disk, another process or another thread of Python."""
 
 
 @dataclass
@@ -73,18 +75,19 @@ class Times:
         """`function`, whose calls are noted."""
 
         def noted(*given: Any, **named: Any) -> Any:
-            began, delayed = time.perf_counter(), seconds_without_cpu()
+            began, delayed, used = time.perf_counter(), seconds_without_cpu(), time.thread_time()
             try:
                 return function(*given, **named)
             finally:
                 ended = time.perf_counter()
                 took = ended - began - (seconds_without_cpu() - delayed)
-                getattr(self, kind).append(Span(began, ended, took))
+                getattr(self, kind).append(Span(began, ended, took, took - (time.thread_time() - used)))
 
         return noted
 
-    def rows(self) -> dict[str, float]:
-        """Means in milliseconds, without the first step, and without the thread that allocates memory beside it."""
+    def rows(self) -> dict[str, tuple[float, float]]:
+        """Means of `took` and `waited` in milliseconds, without the first step and the thread beside it, which allocates
+        memory."""
         writes = [write for write in self.writes[1:] if write.took > SHORT_S]
         steps = self.steps[1:]
         beside = [step for step in steps if any(step.begin < each.end and each.begin < step.end for each in writes)]
@@ -98,8 +101,11 @@ class Times:
         }
 
 
-def _mean(spans: list[Span]) -> float:
-    return 1000 * statistics.fmean(each.took for each in spans) if spans else float("nan")
+def _mean(spans: list[Span]) -> tuple[float, float]:
+    if not spans:
+        return float("nan"), float("nan")
+    took, waited = ((each.took for each in spans), (each.waited for each in spans))
+    return 1000 * statistics.fmean(took), 1000 * statistics.fmean(waited)
 
 
 def seconds_without_cpu() -> float:
@@ -147,9 +153,9 @@ def measure(config: SavingConfig) -> None:
             mib = sum(path.stat().st_size for path in files) / 2**20
             where = f"{here.num_processes} on {here.device.type}"
             print(f"{config.encoder}, processes: {where}, checkpoint of {mib:.0f} MiB")
-            print("\n| What | Mean (ms) |\n|---|---|")
-            for name, value in times.rows().items():
-                print(f"| {name} | {value:.1f} |")
+            print("\n| What | Mean (ms) | Of it waiting (ms) |\n|---|---|---|")
+            for name, (took, waited) in times.rows().items():
+                print(f"| {name} | {took:.0f} | {waited:.0f} |")
 
 
 if __name__ == "__main__":
