@@ -252,7 +252,9 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.value = value
         self.to_host: list[str] = []
-        """What was copied from the GPU or read there: each makes the CPU wait."""
+        """What was copied from the GPU or read there: each makes the CPU wait, where it does not ask to go ahead."""
+        self.going_ahead = 0
+        """Copies from the GPU that the CPU does not wait for, if the memory is page-locked."""
         self.to_device: list[tuple[str, int, bool]] = []
         """What was copied to the GPU: by which operation, how many numbers, and whether the CPU may go ahead."""
         self.operations: Counter = Counter()
@@ -281,6 +283,7 @@ class Watch(TorchDispatchMode):
         if func is ATEN.copy_.default and args[0].device.type != args[1].device.type:
             if args[0].device.type == "cpu":
                 self.to_host.append("copy_")
+                self.going_ahead += bool(args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
             else:
                 self._note("copy_", args[1], args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
         if func in MOVERS and devices == {"cpu", "cuda"}:

@@ -28,6 +28,7 @@ COST_FIELDS = (
     "patience",
     "eval_every",
     "save_every",
+    "save_every_minutes",
     "keep_last",
     "out",
     "resume",
@@ -73,6 +74,8 @@ class TrainConfig:
     """Stop after this many validations in a row without a lower validation loss. By default: never."""
     save_every: int | None = None
     """Number of steps between checkpoints `last`, which is also written at each validation and at the end."""
+    save_every_minutes: float | None = None
+    """Minutes between checkpoints `last`, beside those at fixed steps. By default: at fixed steps only."""
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
     deterministic: bool = False
@@ -101,6 +104,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+        if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
+            raise InputError(f"--save-every-minutes {self.save_every_minutes}: give a number above 0, for example 10")
         if not 0 < self.lr < 1e3:
             raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, for example 1e-4")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:

@@ -131,19 +131,21 @@ class DistributedContext:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
 
-    def agree(self, problem: RunError | None) -> None:
+    def agree(self, problem: RunError | None, *marks: bool) -> list[bool]:
         """Return where no process has a problem; else raise the same error on all of them.
 
-        All processes call it together, each with what it met. A failure goes before a request to stop.
+        All processes call it together, each with what it met. A failure goes before a request to stop. Returns for each
+        of `marks` whether any process has set it.
         """
         if self.num_processes == 1:
             if problem is not None:
                 raise problem
-            return
-        code = torch.tensor([0 if problem is None else int(problem.exit_code)])
-        dist.all_reduce(code, dist.ReduceOp.MAX, self.host_group)
-        if not code.item():
-            return
+            return list(marks)
+        codes = torch.tensor([0 if problem is None else int(problem.exit_code), *marks])
+        dist.all_reduce(codes, dist.ReduceOp.MAX, self.host_group)
+        code, *marked = codes.tolist()
+        if not code:
+            return list(map(bool, marked))
         found: list = [None] * self.num_processes
         told = problem and (int(problem.exit_code), one_line(problem), isinstance(problem, StopRequested))
         dist.all_gather_object(found, told, self.host_group)

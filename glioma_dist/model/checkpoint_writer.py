@@ -1,9 +1,13 @@
-"""Writing checkpoints: under a temporary name, then renamed, with the ones before kept."""
+"""Writing checkpoints: under a temporary name, then renamed, with the ones before kept.
+
+A checkpoint is written in stages. Each stage is a function that a process can run in any thread; between two stages the
+processes tell each other, in their main threads, what came of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +21,12 @@ from glioma_dist.errors import RunError
 from glioma_dist.files import cannot_write, read_bytes, remove_tree, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders, sibling
 from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
-from glioma_dist.model.tensor_files import write_tensors
+from glioma_dist.model.tensor_files import FlatTensors, write_tensors
 
 Result = TypeVar("Result")
+Tensors = dict[str, Tensor] | FlatTensors
+Stages = Generator[Callable[[], Any], list[Any], None]
+"""Yields the work of each stage, and is sent what it returned on each process. Where it failed, throw its error in."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,8 @@ def write_checkpoint(
     folder: Path,
     config: TrainConfig,
     metadata: dict[str, Any],
-    model: dict[str, Tensor] | None,
-    optimizer: dict[str, Tensor] | None = None,
+    model: Tensors | None,
+    optimizer: Tensors | None = None,
     writer: Writer = ALONE,
     num_parts: int = 1,
     keep: int = 1,
@@ -69,33 +76,65 @@ def write_checkpoint(
     before it folder.1, folder.2 and so on. The folder that holds them has to exist. Raises InputError on every
     process where any cannot write.
     """
+    run_stages(checkpoint_stages(folder, config, metadata, lambda: (model, optimizer), writer, num_parts, keep), writer)
+
+
+def run_stages(stages: Stages, writer: Writer) -> None:
+    """Write a checkpoint here and now. Raises RunError on all processes where a stage fails on any."""
+    try:
+        work = next(stages)
+        while True:
+            work = stages.send(writer.together(work))
+    except StopIteration:
+        return
+    except RunError as error:
+        stages.throw(error)
+
+
+def checkpoint_stages(
+    folder: Path,
+    config: TrainConfig,
+    metadata: dict[str, Any],
+    take: Callable[[], tuple[Tensors | None, Tensors | None]],
+    writer: Writer,
+    num_parts: int,
+    keep: int,
+    check: Callable[[Tensors], None] = lambda tensors: None,
+) -> Stages:
+    """The stages of `write_checkpoint`. Only the first one needs to run before training continues.
+
+    take: called in the first stage; returns the weights and the optimizer's state that this process writes. check:
+    called with each of them in the second; raises RunError where they are not to be written.
+    """
     new = sibling(folder, "new")
+    taken: list[tuple[str, Tensors | None]] = []
 
     def begin() -> None:
+        taken.extend(zip((MODEL, OPTIMIZER), take(), strict=True))
         if writer.number == 0:
             writer.check()
             _begin(new)
 
     def write_files() -> dict[str, dict[str, Any]]:
-        files = {}
-        if writer.number < num_parts:
-            for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
-                if tensors is not None:
-                    file = part_name(name, writer.number, num_parts)
-                    files[file] = write_tensors(new / file, tensors)
-        return files
+        own = [(name, tensors) for name, tensors in taken if tensors is not None and writer.number < num_parts]
+        for _, tensors in own:
+            check(tensors)
+        files = {part_name(name, writer.number, num_parts): tensors for name, tensors in own}
+        return {file: write_tensors(new / file, tensors) for file, tensors in files.items()}
 
-    def finish() -> None:
+    def finish(parts: list[dict[str, dict[str, Any]]]) -> None:
         if writer.number == 0:
             writer.check()
-            _finish(
-                folder, new, config, metadata, {name: entry for part in parts for name, entry in part.items()}, keep
-            )
+            files = {name: entry for part in parts for name, entry in part.items()}
+            _finish(folder, new, config, metadata, files, keep)
 
     try:
-        writer.together(begin)
-        parts = writer.together(write_files)
-        writer.together(finish)
+        yield begin
+        if num_parts == 1:
+            yield lambda: finish([write_files()])
+        else:
+            parts = yield write_files
+            yield lambda: finish(parts)
     except RunError:
         if writer.number == 0:
             remove_tree(new)

@@ -1,16 +1,23 @@
-"""Files of tensors (safetensors): written with their checksum, and checked in full when they are read."""
+"""Files of tensors (safetensors): written with their checksum, and checked in full when they are read.
+
+A file is written from one piece of memory, by few calls that let other threads of Python run: the system's write and
+SHA-256. The library's `save` copies everything twice first, and no other thread runs meanwhile.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from glioma_dist.errors import InputError, one_line
@@ -28,7 +35,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""The format's names of the types that a network or an optimizer may hold."""
+"""The format's names of the types that a network or an optimizer may hold, in the order of a file's tensors."""
 
 
 class DamagedError(InputError):
@@ -42,24 +49,121 @@ class DamagedError(InputError):
         return type(self), (self.path, self.fault, self.advice)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Write contiguous CPU tensors as a safetensors file, and have the system bring it to the disk.
+class FlatTensors:
+    """Room for tensors in one piece of host memory, where they lie as in a safetensors file.
+
+    like: tensors of the names, shapes and types to make room for. page_locked: so that a GPU can copy into it while
+    this process does other work; where the system gives no such memory, it is ordinary memory.
+    """
+
+    def __init__(self, like: dict[str, Tensor], page_locked: bool = False) -> None:
+        # The library's order: of types, then of names. It aligns every tensor to its type.
+        kinds = list(DTYPES)
+        order = sorted(like, key=lambda name: (kinds.index(like[name].dtype), name))
+        self.described = {name: describe(like[name]) for name in order}
+        self._kinds = {name: (like[name].dtype, like[name].shape) for name in order}
+        sizes = [like[name].numel() * like[name].element_size() for name in order]
+        self._memory = _allocate(sum(sizes), page_locked)
+        self._wait: Callable[[], None] = lambda: None
+        self.tensors: dict[str, Tensor] = {}
+        """Name -> a contiguous tensor in the memory, in the order of the file."""
+        header, end = {}, 0
+        for name, size in zip(order, sizes, strict=True):
+            begin, end = end, end + size
+            header[name] = {**self.described[name], "data_offsets": [begin, end]}
+            self.tensors[name] = self._memory[begin:end].view(like[name].dtype).view(like[name].shape)
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._header = len(text).to_bytes(8, "little") + text
+
+    def touch(self) -> FlatTensors:
+        """Have the system give all of the memory now, and not when it is first written to. Returns itself."""
+        self._memory.zero_()
+        return self
+
+    def has_room_for(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether these are the tensors that this has room for."""
+        return self._kinds == {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def copy_(self, tensors: dict[str, Tensor]) -> None:
+        """Copy tensors of any device and layout into their room.
+
+        From a GPU the copies are queued in the order of its work: what changes the tensors later does not reach them.
+        `content` waits until they are here.
+        """
+        gpu = next((tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"), None)
+        for name, tensor in tensors.items():
+            self.tensors[name].copy_(tensor, non_blocking=gpu is not None)
+        self._wait = (lambda: None) if gpu is None else _arrival(gpu)
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold a NaN or an infinity. Waits as `content`; any thread may ask."""
+        self._wait()
+        kinds = dict.fromkeys(dtype for dtype, _ in self._kinds.values())
+        # Tensors of one type lie side by side: one look at all of them.
+        runs = {kind: [name for name, (dtype, _) in self._kinds.items() if dtype == kind] for kind in kinds}
+        return [
+            name
+            for kind, names in runs.items()
+            if kind.is_floating_point and not _is_finite(self._joint(names))
+            for name in not_finite({name: self.tensors[name] for name in names})
+        ]
+
+    def _joint(self, names: list[str]) -> Tensor:
+        """The memory of tensors of one type, which lie side by side, as one tensor."""
+        first = self.tensors[names[0]]
+        count = sum(self.tensors[name].numel() for name in names)
+        return torch.as_strided(first, (count,), (1,), first.storage_offset())
+
+    def content(self) -> list[memoryview]:
+        """The bytes of the file, in pieces; none is copied. Any thread may ask for them."""
+        self._wait()
+        return [memoryview(self._header), memoryview(self._memory.numpy())]
+
+
+def _arrival(gpu: torch.device) -> Callable[[], None]:
+    """A function that waits for what is queued on the GPU now."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(gpu))
+
+    def wait() -> None:
+        with torch.cuda.device(gpu):  # a new thread begins on the first GPU, where this process may have no memory
+            event.synchronize()
+
+    return wait
+
+
+def _allocate(num_bytes: int, page_locked: bool) -> Tensor:
+    if page_locked:
+        with suppress(RuntimeError):  # too much to lock; PyTorch's error has no type of its own
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor] | FlatTensors) -> dict[str, Any]:
+    """Write tensors as a safetensors file, and have the system bring it to the disk.
 
     Returns the file's entry in a manifest: bytes, sha256, and each tensor's dtype and shape. Raises InputError where
     the disk is full, or the file cannot be written for another reason.
     """
-    # Not by the library's `save_file`, which gives the file mode 0600 whatever the umask is, and hides the system's
-    # error number.
-    data = save(tensors)
+    if isinstance(tensors, dict):
+        flat = FlatTensors(tensors)
+        flat.copy_(tensors)
+    else:
+        flat = tensors
+    digest, num_bytes = hashlib.sha256(), 0
     try:
-        with open(path, "wb") as file:
-            file.write(data)
-            file.flush()
+        with open(path, "wb", buffering=0) as file:
+            for piece in flat.content():
+                num_bytes += len(piece)
+                digest.update(piece)
+                while len(piece):  # the system takes at most 2 GiB at once
+                    piece = piece[file.write(piece) :]
             os.fsync(file.fileno())
     except OSError as error:
         raise cannot_write(path, error) from error
-    described = {name: describe(tensor) for name, tensor in tensors.items()}
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "tensors": described}
+    return {"bytes": num_bytes, "sha256": digest.hexdigest(), "tensors": flat.described}
 
 
 def describe(tensor: Tensor) -> dict[str, Any]:

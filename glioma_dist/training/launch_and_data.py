@@ -1,6 +1,11 @@
-"""Whether the launch fits the settings, and what a user should know of the data, before a run begins."""
+"""Whether the launch fits the settings, and what a user should know of the data, before a run begins; and how the
+processes end together until then."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.data.background import check_cells
@@ -8,10 +13,44 @@ from glioma_dist.data.mixture import Shards, parts_of
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.errors import InputError
+from glioma_dist.distributed.run_command import as_run_error
+from glioma_dist.distributed.signals import StopSignal
+from glioma_dist.errors import InputError, Interrupted
 from glioma_dist.losses import check_splittable
 from glioma_dist.registry import augmentations
 from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def explained(context: DistributedContext) -> Iterator[None]:
+    """Context manager: what ends this process in its body is raised in words for the user. Where another process of the
+    launch ended first, that is its reason: if one is asked to stop while a run starts, all are stopped."""
+    try:
+        yield
+    except (Exception, Interrupted) as error:
+        ending = context.explain(error)
+        if ending is None or ending is error:
+            raise
+        raise ending from error
+
+
+def interruptible(work: Callable[[], Result], context: DistributedContext, stop: StopSignal) -> Result:
+    """Return what `work` returns, which communicates with no other process; a signal interrupts it at once.
+
+    All processes call it. Raises RunError on all of them where one fails or is asked to stop.
+    """
+    result, problem = None, None
+    try:
+        with stop.immediate():
+            result = work()
+    except (Exception, Interrupted) as error:
+        problem = as_run_error(error, context.seconds_to_answer)
+        if problem is None:
+            raise
+    context.agree(problem)
+    return result
 
 
 def join_spatial_group(config: TrainConfig, context: DistributedContext) -> SpatialGroup:

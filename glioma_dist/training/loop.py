@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from glioma_dist.distributed.numerics import Numerics, numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
-from glioma_dist.errors import Interrupted, MemoryFullError, NonFiniteError, RunError, StopRequested
+from glioma_dist.errors import Interrupted, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import build_model
@@ -30,15 +30,16 @@ from glioma_dist.scale.loss_scale import load_scaler_state, overflow, scale_is_e
 from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
+from glioma_dist.training.ending import with_checkpoint, without_checkpoint
+from glioma_dist.training.launch_and_data import explained, interruptible, join_spatial_group, notes_on_data
 from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.result import TrainResult
-from glioma_dist.training.resume import check_same_data
+from glioma_dist.training.resume import LAST, check_same_data
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
-from glioma_dist.training.trainer import Scores, Trainer, save
+from glioma_dist.training.trainer import Scores, Trainer
 from glioma_dist.training.validation import validate
 
 
@@ -77,15 +78,16 @@ def train(
 
 def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainState:
     """Returns how far the run has come."""
-    with StopSignal() as stop:
-        group = join_spatial_group(config, context)
-        with RunFolder(config, context) as folder:
+    # A signal waits until the processes ask for it together, or until status.json says how the run has ended.
+    with StopSignal() as stop, stop.deferred(), ExitStack() as stack:
+        with explained(context):
+            group = join_spatial_group(config, context)
+            folder = stack.enter_context(RunFolder(config, context))
             trainer, state = prepare(config, context, group, folder, stop, workers)
-            context.wait()
+            context.agree(stop.request)
             folder.claim()
-            # A signal waits until the loop asks for it, or until status.json says how the run has ended.
-            with stop.deferred(), open_reporter(trainer, state) as reporter:
-                return TrainingLoop(trainer, state, reporter).run()
+        with open_reporter(trainer, state) as reporter:
+            return TrainingLoop(trainer, state, reporter).run()
 
 
 def prepare(
@@ -98,13 +100,18 @@ def prepare(
 ) -> tuple[Trainer, TrainState]:
     """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
     old = folder.checkpoint
-    train, sampler = open_training_data(config.data, config.batch_size, config.seed)
-    val = open_validation_data(config.data)
-    notes = notes_on_data(train, val)
-    if context.is_main:
-        for note in notes:
-            print(f"note: {note}", flush=True)
-    model, lineage = build_model(config.model, config.seed)
+
+    def read() -> tuple:
+        """What a process can do by itself, and what can take long, as where a store does not answer."""
+        train, sampler = open_training_data(config.data, config.batch_size, config.seed)
+        val = open_validation_data(config.data)
+        notes = notes_on_data(train, val)
+        if context.is_main:
+            for note in notes:
+                print(f"note: {note}", flush=True)
+        return train, sampler, val, *build_model(config.model, config.seed)
+
+    train, sampler, val, model, lineage = interruptible(read, context, stop)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
     metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
     if context.num_processes > 1:
@@ -135,7 +142,8 @@ class TrainingLoop:
 
     def __init__(self, trainer: Trainer, state: TrainState, reporter: Reporter | None) -> None:
         self.trainer, self.state, self.reporter = trainer, state, reporter
-        self._saved = state
+        self._saver = trainer.saver
+        self._saver.begin(state, reporter)
         self._in_step = False
         self._batches = trainer.batches(state.step)
 
@@ -147,7 +155,7 @@ class TrainingLoop:
                 while True:
                     if trainer.validation_is_due(self.state):
                         self.state = validate(trainer, self.state, self.reporter)
-                    if trainer.checkpoint_is_due(self.state) and self._saved != self.state:
+                    if trainer.checkpoint_is_due(self.state):
                         self._save()
                     if trainer.finished(self.state):
                         self._end_well()
@@ -162,14 +170,18 @@ class TrainingLoop:
             trainer.close()
 
     def _end_well(self) -> None:
-        """Raises on all processes what kept the first from telling of the last steps, such as a full disk."""
+        """Raises on all processes what kept the first from saving, or from telling of the last steps, such as a full
+        disk."""
+        self._saver.wait()
         problem = self.reporter.problem if self.reporter else None
         self.trainer.context.agree(None if isinstance(problem, StopRequested) else problem)
 
     def _take_step(self) -> None:
         trainer, step = self.trainer, self.state.step
         batch, problem = self._next_batch()
-        trainer.context.agree(problem)
+        (is_time,) = self._saver.agree(problem, self._saver.is_time)
+        if is_time:
+            self._save()
         self._in_step = True
         trainer.guard.begin()
         with explain_full_memory(trainer.config, trainer.context, trainer.level):
@@ -177,6 +189,7 @@ class TrainingLoop:
                 trainer.guard.undo()
         self._in_step = False
         self.state = replace(self.state, step=step + 1)
+        self._saver.reserve()
         if self.reporter:
             self.reporter.step(step + 1, trainer.epoch(self.state), *scores)
 
@@ -194,9 +207,9 @@ class TrainingLoop:
             return None, problem
         return batch, self.reporter.problem if self.reporter else None
 
-    def _save(self, alone: bool = False) -> None:
-        save(self.trainer, self.state, "last", self.reporter, alone)
-        self._saved = self.state
+    def _save(self) -> None:
+        if self._saver.begun != self.state:
+            self._saver.save(self.state, LAST)
 
     def _end_early(self, error: Exception) -> None:
         """Save what is finished, then raise what ends the run; its message says what was saved.
@@ -209,34 +222,21 @@ class TrainingLoop:
             trainer.guard.undo()
         together = context.num_processes == 1 or (ending is not None and ending.is_shared)
         alone = not together and context.is_main and not context.accelerator.is_fsdp2
-        if self._saved != self.state and (together or alone) and not trainer.guard.weights_move:
+        if together or alone:
             try:
-                self._save(alone)
+                self._saver.settle(alone)
+                if self._saver.saved != self.state and not trainer.guard.weights_move:
+                    self._saver.save(self.state, LAST, alone)
+                    self._saver.wait(alone)
             except Exception as second:
                 why = as_run_error(second) or second
                 if ending is None:
                     return
-                kind = type(why) if isinstance(ending, StopRequested) and isinstance(why, RunError) else type(ending)
-                reason = "" if str(why) == str(ending) else f": {why}"
-                said = kind(f"{ending}; a checkpoint of step {self.state.step} could not be saved{reason}")
-                said.is_shared = together and isinstance(why, RunError) and why.is_shared
-                raise said from error
-        if ending is None or (self._saved.step == 0 and ending is error):
+                raise without_checkpoint(ending, why, self.state.step, together) from error
+        step = self._saver.saved.step
+        if ending is None or (step == 0 and ending is error):
             return
-        raise self._with_checkpoint(ending) from error
-
-    def _with_checkpoint(self, ending: RunError) -> RunError:
-        """The same error, which also says from where the run resumes."""
-        step = self._saved.step
-        if isinstance(ending, StopRequested):
-            told = f", checkpoint saved at step {step}. Run the same command to resume." if step else ""
-        else:
-            # Sizes are settings of science: a run is not resumed with others.
-            sizes = "; other sizes need another --out" if isinstance(ending, MemoryFullError) else ""
-            told = f" (checkpoint saved at step {step}{sizes})" if step else ""
-        said = type(ending)(f"{ending}{told}")
-        said.is_shared = ending.is_shared
-        return said
+        raise with_checkpoint(ending, step) from error
 
 
 def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:

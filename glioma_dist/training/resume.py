@@ -157,17 +157,22 @@ def _check_new(out: Path) -> None:
         best_step = Checkpoint.read(best).step if best else None
     # best/ is written before last/: a kill between the two, the first time, leaves best/ alone.
     killed_between = best_step is not None and val_steps <= {best_step} and last_step <= best_step
-    known = (out / RESUMABLE).exists() or _had_checkpoint(out / STATUS)
-    if known or ((best is not None or val_steps) and not killed_between):
+    had_checkpoint = True if (out / RESUMABLE).exists() else _had_checkpoint(out / STATUS)
+    if had_checkpoint is None:  # nothing says so
+        had_checkpoint = (best is not None or bool(val_steps)) and not killed_between
+    if had_checkpoint:
         raise InputError(
             f"--out {out}: the run has no {LAST}/ to resume from, though it has written one; restore it, move {out} "
             "away to start again, or give another --out"
         )
 
 
-def _had_checkpoint(status: Path) -> bool:
+def _had_checkpoint(status: Path) -> bool | None:
+    """What status.json says, which is there before the first row of a run; None where it cannot be read."""
     try:
         content = read_json(status, MAX_STATUS_BYTES)
     except InputError:
-        return False
-    return isinstance(content, dict) and content.get("checkpoint_step") is not None
+        return None
+    if not isinstance(content, dict) or "checkpoint_step" not in content:
+        return None
+    return content["checkpoint_step"] is not None

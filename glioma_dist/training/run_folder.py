@@ -188,6 +188,10 @@ class RunFolder:
             self.check()
             write_atomically(self.path / RESUMABLE, b"")
 
+    def checkpoint_complete(self, name: str, step: int) -> None:
+        """A checkpoint, `last` or `best`, has its final name, and all processes know it. Called in the main thread of
+        the first process."""
+
 
 def _raise_shared(error: RunError | None, own: RunError | None) -> None:
     """Raise what all processes raise here, so that the first can speak for all; its own where it has one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import shown
-from glioma_dist.errors import InputError, NonFiniteError, one_line
+from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
-from glioma_dist.model.checkpoint_writer import ALONE, Writer, write_checkpoint
+from glioma_dist.model.checkpoint_writer import ALONE, Stages, Writer, checkpoint_stages, run_stages
 from glioma_dist.model.manifest import OPTIMIZER, STATE
-from glioma_dist.model.tensor_files import DamagedError, not_finite
+from glioma_dist.model.tensor_files import DamagedError
+from glioma_dist.training.snapshot import SnapshotMemory, check_finite, is_in_parts
 from glioma_dist.training.telemetry import is_row
 
 Scaler = dict[str, float | int]
@@ -58,43 +60,32 @@ def save_state(
     checkpoints stay. Raises InputError on all processes where one cannot write, and NonFiniteError where a weight or
     a value of the optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
     """
-    where = {key: value for key, value in dataclasses.asdict(state).items() if value != math.inf}
-    metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
-    weights, moments = model.state_dict(), None if optimizer is None else _optimizer_tensors(model, optimizer)
-    in_parts = any(isinstance(tensor, DTensor) for tensor in weights.values())
-    if in_parts:
-        weights, moments = _of_this_process(weights, writer), moments and _of_this_process(moments, writer)
-    elif writer.number == 0:
-        weights, moments = _plain(weights), moments and _plain(moments)
-    else:
-        weights, moments = {}, None
-    writer.together(lambda: _check_finite({**weights, **(moments or {})}, state.step))
-    num_parts = writer.count if in_parts else 1
-    write_checkpoint(folder, config, metadata, weights, moments, writer, num_parts, keep)
-
-
-def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
-    broken = not_finite(tensors)
-    if broken:
-        raise NonFiniteError(
-            f"step {step}: {len(broken)} tensors of the model or the optimizer are not finite, the first is "
-            f"{broken[0]}; no checkpoint of them is written; give a smaller --lr, or --clip-norm, in another --out"
-        )
-
-
-def _of_this_process(tensors: dict[str, Tensor], writer: Writer) -> dict[str, Tensor]:
-    """Its rows of tensors that are split; those that all have, the first writes."""
-    return _plain(
-        {
-            name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            for name, tensor in tensors.items()
-            if isinstance(tensor, DTensor) or writer.number == 0
-        }
+    memory = SnapshotMemory()
+    run_stages(
+        state_stages(folder, config, state, model, optimizer, metadata, writer, keep, scaler, memory=memory), writer
     )
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+def state_stages(
+    folder: Path,
+    config: TrainConfig,
+    state: TrainState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    metadata: dict,
+    writer: Writer,
+    keep: int,
+    scaler: Scaler | None,
+    *,
+    memory: SnapshotMemory,
+) -> Stages:
+    """The stages of `save_state`. The first one copies the tensors to `memory`; after it, training may continue."""
+    where = {key: value for key, value in dataclasses.asdict(state).items() if value != math.inf}
+    metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
+    num_parts = writer.count if is_in_parts(model) else 1
+    take = partial(memory.take, model, optimizer, state.step, writer)
+    check = partial(check_finite, step=state.step)
+    return checkpoint_stages(folder, config, metadata, take, writer, num_parts, keep, check)
 
 
 def _plain_numbers(scaler: dict[str, Any]) -> Scaler:
@@ -148,16 +139,6 @@ def read_unwritten_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(map(is_row, rows)):
         raise DamagedError(checkpoint.folder / STATE, f"its unwritten_rows are {shown(rows)}")
     return rows
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by the parameters' names, as "<parameter>/<what>"."""
-    names = [name for name, _ in model.named_parameters()]
-    return {
-        f"{names[number]}/{what}": tensor
-        for number, values in optimizer.state_dict()["state"].items()
-        for what, tensor in values.items()
-    }
 
 
 def load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -54,7 +54,7 @@ class StatusFile:
 
     def saved(self, step: int) -> None:
         """A checkpoint of this step is complete."""
-        self.step = self.checkpoint_step = step
+        self.step, self.checkpoint_step = max(self.step, step), step
         self._write("running", None, None)
 
     def ended(self, ending: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""All that a run needs, in one place, and how it saves itself."""
+"""All that a run needs, in one place."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
-from glioma_dist.model.checkpoint_writer import Writer
-from glioma_dist.scale.loss_scale import scaler_state
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.saving import CheckpointSaver
+from glioma_dist.training.state import TrainState
 
 
 class Scores(NamedTuple):
@@ -80,9 +78,12 @@ class Trainer:
     workers: WorkerPool
     """Processes that read and prepare images, in training and in validation."""
     guard: StepGuard = field(init=False)
+    saver: CheckpointSaver = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
+        saver = CheckpointSaver(self.config, self.context, self.folder, self.metadata, self.model, self.optimizer)
+        object.__setattr__(self, "saver", saver)
 
     def batches(self, first_step: int) -> Generator[Batch]:
         """Yield this process's part of each batch, from batch number `first_step` on, on its device."""
@@ -117,9 +118,10 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Have the workers, which may outlive the run, forget its validation images."""
+        """Have the workers, which may outlive the run, forget its validation images; wait for a write under way."""
         if "validation_images" in vars(self):
             self.validation_images.close()
+        self.saver.close()
 
     @property
     def num_steps(self) -> int:
@@ -147,30 +149,3 @@ class Trainer:
     def checkpoint_is_due(self, state: TrainState) -> bool:
         every = self.config.save_every
         return self.is_milestone(state) or bool(every and state.step and state.step % every == 0)
-
-
-def save(trainer: Trainer, state: TrainState, name: str, reporter: Reporter | None, alone: bool = False) -> None:
-    """Write <out>/last, from which training can resume, or <out>/best, the model alone; all processes wait for it.
-
-    alone: this process writes full tensors and waits for no other, because some are lost.
-    """
-    context = trainer.context
-    model = context.accelerator.unwrap_model(trainer.model)
-    optimizer = trainer.optimizer if name == "last" else None
-    folder = trainer.config.out / name
-    if alone:
-        writer = Writer(check=trainer.folder.check)
-    else:
-        writer = Writer(context.rank, context.num_processes, context.gather_objects, trainer.folder.check)
-    keep = trainer.config.keep_last if name == "last" else 1
-    scaler = scaler_state(context.accelerator) if name == "last" else None
-    metadata = trainer.metadata
-    if reporter and name == "last" and reporter.unwritten_rows:
-        metadata = metadata | {
-            "unwritten_rows": reporter.unwritten_rows
-        }  # the checkpoint can lie on a disk that has space
-    save_state(folder, trainer.config, state, model, optimizer, metadata, writer, keep, scaler)
-    if name == "last":
-        trainer.folder.mark_resumable()
-        if reporter:
-            reporter.saved(state.step)

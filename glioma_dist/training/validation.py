@@ -20,8 +20,9 @@ from glioma_dist.scale.kernel_limits import check_forward, forward_fits
 from glioma_dist.scale.tile_size import tile_size
 from glioma_dist.size import Size
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.resume import BEST
 from glioma_dist.training.state import TrainState
-from glioma_dist.training.trainer import Scores, Trainer, save
+from glioma_dist.training.trainer import Scores, Trainer
 
 
 def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> TrainState:
@@ -41,7 +42,7 @@ def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> 
     state = replace(state, validated_step=state.step)
     if better:
         state = replace(state, best_loss=scores.loss, best_dice=scores.dice, evaluations_since_best=0)
-        save(trainer, state, "best", reporter)
+        trainer.saver.save(state, BEST)
     else:
         state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
     if reporter:
@@ -65,7 +66,7 @@ def validation_scores(trainer: Trainer) -> Scores:
     with closing(iter(trainer.validation_images)) as images:
         for number in range(math.ceil(len(trainer.val) / group.dp_size)):
             image, problem = _next_image(trainer, images)
-            context.agree(problem)
+            trainer.saver.agree(problem)
             sums = _score(trainer, image)
             if number < num_own:
                 total += sums

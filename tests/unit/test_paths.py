@@ -104,6 +104,7 @@ WITHOUT_PATHS = (
     "benchmarks/count_steps.py",
     "benchmarks/overlap.py",
     "benchmarks/sampler_cost.py",
+    "benchmarks/saving.py",
     "encoders",
     "configs",
 )

@@ -203,6 +203,7 @@ def test_validation_reads_once(on_gpu, tmp_path):
         level="none",
         val=[None] * 5,
         stop=SimpleNamespace(immediate=nullcontext),
+        saver=SimpleNamespace(agree=on_gpu.agree),
     )
     with put_on(model), Watch(value=1) as watch:
         # Images are copied ahead, as training's batches are.

@@ -1,0 +1,103 @@
+"""Copies of weights and optimizer in host memory, from which checkpoints are written while training continues."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from glioma_dist.errors import NonFiniteError
+from glioma_dist.model.checkpoint_writer import Writer
+from glioma_dist.model.manifest import MODEL, OPTIMIZER
+from glioma_dist.model.tensor_files import FlatTensors
+from glioma_dist.training.in_thread import InThread
+
+
+class SnapshotMemory:
+    """The memory that snapshots are copied to, page-locked for a GPU. It is used again by every snapshot: no write may
+    still need the one before, unless that is of the same step."""
+
+    def __init__(self) -> None:
+        self._room: dict[str, FlatTensors] = {}
+        self._steps: dict[str, int] = {}
+        """Step whose tensors lie there: `best` and `last` of one step share the copy of the weights."""
+        self._reserving: InThread[dict[str, FlatTensors]] | None = None
+
+    def reserve(self, model: nn.Module, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
+        """Have a thread allocate the memory, so that the first `take` need not wait for the system to give it.
+
+        It does nothing where a snapshot was taken already, which may be needed.
+        """
+        in_parts = is_in_parts(model)
+        if not self._room and (in_parts or writer.number == 0):
+            tensors = {MODEL: model.state_dict(), OPTIMIZER: optimizer_tensors(model, optimizer)}
+            wanted = {file: _own(each, writer, in_parts) for file, each in tensors.items()}
+            self._reserving = InThread(lambda: {file: _make_room(each).touch() for file, each in wanted.items()})
+
+    def close(self) -> None:
+        """Wait for the thread of `reserve`."""
+        if self._reserving is not None:
+            self._reserving.wait()
+
+    def take(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, writer: Writer
+    ) -> tuple[FlatTensors | None, FlatTensors | None]:
+        """Copy the tensors of the unwrapped `model`, and of the optimizer where one is given, that `writer` writes.
+
+        Returns the copies of both; None where there is none, or where another process writes all.
+        """
+        in_parts = is_in_parts(model)
+        if not in_parts and writer.number != 0:
+            return None, None
+        if self._reserving is not None:
+            reserving, self._reserving = self._reserving, None
+            self._room = reserving.result()
+        wanted = {} if self._steps.get(MODEL) == step else {MODEL: _own(model.state_dict(), writer, in_parts)}
+        if optimizer is not None:
+            wanted[OPTIMIZER] = _own(optimizer_tensors(model, optimizer), writer, in_parts)
+        for file, tensors in wanted.items():
+            self._steps.pop(file, None)
+            if file not in self._room or not self._room[file].has_room_for(tensors):
+                self._room.pop(file, None)  # first, or there would be room for both
+                self._room[file] = _make_room(tensors)
+            self._room[file].copy_(tensors)
+            self._steps[file] = step
+        return self._room[MODEL], None if optimizer is None else self._room[OPTIMIZER]
+
+
+def _make_room(tensors: dict[str, Tensor]) -> FlatTensors:
+    return FlatTensors(tensors, page_locked=any(tensor.device.type == "cuda" for tensor in tensors.values()))
+
+
+def is_in_parts(model: nn.Module) -> bool:
+    """Whether each process has a part of every weight (FSDP2)."""
+    return any(isinstance(each, DTensor) for each in model.parameters())
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by the parameters' names, as "<parameter>/<what>"."""
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        f"{names[number]}/{what}": tensor
+        for number, values in optimizer.state_dict()["state"].items()
+        for what, tensor in values.items()
+    }
+
+
+def _own(tensors: dict[str, Tensor], writer: Writer, in_parts: bool) -> dict[str, Tensor]:
+    """Its rows of tensors that are split; those that all have, the first writes."""
+    return {
+        name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
+        if not in_parts or isinstance(tensor, DTensor) or writer.number == 0
+    }
+
+
+def check_finite(tensors: FlatTensors, step: int) -> None:
+    """Raises NonFiniteError where a value is not finite: a run could not resume from a checkpoint of them."""
+    broken = tensors.not_finite()
+    if broken:
+        raise NonFiniteError(
+            f"step {step}: {len(broken)} tensors of the model or the optimizer are not finite, the first is "
+            f"{broken[0]}; no checkpoint of them is written; give a smaller --lr, or --clip-norm, in another --out"
+        )
