@@ -33,6 +33,7 @@ from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
 from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
+from glioma_dist.training.remote_run import staged
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.result import TrainResult
 from glioma_dist.training.resume import check_same_data
@@ -70,22 +71,21 @@ def train(
     started = nullcontext(workers) if workers else start_workers(config.data)
     with started as pool, given_or_own(context, config.scale.timeout_s) as here, numerics(chosen):
         try:
-            return TrainResult.of(config.out, _train(config, here, pool))
+            return _train(config, here, pool)
         except Interrupted as interrupted:  # before there was anything to save
             raise interrupted.request from interrupted
 
 
-def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainState:
-    """Returns how far the run has come."""
+def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainResult:
     with StopSignal() as stop:
         group = join_spatial_group(config, context)
-        with RunFolder(config, context) as folder:
+        with staged(config, context, stop) as (config, uploader), RunFolder(config, context, uploader) as folder:
             trainer, state = prepare(config, context, group, folder, stop, workers)
             context.wait()
             folder.claim()
-            # A signal waits until the loop asks for it, or until status.json says how the run has ended.
-            with stop.deferred(), open_reporter(trainer, state) as reporter:
-                return TrainingLoop(trainer, state, reporter).run()
+            with stop.deferred(), open_reporter(trainer, state) as reporter:  # until status.json says how it has ended
+                state = TrainingLoop(trainer, state, reporter).run()
+        return TrainResult.of(config.out, state)
 
 
 def prepare(

@@ -174,3 +174,5 @@ def save(trainer: Trainer, state: TrainState, name: str, reporter: Reporter | No
         trainer.folder.mark_resumable()
         if reporter:
             reporter.saved(state.step)
+    if context.is_main:
+        trainer.folder.checkpoint_complete(name, state.step)
