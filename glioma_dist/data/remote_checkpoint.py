@@ -19,6 +19,7 @@ from typing import Any
 
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.bodies import NoRangesError
+from glioma_dist.data.shards.file_locks import HeldError, held
 from glioma_dist.data.shards.storage import Patience, RemoteFolder
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import MAX_JSON_BYTES, cannot_write, parse_json, read_bytes, remove_tree
@@ -30,6 +31,8 @@ PIECE_BYTES = 2**25
 """Of a file, asked for at a time: each has its own tries."""
 NUM_KEPT = 4
 """Checkpoints of URLs that stay in the cache folder."""
+SECONDS_TO_FETCH = 300.0
+"""How long a process waits for another of this machine that fetches the same checkpoint."""
 NAME = re.compile(r"(?:last|best)-\d{6,12}(?:-\d{1,6})?")
 PART = re.compile(r"metrics/\d{6,12}\.jsonl")
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -190,8 +193,15 @@ def fetch_checkpoint(place: Path | Url | str, patience: Patience | None = None) 
     data, files = read_manifest(folder, name, digest)
     digest = hashlib.sha256(data).hexdigest()
     kept = cache_folder() / "checkpoints" / digest[:32]
-    if not _is_intact(kept, files):
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with held(kept.parent / f".{kept.name}.lock", SECONDS_TO_FETCH, "the process that fetches it"):
+            if not _is_intact(kept, files):
+                _fetch(folder, name, kept, digest)
+    except HeldError:
         _fetch(folder, name, kept, digest)
+    except OSError as error:
+        raise cannot_write(kept, error) from None
     with suppress(OSError):
         os.utime(kept)
     _drop_oldest(kept.parent)
@@ -223,11 +233,7 @@ def _find(url: Url, patience: Patience | None) -> tuple[RemoteFolder, str, str |
 
 
 def _fetch(folder: RemoteFolder, name: str, kept: Path, digest: str) -> None:
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=kept.parent))
-    except OSError as error:
-        raise cannot_write(kept, error) from None
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=kept.parent))
     try:
         download(folder, name, new / "it", digest, without="optimizer")
         if kept.exists():  # a damaged one, or another process was quicker

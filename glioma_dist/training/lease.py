@@ -30,8 +30,8 @@ class Lease:
     say: prints a warning.
     """
 
-    def __init__(self, store: Store, holder: str, say: Callable[[str], None], seconds: float = LEASE_SECONDS) -> None:
-        self._store, self._holder, self._say, self._seconds = store, holder, say, seconds
+    def __init__(self, store: Store, holder: str, say: Callable[[str], None]) -> None:
+        self._store, self._holder, self._say, self._seconds = store, holder, say, LEASE_SECONDS
         self._tag: str | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None

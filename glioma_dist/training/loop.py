@@ -30,7 +30,7 @@ from glioma_dist.scale.loss_scale import load_scaler_state, overflow, scale_is_e
 from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data
+from glioma_dist.training.launch_and_data import join_spatial_group, notes_on_data, with_local_weights
 from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.remote_run import staged
@@ -104,7 +104,7 @@ def prepare(
     if context.is_main:
         for note in notes:
             print(f"note: {note}", flush=True)
-    model, lineage = build_model(config.model, config.seed)
+    model, lineage = build_model(with_local_weights(config.model), config.seed)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
     metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
     if context.num_processes > 1:

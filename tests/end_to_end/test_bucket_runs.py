@@ -4,17 +4,22 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bucket import bucket
-from helpers import rows, tiny_config
+from helpers import rows, run, start, tiny_config, train_here
 
 from glioma_dist.config.paths import Url
-from glioma_dist.errors import StopRequested
-from glioma_dist.training import loop
+from glioma_dist.data.shards.storage import Patience
+from glioma_dist.errors import StopRequested, UnavailableError
+from glioma_dist.training import lease as lease_module
+from glioma_dist.training import loop, remote_run
+from glioma_dist.training.lease import Lease
 from glioma_dist.training.telemetry import MetricsFile
 
 URL = Url("s3://cells/run")
@@ -41,7 +46,7 @@ def whole(shards, tmp_path_factory, runtime):
     return out
 
 
-def remote_config(shards, stage: Path, **changes):
+def remote_config(shards, stage: Path | None, **changes):
     return tiny_config(shards, URL, save_every=2, stage=stage, **changes)
 
 
@@ -74,7 +79,8 @@ def check_same(store, stage: Path, whole: Path) -> None:
     assert rows(stage / "run") == rows(whole)
     assert contents(stage / "run") == contents(whole)
     index = json.loads(store.read("run/checkpoints.json"))
-    assert [entry["step"] for entry in index["last"]] == [6, 4]
+    assert index["last"][0]["step"] == 6
+    assert len(index["last"]) == 2
     for kind in ("last", "best"):
         for path in (whole / kind).glob("*.safetensors"):
             assert store.read(f"run/checkpoints/{index[kind][0]['name']}/{path.name}") == path.read_bytes()
@@ -101,3 +107,124 @@ def test_another_machine_resumes_where_the_first_stopped(store, shards, tmp_path
     loop.train(remote_config(shards, tmp_path / "two"), runtime)
     assert f"{URL}: fetching the checkpoint of step 4 (this machine has none)" in capfd.readouterr().out
     check_same(store, tmp_path / "two", whole)
+
+
+def kill_here(*_: object) -> None:
+    """End this process as a machine that is taken away: nothing is said, nothing is finished."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_on_machine(config, caches: str) -> tuple[str, bytes]:
+    """Train in a process that stands for a machine of its own, with its own cache folder."""
+    os.environ |= {"XDG_CACHE_HOME": f"{caches}/{os.environ['RANK']}", "LOCAL_RANK": "0"}
+    train_here(config)
+    (out,) = Path(os.environ["XDG_CACHE_HOME"]).glob("glioma-dist/runs/run-*/run")
+    return str(out), b"".join(path.read_bytes() for path in sorted(out.rglob("*.safetensors")))
+
+
+def test_every_machine_of_a_launch_resumes_from_the_same_checkpoint(store, shards, tmp_path, runtime):
+    """Only the first machine writes; the second fetches what it needs, and has nothing of its own otherwise."""
+    config = remote_config(shards, None)
+    stopped = replace(config, max_steps=3, eval_every=3)
+    (first, _), (second, held) = run(train_on_machine, stopped, str(tmp_path / "caches"), num_processes=2)
+    assert first != second
+    assert held == b""
+    store.requests.clear()
+    (_, found), (_, held) = run(train_on_machine, config, str(tmp_path / "caches"), num_processes=2)
+    assert held != b""  # fetched to resume from
+    fetched = [path for method, path in store.requests if method == "GET" and path.endswith("optimizer.safetensors")]
+    assert fetched == ["/cells/run/checkpoints/last-000003/optimizer.safetensors"]
+    index = json.loads(store.read("run/checkpoints.json"))
+    assert index["last"][0]["step"] == 6
+    assert store.read(f"run/checkpoints/{index['last'][0]['name']}/optimizer.safetensors") in found
+
+
+def train_and_die(config, step: int) -> None:
+    """Train in a process of its own, which is killed after a step."""
+    from glioma_dist.distributed.context import DistributedContext
+
+    with at_step(step, lambda: (time.sleep(3), kill_here())):
+        loop.train(config, DistributedContext.start())
+
+
+def test_a_killed_machine_is_replaced_by_another(store, shards, tmp_path, whole, runtime):
+    """Killed after step 5, when step 4 is at the URL; the lease of the killed one has to become stale first."""
+    (ended,) = start(train_and_die, remote_config(shards, tmp_path / "one"), 5).wait()
+    assert ended.exit_code == -signal.SIGKILL, ended.stderr
+    assert json.loads(store.read("run/checkpoints.json"))["last"][0]["step"] == 4
+    with pytest.MonkeyPatch.context() as patch:
+        lease = json.loads(store.read("run/lease.json"))
+        store.put("run/lease.json", json.dumps(lease | {"seconds": 1.0}).encode())
+        patch.setattr(lease_module, "LEASE_SECONDS", 1.0)
+        loop.train(remote_config(shards, tmp_path / "two"), runtime)
+    check_same(store, tmp_path / "two", whole)
+
+
+def test_the_same_machine_goes_on_at_once(store, shards, tmp_path, whole, runtime):
+    """Its lock says that the killed training is gone: there is no lease to wait for."""
+    (ended,) = start(train_and_die, remote_config(shards, tmp_path / "one"), 5).wait()
+    assert ended.exit_code == -signal.SIGKILL, ended.stderr
+    begun = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lease, "_wait_until_stale", lambda *_: pytest.fail("waited"))
+        loop.train(remote_config(shards, tmp_path / "one"), runtime)
+    assert time.monotonic() - begun < 60
+    check_same(store, tmp_path / "one", whole)
+
+
+BROKEN = {
+    "cut": ("cut", "/model.safetensors"),
+    "lost-answer": ("lost-answer", "/checkpoints.json"),
+    "unavailable": ("unavailable", "/optimizer.safetensors"),
+    "manifest": ("cut", "/manifest.json"),
+    "stall": ("stall", "/model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_upload_that_is_cut_is_tried_again(store, shards, tmp_path, whole, runtime, name):
+    fault, ending = BROKEN[name]
+    store.faults = lambda method, path, number: (
+        fault if method == "PUT" and path.endswith(ending) and number == 0 else None
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            remote_run, "UPLOAD_PATIENCE", Patience(4, seconds=1.0 if fault == "stall" else 20, wait_seconds=0.01)
+        )
+        loop.train(remote_config(shards, tmp_path / "stage"), runtime)
+    check_same(store, tmp_path / "stage", whole)
+
+
+@pytest.mark.parametrize(
+    "ending", ["/model.safetensors", "/optimizer.safetensors", "/manifest.json", "/checkpoints.json"]
+)
+def test_while_the_store_is_away_the_old_checkpoint_stays_the_newest(
+    store, shards, tmp_path, whole, runtime, ending, monkeypatch
+):
+    """From the upload of step 4 on nothing is taken: one line, code 69, both folders keep what they have."""
+    is_away = []
+
+    def faults(method: str, path: str, number: int) -> str | None:
+        if method == "PUT" and "last-000004" in path:
+            is_away.append(path)
+        return "cut" if is_away and method == "PUT" and path.endswith(ending) else None
+
+    store.faults = faults
+    monkeypatch.setattr(remote_run, "UPLOAD_PATIENCE", Patience(2, seconds=20, wait_seconds=0.01))
+    with pytest.raises(UnavailableError) as ended:
+        loop.train(remote_config(shards, tmp_path / "stage"), runtime)
+    said = str(ended.value)
+    assert "s3://cells/run" in said
+    assert len(said) <= 600
+    store.reset()
+    index = json.loads(store.read("run/checkpoints.json"))
+    newest = index["last"][0]
+    assert newest["step"] in (2, 3), index
+    assert store.read(f"run/checkpoints/{newest['name']}/manifest.json")
+    machine = tmp_path / "other"
+    if ending == "/model.safetensors":  # the machine is gone: another one begins where the URL is
+        loop.train(remote_config(shards, machine), runtime)
+        check_same(store, machine, whole)
+    else:  # the machine is still there, and ahead
+        loop.train(remote_config(shards, tmp_path / "stage"), runtime)
+        check_same(store, tmp_path / "stage", whole)

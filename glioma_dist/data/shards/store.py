@@ -22,6 +22,7 @@ from glioma_dist.files import cannot_read
 
 PART_BYTES = 2**24
 """Of a file that is uploaded in parts (S3): each part has its own tries and its own end in time."""
+WRITE_TEST = ".glioma-dist-write-test"
 PRECONDITION_FAILED, NOT_IMPLEMENTED = 412, 501
 BROKEN_ON_THE_WAY = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
 """S3's codes of requests that can be right the next time."""
@@ -49,6 +50,11 @@ class Store(RemoteFolder):
     def put(self, name: str, data: bytes) -> None:
         """Write an object."""
         self._write(name, lambda seconds: self._call(seconds, "pipe_file", self.where(name), data), len(data))
+
+    def check(self) -> None:
+        """Find out whether this process may write here, before hours are spent on what it is to write."""
+        self.put(WRITE_TEST, b"")
+        self.remove([WRITE_TEST])
 
     def put_file(self, name: str, path: Path) -> None:
         """Upload a local file. It must not change meanwhile."""
@@ -113,6 +119,13 @@ class Store(RemoteFolder):
             return None if data is None else (data, answer["ETag"])
 
         return self._write(name, lambda seconds: self._run(seconds, read), verb="read")
+
+    def read_start(self, name: str, num_bytes: int) -> bytes:
+        """The first `num_bytes` of an object, or all of a shorter one."""
+        url = self.where(name)
+        return self._write(
+            name, lambda seconds: self._call(seconds, "cat_file", url, start=0, end=num_bytes), verb="read"
+        )
 
     def entries(self, folder: str = "") -> list[str]:
         """Names of the objects and folders in a folder, without those below."""
