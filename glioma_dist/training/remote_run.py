@@ -21,7 +21,7 @@ from glioma_dist.data.shards.store import Store
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
-from glioma_dist.errors import InputError, RunError, StopRequested, UnavailableError, one_line
+from glioma_dist.errors import InputError, RunError, StopRequested, one_line
 from glioma_dist.files import MAX_JSON_BYTES, remove_tree
 from glioma_dist.training.lease import LEASE, Lease
 from glioma_dist.training.remote_copy import bring_here, newest_here, remove_leftovers
@@ -230,14 +230,26 @@ def _finish(bucket: Bucket, error: BaseException | None, stop: StopSignal) -> No
     try:
         bucket.uploader.finish(until)
     except RunError as failure:
-        step = bucket.uploader.newest_step
-        there = "no checkpoint" if step is None else f"step {step}"
-        kept = (
-            f"{one_line(failure, 220)}; {bucket.url} has {there}, and {bucket.run} on this machine the newest: run the "
-            "same command there to upload it and resume"
-        )
-        if error is None or isinstance(error, StopRequested):
-            kind = UnavailableError if isinstance(failure, UnavailableError) else type(failure)
-            raise kind(f"{error}; {kept}" if error else kept) from error
-        if error is not failure:
-            warn(kept)
+        ending = _with_places(bucket, failure, error)
+        if ending is None:
+            warn(str(_with_places(bucket, failure, None)))
+        else:
+            raise ending from error
+
+
+def _with_places(bucket: Bucket, failure: RunError, error: BaseException | None) -> RunError | None:
+    """What ends the run, with where its checkpoints are; None where `error` has nothing to do with the upload."""
+    step = bucket.uploader.newest_step
+    places = (
+        f"{bucket.url} has {'no checkpoint' if step is None else f'step {step}'}, and {bucket.run} on this machine the "
+        "newest: run the same command there to upload it and resume"
+    )
+    if error is None:
+        return type(failure)(f"{one_line(failure, 250)}; {places}")
+    if isinstance(error, StopRequested):
+        return type(failure)(f"{error}; {one_line(failure, 180)}; {places}")
+    if isinstance(error, RunError) and str(failure) in str(error):
+        ending = type(error)(f"{one_line(error, 250)}; {places}")
+        ending.is_shared = error.is_shared
+        return ending
+    return None

@@ -276,26 +276,30 @@ def test_two_trainings_at_once_are_refused(store, open_run, tmp_path):
 def test_a_training_that_was_frozen_does_not_write_over_the_one_that_took_over(store, open_run, tmp_path, monkeypatch):
     """Its lease became stale; the other has it now. It ends with a line and changes nothing."""
     monkeypatch.setattr(lease.Lease, "_renew", lambda self: None)
-    with (
-        pytest.raises(InputError, match="another training has written there"),
-        open_run(tmp_path / "one") as (_, _, save),
-    ):
-        run_steps(open_run, tmp_path / "two", 7)
-        save(1)
+
+    def take_over() -> None:
+        with open_run(tmp_path / "one") as (_, _, save):
+            run_steps(open_run, tmp_path / "two", 7)
+            save(1)
+
+    with pytest.raises(InputError, match="another training has written there"):
+        take_over()
     assert [entry["step"] for entry in index_of(store)["last"]] == [7]
 
 
 def test_a_training_hears_that_another_took_over(store, open_run, tmp_path):
-    with (
-        pytest.raises(InputError, match="another training has taken over"),
-        open_run(tmp_path / "one") as (_, up, save),
-    ):
-        store.put("run/lease.json", json.dumps({"holder": "another", "host": "node7"}).encode())
-        until = time.monotonic() + 30
-        while up.problem is None and time.monotonic() < until:
-            time.sleep(0.05)
-        assert "a training on node7" in str(up.problem)
-        save(1)
+
+    def lose_it() -> None:
+        with open_run(tmp_path / "one") as (_, uploader, save):
+            store.put("run/lease.json", json.dumps({"holder": "another", "host": "node7"}).encode())
+            until = time.monotonic() + 30
+            while uploader.problem is None and time.monotonic() < until:
+                time.sleep(0.05)
+            assert "a training on node7" in str(uploader.problem)
+            save(1)
+
+    with pytest.raises(InputError, match="another training has taken over"):
+        lose_it()
     assert "run/checkpoints.json" not in store.names("run/")
 
 
@@ -313,20 +317,27 @@ def test_a_request_to_stop_does_not_wait_for_a_store_that_is_silent(store, open_
     store.faults = lambda method, path, number: "stall" if method == "PUT" and "last-000002" in path else None
     monkeypatch.setattr(remote_run, "UPLOAD_PATIENCE", Patience(5, seconds=60))
     begun = time.monotonic()
-    with (
-        pytest.raises(UnavailableError, match="received SIGTERM; .* has step 1, and"),
-        open_run(tmp_path / "one") as opened,
-    ):
-        opened[2](2)
-        raise StopRequested("received SIGTERM")
+
+    def save_and_stop() -> None:
+        with open_run(tmp_path / "one") as (_, _, save):
+            save(2)
+            raise StopRequested("received SIGTERM")
+
+    with pytest.raises(UnavailableError, match=r"received SIGTERM; .* has step 1, and"):
+        save_and_stop()
     assert time.monotonic() - begun < 30
 
 
 def test_an_error_of_the_run_is_not_hidden_by_one_of_the_upload(store, open_run, tmp_path, capfd):
     store.faults = lambda method, path, number: "cut" if method == "PUT" and "last-000002" in path else None
-    with pytest.raises(RunError, match="^the loss is nan$"), open_run(tmp_path / "one") as (_, _, save):
-        save(2)
-        raise RunError("the loss is nan")
+
+    def save_and_fail() -> None:
+        with open_run(tmp_path / "one") as (_, _, save):
+            save(2)
+            raise RunError("the loss is nan")
+
+    with pytest.raises(RunError, match=r"^the loss is nan$"):
+        save_and_fail()
     assert "has no checkpoint" in capfd.readouterr().err
 
 
