@@ -27,6 +27,7 @@ from glioma_dist.training.lease import LEASE, Lease
 from glioma_dist.training.remote_copy import bring_here, newest_here, remove_leftovers
 from glioma_dist.training.resume import BEST, LAST
 from glioma_dist.training.stage import Stage, default_stage, warn
+from glioma_dist.training.status import mark_not_uploaded
 from glioma_dist.training.uploader import Uploader
 
 UPLOAD_PATIENCE = Patience(attempts=11, seconds=30.0, wait_seconds=0.5)
@@ -234,6 +235,7 @@ def _finish(bucket: Bucket, error: BaseException | None, stop: StopSignal) -> No
         if ending is None:
             warn(str(_with_places(bucket, failure, None)))
         else:
+            mark_not_uploaded(bucket.run, ending)
             raise ending from error
 
 
