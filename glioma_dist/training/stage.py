@@ -49,7 +49,9 @@ class Stage:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within it, no other training of this machine uses the stage. Raises InputError where one does."""
-        with folder_lock(self.folder):
+        with folder_lock(self.folder) as has_locks:
+            if not has_locks:  # then nothing says that a holder of this name is dead
+                self._known["holder"] = uuid.uuid4().hex
             yield
 
     def belong_to(self, run_id: str | None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from glioma_dist.data.remote_checkpoint import FOLDER, INDEX, MANIFEST, CheckpointIndex, Entry, Part
 from glioma_dist.data.shards.store import ChangedError, Store
 from glioma_dist.errors import InputError, RunError, UnavailableError
-from glioma_dist.files import cannot_read, remove_tree
+from glioma_dist.files import cannot_read, cannot_write, remove_tree
 from glioma_dist.training.lease import Lease
 
 METRICS = "metrics.jsonl"
@@ -83,9 +83,14 @@ class Uploader:
         """Upload the checkpoint in `source`, by default that which the run has as `kind`. Returns at once."""
         self._number += 1
         folder = self._links / f"{kind}-{self._number:06d}"
-        link_files(source or self._run / kind, folder)
         metrics = self._run / METRICS
-        job = Job(kind, step, folder, dict(small_files(self._run)), metrics.stat().st_size if metrics.exists() else 0)
+        try:
+            link_files(source or self._run / kind, folder)
+            num_bytes = metrics.stat().st_size if metrics.exists() else 0
+        except OSError as error:  # the others do not wait for this process: it tells them before the next step
+            self._failure = self._failure or cannot_write(error.filename or folder, error)
+            return
+        job = Job(kind, step, folder, dict(small_files(self._run)), num_bytes)
         with self._changed:
             late = self._jobs.pop(kind, None)
             self._jobs[kind] = job

@@ -283,6 +283,26 @@ def test_what_cannot_be_written_to_is_refused_in_one_line(kind, url):
         command_line.parse(kind, [*required, "--out", url])
 
 
+TAKE_URLS = {
+    "train": {"--data.train": "read", "--data.val": "read", "--model.init": "read", "--out": "written"},
+    "evaluate": {"--checkpoint": "read", "--data": "read", "--out": "written"},
+    "predict": {"--checkpoint": "read", "--images": "read", "--out": "written"},
+    "export": {"--checkpoint": "read", "--out": "written"},
+    "shards inspect": {"SHARDS": "read"},
+    "shards verify": {"SHARDS": "read"},
+    "plan": {"--model.init": "not looked at"},
+}
+"""All flags that take URLs. test_remote_run.py, test_remote_files.py and test_object_store.py give URLs to those that
+are read and written, and look whether a folder called s3: comes to be."""
+
+
+def test_every_flag_that_takes_urls_is_known():
+    found = {name: {flag for flag, takes_urls in path_flags(target_of(name)).items() if takes_urls} for name in NAMES}
+    assert {name: flags for name, flags in found.items() if flags} == {
+        name: set(flags) for name, flags in TAKE_URLS.items()
+    }
+
+
 def test_a_url_has_the_parts_of_a_path():
     url = path_or_url("s3://bucket/plates/a.b.tif")
     assert isinstance(url, Url)

@@ -46,6 +46,13 @@ def best(shards, tmp_path_factory):
     return config.out / "best"
 
 
+@pytest.fixture(autouse=True)
+def _no_url_becomes_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.rglob("s3:*"))
+
+
 @pytest.fixture
 def store(server, best, monkeypatch, tmp_path):
     """With a run at s3://cells/run, its best checkpoint also as a plain folder, and images."""

@@ -36,6 +36,13 @@ def server():
         yield proxy
 
 
+@pytest.fixture(autouse=True)
+def _no_url_becomes_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.rglob("s3:*"))
+
+
 @pytest.fixture
 def store(server, monkeypatch):
     server.reset()
