@@ -129,6 +129,7 @@ def train_on_machine(config, caches: str) -> tuple[list[str], bytes]:
     return [str(path) for path in found], b"".join(path.read_bytes() for path in found)
 
 
+@pytest.mark.slow
 def test_every_machine_of_a_launch_resumes_from_the_same_checkpoint(store, shards, tmp_path, runtime):
     """Only the first machine writes; the second fetches what it needs, and has nothing of its own otherwise."""
     config = remote_config(shards, None)
@@ -154,6 +155,7 @@ def train_and_die(config, step: int) -> None:
         loop.train(config, DistributedContext.start())
 
 
+@pytest.mark.slow
 def test_a_killed_machine_is_replaced_by_another(store, shards, tmp_path, whole, runtime):
     """Killed after step 5, when step 4 is at the URL; the lease of the killed one has to become stale first."""
     (ended,) = start(train_and_die, remote_config(shards, tmp_path / "one"), 5).wait()
@@ -167,6 +169,7 @@ def test_a_killed_machine_is_replaced_by_another(store, shards, tmp_path, whole,
     check_same(store, tmp_path / "two", whole)
 
 
+@pytest.mark.slow
 def test_the_same_machine_goes_on_at_once(store, shards, tmp_path, whole, runtime):
     """Its lock says that the killed training is gone: there is no lease to wait for."""
     (ended,) = start(train_and_die, remote_config(shards, tmp_path / "one"), 5).wait()
@@ -188,6 +191,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_upload_that_is_cut_is_tried_again(store, shards, tmp_path, whole, runtime, name):
     fault, ending = BROKEN[name]
@@ -203,7 +207,12 @@ def test_an_upload_that_is_cut_is_tried_again(store, shards, tmp_path, whole, ru
 
 
 @pytest.mark.parametrize(
-    "ending", ["/model.safetensors", "/optimizer.safetensors", "/manifest.json", "/checkpoints.json"]
+    "ending",
+    [
+        "/model.safetensors",
+        *(pytest.param(f"/{each}", marks=pytest.mark.slow) for each in ("optimizer.safetensors", "manifest.json")),
+        pytest.param("/checkpoints.json", marks=pytest.mark.slow),
+    ],
 )
 def test_while_the_store_is_away_the_old_checkpoint_stays_the_newest(
     store, shards, tmp_path, whole, runtime, ending, monkeypatch

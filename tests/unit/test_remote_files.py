@@ -228,6 +228,7 @@ def test_evaluate_from_url_to_url(store, best, shards, tmp_path, runtime):
     assert told["checkpoint"] == "s3://cells/run/best"
 
 
+@pytest.mark.slow
 def test_export_from_url_to_url(store, capsys):
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     pytest.importorskip("onnx", reason="needs the extra export")
@@ -237,7 +238,9 @@ def test_export_from_url_to_url(store, capsys):
     assert len(store.read("model.onnx")) > 1000
 
 
-@pytest.mark.parametrize("fault", [None, "cut", "error", "lost-answer"])
+@pytest.mark.parametrize(
+    "fault", ["cut", *(pytest.param(each, marks=pytest.mark.slow) for each in (None, "error", "lost-answer"))]
+)
 def test_a_large_file_is_uploaded_in_parts(store, tmp_path, fault):
     data = np.random.default_rng(0).bytes(2 * PART_BYTES + 5)
     (tmp_path / "large").write_bytes(data)

@@ -151,8 +151,15 @@ def test_what_an_upload_that_was_cut_has_left_is_removed(store, open_run, tmp_pa
         assert "run/metrics/000009.jsonl" not in store.names("run/")
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "manifest.json", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("how", ["changed", "removed"])
+QUICK = {("changed", "model.safetensors"), ("removed", "manifest.json")}
+DAMAGES = [
+    pytest.param(how, file, marks=[] if (how, file) in QUICK else [pytest.mark.slow])
+    for how in ("changed", "removed")
+    for file in ("model.safetensors", "manifest.json", "optimizer.safetensors", "state.json")
+]
+
+
+@pytest.mark.parametrize(("how", "file"), DAMAGES)
 def test_a_damaged_checkpoint_at_the_url_is_passed_over(store, open_run, tmp_path, capfd, file, how):
     run_steps(open_run, tmp_path / "one", 1, 2)
     name = f"run/checkpoints/last-000002/{file}"
