@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glioma_dist.config.paths import InputPath, OutputPath, PathOrUrl
+from glioma_dist.config.paths import InputPath, OptionalOutputPath, OutputPath, PathOrUrl
 from glioma_dist.config.scale import InferenceScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.limits import check_workers
@@ -24,7 +24,7 @@ class EvaluateConfig:
     """R1: size to which an image is scaled for the network. By default: each image's own size."""
     metric_size: SizeFlag | None = None
     """R2: size to which the output and the reference mask are scaled for Dice. By default: each image's own size."""
-    out: OutputPath | None = None
+    out: OptionalOutputPath = None
     """JSON file to write the scores to: a path or a URL."""
     workers: int = 2
     """Worker processes per evaluating process that read images ahead."""

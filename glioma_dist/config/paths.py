@@ -92,7 +92,7 @@ def _spec() -> tyro.constructors.PrimitiveConstructorSpec:
         nargs=1,
         metavar="PATH|URL",
         instance_from_str=lambda args: path_or_url(args[0]),
-        is_instance=lambda value: isinstance(value, Path | Url),
+        is_instance=lambda value: value is None or isinstance(value, Path | Url),
         str_from_instance=lambda value: [str(value)],
     )
 
@@ -101,6 +101,8 @@ InputPath = Annotated[Url | Path, _Marker(takes_urls=True), _spec()]
 """A path of this machine, or a URL that is read."""
 OutputPath = Annotated[Url | Path, _Marker(takes_urls=True, is_written=True), _spec()]
 """A path of this machine, or a URL that is written to."""
+OptionalOutputPath = Annotated[Url | Path | None, _Marker(takes_urls=True, is_written=True), _spec()]
+"""The same, or nothing. tyro does not recognise a value of a union within an optional type."""
 
 
 def check_paths(hints: dict[str, Any], values: dict[str, Any], prefix: str = "--") -> None:
@@ -211,4 +213,4 @@ def _dashed(name: str) -> str:
 
 def _without_secrets(url: str) -> str:
     """Return a URL without password and signature, because messages end up in logs."""
-    return re.sub(r"(:/+)[^/@]*@", r"\1…@", url.partition("?")[0])
+    return re.sub(r"(:/+)[^/@]*@", r"\1…@", re.split(r"[?#]", url)[0])
