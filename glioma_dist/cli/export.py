@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_checkpoint, check_images
-from glioma_dist.config.paths import LocalPath
+from glioma_dist.config.paths import InputPath, LocalPath, OutputPath, Url
 from glioma_dist.errors import printable
 from glioma_dist.extras import require
 
@@ -20,10 +21,10 @@ class ExportConfig:
     """Write a checkpoint's network as one ONNX file that takes images of any size. Contrast, normalisation and padding
     are in the graph. The file is written only if the logits of onnxruntime and PyTorch agree within 1e-3."""
 
-    checkpoint: Path
-    """A checkpoint folder, for example runs/x/best."""
-    out: Path
-    """File to write, for example model.onnx."""
+    checkpoint: InputPath
+    """A checkpoint folder or its URL, for example runs/x/best."""
+    out: OutputPath
+    """File to write, for example model.onnx: a path or a URL."""
     bits: Literal[8, 16] = 8
     """Bits per pixel value of the images. The graph takes uint8 for 8, and int32 for 16."""
     images: LocalPath | None = None
@@ -40,7 +41,9 @@ def check(config: ExportConfig) -> None:
 
 def run(config: ExportConfig) -> None:
     """Export, and print how much the results differ from PyTorch's."""
+    from glioma_dist.data.remote_checkpoint import fetch_checkpoint
     from glioma_dist.data.sample import read_image
+    from glioma_dist.data.shards.store import Store
     from glioma_dist.inference.export import export
     from glioma_dist.inference.images import find_images
     from glioma_dist.model.checkpoint import Checkpoint
@@ -52,10 +55,18 @@ def run(config: ExportConfig) -> None:
         print(f"{printable(config.images)}: {found.describe()}")
     if found and len(found.paths) > NUM_CHECKED:
         print(f"{printable(config.images)}: the first {NUM_CHECKED} of {len(found.paths)} images are checked")
-    parity = export(config.checkpoint, config.out, config.bits, checked)
+    checkpoint = fetch_checkpoint(config.checkpoint)
+    if isinstance(config.out, Url):
+        store = Store(config.out.parent)
+        store.check()
+        with tempfile.TemporaryDirectory(prefix="glioma-dist-") as folder:
+            parity = export(checkpoint, Path(folder) / "model.onnx", config.bits, checked)
+            store.put_file(config.out.name, Path(folder) / "model.onnx")
+    else:
+        parity = export(checkpoint, config.out, config.bits, checked)
     masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
     print(f"{config.out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
-    if warning := warning_of_use(Checkpoint.read(config.checkpoint).lineage):
+    if warning := warning_of_use(Checkpoint.read(checkpoint).lineage):
         print(f"note: {printable(config.out)} is {warning}")
 
 

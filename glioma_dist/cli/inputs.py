@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.advice import data_folder
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read
@@ -22,14 +23,18 @@ def check_shards(flag: str, folder: str | Path | None) -> None:
         raise type(error)(f"{flag} {error}") from None
 
 
-def check_checkpoint(flag: str, folder: Path) -> None:
-    """Raises InputError if there is no such checkpoint."""
+def check_checkpoint(flag: str, folder: Path | Url) -> None:
+    """Raises InputError if there is no such checkpoint. A URL is checked when it is read."""
+    if isinstance(folder, Url):
+        return
     if not _is_checkpoint_there(flag, folder):
         raise InputError(f"{flag} {folder}: no such folder; give a checkpoint folder, for example runs/x/best")
 
 
 def check_init(flag: str, init: str) -> None:
     """Raises InputError if starting weights are neither a known word nor an existing file or folder."""
+    if isinstance(path_or_url(init), Url):
+        return
     if init not in ("random", "imagenet") and not _is_checkpoint_there(flag, Path(init)):
         raise InputError(
             f"{flag} {init}: no such file or folder; give random, imagenet, a checkpoint folder such as runs/x/best, "
@@ -52,8 +57,8 @@ def check_folder_there(flag: str, folder: Path) -> None:
 
 
 def check_images(pattern: str | None) -> None:
-    """Raises InputError if there is no such file or folder, and no file matches the pattern."""
-    if pattern is not None and not os.path.exists(pattern):
+    """Raises InputError if there is no such file or folder, and no file matches the pattern. A URL is listed later."""
+    if pattern is not None and not isinstance(path_or_url(pattern), Url) and not os.path.exists(pattern):
         from glioma_dist.inference.images import find_images
 
         find_images(pattern)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_init, check_shards
 from glioma_dist.config import TrainConfig
+from glioma_dist.config.paths import Url
 
 
 def check(config: TrainConfig) -> None:
@@ -12,7 +13,7 @@ def check(config: TrainConfig) -> None:
     for folder in config.data.train:
         check_shards("--data.train", folder)
     check_shards("--data.val", config.data.val)
-    if not any(config.out.glob("last*")):  # a resumed run reads its own weights
+    if isinstance(config.out, Url) or not any(config.out.glob("last*")):  # a resumed run reads its own weights
         check_init("--model.init", config.model.init)
         check_file("--model.weights", config.model.weights)
 

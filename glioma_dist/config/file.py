@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from glioma_dist.config import COST_FIELDS
-from glioma_dist.config.paths import check_paths
+from glioma_dist.config.paths import StagedFolder, Url, check_paths, path_or_url
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import read_json
 from glioma_dist.size import Size
@@ -36,7 +36,9 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Return the config as plain JSON values: sizes and paths as text, tuples as lists."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, Size | Path):
+        if isinstance(value, StagedFolder) and value.url is not None:
+            return str(value.url)
+        if isinstance(value, Size | Path | Url):
             return str(value)
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -118,6 +120,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where)
     if value == "" and hint is Path:
         raise InputError(f"{where}: is empty; give a path")  # it would become the current folder
+    if hint is Url and isinstance(value, str) and isinstance(path_or_url(value), Url):
+        return Url(value)
     if isinstance(value, str) and hint in (Size, Path, str) and _is_name(value):
         return _size(value, where) if hint is Size else hint(value)
     if isinstance(value, bool):

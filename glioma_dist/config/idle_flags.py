@@ -35,5 +35,8 @@ def idle_flags_of_training(config: Any) -> list[str]:
         ("cache", has_url, "without a URL to read from"),
         ("weights", len(data.train) > 1, "with one --data.train"),
     )
-    own = [("eval_every", data.val is not None, "without --data.val")]
+    own = [
+        ("eval_every", data.val is not None, "without --data.val"),
+        ("stage", "://" in str(config.out), "without a URL as --out"),
+    ]
     return idle_flags(data, metadata, "--data.") + idle_flags(config, own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glioma_dist.config.paths import LocalPath, PathOrUrl
+from glioma_dist.config.paths import InputPath, OptionalOutputPath, OutputPath, PathOrUrl
 from glioma_dist.config.scale import InferenceScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.limits import check_workers
@@ -16,22 +16,22 @@ from glioma_dist.size import SizeFlag
 class EvaluateConfig:
     """Score a checkpoint on shards with Dice, as the article defines it: DS(x, y, R1, R2)."""
 
-    checkpoint: Path
-    """A checkpoint folder, for example runs/x/best."""
+    checkpoint: InputPath
+    """A checkpoint folder or its URL, for example runs/x/best."""
     data: PathOrUrl
     """Folder or URL of shards."""
     input_size: SizeFlag | None = None
     """R1: size to which an image is scaled for the network. By default: each image's own size."""
     metric_size: SizeFlag | None = None
     """R2: size to which the output and the reference mask are scaled for Dice. By default: each image's own size."""
-    out: Path | None = None
-    """JSON file to write the scores to."""
+    out: OptionalOutputPath = None
+    """JSON file to write the scores to: a path or a URL."""
     workers: int = 2
     """Worker processes per evaluating process that read images ahead."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
-        if self.out is not None and self.out.is_dir():
+        if isinstance(self.out, Path) and self.out.is_dir():
             raise InputError(f"--out {self.out} is a folder; name a JSON file in it")
         check_workers("--workers", self.workers)
 
@@ -40,13 +40,13 @@ class EvaluateConfig:
 class PredictConfig:
     """Segment images: write a mask and an overlay for each TIFF, PNG or JPEG, and summary.csv."""
 
-    checkpoint: Path
-    """A checkpoint folder, for example runs/x/best."""
-    images: LocalPath
-    """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif'. JPEGs beside TIFFs or PNGs are taken for
-    previews and not read."""
-    out: Path
-    """Folder for the masks, overlays and summary.csv."""
+    checkpoint: InputPath
+    """A checkpoint folder or its URL, for example runs/x/best."""
+    images: PathOrUrl
+    """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif', here or at a URL. JPEGs beside TIFFs or
+    PNGs are taken for previews and not read."""
+    out: OutputPath
+    """Folder or URL for the masks, overlays and summary.csv."""
     input_size: SizeFlag | None = None
     """Size to which an image is scaled for the network. By default: the training size if the checkpoint was trained
     with --data.transform resize, else each image's own size. The mask always has the image's own size."""

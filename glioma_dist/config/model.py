@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from glioma_dist.config.paths import LocalPath
+from glioma_dist.config.paths import PathOrUrl
 from glioma_dist.errors import InputError
 from glioma_dist.registry import encoders
 
@@ -19,8 +19,8 @@ class ModelConfig:
     """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), one of the article's
     convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered.
     `glioma-dist encoders` lists all with their costs."""
-    init: LocalPath = "random"
-    """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit, or a
+    init: PathOrUrl = "random"
+    """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder or URL of this toolkit, or a
     checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder from its save_pretrained."""
     weights: Path | None = None
     """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to load instead of a

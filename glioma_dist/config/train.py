@@ -10,6 +10,7 @@ from typing import Literal
 from glioma_dist.config.data import DataConfig
 from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
+from glioma_dist.config.paths import OutputPath
 from glioma_dist.config.scale import ScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.limits import check_batch_size
@@ -31,6 +32,7 @@ COST_FIELDS = (
     "save_every_minutes",
     "keep_last",
     "out",
+    "stage",
     "resume",
     "deterministic",
     "scale.activation_checkpointing",
@@ -81,8 +83,12 @@ class TrainConfig:
     deterministic: bool = False
     """On a GPU, make all runs of the same command on the same machine bit-identical. This is slower. On a CPU they are
     always bit-identical."""
-    out: Path = Path("runs/run")
-    """Folder of the run: config.json, run.json, metrics.jsonl, last/, last.1/, best/."""
+    out: OutputPath = Path("runs/run")
+    """Folder of the run: config.json, run.json, metrics.jsonl, last/, last.1/, best/. Or a URL (s3://, gs://, az://,
+    hf://): the run is staged in a local folder, and each checkpoint is uploaded (docs/guides/buckets.md)."""
+    stage: Path | None = None
+    """With a URL as --out: local folder in which the run is staged. By default: a folder of the user's cache that
+    belongs to this URL."""
     resume: Literal["auto", "never"] = "auto"
     """auto: resume the run in --out, if there is one. never: start a new run; --out must be empty."""
 

@@ -70,6 +70,11 @@ class StopSignal:
         """The error to raise once the work is saved, where a signal has come."""
         return StopRequested(f"received {self.received}") if self.received else None
 
+    @property
+    def received_at(self) -> float:
+        """When the last signal came, as time.monotonic() tells."""
+        return self._at
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Within it, a signal is noted and nothing is interrupted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,10 +18,13 @@ from torch.nn import functional
 
 from glioma_dist.config import EvaluateConfig, check_spatial_parallel
 from glioma_dist.config.file import checked
+from glioma_dist.config.paths import Url
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.loader import evaluation_samples, image_tensor
+from glioma_dist.data.remote_checkpoint import fetch_checkpoint
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.store import Store
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.data.transforms import normalize_intensity, resize_image, resize_mask
 from glioma_dist.data.worker_pool import WorkerPool
@@ -67,12 +71,12 @@ class EvaluationResult:
     """R1: the size that images were scaled to for the network; None: each image's own."""
     metric_size: Size | None
     """R2: the size that output and reference were scaled to for Dice; None: each image's own."""
-    checkpoint: Path
+    checkpoint: Path | Url
     step: int | None
     """Optimizer steps that the checkpoint was trained for; None where it is not of a training run."""
     data: dict[str, str]
     """Name of the data set, of the split, and the licence."""
-    path: Path | None
+    path: Path | Url | None
     """The JSON file with these scores, where `config.out` asked for one."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,14 +120,17 @@ def evaluate(
 
 
 def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerPool) -> EvaluationResult:
-    if config.out:
+    if isinstance(config.out, Url):
+        if context.is_main:
+            Store(config.out.parent).check()
+    elif config.out:
         check_new_file("--out", config.out)
     reader = ShardReader(config.data)
     if context.is_main:
         for note in (describe_unlisted(reader), check_cells([reader], "--data", is_needed=False)):
             if note:
                 print(note, flush=True)
-    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
+    network, checkpoint = load_network(fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context)
     contrast = checkpoint.config.data.intensity_normalization
     if config.input_size:
         network.fit(config.input_size)
@@ -146,7 +153,10 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerP
         data={name: reader.index[name] for name in ("dataset", "split", "licence")},
         path=config.out,
     )
-    if config.out and context.is_main:
+    if isinstance(config.out, Url):
+        if context.is_main:
+            Store(config.out.parent).put(config.out.name, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+    elif config.out and context.is_main:
         make_folder(config.out.parent)
         write_json_atomically(config.out, result.to_dict())
     return result

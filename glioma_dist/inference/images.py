@@ -7,9 +7,12 @@ import os
 import stat
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glioma_dist.config.paths import Url, path_or_url
+from glioma_dist.data.remote_images import list_files
 from glioma_dist.data.sample import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_read
@@ -36,7 +39,7 @@ KINDS = {
 class Found:
     """The images of a folder, a file or a pattern, sorted; and how many files of which kind are not read."""
 
-    paths: list[Path]
+    paths: list[Path | Url]
     not_read: Counter[str]
 
     def describe(self) -> str:
@@ -61,10 +64,11 @@ def find_images(pattern: str) -> Found:
     Masks and overlays, which `predict` writes, are no images. Raises InputError where there are none.
     """
     not_read: Counter[str] = Counter()
-    named = _named_by(pattern, not_read)
+    place = path_or_url(pattern)
+    named = list_files(place) if isinstance(place, Url) else _named_by(pattern, not_read)
     paths = []
     for path in sorted(named):
-        kind = _why_not(path)
+        kind = _why_not_by_name(path) if isinstance(path, Url) else _why_not(path)
         if kind == "hidden" and str(path) == pattern:
             kind = ""  # named by the user as it is
         if kind == "":
@@ -112,13 +116,17 @@ def _why_not(path: Path) -> str:
         mode = path.stat().st_mode
     except OSError:
         return "link" if path.is_symlink() else "closed"
-    name = path.name.lower()
     if stat.S_ISDIR(mode):
         return "folder"
+    kind = _why_not_by_name(path)
+    return "special" if kind != "hidden" and not stat.S_ISREG(mode) else kind
+
+
+def _why_not_by_name(path: Path | Url) -> str:
+    """`_why_not`, as far as the name tells."""
+    name = path.name.lower()
     if name.startswith("."):
         return "hidden"
-    if not stat.S_ISREG(mode):
-        return "special"
     if name.endswith((MASK, OVERLAY)) or name in (SUMMARY, FAILED):
         return "result"
     if path.suffix.lower() in PICTURE_SUFFIXES:
@@ -130,7 +138,7 @@ def _counted(number: int, one: str, several: str | None = None) -> str:
     return f"{number} {one if number == 1 else several or one + 's'}"
 
 
-def output_names(paths: list[Path]) -> list[str]:
+def output_names(paths: Sequence[Path | Url]) -> list[str]:
     """A name for each image's results: its stem, with the folder's name and the suffix where stems repeat.
 
     Names that some file systems take for one (capitals, composed and decomposed accents) count as repeated.

@@ -9,25 +9,19 @@ import torch
 
 from glioma_dist.config import DataConfig, PredictConfig
 from glioma_dist.config.file import checked
+from glioma_dist.config.paths import Url
 from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.remote_checkpoint import fetch_checkpoint
+from glioma_dist.data.remote_images import fetched
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, is_out_of_memory, printable
 from glioma_dist.evaluation.protocol import Contrast, Network, cell_probability, load_network
-from glioma_dist.files import make_folder
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names
-from glioma_dist.inference.results import (
-    Failure,
-    PredictedImage,
-    PredictionResult,
-    check_folder,
-    describe_failures,
-    write_failed,
-    write_result,
-    write_summary,
-)
+from glioma_dist.inference.result_folder import Results, open_results
+from glioma_dist.inference.results import Failure, PredictedImage, PredictionResult, describe_failures
 from glioma_dist.size import Size
 
 
@@ -59,20 +53,19 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     found = find_images(config.images)
     paths = found.paths
     names = output_names(paths)
-    check_folder(config.out, names)
-    network, checkpoint = load_network(config.checkpoint, config.scale.spatial_parallel, context)
+    results = open_results(config.out)
+    results.check(names)
+    network, checkpoint = load_network(fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context)
     if context.is_main and found.not_read:
         print(f"{printable(config.images)}: {found.describe()}", flush=True)
     group = network.spatial_group
-    make_folder(config.out)
     mine = list(zip(paths, names, strict=True))[group.dp_rank :: group.dp_size]
-    with ImageReader() as reader:
-        done, failures = _predict_all(mine, network, checkpoint.config.data, config, reader)
-    done = sorted(context.gather_objects(done), key=lambda each: printable(each.image))
-    failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
-    if context.is_main:
-        write_summary(config.out / SUMMARY, done)
-        write_failed(config.out / FAILED, failures)
+    with ImageReader() as reader, results.opened():
+        done, failures = _predict_all(mine, network, checkpoint.config.data, config, reader, results)
+        done = sorted(context.gather_objects(done), key=lambda each: printable(each.image))
+        failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
+        if context.is_main:
+            results.write_tables(done, failures)
     if not done:
         ending = InputError(describe_failures(failures, len(paths), config.out / FAILED))
         ending.is_shared = True
@@ -81,7 +74,12 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
 
 
 def _predict_all(
-    images: list[tuple[Path, str]], network: Network, data: DataConfig, config: PredictConfig, reader: ImageReader
+    images: list[tuple[Path | Url, str]],
+    network: Network,
+    data: DataConfig,
+    config: PredictConfig,
+    reader: ImageReader,
+    results: Results,
 ) -> tuple[list[PredictedImage], list[Failure]]:
     """Write the results of this process's images, each a path and a name for its results.
 
@@ -99,9 +97,9 @@ def _predict_all(
             step = "predicted"
             mask = _mask_of(image, network, input_size, config.threshold)
             step = "written"
-            written = write_result(config.out, name, path, image, mask) if network.spatial_group.rank == 0 else None
+            written = results.write(name, path, image, mask) if network.spatial_group.rank == 0 else None
         except InputError as error:
-            if isinstance(error, DiskFullError) or not config.out.is_dir():
+            if isinstance(error, DiskFullError) or results.is_gone(path, error):
                 raise
             failures.append(Failure.of(path, step, error))
             continue
@@ -111,12 +109,13 @@ def _predict_all(
     return done, failures
 
 
-def _read_together(reader: ImageReader, path: Path, network: Network, contrast: Contrast) -> np.ndarray:
+def _read_together(reader: ImageReader, path: Path | Url, network: Network, contrast: Contrast) -> np.ndarray:
     """The image with its contrast stretched. If one of the processes that share the image cannot read it, raises
     InputError on all of them, because the others would wait for that one."""
     image, error = None, None
     try:
-        decoded = reader.read(path)
+        with fetched(path) as local:
+            decoded = reader.read(local)
         for remark in decoded.remarks() if network.spatial_group.rank == 0 else ():
             print(f"{printable(path)}: {remark}", flush=True)
         image = normalize_intensity(decoded.pixels, contrast)

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from glioma_dist.config.paths import Url
 from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
 from glioma_dist.files import check_new_folder, remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
@@ -26,6 +27,8 @@ AUTHOR = b"Software\0glioma-dist predict.py"
 """Of each PNG's tEXt chunk (PNG specification, section 11.3.3.2): it tells results from a user's own files."""
 HEADER_END = 33
 """Bytes of a PNG's signature and its header."""
+NUM_BYTES_THAT_TELL = HEADER_END + 12 + len(AUTHOR)
+"""Of a file, from its beginning: whether it is a result."""
 LONGEST_NAME = 80
 """Characters of a file's name in a line; the table has all of them."""
 LONGEST_REASON = 120
@@ -41,7 +44,7 @@ class Failure:
     reason: str
 
     @classmethod
-    def of(cls, path: Path, step: str, error: InputError) -> Failure:
+    def of(cls, path: Path | Url, step: str, error: InputError) -> Failure:
         reason = str(error).removeprefix(f"{path}: ")
         for ending in (MASK, OVERLAY):  # the path of a result says no more than the image's
             reason = reason.rpartition(f"{ending}: ")[2]
@@ -52,15 +55,15 @@ class Failure:
 class PredictedImage:
     """An image with its results."""
 
-    image: Path
+    image: Path | Url
     width: int
     """Of the image and of its mask, in pixels."""
     height: int
     confluence: float
     """Share of the pixels that belong to cells, from 0 to 1."""
-    mask: Path
+    mask: Path | Url
     """PNG, 255 where there is a cell and 0 elsewhere."""
-    overlay: Path
+    overlay: Path | Url
     """PNG: the image with its cells tinted and outlined."""
 
     def row(self) -> dict[str, str | int | float]:
@@ -79,13 +82,13 @@ class PredictedImage:
 class PredictionResult:
     """What a prediction wrote, and the images that have no mask."""
 
-    out: Path
+    out: Path | Url
     """Folder of the results."""
     images: tuple[PredictedImage, ...]
     """Those that have a mask, sorted by path."""
     failed: tuple[Failure, ...]
     """Those that have none, with the reason."""
-    summary: Path
+    summary: Path | Url
     """The table of `images`: one row each."""
 
     def raise_for_failures(self) -> None:
@@ -101,8 +104,16 @@ def check_folder(folder: Path, names: Sequence[str]) -> None:
     """Raises InputError where the results cannot be written to `folder`, or where one would replace a file that is
     none: a mask drawn by hand, for example, of the same name."""
     check_new_folder("--out", folder)
-    files = [f"{name}{ending}" for name in names for ending in (MASK, OVERLAY)] + [SUMMARY, FAILED]
-    foreign = [name for name in files if not _may_replace(folder / name)]
+    refuse_foreign(folder, [name for name in result_files(names) if not _may_replace(folder / name)])
+
+
+def result_files(names: Sequence[str]) -> list[str]:
+    """All files of a prediction whose images have these names."""
+    return [f"{name}{ending}" for name in names for ending in (MASK, OVERLAY)] + [SUMMARY, FAILED]
+
+
+def refuse_foreign(folder: Path | Url, foreign: Sequence[str]) -> None:
+    """Raises InputError where there are files that the results would replace and that are none."""
     if foreign:
         raise InputError(
             f"--out {folder}: holds {len(foreign)} files that predict.py would replace and did not write, the first is "
@@ -120,15 +131,19 @@ def _may_replace(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            start = file.read(HEADER_END + 12 + len(AUTHOR))
+            return is_result(path.name, file.read(NUM_BYTES_THAT_TELL))
     except OSError:
         return False
-    if path.suffix == ".csv":
+
+
+def is_result(name: str, start: bytes) -> bool:
+    """Whether a file was written by predict.py, by its first bytes."""
+    if name.endswith(".csv"):
         return start.startswith((",".join(COLUMNS[:3]).encode(), ",".join(FAILED_COLUMNS).encode()))
     return AUTHOR in start
 
 
-def write_result(folder: Path, name: str, path: Path, image: np.ndarray, mask: np.ndarray) -> PredictedImage:
+def write_result(folder: Path, name: str, path: Path | Url, image: np.ndarray, mask: np.ndarray) -> PredictedImage:
     """Write mask and overlay, both or none.
 
     image: uint8, (H, W) or (H, W, 3). mask: uint8, (H, W), of 0 and 1. Raises InputError where one cannot be written.
@@ -188,7 +203,7 @@ def _csv(columns: Sequence[str], rows: Sequence[dict]) -> str:
     return text.getvalue()
 
 
-def describe_failures(failures: Sequence[Failure], num_images: int, table: Path) -> str:
+def describe_failures(failures: Sequence[Failure], num_images: int, table: Path | Url) -> str:
     """One line of at most `MAX_LINE` characters: how many failed at which step, and the first ones with the reason."""
     times = Counter(failure.step for failure in failures)
     steps = ", ".join(f"{times[step]} not {step}" for step in STEPS if times[step])

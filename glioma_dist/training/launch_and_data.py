@@ -1,15 +1,18 @@
-"""Whether the launch fits the settings, and what a user should know of the data, before a run begins; and how the
-processes end together until then."""
+"""Before a run begins: whether the launch fits the settings, what to know of the data, the starting weights; and how
+the processes end together until then."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
-from glioma_dist.config import TrainConfig
+from glioma_dist.config import ModelConfig, TrainConfig
+from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.background import check_cells
 from glioma_dist.data.mixture import Shards, parts_of
+from glioma_dist.data.remote_checkpoint import fetch_checkpoint
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.distributed.context import DistributedContext
@@ -80,3 +83,9 @@ def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
     notes += [check_cells([reader], "--data.val", is_needed=False) for reader in others]
     notes += [describe_unlisted(reader) for reader in (*parts, *others)]
     return [note for note in notes if note is not None]
+
+
+def with_local_weights(model: ModelConfig) -> ModelConfig:
+    """The same settings, with starting weights at a URL fetched to this machine. Raises as `fetch_checkpoint`."""
+    init = path_or_url(model.init)
+    return replace(model, init=str(fetch_checkpoint(init))) if isinstance(init, Url) else model

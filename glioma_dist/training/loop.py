@@ -31,9 +31,16 @@ from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.ending import with_checkpoint, without_checkpoint
-from glioma_dist.training.launch_and_data import explained, interruptible, join_spatial_group, notes_on_data
+from glioma_dist.training.launch_and_data import (
+    explained,
+    interruptible,
+    join_spatial_group,
+    notes_on_data,
+    with_local_weights,
+)
 from glioma_dist.training.memory import choose_level, explain_full_memory
 from glioma_dist.training.opening import open_reporter
+from glioma_dist.training.remote_run import staged
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.result import TrainResult
 from glioma_dist.training.resume import LAST, check_same_data
@@ -71,23 +78,24 @@ def train(
     started = nullcontext(workers) if workers else start_workers(config.data)
     with started as pool, given_or_own(context, config.scale.timeout_s) as here, numerics(chosen):
         try:
-            return TrainResult.of(config.out, _train(config, here, pool))
+            return _train(config, here, pool)
         except Interrupted as interrupted:  # before there was anything to save
             raise interrupted.request from interrupted
 
 
-def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainState:
-    """Returns how far the run has come."""
+def _train(config: TrainConfig, context: DistributedContext, workers: WorkerPool) -> TrainResult:
     # A signal waits until the processes ask for it together, or until status.json says how the run has ended.
     with StopSignal() as stop, stop.deferred(), ExitStack() as stack:
         with explained(context):
             group = join_spatial_group(config, context)
-            folder = stack.enter_context(RunFolder(config, context))
+            config, uploader = stack.enter_context(staged(config, context, stop))
+            folder = stack.enter_context(RunFolder(config, context, uploader))
             trainer, state = prepare(config, context, group, folder, stop, workers)
             context.agree(stop.request)
             folder.claim()
         with open_reporter(trainer, state) as reporter:
-            return TrainingLoop(trainer, state, reporter).run()
+            state = TrainingLoop(trainer, state, reporter).run()
+        return TrainResult.of(config.out, state)
 
 
 def prepare(
@@ -109,7 +117,7 @@ def prepare(
         if context.is_main:
             for note in notes:
                 print(f"note: {note}", flush=True)
-        return train, sampler, val, *build_model(config.model, config.seed)
+        return train, sampler, val, *build_model(with_local_weights(config.model), config.seed)
 
     train, sampler, val, model, lineage = interruptible(read, context, stop)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}

@@ -34,7 +34,10 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
                 record = RunRecord(config.out, start, trainer.folder.check, trainer.folder.say)
                 old = trainer.folder.checkpoint
                 added = read_unwritten_rows(old) if old else []
-                reporter = Reporter(config, state, trainer.num_steps, trainer.folder.check, added, record)
+                folder = trainer.folder
+                reporter = Reporter(
+                    config, state, trainer.num_steps, folder.check, added, record, folder.upload_problem
+                )
         except (RunError, OSError) as error:
             problem = as_run_error(error)
             if problem is None:

@@ -23,7 +23,8 @@ class Reporter:
     together with the other processes.
 
     added: rows that the earlier start could not write. record: the entry of this start in run.json. check: called
-    before each write; raises InputError if the run may no longer write.
+    before each write; raises InputError if the run may no longer write. find_problem: asked after each step and each
+    checkpoint for what else has to end the run.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Reporter:
         check: Callable[[], None],
         added: Sequence[dict[str, Any]] = (),
         record: RunRecord | None = None,
+        find_problem: Callable[[], RunError | None] = lambda: None,
     ) -> None:
+        self._find_problem = find_problem
         self.problem: RunError | None = None
         self._metrics = MetricsFile(config.out / "metrics.jsonl", state.step, check, added)
         self._progress = TrainingProgress(state.step, num_steps, config.batch_size)
@@ -74,6 +77,7 @@ class Reporter:
         with self._noting_problems():
             self._status.step = step
             self._progress.step(step, loss, dice)
+        self.problem = self.problem or self._find_problem()
         with self._noting_problems():  # also where nobody reads the output any more
             speed = self._progress.images_per_second
             self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, images_per_second=speed)
@@ -91,6 +95,7 @@ class Reporter:
             self._metrics.catch_up()
         with self._noting_problems():
             self._status.saved(step)
+        self.problem = self.problem or self._find_problem()
 
     @contextlib.contextmanager
     def _noting_problems(self) -> Iterator[None]:

@@ -34,16 +34,19 @@ from glioma_dist.training.resume import (
     look,
 )
 from glioma_dist.training.status import mark_not_resumed
+from glioma_dist.training.uploader import Uploader
 
 
 class RunFolder:
     """The folder of a run while it trains. Use as a context: the first process holds the folder's lock.
 
     `checkpoint` is what to resume from, the same on all processes, or None where the run is new. `has_begun`: whoever
-    begins to report sets it; from then on that one writes status.json.
+    begins to report sets it; from then on that one writes status.json. uploader: on the first process, of a run that
+    belongs to a URL.
     """
 
-    def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
+    def __init__(self, config: TrainConfig, context: DistributedContext, uploader: Uploader | None = None) -> None:
+        self._uploader = uploader
         self.path, self.is_main, self._gather = config.out, context.is_main, context.gather_objects
         self._open = ExitStack()
         self._descriptor: int | None = None
@@ -182,15 +185,21 @@ class RunFolder:
                 "nothing more is written; put it back, or start the run again"
             )
 
+    def checkpoint_complete(self, name: str, step: int) -> None:
+        """The checkpoint `last` or `best` of this step has its final name, and all processes know it. Called in the main
+        thread of the first process."""
+        if self._uploader is not None:
+            self._uploader.checkpoint_complete(name, step)
+
+    def upload_problem(self) -> RunError | None:
+        """What has to end the run: its checkpoints cannot be uploaded."""
+        return self._uploader and self._uploader.problem
+
     def mark_resumable(self) -> None:
         """Note that last/ is complete."""
         if self.is_main and not (self.path / RESUMABLE).exists():
             self.check()
             write_atomically(self.path / RESUMABLE, b"")
-
-    def checkpoint_complete(self, name: str, step: int) -> None:
-        """A checkpoint, `last` or `best`, has its final name, and all processes know it. Called in the main thread of
-        the first process."""
 
 
 def _raise_shared(error: RunError | None, own: RunError | None) -> None:

@@ -35,6 +35,15 @@ def mark_not_resumed(out: Path, ending: BaseException) -> None:
             _write(path, *_how_it_ended(ending), before.get("step"), before.get("checkpoint_step"))
 
 
+def mark_not_uploaded(out: Path, ending: BaseException) -> None:
+    """Have status.json say that the run is not complete where it belongs, though it may be finished here."""
+    path = out / STATUS
+    with contextlib.suppress(InputError):
+        before = read_json(path, MAX_STATUS_BYTES)
+        if isinstance(before, dict):
+            _write(path, *_how_it_ended(ending), before.get("step"), before.get("checkpoint_step"))
+
+
 class StatusFile:
     """Writes <out>/status.json. Launchers turn a process's exit code into their own, this file does not.
 

@@ -32,6 +32,8 @@ NOT_RUN = {
     "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench": "hours; test_bench_resolution",
     "accelerate launch --config_file accelerate_configs/multi_node.yaml": "several machines; test_machines.py has two",
     "glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --g": "a CPU minute; README's test runs it at tiny size",
+    "pip install 'glioma-dist[cloud]'\nglioma-dist train": "an object store; test_bucket_runs.py has one",
+    "glioma-dist predict --checkpoint s3://": "an object store; test_remote_files.py has one",
     "train.py --data.train s3://": "an object store; test_object_store.py has one",
     "glioma-dist reproduce table1": "122 runs; test_study.py runs a study at tiny size",
     "glioma-dist convert livecell --source livecell_1pct": "hours, on data that are not in the repository; test_study",

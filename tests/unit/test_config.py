@@ -370,14 +370,14 @@ def test_numbers_that_no_machine_has_are_refused_at_once(config, flag, value):
 def test_flags_that_are_required_are_named_and_nothing_else():
     with pytest.raises(InputError) as error:
         parse(EvaluateConfig, ["--workers", "0"])
-    assert str(error.value) == "missing: --checkpoint PATH, --data PATH|URL (--help lists the flags)"
+    assert str(error.value) == "missing: --checkpoint PATH|URL, --data PATH|URL (--help lists the flags)"
 
 
 @pytest.mark.parametrize("mistyped", [["--checkpont", "x"], ["--checkpont=x"]], ids=len)
 def test_a_mistyped_flag_is_not_called_a_missing_one(mistyped):
     with pytest.raises(InputError) as error:
         parse(EvaluateConfig, [*mistyped, "--data", "d"])
-    assert str(error.value) == "missing: --checkpoint PATH; unknown flag --checkpont (--help lists the flags)"
+    assert str(error.value) == "missing: --checkpoint PATH|URL; unknown flag --checkpont (--help lists the flags)"
 
 
 @pytest.mark.parametrize("flag", ["--input-size", "--metric-size"])

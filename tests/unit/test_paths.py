@@ -16,7 +16,7 @@ from glioma_dist.cli import arguments as command_line
 from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config import EvaluateConfig, PredictConfig, TrainConfig
 from glioma_dist.config.file import read_config, to_dict
-from glioma_dist.config.paths import URL_SCHEMES, check_path, path_flags
+from glioma_dist.config.paths import URL_SCHEMES, WRITABLE_SCHEMES, Url, check_path, path_flags, path_or_url
 from glioma_dist.data.shards.storage import SCHEMES
 from glioma_dist.errors import InputError, one_line
 
@@ -178,6 +178,9 @@ def test_a_config_file_is_checked_like_flags(kind, tmp_path):
         for field, hint in get_type_hints(kind).items():
             if hint is not Path and "Path" not in str(hint):
                 continue
+            takes_urls = path_flags(kind).get(f"--{field.replace('_', '-')}", False)
+            if takes_urls and value.partition("://")[0] in (WRITABLE_SCHEMES if field == "out" else URL_SCHEMES):
+                continue
             fields = {each.name for each in dataclasses.fields(kind)}
             values = {name: text for name, text in required.items() if name in fields}
             values["data"] = {"train": ["d"]} if kind is TrainConfig else values.get("data")
@@ -225,6 +228,89 @@ def test_no_secret_of_a_url_is_shown():
         with pytest.raises(InputError) as error:
             check_path("--out", url)
         assert "word" not in str(error.value)
+
+
+WITH_SECRETS = ("s3://user:word@bucket/x", "s3://word@bucket/x", "s3://bucket/x?signature=word", "gs://bucket/x#word")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_flag_of_any_command_takes_a_url_with_a_secret(name):
+    """Where it takes URLs, too: they are written to config.json."""
+    target = target_of(name)
+    required = required_arguments(target)
+    for flag in path_flags(target):
+        for value in WITH_SECRETS:
+            others = [part for other, text in required.items() if other != flag for part in words(other, text)]
+            given = [f"{flag}={value}"] if flag.startswith("--") else [value]
+            with pytest.raises(InputError) as error:
+                command_line.parse(target, [*others, *given])
+            assert "word" not in str(error.value), (flag, value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "required"),
+    [
+        (TrainConfig, {"--data.train": "x"}),
+        (EvaluateConfig, {"--checkpoint": "s3://b/run/best", "--data": "s3://b/val"}),
+        (PredictConfig, {"--checkpoint": "s3://b/run/best", "--images": "s3://b/plates/*.tif"}),
+    ],
+)
+def test_a_url_stays_a_url_through_flags_and_files(kind, required, tmp_path):
+    """As a path it would lose a slash, and become a folder called s3:."""
+    given = [part for each in required.items() for part in each]
+    config = command_line.parse(kind, [*given, "--out", "s3://b/run"])
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    again = command_line.parse(kind, ["--config", str(tmp_path / "config.json")])
+    assert again == config
+    for name in ("out", "checkpoint"):
+        if hasattr(again, name):
+            assert isinstance(getattr(again, name), Url)
+            assert getattr(again, name).startswith("s3://b/run")
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///run", "gs://b\n/x", "s3://a::gs://b"])
+def test_a_url_without_a_bucket_is_refused(url):
+    with pytest.raises(InputError, match="--out"):
+        command_line.parse(TrainConfig, ["--out", url])
+
+
+@pytest.mark.parametrize("url", ["http://host/run", "https://host/run", "file:///tmp/run", "ftp://host/run"])
+@pytest.mark.parametrize("kind", [TrainConfig, EvaluateConfig, PredictConfig])
+def test_what_cannot_be_written_to_is_refused_in_one_line(kind, url):
+    required = {TrainConfig: [], EvaluateConfig: ["--checkpoint=c", "--data=d"]}.get(
+        kind, ["--checkpoint=c", "--images=i"]
+    )
+    with pytest.raises(InputError, match=r"^--out .*: cannot write to this kind of URL; .*s3://, gs://, az://, hf://$"):
+        command_line.parse(kind, [*required, "--out", url])
+
+
+TAKE_URLS = {
+    "train": {"--data.train": "read", "--data.val": "read", "--model.init": "read", "--out": "written"},
+    "evaluate": {"--checkpoint": "read", "--data": "read", "--out": "written"},
+    "predict": {"--checkpoint": "read", "--images": "read", "--out": "written"},
+    "export": {"--checkpoint": "read", "--out": "written"},
+    "shards inspect": {"SHARDS": "read"},
+    "shards verify": {"SHARDS": "read"},
+    "plan": {"--model.init": "not looked at"},
+}
+"""All flags that take URLs. test_remote_run.py, test_remote_files.py and test_object_store.py give URLs to those that
+are read and written, and look whether a folder called s3: comes to be."""
+
+
+def test_every_flag_that_takes_urls_is_known():
+    found = {name: {flag for flag, takes_urls in path_flags(target_of(name)).items() if takes_urls} for name in NAMES}
+    assert {name: flags for name, flags in found.items() if flags} == {
+        name: set(flags) for name, flags in TAKE_URLS.items()
+    }
+
+
+def test_a_url_has_the_parts_of_a_path():
+    url = path_or_url("s3://bucket/plates/a.b.tif")
+    assert isinstance(url, Url)
+    assert (url.name, url.stem, url.suffix, url.parent.name) == ("a.b.tif", "a.b", ".tif", "plates")
+    assert url.parent / "c" == "s3://bucket/plates/c"
+    assert path_or_url("./s3://x") == Path("s3:/x")
+    assert path_or_url("a/b://c") == Path("a/b:/c")
 
 
 def test_the_schemes_are_those_that_shards_are_read_from():

@@ -14,11 +14,20 @@ Take = Callable[[bytes], None]
 
 class AnswerError(Exception):
     """An answer that cannot be used. is_final: the same question would be answered the same. is_content: it is the
-    file that is wrong, not the service. retry_after: seconds that the server asks to wait."""
+    file that is wrong, not the service. retry_after: seconds that the server asks to wait. is_missing: there is no
+    such file."""
 
-    def __init__(self, what: str, is_final: bool = False, is_content: bool = False, retry_after: float = 0.0) -> None:
+    def __init__(
+        self,
+        what: str,
+        is_final: bool = False,
+        is_content: bool = False,
+        retry_after: float = 0.0,
+        is_missing: bool = False,
+    ) -> None:
         super().__init__(what)
         self.is_final, self.is_content, self.retry_after = is_final, is_content, retry_after
+        self.is_missing = is_missing
 
 
 class NoRangesError(Exception):

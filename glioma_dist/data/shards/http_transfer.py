@@ -15,6 +15,7 @@ from glioma_dist.data.shards.bodies import AnswerError, NoRangesError, Span, Tak
 
 MAX_REDIRECTS = 5
 OK, PARTIAL_CONTENT, TIMED_OUT, RANGE_NOT_SATISFIABLE, TOO_MANY = 200, 206, 408, 416, 429
+NOT_FOUND, GONE = 404, 410
 REDIRECTS = (301, 302, 303, 307, 308)
 REASONS = {401: "not allowed without credentials", 403: "not allowed", 404: "no such file", 410: "no longer there"}
 NO_CREDENTIALS = ("allow_redirects", "auto_decompress", "timeout", "ssl")
@@ -146,7 +147,7 @@ def status_error(status: int, reason: str, retry_after: str) -> AnswerError:
         return AnswerError(f"the server answers {status}, the file is shorter", is_content=True)
     if status in (TIMED_OUT, TOO_MANY) or status >= 500:
         return AnswerError(text, retry_after=_seconds(retry_after))
-    return AnswerError(text, is_final=True)
+    return AnswerError(text, is_final=True, is_missing=status in (NOT_FOUND, GONE))
 
 
 def _seconds(retry_after: str) -> float:

@@ -179,6 +179,26 @@ class RemoteFolder:
         span = Span(0, num_bytes, may_skip=True)
         stream_span(self._file_system(), self.where(name), span, self.patience.seconds, take)
 
+    def read_optional(self, name: str, max_bytes: int) -> bytes | None:
+        """`read_all`, or None where there is no such file."""
+        url, seconds = self.where(name), self.patience.seconds
+
+        def read() -> bytes | None:
+            pieces: list[bytes] = []
+            try:
+                stream_span(self._file_system(), url, Span(None, max_bytes), seconds, pieces.append)
+            except FileNotFoundError as error:
+                if getattr(error.__cause__, "response", {}).get("Error", {}).get("Code") == "NoSuchBucket":
+                    raise
+                return None
+            except AnswerError as error:
+                if error.is_missing:
+                    return None
+                raise
+            return b"".join(pieces)
+
+        return self._insist(url, read, None, None)
+
     def retry(self, what: str, read: Callable[[], Any], num_bytes: int | None = None) -> Any:
         """What `read` returns, tried as often as a URL is. See `read_all`."""
         return self._insist(what, read, num_bytes, None)
@@ -201,10 +221,10 @@ class RemoteFolder:
                 raise
             except Exception as error:
                 # Each scheme's library raises its own.
-                last, is_content = _words(error, self.patience.seconds), _is_content(error)
+                last, is_content = words_of(error, self.patience.seconds), is_content_fault(error)
                 is_unknown_host = isinstance(getattr(error, "os_error", None), socket.gaierror)
                 asked_to_wait = min(getattr(error, "retry_after", 0.0), MAX_RETRY_AFTER)
-                if _is_final(error):
+                if is_final(error):
                     advice = self.remedy if is_content else "is the URL right, and may you read it?"
                     raise InputError(one_line(f"{what} cannot be read ({last}); {advice}")) from None
                 continue
@@ -251,19 +271,20 @@ def pause(seconds: float, asked: float) -> float:
     return max(seconds * uneven, asked * (0.75 + 0.5 * uneven))
 
 
-def _words(error: Exception, seconds: float) -> str:
+def words_of(error: Exception, seconds: float) -> str:
+    """What went wrong in one try, short enough for a message."""
     words = one_line(error, 200)
     if isinstance(error, AnswerError):
         return words
     return f"{type(error).__name__}: {words or f'no complete answer within {seconds:g} s'}"
 
 
-def _is_content(error: Exception) -> bool:
+def is_content_fault(error: Exception) -> bool:
     """Whether it is the file that is wrong, and not the service."""
     return getattr(error, "is_content", False) or type(error).__name__ == "FlexibleChecksumError"  # botocore's
 
 
-def _is_final(error: Exception) -> bool:
+def is_final(error: Exception) -> bool:
     """Whether the same question would be answered the same again: it is not there, or not for us."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError):
         return True

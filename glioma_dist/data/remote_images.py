@@ -1,0 +1,73 @@
+"""Images at URLs: which a folder or a pattern means, and each as a local file while it is read."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import translate
+from pathlib import Path
+
+from glioma_dist.config.paths import Url
+from glioma_dist.data.shards.storage import Patience
+from glioma_dist.data.shards.store import Store
+from glioma_dist.errors import InputError
+from glioma_dist.files import cannot_write, write_atomically
+
+MAX_IMAGE_BYTES = 2**34
+"""Of one file: 16 GiB."""
+MAGIC = re.compile(r"[*?\[]")
+
+
+def list_files(pattern: Url, patience: Patience | None = None) -> list[Url]:
+    """The files that a URL means: that of a folder those in it, with `*`, `?` and `[…]` those that match, with `**`
+    also in the folders below, and else the one file. Raises InputError where the store cannot list them."""
+    if pattern.startswith(("http://", "https://")):
+        if MAGIC.search(pattern):
+            raise InputError(f"--images {pattern}: a web server lists no files; give the URL of one file, or copy them")
+        return [pattern]
+    magic = MAGIC.search(pattern)
+    root = Url(pattern[: magic.start()].rpartition("/")[0]) if magic else Url(pattern.rstrip("/"))
+    store = Store(root, patience)
+    if magic is None:
+        names = store.entries()
+        return [root / name for name in names] if names else [root]
+    wanted = pattern.removeprefix(f"{root}/")
+    names = store.names("") if "/" in wanted or "**" in wanted else store.entries()
+    matches = re.compile(_as_regex(wanted)).fullmatch
+    return sorted(root / name for name in names if matches(name))
+
+
+def _as_regex(pattern: str) -> str:
+    """As glob reads it: `**/` is any number of folders, and no other sign matches a slash."""
+    parts = []
+    for part in pattern.split("/"):
+        if part == "**":
+            parts.append("(?:[^/]+/)*")
+        else:
+            inner = translate(part).removeprefix("(?s:").rpartition(")")[0]
+            parts.append(inner.replace(".*", "[^/]*") + "/")
+    return "".join(parts).removesuffix("/")
+
+
+@contextmanager
+def fetched(image: Path | Url, patience: Patience | None = None) -> Iterator[Path]:
+    """Within it, an image is a local file: itself, or a copy of what lies at the URL.
+
+    Raises InputError where it cannot be had, UnavailableError where it may be another time.
+    """
+    if not isinstance(image, Url):
+        yield image
+        return
+    data = Store(image.parent, patience).read_all(image.name, MAX_IMAGE_BYTES)
+    with tempfile.TemporaryDirectory(prefix="glioma-dist-") as folder:
+        path = Path(folder) / image.name
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        try:
+            yield path
+        except InputError as error:
+            raise type(error)(str(error).replace(str(path), image)) from error

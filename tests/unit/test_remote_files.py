@@ -1,0 +1,259 @@
+"""Checkpoints, images and results at URLs: predict, evaluate, export, starting weights."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bucket import bucket
+from helpers import draw_sample, tiny_config
+
+from glioma_dist.cli import export as export_command
+from glioma_dist.config import EvaluateConfig, PredictConfig
+from glioma_dist.config.paths import Url
+from glioma_dist.data import remote_checkpoint
+from glioma_dist.data.remote_checkpoint import CheckpointIndex, Entry, fetch_checkpoint
+from glioma_dist.data.remote_images import list_files
+from glioma_dist.data.sample import encode_image
+from glioma_dist.data.shards.storage import Patience
+from glioma_dist.data.shards.store import PART_BYTES, Store
+from glioma_dist.errors import ExitCode, InputError, UnavailableError
+from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.inference.predict import predict
+from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.manifest import MODEL
+from glioma_dist.model.unet import build_model
+from glioma_dist.training.launch_and_data import with_local_weights
+from glioma_dist.training.state import TrainState, save_state
+
+QUICK = Patience(2, seconds=10, wait_seconds=0.01)
+PLATES = ("plates/a.png", "plates/b.png", "plates/notes.txt", "plates/deep/c.png", "plates/deep/er/d.png")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with bucket() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def best(shards, tmp_path_factory):
+    config = tiny_config(shards, tmp_path_factory.mktemp("run"))
+    model, _ = build_model(config.model, 3)
+    save_state(config.out / "best", config, TrainState(7, 0.5), model, None, {"lineage": []})
+    return config.out / "best"
+
+
+@pytest.fixture(autouse=True)
+def _no_url_becomes_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.rglob("s3:*"))
+
+
+@pytest.fixture
+def store(server, best, monkeypatch, tmp_path):
+    """With a run at s3://cells/run, its best checkpoint also as a plain folder, and images."""
+    server.reset()
+    server.clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    manifest = Checkpoint.read(best).manifest.identity
+    for path in best.iterdir():
+        server.put(f"run/checkpoints/best-000007/{path.name}", path.read_bytes())
+        server.put(f"plain/{path.name}", path.read_bytes())
+    index = CheckpointIndex("id", best=(Entry("best-000007", 7, manifest),))
+    server.put("run/checkpoints.json", index.to_bytes())
+    for number, name in enumerate(PLATES):
+        server.put(name, encode_image(draw_sample(number).image) if name.endswith(".png") else b"x")
+    server.requests.clear()
+    return server
+
+
+@pytest.mark.parametrize("url", ["s3://cells/run/best", "s3://cells/plain", "s3://cells/run/checkpoints/best-000007"])
+def test_a_checkpoint_is_fetched_once_and_is_the_same(store, best, url):
+    folder = fetch_checkpoint(Url(url))
+    again = fetch_checkpoint(Url(url))
+    assert again == folder
+    assert (folder / MODEL).read_bytes() == (best / MODEL).read_bytes()
+    assert sum(path.endswith(MODEL) and method == "GET" for method, path in store.requests) == 1
+    Checkpoint.read(folder).check()
+
+
+@pytest.mark.parametrize("how", ["changed", "shorter"])
+def test_a_copy_that_was_damaged_here_is_fetched_again(store, best, how):
+    folder = fetch_checkpoint(Url("s3://cells/run/best"))
+    data = (folder / MODEL).read_bytes()
+    (folder / MODEL).write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:] if how == "changed" else data[:50])
+    assert (fetch_checkpoint(Url("s3://cells/run/best")) / MODEL).read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://cells/nothing", "no checkpoint there"),
+        ("s3://cells/nothing/best", "no checkpoint there"),
+        ("s3://nowhere/run/best", "NoSuchBucket|bucket|cannot be read"),
+        ("s3://cells/run/last", "has no complete checkpoint yet"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_one_line(store, url, words):
+    with pytest.raises(InputError, match=words) as refused:
+        fetch_checkpoint(Url(url), QUICK)
+    assert refused.value.exit_code == ExitCode.USER_ERROR
+    assert url.rpartition("/")[0] in str(refused.value)
+
+
+def test_a_damaged_one_is_one_line_and_leaves_nothing(store, tmp_path):
+    data = bytearray(store.read(f"plain/{MODEL}"))
+    data[len(data) // 2] ^= 1
+    store.put(f"plain/{MODEL}", bytes(data))
+    with pytest.raises(InputError, match=rf"s3://cells/plain/{MODEL}: is damaged"):
+        fetch_checkpoint(Url("s3://cells/plain"))
+    kept = tmp_path / "cache" / "glioma-dist" / "checkpoints"
+    assert [path for path in kept.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_the_cache_keeps_a_few(store, best, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_checkpoint, "NUM_KEPT", 1)
+    first = fetch_checkpoint(Url("s3://cells/plain"))
+    manifest = json.loads(store.read("plain/manifest.json"))
+    store.put("plain/manifest.json", json.dumps(manifest).encode())
+    second = fetch_checkpoint(Url("s3://cells/plain"))
+    assert second != first
+    assert second.is_dir()
+    assert not first.exists()
+
+
+def test_starting_weights_may_lie_at_a_url(store, shards, tmp_path, best):
+    config = tiny_config(shards, tmp_path, init="s3://cells/run/best")
+    model, _ = build_model(with_local_weights(config.model), 0)
+    expected, _ = build_model(replace(config.model, init=str(best)), 0)
+    for name, value in expected.state_dict().items():
+        assert model.state_dict()[name].equal(value), name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("plates", PLATES[:3]),
+        ("plates/", PLATES[:3]),
+        ("plates/*.png", PLATES[:2]),
+        ("plates/[b-z].png", PLATES[1:2]),
+        ("plates/?.png", PLATES[:2]),
+        ("plates/**/*.png", (*PLATES[:2], *PLATES[3:])),
+        ("plates/*/*.png", PLATES[3:4]),
+        ("*/a.png", PLATES[:1]),
+        ("plates/a.png", PLATES[:1]),
+    ],
+)
+def test_patterns_are_read_as_for_folders(store, tmp_path, pattern, names):
+    """Compared with Python's glob on the same files."""
+    import glob
+
+    found = {each.removeprefix("s3://cells/") for each in list_files(Url(f"s3://cells/{pattern}"))}
+    for name in PLATES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = {name for name in found if name in PLATES}
+    assert found == set(names)
+    if "*" in pattern or "?" in pattern or "[" in pattern:
+        there = {str(Path(each).relative_to(tmp_path)) for each in glob.glob(str(tmp_path / pattern), recursive=True)}
+        assert found == there
+
+
+def test_predict_from_url_to_url_gives_the_masks_of_local_files(store, best, tmp_path, runtime):
+    local = tmp_path / "plates"
+    local.mkdir()
+    for name in PLATES[:2]:
+        (local / Path(name).name).write_bytes(store.read(name))
+    expected = predict(PredictConfig(best, str(local), tmp_path / "out"), runtime)
+    urls = [Url(f"s3://cells/{each}") for each in ("run/best", "plates", "out")]
+    for _ in range(2):  # the second time its own results are replaced
+        result = predict(PredictConfig(urls[0], str(urls[1]), urls[2]), runtime)
+    assert [image.confluence for image in result.images] == [image.confluence for image in expected.images]
+    assert [image.mask for image in result.images] == ["s3://cells/out/a.mask.png", "s3://cells/out/b.mask.png"]
+    for image in expected.images:
+        assert store.read(f"out/{image.mask.name}") == image.mask.read_bytes()
+        assert store.read(f"out/{image.overlay.name}") == image.overlay.read_bytes()
+    table = store.read("out/summary.csv").decode()
+    assert table.replace("s3://cells/plates", str(local)) == (tmp_path / "out" / "summary.csv").read_bytes().decode()
+    assert sorted(store.names("out/")) == sorted(f"out/{path.name}" for path in (tmp_path / "out").iterdir())
+
+
+def test_an_image_at_a_url_that_cannot_be_read_is_named_by_its_url(store, best, tmp_path, runtime):
+    store.put("plates/b.png", b"no image")
+    result = predict(PredictConfig(best, "s3://cells/plates", Url("s3://cells/out")), runtime)
+    (failure,) = result.failed
+    assert failure.image == "s3://cells/plates/b.png"
+    assert "/tmp" not in failure.reason
+    assert "s3://cells/plates/b.png" in store.read("out/failed.csv").decode()
+
+
+def test_somebodys_own_file_at_the_url_is_not_replaced(store, best, runtime):
+    store.put("out/a.mask.png", encode_image(draw_sample(0).image))
+    with pytest.raises(InputError, match=r"s3://cells/out: holds 1 files .* the first is a.mask.png"):
+        predict(PredictConfig(best, "s3://cells/plates", Url("s3://cells/out")), runtime)
+    assert store.names("out/") == ["out/a.mask.png"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_store_that_goes_away_ends_a_prediction_at_once(store, best, runtime, method, monkeypatch):
+    real = Store.__init__
+    monkeypatch.setattr(Store, "__init__", lambda self, url, patience=None: real(self, url, patience or QUICK))
+    store.faults = lambda made, path, number: "unavailable" if made == method and path.endswith((".png",)) else None
+    with pytest.raises(UnavailableError):
+        predict(PredictConfig(best, "s3://cells/plates", Url("s3://cells/out")), runtime)
+    assert "/cells/plates/b.png" not in {path for made, path in store.requests}
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_place_that_cannot_be_written_to_is_found_before_the_work(store, best, shards, runtime, name):
+    store.faults = lambda method, path, number: "forbidden" if method == "PUT" else None
+    predicted = PredictConfig(best, "s3://cells/plates", Url("s3://cells/out"))
+    evaluated = EvaluateConfig(best, str(shards / "val"), out=Url("s3://cells/s.json"), workers=0)
+    work = partial(predict, predicted, runtime) if name == "predict" else partial(evaluate, evaluated, runtime)
+    with pytest.raises(InputError, match=r"cannot be written .*do your credentials allow it"):
+        work()
+    assert not [path for method, path in store.requests if path.endswith(".safetensors")]
+
+
+def test_evaluate_from_url_to_url(store, best, shards, tmp_path, runtime):
+    expected = evaluate(EvaluateConfig(best, str(shards / "val"), out=tmp_path / "s.json", workers=0), runtime)
+    config = EvaluateConfig(Url("s3://cells/run/best"), str(shards / "val"), out=Url("s3://cells/s.json"), workers=0)
+    assert evaluate(config, runtime).mean_dice == expected.mean_dice
+    told, here = json.loads(store.read("s.json")), json.loads((tmp_path / "s.json").read_text())
+    assert told["images"] == here["images"]
+    assert told["checkpoint"] == "s3://cells/run/best"
+
+
+@pytest.mark.slow
+def test_export_from_url_to_url(store, capsys):
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    pytest.importorskip("onnx", reason="needs the extra export")
+    config = export_command.ExportConfig(Url("s3://cells/run/best"), Url("s3://cells/model.onnx"))
+    export_command.run(config)
+    assert "s3://cells/model.onnx: logits differ" in capsys.readouterr().out
+    assert len(store.read("model.onnx")) > 1000
+
+
+@pytest.mark.parametrize(
+    "fault", ["cut", *(pytest.param(each, marks=pytest.mark.slow) for each in (None, "error", "lost-answer"))]
+)
+def test_a_large_file_is_uploaded_in_parts(store, tmp_path, fault):
+    data = np.random.default_rng(0).bytes(2 * PART_BYTES + 5)
+    (tmp_path / "large").write_bytes(data)
+    store.faults = lambda method, path, number: fault if method == "PUT" and number == 1 else None
+    Store("s3://cells/big", QUICK).put_file("large", tmp_path / "large")
+    assert store.read("big/large") == data
+    assert sum(method == "PUT" for method, _ in store.requests) >= 3
+
+
+def test_a_large_file_that_is_given_up_leaves_nothing(store, tmp_path):
+    (tmp_path / "large").write_bytes(bytes(PART_BYTES + 1))
+    store.faults = lambda method, path, number: "cut" if method == "PUT" and number >= 1 else None
+    with pytest.raises(UnavailableError, match="cannot be written after 2 tries"):
+        Store("s3://cells/big", QUICK).put_file("large", tmp_path / "large")
+    assert store.names("big/") == []
+    assert store.client.list_multipart_uploads(Bucket="cells").get("Uploads", []) == []
