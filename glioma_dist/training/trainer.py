@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.scale.loss_scale import scaler_state
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.training.data_watch import DataWatch
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, save_state
@@ -87,7 +90,7 @@ class Trainer:
     def batches(self, first_step: int) -> Generator[Batch]:
         """Yield this process's part of each batch, from batch number `first_step` on, on its device."""
         group = self.spatial_group
-        return training_batches(
+        batches = training_batches(
             self.train,
             self.sampler,
             self.config.data,
@@ -99,6 +102,18 @@ class Trainer:
             device=self.context.device,
             pool=self.workers,
         )
+        return self._noted(batches, first_step)
+
+    def _noted(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
+        """The same, noting what this process waits for, and warning where it waits long."""
+        context = self.context
+        who = context.whereabouts.name([context.rank]) if context.num_processes > 1 else "training"
+        with closing(batches), DataWatch(self.workers, who, context.seconds_to_answer) as watch:
+            for step in count(first_step + 1):
+                context.whereabouts.at(f"waiting for the data of step {step}")
+                with watch.waiting(step):
+                    batch = next(batches)
+                yield batch
 
     @cached_property
     def validation_images(self) -> ValidationImages:
@@ -155,6 +170,7 @@ def save(trainer: Trainer, state: TrainState, name: str, reporter: Reporter | No
     alone: this process writes full tensors and waits for no other, because some are lost.
     """
     context = trainer.context
+    context.whereabouts.at(f"saving {name}/ at step {state.step}")
     model = context.accelerator.unwrap_model(trainer.model)
     optimizer = trainer.optimizer if name == "last" else None
     folder = trainer.config.out / name
