@@ -2,7 +2,8 @@
 
 When a process does not come, gloo and NCCL say only that an operation timed out. Here each process writes a sign of
 life into the launch's store every second, with what it is doing. A thread with a connection of its own does this, so
-that a training step sends nothing. A process whose communication failed compares the signs and names those that are missing.
+that a training step sends nothing. A process whose communication failed compares the signs and names those that are
+missing.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ NOT_RUN = {
     "accelerate launch --config_file accelerate_configs/multi_node.yaml": "several machines; test_machines.py has two",
     "glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --g": "a CPU minute; README's test runs it at tiny size",
     "train.py --data.train s3://": "an object store; test_object_store.py has one",
+    "glioma-dist reproduce table3 --task": "122 runs; test_study_tasks.py shares a study between tasks",
     "glioma-dist reproduce table1": "122 runs; test_study.py runs a study at tiny size",
     "glioma-dist convert livecell --source livecell_1pct": "hours, on data that are not in the repository; test_study",
     "glioma-dist convert glioma-c6 --source T98G": "14 minutes, on data that are not in the repository; test_readme.py",
