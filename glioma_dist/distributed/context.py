@@ -144,21 +144,20 @@ class DistributedContext:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
 
-    def agree(self, problem: RunError | None, before: str = "") -> None:
+    def agree(self, problem: RunError | None) -> None:
         """Return where no process has a problem; else raise the same error on all of them.
 
-        All processes call it together, each with what it met. A failure goes before a request to stop. before: what
-        comes next, for messages, for example "step 41".
+        All processes call it together, each with what it met. A failure goes before a request to stop.
         """
         if self.num_processes == 1:
             if problem is not None:
                 raise problem
             return
-        self.whereabouts.meet(before)
+        self.whereabouts.meet()
         code = torch.tensor([0 if problem is None else int(problem.exit_code)])
         dist.all_reduce(code, dist.ReduceOp.MAX, self.host_group)
         if not code.item():
-            self.whereabouts.at(f"computing {before}")
+            self.whereabouts.compute()
             return
         found: list = [None] * self.num_processes
         told = problem and (int(problem.exit_code), one_line(problem), isinstance(problem, StopRequested))

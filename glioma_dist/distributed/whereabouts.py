@@ -55,7 +55,7 @@ class Whereabouts:
     def __init__(self, rank: int = 0, hosts: Sequence[str] = ("",), store: Store | None = None) -> None:
         self._rank, self._hosts, self._store = rank, tuple(one_line(host, MAX_WORDS) for host in hosts), store
         self._doing, self._since, self._meetings = "starting", time.monotonic(), 0
-        self._has_failed = False
+        self._work, self._has_failed = "the first step", False
 
     def start(self) -> None:
         """Give signs of life until the process ends."""
@@ -64,13 +64,22 @@ class Whereabouts:
         threading.Thread(target=self._give_signs, args=(own,), daemon=True).start()
 
     def at(self, doing: str) -> None:
-        """Note what this process does from now on, for example "waiting for the data of step 41"."""
+        """Note what this process does from now on."""
         self._doing, self._since = doing, time.monotonic()
 
-    def meet(self, before: str) -> None:
-        """Note that this process waits for all others, to agree before they begin `before`, for example "step 41"."""
+    def wait_for_data(self, work: str) -> None:
+        """Note that this process waits for the data of `work`, for example "step 41", which it computes next."""
+        self._work = work
+        self.at(f"waiting for the data of {work}")
+
+    def meet(self) -> None:
+        """Note that this process waits for all others, to agree to begin the work that was noted last."""
         self._meetings += 1
-        self.at(f"waiting at the agreement before {before or 'the next work'}")
+        self.at(f"waiting at the agreement before {self._work}")
+
+    def compute(self) -> None:
+        """Note that all have agreed to begin this work."""
+        self.at(f"computing {self._work}")
 
     def first_host(self) -> str:
         """Who is not there when the launch's store does not answer."""

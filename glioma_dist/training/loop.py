@@ -169,7 +169,7 @@ class TrainingLoop:
     def _take_step(self) -> None:
         trainer, step = self.trainer, self.state.step
         batch, problem = self._next_batch()
-        trainer.context.agree(problem, f"step {step + 1}")
+        trainer.context.agree(problem)
         self._in_step = True
         trainer.guard.begin()
         with explain_full_memory(trainer.config, trainer.context, trainer.level):

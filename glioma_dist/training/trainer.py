@@ -110,7 +110,7 @@ class Trainer:
         who = context.whereabouts.name([context.rank]) if context.num_processes > 1 else "training"
         with closing(batches), DataWatch(self.workers, who, context.seconds_to_answer) as watch:
             for step in count(first_step + 1):
-                context.whereabouts.at(f"waiting for the data of step {step}")
+                context.whereabouts.wait_for_data(f"step {step}")
                 with watch.waiting(step):
                     batch = next(batches)
                 yield batch
@@ -170,7 +170,6 @@ def save(trainer: Trainer, state: TrainState, name: str, reporter: Reporter | No
     alone: this process writes full tensors and waits for no other, because some are lost.
     """
     context = trainer.context
-    context.whereabouts.at(f"saving {name}/ at step {state.step}")
     model = context.accelerator.unwrap_model(trainer.model)
     optimizer = trainer.optimizer if name == "last" else None
     folder = trainer.config.out / name

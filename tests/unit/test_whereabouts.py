@@ -53,7 +53,8 @@ def others(signs: dict[int, Sign], living: set[int], doing: str = "computing ste
     store = HashStore()
     here = Whereabouts(0, HOSTS, store)
     for _ in range(meetings):
-        here.meet("step 41")
+        here.wait_for_data("step 41")
+        here.meet()
     if doing:
         here.at(doing)
     signs = {0: Sign(9, doing or "waiting at the agreement before step 41", meetings, 30.0)} | signs

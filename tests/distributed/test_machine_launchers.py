@@ -1,0 +1,209 @@
+"""Two machines (machines.py) under the real launchers: whole runs, lost machines, separate disks, machines that come
+and go. Each test starts four interpreters or more, so all are slow."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY, rows, run, tiny_config, train_here
+from machines import PORT, Network
+from test_machines import MULTI_NODE, A, B, check_equal, network, wait_for_rows  # noqa: F401 (a fixture)
+
+from glioma_dist.config.file import to_dict
+
+pytestmark = pytest.mark.slow
+
+STEPS = 16
+SECONDS_A_STEP = 0.5
+TIMEOUT = 15
+SECONDS = 400
+"""For launches to end, on a machine that is busy."""
+SLOW_TRAIN = f"""
+import os, runpy, sys, time
+from glioma_dist.training import loop
+step = loop.train_step
+def slowly(trainer, batch, number):
+    time.sleep(float(os.environ.get("SECONDS_A_STEP", 0)))
+    with open(os.environ["KEYS"], "a") as file:
+        print(number, trainer.context.num_processes, *batch.keys, file=file, flush=True)
+    return step(trainer, batch, number)
+loop.train_step = slowly
+sys.argv[0] = {str(REPOSITORY / "train.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+ACCELERATE = ["accelerate.commands.launch", "--config_file", str(MULTI_NODE), "--mixed_precision", "no"]
+ACCELERATE += ["--num_processes", "2", "--main_process_ip", A, "--main_process_port", str(PORT), "--machine_rank"]
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "run"]
+TORCHRUN += ["--rdzv-endpoint", f"{A}:{PORT}"]
+LAUNCHERS = {
+    "accelerate": lambda name: [*ACCELERATE, str((A, B).index(name))],
+    "torchrun": lambda name: [*TORCHRUN, "--nnodes", "2"],
+    "torchrun 1:2": lambda name: [
+        *TORCHRUN,
+        "--nnodes",
+        "1:2",
+        "--max-restarts",
+        "3",
+        "--rdzv-conf",
+        "last_call_timeout=2",
+    ],
+}
+
+
+class Launches:
+    """The same command on each machine."""
+
+    def __init__(self, network: Network, folder: Path, launcher: str, config) -> None:
+        self.network, self.folder, self.launcher = network, folder, launcher
+        self.outs = dict.fromkeys((A, B), config.out)
+        self.started: dict[str, subprocess.Popen] = {}
+        (folder / "slow_train.py").write_text(SLOW_TRAIN)
+        (folder / "config.json").write_text(json.dumps(to_dict(config)))
+
+    def start(self, *names: str, seconds_a_step: float = SECONDS_A_STEP) -> None:
+        script = [str(self.folder / "slow_train.py"), "--config", str(self.folder / "config.json"), "--out"]
+        variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "SECONDS_A_STEP": str(seconds_a_step)}
+        for name in names or (A, B):
+            self.started[name] = self.network.start(
+                name,
+                [sys.executable, "-m", *LAUNCHERS[self.launcher](name), *script, str(self.outs[name])],
+                self.folder / f"{name}.txt",
+                cwd=REPOSITORY,
+                env=os.environ | variables | {"KEYS": str(self.folder / f"{name}.keys")},
+            )
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.txt").read_text()
+
+    def errors(self, name: str) -> list[str]:
+        """Its `error:` lines, each once: a launcher's report repeats them."""
+        return list(dict.fromkeys(re.findall(r"error: [^\n]*", self.said(name))))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to all processes of a machine."""
+        self.started[name].kill()
+        self.started[name].wait()
+
+    def wait(self, *names: str) -> list[int]:
+        return [self.started[name].wait(SECONDS) for name in names or (A, B)]
+
+    def keys(self) -> dict[int, tuple[int, list[str]]]:
+        """Step -> number of processes that took it the last time, and the keys of its batch, sorted."""
+        lines = [
+            line.split()
+            for name in (A, B)
+            if (path := self.folder / f"{name}.keys").exists()
+            for line in path.read_text().splitlines()
+        ]
+        found: dict[int, tuple[int, list[str]]] = {}
+        return (
+            found
+            if not lines
+            else {
+                step: (
+                    max(int(line[1]) for line in lines if int(line[0]) == step),
+                    sorted(key for line in lines if int(line[0]) == step for key in line[2:]),
+                )
+                for step in {int(line[0]) for line in lines}
+            }
+        )
+
+    def end(self) -> None:
+        for process in self.started.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def launches(network, shards, tmp_path):  # noqa: F811
+    made = []
+
+    def make(launcher: str) -> Launches:
+        config = tiny_config(shards, tmp_path / "run", max_steps=STEPS, epochs=100, val=None, save_every=1)
+        config = replace(config, scale=replace(config.scale, timeout_s=TIMEOUT))
+        made.append(Launches(network, tmp_path, launcher, config))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory) -> Path:
+    """The same run on two processes of one machine."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(train_here, tiny_config(shards, out, max_steps=STEPS, epochs=100, val=None, save_every=1), num_processes=2)
+    return out
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_a_whole_run_equals_one_on_one_machine(launches, whole, launcher):
+    both = launches(launcher)
+    both.start(seconds_a_step=0)
+    assert both.wait() == [0, 0], both.said(A) + both.said(B)
+    check_equal(both.outs[A], whole)
+    record = json.loads((both.outs[A] / "run.json").read_text())["starts"][-1]
+    assert [each["host"] for each in record["processes"]] == [A, B]
+
+
+@pytest.mark.parametrize("lost", [A, B])
+@pytest.mark.parametrize("is_silent", [False, True], ids=["killed", "switched off"])
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_a_machine_is_lost_and_the_same_commands_resume(launches, whole, network, launcher, is_silent, lost):  # noqa: F811
+    both, left = launches(launcher), B if lost == A else A
+    both.start()
+    wait_for_rows(both.outs[A], 3)
+    if is_silent:
+        network.unplug(lost)
+    both.kill(lost)
+    began = time.monotonic()
+    assert both.wait(left) != [0]
+    seconds = time.monotonic() - began
+    print(
+        f"{launcher}, {lost} {'switched off' if is_silent else 'killed'}: {left} ends after {seconds:.0f} s\n"
+        f"{both.errors(left)}"
+    )
+    assert any(lost in line for line in both.errors(left)), both.said(left)
+    if is_silent:
+        network.plug(lost)
+    both.start(seconds_a_step=0)
+    assert both.wait() == [0, 0], both.said(A) + both.said(B)
+    check_equal(both.outs[A], whole)
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+@pytest.mark.parametrize("how", ["silently", "own link down"])
+def test_a_cut_of_some_seconds_is_survived(launches, whole, network, launcher, how):  # noqa: F811
+    both = launches(launcher)
+    both.start()
+    wait_for_rows(both.outs[A], 3)
+    network.unplug(B) if how == "silently" else network.set_link(B, "down")
+    time.sleep(4)
+    network.plug(B) if how == "silently" else network.set_link(B, "up")
+    assert both.wait() == [0, 0], both.said(A) + both.said(B)
+    check_equal(both.outs[A], whole)
+
+
+def test_a_machine_that_joins_and_leaves_changes_no_sample(launches, whole):
+    """torchrun --nnodes 1:2: alone, then two, then alone again; every step's batch is that of an undisturbed run."""
+    both = launches("torchrun 1:2")
+    both.start(A)
+    wait_for_rows(both.outs[A], 3)
+    both.start(B)
+    until = time.monotonic() + SECONDS
+    while not any(num_processes == 2 for num_processes, _ in both.keys().values()):
+        assert time.monotonic() < until, both.said(A) + both.said(B)
+        assert both.started[A].poll() is None, both.said(A) + both.said(B)
+        time.sleep(0.1)
+    time.sleep(2)
+    both.kill(B)
+    assert both.wait(A) == [0], both.said(A) + both.said(B)
+    assert [row["step"] for row in rows(both.outs[A])] == list(range(1, STEPS + 1))
+    print(re.findall(r"on \d process\S* .*from step \d+", both.said(A)))
