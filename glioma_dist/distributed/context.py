@@ -101,8 +101,7 @@ class DistributedContext:
         if accelerator.num_processes > 1:
             with joining(os.environ, seconds_to_answer):
                 group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds_to_answer))
-                # Without it, a connected process could fail and end while two others still connect.
-                dist.barrier(group)
+                # It ends with a barrier: a connected process could fail and end while two others still connect.
                 whereabouts = _join_whereabouts(accelerator, group)
             leave_at_exit()
         here = cls(accelerator, seconds_to_answer, group, whereabouts)
@@ -218,6 +217,8 @@ def _join_whereabouts(accelerator: Accelerator, group: dist.ProcessGroup) -> Whe
     hosts: list[str] = [""] * accelerator.num_processes
     dist.all_gather_object(hosts, socket.gethostname(), group)
     whereabouts = Whereabouts(accelerator.process_index, hosts, dist.distributed_c10d._get_default_store())
+    whereabouts.tell()
+    dist.barrier(group)
     whereabouts.start()
     return whereabouts
 

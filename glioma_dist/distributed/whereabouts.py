@@ -24,7 +24,7 @@ KEY = "glioma_dist/whereabouts"
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_TO_LISTEN = 4.0
 """A process that gives no sign for so long counts as silent."""
-SECONDS_BETWEEN_LOOKS = 0.25
+SECONDS_BETWEEN_LOOKS = 0.5
 MOST_NAMED = 3
 """Processes or machines that a message names."""
 MAX_WORDS = 120
@@ -36,7 +36,7 @@ class Sign:
     """What a process has told of itself."""
 
     number: int
-    """Of its signs so far; 0: none."""
+    """Of its signs so far."""
     doing: str = "starting"
     meetings: int = 0
     """How many agreements it has begun. All processes begin the same ones in the same order."""
@@ -49,13 +49,20 @@ class Sign:
 class Whereabouts:
     """What this process is doing, for the others to read; and what they were doing.
 
-    store: the launch's. hosts: the name of each rank's machine. Call `start` for a process of several.
+    store: the launch's. hosts: the name of each rank's machine. A process of several calls `tell` before any process
+    calls `start`.
     """
 
     def __init__(self, rank: int = 0, hosts: Sequence[str] = ("",), store: Store | None = None) -> None:
         self._rank, self._hosts, self._store = rank, tuple(one_line(host, MAX_WORDS) for host in hosts), store
         self._doing, self._since, self._meetings = "starting", time.monotonic(), 0
         self._work, self._has_failed = "the first step", False
+
+    def tell(self, number: int = 1, store: Store | None = None) -> None:
+        """Write a sign of life into the store."""
+        seconds = time.monotonic() - self._since
+        sign = Sign(number, self._doing, self._meetings, seconds, self._has_failed)
+        (store or self._store).set(f"{KEY}/{self._rank}", json.dumps(astuple(sign)))
 
     def start(self) -> None:
         """Give signs of life until the process ends."""
@@ -94,11 +101,13 @@ class Whereabouts:
         self._has_failed = True
         before = self._read()
         until = time.monotonic() + SECONDS_TO_LISTEN
-        silent = [rank for rank in before if rank != self._rank]
+        silent = list(range(len(before)))
         while silent and time.monotonic() < until and not is_answered():
             time.sleep(SECONDS_BETWEEN_LOOKS)
             now = self._read()
             silent = [rank for rank in silent if now[rank].number == before[rank].number]
+        if self._rank in silent:  # then the silence of others says nothing
+            return None
         if silent:
             said = "ended" if loss is Loss.ENDED else f"did not answer for {seconds:g} s"
             return f"{self.name(silent)} {said}{self._last_seen([before[rank] for rank in silent])}"
@@ -127,11 +136,11 @@ class Whereabouts:
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         return f"{', '.join(names[:MOST_NAMED])}{more}"
 
-    def _find_late(self, signs: dict[int, Sign]) -> dict[int, Sign]:
+    def _find_late(self, signs: list[Sign]) -> dict[int, Sign]:
         """Processes that have begun fewer agreements than the furthest; or that do something else than this one; or, if
         there are none, whose own communication has not failed: they never began it."""
-        furthest = max(sign.meetings for sign in signs.values())
-        others = {rank: sign for rank, sign in signs.items() if rank != self._rank}
+        furthest = max(sign.meetings for sign in signs)
+        others = {rank: sign for rank, sign in enumerate(signs) if rank != self._rank}
         tests = (
             lambda sign: sign.meetings < furthest,
             lambda sign: sign.doing != self._doing,
@@ -142,26 +151,21 @@ class Whereabouts:
 
     @staticmethod
     def _last_seen(signs: Sequence[Sign]) -> str:
-        doing = list(dict.fromkeys(sign.doing for sign in signs if sign.number))
-        return f" (last seen {one_line('; '.join(doing), MAX_WORDS)})" if doing else ""
+        doing = "; ".join(dict.fromkeys(sign.doing for sign in signs))
+        return f" (last seen {one_line(doing, MAX_WORDS)})"
 
-    def _read(self) -> dict[int, Sign]:
-        return {rank: self._read_one(rank) for rank in range(len(self._hosts))}
-
-    def _read_one(self, rank: int) -> Sign:
-        if not self._store.check([f"{KEY}/{rank}"]):
-            return Sign(0)
-        return Sign(*json.loads(self._store.get(f"{KEY}/{rank}")))
+    def _read(self) -> list[Sign]:
+        """The last sign of each rank: one question to the store, which thousands of ranks can ask."""
+        told = self._store.multi_get([f"{KEY}/{rank}" for rank in range(len(self._hosts))])
+        return [Sign(*json.loads(each)) for each in told]
 
     def _give_signs(self, store: Store) -> None:
-        number = 0
+        number = 1
         try:
             store.set_timeout(timedelta(seconds=SECONDS_TO_LISTEN))
             while True:
                 number += 1
-                seconds = time.monotonic() - self._since
-                sign = Sign(number, self._doing, self._meetings, seconds, self._has_failed)
-                store.set(f"{KEY}/{self._rank}", json.dumps(astuple(sign)))
+                self.tell(number, store)
                 time.sleep(SECONDS_BETWEEN_SIGNS)
         except RuntimeError:  # the store is gone; the next communication says so
             return

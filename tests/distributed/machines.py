@@ -13,6 +13,7 @@ from pathlib import Path
 
 CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000
 """From Linux's sched.h."""
+MACHINES = A, B = ("machine-a", "machine-b")
 PORT = 29500
 """All ports of a machine that was made for a test are free."""
 _numbers = itertools.count()

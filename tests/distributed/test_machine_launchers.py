@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY, rows, run, tiny_config, train_here
-from machines import PORT, Network
-from test_machines import MULTI_NODE, A, B, check_equal, network, wait_for_rows  # noqa: F401 (a fixture)
+from machines import PORT, A, B, Network
+from test_machines import MULTI_NODE, check_equal, wait_for_rows
 
 from glioma_dist.config.file import to_dict
 
@@ -121,7 +121,7 @@ class Launches:
 
 
 @pytest.fixture
-def launches(network, shards, tmp_path):  # noqa: F811
+def launches(network, shards, tmp_path):
     made = []
 
     def make(launcher: str) -> Launches:
@@ -156,7 +156,7 @@ def test_a_whole_run_equals_one_on_one_machine(launches, whole, launcher):
 @pytest.mark.parametrize("lost", [A, B])
 @pytest.mark.parametrize("is_silent", [False, True], ids=["killed", "switched off"])
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_a_machine_is_lost_and_the_same_commands_resume(launches, whole, network, launcher, is_silent, lost):  # noqa: F811
+def test_a_machine_is_lost_and_the_same_commands_resume(launches, whole, network, launcher, is_silent, lost):
     both, left = launches(launcher), B if lost == A else A
     both.start()
     wait_for_rows(both.outs[A], 3)
@@ -180,7 +180,7 @@ def test_a_machine_is_lost_and_the_same_commands_resume(launches, whole, network
 
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 @pytest.mark.parametrize("how", ["silently", "own link down"])
-def test_a_cut_of_some_seconds_is_survived(launches, whole, network, launcher, how):  # noqa: F811
+def test_a_cut_of_some_seconds_is_survived(launches, whole, network, launcher, how):
     both = launches(launcher)
     both.start()
     wait_for_rows(both.outs[A], 3)

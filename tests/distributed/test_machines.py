@@ -9,9 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from helpers import REPOSITORY, free_port, rows, run, start, tiny_config, train_here, wait_for_listener
-from machines import PORT, Network
+from machines import PORT, A, B, Network
 from test_processes import FIRST_STEP_FP32, check_close
 
 from glioma_dist.distributed.network import find_interface
@@ -19,7 +18,6 @@ from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import ExitCode
 from glioma_dist.training import loop
 
-A, B = "machine-a", "machine-b"
 STEPS = 12
 SECONDS_A_STEP = 0.3
 """So that no run ends before its link is cut."""
@@ -58,15 +56,6 @@ def test_two_launchers_train_one_model(shards, tmp_path, runtime):
     assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(outputs)
     assert "10 images, batch 4 on 2 processes (cpu)" in outputs[0] + outputs[1]
     check_close(rows(tmp_path / "two")[:1], rows(tmp_path / "one")[:1], FIRST_STEP_FP32)
-
-
-@pytest.fixture
-def network(tmp_path):
-    reason = Network.skip_reason()
-    if reason is not None:
-        pytest.skip(reason)
-    with Network(tmp_path, A, B) as made:
-        yield made
 
 
 def config_of(shards, out: Path, timeout_s: float):

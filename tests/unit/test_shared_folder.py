@@ -75,6 +75,6 @@ def test_a_folder_that_the_first_machine_cannot_write_to_ends_both(tmp_path):
 def test_it_is_a_warning_unless_each_machine_writes_there(tmp_path):
     line = describe_blind_hosts(tmp_path, ["b"], is_needed=False)
     assert line.startswith(f"--out {tmp_path}: b does not see what the first machine, {socket.gethostname()}, writes")
-    with pytest.raises(InputError, match="b, c do not see .* with FSDP2 each machine writes a part") as refused:
+    with pytest.raises(InputError, match=r"b, c do not see .* with FSDP2 each machine writes a part") as refused:
         describe_blind_hosts(tmp_path, ["b", "c"], is_needed=True)
     assert refused.value.is_shared
