@@ -47,7 +47,7 @@ class RunFolder:
 
     def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
         self.path, self.is_main, self._gather = config.out, context.is_main, context.gather_objects
-        self._all_write = context.accelerator.is_fsdp2
+        self._all_write, self._is_alone = context.accelerator.is_fsdp2, context.num_processes == 1
         self._open = ExitStack()
         self._descriptor: int | None = None
         self.has_begun = False
@@ -157,7 +157,7 @@ class RunFolder:
                 raise
         _raise_shared(self._gather([failure])[0], failure)
         # A run that belongs to a bucket has a folder of its own on each machine.
-        is_private = getattr(self, "_uploader", None) is not None
+        is_private = self._is_alone or getattr(self, "_uploader", None) is not None
         hosts = find_blind_hosts(self.path, self.is_main, self._gather, is_private)
         if hosts:
             self.say(describe_blind_hosts(self.path, hosts, self._all_write))

@@ -69,7 +69,7 @@ def test_a_folder_that_the_first_machine_cannot_write_to_ends_both(tmp_path):
     one, other = find_on(tmp_path / "gone", tmp_path)
     assert str(one) == str(other)
     assert one.is_shared
-    assert "cannot be written" in str(one)
+    assert "its folder is gone" in str(one)
 
 
 def test_it_is_a_warning_unless_each_machine_writes_there(tmp_path):
