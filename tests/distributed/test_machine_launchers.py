@@ -16,6 +16,7 @@ from machines import PORT, A, B, Network
 from test_machines import MULTI_NODE, check_equal, wait_for_rows
 
 from glioma_dist.config.file import to_dict
+from glioma_dist.data.mixture import open_training_data
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,8 @@ import os, runpy, sys, time
 from glioma_dist.training import loop
 step = loop.train_step
 def slowly(trainer, batch, number):
-    time.sleep(float(os.environ.get("SECONDS_A_STEP", 0)))
+    with open(os.environ["PACE"]) as file:
+        time.sleep(float(file.read()))
     with open(os.environ["KEYS"], "a") as file:
         print(number, trainer.context.num_processes, *batch.keys, file=file, flush=True)
     return step(trainer, batch, number)
@@ -60,7 +62,7 @@ class Launches:
     """The same command on each machine."""
 
     def __init__(self, network: Network, folder: Path, launcher: str, config) -> None:
-        self.network, self.folder, self.launcher = network, folder, launcher
+        self.network, self.folder, self.launcher, self.config = network, folder, launcher, config
         self.outs = dict.fromkeys((A, B), config.out)
         self.started: dict[str, subprocess.Popen] = {}
         (folder / "slow_train.py").write_text(SLOW_TRAIN)
@@ -68,7 +70,8 @@ class Launches:
 
     def start(self, *names: str, seconds_a_step: float = SECONDS_A_STEP) -> None:
         script = [str(self.folder / "slow_train.py"), "--config", str(self.folder / "config.json"), "--out"]
-        variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "SECONDS_A_STEP": str(seconds_a_step)}
+        self.pace(seconds_a_step)
+        variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PACE": str(self.folder / "pace")}
         for name in names or (A, B):
             self.started[name] = self.network.start(
                 name,
@@ -77,6 +80,11 @@ class Launches:
                 cwd=REPOSITORY,
                 env=os.environ | variables | {"KEYS": str(self.folder / f"{name}.keys")},
             )
+
+    def pace(self, seconds_a_step: float) -> None:
+        """How long each step takes besides its computation, also of what is running."""
+        (self.folder / "pace.new").write_text(str(seconds_a_step))
+        (self.folder / "pace.new").rename(self.folder / "pace")
 
     def said(self, name: str) -> str:
         return (self.folder / f"{name}.txt").read_text()
@@ -93,26 +101,11 @@ class Launches:
     def wait(self, *names: str) -> list[int]:
         return [self.started[name].wait(SECONDS) for name in names or (A, B)]
 
-    def keys(self) -> dict[int, tuple[int, list[str]]]:
-        """Step -> number of processes that took it the last time, and the keys of its batch, sorted."""
-        lines = [
-            line.split()
-            for name in (A, B)
-            if (path := self.folder / f"{name}.keys").exists()
-            for line in path.read_text().splitlines()
-        ]
-        found: dict[int, tuple[int, list[str]]] = {}
-        return (
-            found
-            if not lines
-            else {
-                step: (
-                    max(int(line[1]) for line in lines if int(line[0]) == step),
-                    sorted(key for line in lines if int(line[0]) == step for key in line[2:]),
-                )
-                for step in {int(line[0]) for line in lines}
-            }
-        )
+    def steps(self) -> list[tuple[int, int, list[str]]]:
+        """Each step that a process took: its number from 0, the number of processes, and the keys of its images."""
+        paths = [path for name in (A, B) if (path := self.folder / f"{name}.keys").exists()]
+        lines = [line.split() for path in paths for line in path.read_text().splitlines()]
+        return [(int(number), int(num_processes), keys) for number, num_processes, *keys in lines]
 
     def end(self) -> None:
         for process in self.started.values():
@@ -191,19 +184,28 @@ def test_a_cut_of_some_seconds_is_survived(launches, whole, network, launcher, h
     check_equal(both.outs[A], whole)
 
 
-def test_a_machine_that_joins_and_leaves_changes_no_sample(launches, whole):
+def test_a_machine_that_joins_and_leaves_changes_no_sample(launches):
     """torchrun --nnodes 1:2: alone, then two, then alone again; every step's batch is that of an undisturbed run."""
     both = launches("torchrun 1:2")
     both.start(A)
     wait_for_rows(both.outs[A], 3)
-    both.start(B)
+    both.start(B, seconds_a_step=8)  # the other launcher takes its time to start
     until = time.monotonic() + SECONDS
-    while not any(num_processes == 2 for num_processes, _ in both.keys().values()):
+    while not any(num_processes == 2 for _, num_processes, _ in both.steps()):
         assert time.monotonic() < until, both.said(A) + both.said(B)
         assert both.started[A].poll() is None, both.said(A) + both.said(B)
         time.sleep(0.1)
+    both.pace(1)
     time.sleep(2)
     both.kill(B)
+    both.pace(0)
     assert both.wait(A) == [0], both.said(A) + both.said(B)
     assert [row["step"] for row in rows(both.outs[A])] == list(range(1, STEPS + 1))
-    print(re.findall(r"on \d process\S* .*from step \d+", both.said(A)))
+    print(re.findall(r"on \d process\S* .*from step \d+", both.said(A)), both.errors(A))
+    config = both.config
+    train, sampler = open_training_data(config.data, config.batch_size, config.seed)
+    for number, num_processes, keys in both.steps():
+        batch = [train.read(place.shard, place.sample).key for place in sampler.batch(number)]
+        parts = [batch] if num_processes == 1 else [batch[:2], batch[2:]]
+        assert keys in parts
+    assert {num_processes for _, num_processes, _ in both.steps()} == {1, 2}
