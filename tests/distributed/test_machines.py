@@ -13,7 +13,7 @@ from helpers import REPOSITORY, free_port, rows, run, start, tiny_config, train_
 from machines import PORT, A, B, Network
 from test_processes import FIRST_STEP_FP32, check_close
 
-from glioma_dist.distributed.network import find_interface
+from glioma_dist.distributed.network import INTERFACE, choose_interface, find_interface
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import ExitCode
 from glioma_dist.training import loop
@@ -122,6 +122,28 @@ def test_a_short_cut_is_survived_and_a_long_one_ends_both_naming_the_other_machi
     check_equal(config.out, tmp_path / "whole")
 
 
+def choose_on(network: Network, name: str, environment: dict[str, str]) -> dict[str, str]:
+    network.enter(name)
+    choose_interface(environment)
+    return environment
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"LOCAL_WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "1"},
+        {INTERFACE: "eth7"},
+        {"MASTER_ADDR": ""},
+        {"MASTER_ADDR": "no.such"},
+    ],
+    ids=["one machine", "one process", "chosen by the user", "no address", "unknown address"],
+)
+def test_no_interface_is_chosen_where_none_is_asked_for(network, changes):
+    given = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": network.address(A), **changes}
+    assert run(choose_on, network, B, given) == [given]
+
+
 def interface_on(network: Network, name: str, host: str) -> str | None:
     network.enter(name)
     return find_interface(host)
@@ -132,4 +154,6 @@ def test_the_interface_that_leads_to_the_other_machines_is_found(network):
     for name in (A, B):
         for host in (network.address(A), network.address(B)):
             assert run(interface_on, network, name, host) == ["eth0"]
+    several = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": network.address(A)}
+    assert run(choose_on, network, B, several) == [{**several, INTERFACE: "eth0"}]
     assert run(interface_on, network, A, "127.0.1.1") == [None], "there is no way elsewhere"
