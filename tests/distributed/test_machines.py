@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from helpers import REPOSITORY, free_port, rows, run, start, tiny_config, train_here, wait_for_listener
 from machines import PORT, A, B, Network
 from test_processes import FIRST_STEP_FP32, check_close
