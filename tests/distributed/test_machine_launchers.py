@@ -117,9 +117,9 @@ class Launches:
 def launches(network, shards, tmp_path):
     made = []
 
-    def make(launcher: str) -> Launches:
+    def make(launcher: str, timeout_s: float = TIMEOUT) -> Launches:
         config = tiny_config(shards, tmp_path / "run", max_steps=STEPS, epochs=100, val=None, save_every=1)
-        config = replace(config, scale=replace(config.scale, timeout_s=TIMEOUT))
+        config = replace(config, scale=replace(config.scale, timeout_s=timeout_s))
         made.append(Launches(network, tmp_path, launcher, config))
         return made[-1]
 
@@ -173,12 +173,14 @@ def test_a_machine_is_lost_and_the_same_commands_resume(launches, whole, network
 
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 @pytest.mark.parametrize("how", ["silently", "own link down"])
-def test_a_cut_of_some_seconds_is_survived(launches, whole, network, launcher, how):
-    both = launches(launcher)
+@pytest.mark.parametrize("seconds", [4, 30])
+def test_a_cut_is_survived(launches, whole, network, launcher, how, seconds):
+    """30 s is twice as long as torchrun's launchers take to count one another as lost."""
+    both = launches(launcher, timeout_s=max(TIMEOUT, 3 * seconds))
     both.start()
     wait_for_rows(both.outs[A], 3)
     network.unplug(B) if how == "silently" else network.set_link(B, "down")
-    time.sleep(4)
+    time.sleep(seconds)
     network.plug(B) if how == "silently" else network.set_link(B, "up")
     assert both.wait() == [0, 0], both.said(A) + both.said(B)
     check_equal(both.outs[A], whole)
