@@ -57,6 +57,10 @@ LAUNCHERS = {
     ],
 }
 
+FOR_NEWCOMERS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it, a launcher that joins waits for an address that the first one, which has a store already, does not write
+again (torch 2.15, RendezvousStoreInfo.build)."""
+
 
 class Launches:
     """The same command on each machine."""
@@ -72,6 +76,7 @@ class Launches:
         script = [str(self.folder / "slow_train.py"), "--config", str(self.folder / "config.json"), "--out"]
         self.pace(seconds_a_step)
         variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PACE": str(self.folder / "pace")}
+        variables |= FOR_NEWCOMERS if self.launcher == "torchrun 1:2" else {}
         for name in names or (A, B):
             self.started[name] = self.network.start(
                 name,

@@ -30,6 +30,7 @@ NOT_RUN = {
     "pip install --constraint": "installs 6 GB; CI's job `wheel` installs the package",
     "pip wheel --wheel-dir": "downloads 6 GB",
     "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench": "hours; test_bench_resolution",
+    "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "machines that come and go; test_machine_launchers.py has two",
     "torchrun --nnodes 2": "several machines; test_machine_launchers.py has two",
     "accelerate launch --config_file accelerate_configs/multi_node.yaml": "several machines; test_machines.py has two",
     "glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --g": "a CPU minute; README's test runs it at tiny size",
