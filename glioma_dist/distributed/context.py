@@ -35,8 +35,9 @@ ADVICE_ON_LOST = (
     "its own lines, if there are any, say why; if there are none, check that machine and the network to it; then run "
     "the same command again"
 )
+WATCHDOG = "NCCL's watchdog ended this process"
 WATCHDOG_ENDED = (
-    "NCCL's watchdog ended this process: another process of this run ended or did not answer, or a GPU failed; the "
+    f"{WATCHDOG}: another process of this run ended or did not answer, or a GPU failed; the "
     "lines above say which. Run the same command again"
 )
 
@@ -175,9 +176,9 @@ class DistributedContext:
         ending = ending or as_run_error(error, self.seconds_to_answer)
         if self.num_processes == 1 or ending is None or ending.is_shared:
             return ending
-        loss = Loss.SILENT if isinstance(error, _WatchdogError) else None
-        if isinstance(ending, UnavailableError) and ending is not error:
-            loss = loss or find_loss(str(error))
+        is_watchdog = isinstance(error, _WatchdogError)
+        loss = find_loss(str(error)) if isinstance(ending, UnavailableError) and ending is not error else None
+        loss = None if is_watchdog else loss  # its words say nothing
         # The launch's store outlives a process that ends, unless it was the first.
         without_store = ending if loss is None else self._lost(self.whereabouts.first_host(), loss)
         try:
@@ -185,7 +186,7 @@ class DistributedContext:
             # Of a first process that was stopped, it never answers.
             with bounded(SECONDS_OF_GRACE, without_store):
                 missing = None
-                if loss is not None:
+                if is_watchdog or loss is not None:
                     missing = self.whereabouts.find_missing(
                         loss, self.seconds_to_answer, lambda: store.check([WORD_OF_AN_END])
                     )
@@ -193,7 +194,8 @@ class DistributedContext:
                     exit_code, _, message = store.get(WORD_OF_AN_END).decode().partition(" ")
                     return as_error(int(exit_code), message)
                 if missing is not None:
-                    ending = UnavailableError(f"{missing}; {ADVICE_ON_LOST}")
+                    who = f"{WATCHDOG}: {missing}" if is_watchdog else missing
+                    ending = UnavailableError(f"{who}; {ADVICE_ON_LOST}")
                 store.set(WORD_OF_AN_END, f"{int(ending.exit_code)} {one_line(ending)}")
         except RuntimeError:
             return without_store

@@ -92,10 +92,10 @@ class Whereabouts:
         """Who is not there when the launch's store does not answer."""
         return f"{self._hosts[0]} (rank 0, the launch's store)"
 
-    def find_missing(self, loss: Loss, seconds: float, is_answered: Callable[[], bool]) -> str | None:
+    def find_missing(self, loss: Loss | None, seconds: float, is_answered: Callable[[], bool]) -> str | None:
         """Name the processes that this one waits for, with what they were doing; None if none stands out.
 
-        loss: what the failed communication said. seconds: for how long it waited. is_answered: whether another process
+        loss: what the failed communication said, if it said anything. seconds: for how long it waited. is_answered: whether another process
         has given the reason meanwhile. Takes up to `SECONDS_TO_LISTEN`; raises what the store raises.
         """
         self._has_failed = True
@@ -109,7 +109,8 @@ class Whereabouts:
         if self._rank in silent:  # then the silence of others says nothing
             return None
         if silent:
-            said = "ended" if loss is Loss.ENDED else f"did not answer for {seconds:g} s"
+            said = {Loss.ENDED: "ended", Loss.SILENT: f"did not answer for {seconds:g} s"}
+            said = said.get(loss, "gave no more signs of life")
             return f"{self.name(silent)} {said}{self._last_seen([before[rank] for rank in silent])}"
         if loss is Loss.ENDED:
             return None
@@ -119,7 +120,8 @@ class Whereabouts:
         doing = "; ".join(f"{sign.doing}, for {sign.seconds:.0f} s" for sign in dict.fromkeys(late.values()))
         place = self._doing.removeprefix("waiting at ")
         missed = f"reach {place}" if place != self._doing else "come to where the others wait"
-        return f"{self.name(list(late))} did not {missed} within {seconds:g} s ({one_line(doing, MAX_WORDS)})"
+        within = "" if loss is None else f" within {seconds:g} s"
+        return f"{self.name(list(late))} did not {missed}{within} ({one_line(doing, MAX_WORDS)})"
 
     def name(self, ranks: Sequence[int]) -> str:
         """Machines of which all processes are among `ranks`, and single ranks of others."""

@@ -115,7 +115,7 @@ def test_an_end_by_the_watchdog_is_a_lost_process():
     """Without the handler it is SIGABRT, which no scheduler takes for a reason to try again."""
     ended, other = start(fail_as_watchdog, num_processes=2).wait()
     assert (ended.exit_code, other.exit_code) == (ExitCode.UNAVAILABLE, 0)
-    assert ended.stderr.startswith("error: NCCL's watchdog ended this process: ")
+    assert ended.stderr.startswith("error: NCCL's watchdog ended this process: rank 1 on "), ended.stderr
     assert ended.stderr.count("\n") == 1
 
 
