@@ -95,8 +95,9 @@ class Whereabouts:
     def find_missing(self, loss: Loss | None, seconds: float, is_answered: Callable[[], bool]) -> str | None:
         """Name the processes that this one waits for, with what they were doing; None if none stands out.
 
-        loss: what the failed communication said, if it said anything. seconds: for how long it waited. is_answered: whether another process
-        has given the reason meanwhile. Takes up to `SECONDS_TO_LISTEN`; raises what the store raises.
+        loss: what the failed communication said, if it said anything. seconds: for how long it waited. is_answered:
+        whether another process has given the reason meanwhile. Takes up to `SECONDS_TO_LISTEN`; raises what the store
+        raises.
         """
         self._has_failed = True
         before = self._read()
