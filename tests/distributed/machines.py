@@ -92,6 +92,10 @@ class Network:
         """The machine's address, the first one's 10.77.0.1."""
         return f"10.77.0.{self.names.index(name) + 1}"
 
+    def add_router(self, name: str) -> None:
+        """Give a machine a way to all other addresses."""
+        ip("-n", self._namespace(name), "route", "add", "default", "via", "10.77.0.254")
+
     def enter(self, name: str) -> None:
         """Move this process into a machine: its network and its host name."""
         libc = ctypes.CDLL(None, use_errno=True)

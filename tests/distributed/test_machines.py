@@ -158,3 +158,5 @@ def test_the_interface_that_leads_to_the_other_machines_is_found(network):
     several = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": network.address(A)}
     assert run(choose_on, network, B, several) == [{**several, INTERFACE: "eth0"}]
     assert run(interface_on, network, A, "127.0.1.1") == [None], "there is no way elsewhere"
+    network.add_router(A)
+    assert run(interface_on, network, A, "127.0.1.1") == ["eth0"]
