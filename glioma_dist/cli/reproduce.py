@@ -23,7 +23,7 @@ def check(config: ReproduceConfig) -> None:
     if not (config.out / "target" / "all").is_dir():  # a study that was started before has the images in this folder
         for folder in config.target:
             check_shards("--target", folder)
-    if config.machine[1] == 1 and not (config.out / "runs").is_dir() and pretrains(config):
+    if config.num_tasks == 1 and not (config.out / "runs").is_dir() and pretrains(config):
         for name in config.source_splits:
             check_shards("--source", config.source / name)
 

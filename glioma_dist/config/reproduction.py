@@ -17,6 +17,7 @@ from glioma_dist.registry import encoders
 
 OWN_GROUP = "group"
 """Value of --group-by for the groups that the shards name."""
+MAX_TASKS = 1000
 StudyName = Literal[
     "table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure6", "encoders", "all"
 ]
@@ -44,9 +45,11 @@ class ReproduceConfig:
     """List the runs with an estimate of their hours on a GPU; needs no data."""
     report_only: bool = False
     """Write the report of the finished runs, and run nothing."""
-    shard: str = "1/1"
-    """Part of the runs for this machine: 2/4 is the second of four. The report covers all machines if they share --out,
-    or if you copy their `runs` folders together."""
+    task: int = 0
+    """Number of this task of a job array, from 0. Each task runs its part of the study. The report covers all tasks if
+    they share --out, or if you copy their `runs` folders together."""
+    num_tasks: int = 1
+    """Number of tasks that share the study. All runs that start from one pretraining belong to the same task."""
     source_splits: tuple[str, str, str] = ("train", "val", "test")
     """Splits of the source for training, validation and test."""
     repetitions: int | None = None
@@ -84,9 +87,11 @@ class ReproduceConfig:
         return idle_flags(self, metadata)
 
     def validate(self) -> None:
-        number, count = self.machine
-        if not 1 <= number <= count:
-            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, for example 2/4")
+        if not 1 <= self.num_tasks <= MAX_TASKS:
+            raise InputError(f"--num-tasks {self.num_tasks}: give 1 to {MAX_TASKS}")
+        if not 0 <= self.task < self.num_tasks:
+            several = f"0 to {self.num_tasks - 1}" if self.num_tasks > 1 else "it together with --num-tasks"
+            raise InputError(f"--task {self.task} of --num-tasks {self.num_tasks}: give {several}")
         if self.repetitions is not None and not 1 <= self.repetitions <= 1000:
             raise InputError(f"--repetitions {self.repetitions}: give 1 to 1000")
         if min(self.counts) < 1:
@@ -123,10 +128,3 @@ class ReproduceConfig:
                 raise InputError(f"--imagenet {encoder}={file}: no such file")
         if "none" in self.imagenet and len(self.imagenet) > 1:
             raise InputError(f"--imagenet {' '.join(self.imagenet)}: none cannot be combined with other values")
-
-    @property
-    def machine(self) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.shard)
-        if not match:
-            raise InputError(f"--shard {self.shard}: give the machine's number and how many there are, for example 2/4")
-        return int(match[1]), int(match[2])

@@ -31,6 +31,15 @@ from glioma_dist.errors import InputError, UnavailableError
 SECONDS_TO_END = 2.0
 """Seconds in which workers can end by themselves before they are killed."""
 AGAIN = "run the same command again"
+PROCESS_STATES = {
+    "R": "runs",
+    "S": "waits",
+    "D": "waits for a disk",
+    "T": "was stopped by a signal",
+    "t": "is held by a debugger",
+    "Z": "has ended",
+}
+"""Of /proc/PID/stat (proc_pid_stat(5))."""
 FLAGS = "(training: --data.workers, other commands: --workers)"
 
 
@@ -214,6 +223,15 @@ class WorkerPool:
             f"a worker process that reads data died ({how}); if memory is full, use fewer workers {FLAGS}; {AGAIN}"
         )
 
+    def states(self) -> list[str]:
+        """What each worker is doing, for messages; reads no data, so that it can be called while data does not come."""
+        told = []
+        for worker, process in enumerate(self._processes):
+            job, shard, place = AT.unpack_from(self._at, worker * AT.size)
+            at = f" at sample {place} of shard {shard}" if job in self._jobs else ""
+            told.append(f"worker {process.pid} {process_state(process.pid)}{at}")
+        return told
+
     def close(self) -> None:
         """End the workers, and kill those that do not end: a worker stopped by a signal would block this process."""
         for process in self._processes:
@@ -227,6 +245,16 @@ class WorkerPool:
             process.kill()
             process.join()
         self._ends, self._processes = [], []
+
+
+def process_state(pid: int) -> str:
+    """What Linux says that a process does."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "has ended"
+    return PROCESS_STATES.get(state, f"is in state {state}")
 
 
 class _Pickler(pickle.Pickler):

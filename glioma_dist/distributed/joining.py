@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import threading
@@ -17,6 +18,8 @@ SECONDS_OF_GRACE = 10.0
 """Extra time for a library to report its own timeout, with what it waited for."""
 SECONDS_FOR_PYTHON_TO_NOTICE = 2.0
 """Time for Python's own signal handler to run. It cannot run while a library waits."""
+WHO_IS_MISSING = re.compile(r"no answer from the ranks [\d, ]*\d|\d+/\d+ clients joined")
+"""In the errors of `rendezvous` and of PyTorch's store."""
 PORT_IN_USE = ("EADDRINUSE", "address already in use")
 """Parts of PyTorch's messages for a port that another program uses."""
 
@@ -75,12 +78,16 @@ def joining(environment: Mapping[str, str], seconds: float) -> Iterator[None]:
         yield
         return
     place = one_line(f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}", 100)
-    late = UnavailableError(
-        f"the {environment['WORLD_SIZE']} processes of this launch did not find each other at {place} within "
-        f"{seconds:g} s; check that all were started and can reach this address, then run the same command again"
-    )
+
+    def late(who: str = "") -> UnavailableError:
+        return UnavailableError(
+            f"the {environment['WORLD_SIZE']} processes of this launch did not find each other at {place} within "
+            f"{seconds:g} s{who}; check that all were started and can reach this address, then run the same command "
+            "again"
+        )
+
     began = time.monotonic()
-    with stoppable(), bounded(seconds + SECONDS_OF_GRACE, late):
+    with stoppable(), bounded(seconds + SECONDS_OF_GRACE, late()):
         try:
             yield
         except RuntimeError as error:
@@ -93,7 +100,8 @@ def joining(environment: Mapping[str, str], seconds: float) -> Iterator[None]:
             # PyTorch's errors of a store or a connection have no codes.
             if type(error).__name__.startswith("Dist") or "gloo" in said.lower() or as_run_error(error) is not None:
                 if time.monotonic() - began >= seconds:
-                    raise late from error
+                    missing = WHO_IS_MISSING.search(said)
+                    raise late(f" ({missing[0]})" if missing else "") from error
                 raise UnavailableError(
                     f"the {environment['WORLD_SIZE']} processes of this launch could not connect to one another at "
                     f"{place}: one ended or cannot be reached ({one_line(said, 200)}); run the same command again"

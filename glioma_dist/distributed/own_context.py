@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from glioma_dist.distributed.context import SECONDS_TO_ANSWER, DistributedContext
 from glioma_dist.distributed.freed_memory import MALLOPT_MMAP_MAX, MALLOPT_TRIM_THRESHOLD
+from glioma_dist.distributed.lost_processes import find_loss
 
 DEFAULT_MMAP_MAX, DEFAULT_TRIM_THRESHOLD = 65_536, 128 * 1024
 """Of glibc's malloc (mallopt(3))."""
@@ -37,23 +38,39 @@ def given_or_own(
     Raises InputError as `DistributedContext.start` does.
     """
     if context is not None:
-        yield context
+        with _naming_lost_processes(context):
+            yield context
         return
     with _one_at_a_time:
         if _of_the_launch is not None:
-            yield replace(_of_the_launch, seconds_to_answer=seconds_to_answer)
+            launched = replace(_of_the_launch, seconds_to_answer=seconds_to_answer)
+            with _naming_lost_processes(launched):
+                yield launched
             return
         belongs_to_user = PartialState._shared_state != {}
         with warnings.catch_warnings():
             own = _start(seconds_to_answer)
             keeps_freed_memory, is_alone = own.device.type == "cpu", own.num_processes == 1
             try:
-                yield own
+                with _naming_lost_processes(own):
+                    yield own
             finally:
                 if is_alone and not belongs_to_user:
                     _let_go()
                 if keeps_freed_memory:
                     _give_back_freed_memory()
+
+
+@contextmanager
+def _naming_lost_processes(context: DistributedContext) -> Generator[None]:
+    """Within it, an error of the communication becomes one that names the process that ended or does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        ending = context.explain(error) if find_loss(str(error)) is not None else None
+        if ending is None:
+            raise
+        raise ending from error
 
 
 def _start(seconds_to_answer: float) -> DistributedContext:

@@ -89,9 +89,16 @@ def _with_advice(ending: RunError, error: BaseException) -> RunError:
 
 
 def _end(ending: RunError) -> None:
-    # While it waits for the first process to speak, a launcher may end it.
     is_first = os.environ.get("RANK", "0") == "0"
-    _hear_no_more_requests(signal.SIG_IGN if is_first else lambda *_: os._exit(ending.exit_code))
+
+    def end_while_waiting(*_: object) -> None:
+        """While this process waits for the first one to speak, a launcher may end it. Another machine's first process
+        says why, because its launcher has ended all of that machine, and its lines are read there."""
+        if os.environ.get("LOCAL_RANK") == "0" and not ending.is_shared:
+            _print(ending)
+        os._exit(ending.exit_code)
+
+    _hear_no_more_requests(signal.SIG_IGN if is_first else end_while_waiting)
     _tell_of(ending)
     _hear_no_more_requests()  # Python forgets all other handlers at its end
     drop_closed_output()
@@ -110,10 +117,14 @@ def _tell_of(ending: RunError) -> None:
     if not is_first:
         time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
     if is_first or not ending.is_shared:
-        word = "stopped" if isinstance(ending, StopRequested) else "error"
-        line = f"{word}: {one_line(ending)}"
-        _tell(f"{line}\n")
-        tell_launcher(line)
+        _print(ending)
+
+
+def _print(ending: RunError) -> None:
+    word = "stopped" if isinstance(ending, StopRequested) else "error"
+    line = f"{word}: {one_line(ending)}"
+    _tell(f"{line}\n")
+    tell_launcher(line)
 
 
 def _hear_no_more_requests(handler: signal.Handlers | Callable = signal.SIG_IGN) -> None:

@@ -19,11 +19,13 @@ from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders
+from glioma_dist.reproduction.folder import held_run
 from glioma_dist.reproduction.plan import Job
 
 Launch = Callable[[str, Path, Path], int]
 """Runs a command (its name, its config, a file for what it says) and returns its exit code."""
 FAILED = ".failed.json"
+MOST_NAMED = 3
 
 
 def launcher(launch_file: Path) -> Launch:
@@ -48,29 +50,53 @@ def command_of(job: Job, launch_file: Path) -> str:
 def execute(
     jobs: Sequence[Job], launch: Launch, metadata: dict[str, Any], say: Callable[[str], None] = print
 ) -> list[Job]:
-    """Run what is not finished. A run that fails stops none but those that need it. Returns those that did not end
-    well, which say why in `failure`.
+    """Run what is not finished. A run that fails stops none but those that need it. A run that another start of the
+    study is making is left to that start, with those that need it. Returns those that did not end well, which say why
+    in `failure`.
 
     metadata: of this machine, kept with each run.
     """
     failed: list[Job] = []
+    left: set[Path] = set()
+    """Folders of the trainings that are left to another start."""
     trainings = {job.folder: job for job in jobs if job.command == "train"}
     for number, job in enumerate(jobs, 1):
         if is_finished(job):
             continue
         missing = [folder for folder in job.needs if folder in trainings and not is_finished(trainings[folder])]
+        if left & set(missing):
+            left.add(job.folder)
+            continue
         if missing:
             note_failure(job, f"{missing[0]} did not end well")
             failed.append(job)
             continue
-        say(f"run {number} of {len(jobs)}: {job.command} {job.config_file}")
-        seconds = run_one(job, launch, metadata)
-        if seconds is None:
-            failed.append(job)
-            say(f"  did not end well: {failure(job)}")
-        else:
-            say(f"  {seconds:.0f} s")
+        with held_run(job.folder) as is_ours:
+            if not is_ours:
+                left.add(job.folder)
+                say(f"run {number} of {len(jobs)}: another start of this study is making {job.folder}")
+            elif not is_finished(job):  # another start can have finished it meanwhile
+                say(f"run {number} of {len(jobs)}: {job.command} {job.config_file}")
+                if not _run_and_say(job, launch, metadata, say):
+                    failed.append(job)
     return failed
+
+
+def _run_and_say(job: Job, launch: Launch, metadata: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether the run ended well."""
+    seconds = run_one(job, launch, metadata)
+    say(f"  did not end well: {failure(job)}" if seconds is None else f"  {seconds:.0f} s")
+    return seconds is not None
+
+
+def describe_missing(jobs: Sequence[Job]) -> str | None:
+    """A line that says which runs of a study are not finished; None where all are."""
+    missing = [job for job in jobs if not is_finished(job)]
+    if not missing:
+        return None
+    names = ", ".join(str(job.config_file) for job in missing[:MOST_NAMED])
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    return f"{len(missing)} of {len(jobs)} runs are not finished: {names}{more}"
 
 
 def run_one(job: Job, launch: Launch, metadata: dict[str, Any]) -> float | None:

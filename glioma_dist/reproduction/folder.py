@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_write, make_folder, read_json, remove_quietly, write_json_atomically
@@ -40,6 +40,27 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
                 remove_quietly(folder / LOCK)
                 folder.rmdir()
             raise
+
+
+@contextlib.contextmanager
+def held_run(folder: Path) -> Iterator[bool]:
+    """Hold the folder of a run, which is made. Yields False if another start of the study holds it.
+
+    The system lets go of the lock when the process ends, however it ends. Where a file system has no locks, two starts
+    can make the same run; a training then refuses the second in its own folder, if it can.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock.acquire(timeout=0))
+        except Timeout:
+            yield False
+            return
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise cannot_write(folder / LOCK, error) from error
+        yield True
 
 
 def settings_text(settings: Settings) -> dict[str, Any]:

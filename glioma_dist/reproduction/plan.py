@@ -272,9 +272,9 @@ def default_picture(settings: Settings) -> Path:
 
 
 def share(jobs: tuple[Job, ...], costs: dict[Path, float], number: int, count: int) -> tuple[Job, ...]:
-    """Those of the jobs that machine `number` of `count`, from 1, runs: no machine waits for another.
+    """Those of the jobs that task `number` of `count`, from 0, runs: no task waits for another.
 
-    All that starts from one pretraining stays together with it. The costliest first, each lot goes to the machine that
+    All that starts from one pretraining stays together with it. The costliest first, each lot goes to the task that
     has the least to do. costs: of each job, by its config's file.
     """
     lots: dict[Path, list[Job]] = {}
@@ -288,9 +288,9 @@ def share(jobs: tuple[Job, ...], costs: dict[Path, float], number: int, count: i
     loads, own = [0.0] * count, set()
     totals = {root: sum(costs[job.config_file] for job in lot) for root, lot in lots.items()}
     for root in sorted(lots, key=lambda root: (-totals[root], str(root))):
-        machine = min(range(count), key=lambda place: (loads[place], place))
-        loads[machine] += totals[root]
-        if machine == number - 1:
+        task = min(range(count), key=lambda place: (loads[place], place))
+        loads[task] += totals[root]
+        if task == number:
             own.add(root)
     chosen = {job.config_file for root in own for job in lots[root]}
     return tuple(job for job in jobs if job.config_file in chosen)

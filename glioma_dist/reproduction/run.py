@@ -24,7 +24,7 @@ from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.errors import InputError
 from glioma_dist.report.study_page import write_study_report
 from glioma_dist.reproduction.estimate import hours
-from glioma_dist.reproduction.execute import execute, is_finished, launcher
+from glioma_dist.reproduction.execute import describe_missing, execute, is_finished, launcher
 from glioma_dist.reproduction.folder import SETTINGS, hold_settings, one_at_a_time, settings_text
 from glioma_dist.reproduction.material import prepare, read_groups
 from glioma_dist.reproduction.plan import Job, Plan, Settings, make_plan, share
@@ -42,8 +42,8 @@ def reproduce(config: ReproduceConfig) -> bool:
     plans = make_plans(config)
     jobs = jobs_of(plans)
     costs = {job.config_file: hours(job, config.gpu_tflops * 1e12) for job in jobs} if needs_costs(config) else {}
-    if config.machine[1] > 1:
-        jobs = share(jobs, costs, *config.machine)
+    if config.num_tasks > 1:
+        jobs = share(jobs, costs, config.task, config.num_tasks)
     if config.dry_run:
         list_runs(config, plans, jobs, costs)
         return True
@@ -65,7 +65,7 @@ def launch_file_of(config: ReproduceConfig) -> Path:
 
 
 def needs_costs(config: ReproduceConfig) -> bool:
-    return config.dry_run or config.machine[1] > 1
+    return config.dry_run or config.num_tasks > 1
 
 
 def make_plans(config: ReproduceConfig) -> list[Plan]:
@@ -75,10 +75,10 @@ def make_plans(config: ReproduceConfig) -> list[Plan]:
 
 
 def count_source(config: ReproduceConfig) -> tuple[int, int]:
-    """Images of the source to train and validate with. The published numbers decide who runs what on several machines,
-    for all must decide alike."""
+    """Images of the source to train and validate with. The published numbers decide which of several tasks runs what,
+    because all must decide alike."""
     folders = [config.source / name for name in config.source_splits[:2]]
-    if config.machine[1] > 1 or not all((folder / "index.json").is_file() for folder in folders):
+    if config.num_tasks > 1 or not all((folder / "index.json").is_file() for folder in folders):
         return LIVECELL_IMAGES
     train, val = (len(ShardReader(folder)) for folder in folders)
     return train, val
@@ -113,7 +113,8 @@ def list_runs(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
 
 
 def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job]) -> bool:
-    """Prepare the data, run what is not finished, write the reports. Returns whether every run ended well."""
+    """Prepare the data, run what is not finished, write the reports. Returns whether every run of `jobs` is finished,
+    or, with --report-only, true."""
     settings, file = settings_of(config), launch_file_of(config)
     check_launch_file("--launch", file)
     with one_at_a_time(settings.out):
@@ -135,10 +136,14 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
         "versions": {name: find_version(name) for name in LIBRARIES},
     }
     groups = read_groups(settings)
-    for plan in plans:
-        files = write_study_report(collect(plan, settings, file, groups, metadata), config.out)
-        tell(f"{plan.study.title}: {', '.join(map(str, files))}")
-    return not failed
+    with one_at_a_time(settings.out):  # other tasks write the same files
+        for plan in plans:
+            files = write_study_report(collect(plan, settings, file, groups, metadata), config.out)
+            tell(f"{plan.study.title}: {', '.join(map(str, files))}")
+    missing = describe_missing(jobs_of(plans))
+    if missing is not None:
+        tell(missing)
+    return config.report_only or (not failed and all(map(is_finished, jobs)))
 
 
 def fingerprints(config: ReproduceConfig) -> dict[str, list[str] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,6 +34,7 @@ from glioma_dist.training.resume import (
     is_before_first_checkpoint,
     look,
 )
+from glioma_dist.training.shared_folder import describe_blind_hosts, find_blind_hosts
 from glioma_dist.training.status import mark_not_resumed
 from glioma_dist.training.uploader import Uploader
 
@@ -48,6 +50,7 @@ class RunFolder:
     def __init__(self, config: TrainConfig, context: DistributedContext, uploader: Uploader | None = None) -> None:
         self._uploader = uploader
         self.path, self.is_main, self._gather = config.out, context.is_main, context.gather_objects
+        self._all_write, self._is_alone = context.accelerator.is_fsdp2, context.num_processes == 1
         self._open = ExitStack()
         self._descriptor: int | None = None
         self.has_begun = False
@@ -82,13 +85,15 @@ class RunFolder:
             if failure is None:
                 raise
         identity = found.checkpoint and found.checkpoint.manifest.identity
-        told = self._gather([(identity, found.best_fault, failure)])
-        _raise_shared(next((error for _, _, error in told if error is not None), None), failure)
-        for rank, (theirs, _, _) in enumerate(told):
+        told = self._gather([(identity, found.best_fault, failure, socket.gethostname())])
+        _raise_shared(next((error for _, _, error, _ in told if error is not None), None), failure)
+        for rank, (theirs, _, _, host) in enumerate(told):
             if theirs != told[0][0]:
+                found_there = "none" if theirs is None else "another"
                 raise InputError(
-                    f"--out {self.path}: processes 0 and {rank} find different checkpoints there; give a folder that "
-                    "all machines share"
+                    f"--out {self.path}: processes 0 and {rank} find different checkpoints there ({found_there} on "
+                    f"{one_line(host, 80)}, other than on {one_line(told[0][3], 80)}); copy last/ of the machine that "
+                    "is ahead to the others, or give a folder that all machines share"
                 )
         return self._settle(found, told[0][1])
 
@@ -154,6 +159,11 @@ class RunFolder:
             if failure is None:
                 raise
         _raise_shared(self._gather([failure])[0], failure)
+        # A run that belongs to a bucket has a folder of its own on each machine.
+        is_private = self._is_alone or getattr(self, "_uploader", None) is not None
+        hosts = find_blind_hosts(self.path, self.is_main, self._gather, is_private)
+        if hosts:
+            self.say(describe_blind_hosts(self.path, hosts, self._all_write))
 
     def _claim(self) -> None:
         if self._descriptor is None:
@@ -186,8 +196,8 @@ class RunFolder:
             )
 
     def checkpoint_complete(self, name: str, step: int) -> None:
-        """The checkpoint `last` or `best` of this step has its final name, and all processes know it. Called in the main
-        thread of the first process."""
+        """The checkpoint `last` or `best` of this step has its final name, and all processes know it. Called in the
+        main thread of the first process."""
         if self._uploader is not None:
             self._uploader.checkpoint_complete(name, step)
 

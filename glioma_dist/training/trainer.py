@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.training.data_watch import DataWatch
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.saving import CheckpointSaver
 from glioma_dist.training.state import TrainState
@@ -88,7 +91,7 @@ class Trainer:
     def batches(self, first_step: int) -> Generator[Batch]:
         """Yield this process's part of each batch, from batch number `first_step` on, on its device."""
         group = self.spatial_group
-        return training_batches(
+        batches = training_batches(
             self.train,
             self.sampler,
             self.config.data,
@@ -100,6 +103,18 @@ class Trainer:
             device=self.context.device,
             pool=self.workers,
         )
+        return self._noted(batches, first_step)
+
+    def _noted(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
+        """The same, noting what this process waits for, and warning where it waits long."""
+        context = self.context
+        who = context.whereabouts.name([context.rank]) if context.num_processes > 1 else "training"
+        with closing(batches), DataWatch(self.workers, who, context.seconds_to_answer) as watch:
+            for step in count(first_step + 1):
+                context.whereabouts.wait_for_data(f"step {step}")
+                with watch.waiting(step):
+                    batch = next(batches)
+                yield batch
 
     @cached_property
     def validation_images(self) -> ValidationImages:

@@ -65,6 +65,7 @@ def validation_scores(trainer: Trainer) -> Scores:
     num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
     with closing(iter(trainer.validation_images)) as images:
         for number in range(math.ceil(len(trainer.val) / group.dp_size)):
+            context.whereabouts.wait_for_data(f"validation image {number + 1}")
             image, problem = _next_image(trainer, images)
             trainer.saver.agree(problem)
             sums = _score(trainer, image)

@@ -15,7 +15,7 @@ from helpers import run, start, tiny_config
 
 from glioma_dist.distributed import leaving
 from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import ExitCode
+from glioma_dist.errors import ExitCode, UnavailableError
 
 SECONDS_OF_ADVICE = 8.0
 
@@ -76,6 +76,26 @@ def test_without_a_launch_there_is_nothing_to_leave():
     assert run(leaving.leave) == [True]
 
 
+def end_and_be_asked_to(local_rank: str, is_shared: bool) -> None:
+    """End, as the second process, with an error; a launcher that has seen that another ended asks it to end, too."""
+    os.environ |= {"RANK": "1", "LOCAL_RANK": local_rank}
+
+    def fail() -> None:
+        error = UnavailableError("machine-a does not answer")
+        error.is_shared = is_shared
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise error
+
+    run_command(fail)
+
+
+@pytest.mark.parametrize(("local_rank", "is_shared", "is_told"), [("0", False, 1), ("1", False, 0), ("0", True, 0)])
+def test_the_first_process_of_a_machine_says_why_it_ends_though_its_launcher_ends_it(local_rank, is_shared, is_told):
+    (ended,) = start(end_and_be_asked_to, local_rank, is_shared).wait()
+    assert ended.exit_code == ExitCode.UNAVAILABLE
+    assert ended.stderr.count("error: machine-a does not answer\n") == is_told
+
+
 def fail_as_watchdog() -> None:
     """Rank 0 ends as NCCL's watchdog would end it: by std::terminate in another thread than the one that waits."""
     from glioma_dist.distributed.context import DistributedContext
@@ -95,7 +115,7 @@ def test_an_end_by_the_watchdog_is_a_lost_process():
     """Without the handler it is SIGABRT, which no scheduler takes for a reason to try again."""
     ended, other = start(fail_as_watchdog, num_processes=2).wait()
     assert (ended.exit_code, other.exit_code) == (ExitCode.UNAVAILABLE, 0)
-    assert ended.stderr.startswith("error: NCCL's watchdog ended this process: ")
+    assert ended.stderr.startswith("error: NCCL's watchdog ended this process: rank 1 on "), ended.stderr
     assert ended.stderr.count("\n") == 1
 
 

@@ -119,12 +119,17 @@ def train_with_local_batch_norm(config) -> None:
 
 
 def test_a_run_resumes_with_another_number_of_processes(shards, tmp_path):
-    config = tiny_config(shards, tmp_path / "whole")
-    train_in_double(config)
+    """2, then 3, then 1: each step takes the samples of an undisturbed run in the same order, and has its loss."""
+    config = tiny_config(shards, tmp_path / "whole", batch_size=6, epochs=10)
+    _, expected = train_in_double(config)
     moving = replace(config, out=tmp_path / "moving")
-    run(train_in_double, replace(moving, max_steps=2), num_processes=2)
-    train_in_double(replace(moving, max_steps=4))
-    run(train_in_double, moving, num_processes=4)
+    seen = []
+    for num_processes, steps in ((2, 2), (3, 4), (1, 6)):
+        told = run(train_in_double, replace(moving, max_steps=steps), num_processes=num_processes)
+        assert [number for number, _ in told] == [num_processes] * num_processes
+        seen += [sum(parts, ()) for parts in zip(*(keys for _, keys in told), strict=True)]
+    assert len(seen) == 6
+    assert seen == expected
     whole = [row for row in rows(config.out) if "split" not in row]
     check_close([row for row in rows(moving.out) if "split" not in row], whole, FP64)
 

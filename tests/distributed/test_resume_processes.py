@@ -46,8 +46,16 @@ def test_processes_that_find_different_checkpoints_do_not_train(shards, tmp_path
     ended = start(train_own, config, num_processes=2).wait()
     assert [end.exit_code for end in ended] == [2, 2], [end.stderr[-2000:] for end in ended]
     assert all("processes 0 and 1 find different checkpoints" in end.stderr for end in ended)
+    assert all("(none on " in end.stderr for end in ended)
     assert Checkpoint.read(tmp_path / "run-0" / "last").step == 2
     assert not (tmp_path / "run-1").exists()
+    shutil.copytree(tmp_path / "run-0" / "last", tmp_path / "run-1" / "last")
+    first, second = start(train_own, config, num_processes=2).wait()
+    assert [first.exit_code, second.exit_code] == [0, 0], first.stderr
+    assert "does not see what the first machine" in first.stderr
+    assert "to resume, each machine needs a copy of last/" in first.stderr
+    assert Checkpoint.read(tmp_path / "run-0" / "last").step == 6
+    assert [path.name for path in (tmp_path / "run-1").iterdir()] == ["last"], "only the first process writes"
 
 
 def without_space(config, rank: int) -> None:

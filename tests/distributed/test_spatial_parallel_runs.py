@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from dataclasses import replace
 
@@ -84,7 +85,8 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(shards, tmp_pa
     assert ended[rank_killed].exit_code == -signal.SIGKILL
     survivor = ended[1 - rank_killed]
     assert survivor.exit_code == ExitCode.UNAVAILABLE, survivor.stderr
-    assert re.search(r"^error: another process of this run ended.*run the same", survivor.stderr, re.MULTILINE)
+    lost = rf"rank {rank_killed} on \S+" if rank_killed else r"\S+ \(rank 0, the launch's store\)"
+    assert re.search(rf"^error: {lost} ended.*run the same", survivor.stderr, re.MULTILINE), survivor.stderr
     assert [row["step"] for row in rows(config.out)] == [1, 2]
     run(train_as_a_command, config, num_processes=2)
     assert [row["step"] for row in rows(config.out)] == [1, 2, 3, 4, 5, 6]
@@ -109,7 +111,9 @@ def test_a_process_that_falls_silent_is_taken_for_lost(shards, tmp_path):
     started.processes[0].join(250)
     assert started.processes[0].exitcode == ExitCode.UNAVAILABLE
     started.processes[1].kill()
-    assert "error: another process of this run did not answer for 4 s" in started.wait()[0].stderr
+    said = started.wait()[0].stderr
+    lost = f"rank 1 on {socket.gethostname()}"
+    assert f"error: {lost} did not come to where the others wait within 4 s (computing step 2, for" in said, said
     assert json.loads((config.out / "status.json").read_text())["code"] == ExitCode.UNAVAILABLE
     assert json.loads((config.out / "last" / "state.json").read_text())["position"]["step"] == 1
 

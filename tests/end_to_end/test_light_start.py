@@ -139,7 +139,7 @@ def test_a_shim_is_its_command(script):
         (["train", "--data.train", "x", "--config", "no/such.json"], 2),
         (["plan", "--size", "64x64", "--gpus", "0"], 2),
         (["plan", "--size", "64x64", "--gpu-memory", "much"], 2),
-        (["reproduce", "table1", "--shard", "3/2"], 2),
+        (["reproduce", "table1", "--task", "2", "--num-tasks", "2"], 2),
         (["bench", "spatial-parallel", "--spatial-parallel", "1000"], 2),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",

@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY, command, draw_shards
 
+from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.splits import read_splits
 from glioma_dist.errors import InputError
 from glioma_dist.report.study_page import write_study_report
+from glioma_dist.reproduction import run as reproduction
 from glioma_dist.reproduction.execute import execute, is_finished, launcher
 from glioma_dist.reproduction.material import prepare, read_groups
 from glioma_dist.reproduction.plan import Settings, make_plan
-from glioma_dist.reproduction.presets import Preset, Schedule
+from glioma_dist.reproduction.presets import PRESETS, Preset, Schedule
 from glioma_dist.reproduction.protocol import AT_704, LIVECELL_704, RESIZE_704, Claim, Comparison, Row, Study
 from glioma_dist.reproduction.results import collect
 from glioma_dist.size import Size
@@ -183,6 +185,34 @@ def test_a_run_that_fails_stops_only_those_that_need_it_and_is_tried_again(study
 
     make(folder, "broken", part, record)
     assert tried == ["train"]
+
+
+def test_two_tasks_make_a_study_and_the_last_call_has_all_of_it(study, folder, monkeypatch, capsys):
+    """Their runs are those of the whole study, copied."""
+    part, out = replace(STUDY, rows=STUDY.rows[:1], claims=(), shows="table"), folder / "tasks"
+
+    def copy(command: str, config: Path, log: Path) -> int:
+        source = folder / "out" / config.parent.relative_to(out)
+        if command == "train":
+            shutil.copytree(source / "run", config.parent / "run")
+        else:
+            shutil.copy(source / "scores_test_704p_704p.json", config.parent)
+        return 0
+
+    monkeypatch.setitem(PRESETS, "small", TINY)
+    monkeypatch.setattr(reproduction, "find_studies", lambda *_: [part])
+    monkeypatch.setattr(reproduction, "launcher", lambda _: copy)
+    flags = {"source": folder / "source", "target": (folder / "target",), "out": out, "preset": "small", "seed": 3}
+    flags |= {"counts": (6, 2, 4), "imagenet": ("none",), "activation_checkpointing": "none", "workers": 0}
+    config = ReproduceConfig("figure6", **flags)
+    said = []
+    for changes in ({"task": 1, "num_tasks": 2}, {"report_only": True}, {"task": 0, "num_tasks": 2}):
+        assert reproduction.reproduce(replace(config, **changes))
+        said.append(re.findall(r"(\d) of 4 runs are not finished", capsys.readouterr().out))
+    assert said == [["2"], ["2"], []]
+    (row,) = json.loads((out / "figure6.json").read_text())["rows"]
+    assert row["status"] == "ok"
+    assert row["repetitions"] == study["rows"][0]["repetitions"]
 
 
 def test_other_settings_in_the_same_folder_are_refused(study, folder):

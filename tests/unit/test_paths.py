@@ -29,7 +29,6 @@ NO_PATHS = {
     "--encoders": "names",
     "--data.cache-size": "a number with a unit",
     "--gpu-memory": "a number with a unit",
-    "--shard": "as 2/4",
     "--group-by": "a regular expression, or a word",
     "--imagenet": "NAME=FILE; looked for when the study is planned",
     "--image": "an ending of names in a tar",

@@ -185,7 +185,7 @@ def test_imagenet_from_files_from_the_hub_and_from_nowhere():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_machines_share_all_runs_out_without_waiting_for_each_other(count):
+def test_tasks_share_all_runs_out_without_waiting_for_each_other(count):
     jobs = tuple(
         {
             job.config_file: job
@@ -194,7 +194,7 @@ def test_machines_share_all_runs_out_without_waiting_for_each_other(count):
         }.values()
     )
     costs = {job.config_file: float(sum(n * size.width * size.height for n, _, size in job.num_passes)) for job in jobs}
-    parts = [share(jobs, costs, number, count) for number in range(1, count + 1)]
+    parts = [share(jobs, costs, number, count) for number in range(count)]
     assert sorted(str(job.config_file) for part in parts for job in part) == sorted(str(j.config_file) for j in jobs)
     for part in parts:
         own = {job.folder for job in part if job.command == "train"}
@@ -466,8 +466,6 @@ def test_a_dry_run_needs_no_data_and_lists_every_run(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"shard": "3/2"}, "--shard 3/2"),
-        ({"shard": "all"}, "--shard all"),
         ({"study": "table1", "native": True}, "--native is for table3"),
         ({"imagenet": ("mit_b3",)}, "ENCODER=FILE"),
         ({"imagenet": ("none", "hub")}, "none cannot be combined"),

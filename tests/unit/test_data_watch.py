@@ -1,0 +1,86 @@
+"""A training that waits for its data says so: which step's, what the workers do, and what helps."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from glioma_dist.data.worker_pool import WorkerPool, process_state
+from glioma_dist.training import data_watch
+from glioma_dist.training.data_watch import DataWatch
+
+
+class Sleep:
+    """A job that notes its sample and takes as long as its task says."""
+
+    def make(self, task, place, note):
+        note(3, 12)
+        time.sleep(task)
+        return task
+
+    def describe(self, shard, place):
+        raise AssertionError("it could read from the store that does not answer")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(data_watch, "SECONDS_TO_WARN", 0.3)
+    monkeypatch.setattr(data_watch, "SECONDS_BETWEEN_LOOKS", 0.05)
+
+
+def wait_for_state(pid: int, state: str) -> None:
+    until = time.monotonic() + 30
+    while process_state(pid) != state:
+        assert time.monotonic() < until, process_state(pid)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["slow", "stopped"])
+def test_a_long_wait_is_told_once_while_it_lasts_with_the_workers_state(quick, capfd, is_stopped):
+    with WorkerPool(1, Sleep()) as pool, DataWatch(pool, "rank 1 on host-b", 600) as watch:
+        pid = pool._processes[0].pid
+        with watch.waiting(40):
+            pool.get(pool.submit(0, 0, None))
+        ticket = pool.submit(0, 1.5, None)
+        with watch.waiting(41):
+            time.sleep(0.2)
+            if is_stopped:
+                os.kill(pid, signal.SIGSTOP)
+                wait_for_state(pid, "was stopped by a signal")
+                time.sleep(1)
+                os.kill(pid, signal.SIGCONT)
+            pool.get(ticket)
+    (line,) = capfd.readouterr().err.splitlines()
+    doing = "was stopped by a signal" if is_stopped else "waits"
+    assert line.startswith("warning: rank 1 on host-b has waited 0 s for the data of step 41 (") or "waited 1 s" in line
+    assert f"(worker {pid} {doing} at sample 12 of shard 3); after 600 s (--scale.timeout-s)" in line
+    assert "--data.workers (now 1)" in line
+    assert len(line) <= 500
+
+
+def test_a_slow_model_is_not_told(quick, capfd):
+    with WorkerPool(0) as pool, DataWatch(pool, "training", 600) as watch:
+        for step in range(3):
+            with watch.waiting(step):
+                pass
+            time.sleep(0.5)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("wait", "work", "is_told"), [(0.06, 0.01, True), (0.0, 0.05, False)])
+def test_a_loader_slower_than_the_model_is_told_once(monkeypatch, capfd, wait, work, is_told):
+    monkeypatch.setattr(data_watch, "SECONDS_OF_PERIOD", 0.3)
+    with WorkerPool(0) as pool, DataWatch(pool, "training", 600) as watch:
+        for step in range(20):
+            with watch.waiting(step):
+                time.sleep(wait)
+            time.sleep(work)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == int(is_told)
+    assert all("the loader is slower than the model; give more --data.workers (now 0)" in line for line in lines)
+
+
+def test_the_state_of_a_process_that_is_gone_is_known():
+    assert process_state(2**22 + 1) == "has ended"
+    assert process_state(os.getpid()) == "runs"
