@@ -23,9 +23,11 @@ from glioma_dist.model.checkpoint_writer import Writer
 from glioma_dist.scale.loss_scale import scaler_state
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.telemetry import DataWait
 
 
 class Scores(NamedTuple):
@@ -80,6 +82,10 @@ class Trainer:
     workers: WorkerPool
     """Processes that read and prepare images, in training and in validation."""
     guard: StepGuard = field(init=False)
+    data_wait: DataWait = field(init=False, default_factory=DataWait)
+    """Of the batches that this process trains on."""
+    overlays: Overlays = field(init=False, default_factory=Overlays)
+    """Examples of each validation, for trackers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))

@@ -1,0 +1,75 @@
+"""Calls that a run does not wait for, made one after another in a thread of their own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from glioma_dist.errors import one_line
+
+MAX_WAITING = 4096
+"""Calls that may wait. A server that is this far behind will not keep up."""
+
+
+class BackgroundCalls:
+    """Makes calls in a thread, in their order. The first one that fails is the last one; nothing is raised.
+
+    name: of the thread. The thread starts with the first call, and does not keep the process from ending.
+    """
+
+    def __init__(self, name: str, max_waiting: int = MAX_WAITING) -> None:
+        self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue(max_waiting)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._problem: str | None = None
+        self._has_ended = False
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Have `call` made. After a failure it is dropped. Returns at once."""
+        if self._has_ended:
+            return
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._fail(f"it is {self._calls.maxsize} calls behind the run")
+            return
+        if self._thread.ident is None:
+            self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Calls that are not begun."""
+        return self._calls.qsize()
+
+    def take_problem(self) -> str | None:
+        """Why no more calls are made, in one line; each problem is returned once."""
+        problem, self._problem = self._problem, None
+        return problem
+
+    def close(self, seconds: float) -> None:
+        """Wait until all calls are made, but at most `seconds`; what is not made by then is dropped."""
+        if self._thread.ident is None or self._has_ended:
+            return
+        try:
+            self._calls.put_nowait(None)
+            self._thread.join(seconds)
+        except queue.Full:
+            seconds = 0.0
+        if self._thread.is_alive():
+            self._fail(f"it did not answer within {seconds:g} s")
+
+    def _fail(self, problem: str) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._problem = problem
+
+    def _work(self) -> None:
+        while not self._has_ended:
+            call = self._calls.get()
+            if call is None:
+                self._has_ended = True
+                return
+            try:
+                call()
+            except BaseException as error:  # SystemExit too: some libraries end their program where a key is wrong
+                self._fail(one_line(f"{type(error).__name__}: {error}", 200))
