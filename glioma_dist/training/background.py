@@ -31,7 +31,7 @@ class BackgroundCalls:
         try:
             self._calls.put_nowait(call)
         except queue.Full:
-            self._fail(f"it is {self._calls.maxsize} calls behind the run")
+            self._fail(f"{self._calls.maxsize} calls behind the run")
             return
         if self._thread.ident is None:
             self._thread.start()
@@ -52,11 +52,12 @@ class BackgroundCalls:
             return
         try:
             self._calls.put_nowait(None)
-            self._thread.join(seconds)
         except queue.Full:
-            seconds = 0.0
+            self._fail(f"{self._calls.maxsize} calls behind the run")
+            return
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._fail(f"it did not answer within {seconds:g} s")
+            self._fail(f"not done within {seconds:.0f} s")
 
     def _fail(self, problem: str) -> None:
         if not self._has_ended:

@@ -15,7 +15,7 @@ from glioma_dist.files import write_atomically
 from glioma_dist.training.background import BackgroundCalls
 from glioma_dist.training.telemetry import CURVES
 
-SECONDS_AT_END, SECONDS_AT_STOP = 20.0, 3.0
+SECONDS_AT_END, SECONDS_AT_STOP = 60.0, 3.0
 """How long a run that has finished waits for its last drawing, and one that was stopped or failed."""
 
 
@@ -67,7 +67,8 @@ class CurvesFile:
     def close(self, has_finished: bool) -> None:
         """Wait for the last drawing, a bounded time."""
         self._calls.close(SECONDS_AT_END if has_finished else SECONDS_AT_STOP)
-        self._tell()
+        if has_finished:  # one that stops has no time for it, and draws again when it is resumed
+            self._tell()
 
     def _draw(self) -> None:
         train, val = self._newest

@@ -20,6 +20,8 @@ class MLflow(AccelerateTracker):
 
         if "MLFLOW_TRACKING_URI" not in os.environ:
             run.folder.mkdir(parents=True, exist_ok=True)
+            # Recent versions refuse to write plain files unless they are asked to; a database needs more libraries.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             mlflow.set_tracking_uri((run.folder / "mlruns").resolve().as_uri())
         super().__init__("mlflow", PROJECT, run_id=run.run_id, run_name=run.name)
         self.run_id = self.inner.tracker.info.run_id
