@@ -38,7 +38,7 @@ class BackgroundCalls:
 
     @property
     def num_waiting(self) -> int:
-        """Calls that are not begun."""
+        """Calls that have not begun."""
         return self._calls.qsize()
 
     def take_problem(self) -> str | None:

@@ -1,8 +1,9 @@
-"""curves.png: the training curves in the run's folder, drawn after each validation."""
+"""curves.png: the training curves in the run's folder, drawn after validations."""
 
 from __future__ import annotations
 
 import logging
+import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,6 +16,8 @@ from glioma_dist.files import write_atomically
 from glioma_dist.training.background import BackgroundCalls
 from glioma_dist.training.telemetry import CURVES
 
+SECONDS_BETWEEN = 60.0
+"""At least, from one drawing to the next: one takes 0.15 CPU seconds, and the first 0.4 more."""
 SECONDS_AT_END, SECONDS_AT_STOP = 60.0, 3.0
 """How long a run that has finished waits for its last drawing, and one that was stopped or failed."""
 
@@ -34,7 +37,8 @@ class _Scores:
 
 
 class CurvesFile:
-    """Draws <out>/curves.png in a thread, so that no step waits for it. Nothing is raised; a failure is one warning.
+    """Draws <out>/curves.png in a thread, so that no step waits for it: after a validation, at most once a minute, and
+    when the run finishes. Nothing is raised; a failure is one warning.
 
     rows: of metrics.jsonl, from earlier starts. check: called before each write; raises InputError where the run may
     not write any more. say: prints the warning.
@@ -46,6 +50,7 @@ class CurvesFile:
         self._out, self._check, self._say = out, check, say
         self._calls = BackgroundCalls("curves")
         self._train, self._val = _Scores(), _Scores()
+        self._last, self._is_drawn = time.monotonic(), True
         self._newest: tuple[tuple[np.ndarray, ...], ...] = ()
         for row in rows:
             with suppress(KeyError, TypeError, ValueError, OverflowError):  # a row of somebody else's making
@@ -58,14 +63,21 @@ class CurvesFile:
     def validated(self, step: int, loss: float, dice: float) -> None:
         """A validation is finished: draw the curves, from the second step on."""
         self._val.add(step, loss, dice)
-        if len(self._train.columns[0]) > 1:
-            self._newest = (self._train.copy(), self._val.copy())
-            if not self._calls.num_waiting:  # else the drawing that waits takes these
-                self._calls.submit(self._draw)
+        self._is_drawn = False
+        if time.monotonic() - self._last >= SECONDS_BETWEEN:
+            self._begin_to_draw()
         self._tell()
 
+    def _begin_to_draw(self) -> None:
+        if len(self._train.columns[0]) > 1:
+            self._newest = (self._train.copy(), self._val.copy())
+            self._last, self._is_drawn = time.monotonic(), True
+            self._calls.submit(self._draw)
+
     def close(self, has_finished: bool) -> None:
-        """Wait for the last drawing, a bounded time."""
+        """Draw what is not drawn yet, if the run has finished. Waits a bounded time."""
+        if has_finished and not self._is_drawn:
+            self._begin_to_draw()
         self._calls.close(SECONDS_AT_END if has_finished else SECONDS_AT_STOP)
         if has_finished:  # one that stops has no time for it, and draws again when it is resumed
             self._tell()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from uuid import uuid4
 
 import numpy as np
 
@@ -13,13 +14,14 @@ from glioma_dist.training.trackers.names import PROJECT
 
 
 class Trackio(AccelerateTracker):
-    """A run of trackio, which knows runs by their names."""
+    """A run of trackio, which knows runs by their names. TRACKIO_PROJECT names the project."""
 
     def __init__(self, run: TrackedRun) -> None:
         import trackio
 
         self._image = trackio.Image
-        self.run_id = run.run_id or run.name
+        # Runs of other folders can have the same name.
+        self.run_id = run.run_id or f"{run.name}-{uuid4().hex[:8]}"
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         super().__init__("trackio", project, name=self.run_id, resume="allow" if run.run_id else "never")
 
