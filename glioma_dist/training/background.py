@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from glioma_dist.errors import one_line
@@ -46,8 +47,11 @@ class BackgroundCalls:
         problem, self._problem = self._problem, None
         return problem
 
-    def close(self, seconds: float) -> None:
-        """Wait until all calls are made, but at most `seconds`; what is not made by then is dropped."""
+    def close(self, seconds: float, until: float | None = None) -> None:
+        """Wait until all calls are made, but at most `seconds`; what is not made by then is dropped.
+
+        until: of `time.monotonic`, where several share the seconds.
+        """
         if self._thread.ident is None or self._has_ended:
             return
         try:
@@ -55,9 +59,9 @@ class BackgroundCalls:
         except queue.Full:
             self._fail(f"{self._calls.maxsize} calls behind the run")
             return
-        self._thread.join(seconds)
+        self._thread.join(seconds if until is None else max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self._fail(f"not done within {seconds:.0f} s")
+            self._fail(f"not done within {seconds:g} s of the end of the run")
 
     def _fail(self, problem: str) -> None:
         if not self._has_ended:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from glioma_dist.config.file import to_dict
+from glioma_dist.distributed.leaving import give_up_library
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
 from glioma_dist.registry import trackers
@@ -48,9 +49,11 @@ class Sender:
         if self._calls.num_waiting <= MAX_PICTURES_WAITING:
             self._calls.submit(lambda: self._tracker.log_images(images, step))
 
-    def close(self, seconds: float) -> None:
+    def finish(self) -> None:
         self._calls.submit(lambda: self._tracker.finish())
-        self._calls.close(seconds)
+
+    def close(self, seconds: float, until: float) -> None:
+        self._calls.close(seconds, until)
 
     def take_problem(self) -> str | None:
         return self._calls.take_problem()
@@ -103,9 +106,12 @@ class Trackers:
     def close(self, has_finished: bool) -> None:
         """Wait until the trackers have all values: all of them together at most a minute, or seconds where the run
         was stopped or failed."""
-        until = time.monotonic() + (SECONDS_AT_END if has_finished else SECONDS_AT_STOP)
+        seconds = SECONDS_AT_END if has_finished else SECONDS_AT_STOP
+        until = time.monotonic() + seconds
         for sender in self._senders:
-            sender.close(max(0.1, until - time.monotonic()))
+            sender.finish()
+        for sender in self._senders:
+            sender.close(seconds, until)
         if self._senders:
             self._tend()
         self._senders = []
@@ -117,6 +123,7 @@ class Trackers:
             problem = sender.take_problem()
             if problem is not None:
                 self._senders.remove(sender)
+                give_up_library()
                 self._warnings.say(
                     f"--track {sender.name}: {problem}; nothing more is sent to it, and the run is not affected "
                     "(metrics.jsonl has all values)"
