@@ -47,19 +47,22 @@ class BackgroundCalls:
         problem, self._problem = self._problem, None
         return problem
 
-    def close(self, seconds: float, until: float | None = None) -> None:
-        """Wait until all calls are made, but at most `seconds`; what is not made by then is dropped.
+    def end(self) -> None:
+        """No more calls will come. Returns at once."""
+        if self._thread.ident is not None and not self._has_ended:
+            try:
+                self._calls.put_nowait(None)
+            except queue.Full:
+                self._fail(f"{self._calls.maxsize} calls behind the run")
+
+    def wait(self, seconds: float, until: float | None = None) -> None:
+        """After `end`: wait until all calls are made, but at most `seconds`; what is not made by then is dropped.
 
         until: of `time.monotonic`, where several share the seconds.
         """
         if self._thread.ident is None or self._has_ended:
             return
-        try:
-            self._calls.put_nowait(None)
-        except queue.Full:
-            self._fail(f"{self._calls.maxsize} calls behind the run")
-            return
-        self._thread.join(seconds if until is None else max(0.0, until - time.monotonic()))
+        self._thread.join(seconds if until is None else max(0.1, until - time.monotonic()))
         if self._thread.is_alive():
             self._fail(f"not done within {seconds:g} s of the end of the run")
 

@@ -78,7 +78,8 @@ class CurvesFile:
         """Draw what is not drawn yet, if the run has finished. Waits a bounded time."""
         if has_finished and not self._is_drawn:
             self._begin_to_draw()
-        self._calls.close(SECONDS_AT_END if has_finished else SECONDS_AT_STOP)
+        self._calls.end()
+        self._calls.wait(SECONDS_AT_END if has_finished else SECONDS_AT_STOP)
         if has_finished:  # one that stops has no time for it, and draws again when it is resumed
             self._tell()
 

@@ -31,6 +31,7 @@ def memory_in_use(device: torch.device | None) -> dict[str, float]:
     statm = Path("/proc/self/statm")
     if statm.exists():
         found["resident_gib"] = int(statm.read_text().split()[1]) * PAGE / GIB
+        found["peak_gib"] = max(found.values())  # Linux brings the peak up to date only now and then
     return found
 
 

@@ -51,9 +51,10 @@ class Sender:
 
     def finish(self) -> None:
         self._calls.submit(lambda: self._tracker.finish())
+        self._calls.end()
 
-    def close(self, seconds: float, until: float) -> None:
-        self._calls.close(seconds, until)
+    def wait(self, seconds: float, until: float) -> None:
+        self._calls.wait(seconds, until)
 
     def take_problem(self) -> str | None:
         return self._calls.take_problem()
@@ -111,7 +112,7 @@ class Trackers:
         for sender in self._senders:
             sender.finish()
         for sender in self._senders:
-            sender.close(seconds, until)
+            sender.wait(seconds, until)
         if self._senders:
             self._tend()
         self._senders = []
