@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch
@@ -42,9 +44,11 @@ class Overlays:
         whole = group.gather_strip(torch.cat([image.images, image.masks[:, None], predicted], dim=1))
         self._parts.append(whole[0].cpu().numpy())
 
-    def draw(self) -> dict[str, np.ndarray]:
-        """The overlays by name, uint8 (H, W, 3) RGB."""
-        return {f"val/overlay_{number}": draw_overlay(part) for number, part in enumerate(self._parts, 1)}
+    def drawing(self) -> Callable[[], dict[str, np.ndarray]]:
+        """A function that draws this validation's overlays, in any thread and at any time: uint8 (H, W, 3) RGB by
+        name."""
+        parts = self._parts
+        return lambda: {f"val/overlay_{number}": draw_overlay(part) for number, part in enumerate(parts, 1)}
 
 
 def draw_overlay(part: np.ndarray) -> np.ndarray:

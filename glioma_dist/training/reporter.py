@@ -74,7 +74,9 @@ class Reporter:
         with self._noting_problems():
             self._progress.__exit__(kind, error, trace)
         ending = None if error is None else as_run_error(error) or error
-        summary = self._tell_summary()
+        summary = None
+        with contextlib.suppress(Exception):  # of a broken GPU too; how the run has ended must not be hidden
+            summary = self._tell_summary()
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
             self._status.ended(ending)
@@ -130,7 +132,8 @@ class Reporter:
         self._curves.validated(step, loss, dice)
         if self._trackers.are_there:
             self._trackers.log({"val/loss": loss, "val/dice": dice}, step)
-            self._trackers.log_images({} if overlays is None else overlays.draw(), step)
+            if overlays is not None:
+                self._trackers.log_images(overlays.drawing(), step)
 
     def saved(self, step: int) -> None:
         """A checkpoint is complete, from which the run can resume. It has made room where older ones were removed."""

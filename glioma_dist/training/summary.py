@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ def memory_in_use(device: torch.device | None) -> dict[str, float]:
         names |= {"reserved": "reserved_bytes.all.current"}
         return {f"{name}_gib": stats.get(key, 0) / GIB for name, key in names.items()}
     found = {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        found["resident_gib"] = int(statm.read_text().split()[1]) * PAGE / GIB
+    with suppress(OSError):  # no /proc, or no file can be opened any more
+        found["resident_gib"] = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / GIB
         found["peak_gib"] = max(found.values())  # Linux brings the peak up to date only now and then
     return found
 

@@ -175,7 +175,7 @@ def test_a_tracker_that_fails_is_one_warning(method, failure, tmp_path, own, mon
         begun = time.monotonic()
         for step in range(1, 4):
             both.log({"train/loss": 0.5}, step)
-            both.log_images({"x": np.zeros((4, 4, 3), np.uint8)}, step)
+            both.log_images(lambda: {"x": np.zeros((4, 4, 3), np.uint8)}, step)
         assert time.monotonic() - begun < 5, "it held the run"
         both.close(has_finished=True)
         assert time.monotonic() - begun < 20
@@ -283,7 +283,7 @@ def test_overlays_are_of_the_first_images_of_each_validation():
         for number in range(5):
             image = torch.full((1, 1, 8, 8), value + number, dtype=torch.uint8)
             overlays.add(Batch(image, image[:, 0] * 0, torch.zeros(1), ("a",), 8), image * -1.0, SpatialGroup())
-        assert [each[0, 0, 0] for each in overlays.draw().values()] == [value, value + 1, value + 2]
+        assert [each[0, 0, 0] for each in overlays.drawing()().values()] == [value, value + 1, value + 2]
 
 
 def overlays_of_two(material: Path, out: Path) -> dict:

@@ -25,6 +25,8 @@ SECONDS_AT_END, SECONDS_AT_STOP = 60.0, 5.0
 MAX_PICTURES_WAITING = 64
 """Calls that may wait where images are to be sent: with more, the images of this validation are omitted."""
 MAX_IDS_BYTES = 2**16
+Drawing = Callable[[], Mapping[str, np.ndarray]]
+"""Returns images by name, uint8 (H, W, 3) RGB."""
 
 
 class Sender:
@@ -45,9 +47,9 @@ class Sender:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._calls.submit(lambda: self._tracker.log(values, step))
 
-    def log_images(self, images: Mapping[str, np.ndarray], step: int) -> None:
+    def log_images(self, drawing: Drawing, step: int) -> None:
         if self._calls.num_waiting <= MAX_PICTURES_WAITING:
-            self._calls.submit(lambda: self._tracker.log_images(images, step))
+            self._calls.submit(lambda: self._tracker.log_images(drawing(), step))
 
     def finish(self) -> None:
         self._calls.submit(lambda: self._tracker.finish())
@@ -99,10 +101,10 @@ class Trackers:
             sender.log(values, step)
         self._tend()
 
-    def log_images(self, images: Mapping[str, np.ndarray], step: int) -> None:
-        """Send images, uint8 (H, W, 3) RGB, by name."""
+    def log_images(self, drawing: Drawing, step: int) -> None:
+        """Send the images that a function draws in another thread."""
         for sender in self._senders:
-            sender.log_images(images, step)
+            sender.log_images(drawing, step)
 
     def close(self, has_finished: bool) -> None:
         """Wait until the trackers have all values: all of them together at most a minute, or seconds where the run
