@@ -105,8 +105,8 @@ def test_the_estimate_comes_after_a_few_steps_and_after_the_first_validation(mon
     assert len(said) == 2
     assert said[0].startswith(f"estimated time {duration(995 * 2)} (without validations), done about ")
     assert said[1].startswith(f"estimated time {duration(995 * (68 + 20) / 5)} (with validations), done about ")
-    assert progress.figures["step_seconds"] == 2
-    assert progress.figures["data_wait_share"] == pytest.approx(11 * 0.5 / (60 + 10 * 2 + 20 + 20 - 20))
+    assert progress.figures["step_seconds"] == 2 + 20, "with the validation before it"
+    assert progress.figures["data_wait_share"] == pytest.approx(11 * 0.5 / (60 + 10 * 2 + 2 * 20))
 
 
 def test_a_short_run_has_no_estimate(capsys):
@@ -157,10 +157,10 @@ def test_memory_of_a_gpu_is_what_pytorch_counts_and_waits_for_nothing(monkeypatc
 
 def test_the_memory_of_a_step_is_told_where_the_package_knows_it(runtime):
     config = TrainConfig(model=ModelConfig("mit_b0"), batch_size=2)
-    peak = estimate_memory(config, runtime, "full")
-    assert peak == planner.count(step_of(config, runtime), "full").peak
+    peak = estimate_memory(config, runtime, "none")
+    assert peak == planner.count(step_of(config, runtime), "none").peak > 2**29
     other = replace(config, model=ModelConfig("mit_b0", decoder_channels=(8, 8, 8, 8, 8)))
-    assert estimate_memory(other, runtime, "full") is None, "it would have to be traced"
+    assert estimate_memory(other, runtime, "none") is None, "it would have to be traced"
 
 
 def test_each_start_has_its_figures_and_the_last_line_adds_them_up(material, tmp_path, capsys):
@@ -175,7 +175,7 @@ def test_each_start_has_its_figures_and_the_last_line_adds_them_up(material, tmp
     assert re.fullmatch(rf"this start: {pattern} resident; all 2 starts: time .*, 8 images, [\d.]+ images/s", said[-1])
     first, second = (each["summary"] for each in json.loads((config.out / RUN).read_text())["starts"])
     assert (first["images"], second["images"], second["steps"]) == (4, 4, 2)
-    assert first["cost"] == pytest.approx(first["seconds"] / 100)
+    assert first["cost"] == pytest.approx(first["seconds"] / 100, rel=0.01)
     assert "cost" not in second
     assert 0 < first["data_wait_share"] < 1
     metrics = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]

@@ -367,11 +367,10 @@ def test_mlflow_reads_back_what_was_logged(material, tmp_path, monkeypatch):
     assert [Path(each.path).name for each in pictures] == ["step_00000002.png", "step_00000004.png"]
 
 
-def test_wandb_offline_keeps_one_run(material, tmp_path, monkeypatch):
+def test_wandb_offline_keeps_one_run(material, tmp_path):
     pytest.importorskip("wandb", reason="of the extra `wandb`")
-    monkeypatch.setenv("WANDB_MODE", "offline")
     out = tmp_path / "run"
-    run(track_with, "wandb", material, out)
+    run(track_with, "wandb", material, out, environment={"WANDB_MODE": "offline"})
     run_id = json.loads((out / IDS).read_text())["wandb"]
     written = list((out / FOLDER / "wandb").glob("offline-run-*/run-*.wandb"))
     assert {each.stem for each in written} == {f"run-{run_id}"}
