@@ -166,11 +166,8 @@ class TrainingProgress:
         others are over the last few steps."""
         passed = max(self.times[-1] - self.times[0], 1e-9)
         last = self.times[-1] - self.times[-2] if len(self.times) > 1 else 0.0
-        return {
-            "images_per_second": self.images_per_second,
-            "step_seconds": last,
-            "data_wait_share": min(1.0, sum(self.waits) / passed),
-        }
+        values = (self.images_per_second, last, min(1.0, sum(self.waits) / passed))
+        return dict(zip(OF_SPEED, values, strict=True))
 
     def step(self, step: int, loss: float, dice: float, waited: float = 0.0) -> None:
         """Tell of a finished step, which waited some seconds for its data."""
