@@ -258,6 +258,15 @@ def test_settings_are_single_values_by_dotted_name(tmp_path):
     assert {type(each) for each in flat.values()} <= {bool, int, float, str}
 
 
+def test_secrets_of_urls_are_not_sent(tmp_path):
+    urls = ("https://ann:secret@host/a?sig=secret", "s3://key:secret@bucket/b")
+    config = tiny_config(tmp_path, tmp_path / "run?", train=urls, val="https://host/c?token=secret")
+    flat = flat_config(config, {"scale": {"x": "http://u:secret@h/"}})
+    assert "secret" not in str(flat)
+    assert (flat["data.val"], flat["out"]) == ("https://host/c", f"{tmp_path}/run?")
+    assert flat["data.train"].endswith("@bucket/b")
+
+
 def test_an_overlay_shows_both_outlines_and_leaves_the_rest():
     part = np.full((3, 40, 60), 100, np.uint8)
     part[1:] = 0

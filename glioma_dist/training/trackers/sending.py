@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from glioma_dist.config.file import to_dict
+from glioma_dist.config.paths import without_credentials
 from glioma_dist.distributed.leaving import give_up_library
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
@@ -151,7 +152,8 @@ class Trackers:
 
 
 def flat_config(config: Any, start: Mapping[str, Any]) -> dict[str, Setting]:
-    """The settings of a run, and what it is computed on, as one value each by dotted name.
+    """The settings of a run, and what it is computed on, as one value each by dotted name. A tracker can be public, so
+    passwords and signatures of URLs are left out.
 
     start: the entry of the start in run.json.
     """
@@ -162,7 +164,9 @@ def flat_config(config: Any, start: Mapping[str, Any]) -> dict[str, Setting]:
             if isinstance(value, Mapping):
                 add(f"{prefix}{name}.", value)
             elif isinstance(value, list | tuple):
-                flat[f"{prefix}{name}"] = " ".join(map(str, value))
+                flat[f"{prefix}{name}"] = " ".join(without_credentials(str(each)) for each in value)
+            elif isinstance(value, str):
+                flat[f"{prefix}{name}"] = without_credentials(value)
             else:
                 flat[f"{prefix}{name}"] = "none" if value is None else value
 
