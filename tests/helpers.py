@@ -46,6 +46,7 @@ PRELOADED = [
     "glioma_dist.training.loop",
     "glioma_dist.evaluation.protocol",
     "glioma_dist.inference.predict",
+    "glioma_dist.report.curves",
 ]
 TINY_CHANNELS = (16, 16, 8, 8, 8)
 FIRST_PORT, MAX_WORKERS, PORTS_A_WORKER = 10240, 16, 1400

@@ -308,6 +308,7 @@ def overlays_of_two(material: Path, out: Path) -> dict:
     return {(step, name): image for _, images, step in calls for name, image in images.items()}
 
 
+@pytest.mark.slow  # three processes
 def test_processes_that_share_an_image_show_the_whole_of_it(material, tmp_path):
     (alone,) = run(overlays_of_two, material, tmp_path / "one")
     first, second = run(overlays_of_two, material, tmp_path / "two", num_processes=2)
