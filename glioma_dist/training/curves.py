@@ -50,11 +50,13 @@ class CurvesFile:
         self._out, self._check, self._say = out, check, say
         self._calls = BackgroundCalls("curves")
         self._train, self._val = _Scores(), _Scores()
-        self._last, self._is_drawn = time.monotonic(), True
+        self._last = time.monotonic()
         self._newest: tuple[tuple[np.ndarray, ...], ...] = ()
         for row in rows:
             with suppress(KeyError, TypeError, ValueError, OverflowError):  # a row of somebody else's making
                 (self._val if row.get("split") == "val" else self._train).add(row["step"], row["loss"], row["dice"])
+        # A start that was killed may have drawn none of its validations.
+        self._is_drawn = (out / CURVES).exists() or not self._val.columns[0]
 
     def step(self, step: int, loss: float, dice: float) -> None:
         """A step is finished."""
@@ -71,7 +73,7 @@ class CurvesFile:
     def _begin_to_draw(self) -> None:
         if len(self._train.columns[0]) > 1:
             self._newest = (self._train.copy(), self._val.copy())
-            self._last, self._is_drawn = time.monotonic(), True
+            self._last = time.monotonic()
             self._calls.submit(self._draw)
 
     def close(self, has_finished: bool) -> None:
