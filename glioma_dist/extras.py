@@ -13,6 +13,10 @@ LIBRARIES = {
     "bench": ("segmentation_models_pytorch",),
     "cloud": ("fsspec", "aiohttp", "s3fs", "gcsfs", "adlfs"),
     "export": ("onnx", "onnxruntime"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
 }
 """By extra of pyproject.toml: the modules that its libraries are imported as."""
 
@@ -38,6 +42,21 @@ def require(extra: str, needed_by: str) -> None:
 
     Raises InputError, with the missing libraries and the command that installs them.
     """
-    missing = [name for name in LIBRARIES[extra] if util.find_spec(name) is None]
+    _require(LIBRARIES[extra], install_command(extra), needed_by)
+
+
+def require_library(library: str, package: str, needed_by: str) -> None:
+    """The same for a library of no extra, which pip knows as `package`."""
+    _require((library,), f"pip install '{package}'", needed_by)
+
+
+def _require(libraries: tuple[str, ...], command: str, needed_by: str) -> None:
+    missing = [name for name in libraries if _is_missing(name)]
     if missing:
-        raise InputError(f"{needed_by}: {', '.join(missing)} not installed; run {install_command(extra)}")
+        raise InputError(f"{needed_by}: {', '.join(missing)} not installed; run {command}")
+
+
+def _is_missing(library: str) -> bool:
+    spec = util.find_spec(library)
+    # A folder of this name on Python's path, such as the `wandb` that wandb writes its runs to, is no library.
+    return spec is None or (spec.origin is None and spec.submodule_search_locations is not None)

@@ -94,6 +94,17 @@ class AugmentationEntry(Entry):
     kind: str = "function"
 
 
+@dataclass(frozen=True)
+class TrackerEntry(Entry):
+    """An experiment tracker. Its target is called with a `TrackedRun` and returns a `Tracker`
+    (training/trackers/contract.py)."""
+
+    library: str | None = None
+    """The module that it imports; None where it needs none that may be missing."""
+    package: str | None = None
+    """What pip installs for it, where this package has no extra of the tracker's name."""
+
+
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
@@ -295,3 +306,4 @@ losses = Registry("loss", "glioma_dist.losses", LossEntry, ("glioma_dist.loss_na
 augmentations = Registry(
     "augmentation", "glioma_dist.augmentations", AugmentationEntry, ("glioma_dist.data.augmentation_names",)
 )
+trackers = Registry("tracker", "glioma_dist.trackers", TrackerEntry, ("glioma_dist.training.trackers.names",))

@@ -36,6 +36,7 @@ from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.size import Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+OF_SPEED = ("images_per_second", "step_seconds", "data_wait_share")
 PRELOADED = [
     "torch",
     "torch._dynamo",
@@ -48,6 +49,7 @@ PRELOADED = [
     "glioma_dist.training.loop",
     "glioma_dist.evaluation.protocol",
     "glioma_dist.inference.predict",
+    "glioma_dist.report.curves",
 ]
 TINY_CHANNELS = (16, 16, 8, 8, 8)
 FIRST_PORT, MAX_WORKERS, PORTS_A_WORKER = 10240, 16, 1400
@@ -139,7 +141,7 @@ def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
 def rows(out: Path) -> list[dict]:
     """metrics.jsonl without the speed, the one thing that no two runs share."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in OF_SPEED} for line in lines]
 
 
 @dataclass(frozen=True)

@@ -214,3 +214,8 @@ def _dashed(name: str) -> str:
 def _without_secrets(url: str) -> str:
     """Return a URL without password and signature, because messages end up in logs."""
     return re.sub(r"(:/+)[^/@]*@", r"\1…@", re.split(r"[?#]", url)[0])
+
+
+def without_credentials(text: str) -> str:
+    """Return a setting without what a URL in it may hold of secrets, for places that others can read."""
+    return _without_secrets(text) if "://" in text else text

@@ -13,9 +13,10 @@ from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.paths import OutputPath
 from glioma_dist.config.scale import ScaleConfig
 from glioma_dist.errors import InputError
+from glioma_dist.extras import LIBRARIES, require, require_library
 from glioma_dist.limits import check_batch_size
 from glioma_dist.loss_names import DEFAULT_LOSS
-from glioma_dist.registry import losses
+from glioma_dist.registry import losses, trackers
 
 COST_FIELDS = (
     "data.train",
@@ -35,6 +36,8 @@ COST_FIELDS = (
     "stage",
     "resume",
     "deterministic",
+    "track",
+    "price_per_hour",
     "scale.activation_checkpointing",
     "scale.tile_elements",
     "scale.channels_last",
@@ -83,9 +86,15 @@ class TrainConfig:
     deterministic: bool = False
     """On a GPU, make all runs of the same command on the same machine bit-identical. This is slower. On a CPU they are
     always bit-identical."""
+    track: tuple[str, ...] = ()
+    """Experiment trackers that also get what metrics.jsonl gets: tensorboard, wandb, mlflow, trackio, another one that
+    accelerate knows (aim, clearml, comet_ml, dvclive, swanlab), or one that you registered."""
+    price_per_hour: float | None = None
+    """Price of an hour of the whole run, all its GPUs together, in any currency: the last line then has the cost."""
     out: OutputPath = Path("runs/run")
-    """Folder of the run: config.json, run.json, metrics.jsonl, last/, last.1/, best/. Or a URL (s3://, gs://, az://,
-    hf://): the run is staged in a local folder, and each checkpoint is uploaded (docs/guides/buckets.md)."""
+    """Folder of the run: config.json, run.json, metrics.jsonl, curves.png, last/, last.1/, best/. Or a URL (s3://,
+    gs://, az://, hf://): the run is staged in a local folder, and each checkpoint is uploaded
+    (docs/guides/buckets.md)."""
     stage: Path | None = None
     """With a URL as --out: local folder in which the run is staged. By default: a folder of the user's cache that
     belongs to this URL."""
@@ -116,6 +125,9 @@ class TrainConfig:
             raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, for example 1e-4")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, for example 1.0")
+        check_trackers(self.track)
+        if self.price_per_hour is not None and not 0 < self.price_per_hour < math.inf:
+            raise InputError(f"--price-per-hour {self.price_per_hour}: give a number above 0, for example 2.50")
         if self.deterministic and self.scale.cudnn_benchmark:
             raise InputError(
                 "--deterministic and --scale.cudnn-benchmark cannot be combined: cuDNN would choose its algorithms by "
@@ -125,3 +137,16 @@ class TrainConfig:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raises InputError for a tracker that is unknown, is named twice, or lacks its library; imports none."""
+    told = f"--track {' '.join(names)}"
+    entries = [trackers.find(name, "--track") for name in names]
+    if len({entry.name for entry in entries}) != len(entries):
+        raise InputError(f"{told}: name each tracker once")
+    for entry in entries:
+        if entry.name in LIBRARIES and entry.distribution is None:
+            require(entry.name, f"--track {entry.name}")
+        elif entry.library is not None:
+            require_library(entry.library, entry.package or entry.library, f"--track {entry.name}")

@@ -7,11 +7,16 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 SECONDS_TO_LEAVE = 10.0
 """Time limit for closing the connections: NCCL can wait for a process that has ended."""
 
+SECONDS_TO_EXIT = 5.0
+"""Time limit for Python's exit where a library was given up."""
+
+_given_up = False
 _handler: object = None
 """The function that C++ calls, kept alive here because C++ holds no Python reference."""
 
@@ -40,6 +45,25 @@ def leave(seconds: float = SECONDS_TO_LEAVE) -> bool:
     thread.start()
     thread.join(seconds)
     return not thread.is_alive()
+
+
+def give_up_library() -> None:
+    """Note that a library does not answer, or has failed: at Python's exit it could wait for its server."""
+    global _given_up
+    _given_up = True
+
+
+def bound_exit(exit_code: int, seconds: float = SECONDS_TO_EXIT) -> None:
+    """End this process with its exit code after at most `seconds`, where a library was given up. A command calls it
+    last, when all is written."""
+    if not _given_up:
+        return
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(exit_code)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def call_at_terminate(function: Callable[[], None]) -> bool:

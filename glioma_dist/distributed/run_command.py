@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 
 from glioma_dist.distributed.launcher import tell_launcher
-from glioma_dist.distributed.leaving import leave
+from glioma_dist.distributed.leaving import bound_exit, leave
 from glioma_dist.distributed.lost_processes import Loss, find_loss
 from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
 from glioma_dist.errors import (
@@ -57,11 +57,13 @@ def run_command(function: Callable[[], None]) -> None:
             function()
             sys.stdout.flush()
         _hear_no_more_requests()
+        bound_exit(0)
     except KeyboardInterrupt:
         _end(StopRequested("received SIGINT"))
     except (Exception, Interrupted) as error:
         ending = as_run_error(error)
         if ending is None:
+            bound_exit(1)
             raise
         _end(_with_advice(ending, error))
 
@@ -102,6 +104,7 @@ def _end(ending: RunError) -> None:
     _tell_of(ending)
     _hear_no_more_requests()  # Python forgets all other handlers at its end
     drop_closed_output()
+    bound_exit(ending.exit_code)
     sys.exit(ending.exit_code)
 
 

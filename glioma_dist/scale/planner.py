@@ -40,7 +40,17 @@ def count(step: Step, level: Level) -> StepMemory:
     """Memory of one device in a step with recomputation `level`. Nothing is counted for the package's encoders as they
     are by default (`counted_steps.py`): there it is exact, or within 7 %. For others a second question is answered from
     a file, and so are those about other sizes where one formula holds for all (`step_count.py`)."""
-    memory = _by_table(step, level) or _by_formula(step, level) or _at_size(step, level)
+    return _on_each(_by_table(step, level) or _by_formula(step, level) or _at_size(step, level), step)
+
+
+def count_if_known(step: Step, level: Level) -> StepMemory | None:
+    """`count` where the package has the answer, which takes milliseconds; None where it would be traced."""
+    memory = _by_table(step, level)
+    return None if memory is None else _on_each(memory, step)
+
+
+def _on_each(memory: StepMemory, step: Step) -> StepMemory:
+    """With what the devices of a launch hold besides, or share."""
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
         memory = replace(memory, gradients=memory.optimizer // 2)
     return _shard(memory, step) if step.shards else memory

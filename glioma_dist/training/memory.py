@@ -10,9 +10,9 @@ from functools import partial
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
-from glioma_dist.errors import OUT_OF_MEMORY, MemoryFullError, is_out_of_memory
+from glioma_dist.errors import OUT_OF_MEMORY, InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.scale.planner import GIB, Level, Step, advice, device_memory, free_memory, resolve
+from glioma_dist.scale.planner import GIB, Level, Step, advice, count_if_known, device_memory, free_memory, resolve
 from glioma_dist.scale.tile_size import tile_size
 
 SECONDS_FOR_ADVICE = 10.0
@@ -45,6 +45,14 @@ def choose_level(config: TrainConfig, context: DistributedContext) -> Level:
         return resolve(config.scale.activation_checkpointing, step_of(config, context), math.inf)
     free = context.gather_objects([free_memory(context.device, context.num_local_processes)])
     return resolve("auto", step_of(config, context), min(free))
+
+
+def estimate_memory(config: TrainConfig, context: DistributedContext, level: Level) -> int | None:
+    """Peak bytes of a step on one device; None where they would have to be traced, which takes seconds."""
+    with suppress(InputError):
+        memory = count_if_known(step_of(config, context), level)
+        return None if memory is None else memory.peak
+    return None
 
 
 @contextmanager

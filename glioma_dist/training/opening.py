@@ -8,6 +8,8 @@ from glioma_dist.config.file import to_dict
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import RunError
 from glioma_dist.files import write_json_atomically
+from glioma_dist.scale.planner import GIB
+from glioma_dist.training.memory import estimate_memory
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.run_record import RunRecord, describe_start
 from glioma_dist.training.state import TrainState, read_unwritten_rows
@@ -23,6 +25,7 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
     config, context = trainer.config, trainer.context
     reporter, problem = None, None
     start = describe_start(config, context, trainer.level, state.step)
+    trainer.overlays.are_wanted = bool(context.gather_objects([config.track])[0])
     trainer.folder.has_begun = True
     if context.is_main:
         try:
@@ -35,9 +38,8 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
                 old = trainer.folder.checkpoint
                 added = read_unwritten_rows(old) if old else []
                 folder = trainer.folder
-                reporter = Reporter(
-                    config, state, trainer.num_steps, folder.check, added, record, folder.upload_problem
-                )
+                known = (start, context.device, trainer.data_wait, folder.say, folder.upload_problem)
+                reporter = Reporter(config, state, trainer.num_steps, folder.check, added, record, *known)
         except (RunError, OSError) as error:
             problem = as_run_error(error)
             if problem is None:
@@ -53,8 +55,10 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
     if reporter is None:
         return nullcontext()
     processes = f"{context.num_processes} process{'es' if context.num_processes > 1 else ''} ({context.device.type})"
+    peak = estimate_memory(config, context, trainer.level)
+    memory = "" if peak is None else f", estimated memory of a step {peak / GIB:.2f} GiB a process"
     reporter.say(
-        f"{len(trainer.train)} images, batch {config.batch_size} on {processes}, "
-        f"activation checkpointing {trainer.level}, from step {state.step} to {trainer.num_steps}, in {config.out}"
+        f"{len(trainer.train)} images, batch {config.batch_size} on {processes}, activation checkpointing "
+        f"{trainer.level}, from step {state.step} to {trainer.num_steps}{memory}, in {config.out}"
     )
     return reporter

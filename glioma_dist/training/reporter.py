@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.run_command import as_run_error, drop_closed_output
 from glioma_dist.errors import RunError, StopRequested
+from glioma_dist.training.curves import CurvesFile
+from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.run_record import RunRecord
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.status import StatusFile
-from glioma_dist.training.telemetry import MetricsFile, TrainingProgress
+from glioma_dist.training.summary import Summary, memory_in_use, summary_line
+from glioma_dist.training.telemetry import DataWait, MetricsFile, TrainingProgress
+from glioma_dist.training.trackers.sending import Trackers, Warnings, flat_config
 
 
 class Reporter:
@@ -23,8 +29,9 @@ class Reporter:
     together with the other processes.
 
     added: rows that the earlier start could not write. record: the entry of this start in run.json. check: called
-    before each write; raises InputError if the run may no longer write. find_problem: asked after each step and each
-    checkpoint for what else has to end the run.
+    before each write; raises InputError if the run may no longer write. start: what `describe_start` says, for
+    trackers. device: whose memory is told. data_wait: how long the run waits for batches. warn: prints a warning.
+    find_problem: asked after each step and each checkpoint for what else has to end the run.
     """
 
     def __init__(
@@ -35,18 +42,33 @@ class Reporter:
         check: Callable[[], None],
         added: Sequence[dict[str, Any]] = (),
         record: RunRecord | None = None,
+        start: Mapping[str, Any] | None = None,
+        device: torch.device | None = None,
+        data_wait: DataWait | None = None,
+        warn: Callable[[str], None] = lambda line: None,
         find_problem: Callable[[], RunError | None] = lambda: None,
     ) -> None:
         self._find_problem = find_problem
         self.problem: RunError | None = None
+        self._config, self._device, self._check, self._print_warning = config, device, check, warn
+        self._start = {} if start is None else start
         self._metrics = MetricsFile(config.out / "metrics.jsonl", state.step, check, added)
         self._progress = TrainingProgress(state.step, num_steps, config.batch_size)
         self._status = StatusFile(config.out, state.step, state.step or None, check)
         self._record = record
+        self._data_wait = data_wait or DataWait()
+        self._summary = Summary(state.step, config.batch_size, device, self._data_wait, config.price_per_hour)
+        self._curves = CurvesFile(config.out, self._metrics.kept, check, self._warn)
+        self._metrics.kept = []  # they can be many
+        self._trackers = Trackers()
 
     def __enter__(self) -> Reporter:
         self._metrics.__enter__()
         self._progress.__enter__()
+        config = self._config
+        if config.track:
+            told = flat_config(config, self._start)
+            self._trackers.open(config.track, config.out, self._status.step, told, Warnings(self._warn, self._check))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -55,12 +77,26 @@ class Reporter:
         with self._noting_problems():
             self._progress.__exit__(kind, error, trace)
         ending = None if error is None else as_run_error(error) or error
+        summary = None
+        with contextlib.suppress(Exception):  # of a broken GPU too; how the run has ended must not be hidden
+            summary = self._tell_summary()
         # A disk that is full has been told of already.
         with contextlib.suppress(RunError):
             self._status.ended(ending)
         with contextlib.suppress(RunError):
             if self._record is not None:
-                self._record.ended(ending, self._status.step)
+                self._record.ended(ending, self._status.step, summary)
+        # Last, as they may take their time.
+        self._curves.close(has_finished=error is None)
+        self._trackers.close(has_finished=error is None)
+
+    def _tell_summary(self) -> dict[str, Any]:
+        """What this start took; also as a line for people, where it took any step."""
+        summary = self._summary.at(self._status.step)
+        if summary["steps"]:
+            earlier = [] if self._record is None else self._record.earlier_summaries
+            self.say(summary_line(summary, earlier))
+        return summary
 
     @property
     def unwritten_rows(self) -> list[dict[str, Any]]:
@@ -76,18 +112,32 @@ class Reporter:
         """A step is finished."""
         with self._noting_problems():
             self._status.step = step
-            self._progress.step(step, loss, dice)
+            self._progress.step(step, loss, dice, self._data_wait.last)
         self.problem = self.problem or self._find_problem()
+        figures = self._progress.figures
         with self._noting_problems():  # also where nobody reads the output any more
-            speed = self._progress.images_per_second
-            self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, images_per_second=speed)
+            self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, **figures)
+        self._curves.step(step, loss, dice)
+        if self._trackers.are_there:
+            values = {"train/loss": loss, "train/dice": dice, "train/epoch": epoch, "train/lr": self._config.lr}
+            values |= {f"speed/{name}": value for name, value in figures.items()}
+            values |= {f"memory/{name}": value for name, value in memory_in_use(self._device).items()}
+            self._trackers.log(values, step)
 
-    def validated(self, step: int, epoch: int, loss: float, dice: float, better: bool) -> None:
-        """A validation is finished."""
+    def validated(
+        self, step: int, epoch: int, loss: float, dice: float, better: bool, overlays: Overlays | None = None
+    ) -> None:
+        """A validation is finished. overlays: some of its images."""
         with self._noting_problems():
             self._metrics.write(step=step, epoch=epoch, split="val", loss=loss, dice=dice)
             best = ", the best so far" if better else ""
             self._progress.say(f"step {step}: validation loss {loss:.4f}, Dice {dice:.4f}{best}")
+            self._progress.validated(step)
+        self._curves.validated(step, loss, dice)
+        if self._trackers.are_there:
+            self._trackers.log({"val/loss": loss, "val/dice": dice}, step)
+            if overlays is not None:
+                self._trackers.log_images(overlays.drawing(), step)
 
     def saved(self, step: int) -> None:
         """A checkpoint is complete, from which the run can resume. It has made room where older ones were removed."""
@@ -96,6 +146,13 @@ class Reporter:
         with self._noting_problems():
             self._status.saved(step)
         self.problem = self.problem or self._find_problem()
+        if self._record is not None:
+            with contextlib.suppress(RunError):  # an extra; what cannot be written is told of by the others
+                self._record.note(self._summary.at(step))
+
+    def _warn(self, line: str) -> None:
+        with self._noting_problems():
+            self._print_warning(line)
 
     @contextlib.contextmanager
     def _noting_problems(self) -> Iterator[None]:

@@ -19,12 +19,13 @@ from glioma_dist.training.folder_lock import LOCK
 from glioma_dist.training.run_record import DAMAGED, RUN
 from glioma_dist.training.state import read_scaler, read_train_state, read_unwritten_rows
 from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
-from glioma_dist.training.telemetry import read_rows
+from glioma_dist.training.telemetry import CURVES, read_rows
+from glioma_dist.training.trackers.names import TRACKED
 
 CONFIG, METRICS, LAST, BEST = "config.json", "metrics.jsonl", "last", "best"
 RESUMABLE = ".resumable"
 """An empty file: last/ was complete here once. Tells a run that lost it from one that ended before its first."""
-BEFORE_FIRST_CHECKPOINT = {CONFIG, METRICS, STATUS, RUN, DAMAGED, LOCK, "last.new", "best.new"}
+BEFORE_FIRST_CHECKPOINT = {CONFIG, METRICS, STATUS, RUN, DAMAGED, LOCK, CURVES, *TRACKED, "last.new", "best.new"}
 
 
 class OtherRunError(InputError):

@@ -46,11 +46,24 @@ class RunRecord:
         self._starts = [*self._read(say), start]
         self._write()
 
-    def ended(self, ending: BaseException | None, step: int) -> None:
-        """Record the end of this start, after `step`; `ending` is the exception that ended it early."""
+    @property
+    def earlier_summaries(self) -> list[object]:
+        """What each earlier start says that it took; None where it says nothing."""
+        return [each.get("summary") for each in self._starts[:-1]]
+
+    def note(self, summary: dict[str, Any]) -> None:
+        """Record what this start took so far, so that a kill loses only what came after. Raises InputError."""
+        self._starts[-1]["summary"] = summary
+        self._check()
+        self._write()
+
+    def ended(self, ending: BaseException | None, step: int, summary: dict[str, Any] | None = None) -> None:
+        """Record the end of this start, after `step`; `ending` is the exception that ended it early. summary: what it
+        took (summary.py)."""
         code = ExitCode.FINISHED if ending is None else getattr(ending, "exit_code", ExitCode.UNEXPECTED)
         reason = None if ending is None else one_line(str(ending) or type(ending).__name__)
         self._starts[-1] |= {"ended": _now(), "code": int(code), "reason": reason, "to_step": step}
+        self._starts[-1] |= {} if summary is None else {"summary": summary}
         self._check()
         self._write()
 
@@ -103,6 +116,8 @@ def describe_start(config: TrainConfig, context: DistributedContext, level: str,
         "numerics": numerics_in_force(),
         "versions": versions(),
         "commit": find_own_commit(),
+        "track": list(config.track),
+        "summary": None,
     }
 
 

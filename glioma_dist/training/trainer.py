@@ -24,9 +24,11 @@ from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.data_watch import DataWatch
+from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.saving import CheckpointSaver
 from glioma_dist.training.state import TrainState
+from glioma_dist.training.telemetry import DataWait
 
 
 class Scores(NamedTuple):
@@ -82,6 +84,10 @@ class Trainer:
     """Processes that read and prepare images, in training and in validation."""
     guard: StepGuard = field(init=False)
     saver: CheckpointSaver = field(init=False)
+    data_wait: DataWait = field(init=False, default_factory=DataWait)
+    """Of the batches that this process trains on."""
+    overlays: Overlays = field(init=False, default_factory=Overlays)
+    """Examples of each validation, for trackers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
@@ -112,7 +118,7 @@ class Trainer:
         with closing(batches), DataWatch(self.workers, who, context.seconds_to_answer) as watch:
             for step in count(first_step + 1):
                 context.whereabouts.wait_for_data(f"step {step}")
-                with watch.waiting(step):
+                with watch.waiting(step), self.data_wait:
                     batch = next(batches)
                 yield batch
 

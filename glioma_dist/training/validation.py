@@ -19,6 +19,7 @@ from glioma_dist.scale.gradients import normalised
 from glioma_dist.scale.kernel_limits import check_forward, forward_fits
 from glioma_dist.scale.tile_size import tile_size
 from glioma_dist.size import Size
+from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.resume import BEST
 from glioma_dist.training.state import TrainState
@@ -30,7 +31,8 @@ def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> 
 
     Raises NonFiniteError where the loss is not finite.
     """
-    scores = validation_scores(trainer)
+    overlays = trainer.overlays
+    scores = validation_scores(trainer, overlays) if overlays.are_wanted else validation_scores(trainer)
     if not math.isfinite(scores.loss):
         error = NonFiniteError(
             f"step {state.step}: the validation loss is {scores.loss}; look at the validation images, or give a "
@@ -46,20 +48,22 @@ def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> 
     else:
         state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
     if reporter:
-        reporter.validated(state.step, trainer.epoch(state), *scores, better)
+        reporter.validated(state.step, trainer.epoch(state), *scores, better, overlays)
     return state
 
 
 @torch.no_grad()
-def validation_scores(trainer: Trainer) -> Scores:
+def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Scores:
     """Mean loss and Dice over the validation images, each once, one at a time.
 
     Processes that have fewer images than others show the network one more that does not count: where weights are
     spread over the processes, all must take part in every pass. Before each image the processes agree to continue, so
-    that a request to stop, or an image that cannot be read, ends all of them.
+    that a request to stop, or an image that cannot be read, ends all of them. overlays: get the first images.
     """
     context, group = trainer.context, trainer.spatial_group
     trainer.model.eval()
+    if overlays is not None:
+        overlays.begin()
     # On the device, and read once: for each read the CPU waits for the GPU.
     total = torch.zeros(3, dtype=torch.float64, device=context.device)
     num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
@@ -68,7 +72,7 @@ def validation_scores(trainer: Trainer) -> Scores:
             context.whereabouts.wait_for_data(f"validation image {number + 1}")
             image, problem = _next_image(trainer, images)
             trainer.saver.agree(problem)
-            sums = _score(trainer, image)
+            sums = _score(trainer, image, overlays)
             if number < num_own:
                 total += sums
     trainer.model.train()
@@ -106,7 +110,7 @@ def _check_size(trainer: Trainer, image: Batch) -> None:
         raise InputError(f"{where}: {error}") from error
 
 
-def _score(trainer: Trainer, image: Batch) -> Tensor:
+def _score(trainer: Trainer, image: Batch, overlays: Overlays | None) -> Tensor:
     """Loss, Dice and 1 of one image, (3,) fp64 on the device, divided among the processes that share it."""
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
     group.cut(image.height)
@@ -114,4 +118,6 @@ def _score(trainer: Trainer, image: Batch) -> Tensor:
         logits = trainer.model(normalised(trainer.model, image.images))
     loss = segmentation_loss(config.loss, logits, image.masks, group.total)
     score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, image.masks)))
+    if overlays is not None:
+        overlays.add(image, logits, group)
     return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]) / group.size

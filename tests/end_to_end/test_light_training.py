@@ -19,13 +19,17 @@ NOT_FOR_MIT = {
     "albumentations",
     "fsspec",
     "matplotlib",
+    "mlflow",
     "pandas",
     "pycocotools",
     "scipy",
     "sklearn",
+    "tensorboard",
     "timm",
     "torchvision",
+    "trackio",
     "transformers",
+    "wandb",
     "webdataset",
 }
 """What a MiT without augmentation needs nothing of."""

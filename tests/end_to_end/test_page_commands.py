@@ -29,6 +29,11 @@ NOT_RUN = {
     "python benchmarks/starting_weights.py": "22 CPU minutes, on data that are not in the repository",
     "pip install --constraint": "installs 6 GB; CI's job `wheel` installs the package",
     "pip wheel --wheel-dir": "downloads 6 GB",
+    "pip install 'glioma-dist[tensorboard]'": "changes the environment; test_extras.py has pip take such commands",
+    "glioma-dist train --data.train shards/livecell/train --data.val shards/livecell/val --track tensorboard": (
+        "a whole training; test_trackers.py trains with TensorBoard at tiny size"
+    ),
+    "tensorboard --logdir": "a server, until it is stopped",
     "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench": "hours; test_bench_resolution",
     "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "machines that come and go; test_machine_launchers.py has two",
     "torchrun --nnodes 2": "several machines; test_machine_launchers.py has two",

@@ -40,6 +40,7 @@ PRELOADED = (
     "glioma_dist.evaluation.protocol",
     "glioma_dist.inference.predict",
     "glioma_dist.data.convert.conversion",
+    "glioma_dist.report.curves",
 )
 MAX_REQUEST_BYTES = 2**18
 POLL_SECONDS = 0.02

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from file_calls import Moment
 from forks import Ended, Forks, Run, wait_until
-from helpers import free_port
+from helpers import OF_SPEED, free_port
 from safetensors.numpy import load_file
 
 STEPS, EVAL_EVERY = 6, 3
@@ -228,7 +228,7 @@ def rows(out: Path) -> list[dict]:
     path = out / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
-            found.append({name: value for name, value in json.loads(line).items() if name != "images_per_second"})
+            found.append({name: value for name, value in json.loads(line).items() if name not in OF_SPEED})
     return found
 
 

@@ -93,7 +93,8 @@ def train(encoder: str, data: dict[str, Any], num_steps: int, out: Path) -> list
     )
     loop.train(config, DistributedContext.start())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+    speed = ("images_per_second", "step_seconds", "data_wait_share")
+    return [{name: value for name, value in row.items() if name not in speed} for row in rows]
 
 
 def trained(out: Path, image: np.ndarray) -> tuple[list[Tensor], Tensor]:

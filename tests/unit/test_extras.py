@@ -8,6 +8,7 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from glioma_dist import extras
 from glioma_dist.cli import export
 from glioma_dist.config.benchmark import ResolutionConfig
 from glioma_dist.config.plan import PlanConfig
+from glioma_dist.config.train import check_trackers
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 from glioma_dist.size import Size
@@ -36,9 +38,14 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
     "https": ("cloud", "aiohttp", lambda: ShardReader("https://host/shards/train")),
     "s3": ("cloud", "s3fs", lambda: ShardReader("s3://bucket/shards/train")),
     "gs": ("cloud", "gcsfs", lambda: ShardReader("gs://bucket/shards/train")),
+    **{
+        f"--track {name}": (name, name, partial(check_trackers, (name,)))
+        for name in ("tensorboard", "wandb", "mlflow", "trackio")
+    },
     "az": ("cloud", "adlfs", lambda: ShardReader("az://container/shards/train")),
 }
 """Extra, the library of it that is missing, and what asks for it."""
+MORE_TRACKERS = ("tensorboard", "mlflow", "trackio")
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -96,7 +103,11 @@ def wheels(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("extra", extras.LIBRARIES)
+@pytest.mark.parametrize(
+    "extra",
+    # Of the trackers, which have an extra each, one stands for all.
+    [pytest.param(each, marks=pytest.mark.slow if each in MORE_TRACKERS else ()) for each in extras.LIBRARIES],
+)
 @pytest.mark.parametrize("source", ["a wheel", "a clone"])
 def test_pip_takes_the_command_where_no_index_has_the_project(source, extra, wheels, tmp_path):
     """What pip leaves of an installation: `dist-info`, and for a clone where it lies."""

@@ -19,10 +19,11 @@ from glioma_dist.registry import (
     augmentations,
     encoders,
     losses,
+    trackers,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ALL = (encoders, losses, augmentations)
+ALL = (encoders, losses, augmentations, trackers)
 GROUPS = [each.group for each in ALL]
 KINDS = [(each, each.names()[0]) for each in ALL]
 
