@@ -47,6 +47,7 @@ COMMANDS = {
     "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
     "shards index": Entry("glioma_dist.cli.shards:INDEX", "Write the index of plain WebDataset tars."),
     "shards verify": Entry("glioma_dist.cli.shards:VERIFY", "Check every byte of a folder of shards."),
+    "run-status": Entry("glioma_dist.cli.run_status:RUN_STATUS", "Print how a run stands, for people and job scripts."),
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
@@ -57,7 +58,7 @@ COMMANDS = {
     "merge": Entry("glioma_dist.cli.merge:MERGE", "Join the sharded files of an FSDP2 checkpoint."),
     "demo": Entry("glioma_dist.cli.demo:DEMO", "Draw cells, train, evaluate and predict, in minutes."),
     "reproduce": Entry("glioma_dist.cli.reproduce:REPRODUCE", "Reproduce the article's tables and figures."),
-    "configs": Entry("glioma_dist.cli.configs:CONFIGS", "List the files for accelerate launch."),
+    "configs": Entry("glioma_dist.cli.configs:CONFIGS", "List the files for accelerate launch, SLURM and Kubernetes."),
 }
 
 
