@@ -136,7 +136,9 @@ def run(config: RunStatusConfig) -> None:
         line = f"{status.run}: {status.state}, exit code {status.code}"
         print(one_line(f"{line}: {status.reason}" if status.reason else line))
         if status.step is not None:
-            resumes = "no checkpoint" if status.checkpoint_step is None else f"checkpoint at step {status.checkpoint_step}"
+            resumes = (
+                "no checkpoint" if status.checkpoint_step is None else f"checkpoint at step {status.checkpoint_step}"
+            )
             print(f"step {status.step}, {resumes}, as of {status.updated}")
         print(f"next: {'wait until it ends' if status.state == 'running' else WORDS[status.next]}")
     if config.exit and status.code:

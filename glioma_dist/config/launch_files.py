@@ -1,4 +1,4 @@
-"""The files that come with the package: for `accelerate launch --config_file`, and in jobs/ for schedulers and clouds."""
+"""The files that come with the package: for `accelerate launch --config_file`, and in jobs/ for schedulers."""
 
 from __future__ import annotations
 

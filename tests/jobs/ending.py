@@ -1,5 +1,5 @@
-"""A process of a launch that ends as it is told: `python ending.py ENDING [RANK]`. All ranks do, or RANK alone; the others
-then wait for the launcher to stop them."""
+"""A process of a launch that ends as it is told: `python ending.py ENDING [RANK]`. All ranks do, or RANK alone; the
+others then wait for the launcher to stop them."""
 
 import os
 import signal

