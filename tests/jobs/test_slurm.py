@@ -44,7 +44,7 @@ class Site:
 
     def config(self, url: str | Path, out: Path):
         how = {"max_steps": STEPS, "epochs": 100, "eval_every": None, "save_every": 100, "batch_size": 2}
-        return tiny_config(url, out, **how)
+        return tiny_config(self.shards, out, train=f"{url}/train", val=f"{url}/val", **how)
 
     def submit(self, *words: str, flags: tuple[str, ...] = (), **variables: str) -> str:
         file = self.folder / "launch.yaml"  # as the package's, but CPUs are slow in bf16
