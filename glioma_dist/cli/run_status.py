@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_folder_there
 from glioma_dist.config.paths import LocalPath
 from glioma_dist.distributed.exit_codes import code_of_launch, read_exit_codes
 from glioma_dist.errors import ExitCode, InputError, one_line
@@ -146,6 +147,12 @@ def run(config: RunStatusConfig) -> None:
         sys.exit(status.code)
 
 
+def check(config: RunStatusConfig) -> None:
+    """Raises InputError where the folder of exit codes is not there."""
+    if config.exit_codes is not None:
+        check_folder_there("--exit-codes", config.exit_codes)
+
+
 RUN_STATUS = Command(
     RunStatusConfig,
     run,
@@ -154,4 +161,5 @@ RUN_STATUS = Command(
         "glioma-dist run-status runs/glioma --json",
         "glioma-dist run-status runs/glioma --exit-codes runs/glioma.codes --exit",
     ),
+    check,
 )

@@ -53,12 +53,10 @@ def _write(text: str) -> None:
 def read_exit_codes(folder: Path) -> dict[int, int | None]:
     """Return rank -> exit code of each process that has begun; None where it was killed, or still runs.
 
-    A folder that is not there has no processes. Raises InputError where it cannot be read.
+    Raises InputError where the folder cannot be read.
     """
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
-        return {}
     except OSError as error:
         raise cannot_read(folder, error) from None
     found: dict[int, int | None] = {}

@@ -60,19 +60,25 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: tuple[str, ...] = ("localhost",)) -> None:
         self.folder, self.nodes, self.daemons = folder, nodes, []
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:{PLACES}"}
+        self.environment = {
+            **os.environ,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:{PLACES}",
+        }
         self.environment = {name: text for name, text in self.environment.items() if not name.startswith("SBATCH_")}
 
     def __enter__(self) -> "Cluster":
         for name in ("state", *(f"spool-{node}" for node in self.nodes)):
             (self.folder / name).mkdir(parents=True)
         lines = [
-            f"NodeName={node} NodeAddr=127.0.0.1 NodeHostname={node} Port={free_port()} CPUs=2 "
-            "Gres=gpu:2 State=UNKNOWN"
+            f"NodeName={node} NodeAddr=127.0.0.1 NodeHostname={node} Port={free_port()} CPUs=2 Gres=gpu:2 State=UNKNOWN"
             for node in self.nodes
         ]
         text = CONF.format(
-            host=socket.gethostname(), port=free_port(), folder=self.folder, again=SECONDS_TO_RUN_AGAIN,
+            host=socket.gethostname(),
+            port=free_port(),
+            folder=self.folder,
+            again=SECONDS_TO_RUN_AGAIN,
             nodes="\n".join(lines),
         )
         (self.folder / "slurm.conf").write_text(text)
@@ -115,12 +121,15 @@ class Cluster:
     def _wait(self, condition, seconds: float = 120) -> None:
         until = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < until and all(each.poll() is None for each in self.daemons), self.logs()
+            assert time.monotonic() < until, self.logs()
+            assert all(each.poll() is None for each in self.daemons), self.logs()
             time.sleep(0.2)
 
     def logs(self) -> str:
         """The ends of all logs."""
-        return "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.[lo][ou][gt]")))
+        return "\n".join(
+            f"== {path.name}\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.[lo][ou][gt]"))
+        )
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM prints; nothing where it fails."""

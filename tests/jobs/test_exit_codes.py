@@ -84,6 +84,7 @@ def test_the_cause_counts_and_not_what_it_did_to_the_other_process(tmp_path, lau
 
 
 def test_no_process_of_a_launch_began(tmp_path):
+    (tmp_path / "codes").mkdir()
     status = find_status(str(tmp_path / "run"), tmp_path / "codes")
     assert (status.state, status.code, status.next) == ("not begun", 69, "run again")
 

@@ -48,7 +48,9 @@ class Site:
 
     def submit(self, *words: str, flags: tuple[str, ...] = (), **variables: str) -> str:
         file = self.folder / "launch.yaml"  # as the package's, but CPUs are slow in bf16
-        file.write_text((FOLDER / "multi_node.yaml").read_text().replace("mixed_precision: bf16", "mixed_precision: 'no'"))
+        file.write_text(
+            (FOLDER / "multi_node.yaml").read_text().replace("mixed_precision: bf16", "mixed_precision: 'no'")
+        )
         here = {
             "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{self.cluster.environment['PATH']}",
             "PYTHONPATH": str(REPOSITORY),
@@ -59,7 +61,9 @@ class Site:
             **variables,
         }
         size = ("--gpus-per-node=2", "--cpus-per-task=1", "--output=job.out")
-        return self.cluster.submit(self.folder, *size, *words, str(JOB), "run", "--config", "config.json", *flags, **here)
+        return self.cluster.submit(
+            self.folder, *size, *words, str(JOB), "run", "--config", "config.json", *flags, **here
+        )
 
     def said(self) -> str:
         file = self.folder / "job.out"

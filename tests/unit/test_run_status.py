@@ -172,7 +172,8 @@ def test_what_is_no_run_is_one_line(run):
 
 
 def test_what_are_no_codes_is_one_line(tmp_path):
-    assert read_exit_codes(tmp_path / "gone") == {}
+    with pytest.raises(InputError, match="--exit-codes .*gone: no such folder"):
+        program.run(["run-status", str(tmp_path), "--exit-codes", str(tmp_path / "gone")])
     (tmp_path / "rank-0").write_text("two")
     (tmp_path / "other").write_text("2")
     with pytest.raises(InputError, match="rank-0: is no exit code"):
