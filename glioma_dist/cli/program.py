@@ -6,6 +6,7 @@ A command is a row of `COMMANDS`. Its module is imported when it is called.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from importlib import import_module
 import glioma_dist
 from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.command import Command
+from glioma_dist.distributed.exit_codes import VARIABLE
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError, one_line
 
@@ -64,6 +66,8 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that this process's arguments name: the console script."""
+    if sys.argv[1:2] == ["run-status"]:  # which reads the codes of a launch, and is no process of it
+        os.environ.pop(VARIABLE, None)
     run_command(lambda: run(sys.argv[1:]))
 
 

@@ -32,6 +32,8 @@ CODES = {
     "stopped": 75,
     "killed": 75,
 }
+QUICK = ("user_error", "unavailable")
+"""Endings that are tried with launchers in every run of the tests, the others in those marked slow."""
 LAUNCHERS = {
     "accelerate": ["accelerate.commands.launch", "--config_file", str(FOLDER / "cpu_2_processes.yaml")],
     "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
@@ -59,8 +61,16 @@ def ended(launcher: str, codes: Path, *words: str) -> int:
     return process.exit_code
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("ending", CODES)
+def cases(launchers: dict | list) -> list:
+    """Each launcher with each ending."""
+    return [
+        pytest.param(launcher, ending, marks=() if launcher == "python" or ending in QUICK else pytest.mark.slow)
+        for launcher in launchers
+        for ending in CODES
+    ]
+
+
+@pytest.mark.parametrize(("launcher", "ending"), cases(LAUNCHERS))
 def test_the_code_of_a_start_that_left_no_status(tmp_path, launcher, ending):
     """For example a mistyped flag, or a machine that did not join."""
     code = ended(launcher, tmp_path / "codes", ending)
@@ -73,12 +83,12 @@ def test_the_code_of_a_start_that_left_no_status(tmp_path, launcher, ending):
     assert status.next == ("run again" if status.code in (69, 75) else "fix")
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-@pytest.mark.parametrize("ending", [each for each in CODES if each != "finished"])
+@pytest.mark.parametrize(
+    ("launcher", "ending"),
+    [case for case in cases(["accelerate", "torchrun"]) if case.values[1] not in ("finished", "killed")],
+)
 def test_the_cause_counts_and_not_what_it_did_to_the_other_process(tmp_path, launcher, ending):
     """Rank 1 ends, and the launcher stops rank 0, which then ends with 75."""
-    if ending == "killed":  # nothing but kills: 75 whoever was asked to stop
-        pytest.skip("a killed process gives no code")
     ended(launcher, tmp_path / "codes", ending, "1")
     assert find_status(str(tmp_path / "run"), tmp_path / "codes").code == CODES[ending]
 
