@@ -172,7 +172,7 @@ def test_what_is_no_run_is_one_line(run):
 
 
 def test_what_are_no_codes_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="--exit-codes .*gone: no such folder"):
+    with pytest.raises(InputError, match=r"--exit-codes .*gone: no such folder"):
         program.run(["run-status", str(tmp_path), "--exit-codes", str(tmp_path / "gone")])
     (tmp_path / "rank-0").write_text("two")
     (tmp_path / "other").write_text("2")
