@@ -52,7 +52,7 @@ def scripts_in(path: Path) -> list[str]:
 
 def commands_in(path: Path) -> list[str]:
     """Each training command's flags, in a job file or in the blocks of a guide."""
-    texts = scripts_in(path) if path.suffix != ".md" else re.findall(r"```\n(.*?)```", path.read_text(), re.DOTALL)
+    texts = scripts_in(path) if path.suffix != ".md" else re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL)
     found = []
     for text in texts:
         text = text.replace("\\\n", " ")
@@ -88,7 +88,7 @@ def test_the_studies_are_those_that_the_program_takes(file):
         flags = flags.replace('"$part"', "2/4")
         assert parse(ReproduceConfig, ["table3", *shlex.split(flags)]).machine == (2, 4)
     else:
-        flags = re.search(r'jobs/slurm_array\.sbatch\)" (.*)', GUIDES[file].read_text())[1]
+        flags = re.search(r'jobs/slurm_array\.sbatch\)" (.*)', GUIDES[file].read_text().replace("\\\n", ""))[1]
         assert parse(ReproduceConfig, shlex.split(flags)).study == "table3"
 
 

@@ -29,6 +29,6 @@ def test_the_schema_of_skypilot_takes_all_of_it(sky):
     common_utils.validate_schema(content, schemas.get_task_schema(), "skypilot.yaml: ")
     for mount in content["file_mounts"].values():
         common_utils.validate_schema(mount, schemas.get_storage_schema(), "skypilot.yaml: ")
-    content["resources"]["job_recovery"]["recover_on_codes"] = [75]
-    with pytest.raises(ValueError, match="recover_on_codes"):
+    content["resources"]["use_spots"] = True
+    with pytest.raises(ValueError, match="use_spots"):
         common_utils.validate_schema(content["resources"], schemas.get_resources_schema(), "skypilot.yaml: ")

@@ -158,9 +158,9 @@ def test_a_disturbed_job_is_requeued_resumes_and_ends_as_if_nothing_had_been(sit
 
 
 def test_slurm_itself_sends_the_signal_before_the_time_limit(site):
-    """Between 120 and 60 s before the limit of three minutes, because SLURM looks twice a minute."""
+    """Between 180 and 120 s before the limit of four minutes, because SLURM looks once a minute."""
     site.pace = 8.0
-    job = site.submit("--time=3")
+    job = site.submit("--time=4")
     site.cluster.wait_for(job, "not requeued", lambda found: int(found.get("Restarts", 0)) == 1)
     assert json.loads((site.out / "status.json").read_text())["state"] == "stopped"
     site.pace = 0.0
