@@ -48,7 +48,7 @@ CONFIGS = Command(
     run,
     (
         "glioma-dist configs",
-        'sbatch "$(glioma-dist configs jobs/slurm.sbatch)" runs/glioma --data.train shards/glioma_c6/train',
+        "glioma-dist configs jobs/slurm.sbatch",
         'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
         "--data.train shards/glioma_c6/train --out runs/glioma",
     ),

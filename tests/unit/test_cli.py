@@ -81,7 +81,7 @@ def test_every_flag_has_a_text_and_config_is_one_of_them(name, monkeypatch):
     text = help_of(name, monkeypatch)
     described = described_flags(text)
     assert described["--config"].startswith("JSON file")
-    positional = {"study", "shards"} | ({"name"} if name == "configs" else set())
+    positional = {"study", "shards", *({"configs": ["name"], "run-status": ["run"]}.get(name, []))}
     for flag in flags_of(COMMANDS[name].load().config):
         if flag[2:] in positional:
             assert re.search(rf"^[│| ]+\[?{flag[2:].upper()}\b", text, re.MULTILINE)
@@ -208,6 +208,7 @@ def test_no_command_is_lost():
     groups |= {"download": ["livecell", "glioma-c6"]}
     groups |= {"bench": ["resolution", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "export", "merge", "demo", "reproduce", "configs"]
+    single += ["run-status"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
 
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs a launcher in a container, and ends with the exit code of the training, which launchers hide. A request to stop
-# (SIGTERM) is handed on, so that the training can save. Use: launch.sh RUN COMMAND…, with RUN the --out of the training.
+# (SIGTERM) is handed on, so that the training can save. Use: launch.sh RUN COMMAND…, with RUN the training's --out.
 set -u
 run=$1
 shift
