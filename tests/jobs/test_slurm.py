@@ -205,3 +205,30 @@ def test_a_cancelled_job_stays_cancelled_and_its_work_is_saved(site):
     status = json.loads((site.out / "status.json").read_text())
     assert status["state"] == "stopped"
     assert status["checkpoint_step"] >= 3
+
+
+PART_OF_A_STUDY = """#!/bin/bash
+# In place of `glioma-dist reproduce`: each part is stopped once, as before a time limit, and part 3 has a user's error.
+part=${4%/*}
+echo "$*" >> "said-$part"
+[[ $part == 3 ]] && exit 2
+[[ $(wc -l < "said-$part") == 2 ]] || exit 75
+"""
+
+
+def test_each_task_of_an_array_has_its_part_and_is_requeued_by_itself(site):
+    """The script alone: what a study does is tested in tests/end_to_end/test_study.py."""
+    (site.folder / "bin" / "glioma-dist").write_text(PART_OF_A_STUDY)
+    path = f"{site.folder / 'bin'}:{site.cluster.environment['PATH']}"
+    size = ("--array=4-6", "--gpus-per-task=1", "--cpus-per-task=1", "--output=job.out")
+    script = str(JOB.with_name("slurm_array.sbatch"))
+    job = site.cluster.submit(site.folder, *size, script, "table3", "--out", "studies/x", PATH=path)
+    said = {number: site.folder / f"said-{number}" for number in (1, 2, 3)}
+    until = time.monotonic() + 300
+    while site.cluster.ask("squeue", "--noheader") and time.monotonic() < until:
+        time.sleep(0.5)
+    for number, lines in {1: 2, 2: 2, 3: 1}.items():
+        expected = f"reproduce table3 --shard {number}/3 --out studies/x"
+        assert said[number].read_text().splitlines() == [expected] * lines, site.said()
+    ends = re.findall(r"JobState=(\w+).*?ExitCode=(\S+)", site.cluster.ask("scontrol", "show", "job", job), re.DOTALL)
+    assert sorted(ends) == [("COMPLETED", "0:0"), ("COMPLETED", "0:0"), ("FAILED", "2:0")]
