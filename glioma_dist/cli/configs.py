@@ -1,8 +1,9 @@
-"""`glioma-dist configs`: the files for accelerate launch that come with the package."""
+"""`glioma-dist configs`: the files for accelerate launch and for schedulers that come with the package."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -13,21 +14,27 @@ from glioma_dist.errors import InputError
 
 @dataclass(frozen=True)
 class ConfigsConfig:
-    """List the files for `accelerate launch --config_file`: their folder, and what each file is for."""
+    """List the files for `accelerate launch --config_file` and, in jobs/, for SLURM, Kubernetes and SkyPilot: their
+    folder, and what each file is for."""
 
     name: tyro.conf.Positional[str | None] = None
-    """Print only the path of this file, for example gpu.yaml."""
+    """Print only the path of this file, for example gpu.yaml or jobs/slurm.sbatch."""
 
     def validate(self) -> None:
         """Raises InputError if there is no file of this name."""
-        if self.name is not None and self.name.removesuffix(".yaml") + ".yaml" not in purposes():
+        if self.name is not None and _full_name(self.name) not in purposes():
             raise InputError(f"NAME {self.name}: no such file; there are {', '.join(purposes())}")
+
+
+def _full_name(name: str) -> str:
+    """`gpu` means gpu.yaml."""
+    return name if Path(name).suffix else f"{name}.yaml"
 
 
 def run(config: ConfigsConfig) -> None:
     """Print the folder and the list, or one path."""
     if config.name is not None:
-        print(FOLDER / f"{config.name.removesuffix('.yaml')}.yaml")
+        print(FOLDER / _full_name(config.name))
         return
     print(FOLDER)
     found = purposes()
@@ -41,6 +48,7 @@ CONFIGS = Command(
     run,
     (
         "glioma-dist configs",
+        "glioma-dist configs jobs/slurm.sbatch",
         'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
         "--data.train shards/glioma_c6/train --out runs/glioma",
     ),

@@ -6,6 +6,7 @@ A command is a row of `COMMANDS`. Its module is imported when it is called.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from importlib import import_module
 import glioma_dist
 from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.command import Command
+from glioma_dist.distributed.exit_codes import VARIABLE
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError, one_line
 
@@ -47,6 +49,7 @@ COMMANDS = {
     "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
     "shards index": Entry("glioma_dist.cli.shards:INDEX", "Write the index of plain WebDataset tars."),
     "shards verify": Entry("glioma_dist.cli.shards:VERIFY", "Check every byte of a folder of shards."),
+    "run-status": Entry("glioma_dist.cli.run_status:RUN_STATUS", "Print how a run stands, for people and job scripts."),
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
@@ -57,12 +60,14 @@ COMMANDS = {
     "merge": Entry("glioma_dist.cli.merge:MERGE", "Join the sharded files of an FSDP2 checkpoint."),
     "demo": Entry("glioma_dist.cli.demo:DEMO", "Draw cells, train, evaluate and predict, in minutes."),
     "reproduce": Entry("glioma_dist.cli.reproduce:REPRODUCE", "Reproduce the article's tables and figures."),
-    "configs": Entry("glioma_dist.cli.configs:CONFIGS", "List the files for accelerate launch."),
+    "configs": Entry("glioma_dist.cli.configs:CONFIGS", "List the files for accelerate launch, SLURM and Kubernetes."),
 }
 
 
 def main() -> None:
     """Run the command that this process's arguments name: the console script."""
+    if sys.argv[1:2] == ["run-status"]:  # which reads the codes of a launch, and is no process of it
+        os.environ.pop(VARIABLE, None)
     run_command(lambda: run(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""The files for `accelerate launch --config_file` that come with the package: short, commented YAML."""
+"""The files that come with the package: for `accelerate launch --config_file`, and in jobs/ for schedulers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ def launch_file(name: str) -> Path:
 
 
 def purposes() -> dict[str, str]:
-    """Return for each file name what the file is for: the first sentence of its comment."""
+    """Return for each file name what the file is for: the first sentence of its comment. Names in jobs/ begin so."""
     found = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
-        comment = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
-        found[path.name] = comment.partition(". ")[0].partition(": `")[0].rstrip(".:") + "."
+    for path in [*sorted(FOLDER.glob("*.yaml")), *sorted((FOLDER / "jobs").iterdir())]:
+        lines = path.read_text().splitlines()
+        comment = " ".join(line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("#!"))
+        purpose = comment.partition(". ")[0].partition(": `")[0].rstrip(".:") + "."
+        found[path.relative_to(FOLDER).as_posix()] = purpose
     return found

@@ -11,12 +11,14 @@ import time
 import traceback
 from collections.abc import Callable
 
+from glioma_dist.distributed.exit_codes import note_end, note_start
 from glioma_dist.distributed.launcher import tell_launcher
 from glioma_dist.distributed.leaving import bound_exit, leave
 from glioma_dist.distributed.lost_processes import Loss, find_loss
 from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
 from glioma_dist.errors import (
     OUT_OF_MEMORY,
+    ExitCode,
     InputError,
     Interrupted,
     MemoryFullError,
@@ -54,15 +56,21 @@ def run_command(function: Callable[[], None]) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with StopSignal():
+            note_start()
             function()
             sys.stdout.flush()
         _hear_no_more_requests()
+        note_end(ExitCode.FINISHED)
         bound_exit(0)
+    except SystemExit as error:
+        note_end(error.code if isinstance(error.code, int) else ExitCode.UNEXPECTED)
+        raise
     except KeyboardInterrupt:
         _end(StopRequested("received SIGINT"))
     except (Exception, Interrupted) as error:
         ending = as_run_error(error)
         if ending is None:
+            note_end(ExitCode.UNEXPECTED)
             bound_exit(1)
             raise
         _end(_with_advice(ending, error))
@@ -116,6 +124,7 @@ def end_at_once(ending: RunError) -> None:
 
 def _tell_of(ending: RunError) -> None:
     """Print the one line, or let the first process do it."""
+    note_end(ending.exit_code)
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)

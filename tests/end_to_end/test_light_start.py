@@ -50,6 +50,7 @@ BASES = {
     "convert glioma-c6": "--source FOLDER --out OUT",
     "convert coco": "--annotations IMAGE --images FOLDER --out OUT",
     "convert folder": "--images FOLDER --masks FOLDER --out OUT",
+    "run-status": "FOLDER",
     "shards inspect": "SHARDS",
     "shards index": "FOLDER",
     "shards verify": "SHARDS",

@@ -11,7 +11,7 @@ from glioma_dist.errors import MemoryFullError
 from glioma_dist.scale import tiles
 from glioma_dist.scale.planner import count
 from glioma_dist.size import Size
-from glioma_dist.training import loop, memory
+from glioma_dist.training import loop, memory, preparation
 
 SCALES = {
     "selective": ScaleConfig(activation_checkpointing="selective"),
@@ -25,7 +25,7 @@ SCALES = {
 def plain(shards, tmp_path, runtime, monkeypatch):
     """A run in fp64, as all others of the test then are: in fp32 Adam makes steps of a sum's last bits."""
     build_model = loop.build_model
-    monkeypatch.setattr(loop, "build_model", lambda *given: (build_model(*given)[0].double(), []))
+    monkeypatch.setattr(preparation, "build_model", lambda *given: (build_model(*given)[0].double(), []))
     config = tiny_config(shards, tmp_path / "plain")
     loop.train(config, runtime)
     return config

@@ -20,7 +20,7 @@ from glioma_dist.config.file import to_dict
 from glioma_dist.errors import ExitCode, InputError, NonFiniteError
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.size import Size
-from glioma_dist.training import loop, validation
+from glioma_dist.training import loop, preparation, validation
 from glioma_dist.training.folder_lock import folder_lock
 from glioma_dist.training.telemetry import MetricsFile
 
@@ -376,7 +376,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_moves(shards, 
         torch.nn.init.constant_(model.decoder.head.bias, float("nan"))
         return model, lineage
 
-    monkeypatch.setattr(loop, "build_model", spoilt)
+    monkeypatch.setattr(preparation, "build_model", spoilt)
     check_refused_step(tiny_config(shards, tmp_path / "run"), runtime, "step 1", "loss is nan", "cell-0")
 
 
@@ -388,7 +388,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_any_weight_moves(shar
         model.decoder.head.bias.register_hook(lambda gradient: gradient * float("nan"))
         return model, lineage
 
-    monkeypatch.setattr(loop, "build_model", spoilt)
+    monkeypatch.setattr(preparation, "build_model", spoilt)
     check_refused_step(tiny_config(shards, tmp_path / "run"), runtime, "step 1", "gradient is not finite")
 
 

@@ -157,7 +157,7 @@ def required_arguments(target: Any) -> dict[str, str]:
         for field in dataclasses.fields(target)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    positional = {"study", "shards"}
+    positional = {"study", "shards", "run"}
     flags = {name: name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in missing}
     return {flag: known.get(name, "x") for name, flag in flags.items()}
 
