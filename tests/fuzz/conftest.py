@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from forks import Forks
@@ -10,5 +11,6 @@ from forks import Forks
 
 @pytest.fixture(scope="session")
 def fuzz_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("batches")) as forks:
+    tests = Path(__file__).parents[1]
+    with Forks(tmp_path_factory.mktemp("batches"), [tests, tests / "fuzz"], ["helpers"]) as forks:
         yield forks
