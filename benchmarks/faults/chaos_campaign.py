@@ -49,7 +49,7 @@ def run_campaign(config: Config) -> list[int]:
     kept = config.out / "before" / str(config.only)
     if config.only is None and any(config.out.iterdir()):
         raise InputError(f"--out {config.out}: is not empty; give another folder, or repeat one fault with --only")
-    began, data = time.monotonic(), config.out / "data"
+    data = config.out / "data"
     if not data.exists():
         draw_shards(data / "train", IMAGES, DRAWN, seed=1, samples_per_shard=3)
         draw_shards(data / "val", 3, DRAWN, seed=2)
@@ -62,22 +62,16 @@ def run_campaign(config: Config) -> list[int]:
         campaign = Campaign(config, Place(forks, server.url, config.out), server, disk)
         if config.only is not None and kept.is_dir():
             campaign.return_to(kept)
-        for fault in plan if config.only is None else [plan[config.only - 1]]:
-            campaign.inflict(fault)
-        campaign.finish_run()
-        campaign.note_strangers()
-    content = {
-        "seed": config.seed,
-        "folder": str(config.out),
-        "commit": find_own_commit(),
-        "hardware": f"{os.cpu_count()} cores of {processor_name()}",
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "disk": "tmpfs" if disk.is_mounted else "RLIMIT_FSIZE",
-        "faults": campaign.results,
-        "runs": campaign.runs,
-    }
-    write_tables(config.out, content)
-    print(summary(content), flush=True)
+        try:
+            for fault in plan if config.only is None else [plan[config.only - 1]]:
+                campaign.inflict(fault)
+                write_tables(config.out, campaign.content())
+            if campaign.of_run:
+                campaign.finish_run()
+            campaign.note_strangers()
+        finally:
+            write_tables(config.out, campaign.content())
+    print(summary(campaign.content()), flush=True)
     failed = sorted({result["number"] for result in campaign.results if result["wrong"]} | campaign.of_failed_runs())
     if not failed and config.only is None:
         for name in ("before", "runs", "records", "references"):
@@ -91,14 +85,29 @@ class Campaign:
     def __init__(self, config: Config, place: Place, server: FaultyServer, disk: Disk) -> None:
         self._config, self._place, self._server, self._disk = config, place, server, disk
         self._out = disk.folder / "run"
+        self._began, self._commit = time.monotonic(), find_own_commit()
         self._start, self._first, self._processes = 0, 1, 2
         """Number of the last start, of the run's first one, and how many processes the next one has."""
         self._damages: list[tuple[dict, Callable[[], None]]] = []
         """Damages to a checkpoint that no start has met yet: their results, and what takes them back."""
-        self._of_run: list[int] = []
+        self.of_run: list[int] = []
+        """Numbers of the faults that the run has met."""
         self._references: dict[tuple, Path] = {}
         self.results: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []
+
+    def content(self) -> dict[str, Any]:
+        """What chaos.json holds."""
+        return {
+            "seed": self._config.seed,
+            "folder": str(self._config.out),
+            "commit": self._commit,
+            "hardware": f"{os.cpu_count()} cores of {processor_name()}",
+            "minutes": round((time.monotonic() - self._began) / 60, 1),
+            "disk": "tmpfs" if self._disk.is_mounted else "RLIMIT_FSIZE",
+            "faults": self.results,
+            "runs": self.runs,
+        }
 
     def of_failed_runs(self) -> set[int]:
         """The last fault of each run that is not equal to its reference."""
@@ -152,7 +161,7 @@ class Campaign:
                 self.finish_run()
             if happened:
                 return
-        raise RuntimeError(f"fault {fault.number} never came: {fault}")
+        raise RuntimeError(f"fault {fault.number} never came in {MOST_TRIES} starts: {fault}")
 
     def _follow(self, inflicted: Inflicted, wrong: list[str]) -> bool:
         """Wait until a start has ended. Returns whether the fault came."""
@@ -195,7 +204,7 @@ class Campaign:
             result["whom"] += f"; {done[0]}"
             self._damages.append((result, done[1]))
         self.results.append(result)
-        self._of_run.append(fault.number)
+        self.of_run.append(fault.number)
         self._processes = fault.processes
         if result["wrong"]:
             result["output"] = ended.output
@@ -211,14 +220,14 @@ class Campaign:
         self._damages, met = [], self._damages
         for result, _ in met:
             result["line"] = next((line for line in ended.warnings if "resuming from" in line), result["line"])
-        if self.results and self._of_run and self.results[-1]["seconds_to_restart"] is None:
+        if self.results and self.of_run and self.results[-1]["seconds_to_restart"] is None:
             last, seconds = self.results[-1], min(each.at for each in mine) - start.began_at
             last["seconds_to_restart"] = round(seconds, 1)
             if seconds > self._config.seconds_to_restart:
                 last["wrong"].append(f"the next start came to its first batch after {seconds:.0f} s")
 
     def _is_refused(self, ended: Ended) -> bool:
-        """Whether a start was right to refuse, because the only checkpoint is damaged; then the damage is taken back."""
+        """Whether a start rightly refused, because the only checkpoint is damaged; the damage is then taken back."""
         refused = bool(self._damages) and any("checkpoint" in line for line in ended.lines)
         if refused and (set(ended.codes) == {USER_ERROR} or len(ended.codes) == 1):
             for result, take_back in reversed(self._damages):
@@ -247,10 +256,10 @@ class Campaign:
             reference = self._reference(used)
             wrong += faults_of_run(self._out, reference, len(used) > 1)
             wrong += faults_of_order(records, self._records_of(self._reference(UNDISTURBED)))
-        run = {"faults": self._of_run, "segments": used, "starts": self._start - self._first + 1, "wrong": wrong}
+        run = {"faults": self.of_run, "segments": used, "starts": self._start - self._first + 1, "wrong": wrong}
         self.runs.append(run)
         told = (
-            f"FAILED: seed {self._config.seed}, faults {self._of_run}: {'; '.join(wrong)}"
+            f"FAILED: seed {self._config.seed}, faults {self.of_run}: {'; '.join(wrong)}"
             if wrong
             else "equal, bit for bit"
         )
@@ -258,7 +267,7 @@ class Campaign:
         kept = self._config.out / "runs" / str(len(self.runs))
         shutil.copytree(self._out, kept)
         shutil.rmtree(self._out)
-        self._first, self._processes, self._of_run, self._damages = self._start + 1, 2, [], []
+        self._first, self._processes, self.of_run, self._damages = self._start + 1, 2, [], []
 
     def _reference(self, used: tuple[tuple[int, int], ...]) -> Path:
         """A run with no fault, whose number of processes changes at the same steps: it is asked to stop there."""

@@ -172,7 +172,7 @@ class Inflicted:
 
 
 def damage(out: Path, fault: PlannedFault) -> tuple[str, Callable[[], None]] | None:
-    """Hurt a file of the newest checkpoint. Returns what was done, and what takes it back; None without a checkpoint."""
+    """Hurt a file of the newest checkpoint. Returns what was done, and what takes it back; None where none is there."""
     last = out / "last"
     files = sorted(path for path in last.glob("*") if path.is_file() and path.stat().st_size)
     if not files:
