@@ -173,7 +173,7 @@ class Campaign:
             happened = True
             wrong.append(str(error))
         bound = self._config.seconds_to_end if happened else SECONDS_TO_FINISH
-        if not inflicted.start.wait(bound):
+        if not inflicted.start.wait(bound, inflicted.persist):
             wrong.append(f"did not end within {bound:g} s")
         self._server.faults = lambda path, number: None
         self._disk.free()

@@ -66,6 +66,11 @@ class Inflicted:
         """Whether the run is not to end of it."""
         return self.fault.kind == "store" and not self.is_long_outage
 
+    def persist(self) -> None:
+        """Fill the disk again where the run has made room, as by removing an old checkpoint."""
+        if self.fault.kind == "disk" and self.happened.is_set():
+            self._disk.fill(self.start.ranks())
+
     def wait_for_moment(self, seconds: float) -> bool:
         """Wait for the fault and let it happen. Returns whether it has: the run may have been over before."""
         fault, start, until = self.fault, self.start, time.monotonic() + seconds

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -123,10 +123,12 @@ class Start:
         """Pids of the processes that read data; a worker leads a process group of its own."""
         return [child for rank in self.ranks() for child in children(rank) if _group(child) == child]
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for its end. Returns whether it came; what is left after so many seconds is killed."""
+    def wait(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Wait for its end. Returns whether it came; what is left after so many seconds is killed. meanwhile: called
+        again and again."""
         until = time.monotonic() + seconds
         while not self.has_ended() and time.monotonic() < until:
+            meanwhile()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         in_time = self.has_ended()
         self.kill()
@@ -153,7 +155,7 @@ class Forked(Start):
             launch |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             self.runs.append(
                 place.forks.start(
-                    "chaos_recording:train",
+                    "chaos_recording:train_in_fork",
                     [place.records, number, stop_after, *place.flags(out)],
                     place.environment() | {name: str(value) for name, value in launch.items() if processes > 1},
                     moments if rank == 0 else None,

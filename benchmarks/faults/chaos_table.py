@@ -27,8 +27,8 @@ def summary(content: dict[str, Any]) -> str:
     starts = [fault["seconds_to_restart"] for fault in faults if fault["seconds_to_restart"] is not None]
     return (
         f"{passed} of {len(faults)} faults pass, {equal} of {len(runs)} trainings equal their reference bit for bit "
-        f"({changed} of them with a changed number of processes). Time to end after a fault: at most {max(ends, default=0):.1f} "
-        f"s; from a start to its first batch: at most {max(starts, default=0):.1f} s. "
+        f"({changed} of them with a changed number of processes). Time to end after a fault: at most "
+        f"{max(ends, default=0):.1f} s; from a start to its first batch: at most {max(starts, default=0):.1f} s. "
         f"`python benchmarks/chaos.py --faults {len(faults)} --seed {content['seed']} --out FOLDER`, commit "
         f"{content['commit']}, {content['hardware']}, {content['minutes']} minutes, full disk by {content['disk']}."
     )

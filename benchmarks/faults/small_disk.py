@@ -27,7 +27,7 @@ def unmount(folder: Path) -> None:
 def fill(folder: Path) -> Path:
     """Write to a file system until it is full. Returns the file that fills it."""
     ballast = folder / "ballast"
-    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+    with contextlib.suppress(OSError), open(ballast, "ab", buffering=0) as file:
         while file.write(bytes(2**12)):
             continue
     return ballast
