@@ -27,6 +27,8 @@ class ChaosConfig:
     """Draws the faults and their moments."""
     only: int | None = None
     """Repeat this fault alone, by its number, from where the run was before it if --out has kept that."""
+    forked_launchers: bool = False
+    """Replace torchrun and accelerate launch by torchrun's agent in a forked process, which starts more quickly."""
     seconds_to_end: float = 90.0
     """Time in which a start has to end after a fault."""
     seconds_to_restart: float = 90.0

@@ -7,9 +7,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from chaos_agent import AGENT
 from chaos_checks import FINISHED, USER_ERROR, faults_of_end, faults_of_order, faults_of_run, segments
 from chaos_inflict import Inflicted, damage
 from chaos_plan import PlannedFault, draw
@@ -26,6 +28,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
 from glioma_dist.size import Size
 
+PRELOADED = ("torch._dynamo", "torch.distributed.launcher.api", "chaos_recording", "chaos_agent")
 DISK_BYTES = 2**25
 DRAWN = Size(96, 80)
 SECONDS_FOR_A_MOMENT, SECONDS_TO_FINISH, MOST_TRIES = 120.0, 300.0, 4
@@ -39,6 +42,7 @@ class Config(Protocol):
     faults: int
     seed: int
     only: int | None
+    forked_launchers: bool
     seconds_to_end: float
     seconds_to_restart: float
 
@@ -46,6 +50,8 @@ class Config(Protocol):
 def run_campaign(config: Config) -> list[int]:
     """Inflict the faults, and write chaos.json and chaos.md. Returns the numbers of those that failed."""
     plan = draw(config.seed, config.faults)
+    if config.forked_launchers:
+        plan = [replace(fault, launcher=AGENT) if fault.launcher else fault for fault in plan]
     kept = config.out / "before" / str(config.only)
     if config.only is None and any(config.out.iterdir()):
         raise InputError(f"--out {config.out}: is not empty; give another folder, or repeat one fault with --only")
@@ -56,7 +62,7 @@ def run_campaign(config: Config) -> list[int]:
     (config.out / "output").mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         # The server is forked before this process has threads of its own.
-        forks = stack.enter_context(Forks(config.out / "output", (), ("torch._dynamo", "chaos_recording")))
+        forks = stack.enter_context(Forks(config.out / "output", (), PRELOADED))
         server = stack.enter_context(serve(files_of(data)))
         disk = stack.enter_context(Disk(config.out / "disk", DISK_BYTES))
         campaign = Campaign(config, Place(forks, server.url, config.out), server, disk)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from chaos_agent import AGENT, Agent
 from chaos_plan import PlannedFault
 from chaos_recording import count_batches
 from chaos_starts import SECONDS_BETWEEN_LOOKS, Forked, Launched, Place, Start
@@ -16,7 +17,7 @@ from faulty_server import FaultyServer
 from file_calls import FileCall, Moment
 from small_disk import Disk
 
-SECONDS_OF_A_START = {None: 2.0, "torchrun": 8.0, "accelerate launch": 8.0}
+SECONDS_OF_A_START = {None: 2.0, AGENT: 3.0, "torchrun": 8.0, "accelerate launch": 8.0}
 """Within which a fault "during the start" comes; some come after it, in the first steps."""
 SECONDS_INTO_A_STEP = 0.3
 SECONDS_TO_FIND = 15.0
@@ -51,6 +52,8 @@ class Inflicted:
             if fault.moment == "file call":
                 moments = [Moment("makes", f"{out}/*", self._at_file_call, fault.call)]
             self.start = Forked(place, number, out, processes, moments)
+        elif fault.launcher == AGENT:
+            self.start = Agent(place, number, out, processes)
         else:
             self.start = Launched(place, number, out, processes, fault.launcher)
         self._ready.set()

@@ -105,7 +105,7 @@ class Start:
         """Pids of its training processes that live, in the order of their ranks."""
         raise NotImplementedError
 
-    def has_ended(self) -> bool:
+    def hasended_of(self) -> bool:
         raise NotImplementedError
 
     def ended(self) -> Ended:
@@ -127,10 +127,10 @@ class Start:
         """Wait for its end. Returns whether it came; what is left after so many seconds is killed. meanwhile: called
         again and again."""
         until = time.monotonic() + seconds
-        while not self.has_ended() and time.monotonic() < until:
+        while not self.hasended_of() and time.monotonic() < until:
             meanwhile()
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        in_time = self.has_ended()
+        in_time = self.hasended_of()
         self.kill()
         return in_time
 
@@ -167,12 +167,12 @@ class Forked(Start):
     def ranks(self) -> list[int]:
         return [run.pid for run in self.runs if not run.ended.is_set()]
 
-    def has_ended(self) -> bool:
+    def hasended_of(self) -> bool:
         return all(run.ended.is_set() for run in self.runs)
 
     def ended(self) -> Ended:
         printed = [run.stderr for run in self.runs]
-        return _ended([run.report["status"] for run in self.runs], "\n".join(printed), self.out)
+        return ended_of([run.report["status"] for run in self.runs], "\n".join(printed), self.out)
 
     def kill(self) -> None:
         for run in self.runs:
@@ -209,12 +209,12 @@ class Launched(Start):
                     self._known[int(rank[1]) if rank else 0] = child
         return [pid for _, pid in sorted(self._known.items()) if is_alive(pid)]
 
-    def has_ended(self) -> bool:
+    def hasended_of(self) -> bool:
         ranks = self.ranks()  # first: those that a launcher leaves behind are its children no more
         return self._process.poll() is not None and not ranks
 
     def ended(self) -> Ended:
-        return _ended([self._process.returncode], self._stderr.read_text(errors="replace"), self.out, launched=True)
+        return ended_of([self._process.returncode], self._stderr.read_text(errors="replace"), self.out, launched=True)
 
     def kill(self) -> None:
         for pid in (*self.ranks(), *([self._process.pid] if self._process.poll() is None else [])):
@@ -232,8 +232,8 @@ def launch_command(launcher: str, processes: int) -> list[str]:
     return [*command, *(["--multi_gpu", "--main_process_port", str(free_port())] if processes > 1 else [])]
 
 
-def _ended(codes: Iterable[int], printed: str, out: Path, launched: bool = False) -> Ended:
-    """launched: whether a launcher, which prints tracebacks of its own, wrote there too."""
+def ended_of(codes: Iterable[int], printed: str, out: Path, launched: bool = False) -> Ended:
+    """How a start ended. launched: whether a launcher, which prints tracebacks of its own, wrote there too."""
     state = None
     with contextlib.suppress(ValueError, OSError):
         state = status(out)

@@ -17,7 +17,7 @@ from chaos_starts import BATCH, IMAGES, STEPS
 from helpers import REPOSITORY
 from safetensors.numpy import load_file, save_file
 
-SEED_OF_CI = 0
+SEED_OF_CI = 2
 SECONDS = 800
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_differs_is_noticed(runs, words):
 
 @pytest.mark.timeout(SECONDS)
 def test_six_faults_of_six_kinds_leave_a_run_as_if_nothing_had_happened(tmp_path):
-    command = [sys.executable, "benchmarks/chaos.py", "--faults", "6", "--seed", str(SEED_OF_CI)]
+    command = [sys.executable, "benchmarks/chaos.py", "--faults", "6", "--seed", str(SEED_OF_CI), "--forked-launchers"]
     limits = ["--seconds-to-end", "200", "--seconds-to-restart", "200"]
     ended = subprocess.run(
         [*command, "--out", str(tmp_path / "c"), *limits],
