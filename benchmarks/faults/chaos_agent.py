@@ -16,7 +16,6 @@ from pathlib import Path
 from chaos_recording import train
 from chaos_starts import Ended, Place, Start, children, ended_of, is_alive
 
-AGENT = "torchrun's agent"
 TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that the agent handles; a script that it starts begins without its handlers."""
 

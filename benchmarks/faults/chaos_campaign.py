@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from chaos_agent import AGENT
 from chaos_checks import FINISHED, USER_ERROR, faults_of_end, faults_of_order, faults_of_run, segments
 from chaos_inflict import Inflicted, damage
-from chaos_plan import PlannedFault, draw
+from chaos_plan import AGENT, PlannedFault, draw
 from chaos_recording import Delivered, read_records
 from chaos_starts import IMAGES, STEPS, Ended, Forked, Place, Start
 from chaos_table import summary, write_tables
@@ -31,7 +30,7 @@ from glioma_dist.size import Size
 PRELOADED = ("torch._dynamo", "torch.distributed.launcher.api", "chaos_recording", "chaos_agent")
 DISK_BYTES = 2**25
 DRAWN = Size(96, 80)
-SECONDS_FOR_A_MOMENT, SECONDS_TO_FINISH, MOST_TRIES = 120.0, 300.0, 4
+SECONDS_FOR_A_MOMENT, SECONDS_TO_FINISH, MOST_TRIES = 600.0, 600.0, 4
 UNDISTURBED = ((2, STEPS),)
 
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chaos_agent import AGENT, Agent
-from chaos_plan import PlannedFault
+from chaos_agent import Agent
+from chaos_plan import AGENT, PlannedFault
 from chaos_recording import count_batches
 from chaos_starts import SECONDS_BETWEEN_LOOKS, Forked, Launched, Place, Start
 from faulty_server import FaultyServer

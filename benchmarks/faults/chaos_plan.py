@@ -15,7 +15,10 @@ KINDS = {
     "store": ("resets", "stalls", "answers 503"),
 }
 """Kind of fault -> its variants. Drawn so that six in a row are of six kinds."""
-LAUNCHERS = ("torchrun", "accelerate launch")
+AGENT = "torchrun's agent"
+"""In a forked process, with forked processes: quicker to start."""
+LAUNCHERS = {"torchrun": 1, "accelerate launch": 1, AGENT: 2}
+"""Launcher -> how often it is drawn."""
 MOMENTS = ("start", "step", "file call")
 SHARE_OF_STARTS, SHARE_OF_STEPS, SHARE_OF_LAUNCHES = 0.15, 0.45, 1 / 6
 SHARE_WITHOUT_CHANGE = 0.6
@@ -91,7 +94,7 @@ def draw(seed: int, count: int) -> list[PlannedFault]:
                 generator.random(),
                 generator.random(),
                 generator.random(),
-                generator.choice(LAUNCHERS) if is_launched else None,
+                generator.choices(list(LAUNCHERS), LAUNCHERS.values())[0] if is_launched else None,
                 processes,
             )
         )

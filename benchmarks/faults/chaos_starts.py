@@ -105,7 +105,7 @@ class Start:
         """Pids of its training processes that live, in the order of their ranks."""
         raise NotImplementedError
 
-    def hasended_of(self) -> bool:
+    def has_ended(self) -> bool:
         raise NotImplementedError
 
     def ended(self) -> Ended:
@@ -127,10 +127,10 @@ class Start:
         """Wait for its end. Returns whether it came; what is left after so many seconds is killed. meanwhile: called
         again and again."""
         until = time.monotonic() + seconds
-        while not self.hasended_of() and time.monotonic() < until:
+        while not self.has_ended() and time.monotonic() < until:
             meanwhile()
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        in_time = self.hasended_of()
+        in_time = self.has_ended()
         self.kill()
         return in_time
 
@@ -167,7 +167,7 @@ class Forked(Start):
     def ranks(self) -> list[int]:
         return [run.pid for run in self.runs if not run.ended.is_set()]
 
-    def hasended_of(self) -> bool:
+    def has_ended(self) -> bool:
         return all(run.ended.is_set() for run in self.runs)
 
     def ended(self) -> Ended:
@@ -209,7 +209,7 @@ class Launched(Start):
                     self._known[int(rank[1]) if rank else 0] = child
         return [pid for _, pid in sorted(self._known.items()) if is_alive(pid)]
 
-    def hasended_of(self) -> bool:
+    def has_ended(self) -> bool:
         ranks = self.ranks()  # first: those that a launcher leaves behind are its children no more
         return self._process.poll() is not None and not ranks
 
