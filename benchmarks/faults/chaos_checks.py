@@ -15,7 +15,7 @@ from run_contents import names, rows, tensors
 
 FINISHED, USER_ERROR, UNAVAILABLE, STOPPED, KILLED, TERMINATED = 0, 2, 69, 75, -9, -15
 MAX_LINE = 500
-TEMPORARY = re.compile(r"\.partial$|\.new$|\.old$|^\.(?!lock$|resumable$)|^ballast$")
+TEMPORARY = re.compile(r"\.(partial|new|old|tmp)$|^ballast$")
 VALIDATION_TOLERANCE = 1e-12
 """Of a validation's means: a change of the number of processes may come between a step and its validation."""
 
@@ -97,7 +97,7 @@ def segments(records: Sequence[Delivered]) -> tuple[tuple[int, int], ...]:
 
 def faults_of_order(records: Sequence[Delivered], undisturbed: Sequence[Delivered]) -> list[str]:
     """What is wrong with the samples that a run used: each step has its samples once, in the slots in which an
-    undisturbed run by two processes had them, with the same pixels; and each epoch has each image once."""
+    undisturbed run had them, with the same pixels; and each epoch has each image once."""
     wrong = []
     used, expected = effective(records), _batches(effective(undisturbed))
     if sorted(used) != list(range(1, STEPS + 1)):

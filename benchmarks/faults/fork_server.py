@@ -1,6 +1,6 @@
 """A process that imports the libraries once and forks fresh runs of the commands, on request.
 
-It is started by `forks.Forks` as `python fork_server.py DESCRIPTOR MODULE…`, with modules to import beside its own.
+It is started by `forks.Forks` as `python fork_server.py DESCRIPTOR MODULE…`, with the modules to import first.
 Importing PyTorch takes some ten seconds; a fork takes milliseconds. A forked run ends as an interpreter does, with its
 exit code, its last flush of the streams and what it registered with atexit, which children of `multiprocessing` skip.
 
@@ -28,18 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PRELOADED = (
-    "torch.distributed",
-    "accelerate",
-    "glioma_dist.model.encoders.timm_models",
-    "albumentations",
-    "fsspec.asyn",
-    "aiohttp",
-    "glioma_dist.training.loop",
-    "glioma_dist.evaluation.protocol",
-    "glioma_dist.inference.predict",
-    "glioma_dist.data.convert.conversion",
-)
 MAX_REQUEST_BYTES = 2**18
 POLL_SECONDS = 0.02
 LEFT_TO_THE_STARTER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -172,7 +160,7 @@ def main() -> None:
     # its runs.
     for number in LEFT_TO_THE_STARTER:
         signal.signal(number, signal.SIG_IGN)
-    for name in (*PRELOADED, *sys.argv[2:]):
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     asked.send(b'{"ready": true}')
     job = serve(asked)

@@ -20,6 +20,19 @@ from file_calls import FileCall, Moment, Supervisor
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[1]
+PRELOADED = (
+    "torch.distributed",
+    "accelerate",
+    "glioma_dist.model.encoders.timm_models",
+    "albumentations",
+    "fsspec.asyn",
+    "aiohttp",
+    "glioma_dist.training.loop",
+    "glioma_dist.evaluation.protocol",
+    "glioma_dist.inference.predict",
+    "glioma_dist.data.convert.conversion",
+)
+"""What the commands import."""
 SECONDS_TO_IMPORT = 300
 SECONDS_TO_DIE = 20
 
@@ -109,10 +122,10 @@ class Forks:
     """The server, and the runs that it has forked. Use as a context.
 
     folder: for what the runs print. paths: where the server finds modules beside the repository's. preloaded: modules
-    that it imports beside its own.
+    that it imports.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[Path] = (), preloaded: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, paths: Sequence[Path] = (), preloaded: Sequence[str] = PRELOADED) -> None:
         self.folder, self.paths, self.preloaded = folder, paths, preloaded
         self.runs: dict[int, Run] = {}
         self._started: dict[int, threading.Event] = {}

@@ -17,7 +17,7 @@ from chaos_starts import BATCH, IMAGES, STEPS
 from helpers import REPOSITORY
 from safetensors.numpy import load_file, save_file
 
-SEED_OF_CI = 2
+SEED_OF_CI = 37
 SECONDS = 800
 
 
@@ -26,11 +26,14 @@ def test_the_same_seed_draws_the_same_faults_and_another_others():
     assert draw(3, 50) != draw(4, 50)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_six_faults_are_of_six_kinds_and_fifty_of_all_variants(seed):
+@pytest.mark.parametrize("seed", range(20))
+def test_six_faults_are_of_six_kinds_and_the_last_changes_the_number_of_processes(seed):
     assert {fault.kind for fault in draw(seed, 6)} == set(KINDS)
     assert draw(seed, 6)[-1].processes != 2
-    faults = draw(seed, 50)
+
+
+def test_fifty_faults_have_every_variant_moment_launcher_and_number_of_processes():
+    faults = draw(1, 50)  # those of docs/reliability.md
     assert [fault.number for fault in faults] == list(range(1, 51))
     assert {(fault.kind, fault.variant) for fault in faults} == {(kind, each) for kind in KINDS for each in KINDS[kind]}
     assert {fault.moment for fault in faults} == set(MOMENTS)

@@ -24,10 +24,10 @@ RESULTS: dict[str, dict] = {}
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    from forks import Forks
+    from forks import PRELOADED, Forks
 
     tests = Path(__file__).parents[1]
-    with Forks(tmp_path_factory.mktemp("streams"), [tests, tests / "faults"], ["helpers"]) as forks:
+    with Forks(tmp_path_factory.mktemp("streams"), [tests, tests / "faults"], (*PRELOADED, "helpers")) as forks:
         yield forks
 
 
