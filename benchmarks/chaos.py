@@ -20,7 +20,7 @@ class ChaosConfig:
     runs that nothing disturbed."""
 
     out: Path
-    """Folder for runs, what they printed, chaos.json and chaos.md."""
+    """Folder for runs, what they printed, chaos.json and chaos.md. A campaign that was cut off is continued."""
     faults: int = 50
     """Number of faults."""
     seed: int = 0
@@ -49,7 +49,7 @@ def main() -> None:
     check_new_folder("--out", config.out)
     make_folder(config.out)
     config = replace(config, out=config.out.resolve())  # the runs work in another folder
-    from chaos_campaign import run_campaign
+    from chaos_command import run_campaign
 
     failed = run_campaign(config)
     if failed:

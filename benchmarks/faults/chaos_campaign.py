@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from chaos_checks import FINISHED, USER_ERROR, faults_of_end, faults_of_order, faults_of_run, segments
 from chaos_inflict import Inflicted, damage
-from chaos_plan import AGENT, PlannedFault, draw
+from chaos_plan import PlannedFault
 from chaos_recording import read_records
-from chaos_starts import IMAGES, STEPS, Ended, Forked, Place, Start
-from chaos_table import summary, write_tables
-from faulty_server import FaultyServer, files_of, serve
-from forks import REPOSITORY, Forks
+from chaos_starts import STEPS, Ended, Forked, Place, Start
+from faulty_server import FaultyServer
+from forks import REPOSITORY
 from small_disk import Disk
 
-from glioma_dist.benchmark.drawn_shards import draw_shards
-from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
-from glioma_dist.size import Size
 
-PRELOADED = (
-    *("accelerate", "albumentations", "aiohttp", "fsspec.asyn", "torch._dynamo", "torch.distributed.launcher.api"),
-    *("glioma_dist.cli.train", "glioma_dist.training.loop", "chaos_recording", "chaos_agent"),
-)
-"""What a training imports."""
-DISK_BYTES = 2**25
-DRAWN = Size(96, 80)
 SECONDS_FOR_A_MOMENT, SECONDS_TO_FINISH, MOST_TRIES = 600.0, 600.0, 4
 
 
@@ -47,44 +34,6 @@ class Config(Protocol):
     forked_launchers: bool
     seconds_to_end: float
     seconds_to_restart: float
-
-
-def run_campaign(config: Config) -> list[int]:
-    """Inflict the faults, and write chaos.json and chaos.md. Returns the numbers of those that failed."""
-    plan = draw(config.seed, config.faults)
-    if config.forked_launchers:
-        plan = [replace(fault, launcher=AGENT) if fault.launcher else fault for fault in plan]
-    kept = config.out / "before" / str(config.only)
-    if config.only is None and any(config.out.iterdir()):
-        raise InputError(f"--out {config.out}: is not empty; give another folder, or repeat one fault with --only")
-    data = config.out / "data"
-    if not data.exists():
-        draw_shards(data / "train", IMAGES, DRAWN, seed=1, samples_per_shard=3)
-        draw_shards(data / "val", 3, DRAWN, seed=2)
-    (config.out / "output").mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        # The server is forked before this process has threads of its own.
-        forks = stack.enter_context(Forks(config.out / "output", (), PRELOADED))
-        server = stack.enter_context(serve(files_of(data)))
-        disk = stack.enter_context(Disk(config.out / "disk", DISK_BYTES))
-        campaign = Campaign(config, Place(forks, server.url, config.out), server, disk)
-        if config.only is not None and kept.is_dir():
-            campaign.return_to(kept)
-        try:
-            for fault in plan if config.only is None else [plan[config.only - 1]]:
-                campaign.inflict(fault)
-                write_tables(config.out, campaign.content())
-            if campaign.of_run:
-                campaign.finish_run()
-            campaign.note_strangers()
-        finally:
-            write_tables(config.out, campaign.content())
-    print(summary(campaign.content()), flush=True)
-    failed = sorted({result["number"] for result in campaign.results if result["wrong"]} | campaign.of_failed_runs())
-    if not failed and config.only is None:
-        for name in ("before", "runs", "records", "references"):
-            shutil.rmtree(config.out / name, ignore_errors=True)
-    return failed
 
 
 class Campaign:
@@ -108,6 +57,7 @@ class Campaign:
         """What chaos.json holds."""
         return {
             "seed": self._config.seed,
+            "count": self._config.faults,
             "folder": str(self._config.out),
             "commit": self._commit,
             "hardware": f"{os.cpu_count()} CPU cores",
@@ -126,9 +76,12 @@ class Campaign:
         if found := self._place.strangers():
             self.runs[-1]["wrong"].append(f"files outside of --out: {found[:5]}")
 
-    def return_to(self, kept: Path) -> None:
-        """Have the run as it was before a fault."""
+    def return_to(self, kept: Path, done: dict[str, Any] | None = None) -> None:
+        """Have the run as it was before a fault. done: what was found before it."""
         state = read_json(kept / "state.json")
+        if done is not None:
+            self.results, self.runs, self.of_run = done["faults"], done["runs"], state["faults"]
+            self._began -= done["minutes"] * 60
         self._start, self._first, self._processes = state["start"], state["first"], state["processes"]
         if (kept / "run").is_dir():
             shutil.copytree(kept / "run", self._out)
@@ -142,7 +95,7 @@ class Campaign:
         kept.mkdir(parents=True)
         if self._out.is_dir():
             shutil.copytree(self._out, kept / "run")
-        state = {"start": self._start, "first": self._first, "processes": self._processes}
+        state = {"start": self._start, "first": self._first, "processes": self._processes, "faults": self.of_run}
         write_json_atomically(kept / "state.json", state)
 
     def inflict(self, fault: PlannedFault) -> None:
@@ -260,29 +213,30 @@ class Campaign:
             wrong.append(f"the last start ended with {ended.codes}: {ended.lines or ended.output[-500:]}")
         records = [each for each in read_records(self._place.records) if each.start >= self._first]
         used = segments(records)
-        if not wrong:
-            reference = self._reference(used)
-            wrong += faults_of_run(self._out, reference, len(used) > 1)
+        try:
+            wrong += [] if wrong else faults_of_run(self._out, self._reference(used), len(used) > 1)
             # Of each reference so far: the order is the same for any number of processes.
             for each in self._references.values():
                 wrong += faults_of_order(records, read_records(each.parent / "records"))
+        except RuntimeError as error:  # of the reference
+            wrong.append(str(error))
         run = {"faults": self.of_run, "segments": used, "starts": self._start - self._first + 1, "wrong": wrong}
         self.runs.append(run)
-        told = (
-            f"FAILED: seed {self._config.seed}, faults {self.of_run}: {'; '.join(wrong)}"
-            if wrong
-            else "equal, bit for bit"
-        )
+        failed = f"FAILED: seed {self._config.seed}, faults {self.of_run}: {'; '.join(wrong)}"
+        told = failed if wrong else "equal, bit for bit"
         print(f"run {len(self.runs)}: (processes, last step) {used}, {told}", flush=True)
         kept = self._config.out / "runs" / str(len(self.runs))
-        shutil.copytree(self._out, kept)
-        shutil.rmtree(self._out)
+        shutil.rmtree(kept, ignore_errors=True)
+        if self._out.is_dir():
+            shutil.copytree(self._out, kept)
+            shutil.rmtree(self._out)
         self._first, self._processes, self.of_run, self._damages = self._start + 1, 2, [], []
 
     def _reference(self, used: tuple[tuple[int, int], ...]) -> Path:
         """A run with no fault, whose number of processes changes at the same steps: it is asked to stop there."""
         if used not in self._references:
             folder = self._config.out / "references" / str(len(self._references))
+            shutil.rmtree(folder, ignore_errors=True)  # of a campaign that is continued
             place = Place(self._place.forks, self._place.url, folder)
             for number, (processes, last_step) in enumerate(used, 1):
                 stop_after = last_step if last_step < STEPS else 0

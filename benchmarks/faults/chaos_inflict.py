@@ -20,7 +20,7 @@ from small_disk import Disk
 SECONDS_OF_A_START = {None: 2.0, AGENT: 3.0, "torchrun": 8.0, "accelerate launch": 8.0}
 """Within which a fault "during the start" comes; some come after it, in the first steps."""
 SECONDS_INTO_A_STEP = 0.3
-SECONDS_TO_FIND = 15.0
+SECONDS_TO_FIND = 600.0
 """To wait for a process that is to be hurt and is not there yet."""
 LONGEST_OUTAGE = 3.0
 SHARE_OF_LONG_OUTAGES = 0.4
