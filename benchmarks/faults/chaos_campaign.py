@@ -10,7 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from chaos_checks import FINISHED, USER_ERROR, faults_of_end, faults_of_order, faults_of_run, segments
+from chaos_checks import (
+    FINISHED,
+    USER_ERROR,
+    faults_of_end,
+    faults_of_going_on,
+    faults_of_order,
+    faults_of_run,
+    segments,
+)
 from chaos_inflict import Inflicted, damage
 from chaos_plan import PlannedFault
 from chaos_recording import read_records
@@ -143,7 +151,8 @@ class Campaign:
     def _note(self, inflicted: Inflicted, ended: Ended, seconds: float, wrong: list[str]) -> None:
         """Keep what the table tells of a fault, and hurt the checkpoint where that is the fault."""
         fault = inflicted.fault
-        delivered = [each.step for each in read_records(self._place.records) if each.start == self._start]
+        records = [each for each in read_records(self._place.records) if each.start == self._start]
+        wrong += faults_of_going_on(inflicted, records)
         result = {
             "number": fault.number,
             "name": fault.name,
@@ -153,7 +162,7 @@ class Campaign:
             "run": len(self.runs) + 1,
             "start": self._start,
             "processes": self._processes,
-            "step": max(delivered, default=0),
+            "step": max((each.step for each in records), default=0),
             "codes": list(ended.codes),
             "state": {name: (ended.state or {}).get(name) for name in ("state", "code", "checkpoint_step")},
             "line": ended.lines[0] if ended.lines else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -15,6 +16,8 @@ from run_contents import names, rows, tensors
 
 FINISHED, USER_ERROR, UNAVAILABLE, STOPPED, KILLED, TERMINATED = 0, 2, 69, 75, -9, -15
 MAX_LINE = 500
+MOST_BATCHES_LATER = 4
+"""That a training may take after a signal to it, or after the end of its launcher."""
 TEMPORARY = re.compile(r"\.(partial|new|old|tmp)$|^ballast$")
 VALIDATION_TOLERANCE = 1e-12
 """Of a validation's means: a change of the number of processes may come between a step and its validation."""
@@ -39,6 +42,15 @@ def faults_of_end(inflicted: Inflicted, ended: Ended) -> list[str]:
     if told and not ended.lines:
         wrong.append("no line says why")
     return wrong
+
+
+def faults_of_going_on(inflicted: Inflicted, records: Iterable[Delivered]) -> list[str]:
+    """Whether a training went on after it was asked to stop, or after its launcher or another process was killed."""
+    if inflicted.fault.kind not in ("rank", "launcher") or not inflicted.happened.is_set():
+        return []
+    at = time.time() - (time.monotonic() - inflicted.at)
+    later = max(Counter(each.rank for each in records if each.at > at).values(), default=0)
+    return [f"{later} more batches after the fault: the training goes on"] if later > MOST_BATCHES_LATER else []
 
 
 def _codes(inflicted: Inflicted) -> dict[str, set[int]]:
