@@ -122,11 +122,9 @@ class Inflicted:
 
     def _signal(self, find: Callable[[], Sequence[int]], name: str) -> bool:
         """Signal one of the processes that `find` finds, once there is one. Returns whether there was."""
-        until = time.monotonic() + SECONDS_TO_FIND
-        while not (found := find()):
-            if self.start.has_ended() or time.monotonic() > until:
-                return False
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        found = self._wait_for(find)
+        if not found:
+            return False
         chosen = int(self.fault.place * len(found))
         self.at, self.victims = time.monotonic(), [chosen]
         self.whom = f"{self.fault.kind} {chosen} of {len(found)}" if self.fault.kind != "launcher" else ""
@@ -136,6 +134,13 @@ class Inflicted:
             return False
         return True
 
+    def _wait_for(self, find: Callable[[], Sequence[int]]) -> Sequence[int]:
+        """Processes, once there are any; none where the start has ended before."""
+        until = time.monotonic() + SECONDS_TO_FIND
+        while not (found := find()) and not self.start.has_ended() and time.monotonic() < until:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return found
+
     def _hurt_disk(self) -> bool:
         self._disk.fill(self.start.ranks())
         return True
@@ -144,7 +149,8 @@ class Inflicted:
         """The run is ended first; `chaos_damage` hurts what it left."""
         name = "SIGKILL" if self.fault.delay < 0.5 else "SIGTERM"
         self.whom = f"after {name}"
-        ranks = self.start.ranks()
+        ranks = self._wait_for(self.start.ranks)
+        self.at = time.monotonic()
         for pid in ranks if name == "SIGKILL" else ranks[:1]:
             os.kill(pid, signal.Signals[name])
         self.victims = list(range(len(ranks))) if name == "SIGKILL" else []
