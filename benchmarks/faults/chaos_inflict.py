@@ -128,11 +128,7 @@ class Inflicted:
         chosen = int(self.fault.place * len(found))
         self.at, self.victims = time.monotonic(), [chosen]
         self.whom = f"{self.fault.kind} {chosen} of {len(found)}" if self.fault.kind != "launcher" else ""
-        try:
-            os.kill(found[chosen], signal.Signals[name])
-        except ProcessLookupError:
-            return False
-        return True
+        return _send(found[chosen], signal.Signals[name])
 
     def _wait_for(self, find: Callable[[], Sequence[int]]) -> Sequence[int]:
         """Processes, once there are any; none where the start has ended before."""
@@ -146,13 +142,13 @@ class Inflicted:
         return True
 
     def _hurt_checkpoint(self) -> bool:
-        """The run is ended first; `chaos_damage` hurts what it left."""
+        """The run is ended first; `damage` hurts what it left."""
         name = "SIGKILL" if self.fault.delay < 0.5 else "SIGTERM"
         self.whom = f"after {name}"
         ranks = self._wait_for(self.start.ranks)
         self.at = time.monotonic()
         for pid in ranks if name == "SIGKILL" else ranks[:1]:
-            os.kill(pid, signal.Signals[name])
+            _send(pid, signal.Signals[name])
         self.victims = list(range(len(ranks))) if name == "SIGKILL" else []
         return bool(ranks)
 
@@ -182,7 +178,16 @@ class Inflicted:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self.at = time.monotonic()
         for pid in start.ranks()[:1]:
-            os.kill(pid, signal.SIGTERM)
+            _send(pid, signal.SIGTERM)
+
+
+def _send(pid: int, number: signal.Signals) -> bool:
+    """Signal a process. Returns whether it was there."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def damage(out: Path, fault: PlannedFault) -> tuple[str, Callable[[], None]] | None:
