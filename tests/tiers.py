@@ -6,6 +6,7 @@ expensive gets a line here; `make test-all` prints the slowest twenty.
 """
 
 LONG = {
+    "tests/chaos/test_chaos.py::test_six_faults_of_six_kinds_leave_a_run_as_if_nothing_had_happened": "a dozen runs",
     "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": "four processes, traced",
     "tests/distributed/test_ends.py::test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full": "it waits",
     "tests/distributed/test_every_encoder.py::test_fsdp2_shards_every_weight_and_gathers_it_block_by_block": "the same",

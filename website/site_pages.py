@@ -24,7 +24,7 @@ OUTSIDE_DOCS = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "vulnerabilities.md",
     "shards/README.md": "shards.md",
     "examples/README.md": "examples.md",
 }

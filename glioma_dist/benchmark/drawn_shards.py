@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards.reader import ShardReader, ShardWriter
+from glioma_dist.data.shards.reader import SAMPLES_PER_SHARD, ShardReader, ShardWriter
 from glioma_dist.size import Size
 
 NATIVE = Size(2592, 1952)
@@ -21,11 +21,13 @@ RADIUS_OF_NATIVE = 50
 """Pixels, in an image of the microscope's size."""
 
 
-def draw_shards(folder: Path, count: int, size: Size = NATIVE, seed: int = 0) -> None:
+def draw_shards(
+    folder: Path, count: int, size: Size = NATIVE, seed: int = 0, samples_per_shard: int = SAMPLES_PER_SHARD
+) -> None:
     """Write `count` images of grey noise with discs. As PNG they are about as large as the microscope's images."""
     generator = np.random.default_rng(seed)
     radius = max(3, RADIUS_OF_NATIVE * size.width // NATIVE.width)
-    with ShardWriter(folder, "drawn", folder.name, "CC0") as writer:
+    with ShardWriter(folder, "drawn", folder.name, "CC0", samples_per_shard=samples_per_shard) as writer:
         for number in range(count):
             mask = np.zeros((size.height, size.width), np.uint8)
             for x, y in generator.integers(0, (size.width, size.height), (DISCS, 2)).tolist():

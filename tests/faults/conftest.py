@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stage import Shared
 
 # Before they are imported, so that what fails in them says why.
-pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "stage", "streams", "sweeps")
+pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
 
 RESULTS: dict[str, dict] = {}
 """By the id of the test."""
@@ -24,9 +24,10 @@ RESULTS: dict[str, dict] = {}
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    from forks import Forks
+    from forks import PRELOADED, Forks
 
-    with Forks(tmp_path_factory.mktemp("streams")) as forks:
+    tests = Path(__file__).parents[1]
+    with Forks(tmp_path_factory.mktemp("streams"), [tests, tests / "faults"], (*PRELOADED, "helpers")) as forks:
         yield forks
 
 

@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from forks import Ended
-from stage import Stage, last_step, rows, saved_step, status, tensors
+from run_contents import last_step, saved_step, status
+from stage import Stage
 
 MAX_LINE = 500
 FINISHED, UNEXPECTED, USER_ERROR, UNAVAILABLE, STOPPED = 0, 1, 2, 69, 75
@@ -118,17 +118,3 @@ def check_run_folder(fault: Fault, stage: Stage, ended: Sequence[Ended]) -> None
     if code >= 0:
         assert found["step"] == last_step(out), found
         assert not fault.saved or found["checkpoint_step"] == (saved_step(out) or None), found
-
-
-def check_same(one: Path, other: Path) -> None:
-    """Two runs are equal: rows, and every bit of weights and optimizer; and no other names lie in their folders."""
-    assert rows(one) == rows(other)
-    found, expected = tensors(one), tensors(other)
-    assert sorted(found) == sorted(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
-    assert names(one) == names(other)
-
-
-def names(out: Path) -> list[str]:
-    """Names in a run's folder. Checkpoints beside the newest are numbered; a damaged one is kept as last.damaged."""
-    return sorted({re.sub(r"\d+", "N", path.name) for path in out.iterdir() if path.name != "last.damaged"})

@@ -11,7 +11,8 @@ from signal import SIGTERM
 from contract import USER_ERROR, Fault
 from file_calls import FileCall, Moment
 from forks import Ended
-from inflict import SECONDS_TO_END, fill, mount_small
+from inflict import SECONDS_TO_END, mount_small
+from small_disk import fill
 from stage import SECONDS_A_RUN, Stage, at_step
 
 SMALL_DISK = 2**23

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import small_disk
 from faulty_server import FaultyServer, files_of, serve
 from file_calls import Moment
 from forks import Ended
@@ -66,18 +65,8 @@ def start_server(stage: Stage) -> FaultyServer:
 
 def mount_small(stage: Stage, folder: Path, num_bytes: int) -> None:
     """A small file system of its own in a folder, for as long as the stage stands. Needs root."""
-    folder.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "none", str(folder)], check=True)
-    stage.closing.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Write to a file system until it is full. Returns the file that fills it."""
-    ballast = folder / "ballast"
-    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
-        while file.write(bytes(2**12)):
-            continue
-    return ballast
+    small_disk.mount_small(folder, num_bytes)
+    stage.closing.callback(small_disk.unmount, folder)
 
 
 def signal_rank(stage: Stage, rank: int, number: int) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from file_calls import Moment
 from forks import Ended, Forks, Run, wait_until
-from helpers import OF_SPEED, free_port
-from safetensors.numpy import load_file
+from helpers import free_port
+from run_contents import digests
 
 STEPS, EVAL_EVERY = 6, 3
 SECONDS_A_RUN = 90
@@ -211,51 +208,3 @@ class Launch:
         missed = [moment for moment in self.moments if not moment.happened.is_set()]
         assert not missed, f"the fault never came: {missed}; {ended[0].stderr[-2000:]}"
         return ended
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file below a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def rows(out: Path) -> list[dict]:
-    """The whole rows of metrics.jsonl without the speed, the one thing that no two runs share."""
-    found = []
-    path = out / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            found.append({name: value for name, value in json.loads(line).items() if name not in OF_SPEED})
-    return found
-
-
-def last_step(out: Path) -> int:
-    """The last step that metrics.jsonl tells of."""
-    return max((row["step"] for row in rows(out)), default=0)
-
-
-def saved_step(out: Path) -> int:
-    """The step of the newest checkpoint that the run left; 0 where there is none."""
-    path = out / "last" / "state.json"
-    return json.loads(path.read_text())["position"]["step"] if path.is_file() else 0
-
-
-def tensors(out: Path) -> dict[str, bytes]:
-    """The bits of all tensors of a run's checkpoints `last` and `best`, and their types and shapes."""
-    found = {}
-    for folder in ("last", "best"):
-        for path in sorted((out / folder).glob("*.safetensors")):
-            for name, tensor in load_file(path).items():
-                found[f"{folder}/{path.name}: {name} {tensor.dtype} {tensor.shape}"] = np.ascontiguousarray(
-                    tensor
-                ).tobytes()
-    return found
-
-
-def status(out: Path) -> dict | None:
-    """What status.json says; None where it is missing."""
-    path = out / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else None

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from signal import SIGKILL
 
-from contract import USER_ERROR, Fault, check_end, check_same
+from contract import USER_ERROR, Fault, check_end
 from file_calls import FileCall, Moment
 from forks import Ended
+from run_contents import check_same
 from stage import SECONDS_A_RUN, Shared, Stage
 
 STEP_BETWEEN = int(os.environ.get("FAULTS_STEP", "5"))

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from contract import FINISHED, Fault, check_end, check_run_folder, check_same
+from contract import FINISHED, Fault, check_end, check_run_folder
 from file_calls import can_be_held
+from run_contents import check_same
 from stage import Shared, Stage
 from sweeps import STEP_BETWEEN, SWEEPS, sweep, temporary_stage
 from tables import ALL_FAULTS

@@ -1,4 +1,4 @@
-"""Put the results of `make faults` or `make fuzz` into docs/reliability.md, between its marks."""
+"""Put the results of `make faults`, `make fuzz` or benchmarks/chaos.py into docs/reliability.md, between its marks."""
 
 from __future__ import annotations
 
@@ -77,11 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=Path, help="JSON file of FAULTS_TABLE")
     parser.add_argument("--fuzz", type=Path, help="JSON file of FUZZ_TABLE")
+    parser.add_argument("--chaos", type=Path, help="chaos.md of benchmarks/chaos.py")
     given = parser.parse_args()
     if given.faults:
         put("faults", faults_table(json.loads(given.faults.read_text())))
     if given.fuzz:
         put("fuzz", fuzz_table(json.loads(given.fuzz.read_text())))
+    if given.chaos:
+        put("chaos", given.chaos.read_text().rstrip("\n"))
 
 
 if __name__ == "__main__":

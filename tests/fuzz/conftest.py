@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from forks import Forks
+from forks import PRELOADED, Forks
 
 
 @pytest.fixture(scope="session")
 def fuzz_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("batches")) as forks:
+    tests = Path(__file__).parents[1]
+    with Forks(tmp_path_factory.mktemp("batches"), [tests, tests / "fuzz"], (*PRELOADED, "helpers")) as forks:
         yield forks

@@ -45,6 +45,12 @@ ALLOWED = {
     "benchmarks/baselines/loaders.py: write_pngs": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: write_json": "scratch data of a benchmark, in a temporary folder",
     "benchmarks/convert.py: bench_speed": "scratch data of a benchmark, in a temporary folder",
+    "benchmarks/faults/small_disk.py: fill": "what fills a disk",
+    "benchmarks/faults/chaos_inflict.py: damage": "damages a checkpoint",
+    "benchmarks/faults/chaos_recording.py: record_batches": "lines are appended, a torn last one is left out",
+    "benchmarks/faults/chaos_starts.py: Launched.__init__": "what a launcher prints",
+    "benchmarks/faults/forks.py: Forks.start": "what a forked process prints",
+    "benchmarks/faults/fork_server.py: do": "the process's own standard output",
 }
 """Module and function of each direct write, and why it is none of files.py."""
 MAY_RENAME = {

@@ -1,8 +1,8 @@
 """Exact moments of a run, from outside it: the system calls with which it opens, writes, syncs and renames files.
 
-The kernel holds each such call of a run until the tests answer (seccomp's user notification, Linux 5.5 and later), so
-that a test can send a signal, fill the disk, remove a folder, or answer with an error instead of the call, at the n-th
-write of a certain file, whatever library makes the call. The run's code is not touched.
+The kernel holds each such call of a run until this module answers (seccomp's user notification, Linux 5.5 and later),
+so that a test can send a signal, fill the disk, remove a folder, or answer with an error instead of the call, at the
+n-th write of a certain file, whatever library makes the call. The run's code is not touched.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A process that imports the libraries once and forks fresh runs of the commands, on request.
 
-It is started by `forks.Forks` as `python fork_server.py DESCRIPTOR`. Importing PyTorch takes some ten seconds; a fork
-takes milliseconds. A forked run ends as an interpreter does, with its exit code, its last flush of the streams and
-what it registered with atexit, which children of `multiprocessing` skip.
+It is started by `forks.Forks` as `python fork_server.py DESCRIPTOR MODULE…`, with the modules to import first.
+Importing PyTorch takes some ten seconds; a fork takes milliseconds. A forked run ends as an interpreter does, with its
+exit code, its last flush of the streams and what it registered with atexit, which children of `multiprocessing` skip.
 
 The socket carries one JSON object a packet. A request has the keys of `Job` and two or three descriptors: stdout,
 stderr, and a socket for the file calls (`file_calls.py`). Answers are {"number", "pid"} when a run has started, and
@@ -28,23 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PRELOADED = (
-    "torch.distributed",
-    "accelerate",
-    "glioma_dist.model.encoders.timm_models",
-    "albumentations",
-    "fsspec.asyn",
-    "aiohttp",
-    "helpers",
-    "glioma_dist.training.loop",
-    "glioma_dist.evaluation.protocol",
-    "glioma_dist.inference.predict",
-    "glioma_dist.data.convert.conversion",
-    "glioma_dist.report.curves",
-)
 MAX_REQUEST_BYTES = 2**18
 POLL_SECONDS = 0.02
-LEFT_TO_THE_TESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LEFT_TO_THE_STARTER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -53,7 +39,7 @@ class Job:
 
     number: int
     target: str
-    """A script of the repository, as train.py, or "module:function" of tests/."""
+    """A script of the repository, as train.py, or "module:function" of the server's paths."""
     arguments: list[Any]
     """Of the script's command line, or of the function."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -66,8 +52,8 @@ class Job:
     folder: str | None = None
     """Where it works; the repository where it is None."""
     prelude: list[Any] | None = None
-    """"module:function" of tests/ and its arguments, called before the target: for constants such as how long the
-    program waits."""
+    """"module:function" and its arguments, called before the target: for constants such as how long the program
+    waits."""
     descriptors: list[int] = field(default_factory=list)
 
 
@@ -108,9 +94,9 @@ def serve(asked: socket.socket) -> Job | None:
 
 def do(job: Job) -> None:
     """Become what the job asks for, and do it."""
-    # A session of its own: a signal to the group reaches the run and its workers, and not the tests.
+    # A session of its own: a signal to the group reaches the run and its workers, and not who started the server.
     os.setsid()
-    for number in LEFT_TO_THE_TESTS:
+    for number in LEFT_TO_THE_STARTER:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, descriptor in enumerate(job.descriptors[:2], 1):
@@ -170,10 +156,11 @@ def _mount_own_shared_memory(num_bytes: int) -> None:
 
 def main() -> None:
     asked = socket.socket(fileno=int(sys.argv[1]))
-    # They come to the tests' whole group. The tests end, and so close the socket, which ends this server and its runs.
-    for number in LEFT_TO_THE_TESTS:
+    # They come to the whole group of who started it, who then ends, and so closes the socket. That ends this server and
+    # its runs.
+    for number in LEFT_TO_THE_STARTER:
         signal.signal(number, signal.SIG_IGN)
-    for name in PRELOADED:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     asked.send(b'{"ready": true}')
     job = serve(asked)

@@ -11,14 +11,29 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from file_calls import FileCall, Moment, Supervisor
 
-TESTS = Path(__file__).resolve().parents[1]
-REPOSITORY = TESTS.parent
+FOLDER = Path(__file__).resolve().parent
+REPOSITORY = FOLDER.parents[1]
+PRELOADED = (
+    "torch.distributed",
+    "accelerate",
+    "glioma_dist.model.encoders.timm_models",
+    "albumentations",
+    "fsspec.asyn",
+    "aiohttp",
+    "glioma_dist.training.loop",
+    "glioma_dist.evaluation.protocol",
+    "glioma_dist.inference.predict",
+    "glioma_dist.data.convert.conversion",
+    "glioma_dist.report.curves",
+)
+"""What the commands import."""
 SECONDS_TO_IMPORT = 300
 SECONDS_TO_DIE = 20
 
@@ -105,10 +120,14 @@ def session_of(session: int) -> list[int]:
 
 
 class Forks:
-    """The server, and the runs that it has forked. Use as a context."""
+    """The server, and the runs that it has forked. Use as a context.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: for what the runs print. paths: where the server finds modules beside the repository's. preloaded: modules
+    that it imports.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path] = (), preloaded: Sequence[str] = PRELOADED) -> None:
+        self.folder, self.paths, self.preloaded = folder, paths, preloaded
         self.runs: dict[int, Run] = {}
         self._started: dict[int, threading.Event] = {}
         self._lock = threading.Lock()
@@ -116,13 +135,7 @@ class Forks:
 
     def __enter__(self) -> Forks:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        paths = [
-            str(REPOSITORY),
-            str(TESTS),
-            str(TESTS / "faults"),
-            str(TESTS / "fuzz"),
-            os.environ.get("PYTHONPATH", ""),
-        ]
+        paths = [*map(str, (REPOSITORY, FOLDER, *self.paths)), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -131,7 +144,7 @@ class Forks:
             "HF_HUB_OFFLINE": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(TESTS / "faults" / "fork_server.py"), str(theirs.fileno())],
+            [sys.executable, str(FOLDER / "fork_server.py"), str(theirs.fileno()), *self.preloaded],
             cwd=REPOSITORY,
             env=environment,
             pass_fds=[theirs.fileno()],

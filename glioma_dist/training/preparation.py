@@ -1,0 +1,67 @@
+"""What a run needs before its first step: data, model and optimizer, as new or as they were at its checkpoint."""
+
+from __future__ import annotations
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.data.mixture import open_training_data, open_validation_data
+from glioma_dist.data.worker_pool import WorkerPool
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.signals import StopSignal
+from glioma_dist.model.unet import build_model
+from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.buckets import fix_buckets
+from glioma_dist.scale.fsdp import choose_shards
+from glioma_dist.scale.loss_scale import load_scaler_state
+from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.scale_model import resolve_layout, scale_model
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.training.launch_and_data import interruptible, notes_on_data, with_local_weights
+from glioma_dist.training.memory import choose_level
+from glioma_dist.training.resume import check_same_data
+from glioma_dist.training.run_folder import RunFolder
+from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
+from glioma_dist.training.trainer import Trainer
+
+
+def prepare(
+    config: TrainConfig,
+    context: DistributedContext,
+    group: SpatialGroup,
+    folder: RunFolder,
+    stop: StopSignal,
+    pool: WorkerPool,
+) -> tuple[Trainer, TrainState]:
+    """Open the data, make model and optimizer, and load the run's checkpoint into them. Raises InputError."""
+    old = folder.checkpoint
+
+    def read() -> tuple:
+        """What a process can do by itself, and what can take long, as where a store does not answer."""
+        train, sampler = open_training_data(config.data, config.batch_size, config.seed)
+        val = open_validation_data(config.data)
+        notes = notes_on_data(train, val)
+        if context.is_main:
+            for note in notes:
+                print(f"note: {note}", flush=True)
+        return train, sampler, val, *build_model(with_local_weights(config.model), config.seed)
+
+    train, sampler, val, model, lineage = interruptible(read, context, stop)
+    fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
+    metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
+    if context.num_processes > 1:
+        model = synchronise_batch_norm(model, context.device)
+    kind = choose_level(config, context)
+    scale_model(model, resolve_layout(config, context), kind, group, context.device, context.accelerator.is_fsdp2)
+    model.to(context.device)
+    optimizer = make_adam(model, config.lr)
+    state = TrainState()
+    if old is not None:
+        check_same_data(config, old, fingerprints)
+        state = load_weights(old, model)
+    choose_shards(model, context)
+    model, optimizer = context.accelerator.prepare(model, optimizer)
+    fix_buckets(model)
+    if old is not None:
+        load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
+        load_scaler_state(context.accelerator, read_scaler(old))
+    trainer = Trainer(config, context, train, val, sampler, model, optimizer, kind, group, metadata, folder, stop, pool)
+    return trainer, state
