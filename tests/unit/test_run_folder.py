@@ -175,7 +175,7 @@ def test_a_run_that_lost_its_checkpoints_is_refused(run, runtime, left):
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(run, runtime):
-    """With rows of steps; with best/, where it was killed between the first best/ and the first last/."""
+    """With rows of steps and of a validation, with best/ or without it: status.json says that there was no last/."""
     remove_last(run.out)
     (run.out / RESUMABLE).unlink()
     rows = "".join(f'{{"step": {step}}}\n' for step in range(1, 5))
@@ -183,9 +183,14 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(run, runtime)
     for text in (rows, rows + '{"step": 4, "split": "val"}\n'):
         (run.out / "metrics.jsonl").write_text(text)
         assert opened(run, runtime) is None
-    shutil.rmtree(run.out / "best")
-    (run.out / "metrics.jsonl").write_text(rows + '{"ste')
+    # A run trains on while its first best/ and last/ are written.
+    on = rows + '{"step": 4, "split": "val"}\n{"step": 5}\n{"step": 6}\n'
+    (run.out / "metrics.jsonl").write_text(on)
     assert opened(run, runtime) is None
+    shutil.rmtree(run.out / "best")
+    for text in (on, rows + '{"ste'):
+        (run.out / "metrics.jsonl").write_text(text)
+        assert opened(run, runtime) is None
     with pytest.raises(InputError, match=r"--resume never.*give another --out, or omit the flag to resume$"):
         opened(replace(run, resume="never"), runtime)
 
