@@ -70,7 +70,7 @@ BASES = {
 """The shortest valid flags of each command; what is tested is added to them, or replaces theirs."""
 UNUSED = {
     "plan": ("--model.init", "--model.weights"),
-    "train": ("--data.cache",),
+    "train": ("--data.cache", "--stage"),  # test_remote_run.py tries --stage with a URL
 }
 """Flags of paths that a command does not look at with these others; it says so ("no effect")."""
 WITH = {"--model.weights": ("--model.init", "imagenet"), "--picture": ("--imagenet", "none")}

@@ -1,6 +1,7 @@
 """What a run at a URL finds there and on this machine: which checkpoint wins, what is refused, who may write."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -236,6 +237,21 @@ def test_a_stage_that_holds_other_things_is_refused(store, open_run, tmp_path):
         open_run(tmp_path / "two", out=Url("s3://cells/other")),
     ):
         pass
+
+
+@pytest.mark.parametrize("fault", ["file", "below a file", "pipe", "loop", "garbage"])
+def test_a_stage_that_cannot_be_used_is_one_line(store, open_run, tmp_path, fault):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "garbage").mkdir()
+    (tmp_path / "garbage" / "bucket.json").write_bytes(b"\x93NUMPY")
+    stage = tmp_path / "file" / "x" if fault == "below a file" else tmp_path / fault
+    with pytest.raises(InputError) as refused, open_run(stage):
+        pass
+    assert str(stage) in str(refused.value)
+    assert refused.value.exit_code == ExitCode.USER_ERROR
+    assert store.names() == []
 
 
 REFUSALS = {
