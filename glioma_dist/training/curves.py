@@ -73,7 +73,7 @@ class CurvesFile:
     def _begin_to_draw(self) -> None:
         if len(self._train.columns[0]) > 1:
             self._newest = (self._train.copy(), self._val.copy())
-            self._last = time.monotonic()
+            self._last, self._is_drawn = time.monotonic(), True
             self._calls.submit(self._draw)
 
     def close(self, has_finished: bool) -> None:
