@@ -138,6 +138,27 @@ def tiny_config(shards: Path, out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(data=data, model=model, **fields)
 
 
+def save_state(
+    folder: Path,
+    config: TrainConfig,
+    state: Any,
+    model: Any,
+    optimizer: Any,
+    metadata: dict,
+    writer: Any = None,
+    keep: int = 1,
+    scaler: dict | None = None,
+) -> None:
+    """Write a checkpoint of a run, all stages at once."""
+    from glioma_dist.model.checkpoint_writer import ALONE, run_stages
+    from glioma_dist.training.snapshot import SnapshotMemory
+    from glioma_dist.training.state import state_stages
+
+    writer, memory = writer or ALONE, SnapshotMemory()
+    stages = state_stages(folder, config, state, model, optimizer, metadata, writer, keep, scaler, memory=memory)
+    run_stages(stages, writer)
+
+
 def rows(out: Path) -> list[dict]:
     """metrics.jsonl without the speed, the one thing that no two runs share."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -22,7 +22,7 @@ from glioma_dist.data.shards.bodies import NoRangesError
 from glioma_dist.data.shards.file_locks import HeldError, held
 from glioma_dist.data.shards.storage import Patience, RemoteFolder
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import MAX_JSON_BYTES, cannot_write, parse_json, read_bytes, remove_tree
+from glioma_dist.files import MAX_JSON_BYTES, cannot_write, parse_json, read_bytes, remove_tree, rename_in_order
 
 INDEX, FOLDER = "checkpoints.json", "checkpoints"
 MANIFEST = "manifest.json"
@@ -239,7 +239,7 @@ def _fetch(folder: RemoteFolder, name: str, kept: Path, digest: str) -> None:
         if kept.exists():  # a damaged one, or another process was quicker
             remove_tree(kept)
         with suppress(OSError):
-            os.rename(new / "it", kept)
+            rename_in_order((new / "it", kept))
         if not kept.is_dir():
             raise InputError(f"{kept}: cannot be written; check the folder and the disk")
     finally:

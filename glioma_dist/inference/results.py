@@ -150,14 +150,14 @@ def write_result(folder: Path, name: str, path: Path | Url, image: np.ndarray, m
     """
     height, width = mask.shape
     confluence = round(float(mask.mean()), 6)
-    written = PredictedImage(path, width, height, confluence, folder / f"{name}{MASK}", folder / f"{name}{OVERLAY}")
-    write_atomically(written.overlay, _png(overlay(image, mask)[..., ::-1]))  # first: its name is longer
+    mask_file, overlay_file = folder / f"{name}{MASK}", folder / f"{name}{OVERLAY}"
+    write_atomically(overlay_file, _png(overlay(image, mask)[..., ::-1]))  # first: its name is longer
     try:
-        write_atomically(written.mask, _png(mask * 255))
+        write_atomically(mask_file, _png(mask * 255))
     except InputError:
-        remove_quietly(written.overlay)
+        remove_quietly(overlay_file)
         raise
-    return written
+    return PredictedImage(path, width, height, confluence, mask_file, overlay_file)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

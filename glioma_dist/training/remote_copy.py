@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from glioma_dist.data.remote_checkpoint import FOLDER, MANIFEST, CheckpointIndex
 from glioma_dist.data.shards.storage import RemoteFolder
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, UnavailableError, one_line
-from glioma_dist.files import cannot_write, remove_tree, write_atomically
+from glioma_dist.files import cannot_write, remove_tree, rename_in_order, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.training.resume import BEST, CONFIG, LAST, METRICS, RESUMABLE
 from glioma_dist.training.run_record import RUN
@@ -93,7 +92,7 @@ def _fetch(store: RemoteFolder, entries: tuple[Entry, ...], run: Path, kind: str
         for folder in kept_folders(run / kind):
             remove_tree(folder)
         try:
-            os.rename(new, run / kind)
+            rename_in_order((new, run / kind))
         except OSError as error:
             raise cannot_write(run / kind, error) from None
         return

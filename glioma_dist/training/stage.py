@@ -17,7 +17,7 @@ from pathlib import Path
 from glioma_dist.config.paths import Url
 from glioma_dist.data.remote_checkpoint import CheckpointIndex, cache_folder
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import cannot_write, make_folder, read_json, remove_tree, write_json_atomically
+from glioma_dist.files import cannot_write, make_folder, read_json, remove_tree, rename_in_order, write_json_atomically
 from glioma_dist.training.folder_lock import LOCK, folder_lock
 
 KNOWN = "bucket.json"
@@ -62,7 +62,7 @@ class Stage:
             aside = self.folder / "run.old"
             remove_tree(aside)
             try:
-                os.rename(self.run, aside)
+                rename_in_order((self.run, aside))
             except OSError as error:
                 raise cannot_write(aside, error) from error
             warn(f"{self.url} is another run than this machine's copy, which is kept as {aside}")

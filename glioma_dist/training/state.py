@@ -20,7 +20,7 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import shown
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
-from glioma_dist.model.checkpoint_writer import ALONE, Stages, Writer, checkpoint_stages, run_stages
+from glioma_dist.model.checkpoint_writer import Stages, Writer, checkpoint_stages
 from glioma_dist.model.manifest import OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.training.snapshot import SnapshotMemory, check_finite, is_in_parts
@@ -43,29 +43,6 @@ class TrainState:
     """The last step after which the run was validated."""
 
 
-def save_state(
-    folder: Path,
-    config: TrainConfig,
-    state: TrainState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    metadata: dict,
-    writer: Writer = ALONE,
-    keep: int = 1,
-    scaler: Scaler | None = None,
-) -> None:
-    """Write a checkpoint of the unwrapped `model`; with the optimizer where training is to resume from it.
-
-    All processes call it and wait for it. Where each has a part of every tensor, each writes its own. The last `keep`
-    checkpoints stay. Raises InputError on all processes where one cannot write, and NonFiniteError where a weight or
-    a value of the optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
-    """
-    memory = SnapshotMemory()
-    run_stages(
-        state_stages(folder, config, state, model, optimizer, metadata, writer, keep, scaler, memory=memory), writer
-    )
-
-
 def state_stages(
     folder: Path,
     config: TrainConfig,
@@ -79,7 +56,13 @@ def state_stages(
     *,
     memory: SnapshotMemory,
 ) -> Stages:
-    """The stages of `save_state`. The first one copies the tensors to `memory`; after it, training may continue."""
+    """The stages of a checkpoint of the unwrapped `model`; with the optimizer where training is to resume from it.
+
+    All processes take them together. Where each has a part of every tensor, each writes its own. The last `keep`
+    checkpoints stay. The first stage copies the tensors to `memory`; after it, training may continue. Stages raise
+    InputError where one process cannot write, and the first one NonFiniteError where a weight or a value of the
+    optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
+    """
     where = {key: value for key, value in dataclasses.asdict(state).items() if value != math.inf}
     metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
     num_parts = writer.count if is_in_parts(model) else 1

@@ -11,12 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, Ended, command, damage_sample, draw_sample, draw_shards, seal, tiny_config, write_shards
+from helpers import (
+    REPOSITORY,
+    Ended,
+    command,
+    damage_sample,
+    draw_sample,
+    draw_shards,
+    save_state,
+    seal,
+    tiny_config,
+    write_shards,
+)
 from safetensors.torch import load_file, save_file
 
 from glioma_dist.data.shards import reader as shards_module
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 
 def check_line(ended: Ended, *fragments: str, code: int = 2) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from data_helpers import CELL, annotation, image_record, square, write_coco, write_tiff
 from data_helpers import draw_image as draw_picture
-from helpers import REPOSITORY, draw_sample, run, tiny_config
+from helpers import REPOSITORY, draw_sample, run, save_state, tiny_config
 
 from glioma_dist.data.sample import encode_image, encode_mask
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 OUTPUTS = ("--out", "--json", "--sheet", "--data.cache")
 FILES = (

@@ -8,7 +8,7 @@ import cv2
 import pytest
 from data_helpers import CELL, annotation, image_record, square, write_coco, write_livecell, write_tiff
 from data_helpers import draw_image as draw_picture
-from helpers import command, draw_sample, draw_shards, tiny_config, write_shards
+from helpers import command, draw_sample, draw_shards, save_state, tiny_config, write_shards
 
 from glioma_dist.data.advice import how_to_make_shards
 from glioma_dist.data.background import MOST_SAMPLES, check_cells
@@ -16,7 +16,7 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 
 def refusal(folder) -> str:

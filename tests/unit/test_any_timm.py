@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from helpers import TINY_CHANNELS, tiny_config
+from helpers import TINY_CHANNELS, save_state, tiny_config
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +17,7 @@ from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, bui
 from glioma_dist.model.pretrained import timm_weights
 from glioma_dist.model.unet import UNet, build_model, load_model
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 FAMILIES = (
     "resnet18",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY_CHANNELS, command, seal, tiny_config
+from helpers import TINY_CHANNELS, command, save_state, seal, tiny_config
 from safetensors.torch import load_file, save_file
 
 from glioma_dist.config import ModelConfig
@@ -20,7 +20,7 @@ from glioma_dist.model.hub import PretrainedUNet
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DTYPES, write_tensors
 from glioma_dist.model.unet import build_model, load_model
-from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler, save_state
+from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
 
 HEAD = "decoder.head.bias"
 

@@ -147,7 +147,9 @@ def test_a_config_file_gives_the_flags_of_every_command(name, tmp_path):
     file.write_text(json.dumps(to_dict(config)))
     assert parse(kind, ["--config", str(file)]) == config
     changed = [
-        (each, getattr(config, each.name)) for each in fields(kind) if each.type == "int" and each.name != "seed"
+        (each, getattr(config, each.name))
+        for each in fields(kind)
+        if each.type == "int" and each.name not in ("seed", "task")
     ]
     for field, value in changed[:1]:
         flag = f"--{field.name.replace('_', '-')}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from faulty_server import files_of, serve
-from helpers import draw_sample, draw_shards, tiny_config
+from helpers import draw_sample, draw_shards, save_state, tiny_config
 
 from glioma_dist.config import EvaluateConfig
 from glioma_dist.data.sample import Sample
@@ -17,7 +17,7 @@ from glioma_dist.evaluation.dice import dice
 from glioma_dist.evaluation.protocol import Network, dice_at_sizes, evaluate
 from glioma_dist.model.unet import build_model
 from glioma_dist.size import Size
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from encoder_helpers import narrow
-from helpers import TINY_CHANNELS, draw_sample, tiny_config
+from helpers import TINY_CHANNELS, draw_sample, save_state, tiny_config
 
 from glioma_dist.cli.export import EXPORT, ExportConfig
 from glioma_dist.config import ModelConfig
@@ -18,7 +18,7 @@ from glioma_dist.inference import export as module
 from glioma_dist.inference.export import ImageToLogits, as_input, export
 from glioma_dist.model.unet import build_model, load_model
 from glioma_dist.size import Size
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 pytest.importorskip("onnx", reason="ONNX is not installed: pip install -e '.[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY_CHANNELS, tiny_config
+from helpers import TINY_CHANNELS, save_state, tiny_config
 from huggingface_hub import HfApi, ModelCard
 
 from glioma_dist.config import ModelConfig
@@ -14,7 +14,7 @@ from glioma_dist.model import hub
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.hub import PretrainedUNet, model_card
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 LINEAGE = [
     {"weights": "ImageNet, nvidia/mit-b3", "licence": "NVIDIA Source Code License for SegFormer (non-commercial)"},

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_CHANNELS, seal, tiny_config
+from helpers import TINY_CHANNELS, save_state, seal, tiny_config
 from test_weights import put_into_cache
 from torch import nn
 from torch.nn import functional
@@ -23,7 +23,7 @@ from glioma_dist.model.pretrained.mit_weights import HUB_NAMES
 from glioma_dist.model.pretrained.transformers_mit import segformer_config
 from glioma_dist.model.pretrained.weights import initialise
 from glioma_dist.model.unet import IMAGENET_MEAN, IMAGENET_STD, UNet, build_model, load_model, normalise
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 TINY = ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS)
 TINY_GROUP = ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS, norm="group")

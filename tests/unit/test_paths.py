@@ -25,6 +25,7 @@ NO_PATHS = {
     "--model.encoder": "a name",
     "--encoder": "a name",
     "--checks": "names",
+    "--track": "names",
     "--estimated-encoder": "a name",
     "--encoders": "names",
     "--data.cache-size": "a number with a unit",

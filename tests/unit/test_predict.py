@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import command, draw_sample, tiny_config
+from helpers import command, draw_sample, save_state, tiny_config
 from PIL import Image
 from torch.nn import functional
 
@@ -25,7 +25,7 @@ from glioma_dist.inference.predict import predict
 from glioma_dist.inference.results import Failure, describe_failures, overlay
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.size import Size
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 
 def save_model(folder, shards, transform: str) -> SimpleNamespace:

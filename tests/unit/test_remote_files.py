@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bucket import bucket
-from helpers import draw_sample, tiny_config
+from helpers import draw_sample, save_state, tiny_config
 
 from glioma_dist.cli import export as export_command
 from glioma_dist.config import EvaluateConfig, PredictConfig
@@ -26,7 +26,7 @@ from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.launch_and_data import with_local_weights
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 
 QUICK = Patience(2, seconds=10, wait_seconds=0.01)
 PLATES = ("plates/a.png", "plates/b.png", "plates/notes.txt", "plates/deep/c.png", "plates/deep/er/d.png")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bucket import bucket
-from helpers import tiny_config
+from helpers import save_state, tiny_config
 
 from glioma_dist.config.paths import Url
 from glioma_dist.data.remote_checkpoint import parse_index
@@ -24,7 +24,7 @@ from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import build_model
 from glioma_dist.training import lease, remote_run
 from glioma_dist.training.remote_run import staged
-from glioma_dist.training.state import TrainState, save_state
+from glioma_dist.training.state import TrainState
 from glioma_dist.training.telemetry import MetricsFile
 
 URL = Url("s3://cells/run")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_config
+from helpers import save_state, tiny_config
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import read_config, to_dict
@@ -24,7 +24,7 @@ from glioma_dist.model.hub import model_card
 from glioma_dist.model.manifest import MANIFEST, STATE
 from glioma_dist.model.unet import build_model
 from glioma_dist.training.resume import look
-from glioma_dist.training.state import TrainState, read_scaler, read_train_state, save_state
+from glioma_dist.training.state import TrainState, read_scaler, read_train_state
 from glioma_dist.training.telemetry import MetricsFile, read_rows
 
 DEEP = ("deep", "deeper", "deepest")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, seal, tiny_config
+from helpers import REPOSITORY, save_state, seal, tiny_config
 
 from glioma_dist.errors import InputError, Interrupted, StopRequested, UnavailableError
 from glioma_dist.model.checkpoint import Checkpoint, is_whole
@@ -24,7 +24,7 @@ from glioma_dist.model.unet import build_model
 from glioma_dist.training.folder_lock import LOCK, folder_lock
 from glioma_dist.training.resume import RESUMABLE
 from glioma_dist.training.run_folder import RunFolder
-from glioma_dist.training.state import TrainState, read_train_state, save_state
+from glioma_dist.training.state import TrainState, read_train_state
 
 FACTS = {"lineage": [], "fingerprints": {"train": "a", "val": "b"}}
 

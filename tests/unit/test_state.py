@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import seal, tiny_config
+from helpers import save_state, seal, tiny_config
 
 from glioma_dist.errors import InputError
 from glioma_dist.model import checkpoint_writer, tensor_files
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, kept_folders
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, STATE
 from glioma_dist.model.unet import build_model
-from glioma_dist.training.state import TrainState, load_optimizer, load_weights, save_state
+from glioma_dist.training.state import TrainState, load_optimizer, load_weights
 from glioma_dist.training.telemetry import MetricsFile
 
 

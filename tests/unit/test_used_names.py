@@ -10,6 +10,7 @@ SOURCES = [
     *(path for folder in ("glioma_dist", "tools", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")),
     *(REPOSITORY / f"{name}.py" for name in ("train", "evaluate", "predict")),
 ]
+SHARED_WITH_TESTS = "benchmarks/faults/"
 TARGET = re.compile(r"(?:.*:)?(\w+)")
 """A name in a string: `module:name`, as registries and commands have it, or the name alone, as of a public one."""
 CODE = re.compile(r".*from glioma_dist\.\S+ import .*", re.DOTALL)
@@ -60,7 +61,14 @@ def unused(sources: dict[str, str]) -> list[str]:
 
 
 def test_no_name_is_there_for_tests_alone():
-    assert unused({str(path.relative_to(REPOSITORY)): path.read_text() for path in SOURCES}) == []
+    found = unused({str(path.relative_to(REPOSITORY)): path.read_text() for path in SOURCES})
+    assert [name for name in found if not name.startswith(SHARED_WITH_TESTS)] == []
+
+
+def test_what_faults_the_benchmarks_and_the_tests_share_is_used():
+    paths = [*SOURCES, *(REPOSITORY / "tests").rglob("*.py")]
+    found = unused({str(path.relative_to(REPOSITORY)): path.read_text() for path in paths})
+    assert [name for name in found if name.startswith(SHARED_WITH_TESTS)] == []
 
 
 def test_the_scan_sees_what_nothing_uses():
