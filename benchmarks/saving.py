@@ -86,7 +86,7 @@ class Times:
         return noted
 
     def rows(self) -> dict[str, tuple[float, float]]:
-        """Means of `took` and `waited` in milliseconds, without the first step, beside which a thread allocates."""
+        """Means of `took` and `waited` in ms, without the first step and the thread that allocates beside it."""
         writes = [write for write in self.writes[1:] if write.took > SHORT_S]
         steps = self.steps[1:]
         beside = [step for step in steps if any(step.begin < each.end and each.begin < step.end for each in writes)]

@@ -265,5 +265,7 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line) if len(line) <= MAX_ROW_BYTES and line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(row, dict) or any(isinstance(value, dict | list) for value in row.values()):
+        return None
+    step = row.get("step")
     return row if type(step) is int and 0 <= step <= MAX_STEP else None
