@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import replace
 from typing import Any
 
 from chaos_campaign import Campaign, Config
-from chaos_plan import AGENT, draw
+from chaos_plan import by_agent, draw
 from chaos_starts import IMAGES, Place
 from chaos_table import summary, write_tables
 from faulty_server import files_of, serve
@@ -33,7 +32,7 @@ def run_campaign(config: Config) -> list[int]:
     """Inflict the faults, and write chaos.json and chaos.md. Returns the numbers of those that failed."""
     plan = draw(config.seed, config.faults)
     if config.forked_launchers:
-        plan = [replace(fault, launcher=AGENT) if fault.launcher else fault for fault in plan]
+        plan = [by_agent(fault) if fault.launcher else fault for fault in plan]
     plan = plan if config.only is None else [plan[config.only - 1]]
     done = _read_done(config) if config.only is None else None
     if done is not None:

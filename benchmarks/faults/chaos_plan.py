@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KINDS = {
     "rank": ("SIGKILL", "SIGTERM"),
@@ -69,6 +69,16 @@ class PlannedFault:
         return "during the start" if self.moment == "start" else f"after batch {self.steps}"
 
 
+def by_agent(fault: PlannedFault) -> PlannedFault:
+    """The same fault with the agent as the launcher.
+
+    A signal to it comes after a batch. While torchrun's agent starts its processes, it does not know them yet and ends
+    without them (PyTorch 2.15: `LocalElasticAgent._pcontext`); a forked agent then waits for them, and they for it.
+    """
+    moment = "step" if (fault.kind, fault.moment) == ("launcher", "start") else fault.moment
+    return replace(fault, launcher=AGENT, moment=moment)
+
+
 def draw(seed: int, count: int) -> list[PlannedFault]:
     """`count` faults. Each six in a row are of six kinds; the last one changes the number of processes."""
     generator = random.Random(f"chaos {seed}")
@@ -83,19 +93,18 @@ def draw(seed: int, count: int) -> list[PlannedFault]:
         changes = number > math.ceil(SHARE_WITHOUT_CHANGE * count) and (number == count or generator.random() < 0.5)
         if changes:
             processes = generator.choice([each for each in PROCESSES if each != processes])
-        faults.append(
-            PlannedFault(
-                number,
-                kind,
-                generator.choice(KINDS[kind]),
-                generator.choices(moments, weights)[0],
-                generator.randint(1, MOST_STEPS),
-                generator.randint(5, MOST_CALLS),
-                generator.random(),
-                generator.random(),
-                generator.random(),
-                generator.choices(list(LAUNCHERS), LAUNCHERS.values())[0] if is_launched else None,
-                processes,
-            )
+        fault = PlannedFault(
+            number,
+            kind,
+            generator.choice(KINDS[kind]),
+            generator.choices(moments, weights)[0],
+            generator.randint(1, MOST_STEPS),
+            generator.randint(5, MOST_CALLS),
+            generator.random(),
+            generator.random(),
+            generator.random(),
+            generator.choices(list(LAUNCHERS), LAUNCHERS.values())[0] if is_launched else None,
+            processes,
         )
+        faults.append(by_agent(fault) if fault.launcher == AGENT else fault)
     return faults

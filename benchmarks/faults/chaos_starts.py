@@ -87,9 +87,13 @@ class Place:
         """What a run wrote to folders that it must not write to.
 
         A process that is killed while Python looks for a folder for temporary files leaves the file it tried it with;
-        torchrun, when it is killed, the folder of its logs; PyTorch an empty folder for compiled code.
+        torchrun, when it is killed, the folder of its logs; PyTorch an empty folder for compiled code;
+        matplotlib its table of fonts.
         """
-        known = re.compile(r"temporary/([a-z0-9_]{8}|torchelastic_.*|torchinductor_[^/]*|pymp-.*)$")
+        known = re.compile(
+            r"temporary/([a-z0-9_]{8}|torchelastic_.*|torchinductor_[^/]*|pymp-.*)$"
+            r"|home/(\.config|\.cache|(\.config/|\.cache/)?matplotlib.*)$"
+        )
         found = [path for name in UNUSED for path in (self.folder / name).rglob("*")]
         return [name for path in found if not known.match(name := str(path.relative_to(self.folder)))]
 

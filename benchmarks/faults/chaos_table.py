@@ -29,7 +29,7 @@ def summary(content: dict[str, Any]) -> str:
         f"{passed} of {len(faults)} faults pass, {equal} of {len(runs)} trainings equal their reference bit for bit "
         f"({changed} of them with a changed number of processes). Time to end after a fault: at most "
         f"{max(ends, default=0):.1f} s; from a start to its first batch: at most {max(starts, default=0):.1f} s. "
-        f"`python benchmarks/chaos.py --faults {len(faults)} --seed {content['seed']} --out FOLDER`, commit "
+        f"`python benchmarks/chaos.py --faults {content['count']} --seed {content['seed']} --out FOLDER`, commit "
         f"{content['commit']}, {content['hardware']}, {content['minutes']} minutes, full disk by {content['disk']}."
     )
 

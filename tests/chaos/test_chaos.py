@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos_checks import effective, faults_of_order, faults_of_run, segments
-from chaos_plan import KINDS, LAUNCHERS, MOMENTS, PROCESSES, draw
+from chaos_plan import AGENT, KINDS, LAUNCHERS, MOMENTS, PROCESSES, by_agent, draw
 from chaos_recording import Delivered
 from chaos_starts import BATCH, IMAGES, STEPS
 from helpers import REPOSITORY
@@ -41,6 +41,13 @@ def test_fifty_faults_have_every_variant_moment_launcher_and_number_of_processes
     assert {fault.launcher for fault in faults} == {None, *LAUNCHERS}
     assert {fault.processes for fault in faults} == set(PROCESSES)
     assert {fault.processes for fault in faults[:30]} == {2}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_agent_gets_no_signal_while_it_starts_its_processes(seed):
+    found = [by_agent(fault) for fault in draw(seed, 50) if fault.kind == "launcher"]
+    assert {fault.moment for fault in found} == {"step"}
+    assert not [fault for fault in draw(seed, 50) if fault.launcher == AGENT and by_agent(fault) != fault]
 
 
 def deliver(start: int, steps: range, processes: int) -> list[Delivered]:
