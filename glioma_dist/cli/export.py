@@ -21,7 +21,7 @@ class ExportConfig:
     are in the graph. The file is written only if the logits of onnxruntime and PyTorch agree within 1e-3."""
 
     checkpoint: Path
-    """A checkpoint folder, for example runs/x/best."""
+    """A checkpoint folder, for example runs/x/best; or t98g-small, a network that comes with the package."""
     out: Path
     """File to write, for example model.onnx."""
     bits: Literal[8, 16] = 8
