@@ -21,7 +21,8 @@ class ModelConfig:
     `glioma-dist encoders` lists all with their costs."""
     init: LocalPath = "random"
     """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder of this toolkit,
-    t98g-small (a network that comes with the package), or a checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder from its save_pretrained."""
+    t98g-small (a network that comes with the package), or a checkpoint of segmentation_models.pytorch: a file
+    (.safetensors, .pth) or a folder from its save_pretrained."""
     weights: Path | None = None
     """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to load instead of a
     download."""

@@ -132,9 +132,10 @@ def test_every_command_that_takes_a_checkpoint_takes_the_name(script, flags, sha
     assert (ended.exit_code, ended.stderr) == (0, "")
     if script == "train":
         state = json.loads((tmp_path / "run/last/state.json").read_text())
-        assert state["lineage"][: len(Checkpoint.read(NETWORKS / name).lineage)] == Checkpoint.read(
-            NETWORKS / name
-        ).lineage
+        assert (
+            state["lineage"][: len(Checkpoint.read(NETWORKS / name).lineage)]
+            == Checkpoint.read(NETWORKS / name).lineage
+        )
 
 
 def test_a_checkpoint_of_that_name_in_the_current_folder_comes_first(tmp_path, monkeypatch):

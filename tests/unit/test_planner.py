@@ -137,7 +137,8 @@ def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, g
     assert (first, flag, Path(file).is_file()) == ("launch", "--config_file", True)
     assert Path(file).is_absolute() != is_clone
     program = rest.index("train.py" if is_clone else "train")
-    assert rest[:program] == [*(["--num_processes", "4"] if gpus > 1 else []), *(() if is_clone else ("-m", "glioma_dist"))]
+    launch_flags = ["--num_processes", "4"] if gpus > 1 else []
+    assert rest[:program] == (launch_flags if is_clone else [*launch_flags, "-m", "glioma_dist"])
     config = parse(TrainConfig, rest[program + 1 :])
     assert (config.data.size, config.batch_size, config.model.norm) == (Size(96, 64), 8, "group")
     assert config.scale.spatial_parallel == level["spatial_parallel"]
