@@ -20,6 +20,7 @@ RUN_ELSEWHERE = {
     "docs/own_images.md": "tests/end_to_end/test_own_images.py",
     "docs/api.md": "tests/end_to_end/test_examples.py",
     "docs/guides/own_parts.md python": "tests/end_to_end/test_examples.py",
+    "glioma_dist/networks/t98g-small/README.md": "tests/unit/test_networks.py",
     "docs/metrics.md": "tests/end_to_end/test_reference_pages.py",
     "docs/checkpoint_format.md": "tests/end_to_end/test_reference_pages.py",
 }
