@@ -53,7 +53,7 @@ def check_splittable(names: str, num_processes: int) -> None:
     if num_processes > 1 and whole:
         raise InputError(
             f"--scale.spatial-parallel {num_processes}: the loss {losses.find(whole[0]).described} takes no `total`, "
-            "and so needs whole images; give 1, or another --loss (docs/guides/own_parts.md, Add a loss)"
+            "and so needs whole images; give 1, or another --loss (docs/encoders.md, Add a loss)"
         )
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.config.networks import network_names
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
@@ -93,8 +92,8 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     found = find_checkpoint(path)
     if found is None and not path.exists():
         raise InputError(
-            f"--model.init {config.init}: no such file or folder; give random, imagenet, "
-            f"{', '.join(network_names())}, a checkpoint's folder as runs/x/best, or a file of weights"
+            f"--model.init {config.init}: no such file or folder; give random, imagenet, a checkpoint's folder as "
+            "runs/x/best, or a file of weights"
         )
     if found is None and is_smp(path):
         return model, [load_smp(model, config.encoder, path, config.norm)]
@@ -105,7 +104,7 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
 
 
 def load_model(folder: str | Path) -> tuple[UNet, Checkpoint]:
-    """Load the U-Net that a checkpoint folder, as runs/x/best, holds; or t98g-small, which comes with the package.
+    """Load the U-Net that a checkpoint folder, as runs/x/best, holds.
 
     Returns the model in evaluation mode on the CPU (see `build_model`), and the `Checkpoint`: its `config`, `step` and
     `lineage`. Raises InputError where there is no checkpoint, or where it is damaged: every byte is checked.

@@ -39,8 +39,10 @@ NOT_RUN = {
     "glioma-dist convert glioma-c6 --source T98G": "14 minutes, on data that are not in the repository; test_readme.py",
 }
 """The first words of a block -> why no test runs it as it stands, and which test is nearest."""
-SMALLER = {"mit_b3": "mit_tiny", "2592x1952": "256x192"}
+SMALLER = {"mit_b3": "mit_tiny"}
 """In commands that only count."""
+SLOW = {"glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --gpus 4": "counts steps of several GPUs, a CPU minute"}
+"""The first words of a block -> why `make test-slow` runs it."""
 
 
 def blocks() -> list[tuple[str, str, str]]:
@@ -95,8 +97,13 @@ def run_python(text: str) -> None:
     exec(compile(text, "block", "exec"), {"__name__": "notebook"})
 
 
+def marks(text: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if text.startswith(tuple(SLOW)) else []
+
+
 @pytest.mark.parametrize(
-    ("page", "language", "text"), HERE, ids=[f"{page}-{number}" for number, (page, *_) in enumerate(HERE)]
+    ("page", "language", "text"),
+    [pytest.param(*each, marks=marks(each[2]), id=f"{each[0]}-{number}") for number, each in enumerate(HERE)],
 )
 def test_a_block_runs(page, language, text, material, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(material / "cache"))
@@ -118,7 +125,7 @@ def test_a_block_runs(page, language, text, material, monkeypatch):
 def test_every_reason_and_every_other_test_is_of_a_block_that_is_there():
     found = blocks()
     assert len(HERE) >= 5
-    assert [start for start in NOT_RUN if not any(text.startswith(start) for _, _, text in found)] == []
+    assert [start for start in (*NOT_RUN, *SLOW) if not any(text.startswith(start) for _, _, text in found)] == []
     pages = {name.split()[0]: test for name, test in RUN_ELSEWHERE.items()}
     for page, test in pages.items():
         assert Path(page).name.partition(".")[0] in (REPOSITORY / test).read_text() or not (REPOSITORY / page).exists()

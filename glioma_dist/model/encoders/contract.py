@@ -156,7 +156,7 @@ def build_encoder(name: str) -> Encoder:
         ) from None
     fault = _fault(encoder)
     if fault:
-        raise InputError(f"--model.encoder {entry.described}: {fault} (docs/guides/own_parts.md, Add an encoder)")
+        raise InputError(f"--model.encoder {entry.described}: {fault} (docs/encoders.md, Add an encoder)")
     return encoder
 
 
