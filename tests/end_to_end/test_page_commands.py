@@ -41,7 +41,7 @@ NOT_RUN = {
 """The first words of a block -> why no test runs it as it stands, and which test is nearest."""
 SMALLER = {"mit_b3": "mit_tiny"}
 """In commands that only count."""
-SLOW = {"glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --gpus 4": "counts steps of several GPUs, a CPU minute"}
+SLOW = {"glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --gpus 4": "counts the steps of several GPUs"}
 """The first words of a block -> why `make test-slow` runs it."""
 
 
