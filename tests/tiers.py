@@ -53,6 +53,7 @@ LONG = {
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",
     "tests/unit/test_kernel_limits.py::test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large": "encoders",
     "tests/unit/test_kernel_limits.py::test_the_usual_tiles_of_a_gpu": "a step of 68 Mpx in very many tiles",
+    "tests/unit/test_networks.py::test_predicted_masks_of_held_out_fields_score_what_the_card_says": "fields of 1 Mpx",
     "tests/unit/test_peer.py::test_logits_and_gradients_are_the_peers": "encoders of full size",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",
