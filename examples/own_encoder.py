@@ -3,7 +3,7 @@
     python examples/own_encoder.py runs/demo/shards/glioma_c6 runs/own_encoder
 
 The first folder has train, val and test, as `make demo` makes them. To use the encoder with `accelerate launch
-train.py`, put the class into your own package and declare an entry point (docs/encoders.md, Add an encoder).
+train.py`, put the class into your own package and declare an entry point (docs/guides/own_parts.md).
 """
 
 import sys

@@ -3,7 +3,7 @@
     python examples/own_loss.py runs/demo/shards/glioma_c6 runs/own_loss
 
 The first folder has train and val, as `make demo` makes them. To use the loss with `accelerate launch train.py`, put
-the function into your own package and declare an entry point (docs/encoders.md, Add a loss).
+the function into your own package and declare an entry point (docs/guides/own_parts.md).
 """
 
 import sys

@@ -71,6 +71,7 @@ LONG = {
         "counts many steps"
     ),
     "tests/unit/test_smp.py::test_logits_and_gradients_are_smps": "encoders of full size",
+    "tests/unit/test_networks.py::test_predicted_masks_of_held_out_fields_score_what_the_card_says": "fields of 1 Mpx",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
     "tests/unit/test_planner.py::test_auto_takes_the_quickest_that_fits": "counts many steps",
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",

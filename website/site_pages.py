@@ -27,6 +27,7 @@ OUTSIDE_DOCS = {
     "SECURITY.md": "vulnerabilities.md",
     "shards/README.md": "shards.md",
     "examples/README.md": "examples.md",
+    "glioma_dist/networks/t98g-small/README.md": "t98g_small.md",
 }
 """Page of the repository -> its place in the site. The pages of docs/ keep their names."""
 STYLE = Path(__file__).with_name("extra.css")

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from itertools import chain
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.config.launch_files import launch_command
 from glioma_dist.config.plan import PlanConfig, parse_memory
 from glioma_dist.files import make_folder, write_json_atomically
 from glioma_dist.fingerprint import code_fingerprint
@@ -92,9 +93,8 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
     level = next((each for each in levels if each["size"] == str(size) and each.get("fits") and each.get("bf16")), None)
     if level is None:
         return None
-    launch = "accelerate launch --config_file accelerate_configs/"
     several = "fsdp2.yaml" if level["fsdp2"] else "multi_gpu.yaml"
-    launch += "gpu.yaml" if plan.gpus == 1 else f"{several} --num_processes {plan.gpus}"
+    file, launch_flags = ("gpu.yaml", "") if plan.gpus == 1 else (several, f"--num_processes {plan.gpus}")
     channels = " ".join(map(str, plan.model.decoder_channels))
     flags = f"--data.size {size} --model.encoder {plan.model.encoder} --batch-size {plan.batch_size}"
     if plan.model.norm != ModelConfig.norm:
@@ -104,5 +104,5 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
     if level["spatial_parallel"] > 1:
         flags += f" --scale.spatial-parallel {level['spatial_parallel']}"
     flags += f" --scale.activation-checkpointing {level['activation_checkpointing']}"
-    command = f"{launch} train.py {flags} --data.train … --out …"
-    return {"name": level["name"], "command": command}
+    command = launch_command(file, "train", launch_flags)
+    return {"name": level["name"], "command": f"{command} {flags} --data.train … --out …"}

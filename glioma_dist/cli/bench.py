@@ -76,8 +76,8 @@ RESOLUTION = Command(
     run_resolution,
     (
         "glioma-dist bench resolution --sizes 704x512 1472x1120 --out bench/resolution",
-        "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench resolution --sizes 704x512 "
-        "1472x1120 2592x1952 --baselines eager --channels-last --find-largest --out bench/gpu",
+        'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist bench resolution '
+        "--sizes 704x512 1472x1120 2592x1952 --baselines eager --channels-last --find-largest --out bench/gpu",
     ),
     check_resolution,
 )

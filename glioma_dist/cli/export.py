@@ -22,7 +22,7 @@ class ExportConfig:
     are in the graph. The file is written only if the logits of onnxruntime and PyTorch agree within 1e-3."""
 
     checkpoint: InputPath
-    """A checkpoint folder or its URL, for example runs/x/best."""
+    """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
     out: OutputPath
     """File to write, for example model.onnx: a path or a URL."""
     bits: Literal[8, 16] = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from glioma_dist.config.networks import network_folder, network_names
 from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.advice import data_folder
 from glioma_dist.errors import InputError
@@ -28,7 +29,10 @@ def check_checkpoint(flag: str, folder: Path | Url) -> None:
     if isinstance(folder, Url):
         return
     if not _is_checkpoint_there(flag, folder):
-        raise InputError(f"{flag} {folder}: no such folder; give a checkpoint folder, for example runs/x/best")
+        raise InputError(
+            f"{flag} {folder}: no such folder; give a checkpoint folder, for example runs/x/best, or the name of a "
+            f"network that comes with the package: {', '.join(network_names())}"
+        )
 
 
 def check_init(flag: str, init: str) -> None:
@@ -37,8 +41,8 @@ def check_init(flag: str, init: str) -> None:
         return
     if init not in ("random", "imagenet") and not _is_checkpoint_there(flag, Path(init)):
         raise InputError(
-            f"{flag} {init}: no such file or folder; give random, imagenet, a checkpoint folder such as runs/x/best, "
-            "or a file of weights"
+            f"{flag} {init}: no such file or folder; give random, imagenet, {', '.join(network_names())}, a checkpoint "
+            "folder such as runs/x/best, or a file of weights"
         )
 
 
@@ -80,6 +84,9 @@ def _is_there(flag: str, path: Path) -> bool:
 
 
 def _is_checkpoint_there(flag: str, path: Path) -> bool:
-    """Whether `path` exists, or the checkpoint before it, which a write that was killed between its renames leaves."""
+    """Whether `path` exists, or the checkpoint before it, which a write that was killed between its renames leaves; or
+    whether it is the name of a network of the package."""
+    if _is_there(flag, path) or network_folder(path) is not None:
+        return True
     before = path.absolute()
-    return _is_there(flag, path) or (bool(before.name) and _is_there(flag, before.with_name(f"{before.name}.1")))
+    return bool(before.name) and _is_there(flag, before.with_name(f"{before.name}.1"))

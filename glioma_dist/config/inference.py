@@ -17,7 +17,7 @@ class EvaluateConfig:
     """Score a checkpoint on shards with Dice, as the article defines it: DS(x, y, R1, R2)."""
 
     checkpoint: InputPath
-    """A checkpoint folder or its URL, for example runs/x/best."""
+    """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
     data: PathOrUrl
     """Folder or URL of shards."""
     input_size: SizeFlag | None = None
@@ -41,7 +41,7 @@ class PredictConfig:
     """Segment images: write a mask and an overlay for each TIFF, PNG or JPEG, and summary.csv."""
 
     checkpoint: InputPath
-    """A checkpoint folder or its URL, for example runs/x/best."""
+    """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
     images: PathOrUrl
     """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif', here or at a URL. JPEGs beside TIFFs or
     PNGs are taken for previews and not read."""

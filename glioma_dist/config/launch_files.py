@@ -17,6 +17,19 @@ def launch_file(name: str) -> Path:
     return CLONE / name if (CLONE / name).is_file() else FOLDER / name
 
 
+def launch_command(file: str, command: str, flags: str = "") -> str:
+    """Return what a user types to start a command of this program with `accelerate launch`: in a clone by its short
+    paths, elsewhere by what an installed package has.
+
+    file: a name, such as gpu.yaml. command: such as train. flags: of accelerate launch, such as --num_processes 4.
+    """
+    if (CLONE / file).is_file() and Path(f"{command}.py").is_file():
+        path, program = str(CLONE / file), f"{command}.py"
+    else:
+        path, program = f'"$(glioma-dist configs {file})"', f"-m glioma_dist {command}"
+    return " ".join(filter(None, ("accelerate launch --config_file", path, flags, program)))
+
+
 def purposes() -> dict[str, str]:
     """Return for each file name what the file is for: the first sentence of its comment. Names in jobs/ begin so."""
     found = {}

@@ -16,12 +16,13 @@ class ModelConfig:
     """The U-Net's encoder, decoder and starting weights."""
 
     encoder: str = "mit_b3"
-    """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos and tests), one of the article's
-    convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered.
+    """mit_b0 to mit_b5 (SegFormer's Mix Transformers; mit_tiny is for demos, tests and t98g-small), one of the
+    article's convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered.
     `glioma-dist encoders` lists all with their costs."""
     init: PathOrUrl = "random"
-    """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder or URL of this toolkit, or a
-    checkpoint of segmentation_models.pytorch: a file (.safetensors, .pth) or a folder from its save_pretrained."""
+    """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder or URL of this toolkit,
+    t98g-small (a network that comes with the package), or a checkpoint of segmentation_models.pytorch: a file
+    (.safetensors, .pth) or a folder from its save_pretrained."""
     weights: Path | None = None
     """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to load instead of a
     download."""

@@ -91,7 +91,7 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
     if contrast == "clahe":
         raise InputError(
             f"{checkpoint}: was trained with --data.intensity-normalization clahe, which no ONNX operator computes; "
-            "use predict.py"
+            "use glioma-dist predict"
         )
     graph = to_onnx(ImageToLogits(model, contrast, 2**bits).eval(), bits)
     graph = _with_metadata(graph, read)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import from_dict, shown
+from glioma_dist.config.networks import network_folder
 from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.files import parse_json
 from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
@@ -124,9 +125,10 @@ class Checkpoint:
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """`folder`, or what it was before a write that was killed between its renames; None where there is neither."""
+    """`folder`, or what it was before a write that was killed between its renames; where there is neither, the network
+    of the package that has this name; None where there is none of them."""
     found = folder if folder.exists() else sibling(folder, "1")
-    return found if any((found / name).is_file() for name in (MANIFEST, STATE)) else None
+    return found if any((found / name).is_file() for name in (MANIFEST, STATE)) else network_folder(folder)
 
 
 def kept_folders(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 from torch import nn
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.config.networks import network_folder
 from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.licences import non_commercial_licences, warning_of_use
@@ -61,6 +62,14 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         except OSError as error:
             raise cannot_write(save_directory, error) from error
         write_json_atomically(save_directory / CONFIG, {"encoder": self.settings.model.encoder}, indent=None)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> PretrainedUNet:
+        """Load a network from a checkpoint folder, from the hub, or by the name of one that comes with the package, as
+        `ModelHubMixin.from_pretrained` does."""
+        given = pretrained_model_name_or_path
+        named = None if Path(given).is_dir() else network_folder(given)
+        return super().from_pretrained(named or given, **options)
 
     @classmethod
     def _from_pretrained(
@@ -129,7 +138,7 @@ def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
         "## Use",
         "```python\nfrom glioma_dist.model.hub import PretrainedUNet\n\n"
         'PretrainedUNet.from_pretrained("USER/NAME").save_pretrained("network")\n```',
-        "```bash\npython predict.py --checkpoint network --images plate --out masks\n```",
+        "```bash\nglioma-dist predict --checkpoint network --images plate --out masks\n```",
     ]
     return "\n\n".join(lines) + "\n"
 

@@ -89,14 +89,12 @@ def test_every_public_name_is_on_the_page():
     }
 
 
-def test_the_blocks_of_the_page_on_encoders_run(tmp_path):
-    """The parts and their package's declaration as the page has them; the hub's blocks need a checkpoint, test_hub.py
-    has them."""
-    text = (REPOSITORY / "docs" / "encoders.md").read_text()
+def test_the_blocks_of_the_page_on_own_parts_run(tmp_path):
+    """The parts and their package's declaration as the page has them."""
+    text = (REPOSITORY / "docs" / "guides" / "own_parts.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
-    own = [block for block in blocks if "from_pretrained" not in block]
-    run(run_blocks, [*own, CALLS_OF_OWN_PARTS], tmp_path)
+    assert len(blocks) == 2
+    run(run_blocks, [*blocks, CALLS_OF_OWN_PARTS], tmp_path)
 
 
 CALLS_OF_OWN_PARTS = """

@@ -19,7 +19,8 @@ RUN_ELSEWHERE = {
     "docs/first_training.md": "tests/end_to_end/test_readme.py",
     "docs/own_images.md": "tests/end_to_end/test_own_images.py",
     "docs/api.md": "tests/end_to_end/test_examples.py",
-    "docs/encoders.md python": "tests/end_to_end/test_examples.py",
+    "docs/guides/own_parts.md python": "tests/end_to_end/test_examples.py",
+    "glioma_dist/networks/t98g-small/README.md": "tests/unit/test_networks.py",
     "docs/metrics.md": "tests/end_to_end/test_reference_pages.py",
     "docs/checkpoint_format.md": "tests/end_to_end/test_reference_pages.py",
 }
@@ -38,7 +39,6 @@ NOT_RUN = {
     "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "machines that come and go; test_machine_launchers.py has two",
     "torchrun --nnodes 2": "several machines; test_machine_launchers.py has two",
     "accelerate launch --config_file accelerate_configs/multi_node.yaml": "several machines; test_machines.py has two",
-    "glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --g": "a CPU minute; README's test runs it at tiny size",
     "pip install 'glioma-dist[cloud]'\nglioma-dist train": "an object store; test_bucket_runs.py has one",
     "glioma-dist predict --checkpoint s3://": "an object store; test_remote_files.py has one",
     "export GLIOMA_DIST_EXIT_CODES=": "tests/jobs/test_exit_codes.py launches real processes so",
@@ -48,6 +48,7 @@ NOT_RUN = {
     'cp "$(glioma-dist configs jobs/skypilot.yaml)"': "a cloud; tests/jobs/test_skypilot.py parses the file",
     "docker build": "Docker; tests/jobs/test_docker.py checks the Dockerfile",
     "docker run": "Docker; tests/jobs/test_job_files.py parses the commands",
+    "from glioma_dist.model.hub": "uploads a network; tests/unit/test_hub.py makes these calls",
     "train.py --data.train s3://": "an object store; test_object_store.py has one",
     "glioma-dist reproduce table3 --task": "122 runs; test_study_tasks.py shares a study between tasks",
     "glioma-dist reproduce table1": "122 runs; test_study.py runs a study at tiny size",
@@ -55,7 +56,10 @@ NOT_RUN = {
     "glioma-dist convert glioma-c6 --source T98G": "14 minutes, on data that are not in the repository; test_readme.py",
 }
 """The first words of a block -> why no test runs it as it stands, and which test is nearest."""
-BLOCK = re.compile(r"^ *```(bash|python)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+SMALLER = {"mit_b3": "mit_tiny"}
+"""In commands that only count."""
+SLOW = {"glioma-dist plan --model.encoder mit_b3 --size 2592x1952 --gpus 4": "counts the steps of several GPUs"}
+"""The first words of a block -> why `make test-slow` runs it."""
 
 
 def blocks() -> list[tuple[str, str, str]]:
@@ -85,7 +89,9 @@ def make_material(folder: Path) -> None:
     """What the blocks name: shards, tars of others, a run."""
     draw_shards(folder / "shards/livecell/train", range(6))
     draw_shards(folder / "shards/livecell/val", range(6, 12), samples_per_shard=4)
-    train_here(tiny_config(folder / "shards/livecell", folder / "runs/x", max_steps=1, eval_every=None))
+    train_here(tiny_config(folder / "shards/livecell", folder / "runs/x", max_steps=1, eval_every=1))
+    (folder / "data/plate_8").mkdir(parents=True)
+    cv2.imwrite(str(folder / "data/plate_8/a.png"), draw_sample(20).image)
     (folder / "data/their_tars").mkdir(parents=True)
     with tarfile.open(folder / "data/their_tars/a.tar", "w") as tar:
         for number in range(2):
@@ -108,20 +114,26 @@ def run_python(text: str) -> None:
     exec(compile(text, "block", "exec"), {"__name__": "notebook"})
 
 
+def marks(text: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if text.startswith(tuple(SLOW)) else []
+
+
 @pytest.mark.parametrize(
-    ("page", "language", "text"), HERE, ids=[f"{page}-{number}" for number, (page, *_) in enumerate(HERE)]
+    ("page", "language", "text"),
+    [pytest.param(*each, marks=marks(each[2]), id=f"{each[0]}-{number}") for number, each in enumerate(HERE)],
 )
 def test_a_block_runs(page, language, text, material, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(material / "cache"))
-    text = re.sub(r"(?<![\w/])(shards/livecell|runs/x|sheet\.png)", rf"{material}/\1", text).replace(
-        "~/data", f"{material}/data"
-    )
+    text = re.sub(r"(?<![\w/])(shards/livecell|runs/x|sheet\.png|data/plate_8)", rf"{material}/\1", text)
+    text = text.replace("~/data", f"{material}/data")
     if language == "python":
         run(run_python, text)
         return
     for line in text.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line.partition(">")[0], comments=True)
         assert program == "glioma-dist", line
+        if arguments[0] == "plan":
+            arguments = [SMALLER.get(word, word) for word in arguments]
         ended = command(arguments[0], *arguments[1:], timeout=600)
         assert (ended.exit_code, ended.stderr) == (0, ""), f"{line}\n{ended.stderr}"
         assert ended.stdout.strip()
@@ -130,7 +142,7 @@ def test_a_block_runs(page, language, text, material, monkeypatch):
 def test_every_reason_and_every_other_test_is_of_a_block_that_is_there():
     found = blocks()
     assert len(HERE) >= 5
-    assert [start for start in NOT_RUN if not any(text.startswith(start) for _, _, text in found)] == []
+    assert [start for start in (*NOT_RUN, *SLOW) if not any(text.startswith(start) for _, _, text in found)] == []
     pages = {name.split()[0]: test for name, test in RUN_ELSEWHERE.items()}
     for page, test in pages.items():
         assert Path(page).name.partition(".")[0] in (REPOSITORY / test).read_text() or not (REPOSITORY / page).exists()

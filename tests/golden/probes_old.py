@@ -216,7 +216,7 @@ def masks(work: Work) -> Results:
 
 def onnx(work: Work) -> Results:
     """Logits of the exported graph, by onnxruntime on one thread."""
-    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
+    if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         raise CannotRunError(f"{', '.join(missing)} not installed (the extra `export`)")
     import onnxruntime
 

@@ -1,6 +1,7 @@
 """ONNX: the graph gives what prediction gives, for any size, and is written only if it does."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,12 @@ from glioma_dist.training.state import TrainState
 
 pytest.importorskip("onnx", reason="ONNX is not installed: pip install -e '.[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
+
+
+@pytest.fixture(autouse=True)
+def without_onnxscript(monkeypatch):
+    """Which the extra `export` does not install: PyTorch's exporter of scripts does not need it."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # which Python takes for missing
 
 
 DRAWN = ({"data": "drawn", "licence": "CC0"},)

@@ -4,19 +4,24 @@ import ctypes
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY_CHANNELS, run
+from helpers import REPOSITORY, TINY_CHANNELS, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glioma_dist.benchmark.memory_plan import choice
 from glioma_dist.benchmark.spatial_parallel_report import estimated
-from glioma_dist.config import ModelConfig
+from glioma_dist.cli.arguments import parse
+from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.config.benchmark import SpatialParallelConfig
+from glioma_dist.config.plan import PlanConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
@@ -112,6 +117,31 @@ def test_a_cache_that_is_no_file_holds_no_answers(tmp_path, make):
     make(file)
     assert answers.read("key") is None
     answers.write("key", {})
+
+
+@pytest.mark.parametrize("is_clone", [True, False])
+@pytest.mark.parametrize(("gpus", "changes"), [(1, {}), (4, {"spatial_parallel": 4}), (4, {"fsdp2": True})])
+def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, gpus, changes, tmp_path, monkeypatch):
+    """A shell runs it, with a program in place of accelerate that says what it was given."""
+    level = {"name": "x", "size": "96x64", "fits": True, "bf16": True, "fsdp2": False, "spatial_parallel": 1}
+    level |= {"activation_checkpointing": "selective", **changes}
+    plan = PlanConfig((Size(96, 64),), ModelConfig("mit_tiny", norm="group"), batch_size=8, gpus=gpus)
+    monkeypatch.chdir(REPOSITORY if is_clone else tmp_path)
+    command = choice(plan, Size(96, 64), [level])["command"]
+    for name, text in (("accelerate", 'printf "%s\\n" "$@"'), ("glioma-dist", f'{sys.executable} -m glioma_dist "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    typed = subprocess.run(["bash", "-euc", command], env=environment, capture_output=True, text=True, check=True)
+    first, flag, file, *rest = typed.stdout.splitlines()
+    assert (first, flag, Path(file).is_file()) == ("launch", "--config_file", True)
+    assert Path(file).is_absolute() != is_clone
+    program = rest.index("train.py" if is_clone else "train")
+    launch_flags = ["--num_processes", "4"] if gpus > 1 else []
+    assert rest[:program] == (launch_flags if is_clone else [*launch_flags, "-m", "glioma_dist"])
+    config = parse(TrainConfig, rest[program + 1 :])
+    assert (config.data.size, config.batch_size, config.model.norm) == (Size(96, 64), 8, "group")
+    assert config.scale.spatial_parallel == level["spatial_parallel"]
 
 
 def test_an_answer_is_not_taken_from_other_code(monkeypatch):

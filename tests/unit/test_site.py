@@ -106,9 +106,8 @@ def test_every_link_of_the_collected_pages_stays_in_the_site(tmp_path):
 
 def test_links_are_moved_with_their_pages_and_code_is_not(tmp_path):
     (tmp_path / "docs" / "deep").mkdir(parents=True)
-    (tmp_path / "examples").mkdir()
-    (tmp_path / "shards").mkdir()
     for name in site_pages.OUTSIDE_DOCS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("# A page\n")
     (tmp_path / "LICENSE").write_text("the licence")
     (tmp_path / "docs" / "a.png").touch()
