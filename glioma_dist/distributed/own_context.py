@@ -63,7 +63,9 @@ def given_or_own(
 
 @contextmanager
 def _naming_lost_processes(context: DistributedContext) -> Generator[None]:
-    """Within it, an error of the communication becomes one that names the process that ended or does not answer."""
+    """Within it, an error of the communication becomes one that names the process that ended or does not answer.
+    Afterwards nobody waits for this process, and it gives no more signs of life."""
+    context.whereabouts.is_paused = False
     try:
         yield
     except RuntimeError as error:
@@ -71,6 +73,8 @@ def _naming_lost_processes(context: DistributedContext) -> Generator[None]:
         if ending is None:
             raise
         raise ending from error
+    finally:
+        context.whereabouts.is_paused = True
 
 
 def _start(seconds_to_answer: float) -> DistributedContext:

@@ -57,6 +57,8 @@ class Whereabouts:
         self._rank, self._hosts, self._store = rank, tuple(one_line(host, MAX_WORDS) for host in hosts), store
         self._doing, self._since, self._meetings = "starting", time.monotonic(), 0
         self._work, self._has_failed = "the first step", False
+        self.is_paused = False
+        """Whether no signs are given: the others may have ended, and with the first one the store."""
 
     def tell(self, number: int = 1, store: Store | None = None) -> None:
         """Write a sign of life into the store."""
@@ -168,7 +170,8 @@ class Whereabouts:
             store.set_timeout(timedelta(seconds=SECONDS_TO_LISTEN))
             while True:
                 number += 1
-                self.tell(number, store)
+                if not self.is_paused:
+                    self.tell(number, store)
                 time.sleep(SECONDS_BETWEEN_SIGNS)
         except RuntimeError:  # the store is gone; the next communication says so
             return
