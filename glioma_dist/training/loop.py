@@ -149,7 +149,7 @@ class TrainingLoop:
         """This process's part of the next batch; or what ends the run before it."""
         trainer = self.trainer
         try:
-            with trainer.stop.immediate():
+            with trainer.stop.immediate(), trainer.data_wait:
                 trainer.spatial_group.cut(trainer.config.data.size.height)  # a validation may have set other strips
                 batch = next(self._batches)
         except (Exception, Interrupted) as error:

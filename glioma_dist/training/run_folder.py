@@ -160,7 +160,7 @@ class RunFolder:
                 raise
         _raise_shared(self._gather([failure])[0], failure)
         # A run that belongs to a bucket has a folder of its own on each machine.
-        is_private = self._is_alone or getattr(self, "_uploader", None) is not None
+        is_private = self._is_alone or self._uploader is not None
         hosts = find_blind_hosts(self.path, self.is_main, self._gather, is_private)
         if hosts:
             self.say(describe_blind_hosts(self.path, hosts, self._all_write))

@@ -78,6 +78,7 @@ class CheckpointSaver:
         if any(write.name == name or write.state.step != state.step for write in self._queue):
             self.wait(alone)
         writer = self._alone if alone else self._writer
+        self._context.whereabouts.at(f"saving {name}/ of step {state.step}")
         write = _Write(name, state, self._stages(name, state, writer))
         write.run_first_stage(writer)
         self._queue.append(write)

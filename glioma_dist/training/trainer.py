@@ -118,7 +118,7 @@ class Trainer:
         with closing(batches), DataWatch(self.workers, who, context.seconds_to_answer) as watch:
             for step in count(first_step + 1):
                 context.whereabouts.wait_for_data(f"step {step}")
-                with watch.waiting(step), self.data_wait:
+                with watch.waiting(step):
                     batch = next(batches)
                 yield batch
 

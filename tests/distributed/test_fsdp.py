@@ -12,7 +12,7 @@ from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, part_name
-from glioma_dist.training import loop
+from glioma_dist.training import loop, preparation
 
 
 def train_here(config) -> list[str]:
@@ -50,12 +50,12 @@ def check_losses(ours: list[dict], plain: list[dict], tolerance: float) -> None:
 
 
 def train_in_double(config) -> list[str]:
-    build_model = loop.build_model
-    loop.build_model = lambda *given: (build_model(*given)[0].double(), [])
+    build_model = preparation.build_model
+    preparation.build_model = lambda *given: (build_model(*given)[0].double(), [])
     try:
         return train_here(config)
     finally:
-        loop.build_model = build_model
+        preparation.build_model = build_model
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_three_steps_equal_the_plain_model_s(shards, tmp_path, scale):
     config = tiny_config(shards, tmp_path / "plain", max_steps=3, clip_norm=0.5)
     train_plain_in_double(config)
     spread = run(train_in_double, replace(config, out=tmp_path / "ours", scale=scale), num_processes=2)
-    names = [name for name, _ in loop.build_model(config.model, 0)[0].named_parameters()]
+    names = [name for name, _ in preparation.build_model(config.model, 0)[0].named_parameters()]
     assert spread == [names, names]
     check_losses(rows(tmp_path / "ours"), rows(tmp_path / "plain"), 1e-9)
     assert not (tmp_path / "ours" / "last" / MODEL).exists()

@@ -13,7 +13,7 @@ from test_fsdp import train_in_double as train_with_fsdp2
 from test_processes import train_in_double as train_with_ddp
 
 from glioma_dist.config import ScaleConfig
-from glioma_dist.training import loop
+from glioma_dist.training import loop, preparation
 
 
 def train_in_fp16(config) -> list[int]:
@@ -31,7 +31,7 @@ def train_in_fp16(config) -> list[int]:
 
 def fused(train, config):
     """What `train(config)` returns, with the optimizer of a GPU."""
-    loop.make_adam = lambda model, lr: torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    preparation.make_adam = lambda model, lr: torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     return train(config)
 
 

@@ -22,7 +22,7 @@ from glioma_dist.config import EvaluateConfig, PredictConfig, ScaleConfig
 from glioma_dist.errors import ExitCode, InputError, NonFiniteError, RunError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.predict import predict
-from glioma_dist.training import loop
+from glioma_dist.training import loop, preparation
 
 FIRST_STEP_FP32, FP64 = 1e-6, 1e-9
 """What several processes promise of one's losses: in fp32 the first step, before Adam has made steps of rounding; in
@@ -50,12 +50,12 @@ def train_and_tell(config) -> tuple[int, list[tuple[str, ...]]]:
 
 def train_in_double(config) -> tuple[int, list[tuple[str, ...]]]:
     """Train with the model, its input and its loss in fp64; returns what `train_and_tell` does."""
-    build_model = loop.build_model
-    loop.build_model = lambda *given: (build_model(*given)[0].double(), [])
+    build_model = preparation.build_model
+    preparation.build_model = lambda *given: (build_model(*given)[0].double(), [])
     try:
         return train_and_tell(config)
     finally:
-        loop.build_model = build_model
+        preparation.build_model = build_model
 
 
 def check_close(ours: list[dict], theirs: list[dict], tolerance: float) -> None:

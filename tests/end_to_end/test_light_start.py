@@ -39,7 +39,7 @@ SHIMS = {
     "tools/convert_glioma_c6.py": "convert glioma-c6",
 }
 MAIN = "glioma_dist/__main__.py"
-OUTPUTS = ("--out", "--json", "--sheet", "--data.cache")
+OUTPUTS = ("--out", "--json", "--sheet", "--data.cache", "--stage")
 BASES = {
     "train": "--data.train SHARDS",
     "evaluate": "--checkpoint FOLDER --data SHARDS",

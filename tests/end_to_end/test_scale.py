@@ -24,7 +24,7 @@ SCALES = {
 @pytest.fixture
 def plain(shards, tmp_path, runtime, monkeypatch):
     """A run in fp64, as all others of the test then are: in fp32 Adam makes steps of a sum's last bits."""
-    build_model = loop.build_model
+    build_model = preparation.build_model
     monkeypatch.setattr(preparation, "build_model", lambda *given: (build_model(*given)[0].double(), []))
     config = tiny_config(shards, tmp_path / "plain")
     loop.train(config, runtime)

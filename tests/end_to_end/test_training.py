@@ -369,7 +369,7 @@ def check_refused_step(config, runtime, *parts: str) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_moves(shards, tmp_path, runtime, monkeypatch):
-    build_model = loop.build_model
+    build_model = preparation.build_model
 
     def spoilt(*given):
         model, lineage = build_model(*given)
@@ -381,7 +381,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_moves(shards, 
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_any_weight_moves(shards, tmp_path, runtime, monkeypatch):
-    build_model = loop.build_model
+    build_model = preparation.build_model
 
     def spoilt(*given):
         model, lineage = build_model(*given)

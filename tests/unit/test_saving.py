@@ -22,7 +22,7 @@ from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.model.manifest import MODEL, OPTIMIZER
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.optimizer import make_adam
-from glioma_dist.training import loop, saving, snapshot
+from glioma_dist.training import loop, preparation, saving, snapshot
 from glioma_dist.training.run_folder import RunFolder
 
 SECONDS_TO_HOLD = 60
@@ -274,7 +274,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(shards, tmp_p
 
 def test_the_memory_is_used_again(shards, tmp_path):
     config = tiny_config(shards, tmp_path)
-    model, _ = loop.build_model(config.model, 0)
+    model, _ = preparation.build_model(config.model, 0)
     optimizer = torch.optim.Adam(model.parameters())
     for each in model.parameters():
         each.grad = torch.ones_like(each)
