@@ -12,10 +12,11 @@ import tyro
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_folder_there
-from glioma_dist.config.paths import LocalPath
+from glioma_dist.config.paths import PathOrUrl
+from glioma_dist.data.shards.storage import is_url, open_folder
 from glioma_dist.distributed.exit_codes import code_of_launch, read_exit_codes
 from glioma_dist.errors import ExitCode, InputError, one_line
-from glioma_dist.files import read_json
+from glioma_dist.files import parse_json, read_json
 from glioma_dist.training.folder_lock import is_held
 from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
 
@@ -34,8 +35,8 @@ REASON_OF_RUNNING = "the process was killed, or it still runs where no lock is s
 class RunStatusConfig:
     """Print how a training run stands, and what to do next. Reads status.json in the run's folder."""
 
-    run: Annotated[LocalPath, tyro.conf.Positional]
-    """Folder of the run: the --out of its training."""
+    run: Annotated[PathOrUrl, tyro.conf.Positional]
+    """Folder or URL of the run: the --out of its training."""
     exit: bool = False
     """End with the exit code of the run, so that a job script or a container can pass it on: 0 finished, 75 or 69 run
     the same command again, 2, 3, 4 or 1 do not."""
@@ -66,10 +67,14 @@ def read_status(run: str) -> dict[str, Any] | None:
 
     Raises InputError where it cannot be read, or is no such file.
     """
-    path = Path(run) / STATUS
-    if not path.exists():
+    path = f"{run.rstrip('/')}/{STATUS}"
+    if is_url(run):
+        data = open_folder(run).read_optional(STATUS, MAX_STATUS_BYTES)
+        content = None if data is None else parse_json(data, path)
+    else:
+        content = read_json(Path(path), MAX_STATUS_BYTES) if Path(path).exists() else None
+    if content is None:
         return None
-    content = read_json(path, MAX_STATUS_BYTES)
     known = isinstance(content, dict) and content.get("state") in ("running", "finished", "stopped", "failed")
     code = content.get("code") if known else None
     if not known or not (code is None or (isinstance(code, int) and 0 <= code <= 255)):
@@ -89,7 +94,7 @@ def find_status(run: str, exit_codes: Path | None) -> RunStatus:
     told = told or {"state": "not begun"}
     state, code, reason = told["state"], told.get("code"), told.get("reason")
     if state == "running":
-        is_running = "://" not in run and is_held(Path(run))
+        is_running = not is_url(run) and is_held(Path(run))
         code = ExitCode.UNAVAILABLE if is_running else ExitCode.STOPPED
         state, reason = ("running", None) if is_running else ("killed", REASON_OF_RUNNING)
     if codes is not None and state != "running":

@@ -16,6 +16,7 @@ from glioma_dist.training.resume import BEST, CONFIG, LAST, METRICS, RESUMABLE
 from glioma_dist.training.run_record import RUN
 from glioma_dist.training.status import STATUS
 from glioma_dist.training.telemetry import MAX_METRICS_BYTES
+from glioma_dist.training.trackers.names import IDS
 
 MAX_SMALL_BYTES = 2**26
 
@@ -69,7 +70,7 @@ def bring_here(
     _fetch(store, index.last, run, LAST, say)
     parts = [store.read_all(part.name, part.bytes) for part in index.metrics if part.bytes <= MAX_METRICS_BYTES]
     write_atomically(run / METRICS, b"".join(parts))
-    for name in (CONFIG, RUN, STATUS):
+    for name in (CONFIG, RUN, STATUS, IDS):
         data = store.read_optional(name, MAX_SMALL_BYTES)
         if data is not None:
             write_atomically(run / name, data)

@@ -11,6 +11,7 @@ from bucket import bucket
 from helpers import draw_sample, save_state, tiny_config
 
 from glioma_dist.cli import export as export_command
+from glioma_dist.cli.run_status import find_status
 from glioma_dist.config import EvaluateConfig, PredictConfig
 from glioma_dist.config.paths import Url
 from glioma_dist.data import remote_checkpoint
@@ -257,3 +258,15 @@ def test_a_large_file_that_is_given_up_leaves_nothing(store, tmp_path):
         Store("s3://cells/big", QUICK).put_file("large", tmp_path / "large")
     assert store.names("big/") == []
     assert store.client.list_multipart_uploads(Bucket="cells").get("Uploads", []) == []
+
+
+def test_the_status_of_a_run_is_read_from_its_url(store):
+    with pytest.raises(InputError, match="no training has begun there"):
+        find_status("s3://cells/run", None)
+    told = {"state": "stopped", "code": 75, "reason": "received SIGTERM", "step": 7, "checkpoint_step": 7}
+    store.put("run/status.json", json.dumps(told).encode())
+    status = find_status("s3://cells/run/", None)
+    assert (status.state, status.code, status.next, status.checkpoint_step) == ("stopped", 75, "run again", 7)
+    store.put("run/status.json", b"{")
+    with pytest.raises(InputError, match="is no JSON"):
+        find_status("s3://cells/run", None)
