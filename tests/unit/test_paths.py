@@ -285,7 +285,7 @@ def test_what_cannot_be_written_to_is_refused_in_one_line(kind, url):
 
 
 TAKE_URLS = {
-    "run-status": ["RUN"],
+    "run-status": {"RUN": "read"},
     "train": {"--data.train": "read", "--data.val": "read", "--model.init": "read", "--out": "written"},
     "evaluate": {"--checkpoint": "read", "--data": "read", "--out": "written"},
     "predict": {"--checkpoint": "read", "--images": "read", "--out": "written"},
