@@ -2,7 +2,9 @@
 for comparisons in fp32."""
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from timm.models import vgg
 from torch.nn import functional
 
@@ -71,3 +73,12 @@ def smooth(monkeypatch) -> None:
     machine; in fp32 that is 1e-3 of the sum it goes into.
     """
     monkeypatch.setattr(functional, "relu", lambda features, inplace=False: functional.silu(features))
+
+
+DEEPER = ("mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
+"""MiT-B0 with more layers of the same kinds."""
+
+
+def slow_if_deeper(name: str) -> Any:
+    """An encoder as a parameter of a test; of those that differ in depth alone, only the first is not slow."""
+    return pytest.param(name, marks=pytest.mark.slow if name in DEEPER else ())

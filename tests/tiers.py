@@ -20,7 +20,6 @@ LONG = {
     "tests/distributed/test_launches.py": "real launchers, and every command",
     "tests/distributed/test_machines.py": "two real launchers; two machines, three runs of them",
     "tests/distributed/test_processes.py::test_the_real_launcher_trains_one_model_on_two_processes": "a real launcher",
-    "tests/distributed/test_restarts.py::test_a_restarted_run_ends_as_if_nothing_had_been": "real launchers, killed",
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",

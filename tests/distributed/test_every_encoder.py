@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from encoder_helpers import narrow_everything
+from encoder_helpers import DEEPER, narrow_everything
 from engines import fsdp2
 from helpers import TINY_CHANNELS, run
 from torch import Tensor, nn
@@ -25,8 +25,6 @@ TOLERANCE = 1e-9
 LEVELS = ("none", "selective", "full")
 ENGINES = ("DDP", "FSDP2")
 TOGETHER = 4
-DEEPER = ("mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
-"""MiT-B0 with more layers of the same kinds: compared at full size only, in the slow test."""
 NARROW = [name for name in encoders.names() if name not in DEEPER]
 FAR = 1e-3
 """Below which a tensor's largest number is taken for this, where differences are measured by it."""

@@ -99,7 +99,7 @@ def check(out, whole, launchers) -> None:
     [
         pytest.param(TORCHRUN, 3, 2, marks=pytest.mark.slow),
         pytest.param(TORCHRUN, 2, 0, marks=pytest.mark.slow),
-        ([*ACCELERATE, "--main_process_port", "PORT", "--num_processes"], 2, 1),
+        pytest.param([*ACCELERATE, "--main_process_port", "PORT", "--num_processes"], 2, 1, marks=pytest.mark.slow),
     ],
     ids=["torchrun, the last of three", "torchrun, the first of two", "accelerate, the last of two"],
 )

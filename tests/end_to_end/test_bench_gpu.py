@@ -40,7 +40,15 @@ ONLY_ON_GPUS = {
 """Lines that a CPU cannot have."""
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+MINUTES_LONG = ("interruption", "memory")
+"""Checks whose rehearsal is slow; what they check on a CPU, test_training.py and test_planner.py check, too."""
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(each, marks=pytest.mark.slow if each.name in MINUTES_LONG else ()) for each in CHECKS],
+    ids=lambda check: check.name,
+)
 def test_the_rehearsal_runs_every_check(check, tmp_path):
     flags = ("--device", "cpu", "--checks", check.name, "--out", tmp_path / "out")
     ended = command("bench gpu", *flags, timeout=580)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from encoder_helpers import narrow_everything
+from encoder_helpers import narrow_everything, slow_if_deeper
 from helpers import TINY_CHANNELS
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -108,7 +108,7 @@ def check_narrow(monkeypatch, name: str, level: str, batch_size: int) -> None:
     check_graphs(name, level, batch_size)
 
 
-@pytest.mark.parametrize("name", EVERY_ENCODER)
+@pytest.mark.parametrize("name", [slow_if_deeper(name) for name in EVERY_ENCODER])
 def test_each_kind_of_layer_has_one_graph_in_every_encoder(monkeypatch, name):
     """With one image, whose stride along the batch means nothing, where the encoder can be trained with one."""
     check_narrow(monkeypatch, name, "none", 2 if name in NEED_TWO_IMAGES else 1)

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from encoder_helpers import slow_if_deeper
 from fake_helpers import on_fake
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -101,7 +102,7 @@ def test_the_list_is_pytorchs():
     assert names - {"Tensor.resize_"} - set(REFUSED_BY_OLDER) == set(REFUSED)  # resize_: of quantized tensors
 
 
-@pytest.mark.parametrize("encoder", encoders.names())
+@pytest.mark.parametrize("encoder", [slow_if_deeper(name) for name in encoders.names()])
 def test_every_encoder(encoder):
     take_step(encoder, "none")
 

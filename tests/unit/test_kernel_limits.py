@@ -107,7 +107,9 @@ HOW = {
 
 
 @pytest.mark.parametrize("level", ["none", "full"])
-@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=() if "strips" in each else pytest.mark.slow) for each in HOW]
+)
 def test_norms_batches_and_strips(name, level):
     how = HOW[name]
     side = 8224 if "batch_size" in how else 16448

@@ -3,7 +3,6 @@
 `set_sync_debug_mode` sees the same on a real GPU (tests/gpu/test_step.py).
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
-from encoder_helpers import narrow, narrow_everything
+from encoder_helpers import narrow, narrow_everything, slow_if_deeper
 from fake_cuda import ATEN, CUDA, Watch, cuda_without_a_driver, put_on_cuda
 from helpers import TINY_CHANNELS, tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -41,14 +40,8 @@ LEVELS = ("none", "selective", "full")
 SEEDS = torch.tensor([3, 4])
 PLACES = torch.tensor([0, 2])
 SIDE = 64
-DEEPER_MIT = "mit_b[1-5]"
-"""MiT-B0 with more layers of the same kinds: in the slow tests."""
 NAMES = (*encoders.names(), "timm/convnext_atto")
 """Some of timm's other models make constants on the CPU in each forward pass, as edgenext its positions."""
-
-
-def slow_if_deeper(name: str):
-    return pytest.param(name, marks=pytest.mark.slow if re.fullmatch(DEEPER_MIT, name) else ())
 
 
 def put_on(model: UNet) -> FakeTensorMode:
