@@ -9,6 +9,9 @@ import tempfile
 import pytest
 from tiers import is_long
 
+# Before any test imports them, so that what fails in them says why.
+pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
+
 
 def pytest_configure() -> None:
     """Signals that a shell had this process ignore (`nohup`, `&` in a script) are noticed again: tests send them."""

@@ -18,7 +18,7 @@ from helpers import REPOSITORY, free_port, rows, run, tiny_config
 from glioma_dist.config.file import to_dict
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import ExitCode, RunError
-from glioma_dist.training import loop, run_folder, validation
+from glioma_dist.training import loop, preparation, run_folder, validation
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.snapshot import SnapshotMemory
 
@@ -28,9 +28,9 @@ PHASES: dict[str, tuple[Any, str, int, int]] = {
     # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples.
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
-    "reading the data": (loop, "open_training_data", 1, 0),
-    "building the network": (loop, "build_model", 1, 0),
-    "placing it on the device": (loop, "make_adam", 1, 0),
+    "reading the data": (preparation, "open_training_data", 1, 0),
+    "building the network": (preparation, "build_model", 1, 0),
+    "placing it on the device": (preparation, "make_adam", 1, 0),
     "claiming the folder": (RunFolder, "claim", 1, 0),
     "loading the first batch": (ShardReader, "read", 3, 0),
     "loading a batch": (ShardReader, "read", 7, 2),

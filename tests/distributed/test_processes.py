@@ -114,7 +114,7 @@ def test_without_statistics_over_processes_the_test_above_would_fail(shards, tmp
 
 
 def train_with_local_batch_norm(config) -> None:
-    loop.synchronise_batch_norm = lambda model, _device: model
+    preparation.synchronise_batch_norm = lambda model, _device: model
     train_here(config)
 
 

@@ -47,6 +47,7 @@ BASES = {
     "predict": "--checkpoint BEST --images IMAGES --out OUT",
     "export": "--checkpoint BEST --out OUT/model.onnx",
     "merge": "--checkpoint BEST --out OUT",
+    "run-status": "OUT",
     "shards inspect": "SHARDS/val",
     "shards index": "TARS",
     "shards verify": "SHARDS/val",

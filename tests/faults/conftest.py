@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from forks import Ended, Forks
     from stage import Shared
 
-# Before they are imported, so that what fails in them says why.
-pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
-
 RESULTS: dict[str, dict] = {}
 """By the id of the test."""
 

@@ -180,16 +180,16 @@ def test_what_cannot_be_used_is_an_input_error(call, config, expected, runtime):
 
 def interrupted(config, where: str) -> str:
     """Ctrl-C while the data is opened, or in a step."""
-    from glioma_dist.training import loop
+    from glioma_dist.training import loop, preparation
 
-    calls = {"opening": "open_training_data", "a step": "train_step"}
-    original = getattr(loop, calls[where])
+    module, name = {"opening": (preparation, "open_training_data"), "a step": (loop, "train_step")}[where]
+    original = getattr(module, name)
 
     def interrupt(*arguments):
         signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
-    setattr(loop, calls[where], interrupt)
+    setattr(module, name, interrupt)
     try:
         gd.train(config)
     except StopRequested as error:

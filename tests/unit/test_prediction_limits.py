@@ -20,6 +20,7 @@ from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network, cell_probability
 from glioma_dist.inference.predict import _predict_all
+from glioma_dist.inference.result_folder import open_results
 from glioma_dist.model.unet import UNet, build_model, normalise
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.kernel_limits import KernelCalls, check_forward, forward_fits
@@ -124,14 +125,14 @@ def test_predict_names_the_images_that_are_too_large_and_refuses_such_an_input_s
         cv2.imwrite(str(path), noise(side))
     config = PredictConfig(tmp_path, str(tmp_path), tmp_path / "out")
     (tmp_path / "out").mkdir()
-    images = [(small, "small"), (large, "large")]
+    images, results = [(small, "small"), (large, "large")], open_results(tmp_path / "out")
     with ImageReader() as reader:
-        done, failed = _predict_all(images, network(), DataConfig(transform="random-crop"), config, reader)
+        done, failed = _predict_all(images, network(), DataConfig(transform="random-crop"), config, reader, results)
         assert [each.image.name for each in done] == ["small.png"]
         assert [each.image for each in failed] == [str(large)]
         assert "give --input-size 288x288 at most" in failed[0].reason
         with pytest.raises(InputError, match="an image of 320x320"):
-            _predict_all(images, network(), DataConfig(), replace(config, input_size=Size(320, 320)), reader)
+            _predict_all(images, network(), DataConfig(), replace(config, input_size=Size(320, 320)), reader, results)
 
 
 @pytest.mark.parametrize("encoder", ["vgg19", "mobilenet_v2"])
