@@ -8,8 +8,8 @@ import pytest
 from helpers import REPOSITORY
 
 ERROR = (
-    "error: --out ftp://b/run: cannot write to this kind of URL; give a path of this machine, or a URL that begins with "
-    "one of s3://, gs://, az://, hf://"
+    "error: --out ftp://b/run: cannot write to this kind of URL; give a path of this machine, or a URL that begins "
+    "with one of s3://, gs://, az://, hf://"
 )
 COMMANDS = {
     "torchrun, two processes": [*["-m", "torch.distributed.run", "--nproc_per_node", "2"]],
