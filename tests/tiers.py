@@ -7,10 +7,16 @@ expensive gets a line here; `make test-all` prints the slowest twenty.
 
 LONG = {
     "tests/chaos/test_chaos.py::test_six_faults_of_six_kinds_leave_a_run_as_if_nothing_had_happened": "a dozen runs",
+    "tests/distributed/test_any_timm_processes.py": "encoders on two processes",
     "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": "four processes, traced",
     "tests/distributed/test_ends.py::test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full": "it waits",
     "tests/distributed/test_every_encoder.py::test_fsdp2_shards_every_weight_and_gathers_it_block_by_block": "the same",
     "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": "each encoder, twice",
+    "tests/distributed/test_fsdp.py::test_a_missing_part_is_named": "a run of two processes",
+    "tests/distributed/test_fsdp.py::test_a_run_moves_between_engines_bands_and_numbers_of_processes": "four runs",
+    "tests/distributed/test_fsdp.py::test_parts_are_merged_into_a_plain_checkpoint": "a run of two processes",
+    "tests/distributed/test_fsdp.py::test_parts_of_two_checkpoints_are_not_taken_for_one": "runs of two processes",
+    "tests/distributed/test_fused_adam.py::test_a_run_moves_between_the_optimizers_of_gpus_and_cpus": "three runs each",
     "tests/distributed/test_fused_adam.py::test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself": (
         "runs, repeated"
     ),
@@ -19,9 +25,12 @@ LONG = {
     "tests/distributed/test_joining.py::test_what_only_the_first_process_cannot_write_ends_all_with_one_line": "6 runs",
     "tests/distributed/test_launches.py": "real launchers, and every command",
     "tests/distributed/test_machines.py": "two real launchers; two machines, three runs of them",
+    "tests/distributed/test_processes.py::test_a_run_resumes_with_another_number_of_processes": "four runs",
     "tests/distributed/test_processes.py::test_the_real_launcher_trains_one_model_on_two_processes": "a real launcher",
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
+    "tests/distributed/test_saving_processes.py::test_all_train_on_while_one_writes": "runs of two processes",
+    "tests/distributed/test_spatial_parallel.py::test_bands_equal_whole_images_in_fp64": "large images, four strips",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
     "tests/distributed/test_waiting.py": "a run of two processes that waits",
     "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",
@@ -31,6 +40,9 @@ LONG = {
     "tests/end_to_end/test_bench_scaling.py::test_each_engine_is_measured_once": "launches",
     "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": "runs",
     "tests/end_to_end/test_endings.py::test_what_only_has_the_name_of_a_checkpoint_stops_no_run": "a run each of 11",
+    "tests/end_to_end/test_examples.py::test_an_example_runs_by_the_command_in_its_first_lines[estimate_memory.py]": (
+        "counts of others' networks"
+    ),
     "tests/end_to_end/test_launch_program.py": "real launchers",
     "tests/end_to_end/test_launchers.py": "real launchers",
     "tests/end_to_end/test_own_images.py::test_the_page_leads_from_a_folder_to_masks": "six commands",
@@ -53,11 +65,13 @@ LONG = {
     "tests/end_to_end/test_training.py::test_the_smallest_network_learns_to_see_discs": "a training",
     "tests/faults": "a run each of one or two faults of each kind, and its restart",
     "tests/fuzz": "300 changed files",
+    "tests/jobs/test_exit_codes.py::test_the_cause_counts_and_not_what_it_did_to_the_other_process": "real launchers",
     "tests/unit/test_cache.py::test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way": (
         "killed at many moments"
     ),
     "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_at_each_level": "14 compilations",
     "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": "every encoder, compiled",
+    "tests/unit/test_convert.py::test_every_real_mask_is_the_union_by_the_coco_api": "real images",
     "tests/unit/test_deterministic.py::test_every_encoder": "every encoder",
     "tests/unit/test_hostile_shards.py::test_a_tar_of_very_many_members_takes_little_memory": "65,536 members",
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",
@@ -69,24 +83,34 @@ LONG = {
     "tests/unit/test_memory_estimator.py::test_memory_grows_evenly_with_the_batch_and_bf16_takes_less": (
         "counts many steps"
     ),
-    "tests/unit/test_smp.py::test_logits_and_gradients_are_smps": "encoders of full size",
     "tests/unit/test_networks.py::test_predicted_masks_of_held_out_fields_score_what_the_card_says": "fields of 1 Mpx",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
     "tests/unit/test_planner.py::test_auto_takes_the_quickest_that_fits": "counts many steps",
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",
+    "tests/unit/test_planner.py::test_each_rung_needs_less_than_the_one_before": "counts many steps",
     "tests/unit/test_planner.py::test_kept_activations_are_shared_by_rows": "native steps",
     "tests/unit/test_planner.py::test_no_attention_matrix_at_native_size": "native steps",
     "tests/unit/test_planner.py::test_the_largest_batch_and_size_are_what_counting_finds_there": "counts many steps",
     "tests/unit/test_planner.py::test_what_strips_need_is_counted_with_the_tiles_of_a_gpu": "native steps",
     "tests/unit/test_prediction_limits.py::test_no_call_of_a_prediction_is_too_large": "135 and 270 Mpx in many tiles",
     "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
+    "tests/unit/test_smp.py::test_logits_and_gradients_are_smps": "encoders of full size",
+    "tests/unit/test_step_formulas.py::test_a_plan_that_is_known_is_printed_without_torch": "a new interpreter",
+    "tests/unit/test_step_formulas.py::test_a_small_image_takes_at_most_one_count_a_level": "counts",
     "tests/unit/test_step_formulas.py::test_the_formula_is_exact": "three counts for each encoder",
     "tests/unit/test_step_formulas.py::test_the_formula_is_exact_for_each_level": "four counts each",
+    "tests/unit/test_step_formulas.py::test_what_is_not_counted_is_close": "counts many steps",
     "tests/unit/test_step_formulas.py::test_what_is_refused_is_refused_before_anything_is_printed": "new interpreters",
     "tests/unit/test_synchronisation.py::test_a_step_reads_once_and_copies_nothing_but_what_was_drawn": "every encoder",
+    "tests/unit/test_synchronisation.py::test_so_it_does_in_each_precision_with_each_norm_and_loss": (
+        "three levels each"
+    ),
     "tests/unit/test_synchronisation.py::test_so_it_does_where_processes_share_an_image": "encoders, each six steps",
     "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": "native steps",
     "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": "native steps",
+    "tests/unit/test_timm_models.py::test_each_encoder_at_the_articles_size_and_an_odd_one": "every encoder",
+    "tests/unit/test_timm_models.py::test_recomputation_changes_nothing": "encoders, two levels",
+    "tests/unit/test_trackers.py::test_tensorboard_reads_back_what_was_logged": "TensorBoard's imports",
     "tests/unit/test_weights.py::test_imagenet_weights_without_a_network_are_one_line_without_minutes_of_retries": (
         "it waits for a hub"
     ),
