@@ -72,6 +72,7 @@ BASES = {
 UNUSED = {
     "plan": ("--model.init", "--model.weights"),
     "train": ("--data.cache", "--stage"),  # test_remote_run.py tries --stage with a URL
+    "run-status": ("--exit-codes",),  # an empty folder has a meaning: test_run_status.py
 }
 """Flags of paths that a command does not look at with these others; it says so ("no effect")."""
 WITH = {"--model.weights": ("--model.init", "imagenet"), "--picture": ("--imagenet", "none")}
