@@ -85,6 +85,11 @@ class CurvesFile:
         if has_finished:  # one that stops has no time for it, and draws again when it is resumed
             self._tell()
 
+    def draw_again(self) -> None:
+        """Draw the curves of a run that was over before, and wait for that a bounded time."""
+        self._is_drawn = not self._val.columns[0]
+        self.close(has_finished=True)
+
     def _draw(self) -> None:
         train, val = self._newest
         # It would print a warning where it first looks for the system's fonts.

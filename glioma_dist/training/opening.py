@@ -9,11 +9,14 @@ from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import RunError
 from glioma_dist.files import write_json_atomically
 from glioma_dist.scale.planner import GIB
+from glioma_dist.training.curves import CurvesFile
 from glioma_dist.training.memory import estimate_memory
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.resume import METRICS
 from glioma_dist.training.run_record import RunRecord, describe_start
 from glioma_dist.training.state import TrainState, read_unwritten_rows
 from glioma_dist.training.status import StatusFile, mark_finished
+from glioma_dist.training.telemetry import CURVES, read_rows
 from glioma_dist.training.trainer import Trainer
 
 
@@ -30,7 +33,8 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
     if context.is_main:
         try:
             if trainer.finished(state) and not trainer.validation_is_due(state):
-                mark_finished(config.out, state.step)
+                if mark_finished(config.out, state.step) or not (config.out / CURVES).exists():
+                    _draw_curves(trainer)
                 print(f"{config.out}: the run is finished, at step {state.step}", flush=True)
             else:
                 write_json_atomically(config.out / "config.json", to_dict(config))
@@ -62,3 +66,11 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
         f"{trainer.level}, from step {state.step} to {trainer.num_steps}{memory}, in {config.out}"
     )
     return reporter
+
+
+def _draw_curves(trainer: Trainer) -> None:
+    """Draw curves.png where the run was killed, or its disk was full, between its last checkpoint and that."""
+    out, folder = trainer.config.out, trainer.folder
+    with suppress(RunError):  # damaged metrics have nothing to show
+        rows = [row for _, row in read_rows(out / METRICS)]
+        CurvesFile(out, rows, folder.check, folder.say).draw_again()

@@ -16,11 +16,16 @@ MAX_STATUS_BYTES = 2**20
 State = Literal["running", "finished", "stopped", "failed"]
 
 
-def mark_finished(out: Path, step: int) -> None:
-    """Have status.json say that the run is finished, because a kill can come between the last checkpoint and that."""
+def mark_finished(out: Path, step: int) -> bool:
+    """Have status.json say that the run is finished, because a kill can come between the last checkpoint and that.
+
+    Returns whether it did not say so before.
+    """
     path = out / STATUS
-    if not path.is_file() or '"state": "finished"' not in path.read_text(errors="replace"):
-        StatusFile(out, step, step).ended(None)
+    if path.is_file() and '"state": "finished"' in path.read_text(errors="replace"):
+        return False
+    StatusFile(out, step, step).ended(None)
+    return True
 
 
 def mark_not_resumed(out: Path, ending: BaseException) -> None:
