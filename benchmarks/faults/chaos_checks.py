@@ -50,7 +50,7 @@ def faults_of_going_on(inflicted: Inflicted, records: Iterable[Delivered]) -> li
         return []
     at = time.time() - (time.monotonic() - inflicted.at)
     later = max(Counter(each.rank for each in records if each.at > at).values(), default=0)
-    return [f"{later} more batches after the fault: the training goes on"] if later > MOST_BATCHES_LATER else []
+    return [f"{later} more batches after the fault: the training continues"] if later > MOST_BATCHES_LATER else []
 
 
 def _codes(inflicted: Inflicted) -> dict[str, set[int]]:

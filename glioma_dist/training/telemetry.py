@@ -101,7 +101,7 @@ class MetricsFile:
 class DataWait:
     """How long a process waits for its data: a context around each wait for a batch.
 
-    It reads the clock only, so a GPU goes on with what it was given. The first wait, in which the workers read the
+    It reads the clock only, so a GPU continues with what it was given. The first wait, in which the workers read the
     first samples, counts as any other.
     """
 
