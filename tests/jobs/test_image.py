@@ -88,6 +88,8 @@ def root(tmp_path):
         buildah("umount", "--all")
         buildah("rm", "--all")
         buildah("rmi", "--all", "--force")
+        # debootstrap leaves it mounted where it is stopped.
+        subprocess.run(["umount", tmp_path / "debian" / "proc"], capture_output=True, check=False)
         shutil.rmtree(tmp_path, ignore_errors=True)
 
 
