@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from glioma_dist.config import DataConfig, PredictConfig
 from glioma_dist.config.file import checked
 from glioma_dist.config.paths import Url
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.remote_checkpoint import fetch_checkpoint
-from glioma_dist.data.remote_images import fetched
-from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
-from glioma_dist.errors import DiskFullError, InputError, MemoryFullError, is_out_of_memory, printable
-from glioma_dist.evaluation.protocol import Contrast, Network, cell_probability, load_network
+from glioma_dist.errors import DiskFullError, InputError, printable
+from glioma_dist.evaluation.protocol import Network, load_network
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names
+from glioma_dist.inference.reading import read_together
 from glioma_dist.inference.result_folder import Results, open_results
 from glioma_dist.inference.results import Failure, PredictedImage, PredictionResult, describe_failures
-from glioma_dist.size import Size
+from glioma_dist.inference.segmented import SegmentedImage
+from glioma_dist.inference.segmenting import segment
 
 
 def predict(config: PredictConfig, context: DistributedContext | None = None) -> PredictionResult:
@@ -93,11 +90,12 @@ def _predict_all(
     for path, name in images:
         step = "read"
         try:
-            image = _read_together(reader, path, network, data.intensity_normalization)
+            pixels, metadata = read_together(reader, path, network, data.intensity_normalization)
             step = "predicted"
-            mask = _mask_of(image, network, input_size, config.threshold)
+            probabilities = segment(pixels, network, input_size)
+            segmented = SegmentedImage(path, pixels, probabilities, config.threshold, metadata)
             step = "written"
-            written = results.write(name, path, image, mask) if network.spatial_group.rank == 0 else None
+            written = results.write(name, segmented) if network.spatial_group.rank == 0 else None
         except InputError as error:
             if isinstance(error, DiskFullError) or results.is_gone(path, error):
                 raise
@@ -107,45 +105,3 @@ def _predict_all(
             done.append(written)
             print(f"{printable(path)}: {100 * written.confluence:.1f} % covered", flush=True)
     return done, failures
-
-
-def _read_together(reader: ImageReader, path: Path | Url, network: Network, contrast: Contrast) -> np.ndarray:
-    """The image with its contrast stretched. If one of the processes that share the image cannot read it, raises
-    InputError on all of them, because the others would wait for that one."""
-    image, error = None, None
-    try:
-        with fetched(path) as local:
-            decoded = reader.read(local)
-        for remark in decoded.remarks() if network.spatial_group.rank == 0 else ():
-            print(f"{printable(path)}: {remark}", flush=True)
-        image = normalize_intensity(decoded.pixels, contrast)
-    except InputError as found:
-        error = found
-    if network.spatial_group.size > 1:
-        num_failed = network.spatial_group.all_reduce(torch.tensor([float(error is not None)], device=network.device))
-        if error is None and num_failed.item():
-            error = InputError(f"{path}: another process of this launch cannot read it; its line says why")
-    if image is None or error is not None:
-        raise error or InputError(f"{path}: cannot be read")
-    return image
-
-
-def _mask_of(image: np.ndarray, network: Network, input_size: Size | None, threshold: float) -> np.ndarray:
-    """(H, W) uint8 of 0 and 1. image: uint8, its contrast stretched.
-
-    Raises InputError where the image does not fit the memory, MemoryFullError where other processes wait for this one.
-    """
-    height, width = image.shape[:2]
-    try:
-        probabilities = cell_probability(network, image, input_size, Size(width, height))
-        return (probabilities >= threshold).to(torch.uint8).cpu().numpy()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        what = f"{width}x{height} pixels do not fit the memory; give a smaller --input-size, or cut it into fields"
-        if network.spatial_group.size > 1:
-            raise MemoryFullError(f"an image of {what}") from error
-    # Outside the handler, whose error would hold on to the tensors.
-    if network.device.type == "cuda":
-        torch.cuda.empty_cache()
-    raise InputError(what)

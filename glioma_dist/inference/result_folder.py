@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, UnavailableError
@@ -27,6 +25,7 @@ from glioma_dist.inference.results import (
     write_result,
     write_summary,
 )
+from glioma_dist.inference.segmented import SegmentedImage
 
 
 class Results:
@@ -45,9 +44,9 @@ class Results:
         make_folder(self.folder)
         yield
 
-    def write(self, name: str, image: Path | Url, pixels: np.ndarray, mask: np.ndarray) -> PredictedImage:
+    def write(self, name: str, segmented: SegmentedImage) -> PredictedImage:
         """Write mask and overlay. See `write_result`."""
-        return write_result(self.folder, name, image, pixels, mask)
+        return write_result(self.folder, name, segmented)
 
     def write_tables(self, done: Sequence[PredictedImage], failures: Sequence[Failure]) -> None:
         """Write summary.csv, and failed.csv where images failed."""
@@ -83,8 +82,8 @@ class RemoteResults(Results):
             self.folder = Path(folder)
             yield
 
-    def write(self, name: str, image: Path | Url, pixels: np.ndarray, mask: np.ndarray) -> PredictedImage:
-        written = super().write(name, image, pixels, mask)
+    def write(self, name: str, segmented: SegmentedImage) -> PredictedImage:
+        written = super().write(name, segmented)
         return replace(written, mask=self._send(written.mask), overlay=self._send(written.overlay))
 
     def write_tables(self, done: Sequence[PredictedImage], failures: Sequence[Failure]) -> None:

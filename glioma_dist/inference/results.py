@@ -19,6 +19,7 @@ from glioma_dist.config.paths import Url
 from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
 from glioma_dist.files import check_new_folder, remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
+from glioma_dist.inference.segmented import SegmentedImage
 
 OUTLINE_COLOUR = (255, 200, 0)
 COLUMNS = ("image", "width", "height", "confluence", "mask", "overlay")
@@ -143,21 +144,19 @@ def is_result(name: str, start: bytes) -> bool:
     return AUTHOR in start
 
 
-def write_result(folder: Path, name: str, path: Path | Url, image: np.ndarray, mask: np.ndarray) -> PredictedImage:
-    """Write mask and overlay, both or none.
-
-    image: uint8, (H, W) or (H, W, 3). mask: uint8, (H, W), of 0 and 1. Raises InputError where one cannot be written.
-    """
+def write_result(folder: Path, name: str, segmented: SegmentedImage) -> PredictedImage:
+    """Write mask and overlay, both or none. Raises InputError where one cannot be written."""
+    mask = segmented.mask
     height, width = mask.shape
     confluence = round(float(mask.mean()), 6)
     mask_file, overlay_file = folder / f"{name}{MASK}", folder / f"{name}{OVERLAY}"
-    write_atomically(overlay_file, _png(overlay(image, mask)[..., ::-1]))  # first: its name is longer
+    write_atomically(overlay_file, _png(overlay(segmented.pixels, mask)[..., ::-1]))  # first: its name is longer
     try:
         write_atomically(mask_file, _png(mask * 255))
     except InputError:
         remove_quietly(overlay_file)
         raise
-    return PredictedImage(path, width, height, confluence, mask_file, overlay_file)
+    return PredictedImage(segmented.image, width, height, confluence, mask_file, overlay_file)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
