@@ -38,13 +38,13 @@ def given_or_own(
     Raises InputError as `DistributedContext.start` does.
     """
     if context is not None:
-        with _naming_lost_processes(context):
+        with _naming_lost_processes(context), _without_what_was_prepared(context):
             yield context
         return
     with _one_at_a_time:
         if _of_the_launch is not None:
             launched = replace(_of_the_launch, seconds_to_answer=seconds_to_answer)
-            with _naming_lost_processes(launched):
+            with _naming_lost_processes(launched), _without_what_was_prepared(launched):
                 yield launched
             return
         belongs_to_user = PartialState._shared_state != {}
@@ -75,6 +75,18 @@ def _naming_lost_processes(context: DistributedContext) -> Generator[None]:
         raise ending from error
     finally:
         context.whereabouts.is_paused = True
+
+
+@contextmanager
+def _without_what_was_prepared(context: DistributedContext) -> Generator[None]:
+    """Afterwards the accelerator holds the models and optimizers that it held before: it would keep those of each call
+    in memory, and in fp16 treat the optimizers of earlier calls as of this one."""
+    held = {name: list(getattr(context.accelerator, name)) for name in ("_models", "_optimizers")}
+    try:
+        yield
+    finally:
+        for name, before in held.items():
+            getattr(context.accelerator, name)[:] = before
 
 
 def _start(seconds_to_answer: float) -> DistributedContext:

@@ -1,6 +1,7 @@
 """How a run ends early: all that is finished is saved, what a failing step had changed is put back, and the same
 command ends with the bits of a run that nothing disturbed."""
 
+import gc
 import json
 import math
 import multiprocessing
@@ -17,6 +18,7 @@ import torch
 from helpers import FIRST_SCALE, draw_sample, rows, run, start, start_fp16, tiny_config, train_here, write_shards
 from test_training import check_same_run
 
+from glioma_dist.config import EvaluateConfig
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import (
     ExitCode,
@@ -27,8 +29,10 @@ from glioma_dist.errors import (
     StopRequested,
     UnavailableError,
 )
+from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import remove_tree
 from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.unet import UNet
 from glioma_dist.training import loop, validation
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile
@@ -117,6 +121,21 @@ def test_weights_that_have_begun_to_move_are_not_saved(shards, tmp_path, runtime
             loop.train(config, runtime)
     assert "checkpoint saved" not in str(ended.value)
     assert not (config.out / "last").exists()
+
+
+def test_a_context_keeps_no_model_of_the_runs_that_it_was_given_to(shards, tmp_path, runtime):
+    """accelerate keeps all models and optimizers that it prepared, and in fp16 unscales all of them."""
+
+    def living() -> int:
+        gc.collect()
+        return sum(type(each) is UNet for each in gc.get_objects())
+
+    before, held = living(), (list(runtime.accelerator._models), list(runtime.accelerator._optimizers))
+    config = tiny_config(shards, tmp_path / "run", max_steps=1)
+    loop.train(config, runtime)
+    evaluate(EvaluateConfig(config.out / "last", shards / "val", workers=0), runtime)
+    assert (runtime.accelerator._models, runtime.accelerator._optimizers) == held
+    assert living() == before
 
 
 def train_in_fp16(config, first_scale: float = FIRST_SCALE) -> list[int]:
