@@ -1,5 +1,5 @@
-"""Batches from a process's memory to its device. On CUDA they are copied one batch ahead, on a stream of their own,
-straight out of the memory that workers wrote them into, whose pages are locked once.
+"""Copies batches from host memory to the device. On CUDA they are copied one batch ahead, on a separate stream,
+directly from the memory that the workers wrote to. The pages of this memory are locked once.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from glioma_dist.data.shared_memory_ring import BatchHandle, SharedMemoryRing, f
 from glioma_dist.data.streams import Stream, StreamHere
 
 MOST_IN_HAND = 3
-"""Batches that are not released: the one that is given out, the next, and one before whose copy may not be complete."""
+"""Batches that are held at once: the one in use, the next one, and the one before, whose copy may not be complete."""
 
 
 class HostBatch(NamedTuple):
-    """A batch in this process's memory, to be released when it has been read."""
+    """A batch in host memory. It must be released after it has been read."""
 
     handle: BatchHandle
     flat: Tensor
-    """Masks and images in one piece, (bytes,) uint8; of the ring where it has a place there."""
+    """Masks and images in one piece of memory, (bytes,) uint8: in the ring if it has a place there."""
     place: int | None
     in_ring: bool
 
 
 class HostBatches:
-    """The batches of a stream, each as long as it is not released. ring: in which workers write them."""
+    """Iterates over the batches of a stream. Each is valid until it is released. ring: what workers write to."""
 
     def __init__(self, stream: Stream | StreamHere, ring: SharedMemoryRing | None) -> None:
         self._stream, self._ring = stream, ring
@@ -49,7 +49,7 @@ class HostBatches:
         return HostBatch(handle, torch.from_numpy(flat), place, in_ring)
 
     def release(self, batch: HostBatch) -> None:
-        """Its place may be written again."""
+        """Let workers overwrite the batch."""
         self._stream.release(batch.place)
 
 
@@ -63,14 +63,14 @@ class Copier(Protocol):
         """The batch on the device, for what is computed there from now on."""
 
     def wait(self, copy: Any) -> None:
-        """Until the batch's memory has been read, and so may be written again."""
+        """Wait until the batch's memory has been read and can be overwritten."""
 
     def close(self) -> None:
-        """Wait until all that has begun has been read, and let go of the memory."""
+        """Wait for all copies that have begun, and release the memory."""
 
 
 def batches_on(device: torch.device, batches: HostBatches) -> Generator[Batch]:
-    """Batches on a device, in their order; each stays as it is for as long as it is kept."""
+    """Yield the batches on the device, in order. Later batches do not overwrite them."""
     if device.type == "cuda":
         yield from copy_ahead(batches, CudaCopier(device))
         return
@@ -81,12 +81,12 @@ def batches_on(device: torch.device, batches: HostBatches) -> Generator[Batch]:
 
 
 def copy_ahead(batches: HostBatches, copier: Copier) -> Generator[Batch]:
-    """Batches on `copier`'s device. Before one is given out, the copy of the next has begun where it is made already.
+    """Yield batches on `copier`'s device. The copy of the next batch begins first, if that batch is ready.
 
-    A fault of the next one is raised when its turn has come.
+    An error of the next batch is raised when it is asked for.
     """
     read: deque[_Begun] = deque()
-    """Given out, and not released."""
+    """In use, and not released."""
     begun = ahead = None
     try:
         while True:
@@ -129,7 +129,7 @@ def _begin(batches: HostBatches, copier: Copier) -> _Begun:
 
 
 class CudaCopy(NamedTuple):
-    """A copy under way: the batch on the device, and what the stream has done when it is complete."""
+    """A copy in progress: the batch on the device, and the event that marks its end."""
 
     handle: BatchHandle
     flat: Tensor
@@ -137,7 +137,7 @@ class CudaCopy(NamedTuple):
 
 
 class CudaCopier:
-    """To a CUDA device, on a stream of its own, out of page-locked memory: one transfer a batch."""
+    """Copies to a CUDA device from page-locked memory, on a separate stream, with one transfer per batch."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -145,7 +145,7 @@ class CudaCopier:
         self._locked: dict[int, Tensor] = {}
         """Address -> memory of a ring whose pages are locked."""
         self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
-        """Page-locked memory for batches that lie elsewhere, and when what is in it has been read."""
+        """Page-locked memory for batches outside the ring, and the event after which it can be overwritten."""
         self._can_lock = True
 
     def start(self, batch: HostBatch) -> CudaCopy:
@@ -178,7 +178,7 @@ class CudaCopier:
         self._locked.clear()
 
     def _lock(self, flat: Tensor) -> bool:
-        """Lock the pages that a batch lies in, once; again where one at the same place has become longer."""
+        """Lock the pages of a batch's memory once, and again if a longer batch comes to the same place."""
         locked = self._locked.get(flat.data_ptr())
         if locked is not None and len(locked) >= len(flat):
             return True
@@ -197,7 +197,7 @@ class CudaCopier:
         return True
 
     def _stage(self, flat: Tensor) -> Tensor:
-        """A copy in page-locked memory that nothing reads any more, or that is new."""
+        """Copy the batch to page-locked memory: to a piece that is no longer read, or to a new one."""
         for number, (memory, done) in enumerate(self._staging):
             if len(memory) == len(flat) and done.query():
                 del self._staging[number]

@@ -1,4 +1,4 @@
-"""What the workers of a run are asked for: batches to train on, images to validate on, samples as they are."""
+"""Jobs of the worker processes: make training batches, make validation images, read samples unchanged."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ from glioma_dist.errors import InputError
 def prepare_training_sample(
     sample: Sample, config: DataConfig, seed: int, table: np.ndarray | None = None, out: Places = (None, None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One sample as the network is shown it: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
-    `sample` and `table` are as `NormalizedSamples` gives them; `out` is as of `transform_training`."""
+    """Transform and augment one sample: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
+
+    sample, table: from `NormalizedSamples`. out: see `transform_training`.
+    """
     generator = np.random.default_rng(seed)
     start = (sample.image, sample.mask, config, generator, sample.key, table)
     if config.augment in ((), ("flips",)):  # in one go
@@ -40,7 +42,8 @@ def prepare_training_sample(
 
 
 def _put(array: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """An image or a mask as part of a batch: copied to `out` unless it lies there; colours are returned as they are."""
+    """Copy an image or a mask to its place `out` in the batch, unless it is there already. Colour images are returned
+    unchanged."""
     if array.ndim != out.ndim:
         return array
     if array.ctypes.data != out.ctypes.data:
@@ -49,12 +52,12 @@ def _put(array: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def prepare_evaluation_sample(sample: Sample, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """One sample as validation shows it to the network (see `transform_evaluation`)."""
+    """Transform one sample for validation (see `transform_evaluation`)."""
     return transform_evaluation(normalize_intensity(sample.image, config.intensity_normalization), sample.mask, config)
 
 
 class _Job:
-    """What workers do, and whose samples they read. ring: where they write."""
+    """Work for the worker processes. reader: the samples they read; ring: the shared memory they write to."""
 
     def __init__(self, reader: Shards, ring: SharedMemoryRing | None = None) -> None:
         self.reader, self.ring = reader, ring
@@ -64,7 +67,7 @@ class _Job:
 
 
 class TrainingJob(_Job):
-    """Makes batch number `task` of a run: the samples of `slots`, and of each the rows `rows`."""
+    """Makes batch number `task` of a run: the rows `rows` of the samples in the slots `slots`."""
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class TrainingJob(_Job):
     def make(self, task: int, place: int | None, note: Note) -> BatchHandle:
         images, masks, keys, seeds = [], [], [], []
         height, width = self.rows.stop - self.rows.start, self.config.size.width
-        # What is grey is written to its place in the batch at once.
+        # Grey images are written straight to their place in the batch.
         room = BatchRoom((len(self.slots), 1, height, width), place, self.ring)
         is_whole = height == self.config.size.height
         for number, each in enumerate(self.sampler.batch(task, self.slots)):
@@ -104,14 +107,14 @@ class TrainingJob(_Job):
     def _write_colours(
         self, images: list[np.ndarray], masks: list[np.ndarray], place: int | None
     ) -> tuple[tuple[int, ...], np.ndarray | None]:
-        """The same with three channels. What is grey already lies where others are to be."""
+        """Write the batch with three channels. Grey images are copied first: they lie where others will be written."""
         images = [channels_first(image.copy()) for image in images]
         images = [np.broadcast_to(image, (3, *image.shape[1:])) for image in images]
         return write_batch(images, [mask.copy() for mask in masks], place, self.ring)
 
 
 class ValidationJob(_Job):
-    """Makes the image at (shard, place) `task`, and of it one strip."""
+    """Makes one strip of the validation image at (shard, place) `task`."""
 
     def __init__(
         self, reader: Shards, config: DataConfig, strip: tuple[int, int], ring: SharedMemoryRing | None

@@ -1,4 +1,4 @@
-"""Memory that a process shares with its workers, and the ring of places in it through which they hand batches over.
+"""Memory that a process shares with its workers, and the ring in it through which workers pass batches.
 
 Workers may have been forked before the memory was made: a file without a name holds it, whose descriptor can be sent
 to them (`WorkerPool.add_job`).
@@ -18,9 +18,9 @@ from torch import Tensor
 
 
 class SharedMemory:
-    """`num_bytes` bytes, zero at first. What is never written takes no memory, and /dev/shm is not used.
+    """`num_bytes` bytes, initially zero. Pages that are never written take no memory. /dev/shm is not used.
 
-    descriptor: of a file that holds them already; it then belongs to this object.
+    descriptor: an existing file with these bytes; this object closes it.
     """
 
     def __init__(self, num_bytes: int, descriptor: int | None = None) -> None:
@@ -31,7 +31,7 @@ class SharedMemory:
         self.map = mmap.mmap(self.descriptor, max(1, num_bytes))
 
     def array(self, start: int, num_bytes: int) -> np.ndarray:
-        """(num_bytes,) uint8 from byte `start` on: the memory itself. It stays while arrays of it are in use."""
+        """Return (num_bytes,) uint8 from byte `start`, a view of the memory, which lives as long as its views."""
         return np.frombuffer(self.map, np.uint8, num_bytes, start)
 
     def __del__(self) -> None:
@@ -40,7 +40,7 @@ class SharedMemory:
 
 
 def anonymous_file() -> int:
-    """The descriptor of an empty file in memory; on a disk where the system has no such files."""
+    """Return the descriptor of an empty file in memory, or on disk if the system has no files in memory."""
     try:
         return os.memfd_create("glioma-dist")
     except (AttributeError, OSError):
@@ -50,7 +50,7 @@ def anonymous_file() -> int:
 
 @dataclass(frozen=True)
 class BatchHandle:
-    """A batch as a worker hands it over.
+    """A batch as a worker passes it on.
 
     shape: of the images, (B, channels, H, W). height: of the whole images, of which the batch may hold a strip.
     flat: masks and images in one piece, see `split_flat`; None where they lie at a place of a ring.
@@ -66,7 +66,7 @@ class BatchHandle:
 class SharedMemoryRing:
     """Room for `num_places` batches of up to `place_bytes` bytes each (`flat_bytes`).
 
-    A place may be written again when whoever reads it is done with it: `Stream` sees to that.
+    A place is overwritten only after its batch is released; `Stream` takes care of that.
     """
 
     def __init__(self, num_places: int, place_bytes: int) -> None:
@@ -75,12 +75,12 @@ class SharedMemoryRing:
         self._memory = SharedMemory(num_places * self.place_bytes)
 
     def flat(self, place: int, num_bytes: int) -> np.ndarray:
-        """The first bytes of a place, (num_bytes,) uint8: the memory itself."""
+        """Return the first `num_bytes` bytes of a place, uint8, a view of the memory."""
         return self._memory.array(place * self.place_bytes, num_bytes)
 
 
 class BatchRoom:
-    """Room for a batch: at a place of a ring where it fits it, else in memory of its own.
+    """Room for a batch: at a place of a ring if it fits there, else in newly allocated memory.
 
     shape, flat: as of `BatchHandle`. images: (B, channels, H, W) and masks: (B, H, W), uint8, to be written to.
     """
@@ -105,7 +105,7 @@ def write_batch(
 
 
 def flat_bytes(shape: Sequence[int]) -> int:
-    """Of the images of a batch, (B, channels, H, W) uint8, and their masks."""
+    """Return the bytes of a batch's images, (B, channels, H, W) uint8, and masks."""
     count, channels, height, width = shape
     return count * (channels + 1) * height * width
 
