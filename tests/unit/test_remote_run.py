@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bucket import bucket
+from bucket import bucket, checks_signatures
 from helpers import save_state, tiny_config
 
 from glioma_dist.config.paths import Url
@@ -333,6 +333,7 @@ def test_a_training_hears_that_another_took_over(store, open_run, tmp_path):
     assert "run/checkpoints.json" not in store.names("run/")
 
 
+@pytest.mark.skipif(checks_signatures(), reason="the proxy removes headers, which this store's signatures cover")
 def test_a_store_that_ignores_conditions_is_warned_of(store, open_run, tmp_path, capfd):
     store.drops_conditions = True
     run_steps(open_run, tmp_path / "one", 1)
