@@ -117,6 +117,50 @@ LONG = {
 }
 """Test, file or folder -> what takes the time."""
 
+LONGEST_FILES = (
+    "tests/end_to_end/test_bench_gpu.py",
+    "tests/unit/test_step_formulas.py",
+    "tests/unit/test_kernel_limits.py",
+    "tests/unit/test_compile.py",
+    "tests/distributed/test_every_encoder.py",
+    "tests/unit/test_planner.py",
+    "tests/distributed/test_resume_bits.py",
+    "tests/unit/test_synchronisation.py",
+    "tests/chaos/test_chaos.py",
+    "tests/unit/test_timm_models.py",
+    "tests/distributed/test_processes.py",
+    "tests/distributed/test_fused_adam.py",
+    "tests/distributed/test_fsdp.py",
+    "tests/distributed/test_spatial_parallel.py",
+    "tests/end_to_end/test_endings.py",
+    "tests/distributed/test_spatial_parallel_runs.py",
+    "tests/distributed/test_resume_processes.py",
+    "tests/distributed/test_joining.py",
+    "tests/distributed/test_machines.py",
+    "tests/unit/test_worker_pool.py",
+    "tests/unit/test_tile_size.py",
+    "tests/end_to_end/test_training.py",
+    "tests/unit/test_object_store.py",
+    "tests/fuzz/test_fuzz.py",
+    "tests/end_to_end/test_resume.py",
+    "tests/unit/test_convert.py",
+    "tests/unit/test_remote_run.py",
+    "tests/unit/test_transfer.py",
+    "tests/unit/test_download.py",
+    "tests/distributed/test_collectives.py",
+    "tests/distributed/test_any_timm_processes.py",
+    "tests/end_to_end/test_study.py",
+    "tests/unit/test_deterministic.py",
+)
+"""Files of more than about half a minute in `make test-all`, the longest first. A file's tests stay on one core: what
+is begun last should be short, or the other cores wait for it."""
+
+
+def begins_at(test: str) -> int:
+    """The place of a test's file in the order in which files are begun; those that are not listed share the last."""
+    file = test.partition("::")[0]
+    return LONGEST_FILES.index(file) if file in LONGEST_FILES else len(LONGEST_FILES)
+
 
 def is_long(test: str) -> bool:
     """Whether a test's id, as pytest prints it, is of a name in `LONG`."""
