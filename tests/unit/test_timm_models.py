@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from encoder_helpers import NARROW, narrow
+from encoder_helpers import NARROW, narrow, narrow_everything
 from helpers import TINY_CHANNELS
 from torch import Tensor, nn
 
@@ -193,8 +193,7 @@ def take_whole_step(model: UNet, height: int, width: int) -> None:
 
 @pytest.mark.parametrize("name", [*sorted(TIMM_MODELS), "mit_tiny", "mit_b0"])
 def test_a_step_lowers_the_loss_and_the_state_comes_back(monkeypatch, name):
-    if name in NARROW:
-        narrow(monkeypatch, name)
+    narrow_everything(monkeypatch)
     config = ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS)
     model = build_model(config, 0)[0]
     images = draw_images(2, 64, 64, torch.float32)
