@@ -198,8 +198,18 @@ def imaginary_processes(size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["mit_tiny", "resnet50", "mobilenet_v2", "densenet169"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        *(("mit_tiny", level) for level in LEVELS),
+        *((name, "full") for name in ("resnet50", "mobilenet_v2", "densenet169")),
+        *(
+            pytest.param(name, level, marks=pytest.mark.slow)
+            for name in ("resnet50", "mobilenet_v2", "densenet169")
+            for level in ("none", "selective")
+        ),
+    ],
+)
 def test_norms_over_processes_do_not_read_from_the_gpu(name, level, monkeypatch):
     """PyTorch's SyncBatchNorm does, three times a layer."""
     narrow(monkeypatch, *({name} - {"mit_tiny"}))
