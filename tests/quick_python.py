@@ -55,20 +55,32 @@ def ask(address: str, python: str, argv: list[str]) -> None:
 
 
 def serve(address: str) -> None:
-    """Fork for each request, until this process is killed. Call it in a process that has imported the libraries."""
+    """Fork for each request, until this process is killed, or the tests' own is lost. Call it in a process that has
+    imported the libraries."""
+    import multiprocessing
     import select
     from contextlib import suppress
+
+    tests = multiprocessing.parent_process().sentinel
 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
     listener.listen(64)
     poll, running, clients = select.poll(), {}, {}
     poll.register(listener, select.POLLIN)
+    poll.register(tests, select.POLLIN)
     while True:
         for descriptor, _ in poll.poll():
+            if descriptor == tests:
+                for pid, _ in running.values():
+                    _kill_group(pid)
+                return
             if descriptor == listener.fileno():
                 client, _ = listener.accept()
                 data, streams, _, _ = socket.recv_fds(client, MOST_BYTES, 3)
+                if not data:  # it was killed before it asked
+                    client.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     for other in (listener, client, *(each for each, _ in clients.values())):

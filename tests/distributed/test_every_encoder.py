@@ -202,7 +202,8 @@ def test_little_of_an_encoder_stays_gathered(name):
     from glioma_dist.model.unet import UNet
     from glioma_dist.scale.fsdp import sharded_units
 
-    model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
+    with torch.device("meta"):  # of which nothing is drawn
+        model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
     within = [parameter for unit in sharded_units(model) for parameter in unit.parameters()]
     assert len({id(parameter) for parameter in within}) == len(within), "no weight is in two units"
     whole, encoder = (sum(each.numel() for each in part.parameters()) for part in (model, model.encoder))

@@ -13,6 +13,7 @@ from test_fsdp import train_in_double as train_with_fsdp2
 from test_processes import train_in_double as train_with_ddp
 
 from glioma_dist.config import ScaleConfig
+from glioma_dist.size import Size
 from glioma_dist.training import loop, preparation
 
 
@@ -61,7 +62,7 @@ def test_a_run_moves_between_the_optimizers_of_gpus_and_cpus(shards, tmp_path, t
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself(shards, tmp_path, num_processes):
     """accelerate takes such a step for done."""
-    config = tiny_config(shards, tmp_path / "plain")
+    config = tiny_config(shards, tmp_path / "plain", size=Size(32, 32))  # CPUs are slow in fp16
     tried = run(train_in_fp16, config, num_processes=num_processes)
     ours = replace(config, out=tmp_path / "fused")
     assert run(fused, train_in_fp16, ours, num_processes=num_processes) == tried

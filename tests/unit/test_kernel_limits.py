@@ -74,7 +74,9 @@ def take_step(
     encoder: str = "mit_tiny",
 ) -> set[tuple]:
     """What is too large in a step in bf16 with the decoder's usual channels."""
-    model, group = UNet(ModelConfig(encoder=encoder, norm=norm)), ImaginarySpatialGroup(spatial_parallel, size.height)
+    with torch.device("meta"):  # of which nothing is drawn
+        model = UNet(ModelConfig(encoder=encoder, norm=norm))
+    group = ImaginarySpatialGroup(spatial_parallel, size.height)
     checkpoint_activations(model, level, tiles)
     split_spatially(model, group, tiles)
     strip = group.cut(size.height)
@@ -145,8 +147,9 @@ def test_without_the_bound_calls_are_too_large(level, size):
 def too_large_in_encoder(name: str, full: bool, pixels: float) -> bool:
     """Whether a call is too large in a real pass, forwards and back, over an image of so many pixels."""
     side = int(pixels**0.5) // 32 * 32
-    encoder, mode = build_encoder(name), FakeTensorMode()
-    make_fake(encoder, mode)
+    with torch.device("meta"):
+        encoder = build_encoder(name)
+    make_fake(encoder, mode := FakeTensorMode())
     for layer in encoder.tileable_layers() if full else ():
         layer.run_tiles = lambda _function, maps, *_: maps[0].clone()
     with mode, TooLarge() as seen:
