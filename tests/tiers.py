@@ -16,7 +16,6 @@ LONG = {
     "tests/distributed/test_fsdp.py::test_a_run_moves_between_engines_bands_and_numbers_of_processes": "four runs",
     "tests/distributed/test_fsdp.py::test_parts_are_merged_into_a_plain_checkpoint": "a run of two processes",
     "tests/distributed/test_fsdp.py::test_parts_of_two_checkpoints_are_not_taken_for_one": "runs of two processes",
-    "tests/distributed/test_fsdp.py::test_three_steps_equal_the_plain_model_s[selective]": "two processes of FSDP2",
     "tests/distributed/test_fused_adam.py::test_a_run_moves_between_the_optimizers_of_gpus_and_cpus": "three runs each",
     "tests/distributed/test_fused_adam.py::test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself": (
         "runs, repeated"
