@@ -19,8 +19,8 @@ SEED ?= 0
 LOWEST ?= .venv-lowest
 LOWEST_TESTS ?= tests/unit tests/distributed
 
-# A file's tests stay together, as they share fixtures. Files are begun in the order of their names: the folders with the
-# longest ones come first, so that no core waits for a long file at the end.
+# A file's tests stay together, as they share fixtures. The longest files are begun first (LONGEST_FILES in
+# tests/tiers.py), so that no core waits for a long file at the end.
 # One process more than cores, because many tests wait for other processes.
 PYTEST_QUICKLY := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 

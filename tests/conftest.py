@@ -7,7 +7,7 @@ import signal
 import tempfile
 
 import pytest
-from tiers import is_long
+from tiers import begins_at, is_long
 
 # Before any test imports them, so that what fails in them says why.
 pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
@@ -33,7 +33,8 @@ def _signals_stay_as_they_are():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that `make test` leaves to `make test-all`."""
+    """Begin with the longest files; mark the tests that `make test` leaves to `make test-all`."""
+    items.sort(key=lambda item: begins_at(item.nodeid))
     for item in items:
         if is_long(item.nodeid):
             item.add_marker("long")
@@ -72,3 +73,48 @@ def runtime():
     from glioma_dist.distributed.context import DistributedContext
 
     return DistributedContext.start()
+
+
+@pytest.fixture(scope="session")
+def quick_python():
+    """The path of an interpreter that starts within milliseconds (quick_python.py)."""
+    from pathlib import Path
+
+    import quick_python
+    from forks import wait_until
+    from helpers import start
+
+    # A socket's address has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="glioma-dist-quick-") as folder:
+        address, script = Path(folder, "socket"), Path(folder, "python")
+        (server,) = start(quick_python.serve, str(address)).processes
+        quick_python.write_script(str(script), str(address))
+        wait_until(address.exists)
+        yield script
+        server.kill()
+        server.join()
+
+
+@pytest.fixture(scope="module")
+def bucket_server():
+    """An S3 store with one bucket, behind a proxy that fails as it is told to (bucket.py)."""
+    from bucket import bucket
+
+    with bucket() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def empty_bucket(bucket_server):
+    """The same, with nothing in it and no faults."""
+    bucket_server.reset()
+    bucket_server.clear()
+    return bucket_server
+
+
+@pytest.fixture
+def no_url_becomes_a_folder(tmp_path, monkeypatch):
+    """Of the folder that a test works in."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.rglob("s3:*"))

@@ -235,8 +235,12 @@ def start(
     num_processes: int = 1,
     environment: dict[str, str] | None = None,
     timeout: float = 240,
+    python: Path | None = None,
 ) -> Started:
-    """Start `function(*arguments)` in fresh processes, on the CPU; several form a launch of local ranks over gloo."""
+    """Start `function(*arguments)` in fresh processes, on the CPU; several form a launch of local ranks over gloo.
+
+    python: the interpreter that they find in `sys.executable`, and start programs with (the fixture `quick_python`).
+    """
     # The server is started by the first call, and these reach it through its environment.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     context = multiprocessing.get_context("forkserver")
@@ -258,7 +262,8 @@ def start(
             }
         )
         variables = {"ACCELERATE_USE_CPU": "true", **launch, **(environment or {})}
-        processes.append(context.Process(target=_enter, args=(rank, folder, variables, function, arguments)))
+        given = (rank, folder, variables, function, arguments, python)
+        processes.append(context.Process(target=_enter, args=given))
         processes[-1].start()
     return Started(processes, folder, timeout)
 
@@ -365,8 +370,18 @@ def _run_script(script: str, arguments: list[str], folder: Path | None = None) -
     runpy.run_path(str(REPOSITORY / script), run_name="__main__")
 
 
-def _enter(rank: int, folder: Path, variables: dict[str, str], function: Callable, arguments: tuple) -> None:
+def _enter(
+    rank: int,
+    folder: Path,
+    variables: dict[str, str],
+    function: Callable,
+    arguments: tuple,
+    python: Path | None,
+) -> None:
     import torch
+
+    if python is not None:
+        sys.executable = str(python)
 
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)

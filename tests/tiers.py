@@ -25,6 +25,7 @@ LONG = {
     "tests/distributed/test_joining.py::test_what_only_the_first_process_cannot_write_ends_all_with_one_line": "6 runs",
     "tests/distributed/test_launches.py": "real launchers, and every command",
     "tests/distributed/test_machines.py": "two real launchers; two machines, three runs of them",
+    "tests/distributed/test_preemption.py::test_wherever_a_process_is_asked_to_stop_all_save_and_end": "many runs",
     "tests/distributed/test_processes.py::test_a_run_resumes_with_another_number_of_processes": "four runs",
     "tests/distributed/test_processes.py::test_the_real_launcher_trains_one_model_on_two_processes": "a real launcher",
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
@@ -45,6 +46,8 @@ LONG = {
     ),
     "tests/end_to_end/test_launch_program.py": "real launchers",
     "tests/end_to_end/test_launchers.py": "real launchers",
+    "tests/end_to_end/test_light_training.py::test_evaluating_and_predicting_import_no_more": "two new interpreters",
+    "tests/end_to_end/test_light_training.py::test_what_a_config_asks_for_is_imported": "a new interpreter",
     "tests/end_to_end/test_own_images.py::test_the_page_leads_from_a_folder_to_masks": "six commands",
     "tests/end_to_end/test_readme.py::test_the_workflow_of_readme_runs_from_the_first_command_to_the_last": (
         "twenty commands, each a new interpreter"
@@ -73,6 +76,8 @@ LONG = {
     "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": "every encoder, compiled",
     "tests/unit/test_convert.py::test_every_real_mask_is_the_union_by_the_coco_api": "real images",
     "tests/unit/test_deterministic.py::test_every_encoder": "every encoder",
+    "tests/unit/test_deterministic.py::test_every_layer_of_spatial_parallelism": "encoders, two levels",
+    "tests/unit/test_gpu_types.py::test_every_layer_of_every_encoder_gives_bf16": "every encoder",
     "tests/unit/test_hostile_shards.py::test_a_tar_of_very_many_members_takes_little_memory": "65,536 members",
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",
     "tests/unit/test_kernel_limits.py::test_norms_batches_and_strips": "steps of 270 Mpx in many tiles",
@@ -108,14 +113,62 @@ LONG = {
     "tests/unit/test_synchronisation.py::test_so_it_does_where_processes_share_an_image": "encoders, each six steps",
     "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": "native steps",
     "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": "native steps",
+    "tests/unit/test_timm_models.py::test_a_step_lowers_the_loss_and_the_state_comes_back": "every encoder",
     "tests/unit/test_timm_models.py::test_each_encoder_at_the_articles_size_and_an_odd_one": "every encoder",
+    "tests/unit/test_timm_models.py::test_maps_are_those_of_timms_feature_extraction": "every encoder of full size",
     "tests/unit/test_timm_models.py::test_recomputation_changes_nothing": "encoders, two levels",
     "tests/unit/test_trackers.py::test_tensorboard_reads_back_what_was_logged": "TensorBoard's imports",
     "tests/unit/test_weights.py::test_imagenet_weights_without_a_network_are_one_line_without_minutes_of_retries": (
         "it waits for a hub"
     ),
+    "tests/unit/test_worker_pool.py::test_ending_a_pool_leaves_no_process_and_no_open_file": "looks at all objects",
+    "tests/unit/test_worker_pool.py::test_runs_that_share_a_pool_leave_nothing_in_it": "looks at all objects",
 }
 """Test, file or folder -> what takes the time."""
+
+LONGEST_FILES = (
+    "tests/end_to_end/test_bench_gpu.py",
+    "tests/unit/test_step_formulas.py",
+    "tests/unit/test_kernel_limits.py",
+    "tests/unit/test_compile.py",
+    "tests/distributed/test_every_encoder.py",
+    "tests/unit/test_planner.py",
+    "tests/distributed/test_resume_bits.py",
+    "tests/unit/test_synchronisation.py",
+    "tests/chaos/test_chaos.py",
+    "tests/unit/test_timm_models.py",
+    "tests/distributed/test_processes.py",
+    "tests/distributed/test_fused_adam.py",
+    "tests/distributed/test_fsdp.py",
+    "tests/distributed/test_spatial_parallel.py",
+    "tests/end_to_end/test_endings.py",
+    "tests/distributed/test_spatial_parallel_runs.py",
+    "tests/distributed/test_resume_processes.py",
+    "tests/distributed/test_joining.py",
+    "tests/distributed/test_machines.py",
+    "tests/unit/test_worker_pool.py",
+    "tests/unit/test_tile_size.py",
+    "tests/end_to_end/test_training.py",
+    "tests/unit/test_object_store.py",
+    "tests/fuzz/test_fuzz.py",
+    "tests/end_to_end/test_resume.py",
+    "tests/unit/test_convert.py",
+    "tests/unit/test_remote_run.py",
+    "tests/unit/test_transfer.py",
+    "tests/unit/test_download.py",
+    "tests/distributed/test_collectives.py",
+    "tests/distributed/test_any_timm_processes.py",
+    "tests/end_to_end/test_study.py",
+    "tests/unit/test_deterministic.py",
+)
+"""Files of more than about half a minute in `make test-all`, the longest first. A file's tests stay on one core: what
+is begun last should be short, or the other cores wait for it."""
+
+
+def begins_at(test: str) -> int:
+    """The place of a test's file in the order in which files are begun; those that are not listed share the last."""
+    file = test.partition("::")[0]
+    return LONGEST_FILES.index(file) if file in LONGEST_FILES else len(LONGEST_FILES)
 
 
 def is_long(test: str) -> bool:

@@ -285,16 +285,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on the screen."""
 
 
-_STATUS = {
-    "error": 500,
-    "unavailable": 503,
-    "unavailable-later": 503,
-    "too-many": 429,
-    "redirect": 302,
-    "redirect-loop": 302,
-    "missing": 404,
-    "forbidden": 403,
-}
+_STATUS = {"error": 500, "too-many": 429, "missing": 404, "forbidden": 403}
+_STATUS |= dict.fromkeys(("unavailable", "unavailable-later"), 503) | dict.fromkeys(("redirect", "redirect-loop"), 302)
 _STREAMS = ("endless", "endless-chunked", "huge-length", "gzip-bomb")
 _BODIES: dict[str, Callable[[bytes], bytes]] = {
     "short": lambda body: body[: len(body) // 2],

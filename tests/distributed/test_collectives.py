@@ -72,8 +72,9 @@ def trace_step(level: str, size: int) -> Trace:
     with pytest.MonkeyPatch.context() as patch, profile(activities=[ProfilerActivity.CPU]) as seen:
         patch.setattr(dist, "batch_isend_irecv", note)
         take_step(model, group)
-    events = sorted(seen.events(), key=lambda event: event.time_range.start)
-    names = [event.name for event in events if event.name == EXCHANGE or event.name.startswith("c10d::")]
+    # `seen.events()` would make a tree of all: three quarters of this function's time.
+    events = sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    names = [name for each in events if (name := each.name()) == EXCHANGE or name.startswith("c10d::")]
     return Trace(here.rank, [name for name in names if name not in ("c10d::send", "c10d::recv_")], sent, received)
 
 

@@ -61,11 +61,11 @@ def train_in_double(config) -> list[str]:
 @pytest.mark.parametrize(
     "scale",
     [
-        ScaleConfig(),
-        ScaleConfig(activation_checkpointing="selective"),
-        ScaleConfig(activation_checkpointing="full", spatial_parallel=2),
+        pytest.param(ScaleConfig(), id="plain"),
+        # The same units, gathered as often as at the level full, which comes next; test_every_encoder.py takes a step.
+        pytest.param(ScaleConfig(activation_checkpointing="selective"), id="selective", marks=pytest.mark.slow),
+        pytest.param(ScaleConfig(activation_checkpointing="full", spatial_parallel=2), id="full, 2 processes an image"),
     ],
-    ids=["plain", "selective", "full, 2 processes an image"],
 )
 def test_three_steps_equal_the_plain_model_s(shards, tmp_path, scale):
     """With clipped gradients, and three validation images for two processes. In fp32 Adam makes steps of a gradient's

@@ -21,10 +21,12 @@ def one(shards, tmp_path_factory, runtime) -> Path:
     return out
 
 
-def launch(launcher: tuple[str, ...], one: Path, out: Path, home: Path) -> subprocess.CompletedProcess:
+def launch(
+    launcher: tuple[str, ...], one: Path, out: Path, home: Path, python: Path | str = sys.executable
+) -> subprocess.CompletedProcess:
     """Train again, by a launcher, in a shell that says nothing of one and for a user without settings."""
     return subprocess.run(
-        [sys.executable, "-m", *launcher, "train.py", "--config", str(one / "config.json"), "--out", str(out)],
+        [str(python), "-m", *launcher, "train.py", "--config", str(one / "config.json"), "--out", str(out)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -35,22 +37,23 @@ def launch(launcher: tuple[str, ...], one: Path, out: Path, home: Path) -> subpr
 
 
 @pytest.mark.parametrize(("launcher", "processes"), [(ACCELERATE, 1), (TORCHRUN, 2)], ids=["accelerate", "torchrun"])
-def test_launchers_without_settings_train_one_model(one, tmp_path, launcher, processes):
-    ended = launch(launcher, one, tmp_path / "out", tmp_path)
+def test_launchers_without_settings_train_one_model(one, quick_python, tmp_path, launcher, processes):
+    """accelerate and its one process are new interpreters."""
+    ended = launch(launcher, one, tmp_path / "out", tmp_path, sys.executable if processes == 1 else quick_python)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert f"on {processes} process" in ended.stdout
     found, expected = ([row["loss"] for row in rows(out)][:1] for out in (tmp_path / "out", one))
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_settings_that_do_not_work_end_with_one_line(one, tmp_path):
+def test_settings_that_do_not_work_end_with_one_line(one, quick_python, tmp_path):
     """By the real launcher, whose own traceback of the process that failed comes after it."""
     config = tmp_path / "settings.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_machines: 1\nnum_processes: 1\nuse_cpu: true\n"
         "dynamo_config:\n  dynamo_backend: INDUCTOR\n"
     )
-    ended = launch((*ACCELERATE, "--config_file", str(config)), one, tmp_path / "out", tmp_path)
+    ended = launch((*ACCELERATE, "--config_file", str(config)), one, tmp_path / "out", tmp_path, quick_python)
     assert ended.returncode != 0
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +26,10 @@ BOUND = 120
 MULTI_NODE = REPOSITORY / "accelerate_configs" / "multi_node.yaml"
 
 
-def test_two_launchers_train_one_model(shards, tmp_path, runtime):
+def test_two_launchers_train_one_model(shards, quick_python, tmp_path, runtime):
     config = tiny_config(shards, tmp_path / "one", max_steps=2, eval_every=None)
     loop.train(config, runtime)
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch = [str(quick_python), "-m", "accelerate.commands.launch"]
     port = free_port()
     machine = ["--mixed_precision", "no", "--num_processes", "2"]
     machine += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 
 import cv2
@@ -297,12 +296,12 @@ def test_prediction_on_several_processes_names_every_damaged_file(trained, tmp_p
     assert len((tmp_path / "out" / "summary.csv").read_text().splitlines()) == 3
 
 
-def test_the_real_launcher_trains_one_model_on_two_processes(shards, tmp_path, runtime):
+def test_the_real_launcher_trains_one_model_on_two_processes(shards, quick_python, tmp_path, runtime):
     """`accelerate launch` with the repository's own file, from the command line to the checkpoint."""
     config = tiny_config(shards, tmp_path / "one", max_steps=2, eval_every=None)
     loop.train(config, runtime)
     file = REPOSITORY / "accelerate_configs" / "cpu_2_processes.yaml"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    launcher = [str(quick_python), "-m", "accelerate.commands.launch", "--config_file", str(file)]
     script = ["train.py", "--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two")]
     command = [*launcher, "--main_process_port", "0", *script]
     ended = subprocess.run(

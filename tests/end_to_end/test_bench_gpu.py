@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +50,9 @@ MINUTES_LONG = ("interruption", "memory")
     [pytest.param(each, marks=pytest.mark.slow if each.name in MINUTES_LONG else ()) for each in CHECKS],
     ids=lambda check: check.name,
 )
-def test_the_rehearsal_runs_every_check(check, tmp_path):
+def test_the_rehearsal_runs_every_check(check, quick_python, tmp_path):
     flags = ("--device", "cpu", "--checks", check.name, "--out", tmp_path / "out")
-    ended = command("bench gpu", *flags, timeout=580)
+    ended = command("bench gpu", *flags, timeout=580, python=quick_python)
     content = json.loads((tmp_path / "out" / "proof.json").read_text())
     lines = content["lines"]
     told = [f"{line['name']}: {line['value']}, {line['note']}" for line in lines]
@@ -236,7 +237,8 @@ def test_a_run_that_forgets_its_optimizer_fails_on_one(look, tmp_path, monkeypat
     assert set(found.values()) == {"PASS"}
 
 
-def test_processes_that_wait_too_long_for_a_killed_one_fail(look, monkeypatch):
+def test_processes_that_wait_too_long_for_a_killed_one_fail(look, quick_python, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(quick_python))
     monkeypatch.setattr(several, "SECONDS_TO_END", 1e-3)
     found = look(several.kill_one)
     assert found == {

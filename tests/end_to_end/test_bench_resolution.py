@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -23,15 +24,21 @@ IMPOSSIBLE = ("--batch-size", 2**20, "--sizes", "16384x16384")
 """The most that is taken. The images alone are more than a process can address, so that no allocator grants them."""
 
 
-def bench(*arguments: object, **environment: str) -> Ended:
-    return command("bench resolution", *arguments, environment=environment, timeout=300)
+@pytest.fixture
+def bench(quick_python) -> Callable[..., Ended]:
+    """Run the benchmark, which measures in processes of its own; what is not an argument is of the environment."""
+
+    def bench(*arguments: object, **environment: str) -> Ended:
+        return command("bench resolution", *arguments, environment=environment, timeout=300, python=quick_python)
+
+    return bench
 
 
 def read(out: Path) -> list[dict]:
     return json.loads((out / "resolution.json").read_text())
 
 
-def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
+def test_each_rung_is_a_row_with_figures_and_circumstances(bench, shards, tmp_path):
     out = tmp_path / "bench"
     launched = {"ACCELERATE_MIXED_PRECISION": "bf16", "RANK": "0", "WORLD_SIZE": "1"}  # as accelerate launch does
     done = bench(*TINY, "--levels", "none", "full", "--data", shards / "train", "--out", out, **launched)
@@ -73,7 +80,7 @@ def test_each_rung_is_a_row_with_figures_and_circumstances(shards, tmp_path):
     assert read(out) == changed
 
 
-def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(tmp_path):
+def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(bench, tmp_path):
     out = tmp_path / "bench"
     done = bench(*TINY[2:], *IMPOSSIBLE, "--levels", "none", "full", "--data", "none", "--out", out)
     assert done.exit_code == 0, done.stderr
@@ -83,7 +90,7 @@ def test_out_of_memory_is_a_row_and_the_benchmark_goes_on(tmp_path):
     assert (out / "resolution.md").read_text().count("out of memory") == 4
 
 
-def test_the_peer_is_measured_beside_ours(tmp_path):
+def test_the_peer_is_measured_beside_ours(bench, tmp_path):
     pytest.importorskip("segmentation_models_pytorch", reason="needs pip install 'glioma-dist[bench]'")
     out = tmp_path / "bench"
     flags = ("--encoder", "mit_b0", "--levels", "--baselines", "smp", "--data", "none", "--out", out)
@@ -104,7 +111,7 @@ def test_the_peer_is_measured_beside_ours(tmp_path):
         (("--sizes", "64"), {}, "WIDTHxHEIGHT"),
     ],
 )
-def test_what_cannot_be_measured_is_said_before_it_begins(tmp_path, flags, environment, words):
+def test_what_cannot_be_measured_is_said_before_it_begins(bench, tmp_path, flags, environment, words):
     done = bench(*flags, "--out", tmp_path / "bench", **environment)
     assert done.exit_code == 2
     assert words in done.stderr

@@ -91,10 +91,10 @@ def test_the_clock_counts_what_lies_between_steps_and_not_the_warm_up():
     assert 0.05 <= clock.seconds_between <= clock.seconds - 0.2
 
 
-def test_each_engine_is_measured_once(shards, tmp_path):
+def test_each_engine_is_measured_once(shards, quick_python, tmp_path):
     flags = ("--sizes", "64x64", "--encoder", "mit_tiny", "--repeats", 2, "--warm-up", 1, "--workers", 1)
     flags = (*flags, "--num-gpus", 1, 2, "--data", shards / "train", "--out", tmp_path / "out")
-    done = command("bench scaling", *flags, timeout=600)
+    done = command("bench scaling", *flags, timeout=600, python=quick_python)
     assert done.exit_code == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "scaling.json").read_text())
     assert [(row["engine"], row["num_gpus"], row["status"]) for row in rows] == [
@@ -113,7 +113,7 @@ def test_each_engine_is_measured_once(shards, tmp_path):
     assert all(cv2.imread(str(tmp_path / "out" / f"scaling_{name}.png")).size for name in ("speed", "memory"))
 
     start = time.monotonic()
-    again = command("bench scaling", *flags, timeout=600)
+    again = command("bench scaling", *flags, timeout=600, python=quick_python)
     assert again.exit_code == 0, again.stderr
     assert json.loads((tmp_path / "out" / "scaling.json").read_text())[:2] == rows[:2]
     assert "single" not in again.stdout

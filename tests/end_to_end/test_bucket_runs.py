@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bucket import bucket
 from helpers import rows, run, start, tiny_config, train_here
 
 from glioma_dist.config.paths import Url
@@ -22,27 +21,13 @@ from glioma_dist.training import loop, remote_run
 from glioma_dist.training.lease import Lease
 from glioma_dist.training.telemetry import MetricsFile
 
+pytestmark = pytest.mark.usefixtures("no_url_becomes_a_folder")
 URL = Url("s3://cells/run")
 
 
-@pytest.fixture(scope="module")
-def server():
-    with bucket() as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def _no_url_becomes_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield
-    assert not list(tmp_path.rglob("s3:*"))
-
-
 @pytest.fixture
-def store(server):
-    server.reset()
-    server.clear()
-    return server
+def store(empty_bucket):
+    return empty_bucket
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from encoder_helpers import narrow_transformers
+from encoder_helpers import narrow_everything
 from helpers import TINY_CHANNELS, run
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
@@ -188,7 +188,7 @@ def test_group_norm_is_left_alone():
 @pytest.mark.parametrize("name", encoders.names())
 def test_what_gpus_compute_keeps_every_activation(monkeypatch, name):
     """The conversion for GPUs, looked at without one: in evaluation mode, where nothing is exchanged, on the CPU."""
-    narrow_transformers(monkeypatch)
+    narrow_everything(monkeypatch)
     torch.manual_seed(0)
     model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
     randomise(model)

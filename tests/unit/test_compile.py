@@ -92,14 +92,27 @@ def check_graphs(name: str, level: str, batch_size: int) -> None:
         torch._dynamo.config.fail_on_recompile_limit_hit = False
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", ["mit_tiny", "timm/resnet18"])
+FIRST_SIZES = {"mit_tiny": (1, 2, 1), "timm/resnet18": (2, 1, 2)}
+"""Of a batch at each level; the other size is slow."""
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "batch_size"),
+    [
+        pytest.param(name, level, size, marks=() if size == first else pytest.mark.slow)
+        for name, sizes in FIRST_SIZES.items()
+        for level, first in zip(LEVELS, sizes, strict=True)
+        for size in (1, 2)
+    ],
+)
 def test_each_kind_of_layer_has_one_graph_at_each_level(name, level, batch_size):
     check_graphs(name, level, batch_size)
 
 
 EVERY_ENCODER = (*encoders.names(), *ANY_TIMM)
+OF_SAME_LAYERS = {"efficientnet_lite0": "mobilenet_v2", "se_resnext50_32x4d": "se_resnet50", "mit_b0": "mit_tiny"}
+"""Encoders of the same classes of layers as another that is compared: of mobilenet_v2's inverted residuals with ReLU6,
+of se_resnet50's bottlenecks with as many groups as resnext50_32x4d's have, and of mit_tiny's layers, wider."""
 
 
 def check_narrow(monkeypatch, name: str, level: str, batch_size: int) -> None:
@@ -108,7 +121,13 @@ def check_narrow(monkeypatch, name: str, level: str, batch_size: int) -> None:
     check_graphs(name, level, batch_size)
 
 
-@pytest.mark.parametrize("name", [slow_if_deeper(name) for name in EVERY_ENCODER])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in OF_SAME_LAYERS else slow_if_deeper(name)
+        for name in EVERY_ENCODER
+    ],
+)
 def test_each_kind_of_layer_has_one_graph_in_every_encoder(monkeypatch, name):
     """With one image, whose stride along the batch means nothing, where the encoder can be trained with one."""
     check_narrow(monkeypatch, name, "none", 2 if name in NEED_TWO_IMAGES else 1)

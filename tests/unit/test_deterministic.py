@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from encoder_helpers import slow_if_deeper
+from encoder_helpers import narrow_everything, slow_if_deeper
 from fake_helpers import on_fake
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -103,7 +103,14 @@ def test_the_list_is_pytorchs():
 
 
 @pytest.mark.parametrize("encoder", [slow_if_deeper(name) for name in encoders.names()])
-def test_every_encoder(encoder):
+def test_every_encoder(encoder, monkeypatch):
+    narrow_everything(monkeypatch)
+    take_step(encoder, "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", encoders.names())
+def test_every_encoder_of_full_size(encoder):
     take_step(encoder, "none")
 
 

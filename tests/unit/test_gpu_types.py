@@ -5,6 +5,7 @@ A fake CUDA tensor has no backward pass without a driver, so these are forward p
 
 import pytest
 import torch
+from encoder_helpers import narrow_everything, slow_if_deeper
 from fake_helpers import autocast, on_fake, skip_unless_fakes_need_no_driver
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -72,9 +73,16 @@ def test_every_layer_gives_bf16(norm, level):
     assert {name: kind for name, kind in types_of("mit_tiny", norm, "cuda", level) if kind != torch.bfloat16} == {}
 
 
-@pytest.mark.parametrize("encoder", encoders.names())
-def test_every_layer_of_every_encoder_gives_bf16(encoder):
+@pytest.mark.parametrize("encoder", [slow_if_deeper(name) for name in encoders.names()])
+def test_every_layer_of_every_encoder_gives_bf16(encoder, monkeypatch):
     """As on the CPU, whose autocast widens nothing here."""
+    narrow_everything(monkeypatch)
+    assert {name: kind for name, kind in types_of(encoder, "batch", "cuda", "none") if kind != torch.bfloat16} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", encoders.names())
+def test_every_layer_of_every_encoder_of_full_size_gives_bf16(encoder):
     assert {name: kind for name, kind in types_of(encoder, "batch", "cuda", "none") if kind != torch.bfloat16} == {}
 
 

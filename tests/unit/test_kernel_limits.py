@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -73,7 +74,9 @@ def take_step(
     encoder: str = "mit_tiny",
 ) -> set[tuple]:
     """What is too large in a step in bf16 with the decoder's usual channels."""
-    model, group = UNet(ModelConfig(encoder=encoder, norm=norm)), ImaginarySpatialGroup(spatial_parallel, size.height)
+    with torch.device("meta"):  # of which nothing is drawn
+        model = UNet(ModelConfig(encoder=encoder, norm=norm))
+    group = ImaginarySpatialGroup(spatial_parallel, size.height)
     checkpoint_activations(model, level, tiles)
     split_spatially(model, group, tiles)
     strip = group.cut(size.height)
@@ -89,11 +92,17 @@ def take_step(
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(
-    "size", [pytest.param(each, marks=pytest.mark.slow if each.startswith("270") else ()) for each in SIZES]
-)
+def sizes_levels_layouts() -> list:
+    """All combinations. Quick are, of the sizes but 270 Mpx, half of them: each size with each level in one of the
+    layouts, and each size and each level in both."""
+    combinations = []
+    for (row, size), (column, level), (number, layout) in product(*map(enumerate, (SIZES, LEVELS, LAYOUTS))):
+        is_quick = not size.startswith("270") and (row + column + number) % 2
+        combinations.append(pytest.param(size, level, layout, marks=() if is_quick else pytest.mark.slow))
+    return combinations
+
+
+@pytest.mark.parametrize(("size", "level", "layout"), sizes_levels_layouts())
 def test_no_call_of_a_step_is_too_large(size, level, layout):
     assert not take_step(level, SIZES[size], layout=LAYOUTS[layout])
 
@@ -106,9 +115,16 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize("level", ["none", "full"])
+QUICK_STRIPS = (("2 strips", "none"), ("3 strips, group norm", "full"))
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=() if "strips" in each else pytest.mark.slow) for each in HOW]
+    ("name", "level"),
+    [
+        pytest.param(name, level, marks=() if (name, level) in QUICK_STRIPS else pytest.mark.slow)
+        for name in HOW
+        for level in ("none", "full")
+    ],
 )
 def test_norms_batches_and_strips(name, level):
     how = HOW[name]
@@ -131,8 +147,9 @@ def test_without_the_bound_calls_are_too_large(level, size):
 def too_large_in_encoder(name: str, full: bool, pixels: float) -> bool:
     """Whether a call is too large in a real pass, forwards and back, over an image of so many pixels."""
     side = int(pixels**0.5) // 32 * 32
-    encoder, mode = build_encoder(name), FakeTensorMode()
-    make_fake(encoder, mode)
+    with torch.device("meta"):
+        encoder = build_encoder(name)
+    make_fake(encoder, mode := FakeTensorMode())
     for layer in encoder.tileable_layers() if full else ():
         layer.run_tiles = lambda _function, maps, *_: maps[0].clone()
     with mode, TooLarge() as seen:
@@ -141,8 +158,24 @@ def too_large_in_encoder(name: str, full: bool, pixels: float) -> bool:
     return bool(seen.calls)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["plain", "full"])
-@pytest.mark.parametrize("name", ["mit_b0", "mit_b3", "resnet50", "efficientnet_b5", "vgg19", "mobilenet_v2"])
+ANY_LEVEL = ("resnet50", "efficientnet_b5", "vgg19", "mobilenet_v2")
+"""Encoders that have no layers to take in tiles."""
+
+
+@pytest.mark.parametrize("name", ANY_LEVEL)
+def test_an_encoder_without_layers_in_tiles_has_one_bound(name):
+    with torch.device("meta"):
+        assert not build_encoder(name).tileable_layers()
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        *((name, full) for name in ("mit_b0", "mit_b1") for full in (False, True)),
+        *((name, False) for name in ANY_LEVEL),
+        *(pytest.param("mit_b3", full, marks=pytest.mark.slow) for full in (False, True)),  # mit_b1, deeper
+    ],
+)
 def test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large(name, full):
     most = largest_pixels_of_kernels(name, full)
     assert not too_large_in_encoder(name, full, most)

@@ -107,7 +107,9 @@ def test_a_cpu_has_no_bound():
 @pytest.mark.parametrize("size", ["135 Mpx", "270 Mpx"])
 def test_no_call_of_a_prediction_is_too_large(size):
     """At a GPU's own bound, on tensors without contents."""
-    model, mode = UNet(ModelConfig(encoder="mit_b3")).eval(), FakeTensorMode()
+    mode = FakeTensorMode()
+    with torch.device("meta"):  # of which nothing is drawn
+        model = UNet(ModelConfig(encoder="mit_b3")).eval()
     checkpoint_activations(model, "none", QUICK)
     make_fake(model, mode)
     predicting = Network(model, CPU, SpatialGroup(), "mit_b3", model.encoder.tileable_layers(), QUICK)

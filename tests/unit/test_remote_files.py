@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bucket import bucket
 from helpers import draw_sample, save_state, tiny_config
 
 from glioma_dist.cli import export as export_command
@@ -29,14 +28,9 @@ from glioma_dist.model.unet import build_model
 from glioma_dist.training.launch_and_data import with_local_weights
 from glioma_dist.training.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("no_url_becomes_a_folder")
 QUICK = Patience(2, seconds=10, wait_seconds=0.01)
 PLATES = ("plates/a.png", "plates/b.png", "plates/notes.txt", "plates/deep/c.png", "plates/deep/er/d.png")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with bucket() as proxy:
-        yield proxy
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +41,20 @@ def best(shards, tmp_path_factory):
     return config.out / "best"
 
 
-@pytest.fixture(autouse=True)
-def _no_url_becomes_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield
-    assert not list(tmp_path.rglob("s3:*"))
-
-
 @pytest.fixture
-def store(server, best, monkeypatch, tmp_path):
+def store(empty_bucket, best, monkeypatch, tmp_path):
     """With a run at s3://cells/run, its best checkpoint also as a plain folder, and images."""
-    server.reset()
-    server.clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     manifest = Checkpoint.read(best).manifest.identity
     for path in best.iterdir():
-        server.put(f"run/checkpoints/best-000007/{path.name}", path.read_bytes())
-        server.put(f"plain/{path.name}", path.read_bytes())
+        empty_bucket.put(f"run/checkpoints/best-000007/{path.name}", path.read_bytes())
+        empty_bucket.put(f"plain/{path.name}", path.read_bytes())
     index = CheckpointIndex("id", best=(Entry("best-000007", 7, manifest),))
-    server.put("run/checkpoints.json", index.to_bytes())
+    empty_bucket.put("run/checkpoints.json", index.to_bytes())
     for number, name in enumerate(PLATES):
-        server.put(name, encode_image(draw_sample(number).image) if name.endswith(".png") else b"x")
-    server.requests.clear()
-    return server
+        empty_bucket.put(name, encode_image(draw_sample(number).image) if name.endswith(".png") else b"x")
+    empty_bucket.requests.clear()
+    return empty_bucket
 
 
 @pytest.mark.parametrize("url", ["s3://cells/run/best", "s3://cells/plain", "s3://cells/run/checkpoints/best-000007"])

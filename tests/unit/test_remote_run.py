@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bucket import bucket, checks_signatures
+from bucket import checks_signatures
 from helpers import save_state, tiny_config
 
 from glioma_dist.config.paths import Url
@@ -27,33 +27,19 @@ from glioma_dist.training.remote_run import staged
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.telemetry import MetricsFile
 
+pytestmark = pytest.mark.usefixtures("no_url_becomes_a_folder")
 URL = Url("s3://cells/run")
 FACTS = {"lineage": [], "fingerprints": {"train": "a", "val": "b"}}
 
 
-@pytest.fixture(scope="module")
-def server():
-    with bucket() as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def _no_url_becomes_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield
-    assert not list(tmp_path.rglob("s3:*"))
-
-
 @pytest.fixture
-def store(server, monkeypatch):
-    server.reset()
-    server.clear()
+def store(empty_bucket, monkeypatch):
     quick = Patience(2, seconds=10, wait_seconds=0.01)
     monkeypatch.setattr(remote_run, "UPLOAD_PATIENCE", quick)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     real = Store.__init__
     monkeypatch.setattr(Store, "__init__", lambda self, url, patience=None: real(self, url, patience or quick))
-    return server
+    return empty_bucket
 
 
 @pytest.fixture(scope="module")

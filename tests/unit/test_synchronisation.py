@@ -118,40 +118,72 @@ def narrow_and_shallow(monkeypatch) -> None:
         monkeypatch.setitem(MIT_SHAPES, each, {**shape, "depths": tuple(min(DEEP_STAGE, n) for n in shape["depths"])})
 
 
-@pytest.mark.parametrize("in_precision", ["no"], indirect=True)
-@pytest.mark.parametrize("name", [slow_if_deeper(name) for name in NAMES])
-def test_a_step_reads_once_and_copies_nothing_but_what_was_drawn(name, in_precision, tmp_path, monkeypatch):
+def watch_encoder(name: str, levels: tuple[str, ...], context: DistributedContext, tmp_path, monkeypatch) -> None:
     narrow_and_shallow(monkeypatch)
-    for level in LEVELS:
+    for level in levels:
         model = UNet(ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS))
         if level == "selective" and not list(model.encoder.attention_layers()):
             continue  # it keeps of the encoder what full keeps, and of the decoder what none keeps
-        watch = watch_step(in_precision, model, level, tmp_path)
+        watch = watch_step(context, model, level, tmp_path)
         check(watch, num_drawn(model))
         assert watch.operations[ATEN._fused_adam_.default] == 1
 
 
+AT_EVERY_LEVEL = ("mit_tiny", "resnet50", "mobilenet_v2")
+
+
+@pytest.mark.parametrize("in_precision", ["no"], indirect=True)
+@pytest.mark.parametrize("name", [slow_if_deeper(name) for name in NAMES])
+def test_a_step_reads_once_and_copies_nothing_but_what_was_drawn(name, in_precision, tmp_path, monkeypatch):
+    """At the level full every operation of an encoder's forward pass runs twice, and every one of its backward pass
+    once: it runs whatever the other levels run."""
+    levels = LEVELS if name in AT_EVERY_LEVEL else ("full",)
+    watch_encoder(name, levels, in_precision, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_precision", ["no"], indirect=True)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in AT_EVERY_LEVEL])
+def test_so_it_does_at_the_other_levels(name, in_precision, tmp_path, monkeypatch):
+    watch_encoder(name, ("none", "selective"), in_precision, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("in_precision", ["bf16", "fp16"], indirect=True)
 @pytest.mark.parametrize("changes", [{}, {"norm": "group", "loss": "dice+bce", "clip_norm": 1.0}], ids=str)
-def test_so_it_does_in_each_precision_with_each_norm_and_loss(in_precision, changes, tmp_path):
-    for level in LEVELS:
+@pytest.mark.parametrize("levels", [("selective",), pytest.param(("none", "full"), marks=pytest.mark.slow)], ids=str)
+def test_so_it_does_in_each_precision_with_each_norm_and_loss(in_precision, levels, changes, tmp_path):
+    """At the level that keeps some layers and computes others twice; in fp32 each level is watched above."""
+    for level in levels:
         model = UNet(ModelConfig("mit_tiny", norm=changes.get("norm", "batch"), decoder_channels=TINY_CHANNELS))
         check(watch_step(in_precision, model, level, tmp_path, **changes), num_drawn(model))
 
 
+SHARED = [each.name for each in encoders.entries() if each.spatial_parallel]
+QUICK_OF_SHARED = {
+    "mit_tiny": [(level, norm) for level in LEVELS for norm in ("batch", "group")],
+    "mit_b0": [("selective", "group"), ("full", "batch")],
+    "resnet50": [("none", "batch"), ("full", "group")],
+    "vgg19": [("none", "group"), ("full", "batch")],
+}
+"""Levels and norms of which a test is not slow: all of one encoder, for the others each level and norm that they have
+layers for once."""
+
+
 @pytest.mark.parametrize("in_precision", ["bf16"], indirect=True)
 @pytest.mark.parametrize(
-    "name",
-    [slow_if_deeper(each.name) for each in encoders.entries() if each.spatial_parallel],
+    ("name", "level", "norm"),
+    [
+        pytest.param(name, *how, marks=() if how in QUICK_OF_SHARED.get(name, ()) else pytest.mark.slow)
+        for name in SHARED
+        for how in QUICK_OF_SHARED["mit_tiny"]
+    ],
 )
-def test_so_it_does_where_processes_share_an_image(name, in_precision, tmp_path, monkeypatch):
+def test_so_it_does_where_processes_share_an_image(name, level, norm, in_precision, tmp_path, monkeypatch):
     narrow_and_shallow(monkeypatch)
-    for level in LEVELS:
-        for norm in ("batch", "group"):
-            model = UNet(ModelConfig(name, norm=norm, decoder_channels=TINY_CHANNELS))
-            group = ImaginarySpatialGroup(3, 3 * SIDE)
-            group.cut(3 * SIDE)
-            check(watch_step(in_precision, model, level, tmp_path, group), num_drawn(model))
+    model = UNet(ModelConfig(name, norm=norm, decoder_channels=TINY_CHANNELS))
+    group = ImaginarySpatialGroup(3, 3 * SIDE)
+    group.cut(3 * SIDE)
+    check(watch_step(in_precision, model, level, tmp_path, group), num_drawn(model))
 
 
 @contextmanager
@@ -166,8 +198,18 @@ def imaginary_processes(size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["mit_tiny", "resnet50", "mobilenet_v2", "densenet169"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        *(("mit_tiny", level) for level in LEVELS),
+        *((name, "full") for name in ("resnet50", "mobilenet_v2", "densenet169")),
+        *(
+            pytest.param(name, level, marks=pytest.mark.slow)
+            for name in ("resnet50", "mobilenet_v2", "densenet169")
+            for level in ("none", "selective")
+        ),
+    ],
+)
 def test_norms_over_processes_do_not_read_from_the_gpu(name, level, monkeypatch):
     """PyTorch's SyncBatchNorm does, three times a layer."""
     narrow(monkeypatch, *({name} - {"mit_tiny"}))

@@ -1,10 +1,11 @@
 """The table of the long tests names tests that are there, and leaves some of each kind to `make test`."""
 
 import re
+from itertools import groupby
 
 import pytest
 from helpers import REPOSITORY
-from tiers import LONG, is_long
+from tiers import LONG, LONGEST_FILES, begins_at, is_long
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -13,6 +14,19 @@ def test_each_long_test_is_there(name):
     assert (REPOSITORY / path).exists()
     if test:
         assert re.search(rf"^def {test.partition('[')[0]}\(", (REPOSITORY / path).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", LONGEST_FILES)
+def test_each_of_the_longest_files_is_there(file):
+    assert (REPOSITORY / file).is_file()
+
+
+def test_the_longest_files_are_begun_first_and_their_tests_stay_together(request):
+    """The order of this run's tests, as the processes of a parallel run are given them."""
+    files = [item.nodeid.partition("::")[0] for item in request.session.items]
+    places = [begins_at(file) for file in files]
+    assert places == sorted(places)
+    assert len([file for file, _ in groupby(files)]) == len(set(files))
 
 
 def test_a_name_is_not_taken_for_a_longer_one():

@@ -50,7 +50,9 @@ class Launches(KernelCalls):
 
 def count_native_step(monkeypatch, encoder: str, level: str, size: TileSize) -> tuple[int, StepMemory]:
     """Launches of a step's forward and backward pass in bf16, its optimizer aside, and the step's memory."""
-    model, launches = UNet(ModelConfig(encoder=encoder)), Launches()
+    launches = Launches()
+    with torch.device("meta"):  # of which nothing is drawn
+        model = UNet(ModelConfig(encoder=encoder))
     checkpoint_activations(model, level, size)
     compute_gradients = memory_estimator.compute_gradients
 

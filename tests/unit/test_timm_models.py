@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from encoder_helpers import NARROW, narrow
+from encoder_helpers import NARROW, narrow, narrow_everything
 from helpers import TINY_CHANNELS
 from torch import Tensor, nn
 
@@ -162,13 +162,14 @@ def test_channels_last_changes_nothing(monkeypatch, name):
 SIZES = ((512, 704), (389, 517))
 
 
+@pytest.mark.parametrize("size", [pytest.param(SIZES[0], marks=pytest.mark.slow), SIZES[1]], ids=str)
 @pytest.mark.parametrize("name", sorted(TIMM_MODELS))
-def test_each_encoder_at_the_articles_size_and_an_odd_one(name):
-    """The whole network, forward and backward, on tensors without contents; `make test-slow` takes real ones."""
-    with torch.random.fork_rng():
-        model = UNet(ModelConfig(encoder=name)).to("meta")
-    for height, width in SIZES:
-        take_whole_step(model, height, width)
+def test_each_encoder_at_the_articles_size_and_an_odd_one(name, size):
+    """The whole network, forward and backward, on tensors without contents; `make test-slow` takes real ones. At a size
+    of whole units, as the article's, other tests here take each encoder with contents."""
+    with torch.random.fork_rng(), torch.device("meta"):
+        model = UNet(ModelConfig(encoder=name))
+    take_whole_step(model, *size)
 
 
 @pytest.mark.slow
@@ -193,8 +194,7 @@ def take_whole_step(model: UNet, height: int, width: int) -> None:
 
 @pytest.mark.parametrize("name", [*sorted(TIMM_MODELS), "mit_tiny", "mit_b0"])
 def test_a_step_lowers_the_loss_and_the_state_comes_back(monkeypatch, name):
-    if name in NARROW:
-        narrow(monkeypatch, name)
+    narrow_everything(monkeypatch)
     config = ModelConfig(encoder=name, decoder_channels=TINY_CHANNELS)
     model = build_model(config, 0)[0]
     images = draw_images(2, 64, 64, torch.float32)

@@ -176,9 +176,9 @@ def test_a_tracker_that_fails_is_one_warning(method, failure, tmp_path, own, mon
         for step in range(1, 4):
             both.log({"train/loss": 0.5}, step)
             both.log_images(lambda: {"x": np.zeros((4, 4, 3), np.uint8)}, step)
-        assert time.monotonic() - begun < 5, "it held the run"
+        assert time.monotonic() - begun < 20, "it held the run"
         both.close(has_finished=True)
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 40
     finally:
         del trackers._added["failing"]
     assert len(said) == 1, said

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from helpers import REPOSITORY
 
@@ -29,7 +30,7 @@ def defined_in(tree: ast.Module) -> Iterator[str]:
 
 
 def is_export(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
 
 
 def used_in(tree: ast.Module) -> Iterator[str]:
@@ -48,14 +49,20 @@ def used_in(tree: ast.Module) -> Iterator[str]:
                 yield found[1]
 
 
+@cache
+def names_of(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What a source defines, and what it uses."""
+    tree = ast.parse(text)
+    return frozenset(defined_in(tree)), frozenset(used_in(tree))
+
+
 def unused(sources: dict[str, str]) -> list[str]:
     """File and name of what no source uses. sources: file -> its text."""
-    trees = {file: ast.parse(text) for file, text in sources.items()}
-    used = {name for tree in trees.values() for name in used_in(tree)}
+    used = frozenset().union(*(names_of(text)[1] for text in sources.values()))
     return sorted(
         f"{file}: {name}"
-        for file, tree in trees.items()
-        for name in defined_in(tree)
+        for file, text in sources.items()
+        for name in names_of(text)[0]
         if name not in used and not name.startswith("__")
     )
 

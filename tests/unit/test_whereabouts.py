@@ -140,7 +140,7 @@ def test_a_thread_gives_signs_of_what_the_process_does(monkeypatch):
     assert threading.active_count() == before + 2
     other.at("computing step 3")
     one.at("computing step 3")
-    for _ in range(200):
+    for _ in range(3000):
         if "step 3" in store.get(f"{KEY}/1").decode():
             break
         time.sleep(0.02)
