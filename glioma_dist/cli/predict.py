@@ -22,7 +22,7 @@ def run(config: PredictConfig) -> None:
     result = predict(config, context)
     result.raise_for_failures()
     if context.is_main:
-        print(f"{len(result.images)} masks, overlays and summary.csv in {config.out}")
+        print(f"{len(result.images)} images done: {', '.join([*config.write, 'summary.csv'])} in {config.out}")
 
 
 PREDICT = Command(
