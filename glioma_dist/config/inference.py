@@ -52,15 +52,15 @@ class PredictConfig:
     PNGs are taken for previews and not read."""
     out: OutputPath
     """Folder or URL for the results and summary.csv."""
-    write: tuple[str, ...] = DEFAULT_FORMATS
-    """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
-    qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
-    program opens which."""
     input_size: SizeFlag | None = None
     """Size to which an image is scaled for the network. By default: the training size if the checkpoint was trained
     with --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """A pixel belongs to a cell if its probability is at least this value."""
+    write: tuple[str, ...] = DEFAULT_FORMATS
+    """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
+    qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
+    program opens which."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:

@@ -37,7 +37,7 @@ class KnownResults:
     """Tells results of a folder from other files."""
 
     listed: frozenset[str] = frozenset()
-    """Names that the folder's summary.csv has in the columns of formats."""
+    """Names that the folder's summary.csv has in the columns of others' formats, which may put no mark into files."""
 
     def is_result(self, name: str, start: bytes) -> bool:
         """Whether predict wrote a file of this name. start: its first `MARKED_BYTES`."""
@@ -53,11 +53,12 @@ def result_files(names: Sequence[str], entries: Sequence[WriterEntry]) -> list[s
 
 
 def listed_in(table: str) -> frozenset[str]:
-    """The files that a summary.csv of predict names."""
-    lines = table.splitlines()
-    if not lines or not lines[0].startswith(",".join(COLUMNS)):
+    """The files of others' formats that a summary.csv of predict names."""
+    rows = list(csv.DictReader(table.splitlines()))
+    own = {*COLUMNS, *(entry.name for entry in DECLARED), None}
+    if not table.startswith(",".join(COLUMNS)):
         return frozenset()
-    return frozenset(value for row in csv.reader(lines[1:]) for value in row[len(COLUMNS) :] if value)
+    return frozenset(row[column] for row in rows for column in row.keys() - own if row[column])
 
 
 def check_folder(folder: Path, names: Sequence[str], entries: Sequence[WriterEntry]) -> None:

@@ -174,10 +174,10 @@ def test_predict_from_url_to_url_gives_the_masks_of_local_files(store, best, tmp
     for _ in range(2):  # the second time its own results are replaced
         result = predict(PredictConfig(urls[0], str(urls[1]), urls[2]), runtime)
     assert [image.confluence for image in result.images] == [image.confluence for image in expected.images]
-    assert [image.mask for image in result.images] == ["s3://cells/out/a.mask.png", "s3://cells/out/b.mask.png"]
+    assert [image.files["mask"] for image in result.images] == ["s3://cells/out/a.mask.png", "s3://cells/out/b.mask.png"]
     for image in expected.images:
-        assert store.read(f"out/{image.mask.name}") == image.mask.read_bytes()
-        assert store.read(f"out/{image.overlay.name}") == image.overlay.read_bytes()
+        for path in image.files.values():
+            assert store.read(f"out/{path.name}") == path.read_bytes()
     table = store.read("out/summary.csv").decode()
     assert table.replace("s3://cells/plates", str(local)) == (tmp_path / "out" / "summary.csv").read_bytes().decode()
     assert sorted(store.names("out/")) == sorted(f"out/{path.name}" for path in (tmp_path / "out").iterdir())

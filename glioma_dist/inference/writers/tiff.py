@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -30,17 +32,20 @@ def write_tiff(
     height, width = segmented.shape
     in_tiles = is_large(height, width)
     if in_tiles:
-        layout = {"tile": (TILE, TILE)}
+        layout: dict[str, Any] = {"tile": (TILE, TILE)}
         data = _tiles(rows, height, width)
+    elif compressed:
+        step = min(height, max(1, STRIP_BYTES // (width * np.dtype(dtype).itemsize)))
+        layout = {"rowsperstrip": step}
+        data = _strips(rows, height, step)
     else:
-        row_bytes = width * np.dtype(dtype).itemsize
-        # Rows of 1 bit in one strip: ImageJ reads them on from the first strip's place.
-        step = max(1, STRIP_BYTES // row_bytes) if compressed else height
-        layout = {"rowsperstrip": min(step, height)}
-        data = (rows(start, min(height, start + step)) for start in range(0, height, step))
+        # In one strip: ImageJ reads rows of 1 bit on from the first strip's place.
+        layout, data = {"rowsperstrip": height}, rows(0, height)
     lines = ["ImageJ=1.54f", *(["unit=micron"] if segmented.metadata.pixel_size_um else []), f"Software={MARK}"]
     pixels_per_um = 1 / segmented.metadata.pixel_size_um if segmented.metadata.pixel_size_um else 1.0
-    with tifffile.TiffWriter(path, bigtiff=height * width * np.dtype(dtype).itemsize > LARGEST_CLASSIC) as file:
+    with tifffile.TiffWriter(
+        path, byteorder="<", bigtiff=height * width * np.dtype(dtype).itemsize > LARGEST_CLASSIC
+    ) as file:
         file.write(
             data,
             shape=(height, width),
@@ -55,6 +60,13 @@ def write_tiff(
             software=False,
             **layout,
         )
+
+
+def _strips(rows: Callable[[int, int], np.ndarray], height: int, step: int) -> Iterator[bytes]:
+    """Compressed strips of `step` rows."""
+    for start in range(0, height, step):
+        strip = np.asarray(rows(start, min(height, start + step)))
+        yield zlib.compress(strip.astype(strip.dtype.newbyteorder("<")).tobytes())
 
 
 def _tiles(rows: Callable[[int, int], np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
