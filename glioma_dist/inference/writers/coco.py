@@ -50,8 +50,9 @@ def write_coco(path: Path, segmented: SegmentedImage) -> None:
         for number in range(1, len(components) + 1):
             mine = slice(bounds[number - 1], bounds[number])
             start, stop = runs.start[mine], runs.stop[mine]
-            counts = np.diff(np.stack([start, stop], 1).ravel(), prepend=0, append=height * width)
-            encoded = coco_mask.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
+            counts = np.diff(np.stack([start, stop], 1).ravel(), prepend=0, append=height * width).tolist()
+            counts = counts if counts[-1] else counts[:-1]
+            encoded = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
             area = int(components.areas[number - 1])
             annotation = {
                 "id": number,
