@@ -27,7 +27,7 @@ from glioma_dist.inference.result_files import (
 )
 from glioma_dist.inference.results import Failure, PredictedImage, write_failed, write_summary
 from glioma_dist.inference.segmented import SegmentedImage
-from glioma_dist.inference.writers.names import MARKED_BYTES, is_large
+from glioma_dist.inference.writers.names import MARKED_BYTES, ending_of, is_large
 from glioma_dist.inference.writers.overlay import reduction
 from glioma_dist.registry import writers
 
@@ -54,18 +54,20 @@ class Results:
     def write(self, name: str, segmented: SegmentedImage) -> PredictedImage:
         """Write an image's results. See `write_files`."""
         written = PredictedImage.of(segmented, write_files(self.folder, name, segmented, self.formats))
-        if is_large(*segmented.shape):
-            print(f"{printable(segmented.image)}: {self._describe_large(segmented)}", flush=True)
+        if large := self._describe_large(*segmented.shape):
+            print(f"{printable(segmented.image)}: {large}", flush=True)
         return written
 
-    def _describe_large(self, segmented: SegmentedImage) -> str:
-        """What is other than usual about the files of a large image."""
-        height, width = segmented.shape
-        told = [f"{width}x{height} pixels: TIFFs are written in tiles"]
-        told += [f"{each.name} as {each.large_ending}" for each in self.formats if each.large_ending]
+    def _describe_large(self, height: int, width: int) -> str:
+        """What is other than usual about the files of a large image; empty where nothing is."""
+        if not is_large(height, width):
+            return ""
+        told = [f"{each.name} as {each.large_ending}" for each in self.formats if each.large_ending]
         if any(each.name == "overlay" for each in self.formats):
             told.append(f"the overlay at 1/{reduction(height, width)} of the size")
-        return ", ".join(told)
+        if any(ending_of(each, height, width).endswith(".tif") for each in self.formats):
+            told.append("TIFFs in tiles, which Fiji opens with Bio-Formats")
+        return f"{width}x{height} pixels: writes {', '.join(told)}" if told else ""
 
     def write_tables(self, done: Sequence[PredictedImage], failures: Sequence[Failure]) -> None:
         """Write summary.csv, and failed.csv where images failed."""

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import re
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from helpers import run
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -277,8 +280,9 @@ def test_a_large_image_gets_tiled_tiffs_and_a_small_overlay(tmp_path, monkeypatc
     monkeypatch.setattr(tiff, "TILE", 32)
     monkeypatch.setattr("glioma_dist.inference.writers.overlay.REDUCED_SIDE", 40)
     files = write(tmp_path, image, ["mask", "overlay", "mask-tiff", "probability", "labels"])
-    assert "a.tif: 97x131 pixels: TIFFs are written in tiles, mask as .mask.tif, the overlay at 1/4 of the size" in (
-        capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        "plate/a.tif: 97x131 pixels: writes mask as .mask.tif, the overlay at 1/4 of the size, TIFFs in tiles, which "
+        "Fiji opens with Bio-Formats\n"
     )
     assert files["mask"] == files["mask-tiff"] == tmp_path / "a.mask.tif"
     for name, expected in (("mask", mask > 0), ("probability", image.probabilities), ("labels", labels_of(mask)[0])):
@@ -289,6 +293,46 @@ def test_a_large_image_gets_tiled_tiffs_and_a_small_overlay(tmp_path, monkeypatc
     open_results(tmp_path, ["mask", "overlay", "labels"]).check(["a"])
 
 
+@pytest.mark.slow
+def test_a_slide_is_written_in_bounded_memory(tmp_path):
+    """20,000 x 20,000 pixels, 33,960 components, memory-mapped. Memory is what the process has for itself, without the
+    pages of the files, which the system takes back when it needs them."""
+    side, tile = 20_000, 2000
+    blobs = ndimage.gaussian_filter(np.random.default_rng(0).random((tile, tile)), 8, mode="wrap")
+    blobs = ((blobs - blobs.min()) / np.ptp(blobs)).astype(np.float32)
+    arrays = []
+    for name, values in (("pixels", (blobs * 255).astype(np.uint8)), ("probabilities", blobs)):
+        array = np.memmap(tmp_path / name, values.dtype, "w+", shape=(side, side))
+        for start in range(0, side, tile):
+            array[start : start + tile] = np.tile(values, side // tile)
+        array.flush()
+        arrays.append(np.memmap(tmp_path / name, values.dtype, "r", shape=(side, side)))
+    largest = {"mask": 1, "overlay": 1, "labels": 1, "probability": 1, "ome-zarr": 1, "coco": 1.5, "qupath": 2.5}
+    for name in [each for each in ALL if each in largest]:
+        peak = run(_peak_of_writing, tmp_path / "out", arrays[0].filename, arrays[1].filename, side, name)[0]
+        assert peak < largest[name], name
+
+
+def _peak_of_writing(folder: Path, pixels: str, probabilities: str, side: int, name: str) -> float:
+    """GiB that a process has for itself at most while it writes a slide's result."""
+    arrays = [np.memmap(path, kind, "r", shape=(side, side)) for path, kind in ((pixels, "u1"), (probabilities, "f4"))]
+    peaks, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            (line,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            peaks.append(int(line) / 2**20)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        write(folder, SegmentedImage(Path("slide.tif"), *arrays, 0.5, ImageMetadata(0.5)), [name])
+    finally:
+        ended.set()
+        thread.join()
+    return max(peaks)
+
+
 def test_the_table_has_all_columns_and_the_files_by_format(tmp_path):
     results = open_results(tmp_path, ["labels", "mask"])
     mask = MASKS["rings"]
@@ -297,7 +341,8 @@ def test_the_table_has_all_columns_and_the_files_by_format(tmp_path):
         results.write_tables(done, [])
     with (tmp_path / "summary.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
-    columns = ["image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height", "confluence", "area_um2", "components", "flags", "way"]
+    about = ["image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height"]
+    columns = [*about, "confluence", "area_um2", "components", "flags", "way"]
     assert list(first) == [*columns, "labels", "mask"]
     covered = int(mask.sum())
     assert first == {
