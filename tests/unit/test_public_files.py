@@ -45,7 +45,11 @@ def test_the_licence_is_the_one_that_the_package_states():
     "requirement",
     [
         *PROJECT["dependencies"],
-        *(each for name in ("cloud", "export", "bench", "results", "lite0") for each in PROJECT["optional-dependencies"][name]),
+        *(
+            each
+            for name in ("cloud", "export", "bench", "results", "lite0")
+            for each in PROJECT["optional-dependencies"][name]
+        ),
     ],
     ids=name_of,
 )
