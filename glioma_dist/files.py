@@ -223,22 +223,6 @@ def rename_in_order(*renames: tuple[Path, Path]) -> None:
     sync(renames[-1][1].parent)
 
 
-def replace_by(new: Path, path: Path) -> None:
-    """Rename a complete file or folder to `path`, in place of what is there. A folder's old one is moved to beside
-    `new` first, so a kill in between leaves none. Raises OSError."""
-    if path.is_dir() and not path.is_symlink():
-        os.rename(path, new.with_name(f"{new.name}.old"))
-    os.replace(new, path)
-
-
-def sync_tree(path: Path) -> None:
-    """`sync` of a file, or of a folder with all that is in it. Raises OSError."""
-    if path.is_dir():
-        for each in path.iterdir():
-            sync_tree(each)
-    sync(path)
-
-
 def remove_tree(path: Path) -> None:
     """Remove a folder, a file or a link that may be there, as far as that can be done."""
     if path.is_dir() and not path.is_symlink():

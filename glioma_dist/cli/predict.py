@@ -31,7 +31,7 @@ PREDICT = Command(
     run,
     (
         "glioma-dist predict --checkpoint t98g-small --images plate_7 --out preds",
-        "glioma-dist predict --checkpoint runs/glioma/best --images plate_7 --out preds --write mask labels qupath imagej",
+        "glioma-dist predict --checkpoint runs/glioma/best --images plate_7 --out preds --write mask labels imagej",
         "glioma-dist predict --checkpoint runs/glioma/best --images 'plates/**/*.tif' --threshold 0.4 --out preds",
     ),
     check,

@@ -14,12 +14,10 @@ from glioma_dist.errors import InputError, RunError, one_line
 from glioma_dist.files import (
     cannot_write,
     check_new_folder,
-    partial_name,
     remove_tree,
-    replace_by,
     sync,
-    sync_tree,
 )
+from glioma_dist.hidden_folder import hidden_folder, replace_by, sync_tree
 from glioma_dist.inference.images import FAILED, SUMMARY
 from glioma_dist.inference.results import COLUMNS, FAILED_COLUMNS
 from glioma_dist.inference.segmented import SegmentedImage
@@ -109,35 +107,27 @@ def write_files(
     by the next run. Raises InputError where one cannot be written.
     """
     paths = {entry.name: folder / f"{name}{ending_of(entry, *segmented.shape)}" for entry in entries}
-    hidden = partial_name(folder / name)
-    # The longest first: where a name is too long for the file system, none is renamed.
-    renames = sorted({(hidden / f"result{path.name[len(name) :]}", path) for path in paths.values()}, key=_by_length)
+    temporary = {path: f"result{path.name[len(name) :]}" for path in paths.values()}
     written: list[Path] = []
     path = folder
     try:
-        remove_tree(hidden)
-        hidden.mkdir()
-        for entry in entries:
-            path = paths[entry.name]
-            temporary = hidden / f"result{path.name[len(name) :]}"
-            if not temporary.exists():  # else another format has written the same
-                _write(entry, temporary, segmented)
-                sync_tree(temporary)
-        for temporary, path in renames:
-            replace_by(temporary, path)
-            written.append(path)
+        with hidden_folder(folder / name) as hidden:
+            for entry in entries:
+                path = paths[entry.name]
+                new = hidden / temporary[path]
+                if not new.exists():  # else another format has written the same
+                    _write(entry, new, segmented)
+                    sync_tree(new)
+            # The longest name first: where one is too long for the file system, none is renamed.
+            for path in sorted(temporary, key=lambda each: -len(os.fsencode(each.name))):
+                replace_by(hidden / temporary[path], path)
+                written.append(path)
         sync(folder)
     except OSError as error:
         for each in written:
             remove_tree(each)
         raise cannot_write(path, error) from error
-    finally:
-        remove_tree(hidden)
     return dict(paths)
-
-
-def _by_length(rename: tuple[Path, Path]) -> tuple[int, str]:
-    return -len(os.fsencode(rename[1].name)), rename[1].name
 
 
 def _write(entry: WriterEntry, path: Path, segmented: SegmentedImage) -> None:

@@ -454,6 +454,33 @@ def test_what_a_kill_leaves_is_hidden_and_the_next_run_removes_it(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mask.png", "b.png"]
 
 
+def test_two_runs_that_write_the_same_results_both_end_well(tmp_path):
+    formats = [name for name in ALL if name in ("mask", "labels", "ome-zarr")]
+    for _ in range(5):
+        threads = [
+            threading.Thread(target=write, args=(tmp_path, segmented(MASKS[name]), formats))
+            for name in ("rings", "blobs", "rings")
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            # Threads stand for processes: each has an id of its own.
+            patch.setattr("glioma_dist.hidden_folder.os.getpid", threading.get_ident)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        path.name for path in written_all(tmp_path, formats)
+    )
+
+
+def written_all(folder: Path, formats: Sequence[str]) -> list[Path]:
+    """The files of these formats, each of which can be read."""
+    paths = {name: folder / f"a{endings(writers.find(name))[0]}" for name in formats}
+    assert cv2.imread(str(paths["mask"]), -1).max() == 255
+    assert tifffile.imread(paths["labels"]).max() > 1
+    return list(paths.values())
+
+
 def test_a_format_of_another_package_is_used_by_its_name_which_is_its_ending(tmp_path, monkeypatch, registry):
     site = tmp_path / "site"
     info = site / "my_formats-1.0.dist-info"

@@ -64,7 +64,7 @@ ALLOWED = {
 MAY_RENAME = {
     "glioma_dist/files.py: write_atomically": "the function that all others call",
     "glioma_dist/files.py: rename_in_order": "the function that all others call",
-    "glioma_dist/files.py: replace_by": "of results that are complete and synced",
+    "glioma_dist/hidden_folder.py: replace_by": "of results that are complete and synced",
     "glioma_dist/data/shards/cache.py: ShardCache._rename": "under the cache's lock; a power cut may lose a kept shard",
 }
 
