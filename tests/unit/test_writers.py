@@ -294,6 +294,7 @@ def test_a_large_image_gets_tiled_tiffs_and_a_small_overlay(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_slide_is_written_in_bounded_memory(tmp_path):
     """20,000 x 20,000 pixels, 33,960 components, memory-mapped. Memory is what the process has for itself, without the
     pages of the files, which the system takes back when it needs them."""
@@ -309,8 +310,10 @@ def test_a_slide_is_written_in_bounded_memory(tmp_path):
         arrays.append(np.memmap(tmp_path / name, values.dtype, "r", shape=(side, side)))
     largest = {"mask": 1, "overlay": 1, "labels": 1, "probability": 1, "ome-zarr": 1, "coco": 1.5, "qupath": 2.5}
     for name in [each for each in ALL if each in largest]:
-        peak = run(_peak_of_writing, tmp_path / "out", arrays[0].filename, arrays[1].filename, side, name)[0]
+        places = (tmp_path / "out", arrays[0].filename, arrays[1].filename)
+        (peak,) = run(_peak_of_writing, *places, side, name, timeout=1800)
         assert peak < largest[name], name
+        print(f"{name}: {peak:.2f} GiB")
 
 
 def _peak_of_writing(folder: Path, pixels: str, probabilities: str, side: int, name: str) -> float:
