@@ -17,6 +17,7 @@ LIBRARIES = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
+    "results": ("roifile", "zarr"),
 }
 """By extra of pyproject.toml: the modules that its libraries are imported as."""
 
@@ -34,15 +35,16 @@ def install_command(extra: str) -> str:
     return f"pip install '{PROJECT}[{extra}]'"
 
 
-def require(extra: str, needed_by: str) -> None:
-    """Check that all libraries of an extra can be imported, without importing them.
+def require(extra: str, needed_by: str, libraries: tuple[str, ...] | None = None) -> None:
+    """Check that the libraries of an extra can be imported, without importing them.
 
     Args:
         needed_by: begins the message, for example `--smp`.
+        libraries: those of the extra that are needed; by default all.
 
     Raises InputError, with the missing libraries and the command that installs them.
     """
-    _require(LIBRARIES[extra], install_command(extra), needed_by)
+    _require(libraries or LIBRARIES[extra], install_command(extra), needed_by)
 
 
 def require_library(library: str, package: str, needed_by: str) -> None:

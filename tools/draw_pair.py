@@ -20,7 +20,7 @@ from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import write_atomically
-from glioma_dist.inference.results import overlay
+from glioma_dist.inference.writers.overlay import overlay
 
 GAP_PX = 8
 QUALITY = 85

@@ -22,7 +22,8 @@ def run(config: PredictConfig) -> None:
     result = predict(config, context)
     result.raise_for_failures()
     if context.is_main:
-        print(f"{len(result.images)} masks, overlays and summary.csv in {config.out}")
+        num = f"{len(result.images)} image{'s' * (len(result.images) != 1)}"
+        print(f"{num} in {config.out}: {', '.join([*config.write, 'summary.csv'])}")
 
 
 PREDICT = Command(
@@ -30,7 +31,7 @@ PREDICT = Command(
     run,
     (
         "glioma-dist predict --checkpoint t98g-small --images plate_7 --out preds",
-        "glioma-dist predict --checkpoint runs/glioma/best --images plate_7 --out preds",
+        "glioma-dist predict --checkpoint runs/glioma/best --images plate_7 --out preds --write mask labels imagej",
         "glioma-dist predict --checkpoint runs/glioma/best --images 'plates/**/*.tif' --threshold 0.4 --out preds",
     ),
     check,

@@ -123,7 +123,7 @@ def run_inspect(config: InspectConfig) -> None:
     list_shards(reader)
     if config.sheet is not None:
         # Imported here because it imports PyTorch.
-        from glioma_dist.inference.results import overlay
+        from glioma_dist.inference.writers.overlay import overlay
 
         samples = pick_samples(reader, config.num_images)
         draw_sheet(config.sheet, contact_sheet(samples, overlay))

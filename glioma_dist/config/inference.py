@@ -8,8 +8,13 @@ from pathlib import Path
 from glioma_dist.config.paths import InputPath, OptionalOutputPath, OutputPath, PathOrUrl
 from glioma_dist.config.scale import InferenceScaleConfig
 from glioma_dist.errors import InputError
+from glioma_dist.extras import require
 from glioma_dist.limits import check_workers
+from glioma_dist.registry import writers
 from glioma_dist.size import SizeFlag
+
+DEFAULT_FORMATS = ("mask", "overlay")
+"""What `predict` writes for each image."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Segment images: write a mask and an overlay for each TIFF, PNG or JPEG, and summary.csv."""
+    """Segment images: write a mask, an overlay and other formats for each TIFF, PNG or JPEG, and summary.csv."""
 
     checkpoint: InputPath
     """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
@@ -46,14 +51,29 @@ class PredictConfig:
     """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif', here or at a URL. JPEGs beside TIFFs or
     PNGs are taken for previews and not read."""
     out: OutputPath
-    """Folder or URL for the masks, overlays and summary.csv."""
+    """Folder or URL for the results and summary.csv."""
     input_size: SizeFlag | None = None
     """Size to which an image is scaled for the network. By default: the training size if the checkpoint was trained
     with --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """A pixel belongs to a cell if its probability is at least this value."""
+    write: tuple[str, ...] = DEFAULT_FORMATS
+    """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
+    qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
+    program opens which."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
         if not 0 < self.threshold < 1:
             raise InputError(f"--threshold {self.threshold}: give a probability between 0 and 1")
+        check_formats(self.write)
+
+
+def check_formats(names: tuple[str, ...]) -> None:
+    """Raises InputError for a format of results that is unknown, is named twice, or lacks its library; imports none."""
+    entries = [writers.find(name, "--write") for name in names]
+    if len({entry.name for entry in entries}) != len(entries):
+        raise InputError(f"--write {' '.join(names)}: name each format once")
+    for entry in entries:
+        if entry.library is not None:
+            require("results", f"--write {entry.name}", (entry.library,))

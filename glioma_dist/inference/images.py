@@ -16,8 +16,8 @@ from glioma_dist.data.remote_images import list_files
 from glioma_dist.data.sample import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_read
+from glioma_dist.inference.writers.names import is_result_name
 
-MASK, OVERLAY = ".mask.png", ".overlay.png"
 SUMMARY, FAILED = "summary.csv", "failed.csv"
 NUM_SUFFIXES = 5
 """Named in a line; the rest is counted."""
@@ -117,7 +117,7 @@ def _why_not(path: Path) -> str:
     except OSError:
         return "link" if path.is_symlink() else "closed"
     if stat.S_ISDIR(mode):
-        return "folder"
+        return "result" if is_result_name(path.name) else "folder"
     kind = _why_not_by_name(path)
     return "special" if kind != "hidden" and not stat.S_ISREG(mode) else kind
 
@@ -127,7 +127,7 @@ def _why_not_by_name(path: Path | Url) -> str:
     name = path.name.lower()
     if name.startswith("."):
         return "hidden"
-    if name.endswith((MASK, OVERLAY)) or name in (SUMMARY, FAILED):
+    if is_result_name(name) or name in (SUMMARY, FAILED):
         return "result"
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return ""

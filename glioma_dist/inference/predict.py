@@ -25,7 +25,8 @@ from glioma_dist.inference.segmenting import segment
 def predict(config: PredictConfig, context: DistributedContext | None = None) -> PredictionResult:
     """Predict cell masks for images of any size.
 
-    Writes `<name>.mask.png` (0 and 255, the image's own size), `<name>.overlay.png` and summary.csv to `config.out`.
+    Writes the formats of `config.write` and summary.csv to `config.out`; by default `<name>.mask.png` (0 and 255, the
+    image's own size) and `<name>.overlay.png`.
     Starts no processes: it computes in this one, and in all processes of the launch where the script was started by
     `accelerate launch`.
 
@@ -50,7 +51,7 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     found = find_images(config.images)
     paths = found.paths
     names = output_names(paths)
-    results = open_results(config.out)
+    results = open_results(config.out, config.write)
     results.check(names)
     network, checkpoint = load_network(fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context)
     if context.is_main and found.not_read:

@@ -8,35 +8,42 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from glioma_dist.config.inference import DEFAULT_FORMATS
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
-from glioma_dist.errors import InputError, UnavailableError
-from glioma_dist.files import make_folder
+from glioma_dist.errors import InputError, UnavailableError, printable
+from glioma_dist.files import make_folder, remove_tree
 from glioma_dist.inference.images import FAILED, SUMMARY
-from glioma_dist.inference.results import (
-    NUM_BYTES_THAT_TELL,
-    Failure,
-    PredictedImage,
+from glioma_dist.inference.result_files import (
+    FOLDER_END,
+    FOLDER_MARK,
+    MAX_TABLE_BYTES,
+    KnownResults,
     check_folder,
-    is_result,
+    listed_in,
     refuse_foreign,
     result_files,
-    write_failed,
-    write_result,
-    write_summary,
+    write_files,
 )
+from glioma_dist.inference.results import Failure, PredictedImage, write_failed, write_summary
 from glioma_dist.inference.segmented import SegmentedImage
+from glioma_dist.inference.writers.names import MARKED_BYTES, ending_of, is_large
+from glioma_dist.inference.writers.overlay import reduction
+from glioma_dist.registry import writers
 
 
 class Results:
     """Results in a local folder."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, formats: Sequence[str]) -> None:
         self.folder = out
+        self.formats = [writers.find(name, "--write") for name in formats]
 
     def check(self, names: Sequence[str]) -> None:
-        """Raises InputError as `check_folder`; nothing is made."""
-        check_folder(self.folder, names)
+        """Raises InputError as `check_folder`, and where a format cannot be imported; nothing is made."""
+        for entry in self.formats:
+            writers.load(entry.name, "--write")
+        check_folder(self.folder, names, self.formats)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -45,12 +52,26 @@ class Results:
         yield
 
     def write(self, name: str, segmented: SegmentedImage) -> PredictedImage:
-        """Write mask and overlay. See `write_result`."""
-        return write_result(self.folder, name, segmented)
+        """Write an image's results. See `write_files`."""
+        written = PredictedImage.of(segmented, write_files(self.folder, name, segmented, self.formats))
+        if large := self._describe_large(*segmented.shape):
+            print(f"{printable(segmented.image)}: {large}", flush=True)
+        return written
+
+    def _describe_large(self, height: int, width: int) -> str:
+        """What is other than usual about the files of a large image; empty where nothing is."""
+        if not is_large(height, width):
+            return ""
+        told = [f"{each.name} as {each.large_ending}" for each in self.formats if each.large_ending]
+        if any(each.name == "overlay" for each in self.formats):
+            told.append(f"the overlay at 1/{reduction(height, width)} of the size")
+        if any(ending_of(each, height, width).endswith(".tif") for each in self.formats):
+            told.append("TIFFs in tiles, which Fiji opens with Bio-Formats")
+        return f"{width}x{height} pixels: writes {', '.join(told)}" if told else ""
 
     def write_tables(self, done: Sequence[PredictedImage], failures: Sequence[Failure]) -> None:
         """Write summary.csv, and failed.csv where images failed."""
-        write_summary(self.folder / SUMMARY, done)
+        write_summary(self.folder / SUMMARY, done, [entry.name for entry in self.formats])
         write_failed(self.folder / FAILED, failures)
 
     def is_gone(self, image: Path | Url, error: InputError) -> bool:
@@ -61,18 +82,26 @@ class Results:
 class RemoteResults(Results):
     """Results at a URL: each is written to a temporary folder, uploaded, and removed there."""
 
-    def __init__(self, out: Url) -> None:
+    def __init__(self, out: Url, formats: Sequence[str]) -> None:
+        super().__init__(Path(), formats)
         self.out, self._store = out, Store(out)
 
     def check(self, names: Sequence[str]) -> None:
         """Raises InputError where results cannot be written, or would replace what is none; asks for the beginning of
         each file of such a name that is there."""
+        for entry in self.formats:
+            writers.load(entry.name, "--write")
         self._store.check()
-        there = set(self._store.entries()) & set(result_files(names))
+        found = self._store.entries()
+        table = self._store.read_optional(SUMMARY, MAX_TABLE_BYTES) if SUMMARY in found else None
+        known = KnownResults(listed_in((table or b"").decode("utf-8", "replace")))
         foreign = []
-        for name in sorted(there):
-            start = self._store.read_start(name, NUM_BYTES_THAT_TELL)
-            if not is_result(name, start):
+        for name in sorted(set(found) & set(result_files(names, self.formats))):
+            if self._is_folder(name):
+                start = self._store.read_optional(f"{name}/{FOLDER_MARK}", 2**20) or b""
+            else:
+                start = self._store.read_start(name, MARKED_BYTES)
+            if not known.is_result(name, start):
                 foreign.append(name)
         refuse_foreign(self.out, foreign)
 
@@ -84,7 +113,7 @@ class RemoteResults(Results):
 
     def write(self, name: str, segmented: SegmentedImage) -> PredictedImage:
         written = super().write(name, segmented)
-        return replace(written, mask=self._send(written.mask), overlay=self._send(written.overlay))
+        return replace(written, files={kind: self._send(path) for kind, path in written.files.items()})
 
     def write_tables(self, done: Sequence[PredictedImage], failures: Sequence[Failure]) -> None:
         super().write_tables(done, failures)
@@ -97,12 +126,25 @@ class RemoteResults(Results):
     def is_gone(self, image: Path | Url, error: InputError) -> bool:
         return isinstance(error, UnavailableError) or super().is_gone(image, error)
 
-    def _send(self, path: Path) -> Url:
-        self._store.put_file(path.name, path)
-        path.unlink()
-        return self.out / path.name
+    def _is_folder(self, name: str) -> bool:
+        return name.endswith(".zarr")
+
+    def _send(self, path: Path | Url) -> Url:
+        """Upload a file, or a folder's files: first the one with the mark, so that a second run may replace what a kill
+        leaves, and last the one without which Zarr's readers see nothing."""
+        name, local = path.name, self.folder / path.name
+        if local.is_dir():
+            last = f"{name}/{FOLDER_END}"
+            self._store.remove(sorted(self._store.names(name), key=lambda each: each != last))
+            files = {each.relative_to(self.folder).as_posix(): each for each in local.rglob("*") if each.is_file()}
+            for each in sorted(files, key=lambda each: (each == last, each != f"{name}/{FOLDER_MARK}", each)):
+                self._store.put_file(each, files[each])
+        elif local.exists():  # else it was sent as the same file of another format
+            self._store.put_file(name, local)
+        remove_tree(local)
+        return self.out / name
 
 
-def open_results(out: Path | Url) -> Results:
-    """Where the results of `--out` go. Raises InputError for a URL that cannot be used."""
-    return RemoteResults(out) if isinstance(out, Url) else Results(out)
+def open_results(out: Path | Url, formats: Sequence[str] = DEFAULT_FORMATS) -> Results:
+    """Where the results of `--out` go. Raises InputError for a URL, or a format, that cannot be used."""
+    return RemoteResults(out, formats) if isinstance(out, Url) else Results(out, formats)

@@ -1,35 +1,27 @@
-"""Files of a prediction: masks, overlays, and the tables of what is done and what is not."""
+"""Results of a prediction: the files of each image, and the tables of what is done and what is not."""
 
 from __future__ import annotations
 
 import csv
 import io
-import stat
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from glioma_dist.config.paths import Url
 from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
-from glioma_dist.files import check_new_folder, remove_quietly, write_atomically
-from glioma_dist.inference.images import FAILED, MASK, OVERLAY, SUMMARY
+from glioma_dist.files import remove_quietly, write_atomically
+from glioma_dist.inference.images import FAILED
 from glioma_dist.inference.segmented import SegmentedImage
+from glioma_dist.inference.writers.names import DECLARED, endings
 
-OUTLINE_COLOUR = (255, 200, 0)
-COLUMNS = ("image", "width", "height", "confluence", "mask", "overlay")
+COLUMNS = (
+    *("image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height"),
+    *("confluence", "area_um2", "components", "flags", "way"),
+)
+"""Of summary.csv, before one column per format with the names of its files."""
 FAILED_COLUMNS = ("image", "step", "reason")
-AUTHOR = b"Software\0glioma-dist predict.py"
-"""Of each PNG's tEXt chunk (PNG specification, section 11.3.3.2): it tells results from a user's own files."""
-HEADER_END = 33
-"""Bytes of a PNG's signature and its header."""
-NUM_BYTES_THAT_TELL = HEADER_END + 12 + len(AUTHOR)
-"""Of a file, from its beginning: whether it is a result."""
 LONGEST_NAME = 80
 """Characters of a file's name in a line; the table has all of them."""
 LONGEST_REASON = 120
@@ -47,53 +39,96 @@ class Failure:
     @classmethod
     def of(cls, path: Path | Url, step: str, error: InputError) -> Failure:
         reason = str(error).removeprefix(f"{path}: ")
-        for ending in (MASK, OVERLAY):  # the path of a result says no more than the image's
-            reason = reason.rpartition(f"{ending}: ")[2]
+        for ending in (each for entry in DECLARED for each in endings(entry)):
+            reason = reason.rpartition(f"{ending}: ")[2]  # the path of a result says no more than the image's
         return cls(printable(path), step, printable(reason))
 
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """An image with its results."""
+    """An image with its results. What its file does not say is None or an empty text."""
 
     image: Path | Url
     width: int
-    """Of the image and of its mask, in pixels."""
+    """Of the image, in pixels."""
     height: int
     confluence: float
     """Share of the pixels that belong to cells, from 0 to 1."""
-    mask: Path | Url
-    """PNG, 255 where there is a cell and 0 elsewhere."""
-    overlay: Path | Url
-    """PNG: the image with its cells tinted and outlined."""
+    components: int
+    """Number of connected components of the mask. One can be a cell, a part of one, or many that touch."""
+    files: dict[str, Path | Url]
+    """What was written, by format: `files["mask"]` is the mask."""
+    plane: str = ""
+    """Which picture of its file it is."""
+    hours: float | None = None
+    """Time since the first picture of its file."""
+    acquired: str = ""
+    """When it was taken, in ISO 8601."""
+    pixel_size_um: float | None = None
+    """Width of a pixel, in micrometres."""
+    area_um2: float | None = None
+    """Area that cells cover, in square micrometres."""
+    flags: tuple[str, ...] = ()
+    """Names of what is doubtful about the picture."""
+    way: str = "whole"
+    """How the network saw the picture: whole, in strips, or in tiles."""
 
-    def row(self) -> dict[str, str | int | float]:
+    @classmethod
+    def of(cls, segmented: SegmentedImage, files: dict[str, Path | Url]) -> PredictedImage:
+        """What the table says of an image."""
+        height, width = segmented.shape
+        metadata, components = segmented.metadata, segmented.components
+        covered, pixel_size = int(components.areas.sum()), metadata.pixel_size_um
+        return cls(
+            segmented.image,
+            width,
+            height,
+            round(covered / (height * width), 6),
+            len(components),
+            files,
+            metadata.plane,
+            metadata.hours,
+            metadata.acquired,
+            pixel_size,
+            round(covered * pixel_size**2, 3) if pixel_size else None,
+            segmented.flags,
+            segmented.way,
+        )
+
+    def row(self) -> dict[str, str | int | float | None]:
         """Its row of summary.csv: the results by the names that they have in its folder."""
         return {
             "image": printable(self.image),
+            "plane": printable(self.plane),
+            "time_h": self.hours,
+            "acquired": printable(self.acquired),
+            "pixel_size_um": self.pixel_size_um,
             "width": self.width,
             "height": self.height,
             "confluence": self.confluence,
-            "mask": printable(self.mask.name),
-            "overlay": printable(self.overlay.name),
+            "area_um2": self.area_um2,
+            "components": self.components,
+            "flags": ";".join(self.flags),
+            "way": self.way,
+            **{kind: printable(path.name) for kind, path in self.files.items()},
         }
 
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What a prediction wrote, and the images that have no mask."""
+    """What a prediction wrote, and the images that failed."""
 
     out: Path | Url
     """Folder of the results."""
     images: tuple[PredictedImage, ...]
-    """Those that have a mask, sorted by path."""
+    """Those that are done, sorted by path."""
     failed: tuple[Failure, ...]
-    """Those that have none, with the reason."""
+    """Those that are not, with the reason."""
     summary: Path | Url
     """The table of `images`: one row each."""
 
     def raise_for_failures(self) -> None:
-        """Raises PartialError, whose message names the first ones, where some images have no mask."""
+        """Raises PartialError, whose message names the first ones, where some images failed."""
         if self.failed:
             num_images = len(self.images) + len(self.failed)
             error = PartialError(describe_failures(self.failed, num_images, self.out / FAILED))
@@ -101,89 +136,9 @@ class PredictionResult:
             raise error
 
 
-def check_folder(folder: Path, names: Sequence[str]) -> None:
-    """Raises InputError where the results cannot be written to `folder`, or where one would replace a file that is
-    none: a mask drawn by hand, for example, of the same name."""
-    check_new_folder("--out", folder)
-    refuse_foreign(folder, [name for name in result_files(names) if not _may_replace(folder / name)])
-
-
-def result_files(names: Sequence[str]) -> list[str]:
-    """All files of a prediction whose images have these names."""
-    return [f"{name}{ending}" for name in names for ending in (MASK, OVERLAY)] + [SUMMARY, FAILED]
-
-
-def refuse_foreign(folder: Path | Url, foreign: Sequence[str]) -> None:
-    """Raises InputError where there are files that the results would replace and that are none."""
-    if foreign:
-        raise InputError(
-            f"--out {folder}: holds {len(foreign)} files that predict.py would replace and did not write, the first is "
-            f"{foreign[0]}; give another folder"
-        )
-
-
-def _may_replace(path: Path) -> bool:
-    """Whether there is no such file, or one that predict.py wrote."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return True  # also names that are too long: that image fails when it is written, and is named
-    if not stat.S_ISREG(found.st_mode):
-        return False
-    try:
-        with path.open("rb") as file:
-            return is_result(path.name, file.read(NUM_BYTES_THAT_TELL))
-    except OSError:
-        return False
-
-
-def is_result(name: str, start: bytes) -> bool:
-    """Whether a file was written by predict.py, by its first bytes."""
-    if name.endswith(".csv"):
-        return start.startswith((",".join(COLUMNS[:3]).encode(), ",".join(FAILED_COLUMNS).encode()))
-    return AUTHOR in start
-
-
-def write_result(folder: Path, name: str, segmented: SegmentedImage) -> PredictedImage:
-    """Write mask and overlay, both or none. Raises InputError where one cannot be written."""
-    mask = segmented.mask
-    height, width = mask.shape
-    confluence = round(float(mask.mean()), 6)
-    mask_file, overlay_file = folder / f"{name}{MASK}", folder / f"{name}{OVERLAY}"
-    write_atomically(overlay_file, _png(overlay(segmented.pixels, mask)[..., ::-1]))  # first: its name is longer
-    try:
-        write_atomically(mask_file, _png(mask * 255))
-    except InputError:
-        remove_quietly(overlay_file)
-        raise
-    return PredictedImage(segmented.image, width, height, confluence, mask_file, overlay_file)
-
-
-def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image with its cells tinted and outlined. image: uint8 (H, W) or (H, W, 3); mask: (H, W) of 0 and 1.
-    Returns uint8 (H, W, 3) RGB."""
-    picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
-    tint = (0.85 * picture + 0.15 * np.array(OUTLINE_COLOUR)).astype(np.uint8)
-    picture = np.where(mask[..., None] > 0, tint, picture)
-    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    thickness = max(1, round(max(mask.shape) / 1000))
-    return cv2.drawContours(np.ascontiguousarray(picture), contours, -1, OUTLINE_COLOUR, thickness)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """PNG bytes that say who wrote them. pixels: uint8, (H, W) grey or (H, W, 3) BGR. Encoded in memory: OpenCV
-    crashes on file names that are not UTF-8."""
-    encoded, data = cv2.imencode(".png", pixels)
-    if not encoded:
-        raise ValueError(f"OpenCV could not write a PNG of {pixels.dtype} {pixels.shape}")
-    chunk = b"tEXt" + AUTHOR
-    mark = struct.pack(">I", len(AUTHOR)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return b"".join([data[:HEADER_END].tobytes(), mark, data[HEADER_END:].tobytes()])
-
-
-def write_summary(path: Path, images: Sequence[PredictedImage]) -> None:
-    """The table, one row an image."""
-    write_atomically(path, _csv(COLUMNS, [image.row() for image in images]))
+def write_summary(path: Path, images: Sequence[PredictedImage], kinds: Sequence[str]) -> None:
+    """The table, one row an image, with a column for each of the formats `kinds`."""
+    write_atomically(path, _csv((*COLUMNS, *kinds), [image.row() for image in images]))
 
 
 def write_failed(path: Path, failures: Sequence[Failure]) -> None:

@@ -94,7 +94,7 @@ def test_the_blocks_of_the_page_on_own_parts_run(tmp_path):
     """The parts and their package's declaration as the page has them."""
     text = (REPOSITORY / "docs" / "guides" / "own_parts.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     run(run_blocks, [*blocks, CALLS_OF_OWN_PARTS], tmp_path)
 
 
@@ -109,4 +109,16 @@ for shape in ((6, 8), (6, 8, 3)):
     assert image.shape == shape and image.dtype == np.uint8 and mask.all()
     assert image[0, 0].max() < image[3, 4].max() <= 200
 assert encoders.find("plain_cnn").target == "my_parts:PlainCNN"
+
+from pathlib import Path
+from glioma_dist.inference.result_folder import open_results
+from glioma_dist.inference.segmented import SegmentedImage
+from glioma_dist.registry import writers
+
+writers.register("area.txt", write_area)
+results = open_results(Path("."), ["mask", "area.txt"])
+with results.opened():
+    image = SegmentedImage(Path("a.png"), np.zeros((6, 8), np.uint8), np.ones((6, 8), np.float32), 0.5)
+    done = results.write("a", image)
+assert done.files["area.txt"].read_text() == "48\\n"
 """

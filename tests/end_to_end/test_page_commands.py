@@ -124,7 +124,7 @@ def marks(text: str) -> list[pytest.MarkDecorator]:
 )
 def test_a_block_runs(page, language, text, material, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(material / "cache"))
-    text = re.sub(r"(?<![\w/])(shards/livecell|runs/x|sheet\.png|data/plate_8)", rf"{material}/\1", text)
+    text = re.sub(r"(?<![\w/])(shards/livecell|runs/x|sheet\.png|data/plate_8|preds)", rf"{material}/\1", text)
     text = text.replace("~/data", f"{material}/data")
     if language == "python":
         run(run_python, text)

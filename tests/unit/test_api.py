@@ -126,7 +126,7 @@ def test_calls_in_a_notebook_and_in_a_thread_work_and_leave_nothing_behind(shard
     assert (second[0].best_loss, second[1].images) == (result.best_loss, scores.images)
     assert scores.mean_dice == pytest.approx(sum(image.dice for image in scores.images) / 3)
     (image,) = masks.images
-    mask = cv2.imread(str(image.mask), cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(str(image.files["mask"]), cv2.IMREAD_UNCHANGED)
     assert image.confluence == pytest.approx((mask == 255).mean(), abs=1e-6)
     assert (image.width, image.height, masks.failed, masks.summary.is_file()) == (96, 80, (), True)
 

@@ -18,6 +18,7 @@ from helpers import REPOSITORY
 from glioma_dist import extras
 from glioma_dist.cli import export
 from glioma_dist.config.benchmark import ResolutionConfig
+from glioma_dist.config.inference import check_formats
 from glioma_dist.config.plan import PlanConfig
 from glioma_dist.config.train import check_trackers
 from glioma_dist.data.shards.reader import ShardReader
@@ -42,6 +43,8 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
         f"--track {name}": (name, name, partial(check_trackers, (name,)))
         for name in ("tensorboard", "wandb", "mlflow", "trackio")
     },
+    "--write imagej": ("results", "roifile", partial(check_formats, ("mask", "imagej"))),
+    "--write ome-zarr": ("results", "zarr", partial(check_formats, ("ome-zarr",))),
     "az": ("cloud", "adlfs", lambda: ShardReader("az://container/shards/train")),
 }
 """Extra, the library of it that is missing, and what asks for it."""

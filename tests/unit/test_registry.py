@@ -20,10 +20,11 @@ from glioma_dist.registry import (
     encoders,
     losses,
     trackers,
+    writers,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ALL = (encoders, losses, augmentations, trackers)
+ALL = (encoders, losses, augmentations, trackers, writers)
 GROUPS = [each.group for each in ALL]
 KINDS = [(each, each.names()[0]) for each in ALL]
 

@@ -159,13 +159,37 @@ def test_predict_from_url_to_url_gives_the_masks_of_local_files(store, best, tmp
     for _ in range(2):  # the second time its own results are replaced
         result = predict(PredictConfig(urls[0], str(urls[1]), urls[2]), runtime)
     assert [image.confluence for image in result.images] == [image.confluence for image in expected.images]
-    assert [image.mask for image in result.images] == ["s3://cells/out/a.mask.png", "s3://cells/out/b.mask.png"]
+    assert [image.files["mask"] for image in result.images] == [
+        "s3://cells/out/a.mask.png",
+        "s3://cells/out/b.mask.png",
+    ]
     for image in expected.images:
-        assert store.read(f"out/{image.mask.name}") == image.mask.read_bytes()
-        assert store.read(f"out/{image.overlay.name}") == image.overlay.read_bytes()
+        for path in image.files.values():
+            assert store.read(f"out/{path.name}") == path.read_bytes()
     table = store.read("out/summary.csv").decode()
     assert table.replace("s3://cells/plates", str(local)) == (tmp_path / "out" / "summary.csv").read_bytes().decode()
     assert sorted(store.names("out/")) == sorted(f"out/{path.name}" for path in (tmp_path / "out").iterdir())
+
+
+def test_a_result_that_is_a_folder_is_sent_and_replaced(store, best, tmp_path, runtime):
+    zarr = pytest.importorskip("zarr")
+    store.put("out/a.labels.ome.zarr/9/9", b"of an earlier result")
+    store.put("out/a.labels.ome.zarr/.zattrs", b'{"_creator": {"name": "glioma-dist predict.py"}}')
+    formats = ("labels", "ome-zarr")
+    image = Url("s3://cells/plates/a.png")
+    config = PredictConfig(best, str(image), Url("s3://cells/out"), write=formats)
+    expected = predict(replace(config, out=tmp_path / "out"), runtime).images[0]
+    for _ in range(2):
+        (done,) = predict(config, runtime).images
+        assert done.files == {name: Url(f"s3://cells/out/{expected.files[name].name}") for name in formats}
+        local = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "summary.csv"]
+        for path in local:
+            assert store.read(f"out/{path.relative_to(tmp_path / 'out').as_posix()}") == path.read_bytes()
+        assert len(store.names("out/")) == len(local) + 1
+    store.put("out/a.labels.ome.zarr/.zattrs", b"{}")
+    with pytest.raises(InputError, match=r"did not write, the first is a\.labels\.ome\.zarr"):
+        predict(config, runtime)
+    assert zarr.open_group(expected.files["ome-zarr"], mode="r")["labels/components/0"].shape == (80, 96)
 
 
 def test_an_image_at_a_url_that_cannot_be_read_is_named_by_its_url(store, best, tmp_path, runtime):

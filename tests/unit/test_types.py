@@ -25,7 +25,7 @@ best: Path = run.best
 scores: gd.EvaluationResult = gd.evaluate(gd.EvaluateConfig(best, "shards/test"))
 dice: float = scores.mean_dice + sum(image.dice for image in scores.images)
 masks: gd.PredictionResult = gd.predict(gd.PredictConfig(best, images="plate", out=Path("masks")))
-sizes: list[tuple[str, float]] = [(str(each.mask), each.confluence) for each in masks.images]
+sizes: list[tuple[str, float]] = [(str(each.files["mask"]), each.confluence) for each in masks.images]
 memory: gd.StepMemory = gd.estimate_step_memory(nn.Linear(4, 4), (2, 4), loss, bf16=True)
 num_bytes: int = memory.peak
 reader = gd.ShardReader("shards/train")

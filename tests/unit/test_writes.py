@@ -45,6 +45,9 @@ ALLOWED = {
     "glioma_dist/data/download/unpacking.py: _tar_members": "a compressed archive, for reading",
     "glioma_dist/data/download/web.py: _open": "a request",
     "glioma_dist/data/download/downloading.py: _alone": "a lock file, which has no content",
+    "glioma_dist/inference/writers/coco.py: write_coco": "in a hidden folder, whose files are renamed later",
+    "glioma_dist/inference/writers/png.py: write_png": "in a hidden folder, whose files are renamed later",
+    "glioma_dist/inference/writers/qupath.py: write_qupath": "in a hidden folder, whose files are renamed later",
     "glioma_dist/report/style.py: png_bytes": "a figure into memory",
     "glioma_dist/demo/drawing.py: draw_split": "a TIFF into memory",
     "benchmarks/baselines/loaders.py: write_pngs": "scratch data of a benchmark, in a temporary folder",
@@ -61,6 +64,7 @@ ALLOWED = {
 MAY_RENAME = {
     "glioma_dist/files.py: write_atomically": "the function that all others call",
     "glioma_dist/files.py: rename_in_order": "the function that all others call",
+    "glioma_dist/hidden_folder.py: replace_by": "of results that are complete and synced",
     "glioma_dist/data/shards/cache.py: ShardCache._rename": "under the cache's lock; a power cut may lose a kept shard",
 }
 

@@ -1,0 +1,1 @@
+"""Formats of a prediction's results, one file each; names.py declares them."""

@@ -1,0 +1,24 @@
+"""The connected components as a TIFF of labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from glioma_dist.inference.components import RowReader
+from glioma_dist.inference.segmented import SegmentedImage
+from glioma_dist.inference.writers.tiff import write_tiff
+
+
+def write_labels(path: Path, segmented: SegmentedImage) -> None:
+    """Write the number of each pixel's component, 0 where there is no cell: uint16, or uint32 where there are more than
+    65,535 components."""
+    dtype = label_type(len(segmented.components))
+    reader = RowReader(segmented.components.blocks())
+    write_tiff(path, segmented, lambda start, stop: reader.read(start, stop).astype(dtype), dtype)
+
+
+def label_type(num: int) -> type:
+    """The smallest type that programs read for labels up to `num`."""
+    return np.uint16 if num < 2**16 else np.uint32
