@@ -13,6 +13,7 @@ LIBRARIES = {
     "bench": ("segmentation_models_pytorch",),
     "cloud": ("fsspec", "aiohttp", "s3fs", "gcsfs", "adlfs"),
     "export": ("onnx", "onnxruntime"),
+    "zarr": ("zarr",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
