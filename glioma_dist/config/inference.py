@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glioma_dist.config.paths import InputPath, OptionalOutputPath, OutputPath, PathOrUrl
+from glioma_dist.config.places import Places
 from glioma_dist.config.scale import InferenceScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.limits import check_workers
@@ -38,7 +39,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Segment images: write a mask and an overlay for each TIFF, PNG or JPEG, and summary.csv."""
+    """Segment images: write a mask and an overlay for each TIFF, PNG, JPEG or OME-Zarr, and for each plane of a stack,
+    and summary.csv. A second run skips what is done."""
 
     checkpoint: InputPath
     """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
@@ -52,8 +54,21 @@ class PredictConfig:
     with --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """A pixel belongs to a cell if its probability is at least this value."""
+    channel: str | None = None
+    """The channel to segment of files that have several: its number from 1, or its name. Of a colour picture: 1 red,
+    2 green, 3 blue; by default all three."""
+    time: str = "all"
+    """Frames of a time-lapse: all; a number from 1 (-1 is the last one); or a range, first:last or first:last:step."""
+    page: str = "all"
+    """Pages or depths of a stack, chosen as with --time."""
+    redo: bool = False
+    """Segment again what is done already."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
+        Places.parse("--time", self.time)
+        Places.parse("--page", self.page)
+        if self.channel is not None and not self.channel.strip():
+            raise InputError("--channel: its value is empty; give a number from 1, or a name")
         if not 0 < self.threshold < 1:
             raise InputError(f"--threshold {self.threshold}: give a probability between 0 and 1")

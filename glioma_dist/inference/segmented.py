@@ -19,6 +19,10 @@ class ImageMetadata:
     """Width of a pixel, in micrometres."""
     hours: float | None = None
     """Time of the picture since the first one of its file."""
+    plane: str = ""
+    """Which one of its file: t003, t003-p002, c2; empty where the file holds one picture."""
+    acquired: str | None = None
+    """When it was taken, ISO 8601."""
 
 
 @dataclass(frozen=True)

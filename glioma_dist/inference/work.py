@@ -1,0 +1,112 @@
+"""What a prediction has to do: the pictures whose results are not complete yet, and the results that stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from glioma_dist.config.paths import Url
+from glioma_dist.inference.pictures import Picture
+from glioma_dist.inference.record import Place, Record, differences, digest_of, mark_of, read_row, result_names
+from glioma_dist.inference.results import PredictedImage
+
+
+@dataclass(frozen=True)
+class Work:
+    """pictures: to segment. done: results of pictures of this run that are complete already, by their names. kept:
+    those of pictures that this run does not name. record: of `done` and `kept`. notes: for the user."""
+
+    pictures: list[Picture]
+    num_pictures: int
+    done: dict[str, PredictedImage] = field(default_factory=dict)
+    kept: dict[str, PredictedImage] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
+    notes: tuple[str, ...] = ()
+
+
+def find_work(
+    pictures: Sequence[Picture], place: Place, settings: dict[str, Any], kinds: Sequence[str], redo: bool
+) -> Work:
+    """Compare pictures with the record of earlier runs into the same folder.
+
+    A picture is done where its file, the checkpoint and the settings are the same as then, and its results of all
+    `kinds` are there as they were written. Raises InputError where the record is none, or cannot be read.
+    """
+    old, digest = place.read(), digest_of(settings)
+    there = set(place.names()) if old.images and isinstance(place.out, Url) else None
+    new = Record(settings={digest: settings})
+    todo: list[Picture] = []
+    done: dict[str, PredictedImage] = {}
+    others: Counter[str] = Counter()
+    for picture in pictures:
+        entry = old.images.get(picture.name, {})
+        row = read_row(entry, place.out) if _is_whole(entry, place.out, there) else None
+        is_same = bool(picture.source) and entry.get("source") == _source(picture)
+        if row is not None and is_same and entry.get("settings") != digest:
+            others[str(entry.get("settings"))] += 1
+        elif row is not None and is_same and not redo and set(kinds) <= set(entry.get("kinds", ())):
+            done[picture.name] = replace(row, image=picture.path)
+            new.images[picture.name] = entry
+            continue
+        todo.append(picture)
+    kept = _keep(old, new, {picture.name for picture in pictures}, digest, place.out, there)
+    new.checkpoints = {key: value for key, value in old.checkpoints.items() if key == settings["checkpoint"]}
+    return Work(todo, len(pictures), done, kept, new, _notes(pictures, done, kept, others, old, settings))
+
+
+def _keep(
+    old: Record, new: Record, wanted: set[str], digest: str, out: Path | Url, there: set[str] | None
+) -> dict[str, PredictedImage]:
+    """Results of earlier runs on other pictures with the same settings; their entries are added to `new`."""
+    kept = {}
+    for name, entry in old.images.items():
+        if name in wanted or entry.get("settings") != digest or not _is_whole(entry, out, there):
+            continue
+        row = read_row(entry, out)
+        if row is not None:
+            kept[name] = row
+            new.images[name] = entry
+    return kept
+
+
+def _is_whole(entry: dict[str, Any], out: Path | Url, there: set[str] | None) -> bool:
+    """Whether all results of an entry are there as they were written. there: the names at a URL."""
+    marks = entry.get("results")
+    names = result_names(entry.get("row"))
+    if not isinstance(marks, dict) or not names or set(names) != set(marks):
+        return False
+    if there is not None:
+        return all(name.split("/")[0] in there for name in names)
+    return all(mark_of(out / name) == mark and (out / name).exists() for name, mark in marks.items())
+
+
+def _source(picture: Picture) -> list[Any]:
+    return [*picture.source, picture.metadata.plane, picture.colour]
+
+
+def source_of(picture: Picture) -> tuple[Any, ...]:
+    """What the record says of where a picture comes from; empty where nothing tells whether that changes."""
+    return tuple(_source(picture)) if picture.source else ()
+
+
+def _notes(
+    pictures: Sequence[Picture],
+    done: dict[str, PredictedImage],
+    kept: dict[str, PredictedImage],
+    others: Counter[str],
+    old: Record,
+    settings: dict[str, Any],
+) -> tuple[str, ...]:
+    notes = []
+    if done:
+        notes.append(f"{len(done)} of {len(pictures)} images are done already: skipped; --redo segments them again")
+    if others:
+        before = old.settings.get(others.most_common(1)[0][0], {})
+        what = differences(before, settings) or "other settings"
+        notes.append(f"{others.total()} images were segmented with other settings ({what}): segmented again")
+    if kept:
+        notes.append(f"{len(kept)} more images of earlier runs stay in summary.csv")
+    return tuple(notes)
