@@ -56,8 +56,8 @@ class Found:
                 for suffix, count in sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:NUM_SUFFIXES]
             )
             more = f" and {len(suffixes) - NUM_SUFFIXES} more kinds" if len(suffixes) > NUM_SUFFIXES else ""
-            parts.append(f"{_counted(suffixes.total(), 'file')} not read ({named}{more})")
-        parts += [_counted(count, *KINDS[kind]) for kind, count in self.not_read.items() if kind in KINDS]
+            parts.append(f"{counted(suffixes.total(), 'file')} not read ({named}{more})")
+        parts += [counted(count, *KINDS[kind]) for kind, count in self.not_read.items() if kind in KINDS]
         return "; ".join(parts)
 
 
@@ -157,13 +157,9 @@ def _why_not_by_name(path: Path | Url) -> str:
     return printable(path.suffix.lower())[:20] or "plain"
 
 
-def _counted(number: int, one: str, several: str | None = None) -> str:
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """`1 file`, `2 files`."""
     return f"{number} {one if number == 1 else several or one + 's'}"
-
-
-def output_names(paths: Sequence[Path | Url]) -> list[str]:
-    """A name for each image's results: its stem, with the folder's name and the suffix where stems repeat."""
-    return unique_names([(path, number, [path.stem], [""]) for number, path in enumerate(paths)])
 
 
 def unique_names(files: Sequence[tuple[Path | Url, int, Sequence[str], Sequence[str]]]) -> list[str]:

@@ -90,6 +90,8 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     mine = work.pictures[group.dp_rank :: group.dp_size]
     writer = RecordWriter(place, work.record if context.is_main else Record(), context.rank)
     with results.opened():
+        if context.is_main:
+            place.remove_leftovers()
         job = _Job(config, checkpoint.config.data, network, results, writer, digest_of(settings))
         done, failures = job.do(mine, f" (of this process; {group.dp_size} share them)" if group.dp_size > 1 else "")
         done = dict(context.gather_objects(list(done.items())))
@@ -97,7 +99,8 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
         entries = dict(context.gather_objects(list(writer.record.images.items())))
         if context.is_main:
             results.write_tables(_in_order(work.kept | work.done | done), failures)
-            _write_record(place, writer.record, entries, {picture.name for picture in work.pictures} - done.keys())
+            failed = {picture.name for picture in work.pictures} - done.keys() - work.kept.keys()
+            _write_record(place, writer.record, entries, failed)
     done = work.done | done
     if not done:
         ending = InputError(describe_failures(failures, work.num_pictures, config.out / FAILED))

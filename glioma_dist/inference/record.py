@@ -65,7 +65,20 @@ class Record:
         parts = [content.get(each.name) for each in fields(cls)] if isinstance(content, dict) else [None]
         if not all(isinstance(part, dict) and all(isinstance(each, dict) for each in part.values()) for part in parts):
             raise InputError(f"{where}: is no record of a prediction; give another folder to --out, or remove the file")
-        return cls(*parts) if content.get("format_version") == FORMAT_VERSION else cls()
+        if content.get("format_version") != FORMAT_VERSION:
+            return cls()
+        found = cls(*parts)
+        found.images = {name: entry for name, entry in found.images.items() if _is_entry(entry)}
+        return found
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    kinds = {"source": list, "settings": str, "kinds": list, "results": dict, "row": dict}
+    try:
+        names = result_names(entry.get("row"))
+    except RecursionError:
+        return False
+    return bool(names) and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
 
 
 def settings_of(config: PredictConfig, checkpoint: Checkpoint) -> dict[str, Any]:

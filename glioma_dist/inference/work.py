@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.config.paths import Url
+from glioma_dist.inference.images import counted
 from glioma_dist.inference.pictures import Picture
 from glioma_dist.inference.record import Place, Record, differences, digest_of, mark_of, read_row, result_names
 from glioma_dist.inference.results import PredictedImage
@@ -17,7 +18,8 @@ from glioma_dist.inference.results import PredictedImage
 @dataclass(frozen=True)
 class Work:
     """pictures: to segment. done: results of pictures of this run that are complete already, by their names. kept:
-    those of pictures that this run does not name. record: of `done` and `kept`. notes: for the user."""
+    other results that stay true: of pictures that this run does not name, or that it does again. record: of `done` and
+    `kept`. notes: for the user."""
 
     pictures: list[Picture]
     num_pictures: int
@@ -47,23 +49,30 @@ def find_work(
         is_same = bool(picture.source) and entry.get("source") == _source(picture)
         if row is not None and is_same and entry.get("settings") != digest:
             others[str(entry.get("settings"))] += 1
-        elif row is not None and is_same and not redo and set(kinds) <= set(entry.get("kinds", ())):
+        elif row is not None and is_same and not redo and all(kind in entry["kinds"] for kind in kinds):
             done[picture.name] = replace(row, image=picture.path)
             new.images[picture.name] = entry
             continue
         todo.append(picture)
-    kept = _keep(old, new, {picture.name for picture in pictures}, digest, place.out, there)
+    kept = _keep(old, new, {picture.name: picture for picture in todo}, digest, place.out, there)
     new.checkpoints = {key: value for key, value in old.checkpoints.items() if key == settings["checkpoint"]}
-    return Work(todo, len(pictures), done, kept, new, _notes(pictures, done, kept, others, old, settings))
+    num_more = len(kept.keys() - {picture.name for picture in pictures})
+    return Work(todo, len(pictures), done, kept, new, _notes(len(pictures), len(done), num_more, others, old, settings))
 
 
 def _keep(
-    old: Record, new: Record, wanted: set[str], digest: str, out: Path | Url, there: set[str] | None
+    old: Record, new: Record, todo: dict[str, Picture], digest: str, out: Path | Url, there: set[str] | None
 ) -> dict[str, PredictedImage]:
-    """Results of earlier runs on other pictures with the same settings; their entries are added to `new`."""
+    """Results of earlier runs with the same settings, which stay in the table; their entries are added to `new`.
+
+    Those of a picture that is segmented again are among them where its file is the same: should it fail, they are
+    still true.
+    """
     kept = {}
     for name, entry in old.images.items():
-        if name in wanted or entry.get("settings") != digest or not _is_whole(entry, out, there):
+        picture = todo.get(name)
+        has_changed = picture is not None and entry["source"][:-1] != _source(picture)[:-1]
+        if name in new.images or has_changed or entry.get("settings") != digest or not _is_whole(entry, out, there):
             continue
         row = read_row(entry, out)
         if row is not None:
@@ -74,9 +83,8 @@ def _keep(
 
 def _is_whole(entry: dict[str, Any], out: Path | Url, there: set[str] | None) -> bool:
     """Whether all results of an entry are there as they were written. there: the names at a URL."""
-    marks = entry.get("results")
-    names = result_names(entry.get("row"))
-    if not isinstance(marks, dict) or not names or set(names) != set(marks):
+    marks, names = entry.get("results", {}), result_names(entry.get("row"))
+    if not names or set(names) != set(marks):
         return False
     if there is not None:
         return all(name.split("/")[0] in there for name in names)
@@ -93,20 +101,15 @@ def source_of(picture: Picture) -> tuple[Any, ...]:
 
 
 def _notes(
-    pictures: Sequence[Picture],
-    done: dict[str, PredictedImage],
-    kept: dict[str, PredictedImage],
-    others: Counter[str],
-    old: Record,
-    settings: dict[str, Any],
+    number: int, num_done: int, num_more: int, others: Counter[str], old: Record, settings: dict[str, Any]
 ) -> tuple[str, ...]:
     notes = []
-    if done:
-        notes.append(f"{len(done)} of {len(pictures)} images are done already: skipped; --redo segments them again")
+    if num_done:
+        notes.append(f"{num_done} of {number} images are done already: skipped; --redo segments them again")
     if others:
         before = old.settings.get(others.most_common(1)[0][0], {})
         what = differences(before, settings) or "other settings"
-        notes.append(f"{others.total()} images were segmented with other settings ({what}): segmented again")
-    if kept:
-        notes.append(f"{len(kept)} more images of earlier runs stay in summary.csv")
+        notes.append(f"settings have changed ({what}): {counted(others.total(), 'image')} segmented again")
+    if num_more:
+        notes.append(f"summary.csv also lists {counted(num_more, 'image')} of earlier runs, whose results are there")
     return tuple(notes)

@@ -20,7 +20,7 @@ from glioma_dist.config import PredictConfig
 from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import DiskFullError, InputError, PartialError
-from glioma_dist.inference.images import find_images, output_names
+from glioma_dist.inference.images import find_images, unique_names
 from glioma_dist.inference.predict import predict
 from glioma_dist.inference.results import Failure, describe_failures, overlay
 from glioma_dist.model.unet import build_model, normalise
@@ -152,6 +152,11 @@ def test_files_of_one_stem_do_not_overwrite_each_other(whole, tmp_path, runtime)
     result = predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
     check_results(tmp_path / "out", result.images, whole.model, images)
     assert (tmp_path / "out" / "b.mask.png").is_file()
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """Of files with one picture each."""
+    return unique_names([(path, number, [path.stem], [""]) for number, path in enumerate(paths)])
 
 
 def test_names_are_unique_and_as_short_as_can_be(tmp_path):
@@ -296,7 +301,12 @@ def test_a_name_too_long_for_its_results_is_named_and_the_others_are_done(whole,
     assert "the name is too long" in str(error.value)
     assert len(str(error.value)) <= 500
     endings = ("mask.png", "overlay.png")
-    expected = ["failed.csv", "predict.json", "summary.csv", *(f"{name}.{ending}" for name in "az" for ending in endings)]
+    expected = [
+        "failed.csv",
+        "predict.json",
+        "summary.csv",
+        *(f"{name}.{ending}" for name in "az" for ending in endings),
+    ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
     (failure,) = read_failed(tmp_path / "out")
     assert (Path(failure["image"]).name, failure["step"]) == (long, "written")
@@ -420,7 +430,9 @@ def test_whatever_is_not_read_is_counted_and_named(tmp_path):
         + "; 1 link that leads nowhere; 1 pipe, socket or device not read"
     )
     assert find_images(str(tmp_path / "**/*.tif")).describe().count("folder") == 0
-    with pytest.raises(InputError, match=r"no \.tif, \.tiff, \.png, \.jpg, \.jpeg, \.zarr there \(1 file not read \(\.czi\)\)"):
+    with pytest.raises(
+        InputError, match=r"no \.tif, \.tiff, \.png, \.jpg, \.jpeg, \.zarr there \(1 file not read \(\.czi\)\)"
+    ):
         find_images(str(tmp_path / "d.czi"))
 
 

@@ -45,7 +45,7 @@ def to_16_bit(values: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ..
     if low >= 0 and high <= 1:
         scaled = (values * np.float32(MOST)).round().astype(np.uint16)
         return scaled, (*notes, f"{kind} values from {low:.3g} to {high:.3g}, multiplied by {MOST}")
-    low, high = (float(value) for value in np.quantile(known, (CLIPPED, 1 - CLIPPED)))
+    low, high = (float(value) for value in np.quantile(known, (CLIPPED, 1 - CLIPPED), method="nearest"))
     pixels, more = _scaled(values, kind, low, high)
     return pixels, (*notes, *more)
 
