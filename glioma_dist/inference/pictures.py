@@ -137,7 +137,7 @@ def _of_planes(plain: Picture, planes: Planes, choice: Choice) -> list[Picture]:
         if (plane.frame or 1) in times and (plane.position or 1) in pages and is_channel:
             text = plane_name(plane.frame, plane.position, channel)
             size = planes.pixel_size_um or planes.printed_size_um
-            metadata = ImageMetadata(size, plane.hours, text, plane.acquired)
+            metadata = ImageMetadata(size, plane.hours, plane.acquired or "", text)
             wanted = plain.wanted._replace(directory=plane.directory, sample=sample, label=text)
             colour = choice.channel if channel is None else None
             found.append(replace(plain, wanted=wanted, metadata=metadata, colour=colour))
@@ -174,7 +174,7 @@ def _of_zarr_image(plain: Picture, root: Path, group: str, image: OmeZarr, choic
             replace(
                 plain,
                 wanted=Wanted(root, any_kind=True, label=text, zarr=(group, *indices)),
-                metadata=ImageMetadata(image.pixel_size_um, hours, text),
+                metadata=ImageMetadata(image.pixel_size_um, hours, plane=text),
                 colour=choice.channel if channel is None else None,
                 source=_source_of_zarr(image, indices),
             )

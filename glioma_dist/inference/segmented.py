@@ -13,16 +13,16 @@ from glioma_dist.config.paths import Url
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What a file says of a picture; None where it says nothing."""
+    """What a file says of a picture; None, or an empty text, where it says nothing."""
 
     pixel_size_um: float | None = None
     """Width of a pixel, in micrometres."""
     hours: float | None = None
     """Time of the picture since the first one of its file."""
+    acquired: str = ""
+    """When the picture was taken, in ISO 8601."""
     plane: str = ""
-    """Which one of its file: t003, t003-p002, c2; empty where the file holds one picture."""
-    acquired: str | None = None
-    """When it was taken, ISO 8601."""
+    """Which picture of its file it is, for example t003 or t003-p002; empty where the file has one."""
 
 
 @dataclass(frozen=True)

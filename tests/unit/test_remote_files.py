@@ -208,10 +208,10 @@ def test_a_stack_at_a_url_is_fetched_once_and_a_second_run_fetches_and_writes_no
     config = PredictConfig(best, "s3://cells/plates", Url("s3://cells/out"))
     store.requests.clear()
     first = predict(config, runtime)
-    names = [image.mask.name for image in first.images]
+    names = [image.row()["mask"] for image in first.images]
     assert names == ["a.mask.png", "b.mask.png", *(f"stack-p00{page}.mask.png" for page in (1, 2, 3))]
     for image, expected in zip(first.images[2:], local.images, strict=True):
-        assert store.read(f"out/{image.mask.name}") == expected.mask.read_bytes()
+        assert store.read(f"out/{image.row()['mask']}") == (tmp_path / "out" / expected.row()["mask"]).read_bytes()
     reads = [path for method, path in store.requests if method == "GET" and path.endswith("stack.tif")]
     assert len(reads) == 2  # its list of pages, and all of it
     store.requests.clear()

@@ -270,7 +270,7 @@ def test_a_disk_that_is_full_for_the_record_stops_the_run_and_the_next_one_finis
 
 
 def predict_here(config: PredictConfig) -> list[str]:
-    return [image.mask.name for image in predict(config).images]
+    return [image.row()["mask"] for image in predict(config).images]
 
 
 def test_two_processes_share_planes_and_leave_one_record(config, runtime):
