@@ -17,7 +17,7 @@ LIBRARIES = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
-    "results": ("roifile", "zarr"),
+    "formats": ("roifile", "zarr"),
 }
 """By extra of pyproject.toml: the modules that its libraries are imported as."""
 

@@ -104,6 +104,6 @@ class WriterEntry(Entry):
     large_ending: str = ""
     """The same for an image of more than `MAX_PNG_PIXELS`, where it is another."""
     library: str | None = None
-    """The module that it imports, of the extra `results`; None where it needs none that may be missing."""
+    """The module that it imports, of the extra `formats`; None where it needs none that may be missing."""
     description: str = ""
     """One line for people."""

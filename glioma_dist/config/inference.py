@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glioma_dist.config.paths import InputPath, OptionalOutputPath, OutputPath, PathOrUrl
+from glioma_dist.config.places import Places
 from glioma_dist.config.scale import InferenceScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.extras import require
@@ -43,7 +44,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Segment images: write a mask, an overlay and other formats for each TIFF, PNG or JPEG, and summary.csv."""
+    """Segment images: write a mask, an overlay or other formats for each TIFF, PNG, JPEG or OME-Zarr, and each plane of
+    a stack, and summary.csv. A second run skips what is done."""
 
     checkpoint: InputPath
     """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
@@ -57,6 +59,15 @@ class PredictConfig:
     with --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """A pixel belongs to a cell if its probability is at least this value."""
+    channel: str | None = None
+    """The channel to segment of files that have several: its number from 1, or its name. Of a colour picture: 1 red,
+    2 green, 3 blue; by default all three."""
+    time: str = "all"
+    """Frames of a time-lapse: all; a number from 1 (-1 is the last one); or a range, first:last or first:last:step."""
+    page: str = "all"
+    """Pages or depths of a stack, chosen as with --time."""
+    redo: bool = False
+    """Segment again what is done already."""
     write: tuple[str, ...] = DEFAULT_FORMATS
     """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
     qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
@@ -64,6 +75,10 @@ class PredictConfig:
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
+        Places.parse("--time", self.time)
+        Places.parse("--page", self.page)
+        if self.channel is not None and not self.channel.strip():
+            raise InputError("--channel: its value is empty; give a number from 1, or a name")
         if not 0 < self.threshold < 1:
             raise InputError(f"--threshold {self.threshold}: give a probability between 0 and 1")
         check_formats(self.write)
@@ -76,4 +91,4 @@ def check_formats(names: tuple[str, ...]) -> None:
         raise InputError(f"--write {' '.join(names)}: name each format once")
     for entry in entries:
         if entry.library is not None:
-            require("results", f"--write {entry.name}", (entry.library,))
+            require("formats", f"--write {entry.name}", (entry.library,))

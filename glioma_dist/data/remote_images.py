@@ -1,4 +1,4 @@
-"""Images at URLs: which a folder or a pattern means, and each as a local file while it is read."""
+"""Images at URLs: which a folder or a pattern means, parts of one, and each as a local file while it is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,55 @@ from glioma_dist.files import cannot_write, write_atomically
 
 MAX_IMAGE_BYTES = 2**34
 """Of one file: 16 GiB."""
+BLOCK_BYTES = 2**16
+"""Of a file whose beginning, or list of pages, is looked at."""
+MAX_BLOCKS = 256
+"""That are kept of a file."""
+OF_A_CHANGE = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "content_md5", "sha256")
+"""What stores say of an object that changes where the object does."""
 MAGIC = re.compile(r"[*?\[]")
+
+
+class RemoteFile:
+    """A file at a URL as the readers of TIFF's directories see an open file: `seek` and `read`, by blocks.
+
+    source: what changes where the file does; empty where the store does not say. Raises InputError where the file
+    cannot be had.
+    """
+
+    def __init__(self, url: Url, patience: Patience | None = None) -> None:
+        self._store, self._name = Store(url.parent, patience), url.name
+        told = self._store.describe(url.name)
+        size = told.get("size")
+        self.num_bytes = size if isinstance(size, int) else 0
+        marks = [str(told[key]) for key in OF_A_CHANGE if told.get(key)]
+        self.source = (str(url), self.num_bytes, *marks) if marks else ()
+        self._blocks: dict[int, bytes] = {}
+        self._place = 0
+
+    def seek(self, place: int) -> None:
+        """Read from byte `place` on."""
+        self._place = place
+
+    def read(self, num_bytes: int) -> bytes:
+        """The next bytes, fewer at the end of the file."""
+        end = min(self._place + num_bytes, self.num_bytes)
+        parts = []
+        while self._place < end:
+            number, offset = divmod(self._place, BLOCK_BYTES)
+            part = self._block(number)[offset : offset + end - self._place]
+            parts.append(part)
+            self._place += len(part)
+        return b"".join(parts)
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            if len(self._blocks) >= MAX_BLOCKS:
+                self._blocks.pop(next(iter(self._blocks)))
+            start = number * BLOCK_BYTES
+            end = min(start + BLOCK_BYTES, self.num_bytes)
+            self._blocks[number] = self._store.read_range(self._name, start, end, may_skip=True)
+        return self._blocks[number]
 
 
 def list_files(pattern: Url, patience: Patience | None = None) -> list[Url]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glioma_dist.config.paths import Url, path_or_url
+from glioma_dist.data.images.decoding import JPEG_SUFFIXES, PICTURE_SUFFIXES
+from glioma_dist.data.images.ome_zarr import SUFFIX, is_zarr
 from glioma_dist.data.remote_images import list_files
-from glioma_dist.data.sample import IMAGE_SUFFIXES, PICTURE_SUFFIXES
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_read
 from glioma_dist.inference.writers.names import is_result_name
 
 SUMMARY, FAILED = "summary.csv", "failed.csv"
+RECORDS = re.compile(r"predict(-\d{5})?\.json")
+"""Files of `inference.record`."""
 NUM_SUFFIXES = 5
 """Named in a line; the rest is counted."""
 
@@ -52,14 +56,14 @@ class Found:
                 for suffix, count in sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:NUM_SUFFIXES]
             )
             more = f" and {len(suffixes) - NUM_SUFFIXES} more kinds" if len(suffixes) > NUM_SUFFIXES else ""
-            parts.append(f"{_counted(suffixes.total(), 'file')} not read ({named}{more})")
-        parts += [_counted(count, *KINDS[kind]) for kind, count in self.not_read.items() if kind in KINDS]
+            parts.append(f"{counted(suffixes.total(), 'file')} not read ({named}{more})")
+        parts += [counted(count, *KINDS[kind]) for kind, count in self.not_read.items() if kind in KINDS]
         return "; ".join(parts)
 
 
 def find_images(pattern: str) -> Found:
-    """The TIFFs and PNGs of a folder, a single file, or a glob pattern; its JPEGs where there is neither, because
-    beside them JPEGs are usually previews.
+    """The TIFFs, PNGs and OME-Zarrs of a folder, a single one, or those of a glob pattern; its JPEGs where there is
+    none of these, because beside them JPEGs are usually previews.
 
     Masks and overlays, which `predict` writes, are no images. Raises InputError where there are none.
     """
@@ -68,14 +72,16 @@ def find_images(pattern: str) -> Found:
     named = list_files(place) if isinstance(place, Url) else _named_by(pattern, not_read)
     paths = []
     for path in sorted(named):
+        if ".zarr/" not in pattern and not isinstance(path, Url) and _is_in_zarr(path):
+            continue
         kind = _why_not_by_name(path) if isinstance(path, Url) else _why_not(path)
-        if kind == "hidden" and str(path) == pattern:
+        if str(path) == pattern.rstrip("/") and (kind == "hidden" or (kind == "folder" and is_zarr(path))):
             kind = ""  # named by the user as it is
         if kind == "":
             paths.append(path)
         elif kind != "folder" or "**" not in pattern:  # which does search the folders that it matches
             not_read[kind] += 1
-    main = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    main = [path for path in paths if path.suffix.lower() not in JPEG_SUFFIXES]
     if main:
         not_read.update(path.suffix.lower() for path in paths if path not in main)
         paths = main
@@ -83,7 +89,7 @@ def find_images(pattern: str) -> Found:
     if not paths:
         there = f" ({found.describe()})" if found.describe() else ""
         raise InputError(
-            f"--images {pattern}: no {', '.join(PICTURE_SUFFIXES)} there{there}; give a folder, a file, or a "
+            f"--images {pattern}: no {', '.join(PICTURE_SUFFIXES)}, {SUFFIX} there{there}; give a folder, a file, or a "
             "pattern in quotes"
         )
     return found
@@ -95,7 +101,7 @@ def _named_by(pattern: str, not_read: Counter[str]) -> list[Path]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            return list(path.iterdir())
+            return [path] if is_zarr(path) else list(path.iterdir())
         return [path]  # whatever signs of a pattern its name has
     except OSError as error:
         if not isinstance(error, FileNotFoundError | NotADirectoryError) and not glob.has_magic(pattern):
@@ -107,7 +113,23 @@ def _named_by(pattern: str, not_read: Counter[str]) -> list[Path]:
         for _ in os.walk(root if root.is_dir() else root.parent, onerror=closed.append):
             pass
         not_read.update({"closed": len(closed)} if closed else {})
-    return [Path(each) for each in glob.glob(pattern, recursive=True)]
+    return [Path(each) for each in glob.glob(_with_literal_folders(pattern), recursive=True)]
+
+
+def _with_literal_folders(pattern: str) -> str:
+    """A pattern whose folders that are there under just this name, such as `plate[1]`, are no patterns."""
+    head, *rest = pattern.split("/")
+    place = head
+    parts = [glob.escape(head) if head and os.path.isdir(head) else head]
+    for part in rest:
+        place = f"{place}/{part}"
+        parts.append(glob.escape(part) if part and os.path.isdir(place) else part)
+    return "/".join(parts)
+
+
+def _is_in_zarr(path: Path) -> bool:
+    """Whether a path is part of a Zarr, which `**` searches as any folder."""
+    return any(part.lower().endswith(SUFFIX) for part in path.parts[:-1])
 
 
 def _why_not(path: Path) -> str:
@@ -117,7 +139,10 @@ def _why_not(path: Path) -> str:
     except OSError:
         return "link" if path.is_symlink() else "closed"
     if stat.S_ISDIR(mode):
-        return "result" if is_result_name(path.name) else "folder"
+        if is_result_name(path.name):
+            return "result"
+        is_image = is_zarr(path) and _why_not_by_name(path) in ("", "plain")
+        return "" if is_image else "folder"
     kind = _why_not_by_name(path)
     return "special" if kind != "hidden" and not stat.S_ISREG(mode) else kind
 
@@ -127,31 +152,40 @@ def _why_not_by_name(path: Path | Url) -> str:
     name = path.name.lower()
     if name.startswith("."):
         return "hidden"
-    if is_result_name(name) or name in (SUMMARY, FAILED):
+    if is_result_name(name) or name in (SUMMARY, FAILED) or RECORDS.fullmatch(name):
         return "result"
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in (*PICTURE_SUFFIXES, SUFFIX):
         return ""
     return printable(path.suffix.lower())[:20] or "plain"
 
 
-def _counted(number: int, one: str, several: str | None = None) -> str:
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """`1 file`, `2 files`."""
     return f"{number} {one if number == 1 else several or one + 's'}"
 
 
-def output_names(paths: Sequence[Path | Url]) -> list[str]:
-    """A name for each image's results: its stem, with the folder's name and the suffix where stems repeat.
+def unique_names(files: Sequence[tuple[Path | Url, int, Sequence[str], Sequence[str]]]) -> list[str]:
+    """A name for the results of each picture of each file, all pictures of a file alike: its stem and ending, with the
+    suffix and the folder's name where stems repeat.
 
-    Names that some file systems take for one (capitals, composed and decomposed accents) count as repeated.
+    files: path, number, and the stem and the ending of each picture. Names that some file systems take for one
+    (capitals, composed and decomposed accents) count as repeated.
     """
-    candidates = [
-        (path.stem, path.name, f"{path.parent.name}_{path.name}", f"{number:05d}_{path.name}")
-        for number, path in enumerate(paths)
-    ]
-    times = Counter(name for names in candidates for name in set(map(_folded, names)))
-    return [
-        next((name for name in names if times[_folded(name)] == 1), f"image_{number:05d}_{len(paths)}")
-        for number, names in enumerate(candidates)
-    ]
+    candidates = []
+    for path, number, stems, endings in files:
+        if len(set(stems)) > 1:  # the images of an OME-Zarr, which their stems tell apart
+            levels = [stems, [f"{number:05d}_{stem}" for stem in stems]]
+        else:
+            longer = (path.name, f"{path.parent.name}_{path.name}", f"{number:05d}_{path.name}")
+            levels = [stems, *([name] * len(stems) for name in longer)]
+        levels.append([f"image_{number:05d}_{place}_{len(files)}" for place in range(len(stems))])
+        candidates.append([[a + b for a, b in zip(level, endings, strict=True)] for level in levels])
+    times = Counter(name for levels in candidates for name in {_folded(name) for level in levels for name in level})
+
+    def is_unique(level: list[str]) -> bool:
+        return len(set(map(_folded, level))) == len(level) and all(times[_folded(name)] == 1 for name in level)
+
+    return [name for levels in candidates for name in next(filter(is_unique, levels), levels[-1])]
 
 
 def _folded(name: str) -> str:

@@ -1,40 +1,59 @@
-"""Masks for images of any size: a mask and an overlay for each, and one table of their confluence."""
+"""Masks for images of any size: results for each picture of each file, and one table of their confluence."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from glioma_dist.config import DataConfig, PredictConfig
 from glioma_dist.config.file import checked
-from glioma_dist.config.paths import Url
+from glioma_dist.config.places import Places
+from glioma_dist.data.images.ome_zarr import is_zarr
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.remote_checkpoint import fetch_checkpoint
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
-from glioma_dist.errors import DiskFullError, InputError, printable
+from glioma_dist.errors import DiskFullError, InputError, RunError, printable
 from glioma_dist.evaluation.protocol import Network, load_network
-from glioma_dist.inference.images import FAILED, SUMMARY, find_images, output_names
-from glioma_dist.inference.reading import read_together
+from glioma_dist.extras import require
+from glioma_dist.inference.images import FAILED, SUMMARY, find_images
+from glioma_dist.inference.pictures import Choice, Picture, find_pictures
+from glioma_dist.inference.progress import PredictionProgress
+from glioma_dist.inference.reading import PictureReader, read_together
+from glioma_dist.inference.record import (
+    Place,
+    Record,
+    RecordWriter,
+    describe_checkpoint,
+    digest_of,
+    make_entry,
+    settings_of,
+)
 from glioma_dist.inference.result_folder import Results, open_results
 from glioma_dist.inference.results import Failure, PredictedImage, PredictionResult, describe_failures
 from glioma_dist.inference.segmented import SegmentedImage
 from glioma_dist.inference.segmenting import segment
+from glioma_dist.inference.work import Work, find_work, source_of
 
 
 def predict(config: PredictConfig, context: DistributedContext | None = None) -> PredictionResult:
-    """Predict cell masks for images of any size.
+    """Predict cell masks for images of any size, and for each plane of stacks and time-lapses.
 
-    Writes the formats of `config.write` and summary.csv to `config.out`; by default `<name>.mask.png` (0 and 255, the
-    image's own size) and `<name>.overlay.png`.
-    Starts no processes: it computes in this one, and in all processes of the launch where the script was started by
-    `accelerate launch`.
+    Writes the formats of `config.write`, summary.csv and predict.json to `config.out`; by default `<name>.mask.png` (0
+    and 255, the image's own size) and `<name>.overlay.png`. A picture whose results are there already, made from the
+    same file with the same settings, is skipped. Starts no processes: it computes in this one, and in all processes of
+    the launch where the script was started by `accelerate launch`.
 
     Args:
         config: the checkpoint, the images and the folder for the results. Paths and sizes may be given as text.
         context: rank and device of this process; by default it is made here, and closed at the end.
 
-    Returns what was written, the same on all processes. An image that cannot be read, or a result that cannot be
+    Returns what is there, the same on all processes. An image that cannot be read, or a result that cannot be
     written, does not stop the others: `failed` names it, and so does failed.csv.
 
     Raises:
@@ -49,60 +68,153 @@ def predict(config: PredictConfig, context: DistributedContext | None = None) ->
 
 def _predict(config: PredictConfig, context: DistributedContext) -> PredictionResult:
     found = find_images(config.images)
-    paths = found.paths
-    names = output_names(paths)
-    results = open_results(config.out, config.write)
-    results.check(names)
+    if any(isinstance(path, Path) and path.is_dir() and is_zarr(path) for path in found.paths):
+        require("formats", f"--images {config.images}: to read OME-Zarr", ("zarr",))
+    results, place = open_results(config.out, config.write), Place(config.out)
     network, checkpoint = load_network(fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context)
-    if context.is_main and found.not_read:
-        print(f"{printable(config.images)}: {found.describe()}", flush=True)
+    settings = settings_of(config, checkpoint)
+
+    def plan() -> Work:
+        choice = Choice(config.channel, Places.parse("--time", config.time), Places.parse("--page", config.page))
+        pictures = find_pictures(found.paths, choice)
+        work = find_work(pictures, place, settings, config.write, config.redo)
+        results.check([picture.name for picture in work.pictures])
+        work.record.checkpoints[settings["checkpoint"]] = describe_checkpoint(config, checkpoint)
+        return work
+
+    work = _made_by_first(context, plan)
+    for line in ([found.describe()] if found.not_read else []) if context.is_main else ():
+        print(f"{printable(config.images)}: {line}", flush=True)
+    for line in work.notes if context.is_main else ():
+        print(line, flush=True)
     group = network.spatial_group
-    mine = list(zip(paths, names, strict=True))[group.dp_rank :: group.dp_size]
-    with ImageReader() as reader, results.opened():
-        done, failures = _predict_all(mine, network, checkpoint.config.data, config, reader, results)
-        done = sorted(context.gather_objects(done), key=lambda each: printable(each.image))
-        failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
+    mine = work.pictures[group.dp_rank :: group.dp_size]
+    writer = RecordWriter(place, work.record if context.is_main else Record(), context.rank)
+    with results.opened():
         if context.is_main:
-            results.write_tables(done, failures)
+            place.remove_leftovers()
+        job = _Job(config, checkpoint.config.data, network, results, writer, digest_of(settings), work.kept)
+        done, failures = job.do(mine, f" (of this process; {group.dp_size} share them)" if group.dp_size > 1 else "")
+        done = dict(context.gather_objects(list(done.items())))
+        failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
+        entries = dict(context.gather_objects(list(writer.record.images.items())))
+        if context.is_main:
+            results.write_tables(_in_order(work.kept | work.done | done), failures)
+            failed = {picture.name for picture in work.pictures} - done.keys() - work.kept.keys()
+            _write_record(place, writer.record, entries, failed)
+    done = work.done | done
     if not done:
-        ending = InputError(describe_failures(failures, len(paths), config.out / FAILED))
+        ending = InputError(describe_failures(failures, work.num_pictures, config.out / FAILED))
         ending.is_shared = True
         raise ending
-    return PredictionResult(config.out, tuple(done), tuple(failures), config.out / SUMMARY)
+    return PredictionResult(config.out, tuple(_in_order(done)), tuple(failures), config.out / SUMMARY)
 
 
-def _predict_all(
-    images: list[tuple[Path | Url, str]],
-    network: Network,
-    data: DataConfig,
-    config: PredictConfig,
-    reader: ImageReader,
-    results: Results,
-) -> tuple[list[PredictedImage], list[Failure]]:
-    """Write the results of this process's images, each a path and a name for its results.
+def _made_by_first(context: DistributedContext, make: Callable[[], Work]) -> Work:
+    """What the first process makes, on all of them: files may come and go while they look. Raises on all what it
+    raises."""
+    made: list[Work] = []
+    problem: RunError | None = None
+    if context.is_main:
+        try:
+            made.append(make())
+        except RunError as error:
+            problem = error
+    context.agree(problem)
+    return context.gather_objects(made)[0]
 
-    data: what the network was trained with. Returns what is done, and what failed.
+
+def _in_order(images: dict[str, PredictedImage]) -> list[PredictedImage]:
+    """By file, and the planes of a file by their numbers."""
+
+    def key(item: tuple[str, PredictedImage]) -> tuple[str, list[Any]]:
+        name, image = item
+        return printable(image.image), [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    return [image for _, image in sorted(images.items(), key=key)]
+
+
+def _write_record(place: Place, record: Record, entries: dict[str, Any], failed: set[str]) -> None:
+    """The record of all processes, and of another run that has written to the folder meanwhile."""
+    complete = Record()
+    with suppress(InputError):
+        complete = place.read()
+    complete.images = {name: entry for name, entry in complete.images.items() if name not in failed}
+    complete.take(record)
+    complete.images |= entries
+    used = {entry.get("settings") for entry in complete.images.values()}
+    complete.settings = {name: settings for name, settings in complete.settings.items() if name in used}
+    place.write(complete)
+    place.remove(place.process_files())
+
+
+class _Job:
+    """This process's share of the pictures: read, segment, write, record, one after another.
+
+    data: what the network was trained with. settings: the digest of what is recorded. kept: results of earlier runs
+    that are still true, by name.
     """
-    input_size = config.input_size or (data.size if data.transform == "resize" else None)
-    if input_size:
-        network.fit(input_size)  # refused at once, and not for each image
-    done: list[PredictedImage] = []
-    failures: list[Failure] = []
-    for path, name in images:
+
+    def __init__(
+        self,
+        config: PredictConfig,
+        data: DataConfig,
+        network: Network,
+        results: Results,
+        writer: RecordWriter,
+        settings: str,
+        kept: dict[str, PredictedImage],
+    ) -> None:
+        self._config, self._network, self._results, self._writer = config, network, results, writer
+        self._contrast, self._settings, self._kept = data.intensity_normalization, settings, kept
+        self._input_size = config.input_size or (data.size if data.transform == "resize" else None)
+
+    def do(self, pictures: list[Picture], others: str = "") -> tuple[dict[str, PredictedImage], list[Failure]]:
+        """Write the results of pictures. Returns what is done, by the names of the results, and what failed."""
+        if self._input_size:
+            self._network.fit(self._input_size)  # refused at once, and not for each image
+        done: dict[str, PredictedImage] = {}
+        failures: list[Failure] = []
+        is_quiet = self._network.spatial_group.rank != 0
+        progress = PredictionProgress(len(pictures), is_quiet, others)
+        try:
+            with ImageReader() as decoder, PictureReader(decoder, progress.say) as reader, progress:
+                for picture in pictures:
+                    written = self._do_one(picture, reader, failures)
+                    if written is not None:
+                        done[picture.name] = written
+                        progress.finished(f"{printable(picture.label)}: {100 * written.confluence:.1f} % covered")
+                    else:
+                        progress.finished()
+                reader.tell_remarks()
+        finally:
+            with suppress(InputError):  # what ends the run is told by it; the record only saves time
+                self._writer.flush()
+        return done, failures
+
+    def _do_one(self, picture: Picture, reader: PictureReader, failures: list[Failure]) -> PredictedImage | None:
+        """The results of one picture; None where it failed, or where another process writes them."""
         step = "read"
         try:
-            pixels, metadata = read_together(reader, path, network, data.intensity_normalization)
+            pixels, metadata = read_together(reader, picture, self._network, self._contrast)
             step = "predicted"
-            probabilities = segment(pixels, network, input_size)
-            segmented = SegmentedImage(path, pixels, probabilities, config.threshold, metadata)
+            probabilities = segment(pixels, self._network, self._input_size)
+            segmented = SegmentedImage(picture.path, pixels, probabilities, self._config.threshold, metadata)
             step = "written"
-            written = results.write(name, segmented) if network.spatial_group.rank == 0 else None
+            if self._network.spatial_group.rank != 0:
+                return None
+            written = self._results.write(picture.name, segmented)
         except InputError as error:
-            if isinstance(error, DiskFullError) or results.is_gone(path, error):
+            if isinstance(error, DiskFullError) or self._results.is_gone(picture.path, error):
                 raise
-            failures.append(Failure.of(path, step, error))
-            continue
-        if written is not None:
-            done.append(written)
-            print(f"{printable(path)}: {100 * written.confluence:.1f} % covered", flush=True)
-    return done, failures
+            failures.append(Failure.of(picture.label, step, error))
+            return None
+        if picture.name in self._kept:  # in other formats, by an earlier run
+            written = replace(written, files=self._kept[picture.name].files | written.files)
+        self._record(picture, written)
+        return written
+
+    def _record(self, picture: Picture, written: PredictedImage) -> None:
+        kinds = tuple(written.files)
+        entry = make_entry(written, source_of(picture), self._settings, kinds, self._config.out)
+        self._writer.add(picture.name, entry)

@@ -1,8 +1,12 @@
-"""Images read for a prediction."""
+"""Pictures read for a prediction."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +16,12 @@ from glioma_dist.config.paths import Url
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.remote_images import fetched
 from glioma_dist.data.transforms import normalize_intensity
-from glioma_dist.errors import InputError, printable
+from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.evaluation.protocol import Contrast, Network
+from glioma_dist.inference.pictures import Picture
 from glioma_dist.inference.segmented import ImageMetadata
+
+COLOURS = ("red", "green", "blue")
 
 
 class ReadImage(NamedTuple):
@@ -24,22 +31,93 @@ class ReadImage(NamedTuple):
     metadata: ImageMetadata
 
 
-def read_together(reader: ImageReader, path: Path | Url, network: Network, contrast: Contrast) -> ReadImage:
-    """The image with its contrast stretched. If one of the processes that share the image cannot read it, raises
-    InputError on all of them, because the others would wait for that one."""
+class PictureReader:
+    """Reads pictures one after another; a context manager. A file at a URL is fetched once for all of its planes.
+
+    say: prints a line. What is odd about how pictures are stored is said once of each kind.
+    """
+
+    def __init__(self, reader: ImageReader, say: Callable[[str], None] = print) -> None:
+        self._reader, self._say = reader, say
+        self._stack, self._path, self._local = ExitStack(), None, Path()
+        self._remarks: dict[str, tuple[str, int]] = {}  # by kind: the first one, and how many there are
+
+    def __enter__(self) -> PictureReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def read(self, picture: Picture) -> np.ndarray:
+        """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB. Raises InputError where it cannot be read."""
+        if picture.error is not None:
+            raise picture.error
+        wanted = picture.wanted
+        if isinstance(picture.path, Url):
+            wanted = wanted._replace(path=self._fetch(picture.path))
+        try:
+            decoded = self._reader.read(wanted)
+            pixels = choose_colour(decoded.pixels, picture)
+        except InputError as error:
+            if isinstance(picture.path, Url):
+                raise type(error)(str(error).replace(str(wanted.path), picture.path)) from error
+            raise
+        for remark in decoded.remarks():
+            # Figures are of one picture; the kind of remark is told once.
+            kind = re.sub(r"-?[0-9][0-9.e+-]*", "0", remark)
+            if kind not in self._remarks:
+                self._say(f"{printable(picture.label)}: {remark}")
+            first, number = self._remarks.get(kind, (remark, 0))
+            self._remarks[kind] = first, number + 1
+        return pixels
+
+    def tell_remarks(self) -> None:
+        """Say how many pictures have each kind of remark, where it is more than the one that it was said of."""
+        for first, number in self._remarks.values():
+            if number > 1:
+                self._say(f"{number} images have a remark of this kind: {one_line(first, 200)}")
+
+    def _fetch(self, url: Url) -> Path:
+        if self._path != url:
+            self._stack.close()
+            self._path = None
+            self._local = self._stack.enter_context(fetched(url))
+            self._path = url
+        return self._local
+
+
+def choose_colour(pixels: np.ndarray, picture: Picture) -> np.ndarray:
+    """The channel that the user wants of a picture whose file has no channels: all of it, or a colour.
+
+    Raises InputError where it has no such channel.
+    """
+    if picture.colour is None:
+        return pixels
+    wanted = picture.colour.casefold()
+    names = COLOURS if pixels.ndim == 3 else ("grey",)
+    numbers = {str(number): number for number in range(1, len(names) + 1)} | {
+        name: number for number, name in enumerate(names, 1)
+    }
+    if wanted not in numbers:
+        has = "three colours (1 red, 2 green, 3 blue)" if pixels.ndim == 3 else "one channel"
+        raise InputError(f"{picture.label}: no channel {one_line(picture.colour, 40)}; it has {has}")
+    return np.ascontiguousarray(pixels[..., numbers[wanted] - 1]) if pixels.ndim == 3 else pixels
+
+
+def read_together(reader: PictureReader, picture: Picture, network: Network, contrast: Contrast) -> ReadImage:
+    """The picture with its contrast stretched. If one of the processes that share it cannot read it, raises InputError
+    on all of them, because the others would wait for that one."""
     image, error = None, None
     try:
-        with fetched(path) as local:
-            decoded = reader.read(local)
-        for remark in decoded.remarks() if network.spatial_group.rank == 0 else ():
-            print(f"{printable(path)}: {remark}", flush=True)
-        image = ReadImage(normalize_intensity(decoded.pixels, contrast), ImageMetadata())
+        image = ReadImage(normalize_intensity(reader.read(picture), contrast), picture.metadata)
     except InputError as found:
         error = found
     if network.spatial_group.size > 1:
         num_failed = network.spatial_group.all_reduce(torch.tensor([float(error is not None)], device=network.device))
         if error is None and num_failed.item():
-            error = InputError(f"{path}: another process of this launch cannot read it; its line says why")
+            error = InputError(f"{picture.label}: another process of this launch cannot read it; its line says why")
     if image is None or error is not None:
-        raise error or InputError(f"{path}: cannot be read")
+        raise error or InputError(f"{picture.label}: cannot be read")
     return image

@@ -71,7 +71,8 @@ class Results:
 
     def write_tables(self, done: Sequence[PredictedImage], failures: Sequence[Failure]) -> None:
         """Write summary.csv, and failed.csv where images failed."""
-        write_summary(self.folder / SUMMARY, done, [entry.name for entry in self.formats])
+        kinds = [entry.name for entry in self.formats] + [kind for image in done for kind in image.files]
+        write_summary(self.folder / SUMMARY, done, list(dict.fromkeys(kinds)))
         write_failed(self.folder / FAILED, failures)
 
     def is_gone(self, image: Path | Url, error: InputError) -> bool:

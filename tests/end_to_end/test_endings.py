@@ -32,11 +32,8 @@ from glioma_dist.errors import (
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import remove_tree
 from glioma_dist.model.checkpoint import Checkpoint
-<<<<<<< HEAD
 from glioma_dist.model.unet import UNet
-=======
 from glioma_dist.size import Size
->>>>>>> w-speed
 from glioma_dist.training import loop, validation
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.telemetry import MetricsFile

@@ -21,6 +21,7 @@ from glioma_dist.config.benchmark import ResolutionConfig
 from glioma_dist.config.inference import check_formats
 from glioma_dist.config.plan import PlanConfig
 from glioma_dist.config.train import check_trackers
+from glioma_dist.data.images.ome_zarr import OmeZarr
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 from glioma_dist.size import Size
@@ -36,6 +37,7 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
     ),
     "export": ("export", "onnx", lambda: export.check(export.ExportConfig(Path("best"), Path("x.onnx")))),
     "export, run": ("export", "onnxruntime", lambda: export.check(export.ExportConfig(Path("best"), Path("x.onnx")))),
+    "--images a.zarr": ("zarr", "zarr", lambda: OmeZarr("a.zarr", None, "yx").read()),
     "https": ("cloud", "aiohttp", lambda: ShardReader("https://host/shards/train")),
     "s3": ("cloud", "s3fs", lambda: ShardReader("s3://bucket/shards/train")),
     "gs": ("cloud", "gcsfs", lambda: ShardReader("gs://bucket/shards/train")),
@@ -43,8 +45,8 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
         f"--track {name}": (name, name, partial(check_trackers, (name,)))
         for name in ("tensorboard", "wandb", "mlflow", "trackio")
     },
-    "--write imagej": ("results", "roifile", partial(check_formats, ("mask", "imagej"))),
-    "--write ome-zarr": ("results", "zarr", partial(check_formats, ("ome-zarr",))),
+    "--write imagej": ("formats", "roifile", partial(check_formats, ("mask", "imagej"))),
+    "--write ome-zarr": ("formats", "zarr", partial(check_formats, ("ome-zarr",))),
     "az": ("cloud", "adlfs", lambda: ShardReader("az://container/shards/train")),
 }
 """Extra, the library of it that is missing, and what asks for it."""

@@ -44,6 +44,9 @@ NO_PATHS = {
     "--suffix": "an ending of names",
     "--categories": "names",
     "--name": "a name of a file of the package",
+    "--channel": "a number or a name",
+    "--time": "numbers",
+    "--page": "numbers",
 }
 """Flags that take text which is no path. A new flag of text is either here or is marked as a path."""
 REFUSED = (

@@ -20,7 +20,7 @@ from glioma_dist.config import PredictConfig
 from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import DiskFullError, InputError, PartialError
-from glioma_dist.inference.images import find_images, output_names
+from glioma_dist.inference.images import find_images, unique_names
 from glioma_dist.inference.predict import predict
 from glioma_dist.inference.results import Failure, describe_failures
 from glioma_dist.inference.writers.overlay import overlay
@@ -93,7 +93,7 @@ def check_results(out, rows, model, images: dict[str, np.ndarray], size=None) ->
         picture = cv2.imread(str(out / row["overlay"]), cv2.IMREAD_UNCHANGED)
         assert (picture.dtype, picture.shape) == (np.uint8, (*pixels.shape[:2], 3))
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["summary.csv", *(row[name] for row in table for name in ("mask", "overlay"))]
+        ["predict.json", "summary.csv", *(row[name] for row in table for name in ("mask", "overlay"))]
     )
 
 
@@ -153,6 +153,11 @@ def test_files_of_one_stem_do_not_overwrite_each_other(whole, tmp_path, runtime)
     result = predict(PredictConfig(whole.folder, str(folder), tmp_path / "out"), runtime)
     check_results(tmp_path / "out", result.images, whole.model, images)
     assert (tmp_path / "out" / "b.mask.png").is_file()
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """Of files with one picture each."""
+    return unique_names([(path, number, [path.stem], [""]) for number, path in enumerate(paths)])
 
 
 def test_names_are_unique_and_as_short_as_can_be(tmp_path):
@@ -272,7 +277,7 @@ def test_a_name_that_is_not_utf_8_gets_its_mask_like_its_neighbours(whole, tmp_p
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert "k\\xf6ln.tif" in ended.stdout
     names = {b"a", b"k\xf6ln", b"z"}
-    assert files_of(tmp_path / "out").keys() == {b"summary.csv"} | {
+    assert files_of(tmp_path / "out").keys() == {b"predict.json", b"summary.csv"} | {
         name + ending for name in names for ending in (b".mask.png", b".overlay.png")
     }
     table = (tmp_path / "out" / "summary.csv").read_bytes().decode("utf-8")
@@ -297,7 +302,12 @@ def test_a_name_too_long_for_its_results_is_named_and_the_others_are_done(whole,
     assert "the name is too long" in str(error.value)
     assert len(str(error.value)) <= 500
     endings = ("mask.png", "overlay.png")
-    expected = ["failed.csv", "summary.csv", *(f"{name}.{ending}" for name in "az" for ending in endings)]
+    expected = [
+        "failed.csv",
+        "predict.json",
+        "summary.csv",
+        *(f"{name}.{ending}" for name in "az" for ending in endings),
+    ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
     (failure,) = read_failed(tmp_path / "out")
     assert (Path(failure["image"]).name, failure["step"]) == (long, "written")
@@ -327,7 +337,7 @@ def test_odd_names_all_get_results_of_their_own(whole, tmp_path, runtime):
     result = predict(PredictConfig(whole.folder, str(tmp_path / "in"), tmp_path / "out"), runtime)
     assert len(result.images) == len(names)
     found = [os.fsdecode(name) for name in files_of(tmp_path / "out")]
-    assert len(found) == 2 * len(names) + 1
+    assert len(found) == 2 * len(names) + 2
     # What a file system that ignores case, or composes accents, makes of them is different, too.
     assert len({unicodedata.normalize("NFC", name).casefold() for name in found}) == len(found)
     table = (tmp_path / "out" / "summary.csv").read_bytes().decode("utf-8")
@@ -343,7 +353,7 @@ def test_results_beside_the_images_are_neither_read_nor_replace_a_users_file(who
     assert len(predict(config, runtime).images) == 2
     once = files_of(tmp_path)
     assert len(predict(config, runtime).images) == 2
-    assert "5 results of predict.py not read" in capsys.readouterr().out
+    assert "6 results of predict.py not read" in capsys.readouterr().out
     assert files_of(tmp_path) == once
     assert {name: once[name] for name in before} == before
     for name in ("a.mask.png", "b.overlay.png", "summary.csv"):
@@ -422,7 +432,9 @@ def test_whatever_is_not_read_is_counted_and_named(tmp_path):
         + "; 1 link that leads nowhere; 1 pipe, socket or device not read"
     )
     assert find_images(str(tmp_path / "**/*.tif")).describe().count("folder") == 0
-    with pytest.raises(InputError, match=r"no \.tif, \.tiff, \.png, \.jpg, \.jpeg there \(1 file not read \(\.czi\)\)"):
+    with pytest.raises(
+        InputError, match=r"no \.tif, \.tiff, \.png, \.jpg, \.jpeg, \.zarr there \(1 file not read \(\.czi\)\)"
+    ):
         find_images(str(tmp_path / "d.czi"))
 
 

@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from glioma_dist.benchmark import cell
 from glioma_dist.config import DataConfig, ModelConfig, PredictConfig, ScaleConfig
 from glioma_dist.data.batch import Batch
-from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network, cell_probability
-from glioma_dist.inference.predict import _predict_all
+from glioma_dist.inference.pictures import Choice, find_pictures
+from glioma_dist.inference.predict import _Job
+from glioma_dist.inference.record import Place, Record, RecordWriter
 from glioma_dist.inference.result_folder import open_results
 from glioma_dist.model.unet import UNet, build_model, normalise
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
@@ -127,14 +128,18 @@ def test_predict_names_the_images_that_are_too_large_and_refuses_such_an_input_s
         cv2.imwrite(str(path), noise(side))
     config = PredictConfig(tmp_path, str(tmp_path), tmp_path / "out")
     (tmp_path / "out").mkdir()
-    images, results = [(small, "small"), (large, "large")], open_results(tmp_path / "out")
-    with ImageReader() as reader:
-        done, failed = _predict_all(images, network(), DataConfig(transform="random-crop"), config, reader, results)
-        assert [each.image.name for each in done] == ["small.png"]
-        assert [each.image for each in failed] == [str(large)]
-        assert "give --input-size 288x288 at most" in failed[0].reason
-        with pytest.raises(InputError, match="an image of 320x320"):
-            _predict_all(images, network(), DataConfig(), replace(config, input_size=Size(320, 320)), reader, results)
+    pictures, results = find_pictures([small, large], Choice()), open_results(tmp_path / "out")
+
+    def job(config: PredictConfig, data: DataConfig) -> _Job:
+        writer = RecordWriter(Place(tmp_path / "out"), Record(), 0)
+        return _Job(config, data, network(), results, writer, "")
+
+    done, failed = job(config, DataConfig(transform="random-crop")).do(pictures)
+    assert [each.image.name for each in done.values()] == ["small.png"]
+    assert [each.image for each in failed] == [str(large)]
+    assert "give --input-size 288x288 at most" in failed[0].reason
+    with pytest.raises(InputError, match="an image of 320x320"):
+        job(replace(config, input_size=Size(320, 320)), DataConfig()).do(pictures)
 
 
 @pytest.mark.parametrize("encoder", ["vgg19", "mobilenet_v2"])

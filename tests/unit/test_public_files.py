@@ -47,7 +47,7 @@ def test_the_licence_is_the_one_that_the_package_states():
         *PROJECT["dependencies"],
         *(
             each
-            for name in ("cloud", "export", "bench", "results", "lite0")
+            for name in ("cloud", "export", "bench", "formats", "lite0")
             for each in PROJECT["optional-dependencies"][name]
         ),
     ],
@@ -64,7 +64,7 @@ def test_the_page_lists_the_lowest_version_of_every_library():
         names, versions = (re.sub("^`.*`: ", "", cell).split(", ") for cell in row)
         listed |= dict(zip(names, versions, strict=True))
     extras = PROJECT["optional-dependencies"]
-    requirements = [*PROJECT["dependencies"], *extras["cloud"], *extras["export"], *extras["results"]]
+    requirements = [*PROJECT["dependencies"], *extras["cloud"], *extras["export"], *extras["formats"]]
     lowest = dict(each.split(">=") for each in requirements if ">=" in each)
     assert listed == lowest | {"Python": PROJECT["requires-python"].removeprefix(">=")}
 

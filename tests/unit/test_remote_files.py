@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import draw_sample, save_state, tiny_config
 
 from glioma_dist.cli import export as export_command
@@ -206,6 +207,31 @@ def test_somebodys_own_file_at_the_url_is_not_replaced(store, best, runtime):
     with pytest.raises(InputError, match=r"s3://cells/out: holds 1 files .* the first is a.mask.png"):
         predict(PredictConfig(best, "s3://cells/plates", Url("s3://cells/out")), runtime)
     assert store.names("out/") == ["out/a.mask.png"]
+
+
+def test_a_stack_at_a_url_is_fetched_once_and_a_second_run_fetches_and_writes_no_image(store, best, runtime, tmp_path):
+    stack = np.stack([draw_sample(number).image for number in range(3)])
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack", metadata=None)
+    store.put("plates/stack.tif", (tmp_path / "stack.tif").read_bytes())
+    local = predict(PredictConfig(best, str(tmp_path / "stack.tif"), tmp_path / "out"), runtime)
+    config = PredictConfig(best, "s3://cells/plates", Url("s3://cells/out"))
+    store.requests.clear()
+    first = predict(config, runtime)
+    names = [image.row()["mask"] for image in first.images]
+    assert names == ["a.mask.png", "b.mask.png", *(f"stack-p00{page}.mask.png" for page in (1, 2, 3))]
+    for image, expected in zip(first.images[2:], local.images, strict=True):
+        assert store.read(f"out/{image.row()['mask']}") == (tmp_path / "out" / expected.row()["mask"]).read_bytes()
+    reads = [path for method, path in store.requests if method == "GET" and path.endswith("stack.tif")]
+    assert len(reads) == 2  # its list of pages, and all of it
+    store.requests.clear()
+    assert predict(config, runtime) == first
+    assert not [path for method, path in store.requests if method == "GET" and path.endswith(("a.png", "b.png"))]
+    assert not [path for method, path in store.requests if method == "PUT" and path.endswith(".mask.png")]
+    store.put("plates/a.png", encode_image(draw_sample(9).image))
+    predict(config, runtime)
+    assert [path for method, path in store.requests if method == "PUT" and path.endswith(".mask.png")] == [
+        "/cells/out/a.mask.png"
+    ]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])

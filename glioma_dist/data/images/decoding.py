@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from glioma_dist.data.images.jpeg_pictures import JPEG_SIGNATURE, decode_jpeg_file
 from glioma_dist.data.images.labels import HOW, to_mask
 from glioma_dist.data.images.limits import MAX_FILE_BYTES
+from glioma_dist.data.images.ome_zarr import decode_zarr_plane
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED
 from glioma_dist.data.images.png import PNG_SIGNATURE, decode_png_file
 from glioma_dist.data.images.tiff import decode_tiff_file
@@ -23,6 +24,7 @@ IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *JPEG_SUFFIXES)
 """All that is read. JPEG is taken only where it is the user's own choice: beside TIFFs it is usually a preview."""
+LOSSY = "JPEG is lossy: masks are less exact than those of the microscope's own file"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 OTHER_KINDS = {
     b"GIF8": "a GIF",
@@ -81,20 +83,30 @@ def decode_page(
     directory: int | None = None,
     page: int | None = None,
     is_mask: bool = False,
+    sample: int | None = None,
+    any_kind: bool = False,
+    label: str = "",
+    zarr: Sequence | None = None,
 ) -> DecodedImage:
     """Decode one page of an image or a mask in this process; see `Wanted`.
 
     A mask's pixels are uint8 (H, W), 0 and 1. reserve: see `decode_file`. Raises InputError.
     """
-    where = f"{where} (page {page})" if page is not None else where
+    label = label or (f"page {page}" if page is not None else "")
+    where = f"{where} ({label})" if label else where
+    if zarr is not None:
+        group, *indices = zarr
+        return DecodedImage(*decode_zarr_plane(Path(path), group, tuple(indices), where, reserve))
 
     def decode(file: BinaryIO, num_bytes: int) -> DecodedImage:
         first = file.read(16)
         if is_mask:
             return _decode_mask(file, num_bytes, where, reserve, directory, first)
-        if first[:4] in TIFF_SIGNATURES and directory is not None:
-            return DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve, directory))
-        return _decode(file, num_bytes, where, os.path.splitext(path)[1].lower(), reserve)
+        if first[:4] in TIFF_SIGNATURES and (directory is not None or sample is not None):
+            return DecodedImage(
+                *decode_tiff_file(file, num_bytes, where, reserve, directory, sample=sample, any_kind=any_kind)
+            )
+        return _decode(file, num_bytes, where, os.path.splitext(path)[1].lower(), reserve, any_kind)
 
     return _open(path, where, decode)
 
@@ -133,20 +145,23 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _decode(file: BinaryIO, num_bytes: int, where: str, suffix: str, reserve: Callable[[int], None]) -> DecodedImage:
+def _decode(
+    file: BinaryIO, num_bytes: int, where: str, suffix: str, reserve: Callable[[int], None], any_kind: bool = False
+) -> DecodedImage:
     """By what the first bytes say; a suffix is easily wrong."""
     file.seek(0)
     first = file.read(16)
     expected = "PNG" if suffix == ".png" else "JPEG" if suffix in JPEG_SUFFIXES else "TIFF"
     if first.startswith(PNG_SIGNATURE):
         kind = "PNG"
-        found = DecodedImage(*decode_png_file(file, num_bytes, where, reserve))
+        found = DecodedImage(*decode_png_file(file, num_bytes, where, reserve, tells_alpha=any_kind))
     elif first[:4] in TIFF_SIGNATURES:
         kind = "TIFF"
-        found = DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve))
+        found = DecodedImage(*decode_tiff_file(file, num_bytes, where, reserve, any_kind=any_kind))
     elif first.startswith(JPEG_SIGNATURE):
         kind = "JPEG"
         found = DecodedImage(*decode_jpeg_file(file, num_bytes, where, reserve))
+        found = found._replace(notes=(*found.notes, LOSSY)) if any_kind else found
     else:
         raise _unknown_kind(first, where, expected)
     if kind != expected:

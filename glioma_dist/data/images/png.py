@@ -23,6 +23,7 @@ PNG_GREY, PNG_RGB, PNG_PALETTE, PNG_GREY_ALPHA, PNG_RGB_ALPHA = 0, 2, 3, 4, 6
 CHANNELS = {PNG_GREY: 1, PNG_RGB: 3, PNG_PALETTE: 3, PNG_GREY_ALPHA: 4, PNG_RGB_ALPHA: 4}
 FILTER_NONE, FILTER_UP = 0, 2
 NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+ALPHA_DROPPED = "has an alpha channel (transparency), which is not taken"
 MAX_PNG_BYTES = MAX_DECODED_BYTES
 MAX_TEXT_BYTES = 2**20
 """Of a compressed text that may hold an orientation, unpacked."""
@@ -51,10 +52,15 @@ class _Chunks(NamedTuple):
 
 
 def decode_png_file(
-    file: BinaryIO, num_bytes: int, where: str, reserve: Callable[[int], None], is_mask: bool = False
+    file: BinaryIO,
+    num_bytes: int,
+    where: str,
+    reserve: Callable[[int], None],
+    is_mask: bool = False,
+    tells_alpha: bool = False,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Pixels, notes and orientation of a PNG; see `decoding.decode_file`. is_mask: see `decode_labels`; (H, W). Raises
-    InputError."""
+    """Pixels, notes and orientation of a PNG; see `decoding.decode_file`. is_mask: see `decode_labels`; (H, W).
+    tells_alpha: note that an alpha channel is dropped. Raises InputError."""
     if num_bytes > MAX_PNG_BYTES:
         raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
     file.seek(0)
@@ -64,6 +70,8 @@ def decode_png_file(
     counting = 4 * chunks.header.width * chunks.header.height if is_mask else 0
     reserve(num_bytes + chunks.header.num_bytes + counting)
     notes = ("is followed by another PNG in the same file, which is not read",) * (PNG_SIGNATURE in data[chunks.end :])
+    if tells_alpha and chunks.header.colour_type in (PNG_GREY_ALPHA, PNG_RGB_ALPHA):
+        notes = (*notes, ALPHA_DROPPED)
     place = data.find(b"PLTE") if is_mask and chunks.header.colour_type == PNG_PALETTE else -1
     if place > 0 and any(data[place + 4 : place + 7]):
         notes = (*notes, NOT_BLACK)

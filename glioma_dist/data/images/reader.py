@@ -56,8 +56,8 @@ class ImageReader:
     ) -> None:
         self.close()
 
-    def read(self, path: str | Path) -> DecodedImage:
-        """Read a TIFF or PNG of 8 or 16 bits, or a JPEG.
+    def read(self, path: Question) -> DecodedImage:
+        """Read a TIFF or PNG of 8 or 16 bits, or a JPEG; `Wanted` asks for a page of a stack, or of an OME-Zarr.
 
         Returns its pixels as they are stored, uint8 or uint16, (H, W) or (H, W, 3) RGB, and notes: what is odd about
         the file, in words for the user, for example that it says how the picture is to be turned.
@@ -207,7 +207,7 @@ def _as_message(question: Question) -> dict:
     """A question as the process is asked it."""
     if not isinstance(question, Wanted):
         return {"path": os.path.abspath(question), "where": str(question)}
-    how = {"directory": question.directory, "page": question.page, "is_mask": question.is_mask}
+    how = {name: value for name, value in question._asdict().items() if name != "path"}
     return {"path": os.path.abspath(question.path), "where": str(question.path), "how": how}
 
 

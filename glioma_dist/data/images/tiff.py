@@ -16,8 +16,9 @@ from glioma_dist.data.images.jpeg import fault_of_jpeg, fault_of_jpeg_xr
 from glioma_dist.data.images.labels import check_labels, without_colours
 from glioma_dist.data.images.limits import COPY_AGAIN, check_ratio, check_size
 from glioma_dist.data.images.lzw import is_valid_lzw
+from glioma_dist.data.images.numbers import SPARE_TIMES
 from glioma_dist.data.images.orientation import AS_STORED, valid_orientation, xmp_orientation
-from glioma_dist.data.images.tiff_colours import check_colours, to_image
+from glioma_dist.data.images.tiff_colours import check_colours, is_8_or_16_bit, to_image
 from glioma_dist.data.images.tiff_directories import Directory, read_directories, read_directory
 from glioma_dist.data.images.tiff_stacks import single_page
 from glioma_dist.errors import InputError
@@ -41,28 +42,32 @@ def decode_tiff_file(
     reserve: Callable[[int], None],
     offset: int | None = None,
     is_mask: bool = False,
+    sample: int | None = None,
+    any_kind: bool = False,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Pixels, notes and orientation of a TIFF; see `decoding.decode_file`. num_bytes: the file's length.
 
     offset: where the directory of the page to take begins, in bytes; None: the file's only picture. is_mask: take
-    values as they are stored, of any kind of number (H, W). Raises InputError.
+    values as they are stored, of any kind of number (H, W). sample, any_kind: see `Wanted`. Raises InputError.
     """
     if offset is None:
         directories = read_directories(file, num_bytes, where)
         page = directories.pages[single_page(directories, where)]
     else:
         page = read_directory(file, num_bytes, offset, where)
-    notes = check_labels(page, where) if is_mask else check_colours(page, where)
+    notes = check_labels(page, where) if is_mask else check_colours(page, where, any_kind, sample is not None)
     width, length = page.size
     bits = max(page.numbers(tag.BITS) or (1,))
     decoded = check_size(width, length, where, page.number(tag.SAMPLES, 1), math.ceil(bits / 8))
     if bits >= 8:  # of fewer bits a pixel, one byte may hold thousands
         check_ratio(decoded, num_bytes, where)
     _check_tiles(page, where)
-    reserve(decoded + 2 * width * length if is_mask else decoded)  # cells of a mask are counted in 32 bits
+    is_scaled = any_kind and not is_mask and not is_8_or_16_bit(page)
+    # Cells of a mask are counted in 32 bits.
+    reserve(decoded + 2 * width * length if is_mask else decoded * (SPARE_TIMES if is_scaled else 1))
     file.seek(0)
     try:
-        pixels, more = _decode(file, num_bytes, page, where, 8 if is_mask else 2)
+        pixels, more = _decode(file, num_bytes, page, where, 8 if is_mask or is_scaled else 2)
     except InputError:
         raise
     except MemoryError:
@@ -72,7 +77,7 @@ def decode_tiff_file(
         raise _cannot_decode(page, where, error) from None
     if is_mask:
         return without_colours(pixels, page, where), (*notes, *more), orientation_of(page)
-    pixels, colour_notes = to_image(pixels, page, where)
+    pixels, colour_notes = to_image(pixels, page, where, sample)
     return pixels, (*notes, *more, *colour_notes), orientation_of(page)
 
 

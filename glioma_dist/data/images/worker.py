@@ -32,12 +32,22 @@ ALIVE_SECONDS = 5.0
 
 class Wanted(NamedTuple):
     """A page of an image or of a mask that is to be read. directory, page: of a stack in a TIFF, where the page's
-    directory begins, in bytes, and its number from 1; None for a file of one picture."""
+    directory begins, in bytes, and its number from 1; None for a file of one picture.
+
+    sample: which sample of each pixel is the channel to read, from 0; None for grey or colours. any_kind: whether
+    values that are not 8 or 16 bit are brought to that; alpha and lossy files are then remarked on. label: names the
+    page in errors, in place of its number. zarr: the image within the OME-Zarr `path`, and its frame, channel and
+    depth, from 0.
+    """
 
     path: str | Path
     directory: int | None = None
     page: int | None = None
     is_mask: bool = False
+    sample: int | None = None
+    any_kind: bool = False
+    label: str = ""
+    zarr: tuple[str, int, int, int] | None = None
 
 
 class NoAnswerError(Exception):

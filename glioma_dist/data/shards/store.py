@@ -127,6 +127,11 @@ class Store(RemoteFolder):
             name, lambda seconds: self._call(seconds, "cat_file", url, start=0, end=num_bytes), verb="read"
         )
 
+    def describe(self, name: str) -> dict[str, Any]:
+        """What the store says of an object: its size, and whatever changes where the object does."""
+        url = self.where(name)
+        return self._write(name, lambda seconds: self._call(seconds, "info", url), verb="read")
+
     def entries(self, folder: str = "") -> list[str]:
         """Names of the objects and folders in a folder, without those below."""
         url = f"{self.url}/{folder}".rstrip("/")

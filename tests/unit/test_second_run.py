@@ -1,0 +1,323 @@
+"""A second prediction into the same folder skips what is done, whatever ended the first; and what is done is what one
+run would have made."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from helpers import command, draw_sample, save_state, start, tiny_config
+
+from glioma_dist.config import PredictConfig
+from glioma_dist.errors import DiskFullError, InputError
+from glioma_dist.inference import progress, record
+from glioma_dist.inference.predict import predict
+from glioma_dist.model.unet import build_model
+from glioma_dist.size import Size
+from glioma_dist.training.state import TrainState
+
+NAMES = ["a", "b", "stack-p001", "stack-p002", "stack-p003"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(shards, tmp_path_factory) -> list[Path]:
+    """Two, of other weights."""
+    found = []
+    for seed in (0, 1):
+        folder = tmp_path_factory.mktemp("run")
+        config = tiny_config(shards, folder, transform="random-crop")
+        model, _ = build_model(config.model, seed)
+        save_state(folder / "best", config, TrainState(step=1), model, None, {"lineage": []})
+        found.append(folder / "best")
+    return found
+
+
+@pytest.fixture(scope="module")
+def first(checkpoints, tmp_path_factory, runtime) -> PredictConfig:
+    """Two PNGs and a stack of three pages, segmented once."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "in").mkdir()
+    for number, name in enumerate("ab"):
+        cv2.imwrite(str(folder / f"in/{name}.png"), draw_sample(number).image)
+    stack = np.stack([draw_sample(number).image for number in (2, 3, 4)])
+    tifffile.imwrite(folder / "in/stack.tif", stack, photometric="minisblack", metadata=None)
+    config = PredictConfig(checkpoints[0], str(folder / "in"), folder / "out")
+    predict(config, runtime)
+    return config
+
+
+@pytest.fixture
+def config(first, tmp_path) -> PredictConfig:
+    """The same images, and no results yet."""
+    shutil.copytree(first.images, tmp_path / "in")
+    return replace(first, images=str(tmp_path / "in"), out=tmp_path / "out")
+
+
+@pytest.fixture
+def again(first, tmp_path) -> PredictConfig:
+    """The same images, with a copy of their results."""
+    shutil.copytree(first.out, tmp_path / "again")
+    return replace(first, out=tmp_path / "again")
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with open(out / "summary.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """What is there beside the record."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "predict.json"}
+
+
+def times(out: Path) -> dict[str, int]:
+    return {path.name.partition(".mask")[0]: path.stat().st_mtime_ns for path in out.glob("*.mask.png")}
+
+
+def redone(out: Path, before: dict[str, int]) -> list[str]:
+    """The names of the results that were written again."""
+    return sorted(name for name, time in times(out).items() if before.get(name) != time)
+
+
+def test_a_second_run_does_nothing_and_returns_the_same(first, runtime, capsys):
+    whole, before = results(first.out), times(first.out)
+    assert [row["mask"] for row in table(first.out)] == [f"{name}.mask.png" for name in NAMES]
+    second = predict(first, runtime)
+    assert [image.row() for image in second.images] == [
+        {**row, "width": 96, "height": 80, "confluence": float(row["confluence"])} for row in table(first.out)
+    ]
+    assert results(first.out) == whole
+    assert redone(first.out, before) == []
+    assert "5 of 5 images are done already: skipped; --redo" in capsys.readouterr().out
+
+
+def _damage_record(config: PredictConfig, content: str) -> PredictConfig:
+    (config.out / "predict.json").write_text(content)
+    return config
+
+
+def _remove(config: PredictConfig, name: str) -> PredictConfig:
+    (config.out / name).unlink()
+    return config
+
+
+def _change_entries(config: PredictConfig, **changes) -> PredictConfig:
+    told = json.loads((config.out / "predict.json").read_text())
+    for entry in told["images"].values():
+        entry.update(changes)
+    return _damage_record(config, json.dumps(told))
+
+
+CHANGES = {
+    "nothing": (lambda config, _: config, []),
+    "redo": (lambda config, _: replace(config, redo=True), NAMES),
+    "the threshold": (lambda config, _: replace(config, threshold=0.6), NAMES),
+    "the input size": (lambda config, _: replace(config, input_size=Size(64, 64)), NAMES),
+    "the checkpoint": (lambda config, checkpoints: replace(config, checkpoint=checkpoints[1]), NAMES),
+    "a mask that is gone": (lambda config, _: _remove(config, "b.mask.png"), ["b"]),
+    "an overlay that is gone": (lambda config, _: _remove(config, "stack-p002.overlay.png"), ["stack-p002"]),
+    "no record": (lambda config, _: _remove(config, "predict.json"), NAMES),
+    "a record of another version": (lambda config, _: _damage_record(config, _of_version(99)), NAMES),
+    "rows of another version": (lambda config, _: _change_entries(config, row={"x": {"result": "a"}}), NAMES),
+    "damaged entries": (lambda config, _: _change_entries(config, row=7), NAMES),
+    "another kind of result wanted": (lambda config, _: _change_entries(config, kinds=["mask"]), NAMES),
+}
+
+
+def _of_version(number: int) -> str:
+    return json.dumps({"format_version": number, "images": {}, "settings": {}, "checkpoints": {}})
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_has_changed_is_made_again_and_nothing_else(first, again, checkpoints, runtime, what):
+    before = times(again.out)
+    change, names = CHANGES[what]
+    changed = change(again, checkpoints)
+    predict(changed, runtime)
+    assert redone(again.out, before) == names
+    if "threshold" in what or "size" in what or "checkpoint" in what:
+        changed = replace(changed, out=again.out.with_name("other"))
+        predict(changed, runtime)
+        assert results(again.out) == results(changed.out)
+    else:
+        assert results(again.out) == results(first.out)
+
+
+def test_a_file_that_has_changed_is_done_again(config, runtime):
+    predict(config, runtime)
+    before = times(config.out)
+    path = Path(config.images) / "a.png"
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+    predict(config, runtime)
+    assert redone(config.out, before) == ["a"]
+
+
+def test_changed_settings_are_named(again, checkpoints, runtime, capsys):
+    predict(replace(again, images=f"{again.images}/a.png", threshold=0.6, checkpoint=checkpoints[1]), runtime)
+    assert (
+        "settings have changed (another checkpoint, --threshold was 0.5, is 0.6): 1 image segmented again\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_mask_that_somebody_has_edited_is_neither_taken_nor_replaced(again, runtime):
+    cv2.imwrite(str(again.out / "a.mask.png"), np.zeros((4, 4), np.uint8))
+    with pytest.raises(InputError, match=r"did not write, the first is a\.mask\.png"):
+        predict(again, runtime)
+
+
+def test_a_file_of_the_users_is_not_taken_for_the_record(config, runtime):
+    config.out.mkdir()
+    for content in ("{}", "[1]", "no JSON", '{"images": 3, "settings": {}, "checkpoints": {}}'):
+        (config.out / "predict.json").write_text(content)
+        with pytest.raises(InputError, match=r"predict\.json: is no"):
+            predict(config, runtime)
+        assert (config.out / "predict.json").read_text() == content
+
+
+def test_the_table_lists_the_images_of_all_runs_with_the_same_settings(config, runtime, capsys):
+    single = replace(config, images=str(Path(config.images) / "a.png"))
+    predict(single, runtime)
+    predict(replace(config, images=str(Path(config.images) / "*.tif"), page="2"), runtime)
+    assert [row["mask"] for row in table(config.out)] == ["a.mask.png", "stack-p002.mask.png"]
+    assert "summary.csv also lists 1 image of earlier runs" in capsys.readouterr().out
+    predict(replace(single, threshold=0.6), runtime)
+    assert [row["mask"] for row in table(config.out)] == ["a.mask.png"]
+
+
+def test_an_image_that_fails_now_loses_its_old_row_only_where_its_file_has_changed(config, runtime):
+    predict(config, runtime)
+    whole = table(config.out)
+    with pytest.raises(InputError, match="no channel red; it has one channel"):
+        predict(replace(config, channel="red"), runtime)
+    assert table(config.out) == whole
+    (Path(config.images) / "a.png").write_bytes(b"no image")
+    result = predict(config, runtime)
+    assert [Path(failure.image).name for failure in result.failed] == ["a.png"]
+    assert table(config.out) == whole[1:]
+    assert "a" not in json.loads((config.out / "predict.json").read_text())["images"]
+
+
+def end_at(config: PredictConfig, number: int) -> None:
+    """Predict, and end by SIGKILL in the middle of the write of this number, each of which syncs twice."""
+    record.SECONDS_BETWEEN_WRITES, record.WRITING_SHARE = 0.0, float("inf")
+    written, sync = [], os.fsync
+
+    def count(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(descriptor)
+
+    os.fsync = count
+    predict(config)
+
+
+@pytest.mark.parametrize("number", [1, 3, 6, 20, 31, 33])
+def test_a_killed_run_leaves_whole_files_and_the_same_command_finishes(first, config, runtime, number):
+    """Of each image overlay, mask and record are written; then the table and the record."""
+    (ended,) = start(end_at, config, number).wait()
+    assert ended.exit_code == -signal.SIGKILL
+    seen = [path for path in config.out.iterdir() if not path.name.endswith(".partial")]
+    for path in seen:
+        if path.suffix == ".png":
+            assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None
+        else:
+            assert path.name in ("predict.json", "summary.csv")
+            json.loads(path.read_text()) if path.suffix == ".json" else table(config.out)
+    before = times(config.out)
+    predict(config, runtime)
+    num_kept = len(NAMES) - len(redone(config.out, before))
+    assert num_kept == number // 6
+    whole = {name: data for name, data in results(config.out).items() if not name.endswith(".partial")}
+    assert whole.pop("summary.csv").replace(b"\r", b"").count(b"\n") == 1 + len(NAMES)
+    assert whole == {name: data for name, data in results(first.out).items() if name != "summary.csv"}
+
+
+def test_temporary_files_of_a_run_that_was_killed_are_removed_when_they_are_old(config, runtime):
+    config.out.mkdir()
+    old, new, own = (config.out / f".{name * 16}.partial" for name in "01z")
+    for path in (old, new, own):
+        path.touch()
+    for path in (old, own):
+        os.utime(path, (0, 0))
+    predict(config, runtime)
+    assert [path.exists() for path in (old, new, own)] == [False, True, True]
+
+
+def test_a_disk_that_is_full_for_the_record_stops_the_run_and_the_next_one_finishes(config, runtime, monkeypatch):
+    monkeypatch.setattr(record, "SECONDS_BETWEEN_WRITES", 0.0)
+    replaced = os.replace
+
+    def full(old, new) -> None:
+        if Path(new).name == "predict.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replaced(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(DiskFullError, match=r"predict\.json: the disk is full"):
+            predict(config, runtime)
+    assert len(predict(config, runtime).images) == 5
+
+
+def predict_here(config: PredictConfig) -> list[str]:
+    return [image.row()["mask"] for image in predict(config).images]
+
+
+def test_two_processes_share_planes_and_leave_one_record(config, runtime):
+    ended = start(predict_here, config, num_processes=2).wait()
+    assert [end.exit_code for end in ended] == [0, 0], ended[0].stderr[-2000:]
+    assert [end.value for end in ended] == [[f"{name}.mask.png" for name in NAMES]] * 2
+    assert sorted(path.name for path in config.out.glob("*.json")) == ["predict.json"]
+    before = times(config.out)
+    (config.out / "predict-00007.json").write_text((config.out / "predict.json").read_text())
+    (config.out / "predict.json").unlink()  # as a launch that was killed leaves it
+    predict(config, runtime)
+    assert redone(config.out, before) == []
+    assert sorted(path.name for path in config.out.glob("*.json")) == ["predict.json"]
+
+
+def test_a_broken_plane_among_many_is_named_at_the_end_and_the_rest_is_done(config):
+    path = Path(config.images) / "stack.tif"
+    tifffile.imwrite(path, np.stack([draw_sample(2).image] * 3), compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[1].dataoffsets[0]
+    with open(path, "r+b") as file:
+        file.seek(offset + 40)
+        file.write(bytes(30))
+    (Path(config.images) / "z.zarr").mkdir()
+    arguments = ("--checkpoint", config.checkpoint, "--images", config.images, "--out", config.out)
+    ended = command("predict", *arguments)
+    if "not installed" in ended.stderr:
+        pytest.skip("the extra formats is not installed")
+    assert ended.exit_code == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: 2 of 6 images failed (2 not read), the others are done")
+    assert "stack.tif (p002): the TIFF's pixels cannot be decoded" in line
+    assert "z.zarr: no Zarr group there" in line
+    assert len(table(config.out)) == 4
+
+
+def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.PredictionProgress(1000) as told:
+        for number in range(1000):
+            now[0] += 0.5
+            told.finished(None if number == 3 else "a: 1 % covered")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 49
+    assert lines[0] == "20 of 1000 images, 0.5 s an image, about 0:08:10 left, 1 failed"
+    assert lines[-1].startswith("980 of 1000 images, 0.5 s an image, about 0:00:10 left")
+    with progress.PredictionProgress(3) as told:
+        told.finished("a: 1 % covered")
+    assert capsys.readouterr().out == "a: 1 % covered\n"
