@@ -62,15 +62,16 @@ def is_exact_at(formula: SizeFormula, step: Step, level: str, sizes: tuple[Size,
     )
 
 
+OF_EACH_ENCODER = [(encoder, *STEPS[number % 4]) for number, encoder in enumerate(ENCODERS)]
+"""With one of the levels."""
+
+
 @pytest.mark.parametrize(
     ("encoder", "level", "bf16"),
-    [
-        pytest.param(encoder, *STEPS[number % 4], marks=pytest.mark.slow if encoder in DEEP else ())
-        for number, encoder in enumerate(ENCODERS)
-    ],
+    [pytest.param(*how, marks=pytest.mark.slow if how[0] in DEEP else ()) for how in OF_EACH_ENCODER],
 )
 def test_the_formula_is_exact(encoder, level, bf16):
-    """Every byte of every part, for every encoder of the package's table, each with one of the levels."""
+    """Every byte of every part, for every encoder of the package's table."""
     step = step_of(encoder, bf16=bf16)
     formula = step_count.trace_formula(step, level)
     if not is_exact_at(formula, step, level, ODD_SIZES):
@@ -79,8 +80,7 @@ def test_the_formula_is_exact(encoder, level, bf16):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("level", "bf16"), STEPS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(("encoder", "level", "bf16"), OF_EACH_ENCODER)
 def test_the_formula_is_found(encoder, level, bf16):
     """By comparing it with counts at three sizes; what is slow here is done below for one encoder."""
     step = step_of(encoder, bf16=bf16)
