@@ -37,7 +37,7 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
     ),
     "export": ("export", "onnx", lambda: export.check(export.ExportConfig(Path("best"), Path("x.onnx")))),
     "export, run": ("export", "onnxruntime", lambda: export.check(export.ExportConfig(Path("best"), Path("x.onnx")))),
-    "--images a.zarr": ("zarr", "zarr", lambda: OmeZarr("a.zarr", None, "yx").read()),
+    "--images a.zarr": ("formats", "zarr", lambda: OmeZarr("a.zarr", None, "yx").read()),
     "https": ("cloud", "aiohttp", lambda: ShardReader("https://host/shards/train")),
     "s3": ("cloud", "s3fs", lambda: ShardReader("s3://bucket/shards/train")),
     "gs": ("cloud", "gcsfs", lambda: ShardReader("gs://bucket/shards/train")),

@@ -128,11 +128,11 @@ def test_predict_names_the_images_that_are_too_large_and_refuses_such_an_input_s
         cv2.imwrite(str(path), noise(side))
     config = PredictConfig(tmp_path, str(tmp_path), tmp_path / "out")
     (tmp_path / "out").mkdir()
-    pictures, results = find_pictures([small, large], Choice()), open_results(tmp_path / "out")
+    pictures, results = find_pictures([small, large], Choice()), open_results(tmp_path / "out", ("mask", "overlay"))
 
     def job(config: PredictConfig, data: DataConfig) -> _Job:
         writer = RecordWriter(Place(tmp_path / "out"), Record(), 0)
-        return _Job(config, data, network(), results, writer, "")
+        return _Job(config, data, network(), results, writer, "", {})
 
     done, failed = job(config, DataConfig(transform="random-crop")).do(pictures)
     assert [each.image.name for each in done.values()] == ["small.png"]

@@ -178,15 +178,16 @@ def test_a_result_that_is_a_folder_is_sent_and_replaced(store, best, tmp_path, r
     store.put("out/a.labels.ome.zarr/.zattrs", b'{"_creator": {"name": "glioma-dist predict.py"}}')
     formats = ("labels", "ome-zarr")
     image = Url("s3://cells/plates/a.png")
-    config = PredictConfig(best, str(image), Url("s3://cells/out"), write=formats)
+    config = PredictConfig(best, str(image), Url("s3://cells/out"), write=formats, redo=True)
     expected = predict(replace(config, out=tmp_path / "out"), runtime).images[0]
     for _ in range(2):
         (done,) = predict(config, runtime).images
         assert done.files == {name: Url(f"s3://cells/out/{expected.files[name].name}") for name in formats}
-        local = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "summary.csv"]
+        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        local = [path for path in files if path.name not in ("summary.csv", "predict.json")]
         for path in local:
             assert store.read(f"out/{path.relative_to(tmp_path / 'out').as_posix()}") == path.read_bytes()
-        assert len(store.names("out/")) == len(local) + 1
+        assert len(store.names("out/")) == len(files)
     store.put("out/a.labels.ome.zarr/.zattrs", b"{}")
     with pytest.raises(InputError, match=r"did not write, the first is a\.labels\.ome\.zarr"):
         predict(config, runtime)

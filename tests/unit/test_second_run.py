@@ -91,9 +91,8 @@ def test_a_second_run_does_nothing_and_returns_the_same(first, runtime, capsys):
     whole, before = results(first.out), times(first.out)
     assert [row["mask"] for row in table(first.out)] == [f"{name}.mask.png" for name in NAMES]
     second = predict(first, runtime)
-    assert [image.row() for image in second.images] == [
-        {**row, "width": 96, "height": 80, "confluence": float(row["confluence"])} for row in table(first.out)
-    ]
+    told = [{name: "" if value is None else str(value) for name, value in each.row().items()} for each in second.images]
+    assert told == table(first.out)
     assert results(first.out) == whole
     assert redone(first.out, before) == []
     assert "5 of 5 images are done already: skipped; --redo" in capsys.readouterr().out
@@ -207,7 +206,7 @@ def test_an_image_that_fails_now_loses_its_old_row_only_where_its_file_has_chang
 
 
 def end_at(config: PredictConfig, number: int) -> None:
-    """Predict, and end by SIGKILL in the middle of the write of this number, each of which syncs twice."""
+    """Predict, and end by SIGKILL when a file or a folder is to be written through to the disk for this time."""
     record.SECONDS_BETWEEN_WRITES, record.WRITING_SHARE = 0.0, float("inf")
     written, sync = [], os.fsync
 
@@ -221,9 +220,9 @@ def end_at(config: PredictConfig, number: int) -> None:
     predict(config)
 
 
-@pytest.mark.parametrize("number", [1, 3, 6, 20, 31, 33])
+@pytest.mark.parametrize("number", [1, 3, 5, 17, 26, 28])
 def test_a_killed_run_leaves_whole_files_and_the_same_command_finishes(first, config, runtime, number):
-    """Of each image overlay, mask and record are written; then the table and the record."""
+    """Five times an image: overlay, mask, their folder, the record and its folder; then the table and the record."""
     (ended,) = start(end_at, config, number).wait()
     assert ended.exit_code == -signal.SIGKILL
     seen = [path for path in config.out.iterdir() if not path.name.endswith(".partial")]
@@ -236,7 +235,7 @@ def test_a_killed_run_leaves_whole_files_and_the_same_command_finishes(first, co
     before = times(config.out)
     predict(config, runtime)
     num_kept = len(NAMES) - len(redone(config.out, before))
-    assert num_kept == number // 6
+    assert num_kept == number // 5
     whole = {name: data for name, data in results(config.out).items() if not name.endswith(".partial")}
     assert whole.pop("summary.csv").replace(b"\r", b"").count(b"\n") == 1 + len(NAMES)
     assert whole == {name: data for name, data in results(first.out).items() if name != "summary.csv"}
