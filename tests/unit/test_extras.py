@@ -50,7 +50,7 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
     "az": ("cloud", "adlfs", lambda: ShardReader("az://container/shards/train")),
 }
 """Extra, the library of it that is missing, and what asks for it."""
-MORE_TRACKERS = ("tensorboard", "mlflow", "trackio")
+SLOW = ("tensorboard", "mlflow", "trackio", "results")
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -111,7 +111,7 @@ def wheels(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "extra",
     # Of the trackers, which have an extra each, one stands for all.
-    [pytest.param(each, marks=pytest.mark.slow if each in MORE_TRACKERS else ()) for each in extras.LIBRARIES],
+    [pytest.param(each, marks=pytest.mark.slow if each in SLOW else ()) for each in extras.LIBRARIES],
 )
 @pytest.mark.parametrize("source", ["a wheel", "a clone"])
 def test_pip_takes_the_command_where_no_index_has_the_project(source, extra, wheels, tmp_path):
