@@ -1,12 +1,15 @@
 """A second prediction into the same folder skips what is done, whatever ended the first; and what is done is what one
 run would have made."""
 
+import copy
 import csv
 import errno
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,10 @@ from helpers import command, draw_sample, save_state, start, tiny_config
 from glioma_dist.config import PredictConfig
 from glioma_dist.errors import DiskFullError, InputError
 from glioma_dist.inference import progress, record
+from glioma_dist.inference.pictures import Choice, find_pictures
 from glioma_dist.inference.predict import predict
+from glioma_dist.inference.record import Place
+from glioma_dist.inference.work import find_work
 from glioma_dist.model.unet import build_model
 from glioma_dist.size import Size
 from glioma_dist.training.state import TrainState
@@ -180,6 +186,34 @@ def test_a_file_of_the_users_is_not_taken_for_the_record(config, runtime):
         with pytest.raises(InputError, match=r"predict\.json: is no"):
             predict(config, runtime)
         assert (config.out / "predict.json").read_text() == content
+
+
+def parts(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The place of each part of a JSON value."""
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from parts(value[key], (*path, key))
+
+
+def test_any_value_in_place_of_any_other_in_the_record_is_taken_or_refused(again):
+    """Of one image."""
+    path = again.out / "predict.json"
+    told = json.loads(path.read_text())
+    told["images"] = {"a": told["images"]["a"]}
+    (settings,) = told["settings"].values()
+    pictures = find_pictures([Path(again.images) / "a.png"], Choice())
+    path.write_text(json.dumps(told))
+    assert find_work(pictures, Place(again.out), settings, ("mask",), False).done.keys() == {"a"}
+    for place in parts(told):
+        for odd in (None, 0, 1.5, "", "../x", "a\0b", [], [[]], {}, {"result": 5}, {"path": None}, {"x": {}}, True):
+            changed: dict = {"": copy.deepcopy(told)}
+            inner = changed
+            for key in ("", *place)[:-1]:
+                inner = inner[key]
+            inner[("", *place)[-1]] = odd
+            path.write_text(json.dumps(changed[""]))
+            with suppress(InputError):
+                find_work(pictures, Place(again.out), settings, ("mask",), False)
 
 
 def test_the_table_lists_the_images_of_all_runs_with_the_same_settings(config, runtime, capsys):
