@@ -1,9 +1,11 @@
 """OME-Zarr as the library zarr writes it, in both formats: planes, regions and metadata are those of the arrays that
 were written; what is damaged or hostile costs one line."""
 
+import copy
 import gzip
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +215,36 @@ def test_metadata_are_checked_before_the_library_sees_them():
     known = set(numcodecs.registry.codec_registry) | set(numcodecs.registry.entries)
     assert "pickle" in known
     assert not {"pickle", "json2", "msgpack2"} & {*zarr_arrays.CODECS_2, *zarr_arrays.FILTERS_2}
+
+
+ODD = [None, -1, float("inf"), "", [], {}, "../x", 10**30, [[]], {"path": 5}]
+
+
+def replaced(value: object, odd: object) -> Iterator[object]:
+    """A JSON value with one part of it, each in its turn, replaced by another or missing."""
+    yield odd
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        for inner in replaced(value[key], odd):
+            changed = copy.copy(value)
+            changed[key] = inner
+            yield changed
+        missing = copy.copy(value)
+        del missing[key]
+        yield missing
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_any_value_in_place_of_any_other_in_the_metadata_is_read_or_refused(tmp_path, zarr_format):
+    path = write_zarr(tmp_path / "a.zarr", draw(2, 2, 1), "TCZ", zarr_format, "sharded" if zarr_format == 3 else "zstd")
+    assert len(find_pictures([path], choice_of("1"))) == 2
+    refused = 0
+    for name in (".zattrs", ".zgroup", "0/.zarray") if zarr_format == 2 else ("zarr.json", "0/zarr.json"):
+        whole = (path / name).read_text()
+        for odd in ODD:
+            for changed in replaced(json.loads(whole), odd):
+                (path / name).write_text(json.dumps(changed))
+                for picture in find_pictures([path], choice_of("1")):
+                    refused += picture.error is not None
+                    assert picture.error is None or "\n" not in str(picture.error)
+        (path / name).write_text(whole)
+    assert refused > 100

@@ -1,12 +1,15 @@
 """A second prediction into the same folder skips what is done, whatever ended the first; and what is done is what one
 run would have made."""
 
+import copy
 import csv
 import errno
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,10 @@ from helpers import command, draw_sample, save_state, start, tiny_config
 from glioma_dist.config import PredictConfig
 from glioma_dist.errors import DiskFullError, InputError
 from glioma_dist.inference import progress, record
+from glioma_dist.inference.pictures import Choice, find_pictures
 from glioma_dist.inference.predict import predict
+from glioma_dist.inference.record import Place
+from glioma_dist.inference.work import find_work
 from glioma_dist.model.unet import build_model
 from glioma_dist.size import Size
 from glioma_dist.training.state import TrainState
@@ -74,8 +80,8 @@ def table(out: Path) -> list[dict[str, str]]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """What is there beside the record."""
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "predict.json"}
+    """What is there beside the record, and hidden files."""
+    return {path.name: path.read_bytes() for path in out.glob("[!.]*") if path.name != "predict.json"}
 
 
 def times(out: Path) -> dict[str, int]:
@@ -91,8 +97,8 @@ def test_a_second_run_does_nothing_and_returns_the_same(first, runtime, capsys):
     whole, before = results(first.out), times(first.out)
     assert [row["mask"] for row in table(first.out)] == [f"{name}.mask.png" for name in NAMES]
     second = predict(first, runtime)
-    told = [{name: "" if value is None else str(value) for name, value in each.row().items()} for each in second.images]
-    assert told == table(first.out)
+    rows = [{name: "" if value is None else str(value) for name, value in each.row().items()} for each in second.images]
+    assert rows == table(first.out)
     assert results(first.out) == whole
     assert redone(first.out, before) == []
     assert "5 of 5 images are done already: skipped; --redo" in capsys.readouterr().out
@@ -182,6 +188,34 @@ def test_a_file_of_the_users_is_not_taken_for_the_record(config, runtime):
         assert (config.out / "predict.json").read_text() == content
 
 
+def parts(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The place of each part of a JSON value."""
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from parts(value[key], (*path, key))
+
+
+def test_any_value_in_place_of_any_other_in_the_record_is_taken_or_refused(again):
+    """Of one image."""
+    path = again.out / "predict.json"
+    told = json.loads(path.read_text())
+    told["images"] = {"a": told["images"]["a"]}
+    (settings,) = told["settings"].values()
+    pictures = find_pictures([Path(again.images) / "a.png"], Choice())
+    path.write_text(json.dumps(told))
+    assert find_work(pictures, Place(again.out), settings, ("mask",), False).done.keys() == {"a"}
+    for place in parts(told):
+        for odd in (None, 0, 1.5, "", "../x", "a\0b", [], [[]], {}, {"result": 5}, {"path": None}, {"x": {}}, True):
+            changed: dict = {"": copy.deepcopy(told)}
+            inner = changed
+            for key in ("", *place)[:-1]:
+                inner = inner[key]
+            inner[("", *place)[-1]] = odd
+            path.write_text(json.dumps(changed[""]))
+            with suppress(InputError):
+                find_work(pictures, Place(again.out), settings, ("mask",), False)
+
+
 def test_the_table_lists_the_images_of_all_runs_with_the_same_settings(config, runtime, capsys):
     single = replace(config, images=str(Path(config.images) / "a.png"))
     predict(single, runtime)
@@ -205,38 +239,42 @@ def test_an_image_that_fails_now_loses_its_old_row_only_where_its_file_has_chang
     assert "a" not in json.loads((config.out / "predict.json").read_text())["images"]
 
 
-def end_at(config: PredictConfig, number: int) -> None:
-    """Predict, and end by SIGKILL when a file or a folder is to be written through to the disk for this time."""
+def end_at(config: PredictConfig, images: int, number: int) -> None:
+    """Predict, and end by SIGKILL at the `number`-th write to the disk after some images were recorded."""
     record.SECONDS_BETWEEN_WRITES, record.WRITING_SHARE = 0.0, float("inf")
-    written, sync = [], os.fsync
+    recorded, written, sync, add = [], [], os.fsync, record.RecordWriter.add
 
     def count(descriptor: int) -> None:
         written.append(descriptor)
-        if len(written) == number:
+        if (len(recorded), len(written)) == (images, number):
             os.kill(os.getpid(), signal.SIGKILL)
         sync(descriptor)
 
-    os.fsync = count
+    def count_recorded(self, name: str, entry: dict) -> None:
+        add(self, name, entry)
+        recorded.append(name)
+        written.clear()
+
+    os.fsync, record.RecordWriter.add = count, count_recorded
     predict(config)
 
 
-@pytest.mark.parametrize("number", [1, 3, 5, 17, 26, 28])
-def test_a_killed_run_leaves_whole_files_and_the_same_command_finishes(first, config, runtime, number):
-    """Five times an image: overlay, mask, their folder, the record and its folder; then the table and the record."""
-    (ended,) = start(end_at, config, number).wait()
+@pytest.mark.parametrize(("images", "number"), [(0, 1), (0, 3), (1, 1), (3, 2), (4, 3), (5, 1), (5, 3)])
+def test_a_killed_run_leaves_whole_files_and_the_same_command_finishes(first, config, runtime, images, number):
+    """After the last image the table and the record are written."""
+    (ended,) = start(end_at, config, images, number).wait()
     assert ended.exit_code == -signal.SIGKILL
-    seen = [path for path in config.out.iterdir() if not path.name.endswith(".partial")]
-    for path in seen:
+    for path in config.out.iterdir():
         if path.suffix == ".png":
             assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None
-        else:
+        elif not path.name.startswith("."):
             assert path.name in ("predict.json", "summary.csv")
             json.loads(path.read_text()) if path.suffix == ".json" else table(config.out)
     before = times(config.out)
     predict(config, runtime)
     num_kept = len(NAMES) - len(redone(config.out, before))
-    assert num_kept == number // 5
-    whole = {name: data for name, data in results(config.out).items() if not name.endswith(".partial")}
+    assert num_kept == images
+    whole = results(config.out)
     assert whole.pop("summary.csv").replace(b"\r", b"").count(b"\n") == 1 + len(NAMES)
     assert whole == {name: data for name, data in results(first.out).items() if name != "summary.csv"}
 

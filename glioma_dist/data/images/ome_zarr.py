@@ -150,14 +150,14 @@ def open_ome_zarr(path: Path, group: str = "") -> OmeZarr:
         array = read_array(path, f"{group}/{inner}" if group else inner, zarr_format, where)
         axes = _axes(image, len(array.shape), where)
         scale = _scale(image, level, len(axes))
-        units = {axis["name"]: axis.get("unit") for axis in image.get("axes") or () if isinstance(axis, dict)}
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        units = {axis["name"]: str(axis.get("unit")) for axis in image.get("axes") or () if isinstance(axis, dict)}
+        by_axis = dict(zip(axes, scale, strict=True))
+        size = by_axis["x"] * LENGTHS_UM.get(units.get("x", ""), math.nan)
+        hours = by_axis.get("t", math.nan) * TIMES_S.get(units.get("t", ""), math.nan) / 3600
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{where}: damaged OME-Zarr: its metadata describe no image ({one_line(repr(error), 80)}); {COPY_AGAIN}"
         ) from None
-    by_axis = dict(zip(axes, scale, strict=True))
-    size = by_axis["x"] * LENGTHS_UM.get(units.get("x") or "", math.nan)
-    hours = by_axis.get("t", math.nan) * TIMES_S.get(units.get("t") or "", math.nan) / 3600
     names = _names(attributes)
     channels = array.shape[axes.index("c")] if "c" in axes else 1
     return OmeZarr(
