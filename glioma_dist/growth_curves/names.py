@@ -17,7 +17,7 @@ INCUCYTE_NAME = re.compile(
     r"(?:(?P<day>\d+)d(?P<hour>\d+)h(?P<minute>\d+)m"
     r"|(?P<date>\d{4}y\d{2}m\d{2}d_\d{2}h\d{2}m))(?P<rest>.*)"
 )
-# …/ScanData/2401/15/1430/700/A1-1-Ph.tif: Incucyte's archive. Year and month, day, hour and minute, vessel, well, field.
+# …/2401/15/1430/700/A1-1-Ph.tif: Incucyte's archive. Year and month, day, hour and minute, vessel, well, field.
 INCUCYTE_ARCHIVE = re.compile(
     r"(?:.*/)?(?P<month>\d{4})/(?P<day>\d{2})/(?P<minute>\d{4})/(?P<vessel>\d+)/"
     r"(?P<well>[A-P]\d{1,2})-(?P<field>\d+)-[^/]+"
@@ -89,7 +89,7 @@ def read_pattern(pattern: str, image: str) -> Told | None:
 
 def _number(name: str, text: str) -> float:
     try:
-        number = float(text.replace(",", "."))
+        number = float(text.rstrip(".,").replace(",", "."))  # [\d.]+ takes the dot of .tif, too
     except ValueError:
         raise ValueError(f"--pattern finds {name} {text!r}, no number") from None
     if not abs(number) <= MAX_HOURS:

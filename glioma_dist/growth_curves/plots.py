@@ -108,7 +108,8 @@ def _caption(cultures: Sequence[Culture]) -> str:
 
 def _draw_well(axes: Axes, culture: Culture, bounds: tuple[float, float]) -> None:
     points, fit = culture.points, culture.fit
-    axes.axhspan(100 * bounds[0], 100 * bounds[1], color="#f2f2f2", linewidth=0)
+    highest = bounds[1] if fit is None else fit.max_confluence
+    axes.axhspan(100 * bounds[0], 100 * highest, color="#f2f2f2", linewidth=0)
     _draw_band(axes, culture, BLUE)
     inside = [point for point in points if culture.in_stretch(point)]
     outside = [point for point in points if not culture.in_stretch(point)]

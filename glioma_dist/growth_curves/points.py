@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from glioma_dist.growth_curves.placing import Placed
+from glioma_dist.growth_curves.cultures import Placed
 
 LEVEL = 0.95
 SAME_TIME_H = 1 / 6

@@ -56,6 +56,7 @@ class Culture:
             "stretch_points": fit and fit.num_points,
             "stretch_start_h": fit and fit.start_h,
             "stretch_end_h": fit and fit.end_h,
+            "stretch_max_confluence": fit and fit.max_confluence,
             "lag_h": self.lag_h,
             "first_confluence": first.confluence,
             "largest_confluence": largest.confluence,

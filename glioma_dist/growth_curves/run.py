@@ -11,8 +11,9 @@ from glioma_dist.config.growth import GrowthConfig
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError
+from glioma_dist.growth_curves.cultures import Placed
 from glioma_dist.growth_curves.fit import find_fit
-from glioma_dist.growth_curves.placing import Placed, place
+from glioma_dist.growth_curves.placing import place
 from glioma_dist.growth_curves.points import Point, by_culture, join
 from glioma_dist.growth_curves.result import Culture, GrowthResult, describe_not_used
 from glioma_dist.growth_curves.table import read_predictions
