@@ -41,6 +41,8 @@ NOISE = 0.005
 """Relative standard deviation of a confluence that is always assumed, so that drawn curves without any noise work."""
 MIN_RISE = 1.25
 """Times that the confluence must rise over the stretch to be called growth."""
+MIN_RATE = 1e-6
+"""Lower bound of a rate that is called growth, per hour: a doubling in 79 years."""
 BELOW_PLATEAU = 0.6
 """Upper bound of the stretch as a share of the plateau."""
 NEAR_PLATEAU, LEVEL_SHARE = 0.9, 1 / 3
@@ -130,7 +132,7 @@ def find_fit(
     num_points = last - first + 1
     half = float(stdtrit(num_points - 2, 0.5 + LEVEL / 2)) * line.se
     rise = math.exp(line.slope * (times[last] - times[first]))
-    if line.slope - half <= 0 or rise < MIN_RISE:
+    if line.slope - half < MIN_RATE or rise < MIN_RISE:
         return None, _why_no_growth(times, logs, usable)
     doubling = [math.log(2) / rate for rate in (line.slope, line.slope + half, line.slope - half)]
     at_start = math.exp(line.middle + line.slope * (times[first] - line.middle_h))

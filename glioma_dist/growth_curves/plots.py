@@ -29,6 +29,8 @@ from glioma_dist.report.style import (
 
 MAX_PANELS, MAX_COLUMNS = 48, 6
 """Of a plot; more cultures make several plots."""
+MAX_PAGES = 20
+"""Plots of a panel a culture."""
 MAX_NAMED = 8
 """Cultures that get a style of their own; of more, lines cannot be told apart."""
 STYLES = tuple(zip((BLUE, ORANGE, GREEN, VIOLET), ("-", "--", "-.", ":"), ("o", "s", "^", "D"), strict=True))
@@ -40,6 +42,7 @@ BAND = "Band: 95 % t-interval of the mean over the fields."
 def draw_wells(cultures: Sequence[Culture], bounds: tuple[float, float]) -> dict[str, bytes]:
     """A panel a culture with its fit, confluence on a logarithmic axis, as PNG and SVG. Returns the files by name."""
     pages = [cultures[first : first + MAX_PANELS] for first in range(0, len(cultures), MAX_PANELS)]
+    pages = pages[:MAX_PAGES]
     files = {}
     for number, page in enumerate(pages, 1):
         figure = wells_figure(page, cultures, bounds)

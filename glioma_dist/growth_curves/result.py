@@ -63,7 +63,7 @@ class Culture:
             "largest_at_h": largest.time_h,
             "first_h": first.time_h,
             "last_h": last.time_h,
-            "points": len(self.points),
+            "time_points": len(self.points),
             "images": self.images,
         }
 

@@ -14,6 +14,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.growth_curves.cultures import Placed
 from glioma_dist.growth_curves.fit import find_fit
 from glioma_dist.growth_curves.placing import place
+from glioma_dist.growth_curves.plots import MAX_PAGES, MAX_PANELS
 from glioma_dist.growth_curves.points import Point, by_culture, join
 from glioma_dist.growth_curves.result import Culture, GrowthResult, describe_not_used
 from glioma_dist.growth_curves.table import read_predictions
@@ -57,9 +58,11 @@ def growth(config: GrowthConfig) -> GrowthResult:
     uneven = sum(len({point.fields for point in culture.points}) > 1 for culture in cultures)
     if uneven:
         notes.append(
-            f"{uneven} of {len(cultures)} cultures do not have the same number of fields at all times: a field that "
-            "comes or goes can look like growth (fields in points.csv)"
+            f"the number of fields changes in {uneven} of {len(cultures)} cultures (points.csv): a field that comes or "
+            "goes can look like growth"
         )
+    if len(cultures) > MAX_PANELS * MAX_PAGES:
+        notes.append(f"{len(cultures)} cultures: plots of the first {MAX_PANELS * MAX_PAGES} only")
     result = GrowthResult(config.out, tuple(cultures), not_used, tuple(notes), ())
     if store is None:
         names = write_files(Path(config.out), result, config)
