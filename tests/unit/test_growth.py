@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from bucket import bucket
-from helpers import command
+from helpers import REPOSITORY, command, draw_sample, type_in
 
 import glioma_dist as gd
 from glioma_dist.config.paths import Url
@@ -312,3 +312,19 @@ def test_the_result_is_that_of_its_settings(preds, tmp_path):
     assert other.fit is not None
     assert usual.fit is not None
     assert other.fit.end_h < usual.fit.end_h
+
+
+def test_the_blocks_of_the_guide_run(tmp_path):
+    """docs/guides/growth.md, on three tiny pictures: from images to curves that say why they are too short."""
+    page = (REPOSITORY / "docs/guides/growth.md").read_text()
+    (tmp_path / "plate_7").mkdir()
+    for number, hour in enumerate((0, 4, 8)):
+        cv2.imwrite(str(tmp_path / f"plate_7/A1_1_00d0{hour}h00m.png"), draw_sample(number).image)
+    table = re.search(r"^```csv\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[1]
+    (tmp_path / "wells.csv").write_text(table + "A1_1_00d08h00m.png,control,1,9\n")
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    ended = [end for block in blocks for end in type_in(block, tmp_path)]
+    assert len(ended) == 4
+    assert all("no doubling time: too few points: 3" in end.stdout for end in ended[1:])
+    assert ended[-1].stdout.splitlines()[-2].startswith("control: ")
+    assert "times from --metadata" in ended[-1].stdout
