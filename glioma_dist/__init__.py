@@ -12,13 +12,13 @@
     masks = gd.predict(gd.PredictConfig(run.best, images="plates/*.tif", out=Path("masks")))
     print([(each.image.name, each.confluence) for each in masks.images])
 
-train, evaluate and predict take a config, compute in this process, and return a result. They start no processes: to
-use several GPUs, start the script with `accelerate launch`. What the user gave and cannot be used raises InputError.
-docs/api.md has an example of each name.
+train, evaluate, predict and growth take a config, compute in this process, and return a result. They start no
+processes: to use several GPUs, start the script with `accelerate launch`. What the user gave and cannot be used raises
+InputError. docs/api.md has an example of each name.
 
-    run it     train, evaluate, predict
-    settings   TrainConfig(DataConfig, ModelConfig, ScaleConfig), EvaluateConfig, PredictConfig, Size
-    results    TrainResult, EvaluationResult, PredictionResult
+    run it     train, evaluate, predict, growth
+    settings   TrainConfig(DataConfig, ModelConfig, ScaleConfig), EvaluateConfig, PredictConfig, GrowthConfig, Size
+    results    TrainResult, EvaluationResult, PredictionResult, GrowthResult
     models     build_model, load_model, normalise, PretrainedUNet, Encoder
     data       ShardReader, ShardWriter, Sample, DeterministicSampler, training_batches, Batch
     memory     estimate_step_memory, StepMemory, checkpoint_activations
@@ -39,6 +39,7 @@ _HOMES = {
     "train": "training.loop",
     "evaluate": "evaluation.protocol",
     "predict": "inference.predict",
+    "growth": "growth_curves.run",
     "TrainConfig": "config",
     "DataConfig": "config",
     "ModelConfig": "config",
@@ -46,10 +47,12 @@ _HOMES = {
     "EvaluateConfig": "config",
     "PredictConfig": "config",
     "InferenceScaleConfig": "config",
+    "GrowthConfig": "config.growth",
     "Size": "size",
     "TrainResult": "training.result",
     "EvaluationResult": "evaluation.protocol",
     "PredictionResult": "inference.results",
+    "GrowthResult": "growth_curves.result",
     "build_model": "model.unet",
     "load_model": "model.unet",
     "normalise": "model.unet",
@@ -76,6 +79,8 @@ __all__ = [
     "Encoder",
     "EvaluateConfig",
     "EvaluationResult",
+    "GrowthConfig",
+    "GrowthResult",
     "InferenceScaleConfig",
     "InputError",
     "ModelConfig",
@@ -96,6 +101,7 @@ __all__ = [
     "checkpoint_activations",
     "estimate_step_memory",
     "evaluate",
+    "growth",
     "load_model",
     "normalise",
     "predict",
@@ -113,12 +119,15 @@ if TYPE_CHECKING:
         ScaleConfig,
         TrainConfig,
     )
+    from glioma_dist.config.growth import GrowthConfig
     from glioma_dist.data.loader import Batch, training_batches
     from glioma_dist.data.sample import Sample
     from glioma_dist.data.sampler import DeterministicSampler
     from glioma_dist.data.shards.reader import ShardReader, ShardWriter
     from glioma_dist.errors import InputError, RunError
     from glioma_dist.evaluation.protocol import EvaluationResult, evaluate
+    from glioma_dist.growth_curves.result import GrowthResult
+    from glioma_dist.growth_curves.run import growth
     from glioma_dist.inference.predict import predict
     from glioma_dist.inference.results import PredictionResult
     from glioma_dist.model.encoders.contract import Encoder

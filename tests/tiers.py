@@ -88,6 +88,7 @@ LONG = {
     "tests/unit/test_memory_estimator.py::test_memory_grows_evenly_with_the_batch_and_bf16_takes_less": (
         "counts many steps"
     ),
+    "tests/unit/test_growth.py::test_the_blocks_of_the_guide_run": "four commands, one a prediction",
     "tests/unit/test_networks.py::test_predicted_masks_of_held_out_fields_score_what_the_card_says": "fields of 1 Mpx",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
     "tests/unit/test_planner.py::test_auto_takes_the_quickest_that_fits": "counts many steps",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glioma_dist.report.style import BLUE, ORANGE, entitle, tidy
+from glioma_dist.report.style import BLUE, ORANGE, drawable, entitle, tidy
 
 MAX_POINTS = 400
 """Points of a line; where a run has more steps, each point is the mean of consecutive ones."""
@@ -43,9 +43,7 @@ def draw_curves(train: Curve, val: Curve, name: str) -> Figure:
     caption = "Validation: mean over all validation images."
     caption += f" Training: mean over the images of a batch{f' and over {mean_of} steps' if mean_of > 1 else ''}."
     caption += " Band: lowest to highest of these steps." if mean_of > 1 else ""
-    # matplotlib reads $ as the beginning of a formula, and warns of letters that its font has not.
-    plain = name.encode("ascii", "replace").decode().replace("$", r"\$")
-    entitle(figure, plain, caption)
+    entitle(figure, drawable(name), caption)
     return figure
 
 

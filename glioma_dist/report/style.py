@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,6 +22,14 @@ def png_bytes(figure: Figure) -> bytes:
     """The figure as PNG. Without the library's version and date, the same numbers give the same bytes."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+    return file.getvalue()
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """The figure as SVG, its words as text. The same numbers give the same bytes."""
+    file = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "glioma-dist"}):
+        figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None})
     return file.getvalue()
 
 
@@ -44,6 +53,11 @@ def entitle(figure: Figure, title: str, caption: str) -> None:
     """The title at the top left, and below the plot what its marks mean."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color=GREY)
+
+
+def drawable(text: str) -> str:
+    """A text from elsewhere as matplotlib draws it: $ would begin a formula, and letters that its font lacks warn."""
+    return text.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$")
 
 
 def short(value: float) -> str:

@@ -45,6 +45,7 @@ BASES = {
     "evaluate": "--checkpoint FOLDER --data SHARDS",
     "predict": "--checkpoint FOLDER --images IMAGE --out OUT",
     "export": "--checkpoint FOLDER --out OUT/model.onnx",
+    "growth": "FOLDER --out OUT",
     "merge": "--checkpoint FOLDER --out OUT",
     "convert livecell": "--source FOLDER --out OUT",
     "convert glioma-c6": "--source FOLDER --out OUT",

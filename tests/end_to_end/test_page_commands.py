@@ -21,6 +21,7 @@ RUN_ELSEWHERE = {
     "docs/api.md": "tests/end_to_end/test_examples.py",
     "docs/guides/own_parts.md python": "tests/end_to_end/test_examples.py",
     "glioma_dist/networks/t98g-small/README.md": "tests/unit/test_networks.py",
+    "docs/guides/growth.md": "tests/unit/test_growth.py",
     "docs/metrics.md": "tests/end_to_end/test_reference_pages.py",
     "docs/checkpoint_format.md": "tests/end_to_end/test_reference_pages.py",
 }

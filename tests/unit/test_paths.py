@@ -41,6 +41,7 @@ NO_PATHS = {
     "--source-splits": "names",
     "--licence": "words of a licence, which can be a URL",
     "--group-pattern": "a regular expression",
+    "--pattern": "a regular expression",
     "--suffix": "an ending of names",
     "--categories": "names",
     "--name": "a name of a file of the package",
@@ -161,7 +162,7 @@ def required_arguments(target: Any) -> dict[str, str]:
         for field in dataclasses.fields(target)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    positional = {"study", "shards", "run"}
+    positional = {"study", "shards", "run", "predictions"}
     flags = {name: name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in missing}
     return {flag: known.get(name, "x") for name, flag in flags.items()}
 
@@ -291,6 +292,7 @@ TAKE_URLS = {
     "run-status": {"RUN": "read"},
     "train": {"--data.train": "read", "--data.val": "read", "--model.init": "read", "--out": "written"},
     "evaluate": {"--checkpoint": "read", "--data": "read", "--out": "written"},
+    "growth": {"PREDICTIONS": "read", "--out": "written"},
     "predict": {"--checkpoint": "read", "--images": "read", "--out": "written"},
     "export": {"--checkpoint": "read", "--out": "written"},
     "shards inspect": {"SHARDS": "read"},

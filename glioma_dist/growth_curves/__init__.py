@@ -1,0 +1,1 @@
+"""How cultures grow: confluence over time, and doubling times."""

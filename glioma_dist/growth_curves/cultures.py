@@ -1,0 +1,162 @@
+"""Names of cultures, hours in place of dates, and what a user is told of the sources of both."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from glioma_dist.growth_curves.table import NotUsed, Picture
+
+DIFFERENCE_H = 0.5
+"""Hours that two sources of a time may differ without a word."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A picture in a growth curve."""
+
+    picture: Picture
+    culture: str
+    field: str
+    """Of the well: what the same place has at all times."""
+    hours: float
+
+
+@dataclass
+class Placement:
+    """All pictures of a table: where each belongs, or why it does not; and notes for the user."""
+
+    placed: list[Placed] = field(default_factory=list)
+    not_used: list[NotUsed] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Guess:
+    """What is known of a picture while it is placed."""
+
+    picture: Picture
+    culture: str | None = None
+    culture_from: str = ""
+    field: str | None = None
+    hours: float | None = None
+    """Of the file, since the start of the experiment."""
+    hours_from: str = ""
+    date: datetime | None = None
+    """Of the file, where that is told in place of the hours."""
+    within: float = 0.0
+    """Hours since the file's first picture."""
+
+
+def name_cultures(guesses: list[Guess], done: Placement) -> None:
+    """Short names for cultures that are files or folders, and two names for two wells of one name.
+
+    A well is taken for two where one field has two pictures at one time, in two folders: two plates.
+    """
+    for kind in ("the file", "the folder"):
+        own = [guess for guess in guesses if (guess.culture_from or "the folder") == kind]
+        paths = {guess.picture.image if kind == "the file" else _folder(guess.picture.image) for guess in own}
+        names = _short(paths)
+        for guess in own:
+            path = guess.picture.image if kind == "the file" else _folder(guess.picture.image)
+            guess.culture, guess.culture_from = names[path], kind
+    repeated: dict[tuple, set[str]] = defaultdict(set)
+    for guess in guesses:
+        at = (guess.culture, guess.field, guess.hours, guess.date, guess.within)
+        if guess.culture_from != "--metadata":
+            repeated[at].add(_folder(guess.picture.image))
+    twice = {at[0] for at, folders in repeated.items() if len(folders) > 1}
+    names = _short({_folder(guess.picture.image) for guess in guesses if guess.culture in twice})
+    for guess in guesses:
+        if guess.culture in twice:
+            guess.culture = f"{names[_folder(guess.picture.image)]}/{guess.culture}"
+    if twice:
+        done.notes.append(
+            f"{len(twice)} wells have two pictures of one field at one time, in different folders: each folder is "
+            "taken for a plate"
+        )
+
+
+def _folder(image: str) -> str:
+    return image.replace("\\", "/").rpartition("/")[0]
+
+
+def _short(paths: set[str]) -> dict[str, str]:
+    """For each path its last part without a suffix, with as many parts before it as make it the only one."""
+    parts = {path: [*PurePosixPath(path).parts[:-1], PurePosixPath(path).stem] for path in paths}
+    names: dict[str, str] = {}
+    for depth in range(1, max(map(len, parts.values()), default=0) + 1):
+        candidates = {path: "/".join(own[-depth:]) for path, own in parts.items() if path not in names}
+        times = Counter([*candidates.values(), *names.values()])
+        names |= {path: name for path, name in candidates.items() if times[name] == 1}
+    return {path: names.get(path, path) or "all" for path in paths}
+
+
+def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
+    """Hours since the first picture of the culture, for dates. A culture of dates and hours keeps its hours."""
+    cultures: dict[str, list[Guess]] = defaultdict(list)
+    for guess in guesses:
+        cultures[guess.culture or ""].append(guess)
+    kept, several = [], 0
+    for name, own in cultures.items():
+        dated = [guess for guess in own if guess.date is not None]
+        if dated and len(dated) < len(own):
+            reason = f"has a date, and other pictures of {name} have hours: give --metadata"
+            done.not_used += [NotUsed(each.picture.image, each.picture.plane, reason) for each in dated]
+            own, dated = [guess for guess in own if guess.date is None], []
+        first = min((guess.date for guess in dated if guess.date), default=None)
+        for guess in dated:
+            guess.hours = hours_since(guess.date, first) if first else None
+        kept += own
+        own_files = {guess.picture.image for guess in own if guess.hours_from in ("the file", "--frame-hours")}
+        several += len(own_files) > 1
+    if several:
+        done.notes.append(
+            f"{several} cultures have several time-lapse files without a date: the first pictures of all are taken for "
+            "simultaneous"
+        )
+    return kept
+
+
+def note_sources(guesses: list[Guess], done: Placement) -> None:
+    """Where wells and times come from: one line."""
+    for what, names in (
+        ("wells", Counter(guess.culture_from for guess in guesses)),
+        ("times", Counter(guess.hours_from for guess in guesses)),
+    ):
+        if names:
+            told = ", ".join(f"{name} ({count_images(count)})" for name, count in names.most_common())
+            done.notes.append(f"{what} from {told}")
+    if folders := {guess.culture for guess in guesses if guess.culture_from == "the folder"}:
+        done.notes.append(
+            f"no well is known for some images: those of a folder are one culture ({len(folders)} of them); give "
+            "--pattern or --metadata for wells"
+        )
+
+
+def differences(guesses: list[Guess]) -> list[str]:
+    """Cultures whose pictures were taken at other times than they are placed at, by their files' dates."""
+    cultures: dict[str, list[float]] = defaultdict(list)
+    for guess in guesses:
+        date = guess.picture.acquired
+        if date is not None and guess.hours_from != "the file's dates" and guess.hours is not None:
+            cultures[guess.culture or ""].append(date.timestamp() / 3600 - guess.hours - guess.within)
+    spreads = [max(values) - min(values) for values in cultures.values()]
+    if not spreads or max(spreads) <= DIFFERENCE_H:
+        return []
+    num = sum(spread > DIFFERENCE_H for spread in spreads)
+    return [
+        f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: dates do not count"
+    ]
+
+
+def count_images(number: int) -> str:
+    """A number of images in words."""
+    return f"{number} image{'' if number == 1 else 's'}"
+
+
+def hours_since(date: datetime | None, since: datetime) -> float | None:
+    """Hours from one date to another."""
+    return None if date is None else (date - since).total_seconds() / 3600
