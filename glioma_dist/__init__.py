@@ -16,9 +16,10 @@ train, evaluate and predict take a config, compute in this process, and return a
 use several GPUs, start the script with `accelerate launch`. What the user gave and cannot be used raises InputError.
 docs/api.md has an example of each name.
 
-    run it     train, evaluate, predict
-    settings   TrainConfig(DataConfig, ModelConfig, ScaleConfig), EvaluateConfig, PredictConfig, Size
-    results    TrainResult, EvaluationResult, PredictionResult
+    run it     train, evaluate, predict, report_prediction
+    settings   TrainConfig(DataConfig, ModelConfig, ScaleConfig), EvaluateConfig, PredictConfig,
+               ReportConfig, Size
+    results    TrainResult, EvaluationResult, PredictionResult, PredictionReport
     models     build_model, load_model, normalise, PretrainedUNet, Encoder
     data       ShardReader, ShardWriter, Sample, DeterministicSampler, training_batches, Batch
     memory     estimate_step_memory, StepMemory, checkpoint_activations
@@ -39,17 +40,20 @@ _HOMES = {
     "train": "training.loop",
     "evaluate": "evaluation.protocol",
     "predict": "inference.predict",
+    "report_prediction": "report.prediction_page",
     "TrainConfig": "config",
     "DataConfig": "config",
     "ModelConfig": "config",
     "ScaleConfig": "config",
     "EvaluateConfig": "config",
     "PredictConfig": "config",
+    "ReportConfig": "config",
     "InferenceScaleConfig": "config",
     "Size": "size",
     "TrainResult": "training.result",
     "EvaluationResult": "evaluation.protocol",
     "PredictionResult": "inference.results",
+    "PredictionReport": "report.prediction_page",
     "build_model": "model.unet",
     "load_model": "model.unet",
     "normalise": "model.unet",
@@ -80,8 +84,10 @@ __all__ = [
     "InputError",
     "ModelConfig",
     "PredictConfig",
+    "PredictionReport",
     "PredictionResult",
     "PretrainedUNet",
+    "ReportConfig",
     "RunError",
     "Sample",
     "ScaleConfig",
@@ -99,6 +105,7 @@ __all__ = [
     "load_model",
     "normalise",
     "predict",
+    "report_prediction",
     "train",
     "training_batches",
 ]
@@ -110,6 +117,7 @@ if TYPE_CHECKING:
         InferenceScaleConfig,
         ModelConfig,
         PredictConfig,
+        ReportConfig,
         ScaleConfig,
         TrainConfig,
     )
@@ -124,6 +132,7 @@ if TYPE_CHECKING:
     from glioma_dist.model.encoders.contract import Encoder
     from glioma_dist.model.hub import PretrainedUNet
     from glioma_dist.model.unet import build_model, load_model, normalise
+    from glioma_dist.report.prediction_page import PredictionReport, report_prediction
     from glioma_dist.scale.activation_checkpointing import checkpoint_activations
     from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
     from glioma_dist.size import Size

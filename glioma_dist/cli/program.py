@@ -40,6 +40,7 @@ COMMANDS = {
     "train": Entry("glioma_dist.cli.train:TRAIN", "Train a U-Net on shards."),
     "evaluate": Entry("glioma_dist.cli.evaluate:EVALUATE", "Score a checkpoint on shards with Dice."),
     "predict": Entry("glioma_dist.cli.predict:PREDICT", "Segment the cells of new images."),
+    "report": Entry("glioma_dist.cli.report:REPORT", "Write one HTML page about a prediction."),
     "download livecell": Entry("glioma_dist.cli.download:LIVECELL", "Download LIVECell (non-commercial licence)."),
     "download glioma-c6": Entry("glioma_dist.cli.download:GLIOMA_C6", "Download Glioma C6 (non-commercial licence)."),
     "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Convert LIVECell to shards."),

@@ -1,0 +1,41 @@
+"""`glioma-dist report`: write one HTML file about a prediction."""
+
+from __future__ import annotations
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.inputs import check_checkpoint, check_folder_there
+from glioma_dist.config import ReportConfig
+from glioma_dist.config.paths import Url, path_or_url
+
+
+def check(config: ReportConfig) -> None:
+    """Raises InputError for missing inputs."""
+    place = path_or_url(config.results)
+    if not isinstance(place, Url):
+        check_folder_there("RESULTS", place)
+    if config.growth is not None:
+        check_folder_there("--growth", config.growth)
+    if config.checkpoint is not None:
+        check_checkpoint("--checkpoint", config.checkpoint)
+
+
+def run(config: ReportConfig) -> None:
+    """Write the report, and print where it is."""
+    from glioma_dist.report.prediction_page import report_prediction
+
+    report = report_prediction(config)
+    print(
+        f"{report.path}: {report.num_images} images, {report.num_flagged} with a flag, {report.num_failed} failed; "
+        f"{report.num_bytes / 1e6:.1f} MB"
+    )
+
+
+REPORT = Command(
+    ReportConfig,
+    run,
+    (
+        "glioma-dist report preds --out report.html",
+        "glioma-dist report preds --growth growth --out report.html",
+    ),
+    check,
+)
