@@ -5,12 +5,12 @@ from __future__ import annotations
 import glioma_dist
 
 GROUPS = {
-    "Train, evaluate, predict": ("train", "evaluate", "predict"),
+    "Train, evaluate, predict": ("train", "evaluate", "predict", "report_prediction"),
     "Settings": (
         *("TrainConfig", "DataConfig", "ModelConfig", "ScaleConfig", "EvaluateConfig", "PredictConfig"),
-        *("InferenceScaleConfig", "Size"),
+        *("InferenceScaleConfig", "ReportConfig", "Size"),
     ),
-    "Results": ("TrainResult", "EvaluationResult", "PredictionResult"),
+    "Results": ("TrainResult", "EvaluationResult", "PredictionResult", "PredictionReport"),
     "Models": ("build_model", "load_model", "normalise", "PretrainedUNet", "Encoder"),
     "Data": ("ShardReader", "ShardWriter", "Sample", "DeterministicSampler", "training_batches", "Batch"),
     "Memory": ("estimate_step_memory", "StepMemory", "checkpoint_activations"),

@@ -17,12 +17,12 @@ FLAGS = {
     PLATE_EDGE: "a part of a side is much brighter or darker than the middle: the wall of a well, or uneven light",
     SATURATED: "many pixels have the picture's highest or lowest value",
     UNLIKE_TRAINING: "brightness, contrast or size of structures differ from the network's training images",
-    LOW_CONTRAST: "fewer than 16 grey levels",
+    LOW_CONTRAST: "fewer than 8 grey levels: nothing to see, or a mask among the images",
 }
 """Flag -> what it means."""
 LEAST_SHARPNESS = -1.25
-"""Without training images to compare with: between real fields in focus (-1.06 and above) and the same blurred by 1.5
-pixels (-1.45 and below)."""
+"""Without training images to compare with: between real fields in focus (-1.06 and above) and T98G fields blurred by
+1.5 pixels (-1.45 and below). Sharp edges alone would give -1: twice the size, twice the energy."""
 SHARPNESS_MARGIN = 0.4
 """How much lower than in the training images the sharpness may be."""
 BLOCKS_A_SIDE, BLOCKS_A_WINDOW = 24, 8
@@ -32,7 +32,7 @@ MAX_SATURATED = 0.04
 """Share of the pixels. Real fields have 2.5 % at most, in bright round cells."""
 MAX_DISTANCE = 1.0
 """How far a statistic may lie outside its range over the training images, in widths of this range."""
-MIN_LEVELS = 16
+MIN_LEVELS = 8
 MAX_SIDE_PX = 1024
 """Of the picture that brightness is looked at in: a larger one is read in steps."""
 

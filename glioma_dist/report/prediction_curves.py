@@ -10,7 +10,7 @@ from html import escape
 from glioma_dist.report.style import short
 
 WIDTH, HEIGHT = 300, 190
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 40, 14, 10, 38
 NUM_BINS = 20
 
 

@@ -189,7 +189,7 @@ def _pictures(folder: ResultFolder, images: Sequence[ReportedImage]) -> dict[str
         notes.append(f"{len(shown)} of {len(images)} images have a picture here: those with flags first.")
     if num_pictures < len(shown):
         notes.append(
-            f"{len(shown) - num_pictures} pictures cannot be read: neither an overlay nor the image itself is there."
+            f"{len(shown) - num_pictures} of them cannot be shown: neither an overlay nor the image itself can be read."
         )
     names = [(name, kind) for name, kind, _ in columns]
     return {"rows": rows, "columns": names, "pictures_note": " ".join(notes)}
@@ -213,8 +213,8 @@ def _columns(images: Sequence[ReportedImage]) -> list[tuple[str, str, Any]]:
         ("Confluence (%)", "number", lambda each: f"{100 * each.confluence:.2f}"),
         ("Area (µm²)", "number", lambda each: "" if each.area_um2 is None else f"{each.area_um2:.0f}"),
         ("Components", "number", lambda each: "" if each.components is None else str(each.components)),
-        ("Flags", "text", lambda each: ", ".join(each.flags)),
-        ("Seen by the network", "text", lambda each: each.way),
+        ("Flags", "flag", lambda each: ", ".join(each.flags)),
+        ("Seen as", "text", lambda each: each.way),
     ]
     return [column for column in columns if column[0] == "Flags" or any(column[2](each) for each in images)]
 

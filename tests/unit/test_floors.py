@@ -11,7 +11,7 @@ import glioma_dist
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "glioma_dist"
 MAY_USE_BESIDE = {
-    *(("training", "evaluation"), ("inference", "evaluation"), ("training", "report")),
+    *(("training", "evaluation"), ("inference", "evaluation"), ("training", "report"), ("report", "inference")),
     *(("reproduction", "benchmark"), ("__main__", "cli")),
 }
 SOURCES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))
