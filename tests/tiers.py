@@ -46,7 +46,7 @@ LONG = {
     "tests/end_to_end/test_launch_program.py": "real launchers",
     "tests/end_to_end/test_launchers.py": "real launchers",
     "tests/end_to_end/test_own_images.py::test_the_page_leads_from_a_folder_to_masks": "six commands",
-    "tests/end_to_end/test_prediction_report.py::test_predict_and_report_end_to_end": "a prediction, and its report",
+    "tests/end_to_end/test_prediction_report.py::test_the_commands_of_the_page_run": "a prediction, and its report",
     "tests/end_to_end/test_readme.py::test_the_workflow_of_readme_runs_from_the_first_command_to_the_last": (
         "twenty commands, each a new interpreter"
     ),

@@ -57,7 +57,7 @@ def draw_histogram(values: Sequence[float]) -> str:
         counts[min(NUM_BINS - 1, int(value * NUM_BINS))] += 1
     end = _rounded_up(max(counts))
     axes = _Axes(0, 100, end)
-    parts = [axes.grid("confluence (%)", "images")]
+    parts = [axes.grid("confluence (%)", "images", is_count=True)]
     for number, count in enumerate(counts):
         low, high = number * 100 / NUM_BINS, (number + 1) * 100 / NUM_BINS
         x, y = axes.x(low), axes.y(count)
@@ -81,9 +81,9 @@ class _Axes:
     def y(self, value: float) -> float:
         return HEIGHT - BOTTOM - value / self.top * (HEIGHT - TOP - BOTTOM)
 
-    def grid(self, x_label: str, y_label: str) -> str:
+    def grid(self, x_label: str, y_label: str, is_count: bool = False) -> str:
         parts = []
-        for value in _ticks(0, self.top):
+        for value in _ticks(0, self.top, is_count):
             y = self.y(value)
             parts.append(f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
             parts.append(f"<text x='{LEFT - 5}' y='{y + 3.5:.1f}' text-anchor='end'>{value:g}</text>")
@@ -133,8 +133,10 @@ def _step(span: float, wanted: int = 5) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
 
 
-def _ticks(start: float, end: float) -> list[float]:
+def _ticks(start: float, end: float, is_whole: bool = False) -> list[float]:
     step = _step(end - start)
+    if is_whole:
+        step = max(1.0, step)
     first = math.ceil(start / step - 1e-9)
     return [round(number * step, 10) for number in range(first, math.floor(end / step + 1e-9) + 1)]
 

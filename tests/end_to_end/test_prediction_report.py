@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +13,10 @@ import cv2
 import numpy as np
 import pytest
 from browser import Browser
-from helpers import command, draw_sample
+from helpers import REPOSITORY, command, draw_sample
 
 import glioma_dist as gd
+from glioma_dist.cli.program import COMMANDS
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.inference.quality import FLAGS
 from glioma_dist.model.checkpoint import Checkpoint
@@ -332,20 +334,31 @@ def test_a_report_of_five_hundred_real_fields_is_below_20_mb(tmp_path):
     assert report.num_bytes < 20e6
 
 
-def test_predict_and_report_end_to_end(tmp_path):
-    (tmp_path / "images").mkdir()
-    for number in range(2):
-        cv2.imwrite(str(tmp_path / f"images/{number}.png"), draw_sample(number, 200, 160).image)
-    (tmp_path / "images/2.png").write_bytes(b"no image")
-    flags = ("--checkpoint", "t98g-small", "--images", "images", "--out", "preds")
-    assert command("predict", *flags, folder=tmp_path).exit_code == 1
-    ended = command("report", "preds", "--out", "report.html", folder=tmp_path)
-    assert (ended.exit_code, ended.stderr) == (0, "")
-    assert re.search(r"report\.html: 2 images, \d with a flag, 1 failed; 0\.\d MB", ended.stdout)
-    text = (tmp_path / "report.html").read_text()
-    assert len(Page(text).pictures) == 2
-    assert "2.png" in text
-    assert "The results do not tell when the pictures were taken" in text
+def test_the_commands_of_the_page_run(tmp_path):
+    """Those of docs/guides/report.md, with a broken image among the others, which predict ends with exit code 1 for."""
+    page = (REPOSITORY / "docs/guides/report.md").read_text()
+    blocks = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
+    assert len(blocks) == 3
+    (tmp_path / "my_images").mkdir()
+    for number in range(3):
+        name = f"A172_Phase_C7_1_00d{4 * number:02d}h00m_1.png"
+        cv2.imwrite(str(tmp_path / "my_images" / name), draw_sample(number, 200, 160).image)
+    (tmp_path / "my_images/broken.png").write_bytes(b"no image")
+    shutil.copytree(Checkpoint.read(Path("t98g-small")).folder, tmp_path / "runs/glioma/best")
+    for line in [line for block in blocks for line in block]:
+        _, name, *flags = line.split()
+        if name not in COMMANDS or ("--growth" in flags and "growth" not in COMMANDS):
+            continue
+        ended = command(name, *flags, folder=tmp_path)
+        if name == "report":
+            assert (ended.exit_code, ended.stderr) == (0, "")
+            assert re.search(r"report\.html: 3 images, \d with a flag, 1 failed; 0\.\d MB", ended.stdout)
+            text = (tmp_path / "report.html").read_text()
+            assert len(Page(text).pictures) == 3
+            assert "broken.png" in text
+            assert ("The results do not tell when" in text) == ("--growth" not in flags)
+    assert "mit_tiny" in text
+    assert "MIT License" in text
 
 
 WRONG = {
