@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -75,10 +76,10 @@ class ResultFolder:
         """Whether there is such a file."""
         return name in self._names if self._store is not None else (Path(self.place) / name).is_file()
 
-    @property
+    @cached_property
     def _names(self) -> set[str]:
-        assert self._store is not None
-        return set(self._store.entries())
+        """Of all that lies at the URL; listed once."""
+        return set(self._store.entries()) if self._store is not None else set()
 
     def images(self) -> list[ReportedImage]:
         """The rows of summary.csv. Raises InputError where it is missing or is none."""

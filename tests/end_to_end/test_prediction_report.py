@@ -296,6 +296,9 @@ def test_outlines_enclose_the_pixels_of_the_mask(seed):
         drawn ^= one
     centres = drawn[2::4, 2::4]
     assert (centres == mask).mean() > 0.995
+    assert re.findall(r"-?\d+", outline_path(mask > 0, 0, 8)) == [
+        str(8 * int(each)) for each in re.findall(r"-?\d+", outline_path(mask > 0, 0))
+    ]
     simple = outline_path(mask > 0, 1.0)
     assert len(simple) <= len(outline_path(mask > 0, 0))
     assert outline_path(np.zeros((5, 5), bool), 0.5) == ""
@@ -355,6 +358,7 @@ def test_the_commands_of_the_page_run(tmp_path):
             assert re.search(r"report\.html: 3 images, \d with a flag, 1 failed; 0\.\d MB", ended.stdout)
             text = (tmp_path / "report.html").read_text()
             assert len(Page(text).pictures) == 3
+            assert not any(is_yellow(picture_of(text, number)).any() for number in range(3))
             assert "broken.png" in text
             assert ("The results do not tell when" in text) == ("--growth" not in flags)
     assert "mit_tiny" in text
