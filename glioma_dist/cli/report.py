@@ -5,14 +5,13 @@ from __future__ import annotations
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_checkpoint, check_folder_there
 from glioma_dist.config import ReportConfig
-from glioma_dist.config.paths import Url, path_or_url
+from glioma_dist.config.paths import Url
 
 
 def check(config: ReportConfig) -> None:
     """Raises InputError for missing inputs."""
-    place = path_or_url(config.results)
-    if not isinstance(place, Url):
-        check_folder_there("RESULTS", place)
+    if not isinstance(config.predictions, Url):
+        check_folder_there("PREDICTIONS", config.predictions)
     if config.growth is not None:
         check_folder_there("--growth", config.growth)
     if config.checkpoint is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from glioma_dist.config.paths import OutputPath, PathOrUrl
+from glioma_dist.config.paths import InputPath, OutputPath
 from glioma_dist.errors import InputError
 
 
@@ -17,7 +17,7 @@ class ReportConfig:
     """Write one HTML file about a prediction: growth curves, pictures with outlines, a table, and the model. It needs
     no network and no other file."""
 
-    results: Annotated[PathOrUrl, tyro.conf.Positional]
+    predictions: Annotated[InputPath, tyro.conf.Positional]
     """Folder or URL that predict wrote its results to."""
     out: OutputPath
     """File to write, for example report.html: a path or a URL."""

@@ -15,7 +15,7 @@ from markupsafe import Markup
 import glioma_dist
 from glioma_dist.config import ReportConfig
 from glioma_dist.config.file import checked
-from glioma_dist.config.paths import Url, path_or_url
+from glioma_dist.config.paths import Url
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import printable
@@ -80,7 +80,7 @@ def report_prediction(config: ReportConfig) -> PredictionReport:
         store.check()
     else:
         check_new_file("--out", config.out)
-    folder = ResultFolder(path_or_url(config.results))
+    folder = ResultFolder(config.predictions)
     images, failures = folder.images(), folder.failures()
     curves = read_curves(config.growth) if config.growth else _curves_of(images)
     page = render(
@@ -109,8 +109,8 @@ def _head(config: ReportConfig, images: Sequence[ReportedImage], failures: Seque
         (str(sum(bool(each.flags) for each in images)), "with a flag"),
         (str(len(failures)), "failed"),
     ]
-    name = printable(path_or_url(config.results).name or config.results)
-    subtitle = f"Results of glioma-dist predict in {printable(config.results)}, shown by glioma-dist "
+    name = printable(config.predictions.name or config.predictions)
+    subtitle = f"Results of glioma-dist predict in {printable(config.predictions)}, shown by glioma-dist "
     return {"title": f"Prediction: {name}", "subtitle": subtitle + glioma_dist.__version__, "figures": figures}
 
 

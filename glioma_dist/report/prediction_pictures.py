@@ -25,7 +25,7 @@ WIDEST_PX, NARROWEST_PX = 640, 96
 BYTES_A_PIXEL = 0.35
 """Of a WebP of phase contrast of quality 70 with its outlines, roughly; what takes more gets a lower quality."""
 QUALITIES = (70, 50, 35, 20, 10)
-MAX_PIXELS = 2**26
+MAX_MASK_PIXELS = 2**26
 """Of a mask whose outlines are drawn."""
 MAX_WORKED_PIXELS = 2**24
 """Of a larger picture only every second, third, … pixel and row is used, because the work takes 20 bytes a pixel."""
@@ -74,7 +74,7 @@ def make_thumbnail(
         return _encode(_shrunk(picture, size), "", max_bytes)
     if mask.shape != picture.shape[:2]:
         mask = cv2.resize(mask, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    small = _shrunk_without_outlines(picture, mask, size) if drawn else _shrunk(picture, size)
+    small = _shrunk_without_outlines(picture, mask, size) if drawn and picture.ndim == 3 else _shrunk(picture, size)
     path = ""
     for tolerance, scale in COARSER:
         coarse = _shrunk(mask * np.uint8(255), (-(-size[0] // scale), -(-size[1] // scale))) > 127
@@ -115,7 +115,7 @@ def _mask(folder: ResultFolder, image: ReportedImage) -> np.ndarray | None:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             shape = file.pages[0].shape
-            if len(shape) != 2 or shape[0] * shape[1] > MAX_PIXELS:
+            if len(shape) != 2 or shape[0] * shape[1] > MAX_MASK_PIXELS:
                 return None
             return (file.pages[0].asarray() > 0).astype(np.uint8)
     except Exception as error:  # tifffile and its codecs raise anything for a damaged file

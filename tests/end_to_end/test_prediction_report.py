@@ -132,7 +132,7 @@ def results(tmp_path_factory) -> Path:
 def page(results) -> Path:
     growth = write_growth(results.parent / "growth")
     out = results.parent / "made" / "report.html"
-    config = gd.ReportConfig(str(results), out, growth=growth, checkpoint=Path("t98g-small"))
+    config = gd.ReportConfig(results, out, growth=growth, checkpoint=Path("t98g-small"))
     report = gd.report_prediction(config)
     assert (report.path, report.num_images, report.num_flagged, report.num_failed) == (out, 5, 2, 1)
     assert report.num_bytes == out.stat().st_size
@@ -156,7 +156,7 @@ def test_the_page_is_one_whole_file_that_asks_for_no_other(page):
     for each in ("no doubling time: the confluence falls", "MIT License", "mit_tiny", "600", FLAGS["plate-edge"]):
         assert each in said, each
     again = page.with_name("again.html")
-    config = gd.ReportConfig(str(page.parents[1] / "preds"), again, page.parents[1] / "growth", Path("t98g-small"))
+    config = gd.ReportConfig(page.parents[1] / "preds", again, page.parents[1] / "growth", Path("t98g-small"))
     gd.report_prediction(config)
     assert again.read_bytes() == page.read_bytes(), "the same results give the same bytes"
 
@@ -331,7 +331,7 @@ def test_a_report_of_five_hundred_real_fields_is_below_20_mb(tmp_path):
     with (tmp_path / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     write_table(tmp_path / "summary.csv", [rows[number % len(rows)] for number in range(500)], tuple(rows[0]))
-    report = gd.report_prediction(gd.ReportConfig(str(tmp_path), tmp_path / "report.html"))
+    report = gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "report.html"))
     print(f"{report.num_bytes / 1e6:.1f} MB")
     assert report.num_images == 500
     assert report.num_bytes < 20e6
@@ -416,7 +416,7 @@ def test_a_table_with_two_columns_is_enough_and_pictures_that_are_gone_are_left_
     cv2.imwrite(str(tmp_path / "there.png"), draw_sample(0).image)
     rows = [{"image": str(tmp_path / "there.png"), "confluence": 0.25}, {"image": "gone.png", "confluence": 1}]
     write_table(tmp_path / "summary.csv", rows, ("image", "confluence"))
-    gd.report_prediction(gd.ReportConfig(str(tmp_path), tmp_path / "r.html"))
+    gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
     text = (tmp_path / "r.html").read_text()
     assert text.count("no picture") == 1
     assert "1 of them cannot be shown" in text
@@ -436,7 +436,7 @@ def test_a_damaged_or_missing_result_stops_no_report(kind, damage, tmp_path):
     else:
         rows[0][kind] = damage
         write_table(tmp_path / "preds/summary.csv", rows)
-    gd.report_prediction(gd.ReportConfig(str(tmp_path / "preds"), tmp_path / "r.html"))
+    gd.report_prediction(gd.ReportConfig(tmp_path / "preds", tmp_path / "r.html"))
     found = Page((tmp_path / "r.html").read_text())
     assert len(found.pictures) == (2 if kind == "mask" else 1)
 
@@ -448,7 +448,7 @@ def test_time_lapses_become_curves_of_their_own(tmp_path):
         for frame in range(4)
     ]
     write_table(tmp_path / "summary.csv", rows)
-    gd.report_prediction(gd.ReportConfig(str(tmp_path), tmp_path / "r.html"))
+    gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
     text = (tmp_path / "r.html").read_text()
     labels = re.findall(r"aria-label='([^']*)'", text)
     assert labels == [f"{name}: 10.0 % covered at 0 h, 25.0 % at 1.5 h" for name in ("one.tif", "two.tif")]
@@ -465,7 +465,7 @@ def test_what_made_the_results_is_told_from_their_record(tmp_path):
     for identity in (checkpoint.manifest.identity, "0" * 64):
         record = {"checkpoints": {identity: told}, "settings": {"a": {"threshold": 0.4}}, "images": {}}
         (tmp_path / "predict.json").write_text(json.dumps(record))
-        gd.report_prediction(gd.ReportConfig(str(tmp_path), tmp_path / "r.html"))
+        gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
         texts.append(" ".join(Page((tmp_path / "r.html").read_text()).texts))
     assert "MIT License" in texts[0]
     assert "was replaced since" not in texts[0]
@@ -474,7 +474,7 @@ def test_what_made_the_results_is_told_from_their_record(tmp_path):
     assert all('"threshold": 0.4' in text for text in texts)
     for odd in ("[]", '{"checkpoints": 3, "settings": []}', '{"checkpoints": {"a": {"lineage": 3, "path": 7}}}'):
         (tmp_path / "predict.json").write_text(odd)
-        gd.report_prediction(gd.ReportConfig(str(tmp_path), tmp_path / "r.html"))
+        gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
 
 
 @pytest.mark.parametrize("count", [1999, 2001, 7000])

@@ -81,7 +81,7 @@ def test_every_flag_has_a_text_and_config_is_one_of_them(name, monkeypatch):
     text = help_of(name, monkeypatch)
     described = described_flags(text)
     assert described["--config"].startswith("JSON file")
-    positional = {"study", "shards", *({"configs": ["name"], "run-status": ["run"]}.get(name, []))}
+    positional = {"study", "shards", "predictions", *({"configs": ["name"], "run-status": ["run"]}.get(name, []))}
     for flag in flags_of(COMMANDS[name].load().config):
         if flag[2:] in positional:
             assert re.search(rf"^[│| ]+\[?{flag[2:].upper()}\b", text, re.MULTILINE)
@@ -162,7 +162,9 @@ def test_a_config_file_gives_the_flags_of_every_command(name, tmp_path):
 def test_a_mistyped_flag_is_one_line_that_names_the_right_one(name):
     kind = COMMANDS[name].load().config
     given = [word for flag, value in required_arguments(kind).items() for word in words(flag, value)]
-    for flag in [each for each in flags_of(kind) if len(each) > 6 and each[2:] not in ("study", "shards")]:
+    for flag in [
+        each for each in flags_of(kind) if len(each) > 6 and each[2:] not in ("study", "shards", "predictions")
+    ]:
         mistyped = flag[:-2] + flag[-1] + flag[-2] if flag[-1] != flag[-2] else flag + "x"
         with pytest.raises(InputError) as error:
             parse(kind, [*given, mistyped, "1"])
@@ -212,7 +214,7 @@ def test_no_command_is_lost():
     groups |= {"download": ["livecell", "glioma-c6"]}
     groups |= {"bench": ["resolution", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "export", "merge", "demo", "reproduce", "configs"]
-    single += ["run-status"]
+    single += ["run-status", "report"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
 
 

@@ -152,13 +152,13 @@ def words(flag: str, value: str) -> list[str]:
 
 def required_arguments(target: Any) -> dict[str, str]:
     """A value for each flag that has no default."""
-    known = {"sizes": "64x64", "study": "table1", "shards": "x", "size": "64x64"}
+    known = {"out": "x.html", "sizes": "64x64", "study": "table1", "shards": "x", "size": "64x64"}
     missing = [
         field.name
         for field in dataclasses.fields(target)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    positional = {"study", "shards", "run"}
+    positional = {"study", "shards", "run", "predictions"}
     flags = {name: name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in missing}
     return {flag: known.get(name, "x") for name, flag in flags.items()}
 
@@ -290,6 +290,7 @@ TAKE_URLS = {
     "evaluate": {"--checkpoint": "read", "--data": "read", "--out": "written"},
     "predict": {"--checkpoint": "read", "--images": "read", "--out": "written"},
     "export": {"--checkpoint": "read", "--out": "written"},
+    "report": {"PREDICTIONS": "read", "--out": "written"},
     "shards inspect": {"SHARDS": "read"},
     "shards verify": {"SHARDS": "read"},
     "plan": {"--model.init": "not looked at"},

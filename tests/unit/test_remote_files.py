@@ -283,10 +283,10 @@ def test_a_report_from_url_to_url_is_that_of_the_local_folder(store, tmp_path):
     (local / "summary.csv").write_text("image,confluence,mask,overlay\na.png,0.2,a.mask.png,a.overlay.png\n")
     for path in local.iterdir():
         store.put(f"preds/{path.name}", path.read_bytes())
-    report_prediction(ReportConfig("preds", tmp_path / "r.html"))
-    found = report_prediction(ReportConfig("s3://cells/preds", Url("s3://cells/made/r.html")))
+    report_prediction(ReportConfig(Path("preds"), tmp_path / "r.html"))
+    found = report_prediction(ReportConfig(Url("s3://cells/preds"), Url("s3://cells/made/r.html")))
     page = store.read("made/r.html")
     assert found.num_bytes == len(page)
     assert page.replace(b"s3://cells/preds", b"preds") == (tmp_path / "r.html").read_bytes()
     with pytest.raises(InputError, match=r"summary\.csv: is missing"):
-        report_prediction(ReportConfig("s3://cells/plates", Url("s3://cells/made/r.html")))
+        report_prediction(ReportConfig(Url("s3://cells/plates"), Url("s3://cells/made/r.html")))
