@@ -26,6 +26,7 @@ MIN_SIDE_PX = 64
 """Of pictures that have statistics: the coarsest octave has structures of some 30 pixels."""
 TILE_PX, TILES_A_SIDE = 512, 4
 """Of a picture larger than all its tiles together, only these tiles are looked at, evenly spread."""
+BAND_ROWS = 512
 NUM_IMAGES = 32
 """Of the training data, evenly spread over them."""
 LOW_PERCENT, HIGH_PERCENT = 5, 95
@@ -135,7 +136,11 @@ def image_statistics(pixels: np.ndarray, size: Size | None = None) -> dict[str, 
     Returns None for a side below 64 pixels and for a picture without contrast.
     """
     if size is not None:
-        pixels = resize_image(np.ascontiguousarray(pixels), size)
+        # Of a picture that is much larger than that, every second, third, … pixel is enough.
+        steps = [
+            max(1, side // (2 * wanted)) for side, wanted in zip(pixels.shape, (size.height, size.width), strict=False)
+        ]
+        pixels = resize_image(every(pixels, *steps), size)
     if min(pixels.shape[:2]) < MIN_SIDE_PX:
         return None
     values = _tiles(pixels).astype(np.float32)
@@ -158,6 +163,16 @@ def image_statistics(pixels: np.ndarray, size: Size | None = None) -> dict[str, 
         "coarseness": coarseness,
         "structure": math.log2(energies[3] / deviation**2),
     }
+
+
+def every(pixels: np.ndarray, row_step: int, column_step: int) -> np.ndarray:
+    """`pixels[::row_step, ::column_step]`, in memory for these pixels and a band of rows only."""
+    band = row_step * max(1, BAND_ROWS // row_step)
+    parts = [
+        np.array(np.asarray(pixels[top : top + band])[::row_step, ::column_step])
+        for top in range(0, pixels.shape[0], band)
+    ]
+    return np.concatenate(parts)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from glioma_dist.data.image_statistics import MIN_SIDE_PX, TrainingStatistics, grey, image_statistics
+from glioma_dist.data.image_statistics import MIN_SIDE_PX, TrainingStatistics, every, grey, image_statistics
 
 OUT_OF_FOCUS, PLATE_EDGE, SATURATED = "out-of-focus", "plate-edge", "saturated"
 UNLIKE_TRAINING, LOW_CONTRAST = "unlike-training", "low-contrast"
@@ -41,11 +41,12 @@ def quality_flags(pixels: np.ndarray, training: TrainingStatistics | None = None
     """The names of the flags (`FLAGS`) that a picture gets.
 
     Args:
-        pixels: uint8 or uint16, (H, W) or (H, W, 3), as taken or with its contrast stretched, also memory-mapped.
+        pixels: uint8 or uint16, (H, W) or (H, W, 3), as taken or with its contrast stretched; also memory-mapped, or
+            anything that gives arrays for slices of rows and columns.
         training: statistics of the network's training images; without them no picture is called unlike them.
     """
     steps = [-(-side // MAX_SIDE_PX) for side in pixels.shape[:2]]
-    sampled = np.ascontiguousarray(pixels[:: steps[0], :: steps[1]])
+    sampled = every(pixels, *steps)
     counts = np.bincount((sampled if sampled.ndim == 2 else sampled.max(axis=2)).ravel())
     counts = counts[counts > 0]
     if len(counts) < MIN_LEVELS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import read_json
 from glioma_dist.report.prediction_curves import Curve, CurvePoint
+from glioma_dist.report.prediction_results import MAX_HOURS
 from glioma_dist.report.style import short
 
 GROWTH = "growth.json"
@@ -44,7 +44,7 @@ def _curve(culture: Mapping[str, Any]) -> Curve:
 def _point(content: Mapping[str, Any]) -> CurvePoint:
     low, high = (None if content.get(name) is None else _share(content[name]) for name in ("low", "high"))
     hours = float(content["time_h"])
-    if not math.isfinite(hours):
+    if not abs(hours) <= MAX_HOURS:
         raise ValueError(hours)
     return CurvePoint(hours, _share(content["confluence"]), low, high)
 
@@ -60,5 +60,7 @@ def _remark(culture: Mapping[str, Any]) -> str:
     middle, low, high = (culture.get(f"doubling_time_{name}h") for name in ("", "low_", "high_"))
     if middle is None:
         return f"no doubling time: {printable(culture['reason'])}" if culture.get("reason") else ""
+    if not all(0 < float(each) <= MAX_HOURS for each in (middle, low, high) if each is not None):
+        raise ValueError(culture)
     interval = "" if low is None or high is None else f" ({short(float(low))} to {short(float(high))} h)"
     return f"doubles in {short(float(middle))} h{interval}"

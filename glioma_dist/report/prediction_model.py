@@ -31,14 +31,14 @@ def describe_model(record: Mapping[str, Any], given: Path | None) -> dict[str, A
     checkpoint = _find(given, told, notes)
     if checkpoint is not None and identity and checkpoint.manifest.identity != identity:
         notes.append(
-            "The checkpoint in this folder is not the one that made the results: it was replaced since. What follows "
-            "is of predict.json."
+            "The checkpoint that lies there now is not the one that made the results. What follows is from "
+            "predict.json."
         )
         checkpoint = None
     if checkpoint is None and not told:
         notes.append("The results do not name their checkpoint. Give it with --checkpoint.")
     lineage = checkpoint.lineage if checkpoint else told.get("lineage", [])
-    lineage = [entry for entry in lineage if isinstance(entry, dict)] if isinstance(lineage, list) else []
+    lineage = [entry for entry in lineage if _is_origin(entry)] if isinstance(lineage, list) else []
     if warning := warning_of_use(lineage):
         notes.append(f"The network is {warning}.")
     rows = _rows(checkpoint, told, given)
@@ -62,8 +62,8 @@ def _find(given: Path | None, told: Mapping[str, Any], notes: list[str]) -> Chec
         return None
     try:
         return Checkpoint.read(Path(path))
-    except InputError:
-        notes.append("The checkpoint is not where it was; what follows is of predict.json.")
+    except (InputError, OSError):
+        notes.append("The checkpoint is not where it was. What follows is from predict.json.")
         return None
 
 
@@ -85,6 +85,10 @@ def _rows(checkpoint: Checkpoint | None, told: Mapping[str, Any], given: Path | 
         ("Loss", config.loss),
         ("Statistics of the training images", known),
     ]
+
+
+def _is_origin(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
 
 
 def _objects(value: Any) -> dict[str, dict[str, Any]]:

@@ -116,10 +116,11 @@ def _head(config: ReportConfig, images: Sequence[ReportedImage], failures: Seque
 
 def _curves_of(images: Sequence[ReportedImage]) -> list[Curve]:
     """A curve for each file whose pictures have several times: the planes of one time are joined by their mean."""
+    names = _names(images)
     series: dict[str, dict[float, list[float]]] = {}
     for each in images:
         if each.hours is not None:
-            series.setdefault(each.image, {}).setdefault(each.hours, []).append(each.confluence)
+            series.setdefault(names[each.image], {}).setdefault(each.hours, []).append(each.confluence)
     return [
         Curve(name, tuple(CurvePoint(hours, statistics.fmean(values)) for hours, values in sorted(times.items())))
         for name, times in series.items()
@@ -171,6 +172,7 @@ def _pictures(folder: ResultFolder, images: Sequence[ReportedImage]) -> dict[str
     """Pictures and table, row by row."""
     shown = _with_card(images)
     width, max_bytes = thumbnail_width(len(shown)), TOTAL_BYTES // len(shown)
+    names = _names(images)
     columns = _columns(images)
     rows, told, num_pictures = [], time.monotonic(), 0
     with ImageReader() as reader:
@@ -178,9 +180,10 @@ def _pictures(folder: ResultFolder, images: Sequence[ReportedImage]) -> dict[str
             has_card = number - 1 in shown
             thumbnail = make_thumbnail(folder, each, width, max_bytes, reader) if has_card else None
             num_pictures += thumbnail is not None
-            cells = [(value(each), kind) for _, kind, value in columns]
+            name = each.named(names[each.image])
+            cells = [(name, "text"), *((value(each), kind) for _, kind, value in columns)]
             confluence = f"{100 * each.confluence:.1f}"
-            rows.append(_Row(number, each.name, confluence, each.flags, cells, has_card, thumbnail))
+            rows.append(_Row(number, name, confluence, each.flags, cells, has_card, thumbnail))
             if time.monotonic() - told > SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 print(f"pictures: {number} of {len(images)}", flush=True)
@@ -191,8 +194,8 @@ def _pictures(folder: ResultFolder, images: Sequence[ReportedImage]) -> dict[str
         notes.append(
             f"{len(shown) - num_pictures} of them cannot be shown: neither an overlay nor the image itself can be read."
         )
-    names = [(name, kind) for name, kind, _ in columns]
-    return {"rows": rows, "columns": names, "pictures_note": " ".join(notes)}
+    heads = [("Image", "text"), *((name, kind) for name, kind, _ in columns)]
+    return {"rows": rows, "columns": heads, "pictures_note": " ".join(notes)}
 
 
 def _with_card(images: Sequence[ReportedImage]) -> set[int]:
@@ -205,10 +208,16 @@ def _with_card(images: Sequence[ReportedImage]) -> set[int]:
     return {*flagged, *(others[number * len(others) // wanted] for number in range(wanted))}
 
 
+def _names(images: Sequence[ReportedImage]) -> dict[str, str]:
+    """Path of each image -> its file, or, where several files have the same name, the path."""
+    paths = {each.image: each.file_name for each in images}
+    times = Counter(paths.values())
+    return {path: name if times[name] == 1 else path for path, name in paths.items()}
+
+
 def _columns(images: Sequence[ReportedImage]) -> list[tuple[str, str, Any]]:
-    """Head, kind and text of each column of the table; those that no image has are omitted."""
+    """Head, kind and text of each column after the name; those that no image has are omitted."""
     columns = [
-        ("Image", "text", lambda each: each.name),
         ("Time (h)", "number", lambda each: "" if each.hours is None else f"{each.hours:.6g}"),
         ("Confluence (%)", "number", lambda each: f"{100 * each.confluence:.2f}"),
         ("Area (µm²)", "number", lambda each: "" if each.area_um2 is None else f"{each.area_um2:.0f}"),

@@ -14,12 +14,14 @@ from typing import Any
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, one_line, printable
-from glioma_dist.files import parse_json, read_bytes
+from glioma_dist.files import cannot_read, parse_json, read_bytes
 
 SUMMARY, FAILED, RECORD = "summary.csv", "failed.csv", "predict.json"
 MAX_TABLE_BYTES = 2**28
 MAX_PICTURE_BYTES = 2**30
-MAX_RECORD_BYTES = 2**28
+MAX_RECORD_BYTES = 2**30
+MAX_HOURS = 1e7
+"""A thousand years: a table that tells more tells no time."""
 TOLD = frozenset(
     ("image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height", "confluence", "area_um2")
 ) | {"components", "flags", "way"}
@@ -44,10 +46,13 @@ class ReportedImage:
     """Kind of result -> the name of its file in the folder."""
 
     @property
-    def name(self) -> str:
-        """The image's file, and the plane where there are several."""
-        name = PurePosixPath(self.image).name or self.image
-        return f"{name} ({self.plane})" if self.plane else name
+    def file_name(self) -> str:
+        """The image's file, without its folders."""
+        return PurePosixPath(self.image).name or self.image
+
+    def named(self, file: str) -> str:
+        """`file`, and the plane where the file has several."""
+        return f"{file} ({self.plane})" if self.plane else file
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,16 @@ class ResultFolder:
         return read_bytes(Path(self.place) / name, max_bytes)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return name in self._names if self._store is not None else (Path(self.place) / name).is_file()
+        """Whether there is such a file. Raises InputError where this user may not look."""
+        if self._store is not None:
+            return name in self._names
+        try:
+            (Path(self.place) / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise cannot_read(Path(self.place) / name, error) from None
+        return True
 
     @cached_property
     def _names(self) -> set[str]:
@@ -137,16 +150,17 @@ def _image(row: Mapping[str, str], where: str) -> ReportedImage:
     if confluence is None or not 0 <= confluence <= 1:
         text = one_line(row.get("confluence", ""), 60)
         raise InputError(f"{where}: its confluence is {text!r}, not a number from 0 to 1; run predict again")
+    hours = number(row.get("time_h"))
     files = {
         kind: name
         for kind, name in row.items()
         if kind not in TOLD and name and PurePosixPath(name).name == name and "\0" not in name
     }
     return ReportedImage(
-        printable(row["image"]),
+        printable(row.get("image", "")),
         confluence,
         printable(row.get("plane", "")),
-        number(row.get("time_h")),
+        hours if hours is not None and abs(hours) <= MAX_HOURS else None,
         number(row.get("area_um2")),
         None if components is None else int(components),
         tuple(printable(flag) for flag in row.get("flags", "").split(";") if flag),

@@ -444,15 +444,18 @@ def test_a_damaged_or_missing_result_stops_no_report(kind, damage, tmp_path):
 def test_time_lapses_become_curves_of_their_own(tmp_path):
     rows = [
         {"image": name, "plane": f"t{frame:03d}", "time_h": 0.5 * frame, "confluence": 0.1 + 0.05 * frame}
-        for name in ("one.tif", "two.tif")
+        for name in ("a/one.tif", "a/two.tif", "a/three.tif", "b/three.tif")
         for frame in range(4)
     ]
     write_table(tmp_path / "summary.csv", rows)
     gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
     text = (tmp_path / "r.html").read_text()
     labels = re.findall(r"aria-label='([^']*)'", text)
-    assert labels == [f"{name}: 10.0 % covered at 0 h, 25.0 % at 1.5 h" for name in ("one.tif", "two.tif")]
-    assert text.count("<circle") == 8
+    assert labels == [
+        f"{name}: 10.0 % covered at 0 h, 25.0 % at 1.5 h"
+        for name in ("one.tif", "two.tif", "a/three.tif", "b/three.tif")
+    ]
+    assert text.count("<circle") == 16
     assert "one.tif (t003)" in text
 
 
@@ -468,13 +471,26 @@ def test_what_made_the_results_is_told_from_their_record(tmp_path):
         gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
         texts.append(" ".join(Page((tmp_path / "r.html").read_text()).texts))
     assert "MIT License" in texts[0]
-    assert "was replaced since" not in texts[0]
-    assert "was replaced since" in texts[1]
+    assert "is not the one that made the results" not in texts[0]
+    assert "is not the one that made the results" in texts[1]
     assert "not for commercial use" in texts[1]
     assert all('"threshold": 0.4' in text for text in texts)
     for odd in ("[]", '{"checkpoints": 3, "settings": []}', '{"checkpoints": {"a": {"lineage": 3, "path": 7}}}'):
         (tmp_path / "predict.json").write_text(odd)
         gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
+
+
+@pytest.mark.parametrize("hours", ["1e308", "-1e308", "nan", "inf", "", "soon", "0x10"])
+def test_odd_values_of_a_table_are_unknown_and_never_a_traceback(hours, tmp_path):
+    rows = [
+        {"image": "", "plane": "t001", "time_h": hours, "confluence": 0, "components": hours, "area_um2": hours},
+        {"image": "a\0b/\x1b[31m", "plane": "<t2>", "time_h": 2, "confluence": 1, "flags": ";;odd flag;", "mask": "\n"},
+        {"image": ".", "plane": "t003", "time_h": 2.0000001, "confluence": 0.5, "overlay": "..", "way": "<i>"},
+    ]
+    write_table(tmp_path / "summary.csv", rows)
+    report = gd.report_prediction(gd.ReportConfig(tmp_path, tmp_path / "r.html"))
+    assert (report.num_images, report.num_flagged) == (3, 1)
+    assert Page((tmp_path / "r.html").read_text()).faults == []
 
 
 @pytest.mark.parametrize("count", [1999, 2001, 7000])

@@ -20,6 +20,7 @@ from glioma_dist.data.image_statistics import (
     SIGMAS_PX,
     WHITE_NOISE,
     TrainingStatistics,
+    every,
     image_statistics,
     ranges_of,
     training_statistics,
@@ -137,6 +138,12 @@ def test_exposure_depth_and_colour_change_no_flag(scaled):
 )
 def test_pictures_without_contrast_get_that_flag_only(image):
     assert quality_flags(image, ranges_of([image_statistics(drawn())], None)) == (LOW_CONTRAST,)
+
+
+@pytest.mark.parametrize("steps", [(1, 1), (3, 2), (700, 1), (5000, 5000)])
+def test_every_nth_pixel_is_that_of_numpy(steps):
+    pixels = np.arange(1200 * 70).reshape(1200, 70)
+    assert np.array_equal(every(pixels, *steps), pixels[:: steps[0], :: steps[1]])
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (64, 64), (63, 500), (2000, 64), (65, 66, 3)])
