@@ -1,8 +1,8 @@
 """Draw a picture of README or docs/own_images.md: an image beside the same image with its mask tinted and outlined, two
 masks of one image, or a mask beside a plot. tools/own_images_folder.py lays out the files:
 
-    python tools/draw_pair.py --image data/plate_7/images/field_set11.png \\
-        --mask data/plate_7/masks/field_set11_cp_masks.png --out docs/pictures/t98g.jpg
+    python tools/draw_pair.py --image data/plate_7/images/field_set11.png --mask preds/field_set11.mask.png \\
+        --beside growth/together.png --rows 300 880 --width 1500 --out docs/pictures/t98g.jpg
     python tools/draw_pair.py --image data/plate_8/field_set12.png --mask data/plate_8_masks/field_set12_cp_masks.png \\
         --predicted preds/first_try/field_set12.mask.png --rows 300 940 --out docs/pictures/first_try.jpg
 """

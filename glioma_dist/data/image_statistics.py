@@ -24,7 +24,7 @@ from glioma_dist.size import Size
 
 MIN_SIDE_PX = 64
 """Of pictures that have statistics: the coarsest octave has structures of some 30 pixels."""
-TILE_PX, TILES_A_SIDE = 512, 4
+TILE_PX, TILES_A_SIDE = 512, 3
 """Of a picture larger than all its tiles together, only these tiles are looked at, evenly spread."""
 BAND_ROWS = 512
 NUM_IMAGES = 32
@@ -182,7 +182,7 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def _tiles(pixels: np.ndarray) -> np.ndarray:
-    """The picture as one tile, (1, H, W); of a large one, 16 tiles, (16, 512, 512) or less wide. uint8, stretched
+    """The picture as one tile, (1, H, W); of a large one, 9 tiles, (9, 512, 512) or less wide. uint8, stretched
     together."""
     height, width = pixels.shape[:2]
     if height * width <= (TILES_A_SIDE * TILE_PX) ** 2:
