@@ -87,7 +87,7 @@ def report_prediction(config: ReportConfig) -> PredictionReport:
         "prediction_page.html.jinja",
         **_head(config, images, failures),
         **_growth(curves, images, config.growth is not None),
-        **_flags(images),
+        **_flags(images, folder.has_flags),
         **_pictures(folder, images),
         **_failures(images, failures),
         **describe_model(folder.record(), config.checkpoint),
@@ -156,15 +156,15 @@ def _point_row(curve: Curve, point: CurvePoint) -> tuple[str, str, str, str]:
     return curve.name, short(point.hours), f"{100 * point.confluence:.1f}", interval
 
 
-def _flags(images: Sequence[ReportedImage]) -> dict[str, Any]:
+def _flags(images: Sequence[ReportedImage], is_known: bool) -> dict[str, Any]:
     counts = Counter(flag for each in images for flag in each.flags)
     flags = [(name, count, FLAGS.get(name, "")) for name, count in counts.most_common()]
-    note = (
-        "A flag means that the mask of a picture deserves a look. It is a rule of thumb from the pixels, and says "
-        "nothing about the cells."
-        if flags
-        else "No picture has a flag."
-    )
+    note = "No picture has a flag." if is_known else "summary.csv has no column for flags, so nothing is known of them."
+    if flags:
+        note = (
+            "A flag means that the mask of a picture deserves a look. It is a rule of thumb from the pixels, and says "
+            "nothing about the cells."
+        )
     return {"flags": flags, "flags_note": note}
 
 

@@ -69,6 +69,8 @@ class ResultFolder:
 
     def __init__(self, place: Path | Url) -> None:
         self.place = place
+        self.has_flags = False
+        """Whether summary.csv has a column for flags; known once `images` has read it."""
         self._store = Store(place) if isinstance(place, Url) else None
 
     def read(self, name: str, max_bytes: int) -> bytes:
@@ -105,6 +107,7 @@ class ResultFolder:
         for name in ("image", "confluence"):
             if name not in columns:
                 raise InputError(f"{where}: has no column {name}; it is no summary.csv of glioma-dist predict")
+        self.has_flags = "flags" in columns
         if not rows:
             raise InputError(f"{where}: has no row; nothing to report")
         return [_image(row, f"{where} row {number}") for number, row in enumerate(rows, 2)]

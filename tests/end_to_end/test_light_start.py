@@ -46,6 +46,7 @@ BASES = {
     "predict": "--checkpoint FOLDER --images IMAGE --out OUT",
     "export": "--checkpoint FOLDER --out OUT/model.onnx",
     "merge": "--checkpoint FOLDER --out OUT",
+    "report": "FOLDER --out OUT/report.html",
     "convert livecell": "--source FOLDER --out OUT",
     "convert glioma-c6": "--source FOLDER --out OUT",
     "convert coco": "--annotations IMAGE --images FOLDER --out OUT",

@@ -422,6 +422,7 @@ def test_a_table_with_two_columns_is_enough_and_pictures_that_are_gone_are_left_
     assert "1 of them cannot be shown" in text
     assert len(Page(text).pictures) == 1
     assert "Time (h)" not in text
+    assert "no column for flags" in text
     assert "The results do not name their checkpoint" in text
 
 
