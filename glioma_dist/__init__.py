@@ -16,9 +16,10 @@ train, evaluate, predict and growth take a config, compute in this process, and 
 processes: to use several GPUs, start the script with `accelerate launch`. What the user gave and cannot be used raises
 InputError. docs/api.md has an example of each name.
 
-    run it     train, evaluate, predict, growth
-    settings   TrainConfig(DataConfig, ModelConfig, ScaleConfig), EvaluateConfig, PredictConfig, GrowthConfig, Size
-    results    TrainResult, EvaluationResult, PredictionResult, GrowthResult
+    run it     train, evaluate, predict, growth, report_prediction
+    settings   TrainConfig(DataConfig, ModelConfig, ScaleConfig), EvaluateConfig, PredictConfig, GrowthConfig,
+               ReportConfig, Size
+    results    TrainResult, EvaluationResult, PredictionResult, GrowthResult, PredictionReport
     models     build_model, load_model, normalise, PretrainedUNet, Encoder
     data       ShardReader, ShardWriter, Sample, DeterministicSampler, training_batches, Batch
     memory     estimate_step_memory, StepMemory, checkpoint_activations
@@ -40,12 +41,14 @@ _HOMES = {
     "evaluate": "evaluation.protocol",
     "predict": "inference.predict",
     "growth": "growth_curves.run",
+    "report_prediction": "report.prediction_page",
     "TrainConfig": "config",
     "DataConfig": "config",
     "ModelConfig": "config",
     "ScaleConfig": "config",
     "EvaluateConfig": "config",
     "PredictConfig": "config",
+    "ReportConfig": "config",
     "InferenceScaleConfig": "config",
     "GrowthConfig": "config.growth",
     "Size": "size",
@@ -53,6 +56,7 @@ _HOMES = {
     "EvaluationResult": "evaluation.protocol",
     "PredictionResult": "inference.results",
     "GrowthResult": "growth_curves.result",
+    "PredictionReport": "report.prediction_page",
     "build_model": "model.unet",
     "load_model": "model.unet",
     "normalise": "model.unet",
@@ -85,8 +89,10 @@ __all__ = [
     "InputError",
     "ModelConfig",
     "PredictConfig",
+    "PredictionReport",
     "PredictionResult",
     "PretrainedUNet",
+    "ReportConfig",
     "RunError",
     "Sample",
     "ScaleConfig",
@@ -105,6 +111,7 @@ __all__ = [
     "load_model",
     "normalise",
     "predict",
+    "report_prediction",
     "train",
     "training_batches",
 ]
@@ -116,6 +123,7 @@ if TYPE_CHECKING:
         InferenceScaleConfig,
         ModelConfig,
         PredictConfig,
+        ReportConfig,
         ScaleConfig,
         TrainConfig,
     )
@@ -133,6 +141,7 @@ if TYPE_CHECKING:
     from glioma_dist.model.encoders.contract import Encoder
     from glioma_dist.model.hub import PretrainedUNet
     from glioma_dist.model.unet import build_model, load_model, normalise
+    from glioma_dist.report.prediction_page import PredictionReport, report_prediction
     from glioma_dist.scale.activation_checkpointing import checkpoint_activations
     from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
     from glioma_dist.size import Size

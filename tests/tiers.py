@@ -49,6 +49,7 @@ LONG = {
     "tests/end_to_end/test_light_training.py::test_evaluating_and_predicting_import_no_more": "two new interpreters",
     "tests/end_to_end/test_light_training.py::test_what_a_config_asks_for_is_imported": "a new interpreter",
     "tests/end_to_end/test_own_images.py::test_the_page_leads_from_a_folder_to_masks": "six commands",
+    "tests/end_to_end/test_prediction_report.py::test_the_commands_of_the_page_run": "a prediction, and its report",
     "tests/end_to_end/test_readme.py::test_the_workflow_of_readme_runs_from_the_first_command_to_the_last": (
         "twenty commands, each a new interpreter"
     ),

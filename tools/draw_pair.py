@@ -1,8 +1,8 @@
-"""Draw a picture of README or docs/own_images.md: an image beside the same image with its mask tinted and outlined, or
-two masks of one image. tools/own_images_folder.py lays out the files:
+"""Draw a picture of README or docs/own_images.md: an image beside the same image with its mask tinted and outlined, two
+masks of one image, or a mask beside a plot. tools/own_images_folder.py lays out the files:
 
-    python tools/draw_pair.py --image data/plate_7/images/field_set11.png \\
-        --mask data/plate_7/masks/field_set11_cp_masks.png --out docs/pictures/t98g.jpg
+    python tools/draw_pair.py --image data/plate_7/images/field_set11.png --mask preds/field_set11.mask.png \\
+        --beside growth/together.png --rows 300 880 --width 1500 --out docs/pictures/t98g.jpg
     python tools/draw_pair.py --image data/plate_8/field_set12.png --mask data/plate_8_masks/field_set12_cp_masks.png \\
         --predicted preds/first_try/field_set12.mask.png --rows 300 940 --out docs/pictures/first_try.jpg
 """
@@ -28,7 +28,7 @@ QUALITY = 85
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Write a JPEG of two pictures side by side: image and mask, or mask and predicted mask."""
+    """Write a JPEG of two pictures side by side: image and mask, mask and predicted mask, or mask and plot."""
 
     image: Path
     mask: Path
@@ -37,6 +37,8 @@ class PairConfig:
     """The picture."""
     predicted: Path | None = None
     """Another mask of the image."""
+    beside: Path | None = None
+    """A plot, PNG, that is shown in place of the image."""
     rows: tuple[int, int] = (0, 640)
     """The first row that is shown, and the row after the last."""
     width: int = 1400
@@ -64,8 +66,14 @@ def main() -> None:
     whole = read_image(config.image)
     image = normalize_intensity(whole, "percentile")[rows]
     masks = [read_mask(path, whole.shape)[rows] for path in (config.mask, config.predicted) if path]
-    pictures = [image, *(overlay(image, mask) for mask in masks)][-2:]
-    _, jpeg = cv2.imencode(".jpg", side_by_side(pictures, config.width)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    pictures = [image, *(overlay(image, mask) for mask in masks)]
+    if config.beside:
+        plot = read_image(config.beside)
+        scale = image.shape[0] / plot.shape[0]
+        pictures.append(cv2.resize(plot, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    _, jpeg = cv2.imencode(
+        ".jpg", side_by_side(pictures[-2:], config.width)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    )
     write_atomically(config.out, jpeg.tobytes())
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import glioma_dist
 
 GROUPS = {
-    "Train, evaluate, predict, follow growth": ("train", "evaluate", "predict", "growth"),
+    "Train, evaluate, predict, follow growth, report": ("train", "evaluate", "predict", "growth", "report_prediction"),
     "Settings": (
         *("TrainConfig", "DataConfig", "ModelConfig", "ScaleConfig", "EvaluateConfig", "PredictConfig"),
-        *("InferenceScaleConfig", "GrowthConfig", "Size"),
+        *("InferenceScaleConfig", "GrowthConfig", "ReportConfig", "Size"),
     ),
-    "Results": ("TrainResult", "EvaluationResult", "PredictionResult", "GrowthResult"),
+    "Results": ("TrainResult", "EvaluationResult", "PredictionResult", "GrowthResult", "PredictionReport"),
     "Models": ("build_model", "load_model", "normalise", "PretrainedUNet", "Encoder"),
     "Data": ("ShardReader", "ShardWriter", "Sample", "DeterministicSampler", "training_batches", "Batch"),
     "Memory": ("estimate_step_memory", "StepMemory", "checkpoint_activations"),

@@ -41,6 +41,7 @@ COMMANDS = {
     "evaluate": Entry("glioma_dist.cli.evaluate:EVALUATE", "Score a checkpoint on shards with Dice."),
     "predict": Entry("glioma_dist.cli.predict:PREDICT", "Segment the cells of new images."),
     "growth": Entry("glioma_dist.cli.growth:GROWTH", "Follow how cultures grow: curves and doubling times."),
+    "report": Entry("glioma_dist.cli.report:REPORT", "Write one HTML page about a prediction."),
     "download livecell": Entry("glioma_dist.cli.download:LIVECELL", "Download LIVECell (non-commercial licence)."),
     "download glioma-c6": Entry("glioma_dist.cli.download:GLIOMA_C6", "Download Glioma C6 (non-commercial licence)."),
     "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Convert LIVECell to shards."),
@@ -144,7 +145,8 @@ def _unknown(group: str, rest: Sequence[str]) -> str:
             known[last] = " or ".join(name for name in own if name.endswith(f" {last}"))
     typed = rest[0].lower()
     near = difflib.get_close_matches(" ".join(rest[:2]).lower(), known, n=1, cutoff=0.75)
-    near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=3, cutoff=0.5)
+    near.sort(key=lambda each: sorted(each) != sorted(typed))  # two letters in the wrong order: the same letters
     what = "flag" if typed.startswith("-") else "command"
     prefix = f"{group} " if group else ""
     meant = f"; did you mean {prefix}{known[near[0]]}?" if near else ""

@@ -8,6 +8,7 @@ All settings are checked before any data is read or any GPU is used. Settings th
 from glioma_dist.config.data import ARTICLE_SMALL, DataConfig
 from glioma_dist.config.inference import EvaluateConfig, PredictConfig
 from glioma_dist.config.model import ModelConfig
+from glioma_dist.config.report import ReportConfig
 from glioma_dist.config.scale import (
     SPATIAL_PARALLEL_ENCODERS,
     InferenceScaleConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "InferenceScaleConfig",
     "ModelConfig",
     "PredictConfig",
+    "ReportConfig",
     "ScaleConfig",
     "TrainConfig",
     "check_spatial_parallel",

@@ -29,6 +29,8 @@ from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZE
 from glioma_dist.model.tensor_files import DamagedError, read_checked, read_tensors
 from glioma_dist.registry import UnknownNameError
 
+STATISTICS = "data_statistics"
+"""In state.json: `data.image_statistics.TrainingStatistics` of the training images; null where none was looked at."""
 MAX_STEP = 10**12
 """More optimizer steps than any run takes."""
 

@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from glioma_dist.files import remove_quietly, write_atomically
+from glioma_dist.report.html_pages import render
 from glioma_dist.report.study_plots import draw_plot
 
-TEMPLATE = Path(__file__).with_name("study_page.html.jinja")
 COLUMNS = (
     "model",
     "starting weights",
@@ -137,10 +135,9 @@ def markdown_page(results: dict[str, Any], has_plot: bool) -> str:
 
 def html_page(results: dict[str, Any], plot: bytes | None) -> str:
     """One file with everything in it: no script, no style, no picture comes from elsewhere."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters["as_json"] = lambda value: json.dumps(value, indent=1)
     rows = results["rows"]
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    return render(
+        "study_page.html.jinja",
         title=results["title"],
         introduction=introduction(results),
         command=results["metadata"].get("command") or "",

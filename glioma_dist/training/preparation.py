@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.data.image_statistics import training_statistics
 from glioma_dist.data.mixture import open_training_data, open_validation_data
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
+from glioma_dist.model.checkpoint import STATISTICS
 from glioma_dist.model.unet import build_model
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
@@ -42,11 +44,15 @@ def prepare(
         if context.is_main:
             for note in notes:
                 print(f"note: {note}", flush=True)
-        return train, sampler, val, *build_model(with_local_weights(config.model), config.seed)
+        statistics = old.metadata.get(STATISTICS) if old else None
+        if old is None and context.is_main:  # who writes the checkpoints
+            found = training_statistics(train, config.data)
+            statistics = found and found.to_dict()
+        return train, sampler, val, statistics, *build_model(with_local_weights(config.model), config.seed)
 
-    train, sampler, val, model, lineage = interruptible(read, context, stop)
+    train, sampler, val, statistics, model, lineage = interruptible(read, context, stop)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
-    metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints}
+    metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints, STATISTICS: statistics}
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
     kind = choose_level(config, context)

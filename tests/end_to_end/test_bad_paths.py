@@ -35,7 +35,7 @@ FILES = (
     "--config",
     "--annotations",
 )
-"""Flags that name a file; --out of evaluate and export does, too."""
+"""Flags that name a file; --out of evaluate, export and report does, too."""
 SECONDS = 60
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 """Of Linux's linux/capability.h: what lets root read everything."""
@@ -47,6 +47,7 @@ BASES = {
     "predict": "--checkpoint BEST --images IMAGES --out OUT",
     "export": "--checkpoint BEST --out OUT/model.onnx",
     "merge": "--checkpoint BEST --out OUT",
+    "report": "PREDS --out OUT/report.html",
     "run-status": "OUT",
     "shards inspect": "SHARDS/val",
     "shards index": "TARS",
@@ -97,7 +98,9 @@ def places(shards, tmp_path_factory):
         folder / "coco" / "labels.json", [image_record(1, "a.tif")], [annotation(1, 1, square(4, 5, 9))], (CELL,)
     )
     found = {"SHARDS": shards, "BEST": folder / "best", "IMAGES": folder / "images", "TARS": folder / "tars"}
-    found |= {"COCO": folder / "coco", "MASKS": folder / "masks"}
+    (folder / "preds").mkdir()
+    (folder / "preds" / "summary.csv").write_text("image,confluence\na.png,0.5\n")
+    found |= {"COCO": folder / "coco", "MASKS": folder / "masks", "PREDS": folder / "preds"}
     return {name: str(path) for name, path in found.items()}
 
 
@@ -175,7 +178,7 @@ def cases_of(name: str, folder: Path, places: dict[str, str], flags: dict[str, b
     base = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in BASES[name].split()]
     cases = []
     for number, flag in enumerate(flags):
-        is_file = flag in FILES or (flag == "--out" and name in ("evaluate", "export"))
+        is_file = flag in FILES or (flag == "--out" and name in ("evaluate", "export", "report"))
         for fault, value in bad_values(folder / str(number), flag, is_file).items():
             arguments = list(base)
             if not flag.startswith("--"):

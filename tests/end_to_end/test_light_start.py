@@ -47,6 +47,7 @@ BASES = {
     "export": "--checkpoint FOLDER --out OUT/model.onnx",
     "growth": "FOLDER --out OUT",
     "merge": "--checkpoint FOLDER --out OUT",
+    "report": "FOLDER --out OUT/report.html",
     "convert livecell": "--source FOLDER --out OUT",
     "convert glioma-c6": "--source FOLDER --out OUT",
     "convert coco": "--annotations IMAGE --images FOLDER --out OUT",

@@ -214,7 +214,7 @@ def test_no_command_is_lost():
     groups |= {"download": ["livecell", "glioma-c6"]}
     groups |= {"bench": ["resolution", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "export", "merge", "demo", "reproduce", "configs"]
-    single += ["run-status", "growth"]
+    single += ["run-status", "growth", "report"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
 
 

@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "glioma_dist"
 MAY_USE_BESIDE = {
     *(("training", "evaluation"), ("inference", "evaluation"), ("training", "report"), ("growth_curves", "report")),
+    ("report", "inference"),
     *(("reproduction", "benchmark"), ("__main__", "cli")),
 }
 SOURCES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))

@@ -156,7 +156,7 @@ def words(flag: str, value: str) -> list[str]:
 
 def required_arguments(target: Any) -> dict[str, str]:
     """A value for each flag that has no default."""
-    known = {"sizes": "64x64", "study": "table1", "shards": "x", "size": "64x64"}
+    known = {"out": "x.html", "sizes": "64x64", "study": "table1", "shards": "x", "size": "64x64"}
     missing = [
         field.name
         for field in dataclasses.fields(target)
@@ -295,6 +295,7 @@ TAKE_URLS = {
     "growth": {"PREDICTIONS": "read", "--out": "written"},
     "predict": {"--checkpoint": "read", "--images": "read", "--out": "written"},
     "export": {"--checkpoint": "read", "--out": "written"},
+    "report": {"PREDICTIONS": "read", "--out": "written"},
     "shards inspect": {"SHARDS": "read"},
     "shards verify": {"SHARDS": "read"},
     "plan": {"--model.init": "not looked at"},

@@ -12,7 +12,7 @@ from helpers import draw_sample, save_state, tiny_config
 
 from glioma_dist.cli import export as export_command
 from glioma_dist.cli.run_status import find_status
-from glioma_dist.config import EvaluateConfig, PredictConfig
+from glioma_dist.config import EvaluateConfig, PredictConfig, ReportConfig
 from glioma_dist.config.paths import Url
 from glioma_dist.data import remote_checkpoint
 from glioma_dist.data.remote_checkpoint import CheckpointIndex, Entry, fetch_checkpoint
@@ -26,6 +26,7 @@ from glioma_dist.inference.predict import predict
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
 from glioma_dist.model.unet import build_model
+from glioma_dist.report.prediction_page import report_prediction
 from glioma_dist.training.launch_and_data import with_local_weights
 from glioma_dist.training.state import TrainState
 
@@ -306,3 +307,22 @@ def test_the_status_of_a_run_is_read_from_its_url(store):
     store.put("run/status.json", b"{")
     with pytest.raises(InputError, match="is no JSON"):
         find_status("s3://cells/run", None)
+
+
+def test_a_report_from_url_to_url_is_that_of_the_local_folder(store, tmp_path):
+    """But for the place that it names."""
+    sample = draw_sample(0)
+    local = tmp_path / "preds"
+    local.mkdir()
+    (local / "a.mask.png").write_bytes(encode_image(sample.mask * 255))
+    (local / "a.overlay.png").write_bytes(encode_image(sample.image))
+    (local / "summary.csv").write_text("image,confluence,mask,overlay\na.png,0.2,a.mask.png,a.overlay.png\n")
+    for path in local.iterdir():
+        store.put(f"preds/{path.name}", path.read_bytes())
+    report_prediction(ReportConfig(Path("preds"), tmp_path / "r.html"))
+    found = report_prediction(ReportConfig(Url("s3://cells/preds"), Url("s3://cells/made/r.html")))
+    page = store.read("made/r.html")
+    assert found.num_bytes == len(page)
+    assert page.replace(b"s3://cells/preds", b"preds") == (tmp_path / "r.html").read_bytes()
+    with pytest.raises(InputError, match=r"summary\.csv: is missing"):
+        report_prediction(ReportConfig(Url("s3://cells/plates"), Url("s3://cells/made/r.html")))

@@ -61,3 +61,17 @@ def test_a_pair_shows_the_image_beside_its_cells(source, tmp_path):
     refused = command("tools/draw_pair.py", *flags, "--mask", tmp_path / "small.png")
     assert refused.exit_code == 2
     assert "small.png: has 32x20 pixels, its image 32x24" in refused.stderr
+
+
+def test_a_plot_is_set_beside_the_cells(source, tmp_path):
+    image, mask, plot = (tmp_path / f"{name}.png" for name in ("image", "mask", "plot"))
+    cv2.imwrite(str(image), np.full((100, 120), 90, np.uint8))
+    cv2.imwrite(str(mask), np.pad(np.ones((40, 40), np.uint8), ((30, 30), (40, 40))))
+    cv2.imwrite(str(plot), np.full((200, 300, 3), (255, 255, 250), np.uint8))
+    flags = ("--image", image, "--mask", mask, "--beside", plot, "--rows", 0, 100, "--width", 556)
+    ended = command("tools/draw_pair.py", *flags, "--out", tmp_path / "a.jpg")
+    assert ended.exit_code == 0, ended.stderr
+    picture = cv2.imread(str(tmp_path / "a.jpg"))
+    assert picture.shape == (200, 556, 3), "the plot has the height of the image"
+    assert np.ptp(picture[:, :240].astype(int), axis=2).max() > 60, "outlines"
+    assert picture[:, 260:].min() > 240

@@ -1,0 +1,172 @@
+"""What a prediction left in its folder: the rows of summary.csv and failed.csv, and the settings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from glioma_dist.config.paths import Url
+from glioma_dist.data.shards.store import Store
+from glioma_dist.errors import InputError, one_line, printable
+from glioma_dist.files import cannot_read, parse_json, read_bytes
+
+SUMMARY, FAILED, RECORD = "summary.csv", "failed.csv", "predict.json"
+MAX_TABLE_BYTES = 2**28
+MAX_PICTURE_BYTES = 2**30
+MAX_RECORD_BYTES = 2**30
+MAX_HOURS = 1e7
+"""A thousand years: a table that tells more tells no time."""
+TOLD = frozenset(
+    ("image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height", "confluence", "area_um2")
+) | {"components", "flags", "way"}
+"""Columns of summary.csv that are no names of files."""
+
+
+@dataclass(frozen=True)
+class ReportedImage:
+    """A row of summary.csv. What the table does not tell is None, or an empty text."""
+
+    image: str
+    """Path of the image, as predict was given it."""
+    confluence: float
+    """Share of the pixels that belong to cells, from 0 to 1."""
+    plane: str = ""
+    hours: float | None = None
+    area_um2: float | None = None
+    components: int | None = None
+    flags: tuple[str, ...] = ()
+    way: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Kind of result -> the name of its file in the folder."""
+
+    @property
+    def file_name(self) -> str:
+        """The image's file, without its folders."""
+        return PurePosixPath(self.image).name or self.image
+
+    def named(self, file: str) -> str:
+        """`file`, and the plane where the file has several."""
+        return f"{file} ({self.plane})" if self.plane else file
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row of failed.csv."""
+
+    image: str
+    step: str
+    reason: str
+
+
+class ResultFolder:
+    """The files of a prediction, in a folder or at a URL."""
+
+    def __init__(self, place: Path | Url) -> None:
+        self.place = place
+        self.has_flags = False
+        """Whether summary.csv has a column for flags; known once `images` has read it."""
+        self._store = Store(place) if isinstance(place, Url) else None
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """A file's bytes. Raises InputError where it cannot be read."""
+        if self._store is not None:
+            return self._store.read_all(name, max_bytes)
+        return read_bytes(Path(self.place) / name, max_bytes)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file. Raises InputError where this user may not look."""
+        if self._store is not None:
+            return name in self._names
+        try:
+            (Path(self.place) / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise cannot_read(Path(self.place) / name, error) from None
+        return True
+
+    @cached_property
+    def _names(self) -> set[str]:
+        """Of all that lies at the URL; listed once."""
+        return set(self._store.entries()) if self._store is not None else set()
+
+    def images(self) -> list[ReportedImage]:
+        """The rows of summary.csv. Raises InputError where it is missing or is none."""
+        where = f"{self.place}/{SUMMARY}"
+        if self._store is None and not Path(self.place).is_dir():
+            raise InputError(f"{printable(self.place)}: no such folder; give the folder that predict wrote")
+        if not self.has(SUMMARY):
+            raise InputError(f"{where}: is missing; give the folder that glioma-dist predict wrote, after it has ended")
+        columns, rows = read_table(self.read(SUMMARY, MAX_TABLE_BYTES), where)
+        for name in ("image", "confluence"):
+            if name not in columns:
+                raise InputError(f"{where}: has no column {name}; it is no summary.csv of glioma-dist predict")
+        self.has_flags = "flags" in columns
+        if not rows:
+            raise InputError(f"{where}: has no row; nothing to report")
+        return [_image(row, f"{where} row {number}") for number, row in enumerate(rows, 2)]
+
+    def failures(self) -> list[Failure]:
+        """The rows of failed.csv; none where there is no such file."""
+        if not self.has(FAILED):
+            return []
+        _, rows = read_table(self.read(FAILED, MAX_TABLE_BYTES), f"{self.place}/{FAILED}")
+        return [Failure(*(printable(row.get(name, "")) for name in ("image", "step", "reason"))) for row in rows]
+
+    def record(self) -> dict[str, Any]:
+        """What predict.json says; nothing where there is none, or it is no object."""
+        if not self.has(RECORD):
+            return {}
+        content = parse_json(self.read(RECORD, MAX_RECORD_BYTES), f"{self.place}/{RECORD}")
+        return content if isinstance(content, dict) else {}
+
+
+def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Names of the columns and rows of a CSV file with a head. Raises InputError for what cannot be one."""
+    text = data.decode("utf-8-sig", "backslashreplace")
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if any(line)]
+    except csv.Error as error:
+        raise InputError(f"{where}: is no table that can be read ({one_line(error, 200)})") from None
+    if not lines:
+        return [], []
+    return lines[0], [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]
+
+
+def number(text: str | None) -> float | None:
+    """A finite number; None for anything else."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _image(row: Mapping[str, str], where: str) -> ReportedImage:
+    confluence, components = number(row.get("confluence")), number(row.get("components"))
+    if confluence is None or not 0 <= confluence <= 1:
+        text = one_line(row.get("confluence", ""), 60)
+        raise InputError(f"{where}: its confluence is {text!r}, not a number from 0 to 1; run predict again")
+    hours = number(row.get("time_h"))
+    files = {
+        kind: name
+        for kind, name in row.items()
+        if kind not in TOLD and name and PurePosixPath(name).name == name and "\0" not in name
+    }
+    return ReportedImage(
+        printable(row.get("image", "")),
+        confluence,
+        printable(row.get("plane", "")),
+        hours if hours is not None and abs(hours) <= MAX_HOURS else None,
+        number(row.get("area_um2")),
+        None if components is None else int(components),
+        tuple(printable(flag) for flag in row.get("flags", "").split(";") if flag),
+        printable(row.get("way", "")),
+        files,
+    )
