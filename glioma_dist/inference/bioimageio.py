@@ -22,7 +22,7 @@ from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, normalize_int
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.evaluation.protocol import THRESHOLD, Contrast, Network, cell_probability
 from glioma_dist.files import check_new_file, make_folder, read_bytes, write_atomically
-from glioma_dist.inference.bioimageio_description import EPSILON, IMAGE, MIN_SIDE, STEP, describe, preprocessing
+from glioma_dist.inference.bioimageio_description import EPSILON, IMAGE, MIN_SIDE, describe, preprocessing
 from glioma_dist.inference.export import CHECKED_SIZES, TOLERANCE, TRACED_SIZE, logits_of, to_onnx
 from glioma_dist.inference.package_card import licences_page, package_card, spdx_licence
 from glioma_dist.inference.results import overlay
@@ -119,13 +119,12 @@ def export_package(
 
 
 def _centre(image: np.ndarray) -> np.ndarray:
-    """The middle of an image, with sides of at most `MAX_SIDE`, multiples of `STEP`."""
+    """The middle of an image, with sides of at most `MAX_SIDE`."""
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise InputError(f"the test image has {width}x{height} pixels: give one of at least {MIN_SIDE}x{MIN_SIDE}")
-    sides = [min(side, MAX_SIDE) // STEP * STEP for side in (height, width)]
-    top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
-    return np.ascontiguousarray(image[top : top + sides[0], left : left + sides[1]])
+    top, left = (max(0, (side - MAX_SIDE) // 2) for side in (height, width))
+    return np.ascontiguousarray(image[top : top + MAX_SIDE, left : left + MAX_SIDE])
 
 
 def _as_tensor(image: np.ndarray) -> np.ndarray:

@@ -15,8 +15,9 @@ from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import UNet
 
 IMAGE, PROBABILITY = "image", "probability"
-MIN_SIDE, STEP = 64, 32
-"""Sides of images in pixels: the smallest, and the steps to the next."""
+MIN_SIDE, STEP = 64, 1
+"""Sides of images in pixels: the smallest, and the steps to the next. The graphs pad to what the network needs, as
+`predict` does; with larger steps bioimage.io's library would refuse whole images of most sizes."""
 EPSILON = 1e-6
 """Of `scale_range`."""
 OFFSET_16_BIT = -0.498

@@ -22,7 +22,7 @@ SPDX = (
     (r"cc[ -]?by[ -]4\.0", "CC-BY-4.0"),
     (r"cc0([ -]1\.0)?", "CC0-1.0"),
     (r"mit( licen[cs]e)?", "MIT"),
-    (r"apache([ -]licen[cs]e)?[ -,]*(version )?2\.0", "Apache-2.0"),
+    (r"apache([ -]licen[cs]e)?,?[ -](version )?2\.0", "Apache-2.0"),
     (r"bsd[ -]3[ -]clause", "BSD-3-Clause"),
     (r"bsd[ -]2[ -]clause", "BSD-2-Clause"),
 )

@@ -152,6 +152,11 @@ def test_a_browser_shows_confluence_and_components_that_move_with_the_slider(ser
         assert "\n" not in told
         assert page.value("document.getElementById('name').textContent").startswith("field"), "the last one stays"
         assert all("400" in each["entry"]["text"] for each in page.complaints)
+        page.value(
+            "const given = new DataTransfer(); given.items.add(new File(['no image'], 'dropped.tif'));"
+            "document.dispatchEvent(new DragEvent('drop', {dataTransfer: given, cancelable: true}))"
+        )
+        page.wait_for("document.getElementById('status').textContent.startsWith('dropped.tif: ')")
 
 
 def test_components_in_the_browser_are_opencvs_on_random_masks(server, tmp_path):
