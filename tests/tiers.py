@@ -67,7 +67,10 @@ LONG = {
     "tests/faults": "a run each of one or two faults of each kind, and its restart",
     "tests/fuzz": "300 changed files",
     "tests/jobs/test_exit_codes.py::test_the_cause_counts_and_not_what_it_did_to_the_other_process": "real launchers",
-    "tests/unit/test_bioimageio.py": "packages, each tested by bioimage.io's library",
+    "tests/unit/test_bioimageio.py::test_a_package_passes_their_test_and_gives_predicts_mask_at_any_size": "tests",
+    "tests/unit/test_bioimageio.py::test_a_package_that_gives_something_else_is_not_written": "a package, tested",
+    "tests/unit/test_bioimageio.py::test_the_command_writes_a_package_that_names_no_file_of_this_machine": "the same",
+    "tests/unit/test_bioimageio.py::test_what_bioimageio_does_not_take_is_one_line_and_nothing_is_written": "the same",
     "tests/unit/test_cache.py::test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way": (
         "killed at many moments"
     ),

@@ -79,11 +79,12 @@ def _images(data: np.ndarray, is_rgb: bool) -> np.ndarray:
         return images
     if images.dtype.kind not in "biuf":
         raise InputError(f"a layer of {images.dtype} is no image: give one of whole numbers or floats")
-    values = images.astype(np.float64)
+    values = images.astype(np.float64) / 2  # so that no difference of two is too large for a float
     if not np.isfinite(values).all():
         raise InputError("the layer has values that are no numbers (NaN or infinite)")
-    low, high = values.min(), values.max()
-    return ((values - low) * (65535 / max(high - low, np.finfo(float).tiny))).round().astype(np.uint16)
+    values -= values.min()
+    high = values.max()
+    return (values / high * 65535 if high else values).round().astype(np.uint16)
 
 
 def _components(mask: np.ndarray) -> np.ndarray:

@@ -103,11 +103,15 @@ def test_the_layer_of_labels_lies_on_the_image():
     assert (list(how["scale"]), list(how["translate"])) == ([0.65, 0.65], [0, 1])
     np.testing.assert_array_equal(labels, segment_array(image, is_rgb=True))
     grey = image[..., 0]
-    full, _, _ = segment_layer(layer(grey, data=[grey, grey[::2, ::2]], multiscale=True))
+    several = layer(grey, multiscale=True)
+    several.data = [grey, grey[::2, ::2]]
+    full, _, _ = segment_layer(several)
     np.testing.assert_array_equal(full, segment_array(grey))
 
 
-@pytest.mark.parametrize("value", [np.full((5, 7), 3.0), np.zeros((1, 1), bool), np.full((3, 4), -7, np.int64)])
+@pytest.mark.parametrize(
+    "value", [np.full((5, 7), 3.0), np.zeros((1, 1), bool), np.full((3, 4), -7, np.int64), np.array([[1e308, -1e308]])]
+)
 def test_an_even_image_is_an_image(value):
     assert segment_array(value).shape == value.shape
 
