@@ -105,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send_error(400, one_line(error))
         except (ConnectionError, TimeoutError):
             raise
+        except OSError as error:
+            self._send_error(507, one_line(cannot_write(tempfile.gettempdir(), error)))
         except Exception:
             traceback.print_exc()
             self._send_error(500, "an error of the program; the terminal shows it")
@@ -165,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send_json(201, answer)
 
     def _receive(self, path: Path, name: str) -> None:
-        """Write what is sent to a file. Raises RefusedError, and InputError where the disk is full."""
+        """Write what is sent to a file. Raises RefusedError, and OSError where the disk is full."""
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,15}", length):
             raise RefusedError(411, f"{name}: its length is not known; drop a file")
@@ -174,15 +176,10 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(
                 413, f"{name}: has {left} bytes, more than the {MAX_UPLOAD_BYTES} of this page; use glioma-dist predict"
             )
-        try:
-            with path.open("wb") as file:
-                while left and (piece := self.rfile.read(min(left, PIECE_BYTES))):
-                    file.write(piece)
-                    left -= len(piece)
-        except (ConnectionError, TimeoutError):
-            raise
-        except OSError as error:
-            raise cannot_write(path, error) from None
+        with path.open("wb") as file:
+            while left and (piece := self.rfile.read(min(left, PIECE_BYTES))):
+                file.write(piece)
+                left -= len(piece)
         if left:
             raise ConnectionAbortedError("the browser stopped sending")
 

@@ -1,9 +1,11 @@
 """The page of `glioma-dist app`: as a browser shows it, and what its server takes and refuses."""
 
+import errno
 import json
 import os
 import re
 import signal
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -295,6 +297,24 @@ def test_what_is_too_large_is_refused_before_it_is_read(server, monkeypatch):
         400,
         "a.png: has 10x11 pixels, more than this page shows; use glioma-dist predict",
     )
+
+
+@pytest.mark.parametrize("place", ["nowhere", "full"])
+def test_a_folder_for_temporary_files_that_takes_none_is_one_line(server, monkeypatch, tmp_path, place):
+    folder = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    if place == "full":
+        folder.mkdir()
+
+        def refuse(*_, **__):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "open", refuse)
+    status, answer = upload(server, "a.png", encode_image(draw_sample(1, 64, 64).image))
+    monkeypatch.undo()
+    expected = "its folder is gone" if place == "nowhere" else "the disk is full"
+    assert (status, expected in answer["error"]) == (507, True), answer
+    assert "\n" not in answer["error"]
 
 
 def test_the_oldest_pictures_are_forgotten_and_the_newest_kept():

@@ -1,7 +1,6 @@
 """Packages of bioimage.io: they pass bioimage.io's own test, and give what prediction gives."""
 
 import contextlib
-import gc
 import io
 import re
 import socket
@@ -30,6 +29,9 @@ from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import build_model, load_model
 from glioma_dist.size import Size
 
+pytestmark = pytest.mark.filterwarnings(  # of files that bioimage.io's libraries close late
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 WHY = "bioimageio.core is not installed (21 MB, and pandas): pip install -e '.[bioimageio]'"
 
 
@@ -43,11 +45,10 @@ def mask_of(checkpoint: Path, image: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def theirs():
-    """Within it, warnings of bioimage.io's libraries are no errors: files that they close late, TorchScript's end."""
+    """Within it, warnings of bioimage.io's libraries are no errors, for example PyTorch's of TorchScript."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-        gc.collect()
 
 
 def predict_by_core(package: Path, image: np.ndarray) -> np.ndarray:
@@ -85,7 +86,7 @@ def test_a_package_passes_their_test_and_gives_predicts_mask_at_any_size(tmp_pat
     tested = draw_sample(1, 130, 100, channels, dtype).image
     made = export_package(checkpoint, tmp_path / "model.zip", tested)
     assert (made.size, made.num_channels, made.licence) == (Size(130, 100), channels, "CC0-1.0")
-    assert made.num_other <= 1
+    assert made.num_other <= (65 if contrast == "percentile" else 0)
     with theirs():
         summary = core.test_description(tmp_path / "model.zip")
     assert summary.status == "passed", summary.details
@@ -94,7 +95,8 @@ def test_a_package_passes_their_test_and_gives_predicts_mask_at_any_size(tmp_pat
         found = predict_by_core(tmp_path / "model.zip", image)
         assert found.shape == (height, width)
         other = (found >= 0.5) != mask_of(checkpoint, image)
-        assert other.mean() < 1e-3
+        # An untrained network on noise: many probabilities lie at 0.5.
+        assert other.mean() <= (0.005 if contrast == "percentile" else 0)
 
 
 @pytest.mark.usefixtures("offline")
@@ -172,6 +174,18 @@ def test_torchscript_and_onnx_are_compared_with_pytorch(monkeypatch):
     for name, export in (("weights.pt", module._to_torchscript), ("weights.onnx", module.to_onnx)):
         with pytest.raises(InputError, match=r"other logits than PyTorch.*nothing was written"):
             module._compare(network, weights | {name: export(other, example)}, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_contrast_differs_from_ours_by_one_grey_value_at_most(dtype):
+    """bioimage.io's formula, and its interpolated percentiles by NumPy."""
+    image = draw_sample(1, 300, 300, dtype=dtype).image
+    (step,) = preprocessing("percentile", image.dtype)
+    how = step["kwargs"]
+    low, high = np.percentile(image, (how["min_percentile"], how["max_percentile"]))
+    levels = ((image - low) / (high - low + how["eps"]) * 255).round().clip(0, 255)
+    expected = normalize_intensity(image, "percentile").astype(float)
+    assert np.abs(levels - expected).max() <= 1
 
 
 def test_steps_of_16_bits_without_contrast_are_ours_for_every_value():

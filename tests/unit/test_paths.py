@@ -34,6 +34,7 @@ NO_PATHS = {
     "--imagenet": "NAME=FILE; looked for when the study is planned",
     "--image": "an ending of names in a tar",
     "--mask": "an ending of names in a tar",
+    "--authors": "names of people",
     "--dataset": "a name",
     "--loss": "a name",
     "--data.augment": "a name",
@@ -43,7 +44,7 @@ NO_PATHS = {
     "--group-pattern": "a regular expression",
     "--suffix": "an ending of names",
     "--categories": "names",
-    "--name": "a name of a file of the package",
+    "--name": "a name of a file of the package, or of a model",
 }
 """Flags that take text which is no path. A new flag of text is either here or is marked as a path."""
 REFUSED = (
