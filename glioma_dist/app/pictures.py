@@ -24,7 +24,7 @@ from glioma_dist.size import Size
 THRESHOLDS = np.arange(1, 100) / 100
 """Those of the page's slider. A pixel's level is how many of them its probability reaches, so `level >= k` is exactly
 the mask of threshold k / 100."""
-MAX_PIXELS = 2**25
+MAX_SHOWN_PIXELS = 2**25
 """Of a picture: what a browser draws without delay."""
 MAX_KEPT_BYTES = 2**29
 """Of all pictures that are kept. The oldest are forgotten."""
@@ -71,7 +71,7 @@ class Segmenter:
             with self._lock:
                 pixels, note = self._read(path)
                 height, width = pixels.shape[:2]
-                if width * height > MAX_PIXELS:
+                if width * height > MAX_SHOWN_PIXELS:
                     raise InputError(
                         f"{path}: has {width}x{height} pixels, more than this page shows; use glioma-dist predict"
                     )

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
-from glioma_dist.app.pictures import MAX_PIXELS, KeptPictures, Segmenter, ShownPicture
+from glioma_dist.app.pictures import KeptPictures, Segmenter, ShownPicture
 from glioma_dist.errors import InputError, MemoryFullError, RunError, UnavailableError, one_line, printable
 from glioma_dist.files import cannot_write
 
@@ -28,6 +28,7 @@ PIECE_BYTES = 2**20
 SECONDS = 60.0
 """How long a browser may be silent in the middle of a request."""
 PICTURE = re.compile(r"/pictures/([\w-]{22})/(picture\.png|levels|mask\.png)")
+LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -112,11 +113,10 @@ class Handler(BaseHTTPRequestHandler):
             self._send_error(500, "an error of the program; the terminal shows it")
 
     def _check_sender(self) -> None:
-        """Refuse pages of other origins, which a browser would let send requests here: they know no other way in than
-        a name that leads to this machine, or a form of their own."""
-        hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
-        origin = self.headers.get("Origin")
-        if self.headers.get("Host") not in hosts or (origin and origin.removeprefix("http://") not in hosts):
+        """Refuse pages of other origins, which a browser would let send requests here: by a name of their own that
+        leads to this machine, or by a form. The port may be another: that of an SSH tunnel."""
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        if not LOCAL_HOST.fullmatch(host) or origin not in (None, f"http://{host}"):
             raise RefusedError(403, f"open {self.server.address}: requests from other pages are refused")
 
     def _get(self) -> None:
@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, kind, text.replace("{{network}}", _escaped(self.server.title)).encode())
             return
         if url.path == "/settings":
-            self._send_json(200, {"max_bytes": MAX_UPLOAD_BYTES, "max_pixels": MAX_PIXELS})
+            self._send_json(200, {"max_bytes": MAX_UPLOAD_BYTES})
             return
         found = PICTURE.fullmatch(url.path)
         picture = self.server.pictures.find(found[1]) if found else None

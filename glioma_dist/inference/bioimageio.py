@@ -32,6 +32,12 @@ from glioma_dist.size import Size
 MAX_SIDE, COVER_SIDE = 512, 256
 """Of the package's test image, and of the parts of it on the cover, in pixels."""
 MAX_BYTES = 2**32
+FLAGS = {
+    "license": "--licence: give an identifier of spdx.org/licenses, for example CC-BY-4.0",
+    "name": "--name: give 5 to 128 letters of English, digits, spaces and _ + - ( )",
+    "authors": "--authors: give names without a slash",
+}
+"""Field of the description -> what the flag that it comes from takes."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +233,11 @@ def _pack(files: Mapping[str, bytes], described: dict[str, Any]) -> bytes:
 
 
 def _refused(summary: Any) -> InputError:
-    """The error of a package that bioimage.io's check or test refuses, with its first reasons."""
+    """The error of a package that bioimage.io's check or test refuses: which flag to change, or its first reasons."""
     errors = [(each.name, error) for each in summary.details for error in each.errors]
+    for _, error in errors:
+        if error.loc and error.loc[0] in FLAGS:
+            return InputError(f"{FLAGS[error.loc[0]]}; nothing was written")
     reasons = "; ".join(f"{'.'.join(map(str, error.loc)) or name}: {error.msg}" for name, error in errors[:3])
     return InputError(f"bioimage.io's test refuses the package: {one_line(reasons, 300)}: nothing was written")
 

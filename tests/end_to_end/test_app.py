@@ -271,12 +271,22 @@ def test_other_thresholds_are_refused(server, threshold):
     assert (status, json.loads(body)["error"]) == (400, "threshold: give a whole number of percent, from 1 to 99")
 
 
-@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}])
+@pytest.mark.parametrize(
+    "headers", [{"Host": "evil.example"}, {"Host": ""}, {"Origin": "http://evil.example"}, {"Origin": "null"}]
+)
 def test_requests_of_other_pages_are_refused(server, headers):
     for path, data in (("/", None), ("/pictures?name=a.png", encode_image(draw_sample(1).image))):
         status, body, _ = ask(server, path, data, **headers)
         assert status == 403
         assert server.address in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost:9", "127.0.0.1:65000", "localhost"])
+def test_a_tunnel_may_have_another_port(server, host):
+    assert ask(server, "/", Host=host)[0] == 200
+    assert upload(server, "a.png", encode_image(draw_sample(1, 64, 64).image))[0] == 201
+    assert ask(server, "/settings", Host=host, Origin=f"http://{host}")[0] == 200
+    assert ask(server, "/settings", Host=host, Origin="http://localhost:1")[0] == 403
 
 
 def test_it_listens_on_this_machine_only(server):
@@ -291,7 +301,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(server, monkeypatch):
         "a.png: has 101 bytes, more than the 100 of this page; use glioma-dist predict",
     )
     monkeypatch.undo()
-    monkeypatch.setattr(pictures_module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(pictures_module, "MAX_SHOWN_PIXELS", 100)
     status, answer = upload(server, "a.png", encode_image(np.zeros((11, 10), np.uint8)))
     assert (status, answer["error"]) == (
         400,
