@@ -62,6 +62,11 @@ class Segmenter:
         self._input_size = input_size or (data.size if data.transform == "resize" else None)
         self._lock = threading.Lock()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is at work on a picture."""
+        return self._lock.locked()
+
     def segment(self, path: Path, name: str) -> ShownPicture:
         """Read the file `path`, which the user calls `name`, and segment it.
 
@@ -69,15 +74,16 @@ class Segmenter:
         """
         try:
             with self._lock:
-                pixels, note = self._read(path)
-                height, width = pixels.shape[:2]
-                if width * height > MAX_SHOWN_PIXELS:
-                    raise InputError(
-                        f"{path}: has {width}x{height} pixels, more than this page shows; use glioma-dist predict"
-                    )
-                probabilities = segment(pixels, self._network, self._input_size)
+                return self._segment(path, name)
         except InputError as error:
             raise type(error)(str(error).replace(str(path), name)) from error
+
+    def _segment(self, path: Path, name: str) -> ShownPicture:
+        pixels, note = self._read(path)
+        height, width = pixels.shape[:2]
+        if width * height > MAX_SHOWN_PIXELS:
+            raise InputError(f"{path}: has {width}x{height} pixels, more than this page shows; use glioma-dist predict")
+        probabilities = segment(pixels, self._network, self._input_size)
         levels = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities, side="right").astype(np.uint8)
         return ShownPicture(name, width, height, encode_image(pixels), levels, note)
 

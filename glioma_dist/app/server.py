@@ -50,14 +50,15 @@ class RefusedError(Exception):
 class AppServer(ThreadingHTTPServer):
     """Serves the page and the pictures that are dropped on it. Several people of this machine may use it at once.
 
-    Raises InputError where the port cannot be used. port 0: any free one.
+    title: the network's name. folder: for uploaded files, until they are segmented. port 0: any free one.
+    Raises InputError where the port cannot be used.
     """
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, segmenter: Segmenter, title: str, port: int) -> None:
-        self.segmenter, self.title, self.pictures = segmenter, title, KeptPictures()
+    def __init__(self, segmenter: Segmenter, title: str, folder: Path, port: int) -> None:
+        self.segmenter, self.title, self.folder, self.pictures = segmenter, title, folder, KeptPictures()
         try:
             super().__init__((HOST, port), Handler)
         except (OSError, OverflowError) as error:
@@ -107,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             raise
         except OSError as error:
-            self._send_error(507, one_line(cannot_write(tempfile.gettempdir(), error)))
+            self._send_error(507, one_line(cannot_write(self.server.folder, error)))
         except Exception:
             traceback.print_exc()
             self._send_error(500, "an error of the program; the terminal shows it")
@@ -158,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         given = parse_qs(url.query, errors="replace").get("name", ["picture"])[0]
         name = one_line(Path(given).name or "picture", 200)
         suffix = Path(name).suffix
-        with tempfile.TemporaryDirectory(prefix="glioma-dist-") as folder:
+        with tempfile.TemporaryDirectory(dir=self.server.folder) as folder:
             path = Path(folder) / f"picture{suffix if SUFFIX.fullmatch(suffix) else ''}"
             self._receive(path, name)
             picture = self.server.segmenter.segment(path, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,13 +24,14 @@ def serve(
     input_size: Size | None,
     context: DistributedContext,
     say: Callable[[str], None] = print,
-) -> None:
+) -> bool:
     """Serve the page until a signal asks this process to stop.
 
     Args:
         port: of 127.0.0.1; 0 for any free one. input_size: as that of `predict`.
         say: is told the page's address.
 
+    Returns whether all work has ended. Where it has not, a thread still segments a picture that nobody waits for.
     Raises InputError where the checkpoint or the port cannot be used.
     """
     if context.num_processes > 1:
@@ -37,11 +39,17 @@ def serve(
     network, read = load_network(fetch_checkpoint(checkpoint), 1, context)
     if input_size:
         network.fit(input_size)  # refused at once, and not for each image
-    with numerics(), ImageReader() as reader:
+    with numerics(), ImageReader() as reader, temporary_folder() as folder:
         segmenter = Segmenter(network, read.config.data, input_size, reader)
-        with AppServer(segmenter, printable(checkpoint), port) as server:
+        with AppServer(segmenter, printable(checkpoint), Path(folder), port) as server:
             say(f"open {server.address} in a browser of this machine; Ctrl-C ends it")
             try:
                 server.serve_forever()
             except (Interrupted, KeyboardInterrupt):
                 say("stopped")
+    return not segmenter.is_busy
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder for uploaded files. A picture may be in the making when it is removed."""
+    return tempfile.TemporaryDirectory(prefix="glioma-dist-", ignore_cleanup_errors=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_checkpoint
 from glioma_dist.config.paths import InputPath
-from glioma_dist.errors import InputError
+from glioma_dist.errors import ExitCode, InputError
 from glioma_dist.size import SizeFlag
 
 MAX_PORT = 65535
@@ -38,8 +39,13 @@ def run(config: AppConfig) -> None:
 
     from glioma_dist.app.serving import serve
     from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.distributed.exit_codes import note_end
 
-    serve(config.checkpoint, config.port, config.input_size, DistributedContext.start(), partial(print, flush=True))
+    say = partial(print, flush=True)
+    if not serve(config.checkpoint, config.port, config.input_size, DistributedContext.start(), say):
+        # Python's own end would abort while a thread computes.
+        note_end(ExitCode.FINISHED)
+        os._exit(ExitCode.FINISHED)
 
 
 APP = Command(

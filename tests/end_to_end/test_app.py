@@ -7,6 +7,7 @@ import re
 import signal
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from glioma_dist.app import pictures as pictures_module
 from glioma_dist.app import server as module
 from glioma_dist.app.pictures import THRESHOLDS, KeptPictures, Segmenter, ShownPicture
 from glioma_dist.app.server import HOST, AppServer
+from glioma_dist.app.serving import temporary_folder
 from glioma_dist.cli import program
 from glioma_dist.config import PredictConfig
 from glioma_dist.config.networks import network_folder
@@ -42,9 +44,9 @@ NETWORK = "t98g-small"
 @contextmanager
 def serving(title: str = NETWORK):
     """A server in this process."""
-    with given_or_own(None) as context, ImageReader() as reader:
+    with given_or_own(None) as context, ImageReader() as reader, temporary_folder() as folder:
         network, read = load_network(network_folder(NETWORK), 1, context)
-        with AppServer(Segmenter(network, read.config.data, None, reader), title, 0) as server:
+        with AppServer(Segmenter(network, read.config.data, None, reader), title, Path(folder), 0) as server:
             thread = threading.Thread(target=server.serve_forever, daemon=True)
             thread.start()
             yield server
@@ -312,7 +314,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(server, monkeypatch):
 @pytest.mark.parametrize("place", ["nowhere", "full"])
 def test_a_folder_for_temporary_files_that_takes_none_is_one_line(server, monkeypatch, tmp_path, place):
     folder = tmp_path / "temporary"
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(server, "folder", folder)
     if place == "full":
         folder.mkdir()
 
@@ -354,22 +356,43 @@ def test_the_name_of_the_network_is_text_on_the_page():
 
 def test_a_port_that_is_taken_is_one_line(server):
     with pytest.raises(InputError, match=rf"^--port {server.server_port}: cannot be used \(.*\); give another, or 0"):
-        AppServer(server.segmenter, "", server.server_port)
+        AppServer(server.segmenter, "", server.folder, server.server_port)
 
 
-def run_app(port: int) -> None:
+def run_app(port: int, folder: Path) -> None:
+    tempfile.tempdir = str(folder)
     run_command(lambda: program.run(["app", "--checkpoint", NETWORK, "--port", str(port)]))
 
 
-def test_the_command_serves_until_ctrl_c_and_ends_well():
+def wait_for_upload(folder: Path) -> None:
+    """Until an uploaded file is complete and is being segmented."""
+    until = time.monotonic() + 60
+    while not list(folder.glob("glioma-dist-*/*/picture.png")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    time.sleep(0.5)
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_the_command_serves_until_ctrl_c_and_ends_well(is_busy, tmp_path):
+    """Also while it segments: 9 megapixels take some seconds."""
     port = free_port()
-    started = start(run_app, port)
+    started = start(run_app, port, tmp_path)
     wait_for_listener(port)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
         assert b"Segment an image" in answer.read()
-    os.kill(started.processes[0].pid, signal.SIGINT)
+    if is_busy:
+        large = encode_image(np.tile(draw_sample(1, 100, 100).image, (30, 30)))
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/pictures?name=a.png", large)
+        with ThreadPoolExecutor() as pool:
+            pool.submit(urllib.request.urlopen, request)
+            wait_for_upload(tmp_path)
+            os.kill(started.processes[0].pid, signal.SIGINT)
+    else:
+        os.kill(started.processes[0].pid, signal.SIGINT)
     (ended,) = started.wait()
     assert ended.exit_code == 0, ended.stderr
     assert f"open http://127.0.0.1:{port}/ in a browser" in ended.stdout
     assert "stopped" in ended.stdout
+    assert list(tmp_path.glob("glioma-dist-*")) == []
     assert ended.stderr == ""

@@ -16,7 +16,7 @@ from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.paths import path_flags
 
 HEAVY = {"torch", "transformers", "timm", "albumentations", "accelerate", "matplotlib", "webdataset", "scipy", "cv2"}
-LOOK_FOR_IMAGES = {"predict --images", "export --images"}
+LOOK_FOR_IMAGES = {"predict --images", "export onnx --images", "export bioimageio --images"}
 """Flags whose check takes OpenCV, and nothing that is slower."""
 SECONDS = 1.0
 """Of processor time, for the whole process with the start of Python. Where the machine is slower: half of what it takes
