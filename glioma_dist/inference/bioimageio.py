@@ -111,7 +111,7 @@ def export_package(
         "sample_input.png": encode_image(tested),
         "sample_output.png": encode_image(expected.astype(np.uint8) * 255),
         "cover.png": _cover(normalize_intensity(tested, contrast), expected),
-        "README.md": package_card(read.folder, read, size, num_channels).encode(),
+        "README.md": package_card(read.folder, read, size, num_channels, 8 * tested.itemsize).encode(),
     }
     licence = licence or spdx_licence(read.lineage)
     if licence is None:

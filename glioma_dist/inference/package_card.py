@@ -58,14 +58,14 @@ def licences_page(lineage: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def package_card(folder: Path, checkpoint: Checkpoint, size: Size | None, num_channels: int) -> str:
+def package_card(folder: Path, checkpoint: Checkpoint, size: Size | None, num_channels: int, num_bits: int) -> str:
     """The page of a package, in Markdown.
 
     It begins with README.md of the checkpoint's folder where there is one, and with the model card otherwise.
 
     Args:
         size: to which images are to be scaled first; None: they are taken as they are.
-        num_channels: of the images that the package takes.
+        num_channels, num_bits: of the images that the package takes, and of their values.
     """
     own = folder / CARD
     card = own.read_text(errors="replace") if own.is_file() else model_card(checkpoint.config, checkpoint.metadata)
@@ -77,10 +77,12 @@ def package_card(folder: Path, checkpoint: Checkpoint, size: Size | None, num_ch
         if size
         else "Take images at the magnification that the network was trained with; they are not scaled."
     )
+    is_stretched = checkpoint.config.data.intensity_normalization == "percentile"
+    bits = "8 or 16" if is_stretched else num_bits
+    reason = "contrast is stretched by its own percentiles, and tiles" if is_stretched else "tiles"
     notes = [
-        f"- Input: an image of {colours}, of 8 or 16 bits as the test image, contrast as taken. {scaled}",
-        "- Give the whole image where the memory allows it: contrast is stretched by its own percentiles, and tiles "
-        "meet at seams.",
+        f"- Input: an image of {colours}, {bits} bits, contrast as taken. {scaled}",
+        f"- Give the whole image where the memory allows it: {reason} meet at seams.",
         f"- Output: for each pixel the probability that it belongs to a cell. At least {THRESHOLD} means cell. Cells "
         "that touch are not separated.",
         "- Made and tested by `glioma-dist export bioimageio`.",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY, draw_sample
-from test_export import save
+from test_export import DRAWN, save
 
 from glioma_dist.cli.export import BIOIMAGEIO, BioimageioConfig
 from glioma_dist.config import ModelConfig
@@ -82,10 +82,15 @@ def offline(monkeypatch):
 )
 def test_a_package_passes_their_test_and_gives_predicts_mask_at_any_size(tmp_path, channels, dtype, contrast):
     core = pytest.importorskip("bioimageio.core", reason=WHY)
-    checkpoint = save(tmp_path, "mit_tiny", intensity_normalization=contrast)
+    several = ({"weights": "imagenet", "licence": "non-commercial"}, *DRAWN) if channels == 3 else DRAWN
+    checkpoint = save(tmp_path, "mit_tiny", lineage=several, intensity_normalization=contrast)
     tested = draw_sample(1, 130, 100, channels, dtype).image
     made = export_package(checkpoint, tmp_path / "model.zip", tested)
-    assert (made.size, made.num_channels, made.licence) == (Size(130, 100), channels, "CC0-1.0")
+    assert (made.size, made.num_channels, made.licence) == (
+        Size(130, 100),
+        channels,
+        None if channels == 3 else "CC0-1.0",
+    )
     assert made.num_other <= (65 if contrast == "percentile" else 0)
     with theirs():
         summary = core.test_description(tmp_path / "model.zip")
@@ -223,11 +228,12 @@ def test_the_licence_is_the_one_of_the_lineage_where_it_is_one(licences, expecte
 @pytest.mark.parametrize("name", network_names())
 def test_the_page_of_a_package_has_no_link_into_nowhere(name):
     checkpoint = Checkpoint.read(network_folder(name))
-    page = package_card(checkpoint.folder, checkpoint, Size(64, 64), 3)
+    page = package_card(checkpoint.folder, checkpoint, Size(64, 64), 3, 8)
     assert re.findall(r"\]\((?!https?:)[^)]*\)", page) == []
     assert not page.startswith("---")
     assert "## Validation" in page
     assert "scaled to 64x64 pixels" in page
+    assert "three channels (red, green, blue), 8 or 16 bits" in page
 
 
 def test_what_cannot_be_a_package_is_refused(tmp_path):
