@@ -13,6 +13,7 @@ LIBRARIES = {
     "bench": ("segmentation_models_pytorch",),
     "cloud": ("fsspec", "aiohttp", "s3fs", "gcsfs", "adlfs"),
     "export": ("onnx", "onnxruntime"),
+    "bioimageio": ("bioimageio.core", "onnx", "onnxruntime"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
@@ -59,6 +60,9 @@ def _require(libraries: tuple[str, ...], command: str, needed_by: str) -> None:
 
 
 def _is_missing(library: str) -> bool:
-    spec = util.find_spec(library)
+    try:
+        spec = util.find_spec(library)
+    except ModuleNotFoundError:  # the package that it is part of
+        return True
     # A folder of this name on Python's path, such as the `wandb` that wandb writes its runs to, is no library.
     return spec is None or (spec.origin is None and spec.submodule_search_locations is not None)

@@ -34,6 +34,7 @@ LONG = {
     "tests/distributed/test_spatial_parallel.py::test_bands_equal_whole_images_in_fp64": "large images, four strips",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
     "tests/distributed/test_waiting.py": "a run of two processes that waits",
+    "tests/end_to_end/test_app.py": "a server, and a browser",
     "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",
     "tests/end_to_end/test_bench_resolution.py::test_each_rung_is_a_row_with_figures_and_circumstances": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_out_of_memory_is_a_row_and_the_benchmark_goes_on": "processes",
@@ -70,6 +71,10 @@ LONG = {
     "tests/faults": "a run each of one or two faults of each kind, and its restart",
     "tests/fuzz": "300 changed files",
     "tests/jobs/test_exit_codes.py::test_the_cause_counts_and_not_what_it_did_to_the_other_process": "real launchers",
+    "tests/unit/test_bioimageio.py::test_a_package_passes_their_test_and_gives_predicts_mask_at_any_size": "tests",
+    "tests/unit/test_bioimageio.py::test_a_package_that_gives_something_else_is_not_written": "a package, tested",
+    "tests/unit/test_bioimageio.py::test_the_command_writes_a_package_that_names_no_file_of_this_machine": "the same",
+    "tests/unit/test_bioimageio.py::test_what_bioimageio_does_not_take_is_one_line_and_nothing_is_written": "the same",
     "tests/unit/test_cache.py::test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way": (
         "killed at many moments"
     ),

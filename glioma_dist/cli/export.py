@@ -1,11 +1,13 @@
-"""`glioma-dist export`: write a trained network as one ONNX file, from image to logits."""
+"""`glioma-dist export`: write a trained network for other programs."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_checkpoint, check_images
@@ -13,11 +15,14 @@ from glioma_dist.config.paths import InputPath, LocalPath, OutputPath, Url
 from glioma_dist.errors import printable
 from glioma_dist.extras import require
 
+if TYPE_CHECKING:
+    import numpy as np
+
 NUM_CHECKED = 3
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class OnnxConfig:
     """Write a checkpoint's network as one ONNX file that takes images of any size. Contrast, normalisation and padding
     are in the graph. The file is written only if the logits of onnxruntime and PyTorch agree within 1e-3."""
 
@@ -32,50 +37,128 @@ class ExportConfig:
     pixel of 100,000."""
 
 
-def check(config: ExportConfig) -> None:
+@dataclass(frozen=True)
+class BioimageioConfig:
+    """Write a checkpoint's network as a model package of bioimage.io, for Fiji (deepImageJ), ilastik and other programs
+    that read such packages. It is written only if it passes bioimage.io's own test."""
+
+    checkpoint: InputPath
+    """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
+    images: LocalPath
+    """A folder, file or pattern. The middle of the first image becomes the package's test image. If it is grey, the
+    package takes grey images, else RGB."""
+    out: OutputPath
+    """ZIP file to write, for example model.zip: a path or a URL."""
+    name: str | None = None
+    """Name of the model, of letters, digits, spaces and _ + - ( ). By default: made from the encoder's name."""
+    authors: tuple[str, ...] = ()
+    """Names of the people who trained it. bioimage.io asks for them before it publishes a model."""
+    licence: str | None = None
+    """SPDX identifier of the licence, for example CC-BY-4.0. By default: the licence of the weights and data that the
+    network was made from if it is one; else the package lists their licences."""
+
+
+def check_onnx(config: OnnxConfig) -> None:
     """Raises InputError for missing inputs and libraries."""
-    require("export", "export")
+    require("export", "export onnx")
     check_checkpoint("--checkpoint", config.checkpoint)
     check_images(config.images)
 
 
-def run(config: ExportConfig) -> None:
+def check_bioimageio(config: BioimageioConfig) -> None:
+    """Raises InputError for missing inputs and libraries."""
+    check_checkpoint("--checkpoint", config.checkpoint)
+    check_images(config.images)
+    require("bioimageio", "export bioimageio")
+
+
+def run_onnx(config: OnnxConfig) -> None:
     """Export, and print how much the results differ from PyTorch's."""
     from glioma_dist.data.remote_checkpoint import fetch_checkpoint
-    from glioma_dist.data.sample import read_image
-    from glioma_dist.data.shards.store import Store
     from glioma_dist.inference.export import export
+
+    checked = _read_first(config.images, NUM_CHECKED, "checked") if config.images else []
+    checkpoint = fetch_checkpoint(config.checkpoint)
+    with _local_file(config.out) as out:
+        parity = export(checkpoint, out, config.bits, checked)
+    masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
+    print(f"{config.out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
+    _warn_of_use(checkpoint, config.out)
+
+
+def run_bioimageio(config: BioimageioConfig) -> None:
+    """Export, and print what the package takes and how much its results differ from `predict`'s."""
+    from glioma_dist.data.remote_checkpoint import fetch_checkpoint
+    from glioma_dist.inference.bioimageio import export_package
+
+    (image,) = _read_first(config.images, 1, "used")
+    checkpoint = fetch_checkpoint(config.checkpoint)
+    with _local_file(config.out) as out:
+        made = export_package(checkpoint, out, image, config.name, config.authors, config.licence)
+    kind = "grey" if made.num_channels == 1 else "RGB"
+    num_pixels = made.size.width * made.size.height
+    print(
+        f"{config.out}: passes bioimage.io's test; takes {kind} images; {made.num_other} of {num_pixels} pixels of the "
+        f"test image's mask differ from predict's; licence: {made.licence or 'several, in LICENCES.md'}"
+    )
+    _warn_of_use(checkpoint, config.out)
+
+
+def _read_first(pattern: str, num: int, how: str) -> list[np.ndarray]:
+    """The first `num` images of a pattern; says how many there are besides."""
+    from glioma_dist.data.sample import read_image
     from glioma_dist.inference.images import find_images
+
+    found = find_images(pattern)
+    if found.not_read:
+        print(f"{printable(pattern)}: {found.describe()}")
+    if len(found.paths) > num:
+        first = f"the first {num} of {len(found.paths)} images are" if num > 1 else f"{printable(found.paths[0])} is"
+        print(f"{printable(pattern)}: {first} {how}")
+    return [read_image(path) for path in found.paths[:num]]
+
+
+@contextmanager
+def _local_file(out: Path | Url) -> Iterator[Path]:
+    """A path to write to: `out`, or where that is a URL, a temporary file that is uploaded afterwards."""
+    if not isinstance(out, Url):
+        yield out
+        return
+    from glioma_dist.data.shards.store import Store
+
+    store = Store(out.parent)
+    store.check()
+    with tempfile.TemporaryDirectory(prefix="glioma-dist-") as folder:
+        file = Path(folder) / "model"
+        yield file
+        store.put_file(out.name, file)
+
+
+def _warn_of_use(checkpoint: Path, out: Path | Url) -> None:
+    """Say whether a licence in the lineage of a checkpoint forbids commercial use."""
     from glioma_dist.model.checkpoint import Checkpoint
     from glioma_dist.model.licences import warning_of_use
 
-    found = find_images(config.images) if config.images else None
-    checked = [read_image(path) for path in found.paths[:NUM_CHECKED]] if found else []
-    if found and found.not_read:
-        print(f"{printable(config.images)}: {found.describe()}")
-    if found and len(found.paths) > NUM_CHECKED:
-        print(f"{printable(config.images)}: the first {NUM_CHECKED} of {len(found.paths)} images are checked")
-    checkpoint = fetch_checkpoint(config.checkpoint)
-    if isinstance(config.out, Url):
-        store = Store(config.out.parent)
-        store.check()
-        with tempfile.TemporaryDirectory(prefix="glioma-dist-") as folder:
-            parity = export(checkpoint, Path(folder) / "model.onnx", config.bits, checked)
-            store.put_file(config.out.name, Path(folder) / "model.onnx")
-    else:
-        parity = export(checkpoint, config.out, config.bits, checked)
-    masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
-    print(f"{config.out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
     if warning := warning_of_use(Checkpoint.read(checkpoint).lineage):
-        print(f"note: {printable(config.out)} is {warning}")
+        print(f"note: {printable(out)} is {warning}")
 
 
-EXPORT = Command(
-    ExportConfig,
-    run,
+ONNX = Command(
+    OnnxConfig,
+    run_onnx,
     (
-        "glioma-dist export --checkpoint runs/glioma/best --out runs/glioma/model.onnx --images plate_7",
-        "glioma-dist export --checkpoint runs/glioma/best --out runs/glioma/model_16_bit.onnx --bits 16",
+        "glioma-dist export onnx --checkpoint runs/glioma/best --out runs/glioma/model.onnx --images plate_7",
+        "glioma-dist export onnx --checkpoint runs/glioma/best --out runs/glioma/model_16_bit.onnx --bits 16",
     ),
-    check,
+    check_onnx,
+)
+BIOIMAGEIO = Command(
+    BioimageioConfig,
+    run_bioimageio,
+    (
+        "glioma-dist export bioimageio --checkpoint t98g-small --images field.tif --out model.zip",
+        "glioma-dist export bioimageio --checkpoint runs/glioma/best --images plate_7 --out glioma.zip "
+        "--name 'Glioma C6, MiT-B3' --authors 'Ada Lovelace' --licence CC-BY-NC-4.0",
+    ),
+    check_bioimageio,
 )

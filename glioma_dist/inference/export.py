@@ -59,11 +59,7 @@ class ImageToLogits(nn.Module):
         Returns logits (1, 1, H, W); above 0 is a cell."""
         values = image.to(torch.int64)
         pixels = self._stretched(values) if self.contrast == "percentile" else values // (self.num_values // 256)
-        images = normalise(pixels)
-        height, width = images.shape[-2:]
-        stride = self.model.encoder.strides[-1]
-        images = functional.pad(images, (0, -width % stride, 0, -height % stride))
-        return self.model.decoder(self.model.encoder(images))[..., :height, :width]
+        return logits_of(self.model, pixels)
 
     def _stretched(self, values: Tensor) -> Tensor:
         """`data.augment.normalize_intensity`'s percentile stretch, number for number."""
@@ -77,6 +73,16 @@ class ImageToLogits(nn.Module):
         low, high = ((share < limit).sum(0, keepdim=True) for limit in (low_share, high_share))
         stretched = (values - low).double() * (white / (high - low).clamp(min=1).double())
         return stretched.round().clamp(0, 255)
+
+
+def logits_of(model: UNet, pixels: Tensor) -> Tensor:
+    """What `model` gives, in operators of a graph: pixels (B, 3, H, W) from 0 to 255, of any height and width, are
+    normalised and padded. Returns logits (B, 1, H, W)."""
+    images = normalise(pixels)
+    height, width = images.shape[-2:]
+    stride = model.encoder.strides[-1]
+    images = functional.pad(images, (0, -width % stride, 0, -height % stride))
+    return model.decoder(model.encoder(images))[..., :height, :width]
 
 
 def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequence[np.ndarray] = ()) -> Parity:
@@ -93,7 +99,8 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
             f"{checkpoint}: was trained with --data.intensity-normalization clahe, which no ONNX operator computes; "
             "use glioma-dist predict"
         )
-    graph = to_onnx(ImageToLogits(model, contrast, 2**bits).eval(), bits)
+    example = torch.zeros(1, 3, *TRACED_SIZE, dtype=torch.uint8 if bits == 8 else torch.int32)
+    graph = to_onnx(ImageToLogits(model, contrast, 2**bits).eval(), example)
     graph = _with_metadata(graph, read)
     parity = check(graph, model, contrast, bits, images)
     make_folder(out.parent)
@@ -101,9 +108,8 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
     return parity
 
 
-def to_onnx(network: ImageToLogits, bits: int) -> bytes:
-    """The graph, for images of any height and width."""
-    example = torch.zeros(1, 3, *TRACED_SIZE, dtype=torch.uint8 if bits == 8 else torch.int32)
+def to_onnx(network: nn.Module, example: Tensor) -> bytes:
+    """The graph, for images of any height and width. example: an image that it is traced with."""
     file = io.BytesIO()
     sides = {2: "height", 3: "width"}
     with warnings.catch_warnings(), torch.no_grad():

@@ -45,7 +45,9 @@ BASES = {
     "train": "--data.train SHARDS/train --data.workers 0 --model.encoder mit_tiny --max-steps 1 --out OUT",
     "evaluate": "--checkpoint BEST --data SHARDS/val --workers 0",
     "predict": "--checkpoint BEST --images IMAGES --out OUT",
-    "export": "--checkpoint BEST --out OUT/model.onnx",
+    "app": "--checkpoint BEST",
+    "export onnx": "--checkpoint BEST --out OUT/model.onnx",
+    "export bioimageio": "--checkpoint BEST --images IMAGES --out OUT/model.zip",
     "merge": "--checkpoint BEST --out OUT",
     "report": "PREDS --out OUT/report.html",
     "run-status": "OUT",
@@ -178,7 +180,8 @@ def cases_of(name: str, folder: Path, places: dict[str, str], flags: dict[str, b
     base = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in BASES[name].split()]
     cases = []
     for number, flag in enumerate(flags):
-        is_file = flag in FILES or (flag == "--out" and name in ("evaluate", "export", "report"))
+        writes_file = ("evaluate", "export onnx", "export bioimageio", "report")
+        is_file = flag in FILES or (flag == "--out" and name in writes_file)
         for fault, value in bad_values(folder / str(number), flag, is_file).items():
             arguments = list(base)
             if not flag.startswith("--"):

@@ -16,7 +16,7 @@ from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.paths import path_flags
 
 HEAVY = {"torch", "transformers", "timm", "albumentations", "accelerate", "matplotlib", "webdataset", "scipy", "cv2"}
-LOOK_FOR_IMAGES = {"predict --images", "export --images"}
+LOOK_FOR_IMAGES = {"predict --images", "export onnx --images", "export bioimageio --images"}
 """Flags whose check takes OpenCV, and nothing that is slower."""
 SECONDS = 1.0
 """Of processor time, for the whole process with the start of Python. Where the machine is slower: half of what it takes
@@ -44,7 +44,9 @@ BASES = {
     "train": "--data.train SHARDS",
     "evaluate": "--checkpoint FOLDER --data SHARDS",
     "predict": "--checkpoint FOLDER --images IMAGE --out OUT",
-    "export": "--checkpoint FOLDER --out OUT/model.onnx",
+    "app": "--checkpoint FOLDER",
+    "export onnx": "--checkpoint FOLDER --out OUT/model.onnx",
+    "export bioimageio": "--checkpoint FOLDER --images IMAGE --out OUT/model.zip",
     "growth": "FOLDER --out OUT",
     "merge": "--checkpoint FOLDER --out OUT",
     "report": "FOLDER --out OUT/report.html",

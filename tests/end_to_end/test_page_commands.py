@@ -38,6 +38,8 @@ NOT_RUN = {
     ),
     "tensorboard --logdir": "a server, until it is stopped",
     "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench": "hours; test_bench_resolution",
+    "glioma-dist app": "a server, until it is stopped; test_app.py has one",
+    "glioma-dist export bioimageio": "the extra `bioimageio`; test_bioimageio.py writes packages",
     "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "machines that come and go; test_machine_launchers.py has two",
     "torchrun --nnodes 2": "several machines; test_machine_launchers.py has two",
     "accelerate launch --config_file accelerate_configs/multi_node.yaml": "several machines; test_machines.py has two",

@@ -237,7 +237,8 @@ def onnx(work: Work) -> Results:
     for encoder in TRAINED:
         graph = work.folder / f"{encoder}.onnx"
         flags = ("--checkpoint", train(work, encoder, "cpu") / "best", "--out", graph)
-        command(work, f"export-{encoder}", [*program("export", "export_onnx"), *flags])
+        name = "export onnx" if find_spec("glioma_dist.inference.bioimageio") else "export"  # before there were two
+        command(work, f"export-{encoder}", [*program(name, "export_onnx"), *flags])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

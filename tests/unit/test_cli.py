@@ -211,9 +211,9 @@ def test_the_version_is_that_of_the_package():
 
 def test_no_command_is_lost():
     groups = {"convert": ["livecell", "glioma-c6", "coco", "folder"], "shards": ["inspect", "index", "verify"]}
-    groups |= {"download": ["livecell", "glioma-c6"]}
+    groups |= {"download": ["livecell", "glioma-c6"], "export": ["onnx", "bioimageio"]}
     groups |= {"bench": ["resolution", "gpu", "scaling", "spatial-parallel"]}
-    single = ["train", "evaluate", "predict", "encoders", "plan", "export", "merge", "demo", "reproduce", "configs"]
+    single = ["train", "evaluate", "predict", "encoders", "plan", "app", "merge", "demo", "reproduce", "configs"]
     single += ["run-status", "growth", "report"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
 

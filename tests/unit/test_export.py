@@ -10,7 +10,7 @@ import torch
 from encoder_helpers import narrow
 from helpers import TINY_CHANNELS, draw_sample, save_state, tiny_config
 
-from glioma_dist.cli.export import EXPORT, ExportConfig
+from glioma_dist.cli.export import ONNX, OnnxConfig
 from glioma_dist.config import ModelConfig
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
@@ -132,7 +132,7 @@ def test_clahe_is_refused(tmp_path):
 
 def test_the_command_and_what_the_file_says_of_itself(tmp_path, capsys):
     checkpoint = save(tmp_path, "mit_tiny")
-    EXPORT.run(ExportConfig(checkpoint, tmp_path / "out" / "model.onnx"))
+    ONNX.run(OnnxConfig(checkpoint, tmp_path / "out" / "model.onnx"))
     assert "differ from PyTorch's by at most" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
@@ -146,6 +146,6 @@ def test_the_command_and_what_the_file_says_of_itself(tmp_path, capsys):
 )
 def test_who_exports_a_network_is_told_of_non_commercial_data(tmp_path, capsys, licence, warned):
     checkpoint = save(tmp_path, "mit_tiny", lineage=[{"data": "cells", "licence": licence}])
-    EXPORT.run(ExportConfig(checkpoint, tmp_path / "model.onnx"))
+    ONNX.run(OnnxConfig(checkpoint, tmp_path / "model.onnx"))
     told = f"not for commercial use, because of what the network was trained from (cells: {licence})"
     assert (told in capsys.readouterr().out) == warned

@@ -28,6 +28,7 @@ from glioma_dist.size import Size
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 REQUIREMENTS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+PACKAGE = export.BioimageioConfig(Path("t98g-small"), str(REPOSITORY / "README.md"), Path("model.zip"))
 ASKING: dict[str, tuple[str, str, Callable]] = {
     "plan": ("bench", "segmentation_models_pytorch", lambda: PlanConfig((Size(64, 64),), smp=True).validate()),
     "bench": (
@@ -35,9 +36,17 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
         "segmentation_models_pytorch",
         lambda: ResolutionConfig((Size(64, 64),), baselines=("smp",)).validate(),
     ),
-    "export": ("export", "onnx", lambda: export.check(export.ExportConfig(Path("best"), Path("x.onnx")))),
-    "export, run": ("export", "onnxruntime", lambda: export.check(export.ExportConfig(Path("best"), Path("x.onnx")))),
     "--images a.zarr": ("formats", "zarr", lambda: OmeZarr("a.zarr", None, "yx").read()),
+    "export": ("export", "onnx", lambda: export.check_onnx(export.OnnxConfig(Path("best"), Path("x.onnx")))),
+    "export, run": (
+        "export",
+        "onnxruntime",
+        lambda: export.check_onnx(export.OnnxConfig(Path("best"), Path("x.onnx"))),
+    ),
+    **{
+        f"package, {library}": ("bioimageio", library, lambda: export.check_bioimageio(PACKAGE))
+        for library in ("bioimageio.core", "onnx", "onnxruntime")
+    },
     "https": ("cloud", "aiohttp", lambda: ShardReader("https://host/shards/train")),
     "s3": ("cloud", "s3fs", lambda: ShardReader("s3://bucket/shards/train")),
     "gs": ("cloud", "gcsfs", lambda: ShardReader("gs://bucket/shards/train")),

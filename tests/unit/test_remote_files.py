@@ -270,8 +270,8 @@ def test_evaluate_from_url_to_url(store, best, shards, tmp_path, runtime):
 def test_export_from_url_to_url(store, capsys):
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     pytest.importorskip("onnx", reason="needs the extra export")
-    config = export_command.ExportConfig(Url("s3://cells/run/best"), Url("s3://cells/model.onnx"))
-    export_command.run(config)
+    config = export_command.OnnxConfig(Url("s3://cells/run/best"), Url("s3://cells/model.onnx"))
+    export_command.run_onnx(config)
     assert "s3://cells/model.onnx: logits differ" in capsys.readouterr().out
     assert len(store.read("model.onnx")) > 1000
 

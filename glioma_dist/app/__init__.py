@@ -1,0 +1,1 @@
+"""A local page in the browser: drop an image, see its cells."""
