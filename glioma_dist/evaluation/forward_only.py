@@ -36,7 +36,7 @@ def forward_only(model: UNet) -> None:
     replace_modules(model, replacement)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # `contiguous` leaves depthwise weights as they are
     if isinstance(model.encoder, MitEncoder):
         # The order in which tokens lie: the other one is a copy of each stage's map.
         model.encoder.memory_format = torch.channels_last
