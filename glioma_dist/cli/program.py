@@ -53,6 +53,7 @@ COMMANDS = {
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
+    "bench predict": Entry("glioma_dist.cli.bench:PREDICTION", "Measure the segmentation of one image."),
     "bench gpu": Entry("glioma_dist.cli.bench:PROOF", "Check that training works on this machine's GPUs."),
     "bench scaling": Entry("glioma_dist.cli.bench:SCALING", "Measure steps by the number of GPUs."),
     "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure spatial parallelism."),

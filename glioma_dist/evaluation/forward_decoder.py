@@ -127,9 +127,7 @@ class StreamedDecoder(BilinearDecoder):
         batch, _, height, width = features.shape
         scale = 2 ** len(self.blocks)
         logits = features.new_empty(batch, 1, height * scale, width * scale)
-        blocks = [
-            _StreamedBlock(*each) for each in zip(self.convolutions, self.skips(encoder_features), strict=True)
-        ]
+        blocks = [_StreamedBlock(*each) for each in zip(self.convolutions, self.skips(encoder_features), strict=True)]
         row = 0
         for part in _run(blocks, features, True):
             logits[:, :, row : row + part.shape[2]] = part

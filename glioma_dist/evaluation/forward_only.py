@@ -1,11 +1,15 @@
-"""A U-Net prepared for a CPU that trains nothing: less memory, less time, the same masks.
+"""A U-Net for a CPU that trains nothing: less memory, less time, the same masks.
 
 Maps of the image's own size are computed a few rows at a time, while they are in the processor's cache; convolutions
-get their weights in the order in which oneDNN is quickest. Probabilities stay equal to 1e-5; so they are exact but for
-rounding. docs/log.md has what each of these brings, and what was tried and brought nothing.
+have their weights in the order in which oneDNN is quickest. No step is left out, so the probabilities are the same but
+for rounding (1e-5). docs/log.md says what each of these brings, and what brought nothing.
 """
 
 from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,24 +23,27 @@ from glioma_dist.model.unet import UNet
 
 
 @torch.no_grad()
-def forward_only(model: UNet) -> None:
-    """Prepare a model on the CPU, in evaluation mode, for forward passes without gradients.
+def forward_only(model: UNet) -> UNet:
+    """Return a model that computes what `model` does in evaluation mode, without gradients, on a CPU.
 
-    Its weights and their names stay, so it can be saved as before. It can't be trained afterwards.
+    Both share the weights, whose values and names stay; only the order in memory of those of convolutions changes.
     """
-
-    def replacement(_: str, module: nn.Module) -> nn.Module | None:
-        if type(module) is Layer:
-            return rebuild(module, ForwardLayer)
-        if type(module) is BilinearDecoder:
-            convolutions = fold(module)
-            return None if convolutions is None else rebuild(module, StreamedDecoder, convolutions=convolutions)
-        return None
-
-    replace_modules(model, replacement)
-    for module in model.modules():
+    shared: dict[int, Any] = {id(each): each for each in chain(model.parameters(), model.buffers())}
+    forward = copy.deepcopy(model, shared).eval()
+    replace_modules(forward, _replacement)
+    for module in forward.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # `contiguous` leaves depthwise weights as they are
-    if isinstance(model.encoder, MitEncoder):
+    if isinstance(forward.encoder, MitEncoder):
         # The order in which tokens lie: the other one is a copy of each stage's map.
-        model.encoder.memory_format = torch.channels_last
+        forward.encoder.memory_format = torch.channels_last
+    return forward
+
+
+def _replacement(_: str, module: nn.Module) -> nn.Module | None:
+    if type(module) is Layer:
+        return rebuild(module, ForwardLayer)
+    if type(module) is BilinearDecoder:
+        convolutions = fold(module)
+        return None if convolutions is None else rebuild(module, StreamedDecoder, convolutions=convolutions)
+    return None
