@@ -98,6 +98,7 @@ def measure(cell: PredictionCell) -> dict:
 
 def ours(encoder: str, device: torch.device) -> Callable[[], tuple[Segment, int]]:
     """Returns a function that builds our network as `load_network` does, and tells the bytes of its weights."""
+    encoders.load(encoder)  # with the library that it needs
 
     def build() -> tuple[Segment, int]:
         model, tiles = UNet(ModelConfig(encoder=encoder)).eval(), tile_size("auto", device)

@@ -141,7 +141,8 @@ def _unknown(group: str, rest: Sequence[str]) -> str:
         known |= {each: each for each in ("--help", "--version", "--print-completion")}
         known |= {name.split()[0]: name.split()[0] for name in own}
         for last in {name.rpartition(" ")[2] for name in own if " " in name}:
-            known[last] = " or ".join(name for name in own if name.endswith(f" {last}"))
+            if last not in own:
+                known[last] = " or ".join(name for name in own if name.endswith(f" {last}"))
     typed = rest[0].lower()
     near = difflib.get_close_matches(" ".join(rest[:2]).lower(), known, n=1, cutoff=0.75)
     near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=1, cutoff=0.5)

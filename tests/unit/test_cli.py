@@ -210,7 +210,7 @@ def test_the_version_is_that_of_the_package():
 def test_no_command_is_lost():
     groups = {"convert": ["livecell", "glioma-c6", "coco", "folder"], "shards": ["inspect", "index", "verify"]}
     groups |= {"download": ["livecell", "glioma-c6"]}
-    groups |= {"bench": ["resolution", "gpu", "scaling", "spatial-parallel"]}
+    groups |= {"bench": ["resolution", "predict", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "export", "merge", "demo", "reproduce", "configs"]
     single += ["run-status"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
