@@ -74,7 +74,8 @@ def bench(config: PredictionConfig) -> list[dict]:
     before = len(rows.rows)
     try:
         for cell in make_cells(config, device):
-            rows.get(asdict(cell), lambda cell=cell: measure_apart(cell, metadata, config.timeout_s))
+            name = {key: each for key, each in asdict(cell).items() if key != "device"}  # which a row has in words
+            rows.get(name, lambda cell=cell: measure_apart(cell, metadata, config.timeout_s))
     finally:  # whoever interrupts it shall have a report of what is there
         rows.report(write_report)
     print(f"{len(rows.rows)} rows, {len(rows.rows) - before} of them new, a table and plots are in {out}")

@@ -1,7 +1,7 @@
 """The decoder where nothing is trained: a few rows at a time pass through all its blocks.
 
 Each operation keeps the last rows of its input, so no row is computed twice and no map of the image's own size exists
-but the logits. Batch norm's running statistics are part of the convolution before it.
+but the logits. Batch norm and ReLU write over what a convolution returns.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ def rows_at_once(elements_per_row: int) -> int:
 
 
 class Convolution(NamedTuple):
-    """A 3x3 convolution with padding 1, with its batch norm folded in."""
+    """A 3x3 convolution with padding 1, and batch norm and ReLU in place behind it. It shares the layer's weights."""
 
     weight: Tensor
-    bias: Tensor
-    is_rectified: bool
+    bias: Tensor | None
+    scale: Tensor | None = None
+    """(1, C, 1, 1), of the batch norm; None: there is none, and no ReLU."""
+    shift: Tensor | None = None
 
     @classmethod
-    def folded(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
+    def normalised(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
         """ReLU(norm(convolution(x))) in evaluation mode."""
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = convolution.weight * scale[:, None, None, None]
-        return cls(weight.contiguous(memory_format=torch.channels_last), norm.bias - norm.running_mean * scale, True)
+        shift = norm.bias - norm.running_mean * scale
+        scale, shift = (each.detach().view(1, -1, 1, 1) for each in (scale, shift))
+        return cls(convolution.weight.detach(), convolution.bias, scale, shift)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """rows: (B, C, R, W). Returns (B, C', R - 2, W): rows at the image's border come with those beyond it."""
         rows = functional.conv2d(rows, self.weight, self.bias, padding=(0, 1))
-        return rows.relu_() if self.is_rectified else rows
+        return rows if self.scale is None else torch.addcmul(self.shift, rows, self.scale, out=rows).relu_()
 
 
 class _StreamedConvolution:
@@ -135,19 +138,17 @@ class StreamedDecoder(BilinearDecoder):
         return logits
 
 
-def fold(decoder: BilinearDecoder) -> list[list[Convolution]] | None:
+def convolutions_of(decoder: BilinearDecoder) -> list[list[Convolution]] | None:
     """The convolutions of each block, the last with the head; None where there is another norm than batch norm, whose
     statistics are those of a whole map."""
-    folded = []
+    found = []
     for block in decoder.blocks:
         pairs = [(block.conv1, block.norm1), (block.conv2, block.norm2)]
         if not isinstance(block, DecoderBlock) or not all(type(norm) is nn.BatchNorm2d for _, norm in pairs):
             return None
-        folded.append([Convolution.folded(*pair) for pair in pairs])
-    head = decoder.head
-    weight = head.weight.detach().clone(memory_format=torch.channels_last)
-    folded[-1].append(Convolution(weight, head.bias.detach(), False))
-    return folded
+        found.append([Convolution.normalised(*pair) for pair in pairs])
+    found[-1].append(Convolution(decoder.head.weight.detach(), decoder.head.bias))
+    return found
 
 
 def _run(blocks: list[_StreamedBlock], rows: Tensor, is_last: bool) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glioma_dist.evaluation.forward_decoder import StreamedDecoder, fold
+from glioma_dist.evaluation.forward_decoder import StreamedDecoder, convolutions_of
 from glioma_dist.evaluation.forward_mit import ForwardLayer
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoders.mit import Layer, MitEncoder
@@ -30,10 +30,10 @@ def forward_only(model: UNet) -> UNet:
     """
     shared: dict[int, Any] = {id(each): each for each in chain(model.parameters(), model.buffers())}
     forward = copy.deepcopy(model, shared).eval()
-    replace_modules(forward, _replacement)
     for module in forward.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # `contiguous` leaves depthwise weights as they are
+    replace_modules(forward, _replacement)
     if isinstance(forward.encoder, MitEncoder):
         # The order in which tokens lie: the other one is a copy of each stage's map.
         forward.encoder.memory_format = torch.channels_last
@@ -44,6 +44,6 @@ def _replacement(_: str, module: nn.Module) -> nn.Module | None:
     if type(module) is Layer:
         return rebuild(module, ForwardLayer)
     if type(module) is BilinearDecoder:
-        convolutions = fold(module)
+        convolutions = convolutions_of(module)
         return None if convolutions is None else rebuild(module, StreamedDecoder, convolutions=convolutions)
     return None

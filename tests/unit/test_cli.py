@@ -179,7 +179,7 @@ def test_the_name_of_a_command_that_is_mistyped_is_found():
                 program.run([*group, mistyped, "--out", "x"])
             line = one_line(error.value)
             assert line.startswith(f"unknown command {' '.join([*group, mistyped])}; did you mean {name}?"), line
-        if group:
+        if group and last not in COMMANDS:
             with pytest.raises(InputError, match=f"did you mean (.* or )?{name}"):
                 program.run([last])
     for typed, meant in (("--versoin", "--version"), ("convert_livecell", "convert livecell"), ("TRAIN", "train")):
