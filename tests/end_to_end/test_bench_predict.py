@@ -37,9 +37,7 @@ def test_each_cell_is_a_row_that_is_kept(tmp_path):
 def test_the_baseline_is_measured_beside_ours(tmp_path):
     pytest.importorskip("segmentation_models_pytorch", reason="pip install -e '.[bench]'")
     out = tmp_path / "bench"
-    done = bench(
-        "--sizes", "64x64", "96x64", "--repeats", 1, "--encoders", "mit_b0", "--baselines", "smp", "--out", out
-    )
+    done = bench(*TINY, "--encoders", "mit_b0", "--baselines", "smp", "--out", out)
     assert done.exit_code == 0, done.stderr
     rows = json.loads((out / "prediction.json").read_text())
     assert [row["network"] for row in rows] == ["glioma-dist", "segmentation_models.pytorch"]
