@@ -36,6 +36,8 @@ LONG = {
     "tests/distributed/test_waiting.py": "a run of two processes that waits",
     "tests/end_to_end/test_app.py": "a server, and a browser",
     "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",
+    "tests/end_to_end/test_bench_predict.py::test_each_cell_is_a_row_that_is_kept": "processes",
+    "tests/end_to_end/test_bench_predict.py::test_the_baseline_is_measured_beside_ours": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_each_rung_is_a_row_with_figures_and_circumstances": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_out_of_memory_is_a_row_and_the_benchmark_goes_on": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_the_peer_is_measured_beside_ours": "a process",

@@ -23,13 +23,13 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
         with contextlib.suppress(OSError):  # the peak so far, that of importing, is forgotten
             Path("/proc/self/clear_refs").write_text("5")
-        self._before = _resident_gib("VmRSS")
+        self._before = resident_gib("VmRSS")
 
     def allocated(self) -> float | None:
         """None where there is no /proc."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated() / GIB
-        return None if self._before is None else _resident_gib("VmHWM") - self._before
+        return None if self._before is None else resident_gib("VmHWM") - self._before
 
     def reserved(self) -> float | None:
         """What PyTorch took from the GPU, gaps included; None on a CPU."""
@@ -49,7 +49,7 @@ def peak_of_profile(profiler: profile, held_before: int) -> float:
     return peak / GIB
 
 
-def _resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
+def resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
     """Memory that this process holds now, or held at most; None where there is no /proc."""
     status = Path("/proc/self/status")
     return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 2**20 if status.exists() else None

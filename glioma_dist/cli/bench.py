@@ -1,4 +1,4 @@
-"""`glioma-dist bench`: measure time and memory of a training step."""
+"""`glioma-dist bench`: measure time and memory of a training step, and of a prediction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_shards
-from glioma_dist.config.benchmark import ResolutionConfig, SpatialParallelConfig
+from glioma_dist.config.benchmark import PredictionConfig, ResolutionConfig, SpatialParallelConfig
 from glioma_dist.config.gpu_benchmarks import ProofConfig, ScalingConfig
 from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.errors import InputError
@@ -64,6 +64,14 @@ def run_resolution(config: ResolutionConfig) -> None:
         sys.exit(1)
 
 
+def run_prediction(config: PredictionConfig) -> None:
+    """Measure every cell; exit code 1 if one failed."""
+    from glioma_dist.benchmark.prediction import bench
+
+    if any(row["status"] == "failed" for row in bench(config)):
+        sys.exit(1)
+
+
 def run_spatial_parallel(config: SpatialParallelConfig) -> None:
     """Measure each launch."""
     from glioma_dist.benchmark.spatial_parallel_report import bench
@@ -80,6 +88,15 @@ RESOLUTION = Command(
         "--sizes 704x512 1472x1120 2592x1952 --baselines eager --channels-last --find-largest --out bench/gpu",
     ),
     check_resolution,
+)
+PREDICTION = Command(
+    PredictionConfig,
+    run_prediction,
+    (
+        "glioma-dist bench predict --sizes 704x512 --repeats 5 --out bench/predict",
+        "glioma-dist bench predict --encoders mit_b3 resnet50 --baselines smp --out bench/predict_smp",
+    ),
+    check_one_process,
 )
 SPATIAL_PARALLEL = Command(
     SpatialParallelConfig,

@@ -56,6 +56,7 @@ COMMANDS = {
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),
+    "bench predict": Entry("glioma_dist.cli.bench:PREDICTION", "Measure the segmentation of one image."),
     "bench gpu": Entry("glioma_dist.cli.bench:PROOF", "Check that training works on this machine's GPUs."),
     "bench scaling": Entry("glioma_dist.cli.bench:SCALING", "Measure steps by the number of GPUs."),
     "bench spatial-parallel": Entry("glioma_dist.cli.bench:SPATIAL_PARALLEL", "Measure spatial parallelism."),
@@ -144,7 +145,8 @@ def _unknown(group: str, rest: Sequence[str]) -> str:
         known |= {each: each for each in ("--help", "--version", "--print-completion")}
         known |= {name.split()[0]: name.split()[0] for name in own}
         for last in {name.rpartition(" ")[2] for name in own if " " in name}:
-            known[last] = " or ".join(name for name in own if name.endswith(f" {last}"))
+            if last not in own:
+                known[last] = " or ".join(name for name in own if name.endswith(f" {last}"))
     typed = rest[0].lower()
     near = difflib.get_close_matches(" ".join(rest[:2]).lower(), known, n=1, cutoff=0.75)
     near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=3, cutoff=0.5)

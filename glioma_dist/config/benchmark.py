@@ -1,8 +1,9 @@
-"""The flags of the benchmarks: `glioma-dist bench resolution`, `glioma-dist bench spatial-parallel`."""
+"""The flags of the benchmarks: `glioma-dist bench resolution`, `bench predict`, `bench spatial-parallel`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,17 +90,61 @@ class ResolutionConfig:
         if not self.levels and not self.baselines:
             raise InputError("--levels: give one or more, or --baselines")
         if "smp" in self.baselines:
-            self._validate_smp()
+            check_smp(self.encoder, self.sizes, "--encoder")
         if self.out is not None:
             check_new_folder("--out", self.out)
 
-    def _validate_smp(self) -> None:
-        require("bench", "--baselines smp")
-        if encoders.find(self.encoder).smp_name is None:
-            raise InputError(f"--baselines smp: it has no {self.encoder}; give another --encoder, for example mit_b0")
-        odd = [str(size) for size in self.sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]
-        if odd:
-            raise InputError(f"--sizes {' '.join(odd)}: --baselines smp takes multiples of {SIDE_STEP} only")
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """Measure time and peak memory of segmenting one image at each size. Writes JSON, a Markdown table and a plot. Run
+    the same command again to continue."""
+
+    sizes: tuple[SizeFlag, ...] = (Size(704, 512), NATIVE)
+    """Image sizes to measure, for example 704x512 2592x1952."""
+    encoders: tuple[str, ...] = ("mit_b3",)
+    """Encoders of the U-Net to measure."""
+    baselines: tuple[Literal["smp"], ...] = ()
+    """Networks to compare with. smp: segmentation_models.pytorch (pip install 'glioma-dist[bench]')."""
+    repeats: int = 3
+    """Number of timed images; the median is reported."""
+    warm_up: int = 1
+    """Number of images before the timed ones."""
+    timeout_s: float = 3600.0
+    """Time limit in seconds for one measurement, from the start of its process. A measurement that takes longer is
+    stopped and reported as such."""
+    out: Path | None = None
+    """Folder for prediction.json and .md, and, for two sizes or more, a plot for each encoder. By default: a folder in
+    docs/benchmarks/ named after the device. The rows of an earlier run in this folder are kept and not measured
+    again."""
+
+    def validate(self) -> None:
+        for name in self.encoders:
+            ModelConfig(encoder=name).validate()
+        if not self.sizes or not self.encoders:
+            raise InputError("--sizes, --encoders: give one or more of each, for example --sizes 704x512")
+        if not 0 < self.timeout_s < math.inf:
+            raise InputError(f"--timeout-s {self.timeout_s}: give more than 0")
+        if self.repeats < 1 or self.warm_up < 0:
+            raise InputError("--repeats: give 1 or more, --warm-up 0 or more")
+        if "smp" in self.baselines:
+            for name in self.encoders:
+                check_smp(name, self.sizes, "--encoders")
+        if self.out is not None:
+            check_new_folder("--out", self.out)
+
+
+def check_smp(encoder: str, sizes: Sequence[Size], flag: str) -> None:
+    """Raises InputError where segmentation_models.pytorch is not installed, or has no such encoder or sizes.
+
+    flag: that names the encoder.
+    """
+    require("bench", "--baselines smp")
+    if encoders.find(encoder).smp_name is None:
+        raise InputError(f"--baselines smp: it has no {encoder}; give another {flag}, for example mit_b0")
+    odd = [str(size) for size in sizes if size.width % SIDE_STEP or size.height % SIDE_STEP]
+    if odd:
+        raise InputError(f"--sizes {' '.join(odd)}: --baselines smp takes multiples of {SIDE_STEP} only")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
+from glioma_dist.evaluation.forward_only import forward_only
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.encoders.contract import TileableLayer
@@ -175,6 +176,9 @@ class Network:
     """Of the encoder; none where several processes share an image."""
     tile_size: TileSize = CPU_TILE
     """Of the device."""
+    whole_images: nn.Module | None = None
+    """What computes whole images in place of `model`, whose weights it has, with less memory and in less time: there on
+    a CPU where one process has the whole image."""
 
     def fit(self, size: Size) -> None:
         """Have layers go in tiles for an image of `size` where a GPU's kernels cannot take their maps otherwise, and
@@ -194,14 +198,18 @@ def load_network(folder: Path, num_processes: int, context: DistributedContext) 
     num_processes: processes that share each image. Raises InputError where the launch or the encoder does not allow it.
     """
     model, checkpoint = load_model(folder)
+    whole_images = forward_only(model) if context.device.type == "cpu" and num_processes == 1 else None
     check_spatial_parallel(num_processes, checkpoint.config.model.encoder)
     group = SpatialGroup.join(context, num_processes)
     size = tile_size("auto", context.device)
     checkpoint_activations(model, "none", size)  # nothing is kept here; maps too large for a GPU's kernels go in tiles
     split_spatially(model, group, size)
     layers = model.encoder.tileable_layers() if num_processes == 1 else ()
-    model = context.accelerator.prepare_model(model.to(context.device), evaluation_mode=True)
-    return Network(model, context.device, group, checkpoint.config.model.encoder, layers, size), checkpoint
+    prepare = partial(context.accelerator.prepare_model, evaluation_mode=True)
+    model, whole_images = prepare(model.to(context.device)), whole_images and prepare(whole_images)
+    return Network(
+        model, context.device, group, checkpoint.config.model.encoder, layers, size, whole_images
+    ), checkpoint
 
 
 def dice_at_sizes(
@@ -230,7 +238,8 @@ def cell_probability(network: Network, image: np.ndarray, input_size: Size | Non
     scaled = resize_image(image, input_size) if input_size else image
     network.fit(Size(scaled.shape[1], scaled.shape[0]))
     strip = network.spatial_group.cut(len(scaled))
-    logits = network.model(normalise(image_tensor(scaled)[None, :, strip].to(network.device)))
+    model = network.model if network.whole_images is None else network.whole_images
+    logits = model(normalise(image_tensor(scaled)[None, :, strip].to(network.device)))
     probabilities = network.spatial_group.gather_strip(logits).float().sigmoid()
     size = (output_size.height, output_size.width)
     if probabilities.shape[-2:] != size:

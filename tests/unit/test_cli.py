@@ -181,7 +181,7 @@ def test_the_name_of_a_command_that_is_mistyped_is_found():
                 program.run([*group, mistyped, "--out", "x"])
             line = one_line(error.value)
             assert line.startswith(f"unknown command {' '.join([*group, mistyped])}; did you mean {name}?"), line
-        if group:
+        if group and last not in COMMANDS:
             with pytest.raises(InputError, match=f"did you mean (.* or )?{name}"):
                 program.run([last])
     for typed, meant in (("--versoin", "--version"), ("convert_livecell", "convert livecell"), ("TRAIN", "train")):
@@ -212,7 +212,7 @@ def test_the_version_is_that_of_the_package():
 def test_no_command_is_lost():
     groups = {"convert": ["livecell", "glioma-c6", "coco", "folder"], "shards": ["inspect", "index", "verify"]}
     groups |= {"download": ["livecell", "glioma-c6"], "export": ["onnx", "bioimageio"]}
-    groups |= {"bench": ["resolution", "gpu", "scaling", "spatial-parallel"]}
+    groups |= {"bench": ["resolution", "predict", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "app", "merge", "demo", "reproduce", "configs"]
     single += ["run-status", "growth", "report"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
