@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glioma_dist.config.byte_size import parse_bytes
 from glioma_dist.config.paths import InputPath, OptionalOutputPath, OutputPath, PathOrUrl
 from glioma_dist.config.scale import InferenceScaleConfig
 from glioma_dist.errors import InputError
@@ -52,8 +53,17 @@ class PredictConfig:
     with --data.transform resize, else each image's own size. The mask always has the image's own size."""
     threshold: float = 0.5
     """A pixel belongs to a cell if its probability is at least this value."""
+    memory: str = "auto"
+    """Resident memory that this process may take, for example 4GiB. An image that needs more goes in strips or tiles.
+    auto: what is free on this machine now, within the limit of its container or job."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes; None for auto. Raises InputError where it cannot be read."""
+        return None if self.memory == "auto" else parse_bytes("--memory", self.memory, "4GiB, or auto")
+
     def validate(self) -> None:
+        _ = self.memory_bytes  # raises if it cannot be read
         if not 0 < self.threshold < 1:
             raise InputError(f"--threshold {self.threshold}: give a probability between 0 and 1")

@@ -87,12 +87,16 @@ def _predict_all(
         network.fit(input_size)  # refused at once, and not for each image
     done: list[PredictedImage] = []
     failures: list[Failure] = []
+    ways: set[str] = set()
     for path, name in images:
         step = "read"
         try:
             pixels, metadata = read_together(reader, path, network, data.intensity_normalization)
             step = "predicted"
-            probabilities = segment(pixels, network, input_size)
+            probabilities, way, note = segment(pixels, network, input_size, config.memory_bytes, results.folder)
+            if note and way not in ways and network.spatial_group.rank == 0:
+                ways.add(way)
+                print(f"{printable(path)}: {note}", flush=True)
             segmented = SegmentedImage(path, pixels, probabilities, config.threshold, metadata)
             step = "written"
             written = results.write(name, segmented) if network.spatial_group.rank == 0 else None
