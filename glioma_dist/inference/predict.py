@@ -91,7 +91,9 @@ def _predict_all(
     for path, name in images:
         step = "read"
         try:
-            pixels, metadata = read_together(reader, path, network, data.intensity_normalization)
+            pixels, metadata = read_together(
+                reader, path, network, data.intensity_normalization, config.memory_bytes, results.folder
+            )
             step = "predicted"
             probabilities, way, note = segment(pixels, network, input_size, config.memory_bytes, results.folder)
             if note and way not in ways and network.spatial_group.rank == 0:

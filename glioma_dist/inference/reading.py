@@ -14,26 +14,46 @@ from glioma_dist.data.remote_images import fetched
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, printable
 from glioma_dist.evaluation.protocol import Contrast, Network
+from glioma_dist.inference.large.memory import memory_limit
+from glioma_dist.inference.large.picture import ArrayPicture, StretchedPicture, stretched
+from glioma_dist.inference.large.reading import is_large, read_large
 from glioma_dist.inference.segmented import ImageMetadata
 
 
 class ReadImage(NamedTuple):
-    """A picture as the network gets it. pixels: uint8, (H, W) or (H, W, 3) RGB, its contrast stretched."""
+    """A picture as the network gets it. pixels: uint8, (H, W) or (H, W, 3) RGB, its contrast stretched; of a picture
+    that is too large for the memory rows can be sliced."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray | StretchedPicture
     metadata: ImageMetadata
 
 
-def read_together(reader: ImageReader, path: Path | Url, network: Network, contrast: Contrast) -> ReadImage:
+def read_together(
+    reader: ImageReader,
+    path: Path | Url,
+    network: Network,
+    contrast: Contrast,
+    memory: int | None = None,
+    folder: Path | None = None,
+) -> ReadImage:
     """The image with its contrast stretched. If one of the processes that share the image cannot read it, raises
-    InputError on all of them, because the others would wait for that one."""
+    InputError on all of them, because the others would wait for that one.
+
+    memory: resident bytes that this process may take; None: what is free. folder: for the temporary file of a picture
+    that is too large for that.
+    """
     image, error = None, None
     try:
         with fetched(path) as local:
-            decoded = reader.read(local)
-        for remark in decoded.remarks() if network.spatial_group.rank == 0 else ():
+            if folder is not None and is_large(local, memory_limit(memory)):
+                large = read_large(local, str(path), folder)
+                pixels, remarks = stretched(ArrayPicture(large.pixels), contrast, str(path)), large.remarks
+            else:
+                decoded = reader.read(local)
+                pixels, remarks = normalize_intensity(decoded.pixels, contrast), decoded.remarks()
+        for remark in remarks if network.spatial_group.rank == 0 else ():
             print(f"{printable(path)}: {remark}", flush=True)
-        image = ReadImage(normalize_intensity(decoded.pixels, contrast), ImageMetadata())
+        image = ReadImage(pixels, ImageMetadata())
     except InputError as found:
         error = found
     if network.spatial_group.size > 1:

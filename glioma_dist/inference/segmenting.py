@@ -20,7 +20,7 @@ from glioma_dist.inference.large.memory import (
     memory_limit,
     resident_bytes,
 )
-from glioma_dist.inference.large.picture import ArrayPicture, Picture
+from glioma_dist.inference.large.picture import ArrayPicture, LazyPicture
 from glioma_dist.inference.large.scaled import segment_scaled
 from glioma_dist.inference.large.scratch import RowFile
 from glioma_dist.inference.large.strips import can_be_split, compute_in_strips, num_strips_for
@@ -65,7 +65,7 @@ class Plan:
 
 
 def segment(
-    image: np.ndarray | Picture,
+    image: np.ndarray | LazyPicture,
     network: Network,
     input_size: Size | None,
     memory: int | None = None,
@@ -103,7 +103,7 @@ def segment(
     return _by_parts(picture, network, plan, limit, folder)
 
 
-def choose(picture: Picture, network: Network, limit: int, whole: bool = True) -> Plan:
+def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = True) -> Plan:
     """How to compute a picture within `limit` resident bytes. whole: whether it may go as a whole.
 
     Raises InputError where no way fits.
@@ -139,7 +139,7 @@ def choose(picture: Picture, network: Network, limit: int, whole: bool = True) -
     return Plan("tiles", needed, bytes_a_pixel, side=side)
 
 
-def _by_parts(picture: Picture, network: Network, plan: Plan, limit: int, folder: Path) -> Segmentation:
+def _by_parts(picture: LazyPicture, network: Network, plan: Plan, limit: int, folder: Path) -> Segmentation:
     """In strips or tiles."""
     height, width = picture.shape[:2]
     hand_back_freed_memory()
@@ -182,7 +182,7 @@ def _is_full(network: Network, limit: int, a_strip: float) -> Callable[[], bool]
     return is_full
 
 
-def _pixels(picture: Picture) -> np.ndarray:
+def _pixels(picture: LazyPicture) -> np.ndarray:
     return picture.rows(0, picture.shape[0])
 
 

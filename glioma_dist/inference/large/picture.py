@@ -14,7 +14,7 @@ BLOCK_BYTES = 2**26
 """Of the rows that are read at once where a whole picture is gone through."""
 
 
-class Picture(Protocol):
+class LazyPicture(Protocol):
     """Pixels (H, W) or (H, W, 3). An array of numpy is made one by `ArrayPicture`."""
 
     shape: tuple[int, ...]
@@ -31,7 +31,7 @@ class ArrayPicture:
         self.pixels, self.shape, self.dtype = pixels, tuple(pixels.shape), np.dtype(pixels.dtype)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """As `Picture.rows`."""
+        """As `LazyPicture.rows`."""
         return np.asarray(self.pixels[start:stop])
 
     def __getitem__(self, wanted: Any) -> np.ndarray:
@@ -43,11 +43,11 @@ class StretchedPicture:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, picture: Picture, table: np.ndarray) -> None:
+    def __init__(self, picture: LazyPicture, table: np.ndarray) -> None:
         self.picture, self.table, self.shape, self.ndim = picture, table, picture.shape, len(picture.shape)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """As `Picture.rows`."""
+        """As `LazyPicture.rows`."""
         return look_up(np.ascontiguousarray(self.picture.rows(start, stop)), self.table)
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class StretchedPicture:
         return self.rows(0, len(self)).astype(dtype or self.dtype, copy=False)
 
 
-def stretched(picture: Picture, how: IntensityNormalization, where: str) -> StretchedPicture:
+def stretched(picture: LazyPicture, how: IntensityNormalization, where: str) -> StretchedPicture:
     """A picture with its contrast raised as `normalize_intensity` raises it, to the last bit, in memory for a few rows.
 
     Raises InputError for clahe, whose tables are of parts of the whole picture.
@@ -88,7 +88,7 @@ def stretched(picture: Picture, how: IntensityNormalization, where: str) -> Stre
     return StretchedPicture(picture, table_of(counts))
 
 
-def blocks(picture: Picture) -> Iterator[np.ndarray]:
+def blocks(picture: LazyPicture) -> Iterator[np.ndarray]:
     """All rows of a picture, some at a time."""
     row_bytes = max(1, int(np.prod(picture.shape[1:])) * picture.dtype.itemsize)
     step = max(1, BLOCK_BYTES // row_bytes)

@@ -12,14 +12,14 @@ from torch.nn import functional
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network, cell_probability
 from glioma_dist.inference.large.memory import resident_bytes
-from glioma_dist.inference.large.picture import BLOCK_BYTES, Picture
+from glioma_dist.inference.large.picture import BLOCK_BYTES, LazyPicture
 from glioma_dist.inference.large.scratch import RowFile
 from glioma_dist.size import Size
 
 GIB = 2**30
 
 
-def segment_scaled(picture: Picture, network: Network, input_size: Size, limit: int, folder: Path) -> RowFile:
+def segment_scaled(picture: LazyPicture, network: Network, input_size: Size, limit: int, folder: Path) -> RowFile:
     """As `cell_probability` of the whole picture, which is in memory while it is scaled, as uint8; the probabilities
     go to a file.
 

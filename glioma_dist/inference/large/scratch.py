@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Scratch:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise cannot_write(folder, error) from None
+        self._closing = weakref.finalize(self, self._file.close)
 
     def __enter__(self) -> Scratch:
         return self
@@ -43,6 +45,10 @@ class Scratch:
     def close(self) -> None:
         """Remove the file."""
         self._file.close()
+
+    def fileno(self) -> int:
+        """Its descriptor, for a process that writes to it."""
+        return self._file.fileno()
 
     def put(self, storage: torch.UntypedStorage) -> int:
         """Write the bytes of a tensor, of any device. Returns their place."""
@@ -90,12 +96,13 @@ class RowFile:
     It has the attributes of an array that writers need. `numpy.asarray` reads all of it.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: Any, scratch: Scratch | None = None) -> None:
+        """scratch: a file that holds the rows already; by default one is made in `folder`."""
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.ndim, self.size = len(shape), int(np.prod(shape, dtype=np.int64))
         self.nbytes = self.size * self.dtype.itemsize
         self._row_bytes = self.nbytes // max(1, shape[0])
-        self._scratch = Scratch(folder)
+        self._scratch = scratch or Scratch(folder)
 
     def __len__(self) -> int:
         return self.shape[0]

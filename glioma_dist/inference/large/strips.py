@@ -13,9 +13,8 @@ import torch
 
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, strip_edges
 from glioma_dist.data.loader import image_tensor
-from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network
-from glioma_dist.inference.large.picture import Picture
+from glioma_dist.inference.large.picture import LazyPicture
 from glioma_dist.inference.large.scratch import Scratch
 from glioma_dist.inference.large.turns import Turns, TurnsGroup
 from glioma_dist.model.unet import UNet, normalise, unwrapped
@@ -41,7 +40,7 @@ def split_model(network: Network, group: TurnsGroup) -> UNet:
 
 def compute_in_strips(
     network: Network,
-    picture: Picture,
+    picture: LazyPicture,
     num_strips: int,
     is_full: Callable[[], bool],
     folder: Path,
@@ -62,7 +61,8 @@ def compute_in_strips(
         pixels = picture.rows(edges[number], edges[number + 1])
         images = normalise(image_tensor(pixels)[None].to(network.device)).to(kind)
         del pixels
-        return model(images).float().sigmoid()[0, 0].cpu()
+        logits = model(images)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()[0, 0].cpu()
 
     with Scratch(folder) as scratch:
         turns = Turns(group, is_full, scratch)
@@ -74,11 +74,3 @@ def num_strips_for(height: int, width: int, pixels: int) -> int:
     """How many strips an image is cut into so that one has about `pixels` at most; of 32 rows at least."""
     rows = max(UNIT_ROWS, pixels // max(1, width) // UNIT_ROWS * UNIT_ROWS)
     return max(1, -(-height // rows))
-
-
-def check_strips(network: Network) -> None:
-    """Raises InputError where `split_model` would."""
-    split_model(network, TurnsGroup(2, 2 * UNIT_ROWS))
-
-
-__all__ = ["InputError", "can_be_split", "check_strips", "compute_in_strips", "num_strips_for", "split_model"]

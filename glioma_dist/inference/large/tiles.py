@@ -7,11 +7,12 @@ and not equal: docs/guides/large_images.md says how near.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from glioma_dist.evaluation.protocol import Network, cell_probability
-from glioma_dist.inference.large.picture import Picture
+from glioma_dist.inference.large.picture import LazyPicture
 from glioma_dist.size import Size
 
 UNIT = 32
@@ -48,7 +49,7 @@ def blend_weights(spans: Sequence[tuple[int, int]], overlap: int = OVERLAP) -> l
     """
     width = max(1, overlap // 2)
     ramps = []
-    for (_, stop), (start, _) in zip(spans[:-1], spans[1:], strict=True):
+    for (_, stop), (start, _) in pairwise(spans):
         ramps.append((start + stop - width) // 2)
     rise = np.sin((np.arange(width) + 0.5) * (np.pi / 2 / width)).astype(np.float32) ** 2
     found = []
@@ -66,7 +67,7 @@ def blend_weights(spans: Sequence[tuple[int, int]], overlap: int = OVERLAP) -> l
 
 def compute_in_tiles(
     network: Network,
-    picture: Picture,
+    picture: LazyPicture,
     side: int,
     write: Callable[[int, np.ndarray], None],
     overlap: int = OVERLAP,
