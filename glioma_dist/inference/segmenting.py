@@ -34,8 +34,8 @@ GIB = 2**30
 SURE_BYTES = 2048
 """A pixel: more than any encoder of the package takes. An image that fits with so many goes as a whole, uncounted."""
 ATTENTION_PIXELS = {"cpu": 2**24, "cuda": 2**28}
-"""Of the largest image that an encoder with attention computes in strips: the operations of attention grow with the
-square of its pixels. 4096x4096 takes mit_b0 minutes on two cores."""
+"""Of the largest image that an encoder with attention computes exactly, as a whole or in strips: the operations of
+attention grow with the square of its pixels. 4096x4096 takes mit_b0 minutes on two cores, 20000x20000 half a day."""
 STRIP_PIXELS = 2**20
 """Of a strip, at most: enough for each operation to take far longer than its call."""
 STRIP_SHARE, TILE_SHARE = 0.35, 0.8
@@ -112,19 +112,21 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     pixels = height * width
     budget = device_bytes(network, limit)
     kernels = forward_fits(network.encoder, Size(width, height), 1, network.tile_size, len(network.tileable_layers) > 0)
-    if whole and kernels and pixels * SURE_BYTES <= budget:
+    attends = len(unwrapped(network.model).encoder.attention_layers()) > 0
+    is_quick = not attends or pixels <= ATTENTION_PIXELS.get(network.device.type, 2**28)
+    whole = whole and kernels and is_quick
+    if whole and pixels * SURE_BYTES <= budget:
         return Plan("whole", 0, 0.0)
     needed = image_bytes(network, height, width)
     bytes_a_pixel = needed / pixels
     of_picture = 0 if isinstance(picture, ArrayPicture) else pixels * len(picture.shape)
-    if whole and kernels and needed + 4 * pixels + of_picture <= budget:
+    if whole and needed + 4 * pixels + of_picture <= budget:
         return Plan("whole", needed, bytes_a_pixel)
-    attends = len(unwrapped(network.model).encoder.attention_layers()) > 0
-    if can_be_split(network) and (not attends or pixels <= ATTENTION_PIXELS.get(network.device.type, 2**28)):
-        strip = min(STRIP_PIXELS, int(budget * STRIP_SHARE / bytes_a_pixel))
+    if can_be_split(network) and is_quick:
+        in_strips = image_bytes(network, height, width, in_strips=True) / pixels
+        strip = min(STRIP_PIXELS, int(budget * STRIP_SHARE / in_strips))
         if strip >= 32 * width and height > 64:
-            num_strips = max(2, num_strips_for(height, width, strip))
-            return Plan("strips", needed, bytes_a_pixel, num_strips=num_strips)
+            return Plan("strips", needed, in_strips, num_strips=max(2, num_strips_for(height, width, strip)))
     side = TILE_SIDES["attention" if attends else "other"]
     a_row = 6 * len(picture.shape) * width  # of the band of tiles: pixels, probabilities, and what is made of them
     while side >= least_side() and bytes_a_pixel * side**2 + a_row * side > TILE_SHARE * budget:
@@ -151,13 +153,17 @@ def _by_parts(picture: LazyPicture, network: Network, plan: Plan, limit: int, fo
         into[first : first + len(rows)] = rows
 
     why = f"as a whole it takes about {plan.needed / GIB:.1f} GiB, and {limit / GIB:.1f} may be used (--memory)"
+    if resident_bytes() + plan.needed <= limit:
+        why = "as a whole attention would take too long"
     try:
         if plan.way == "strips":
             a_strip = plan.bytes_a_pixel * width * -(-height // plan.num_strips)
             compute_in_strips(network, picture, plan.num_strips, _is_full(network, limit, a_strip), folder, write)
-            return Segmentation(into, "strips", f"{width}x{height} pixels in {plan.num_strips} strips: {why}")
+            return Segmentation(into, "strips", f"{width}x{height} pixels in {plan.num_strips} strips, exactly: {why}")
         num_tiles = compute_in_tiles(network, picture, plan.side, write)
-        return Segmentation(into, "tiles", f"{width}x{height} pixels in {num_tiles} tiles that overlap: {why}")
+        return Segmentation(
+            into, "tiles", f"{width}x{height} pixels in {num_tiles} tiles that overlap, nearly as a whole: {why}"
+        )
     except (RuntimeError, MemoryError) as error:
         if isinstance(into, RowFile):
             into.close()

@@ -100,14 +100,16 @@ def device_bytes(network: Network, limit: int, num_local_processes: int = 1) -> 
     return int(free_memory(network.device, num_local_processes))
 
 
-def image_bytes(network: Network, height: int, width: int) -> int:
+def image_bytes(network: Network, height: int, width: int, in_strips: bool = False) -> int:
     """Bytes that the network takes at most while it computes an image of this size as a whole, with what the image
     itself takes as the network gets it. Counted without computing."""
+    # A network may have another form for whole images, which takes less memory.
+    model = network.model if in_strips else getattr(network, "whole_images", None) or network.model
     pixels = _padded(height) * _padded(width)
     if pixels <= PROBE_PIXELS:
-        return _counted(unwrapped(network.model), _padded(height), _padded(width))
+        return _counted(unwrapped(model), _padded(height), _padded(width))
     probe = _probe_sides(height, width)
-    return int(_counted(unwrapped(network.model), *probe) * pixels / (probe[0] * probe[1]))
+    return int(_counted(unwrapped(model), *probe) * pixels / (probe[0] * probe[1]))
 
 
 def _probe_sides(height: int, width: int) -> tuple[int, int]:
