@@ -10,13 +10,14 @@ import torch
 
 from glioma_dist.config.paths import Url
 from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.remote_images import fetched
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, printable
 from glioma_dist.evaluation.protocol import Contrast, Network
 from glioma_dist.inference.large.memory import memory_limit
 from glioma_dist.inference.large.picture import ArrayPicture, StretchedPicture, stretched
-from glioma_dist.inference.large.reading import is_large, read_large
+from glioma_dist.inference.large.reading import open_large
 from glioma_dist.inference.segmented import ImageMetadata
 
 
@@ -45,8 +46,8 @@ def read_together(
     image, error = None, None
     try:
         with fetched(path) as local:
-            if folder is not None and is_large(local, memory_limit(memory)):
-                large = read_large(local, str(path), folder)
+            large = None if folder is None else open_large(Wanted(local), str(path), memory_limit(memory), folder)
+            if large is not None:
                 pixels, remarks = stretched(ArrayPicture(large.pixels), contrast, str(path)), large.remarks
             else:
                 decoded = reader.read(local)

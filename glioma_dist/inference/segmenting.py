@@ -117,6 +117,9 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     whole = whole and kernels and is_quick
     if whole and pixels * SURE_BYTES <= budget:
         return Plan("whole", 0, 0.0)
+    if network.device.type == "cpu":
+        hand_back_freed_memory()  # of images before, which would count as held
+        budget = device_bytes(network, limit)
     needed = image_bytes(network, height, width)
     bytes_a_pixel = needed / pixels
     of_picture = 0 if isinstance(picture, ArrayPicture) else pixels * len(picture.shape)

@@ -16,13 +16,15 @@ from torch.nn import functional
 
 import glioma_dist.inference.large.memory as memory
 import glioma_dist.inference.large.picture as picture
+import glioma_dist.inference.large.reading as reading
 from glioma_dist.config import ModelConfig, PredictConfig
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS
+from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network
-from glioma_dist.inference.large.reading import is_large, read_large
+from glioma_dist.inference.large.reading import open_large, read_large
 from glioma_dist.inference.large.scaled import scaled_rows
 from glioma_dist.inference.large.scratch import RowFile
 from glioma_dist.inference.large.strips import compute_in_strips
@@ -259,7 +261,7 @@ def test_tiffs_of_every_layout_are_read_by_rows(tmp_path, monkeypatch):
         assert len(rows) > 1 or "one strip" not in layout
 
 
-def test_a_large_picture_comes_from_a_process_of_its_own(tmp_path):
+def test_a_large_picture_comes_from_a_process_of_its_own(tmp_path, monkeypatch):
     image = draw(150, 90, 3)
     save_tiff(tmp_path / "a.tif", image, LAYOUTS["tiles, deflate"])
     found = read_large(tmp_path / "a.tif", "a.tif", tmp_path)
@@ -267,9 +269,11 @@ def test_a_large_picture_comes_from_a_process_of_its_own(tmp_path):
     assert found.remarks == []
     assert [each.name for each in tmp_path.iterdir()] == ["a.tif"]
     held = memory.resident_bytes()
-    assert is_large(tmp_path / "a.tif", held + 2**10) is False  # as small a picture costs nothing
-    assert is_large(tmp_path / "missing.tif", held) is False
-    assert is_large(tmp_path / "a.png", held) is False
+    for name in ("a.tif", "missing.tif", "a.png"):  # as small a picture costs nothing; the reader tells of the others
+        assert open_large(Wanted(tmp_path / name), name, held + 2**10, tmp_path) is None
+    monkeypatch.setattr(reading, "MAX_PIXELS", 1000)
+    found = open_large(Wanted(tmp_path / "a.tif"), "a.tif", held + 2**30, tmp_path)
+    assert np.array_equal(np.asarray(found.pixels), image)
 
 
 @pytest.mark.parametrize("layout", ["one strip", "strips, deflate", "tiles", "tiles, deflate"])

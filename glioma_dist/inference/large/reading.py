@@ -17,6 +17,7 @@ import numpy as np
 from glioma_dist.data.images.decoding import TIFF_SUFFIXES, DecodedImage
 from glioma_dist.data.images.limits import MAX_DECODED_BYTES
 from glioma_dist.data.images.tiff_rows import size_of_tiff
+from glioma_dist.data.images.worker import Wanted
 from glioma_dist.errors import InputError, UnavailableError
 from glioma_dist.files import cannot_write, open_plain
 from glioma_dist.inference.large.memory import resident_bytes
@@ -40,20 +41,31 @@ class LargeFile(NamedTuple):
     remarks: list[str]
 
 
-def is_large(path: Path, limit: int, directory: int | None = None) -> bool:
-    """Whether a file is a TIFF whose picture is read by rows: too large for the reader of images, or for this process.
+def open_large(wanted: Wanted, where: str, limit: int, folder: Path) -> LargeFile | None:
+    """The picture that `wanted` asks for, in a temporary file in `folder`, where it is too large for the reader of
+    images or for this process; else None, also where it cannot be read: the reader of images says why.
 
-    limit: resident bytes that it may take. directory: where the page's begins, in bytes; None: the only picture.
-    False where the file cannot be read: the reader of images says why.
+    limit: resident bytes that this process may take. where: names the picture in errors. Raises InputError as
+    `read_large`.
     """
-    if path.suffix.lower() not in TIFF_SUFFIXES:
-        return False
+    path, zarr = Path(wanted.path), getattr(wanted, "zarr", None)
     try:
-        with open_plain(path) as file:
-            width, height, pixel_bytes = size_of_tiff(file, os.fstat(file.fileno()).st_size, str(path), directory)
+        if zarr is not None:
+            from glioma_dist.data.images.ome_zarr import open_ome_zarr
+
+            image = open_ome_zarr(path, zarr[0])
+            height, width = image.shape[-2:]
+            size = width, height, image.array.dtype.itemsize
+        elif path.suffix.lower() in TIFF_SUFFIXES:
+            with open_plain(path) as file:
+                size = size_of_tiff(file, os.fstat(file.fileno()).st_size, where, wanted.directory)
+        else:
+            return None
     except (InputError, OSError):
-        return False
-    return too_large(width, height, pixel_bytes, limit)
+        return None
+    if not too_large(*size, limit):
+        return None
+    return read_large(path, where, folder, directory=wanted.directory, zarr=zarr)
 
 
 def too_large(width: int, height: int, pixel_bytes: int, limit: int) -> bool:

@@ -18,8 +18,8 @@ from glioma_dist.size import Size
 UNIT = 32
 """Tiles begin at multiples of it, so that windows of strided layers stand where they stand in the whole image."""
 OVERLAP = 512
-"""Pixels that neighbouring tiles share at least: on real fields less than 0.1 % of the mask's pixels differ from those of
-the whole then (docs/guides/large_images.md)."""
+"""Pixels that neighbouring tiles share at least. On real fields less than 0.1 % of the mask's pixels then differ from
+those of the whole (docs/guides/large_images.md)."""
 
 
 def least_side(overlap: int = OVERLAP) -> int:
