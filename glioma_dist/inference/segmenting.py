@@ -100,7 +100,7 @@ def segment(
             return Segmentation(_whole(_pixels(picture), network, None), "whole")
         except InputError:  # the memory is full, although there was room
             plan = choose(picture, network, limit, whole=False)
-    return _by_parts(picture, network, plan, limit, folder)
+    return segment_by_parts(picture, network, plan, limit, folder)
 
 
 def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = True) -> Plan:
@@ -135,7 +135,7 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     while side >= least_side() and bytes_a_pixel * side**2 + a_row * side > TILE_SHARE * budget:
         side -= 32
     if side < least_side():
-        most = int(bytes_a_pixel * least_side() ** 2 + a_row * least_side()) / TILE_SHARE
+        most = min(needed + 4 * pixels, (bytes_a_pixel * least_side() ** 2 + a_row * least_side()) / TILE_SHARE)
         raise InputError(
             f"{width}x{height} pixels do not fit the memory, not even in tiles: this process holds "
             f"{resident_bytes() / GIB:.1f} GiB and may take {limit / GIB:.1f}; give --memory "
@@ -144,8 +144,8 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     return Plan("tiles", needed, bytes_a_pixel, side=side)
 
 
-def _by_parts(picture: LazyPicture, network: Network, plan: Plan, limit: int, folder: Path) -> Segmentation:
-    """In strips or tiles."""
+def segment_by_parts(picture: LazyPicture, network: Network, plan: Plan, limit: int, folder: Path) -> Segmentation:
+    """In strips or tiles, as `choose` has planned. Raises InputError where that does not fit the memory after all."""
     height, width = picture.shape[:2]
     hand_back_freed_memory()
     num_bytes = 4 * height * width

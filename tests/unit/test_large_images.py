@@ -29,7 +29,7 @@ from glioma_dist.inference.large.scaled import scaled_rows
 from glioma_dist.inference.large.scratch import RowFile
 from glioma_dist.inference.large.strips import compute_in_strips
 from glioma_dist.inference.large.tiles import blend_weights, compute_in_tiles, least_side, tile_spans
-from glioma_dist.inference.segmenting import choose, segment
+from glioma_dist.inference.segmenting import Plan, choose, segment, segment_by_parts
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 
@@ -330,14 +330,26 @@ def test_the_way_follows_from_size_memory_and_attention(encoder, side, gib, way)
         assert plan.side >= least_side()
 
 
-def test_memory_that_is_too_small_is_named_and_what_is_advised_is_enough():
-    network, wide = make_network("mit_tiny"), Wide(6000, 6000)
-    with pytest.raises(InputError, match=r"6000x6000 .* give --memory ([\d.]+)GiB") as found:
-        choose(wide, network, memory.resident_bytes() + 2**20)
+@pytest.mark.parametrize("shape", [(6000, 6000), (1, 1), (64, 64), (20, 9000), (9000, 1), (3000, 3000, 3)])
+def test_memory_that_is_too_small_is_named_and_what_is_advised_is_enough(shape):
+    network, wide = make_network("mit_tiny"), Wide(*shape)
+    with pytest.raises(InputError, match=rf"^{shape[1]}x{shape[0]} .* give --memory ([\d.]+)GiB") as found:
+        choose(wide, network, 2**20)
     assert len(str(found.value)) <= 500
     advised = re.search(r"--memory ([\d.]+GiB)", str(found.value))[1]
     limit = PredictConfig(checkpoint="x", images="x", out="y", memory=advised).memory_bytes
-    assert choose(wide, network, limit).way in ("strips", "tiles")
+    assert choose(wide, network, limit).way in ("whole", "strips", "tiles")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (33, 65), (257, 31)])
+@pytest.mark.parametrize("way", ["strips", "tiles"])
+def test_images_of_odd_shapes_go_every_way(shape, way, tmp_path):
+    network, image = make_network("mit_tiny"), draw(*shape)
+    limit = memory.resident_bytes() + GIB
+    plan = Plan(way, 0, 100.0, num_strips=-(-shape[0] // 32), side=least_side())
+    found = segment_by_parts(picture.ArrayPicture(image), network, plan, limit, tmp_path)
+    assert found.way == way
+    assert np.abs(np.asarray(found.probabilities) - whole_of(network, image)).max() < 1e-5
 
 
 def test_the_estimate_is_no_less_than_what_an_image_takes():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, strip_edges
 from glioma_dist.data.loader import image_tensor
+from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network
 from glioma_dist.inference.large.picture import LazyPicture
 from glioma_dist.inference.large.scratch import Scratch
@@ -23,7 +24,13 @@ from glioma_dist.scale.spatial_layers import split_spatially
 
 def can_be_split(network: Network) -> bool:
     """Whether strips of this network are proved to be exact: spatial parallelism is, over the same layers."""
-    return network.encoder in SPATIAL_PARALLEL_ENCODERS and isinstance(unwrapped(network.model), UNet)
+    if network.encoder not in SPATIAL_PARALLEL_ENCODERS or not isinstance(unwrapped(network.model), UNet):
+        return False
+    try:
+        split_model(network, TurnsGroup(2, 2 * UNIT_ROWS))
+    except InputError:  # a layer that nobody has proved
+        return False
+    return True
 
 
 def split_model(network: Network, group: TurnsGroup) -> UNet:
@@ -32,7 +39,10 @@ def split_model(network: Network, group: TurnsGroup) -> UNet:
     Raises InputError where a layer is not known to be exact in strips.
     """
     model = unwrapped(network.model)
-    shared: dict[int, Any] = {id(each): each for each in chain(model.parameters(), model.buffers())}
+    shared: dict[int, Any] = {id(each): each for each in model.buffers()}
+    for each in model.parameters():
+        # Without a gradient: autocast would keep a narrow copy of a weight for all strips, and count it to one.
+        shared[id(each)] = nn.Parameter(each.detach(), requires_grad=False)
     model = copy.deepcopy(model, shared)
     split_spatially(model, group, network.tile_size)
     return model
