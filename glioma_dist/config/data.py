@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from glioma_dist.config.byte_size import parse_bytes
 from glioma_dist.config.paths import PathOrUrl
 from glioma_dist.errors import InputError
 from glioma_dist.limits import check_workers
@@ -71,11 +71,7 @@ class DataConfig:
     @property
     def cache_bytes(self) -> int:
         """`cache_size` in bytes. Raises InputError if it cannot be read."""
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B", self.cache_size.strip())
-        num_bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ") if match else 0.0
-        if num_bytes < 1:
-            raise InputError(f"--data.cache-size {self.cache_size}: give a number of bytes, for example 50GB or 500MB")
-        return int(num_bytes)
+        return parse_bytes("--data.cache-size", self.cache_size, "50GB or 500MB")
 
     def validate(self) -> None:
         if not all(self.train):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glioma_dist.config.byte_size import parse_bytes
 from glioma_dist.config.paths import InputPath, OptionalOutputPath, OutputPath, PathOrUrl
 from glioma_dist.config.places import Places
 from glioma_dist.config.scale import InferenceScaleConfig
@@ -72,9 +73,18 @@ class PredictConfig:
     """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
     qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
     program opens which."""
+    memory: str = "auto"
+    """Resident memory that this process may take, for example 4GiB. An image that needs more goes in strips or tiles.
+    auto: what is free on this machine now, within the limit of its container or job."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes; None for auto. Raises InputError where it cannot be read."""
+        return None if self.memory == "auto" else parse_bytes("--memory", self.memory, "4GiB, or auto")
+
     def validate(self) -> None:
+        _ = self.memory_bytes  # raises if it cannot be read
         Places.parse("--time", self.time)
         Places.parse("--page", self.page)
         if self.channel is not None and not self.channel.strip():

@@ -52,8 +52,13 @@ def normalize_intensity(image: np.ndarray, how: IntensityNormalization) -> np.nd
 
 def percentile_table(image: np.ndarray) -> np.ndarray:
     """What `normalize_intensity` makes of each value by percentiles of `image`: (256,) or (65536,) uint8."""
-    num_values = np.iinfo(image.dtype).max + 1
-    share = np.cumsum(_count_values(image, num_values)) / image.size
+    return table_of(count_values(image, np.iinfo(image.dtype).max + 1))
+
+
+def table_of(counts: np.ndarray) -> np.ndarray:
+    """`percentile_table` of an image in which each value comes so often. counts: (256,) or (65536,)."""
+    num_values = len(counts)
+    share = np.cumsum(counts) / counts.sum()
     low, high = np.searchsorted(share, (LOW_PERCENT / 100, HIGH_PERCENT / 100))
     return ((np.arange(num_values) - low) * (255 / max(high - low, 1))).round().clip(0, 255).astype(np.uint8)
 
@@ -223,7 +228,7 @@ def _bring(
     return cv2.flip(resize_image(image, size), mirror, dst=image_out), mask
 
 
-def _count_values(image: np.ndarray, num_values: int) -> np.ndarray:
+def count_values(image: np.ndarray, num_values: int) -> np.ndarray:
     """How often each value comes, (num_values,) int64."""
     if image.dtype != np.uint8:
         return np.bincount(image.reshape(-1), minlength=num_values)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glioma_dist.config import DataConfig, PredictConfig
+from glioma_dist.config import PredictConfig
 from glioma_dist.config.file import checked
 from glioma_dist.config.places import Places
+from glioma_dist.data.image_statistics import TrainingStatistics
 from glioma_dist.data.images.ome_zarr import is_zarr
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.remote_checkpoint import fetch_checkpoint
@@ -22,9 +23,11 @@ from glioma_dist.errors import DiskFullError, InputError, RunError, printable
 from glioma_dist.evaluation.protocol import Network, load_network
 from glioma_dist.extras import require
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images
+from glioma_dist.inference.overlap import Outcome, WriteBehind, read_ahead
 from glioma_dist.inference.pictures import Choice, Picture, find_pictures
 from glioma_dist.inference.progress import PredictionProgress
-from glioma_dist.inference.reading import PictureReader, read_together
+from glioma_dist.inference.quality import quality_flags
+from glioma_dist.inference.reading import PictureReader, ReadImage, read_together
 from glioma_dist.inference.record import (
     Place,
     Record,
@@ -39,6 +42,7 @@ from glioma_dist.inference.results import Failure, PredictedImage, PredictionRes
 from glioma_dist.inference.segmented import SegmentedImage
 from glioma_dist.inference.segmenting import segment
 from glioma_dist.inference.work import Work, find_work, source_of
+from glioma_dist.model.checkpoint import STATISTICS, Checkpoint
 
 
 def predict(config: PredictConfig, context: DistributedContext | None = None) -> PredictionResult:
@@ -93,7 +97,7 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     with results.opened():
         if context.is_main:
             place.remove_leftovers()
-        job = _Job(config, checkpoint.config.data, network, results, writer, digest_of(settings), work.kept)
+        job = _Job(config, checkpoint, network, results, writer, digest_of(settings), work.kept)
         done, failures = job.do(mine, f" (of this process; {group.dp_size} share them)" if group.dp_size > 1 else "")
         done = dict(context.gather_objects(list(done.items())))
         failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
@@ -149,72 +153,108 @@ def _write_record(place: Place, record: Record, entries: dict[str, Any], failed:
 
 
 class _Job:
-    """This process's share of the pictures: read, segment, write, record, one after another.
+    """This process's share of the pictures: while one is segmented, the next is read and the one before written.
 
-    data: what the network was trained with. settings: the digest of what is recorded. kept: results of earlier runs
-    that are still true, by name.
+    checkpoint: of the network. settings: the digest of what is recorded. kept: results of earlier runs that are still
+    true, by name.
     """
 
     def __init__(
         self,
         config: PredictConfig,
-        data: DataConfig,
+        checkpoint: Checkpoint,
         network: Network,
         results: Results,
-        writer: RecordWriter,
+        record: RecordWriter,
         settings: str,
         kept: dict[str, PredictedImage],
     ) -> None:
-        self._config, self._network, self._results, self._writer = config, network, results, writer
+        data = checkpoint.config.data
+        self._config, self._network, self._results, self._record = config, network, results, record
         self._contrast, self._settings, self._kept = data.intensity_normalization, settings, kept
+        self._training = TrainingStatistics.from_dict(checkpoint.metadata.get(STATISTICS))
         self._input_size = config.input_size or (data.size if data.transform == "resize" else None)
+        self._done: dict[str, PredictedImage] = {}
+        self._failures: list[Failure] = []
+        self._ways: set[str] = set()
 
     def do(self, pictures: list[Picture], others: str = "") -> tuple[dict[str, PredictedImage], list[Failure]]:
         """Write the results of pictures. Returns what is done, by the names of the results, and what failed."""
         if self._input_size:
             self._network.fit(self._input_size)  # refused at once, and not for each image
-        done: dict[str, PredictedImage] = {}
-        failures: list[Failure] = []
-        is_quiet = self._network.spatial_group.rank != 0
-        progress = PredictionProgress(len(pictures), is_quiet, others)
+        group, folder, memory = self._network.spatial_group, self._results.folder, self._config.memory_bytes
+        progress = PredictionProgress(len(pictures), group.rank != 0, others)
+        in_threads = group.size == 1  # processes that share a picture speak of it in the same order
         try:
-            with ImageReader() as decoder, PictureReader(decoder, progress.say) as reader, progress:
-                for picture in pictures:
-                    written = self._do_one(picture, reader, failures)
-                    if written is not None:
-                        done[picture.name] = written
-                        progress.finished(f"{printable(picture.label)}: {100 * written.confluence:.1f} % covered")
-                    else:
-                        progress.finished()
+            with (
+                ImageReader() as decoder,
+                PictureReader(decoder, progress.say, folder, memory) as reader,
+                progress,
+                WriteBehind(in_threads) as writing,
+                closing(read_ahead(pictures, lambda picture: self._read(reader, picture), in_threads)) as read,
+            ):
+                for outcome in read:
+                    for written in self._segment(outcome, writing, progress):
+                        self._note(written, progress)
+                for written in writing.finish():
+                    self._note(written, progress)
                 reader.tell_remarks()
         finally:
             with suppress(InputError):  # what ends the run is told by it; the record only saves time
-                self._writer.flush()
-        return done, failures
+                self._record.flush()
+        return self._done, self._failures
 
-    def _do_one(self, picture: Picture, reader: PictureReader, failures: list[Failure]) -> PredictedImage | None:
-        """The results of one picture; None where it failed, or where another process writes them."""
-        step = "read"
+    def _read(self, reader: PictureReader, picture: Picture) -> ReadImage:
+        return read_together(reader, picture, self._network, self._contrast)
+
+    def _segment(
+        self,
+        outcome: Outcome[Picture, ReadImage],
+        writing: WriteBehind[Picture, PredictedImage],
+        progress: PredictionProgress,
+    ) -> list[Outcome[Picture, PredictedImage]]:
+        """Segment a picture and begin to write its results. Returns what became of those before."""
+        picture, group, config = outcome.item, self._network.spatial_group, self._config
+        if outcome.result is None:
+            self._fail(picture, "read", outcome.error, progress)
+            return []
+        pixels, metadata = outcome.result
         try:
-            pixels, metadata = read_together(reader, picture, self._network, self._contrast)
-            step = "predicted"
-            probabilities = segment(pixels, self._network, self._input_size)
-            segmented = SegmentedImage(picture.path, pixels, probabilities, self._config.threshold, metadata)
-            step = "written"
-            if self._network.spatial_group.rank != 0:
-                return None
-            written = self._results.write(picture.name, segmented)
+            found = segment(pixels, self._network, self._input_size, config.memory_bytes, self._results.folder)
         except InputError as error:
-            if isinstance(error, DiskFullError) or self._results.is_gone(picture.path, error):
-                raise
-            failures.append(Failure.of(picture.label, step, error))
-            return None
+            self._fail(picture, "predicted", error, progress)
+            return []
+        if group.rank != 0:
+            progress.finished()
+            return []
+        if found.note and found.way not in self._ways:
+            self._ways.add(found.way)
+            progress.say(f"{printable(picture.label)}: {found.note}")
+
+        def write() -> PredictedImage:
+            flags = quality_flags(pixels, self._training)
+            of = (picture.path, pixels, found.probabilities, config.threshold, metadata, found.way, flags)
+            return self._results.write(picture.name, SegmentedImage(*of))
+
+        return writing.put(picture, write)
+
+    def _note(self, outcome: Outcome[Picture, PredictedImage], progress: PredictionProgress) -> None:
+        """A picture's results are written, or cannot be."""
+        picture, written = outcome.item, outcome.result
+        if written is None:
+            self._fail(picture, "written", outcome.error, progress)
+            return
         if picture.name in self._kept:  # in other formats, by an earlier run
             written = replace(written, files=self._kept[picture.name].files | written.files)
-        self._record(picture, written)
-        return written
-
-    def _record(self, picture: Picture, written: PredictedImage) -> None:
         kinds = tuple(written.files)
         entry = make_entry(written, source_of(picture), self._settings, kinds, self._config.out)
-        self._writer.add(picture.name, entry)
+        self._record.add(picture.name, entry)
+        self._done[picture.name] = written
+        progress.finished(f"{printable(picture.label)}: {100 * written.confluence:.1f} % covered")
+
+    def _fail(self, picture: Picture, step: str, error: InputError, progress: PredictionProgress) -> None:
+        """Raises an error that concerns all pictures to come."""
+        if isinstance(error, DiskFullError) or self._results.is_gone(picture.path, error):
+            raise error
+        self._failures.append(Failure.of(picture.label, step, error))
+        progress.finished()

@@ -14,10 +14,14 @@ import torch
 
 from glioma_dist.config.paths import Url
 from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.remote_images import fetched
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.evaluation.protocol import Contrast, Network
+from glioma_dist.inference.large.memory import memory_limit
+from glioma_dist.inference.large.picture import ArrayPicture, StretchedPicture, stretched
+from glioma_dist.inference.large.reading import open_large
 from glioma_dist.inference.pictures import Picture
 from glioma_dist.inference.segmented import ImageMetadata
 
@@ -25,20 +29,24 @@ COLOURS = ("red", "green", "blue")
 
 
 class ReadImage(NamedTuple):
-    """A picture as the network gets it. pixels: uint8, (H, W) or (H, W, 3) RGB, its contrast stretched."""
+    """A picture as the network gets it. pixels: uint8, (H, W) or (H, W, 3) RGB, its contrast stretched; of a picture
+    that is too large for the memory rows can be sliced."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray | StretchedPicture
     metadata: ImageMetadata
 
 
 class PictureReader:
     """Reads pictures one after another; a context manager. A file at a URL is fetched once for all of its planes.
 
-    say: prints a line. What is odd about how pictures are stored is said once of each kind.
+    say: prints a line. What is odd about how pictures are stored is said once of each kind. memory: resident bytes that
+    this process may take; None: what is free. folder: for the temporary file of a picture that is too large for that.
     """
 
-    def __init__(self, reader: ImageReader, say: Callable[[str], None] = print) -> None:
-        self._reader, self._say = reader, say
+    def __init__(
+        self, reader: ImageReader, say: Callable[[str], None], folder: Path, memory: int | None = None
+    ) -> None:
+        self._reader, self._say, self._folder, self._memory = reader, say, folder, memory
         self._stack, self._path, self._local = ExitStack(), None, Path()
         self._remarks: dict[str, tuple[str, int]] = {}  # by kind: the first one, and how many there are
 
@@ -50,28 +58,39 @@ class PictureReader:
     ) -> None:
         self._stack.close()
 
-    def read(self, picture: Picture) -> np.ndarray:
-        """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB. Raises InputError where it cannot be read."""
+    def read(self, picture: Picture, contrast: Contrast) -> ReadImage:
+        """The picture with its contrast stretched. Raises InputError where it cannot be read."""
         if picture.error is not None:
             raise picture.error
         wanted = picture.wanted
         if isinstance(picture.path, Url):
             wanted = wanted._replace(path=self._fetch(picture.path))
         try:
-            decoded = self._reader.read(wanted)
-            pixels = choose_colour(decoded.pixels, picture)
+            pixels, remarks = self._read(wanted, picture, contrast)
         except InputError as error:
             if isinstance(picture.path, Url):
                 raise type(error)(str(error).replace(str(wanted.path), picture.path)) from error
             raise
-        for remark in decoded.remarks():
+        for remark in remarks:
             # Figures are of one picture; the kind of remark is told once.
             kind = re.sub(r"-?[0-9][0-9.e+-]*", "0", remark)
             if kind not in self._remarks:
                 self._say(f"{printable(picture.label)}: {remark}")
             first, number = self._remarks.get(kind, (remark, 0))
             self._remarks[kind] = first, number + 1
-        return pixels
+        return ReadImage(pixels, picture.metadata)
+
+    def _read(
+        self, wanted: Wanted, picture: Picture, contrast: Contrast
+    ) -> tuple[np.ndarray | StretchedPicture, list[str]]:
+        """Pixels and remarks."""
+        where = str(picture.label)
+        if picture.colour is None and wanted.sample is None:  # a large picture is read with all its samples
+            large = open_large(wanted, where, memory_limit(self._memory), self._folder)
+            if large is not None:
+                return stretched(ArrayPicture(large.pixels), contrast, where), large.remarks
+        decoded = self._reader.read(wanted)
+        return normalize_intensity(choose_colour(decoded.pixels, picture), contrast), decoded.remarks()
 
     def tell_remarks(self) -> None:
         """Say how many pictures have each kind of remark, where it is more than the one that it was said of."""
@@ -111,7 +130,7 @@ def read_together(reader: PictureReader, picture: Picture, network: Network, con
     on all of them, because the others would wait for that one."""
     image, error = None, None
     try:
-        image = ReadImage(normalize_intensity(reader.read(picture), contrast), picture.metadata)
+        image = reader.read(picture, contrast)
     except InputError as found:
         error = found
     if network.spatial_group.size > 1:

@@ -34,8 +34,8 @@ WRITING_SHARE = 0.05
 """Of the time, at most, for writing a large record."""
 SECONDS_OF_A_LEFTOVER = 3600.0
 """Age of a temporary file that no process can be writing any more."""
-OF_NO_RESULT = ("checkpoint", "images", "out", "scale", "write", "redo", "channel", "time", "page")
-"""Fields of PredictConfig that change no mask, or are part of what a picture is."""
+OF_NO_RESULT = ("checkpoint", "images", "out", "scale", "memory", "write", "redo", "channel", "time", "page")
+"""Fields of PredictConfig that change no mask beyond what `way` says, or are part of what a picture is."""
 
 
 @dataclass

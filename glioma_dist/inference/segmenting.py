@@ -1,23 +1,202 @@
-"""Probabilities of an image's pixels, of any size that the memory takes."""
+"""Probabilities of an image's pixels, of any size, in the memory that this process may take."""
 
 from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from glioma_dist.errors import InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.inference.large.memory import (
+    device_bytes,
+    hand_back_freed_memory,
+    image_bytes,
+    memory_limit,
+    resident_bytes,
+)
+from glioma_dist.inference.large.picture import ArrayPicture, LazyPicture
+from glioma_dist.inference.large.scaled import segment_scaled
+from glioma_dist.inference.large.scratch import RowFile
+from glioma_dist.inference.large.strips import can_be_split, compute_in_strips, num_strips_for
+from glioma_dist.inference.large.tiles import compute_in_tiles, least_side
+from glioma_dist.model.unet import unwrapped
+from glioma_dist.scale.kernel_limits import forward_fits
 from glioma_dist.size import Size
 
+Way = Literal["whole", "strips", "tiles"]
+GIB = 2**30
+SURE_BYTES = 2048
+"""A pixel: more than any encoder of the package takes. An image that fits with so many goes as a whole, uncounted."""
+ATTENTION_PIXELS = {"cpu": 2**24, "cuda": 2**28}
+"""Of the largest image that an encoder with attention computes exactly, as a whole or in strips: the operations of
+attention grow with the square of its pixels. 4096x4096 takes mit_b0 minutes on two cores, 20000x20000 half a day."""
+STRIP_PIXELS = 2**20
+"""Of a strip, at most: enough for each operation to take far longer than its call."""
+STRIP_SHARE, TILE_SHARE = 0.35, 0.8
+"""Of the memory that is left: what one strip may take while it is computed, beside those that wait; what a tile may."""
+TILE_SIDES = {"attention": 2048, "other": 4096}
+"""Of the largest tile: beyond, attention takes longer than all other layers, or nothing is won."""
 
-def segment(image: np.ndarray, network: Network, input_size: Size | None) -> np.ndarray:
-    """Probability of each pixel to belong to a cell: float32, (H, W).
 
-    image: uint8, (H, W) or (H, W, 3), its contrast stretched. input_size: it is scaled to this size for the network;
-    None: it goes in as it is.
+class Segmentation(NamedTuple):
+    """probabilities: of each pixel to belong to a cell, float32 (H, W): an array, or a `RowFile`, whose rows are sliced
+    as an array's. way: how they were computed. note: for the user, where that was not as a whole."""
 
-    Raises InputError where the image does not fit the memory, MemoryFullError where other processes wait for this one.
+    probabilities: np.ndarray | RowFile
+    way: Way
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an image is computed. side: of a tile; num_strips: of strips; needed: bytes that it takes as a whole."""
+
+    way: Way
+    needed: int
+    bytes_a_pixel: float
+    num_strips: int = 1
+    side: int = 0
+
+
+def segment(
+    image: np.ndarray | LazyPicture,
+    network: Network,
+    input_size: Size | None,
+    memory: int | None = None,
+    folder: Path | None = None,
+) -> Segmentation:
+    """Probability of each pixel to belong to a cell.
+
+    As a whole where memory allows; in strips, which gives the same to rounding, where strips of the network are proved
+    to be exact and attention is not too slow; else in tiles that overlap.
+
+    Args:
+        image: uint8, (H, W) or (H, W, 3), its contrast stretched; an array, or a picture that is read by rows.
+        network: where it computes. Where several processes share an image, it goes as a whole, in strips over them.
+        input_size: it is scaled to this size for the network; None: it goes in as it is.
+        memory: resident bytes that this process may take; None: what is free.
+        folder: for temporary files; None: the system's folder.
+
+    Raises InputError where even tiles do not fit the memory, MemoryFullError where other processes wait for this one.
     """
+    picture = ArrayPicture(image) if isinstance(image, np.ndarray) else image
+    if network.spatial_group.size > 1:
+        return Segmentation(_whole(_pixels(picture), network, input_size), "whole")
+    folder = folder or Path(tempfile.gettempdir())
+    limit = memory_limit(memory, network.spatial_group.dp_size)
+    if input_size is not None:
+        if isinstance(image, np.ndarray):
+            return Segmentation(_whole(image, network, input_size), "whole")
+        return Segmentation(segment_scaled(picture, network, input_size, limit, folder), "whole")
+    plan = choose(picture, network, limit)
+    if plan.way == "whole":
+        try:
+            return Segmentation(_whole(_pixels(picture), network, None), "whole")
+        except InputError:  # the memory is full, although there was room
+            plan = choose(picture, network, limit, whole=False)
+    return segment_by_parts(picture, network, plan, limit, folder)
+
+
+def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = True) -> Plan:
+    """How to compute a picture within `limit` resident bytes. whole: whether it may go as a whole.
+
+    Raises InputError where no way fits.
+    """
+    height, width = picture.shape[:2]
+    pixels = height * width
+    budget = device_bytes(network, limit)
+    kernels = forward_fits(network.encoder, Size(width, height), 1, network.tile_size, len(network.tileable_layers) > 0)
+    attends = len(unwrapped(network.model).encoder.attention_layers()) > 0
+    is_quick = not attends or pixels <= ATTENTION_PIXELS.get(network.device.type, 2**28)
+    whole = whole and kernels and is_quick
+    if whole and pixels * SURE_BYTES <= budget:
+        return Plan("whole", 0, 0.0)
+    if network.device.type == "cpu":
+        hand_back_freed_memory()  # of images before, which would count as held
+        budget = device_bytes(network, limit)
+    needed = image_bytes(network, height, width)
+    bytes_a_pixel = needed / pixels
+    of_picture = 0 if isinstance(picture, ArrayPicture) else pixels * len(picture.shape)
+    if whole and needed + 4 * pixels + of_picture <= budget:
+        return Plan("whole", needed, bytes_a_pixel)
+    if can_be_split(network) and is_quick:
+        in_strips = image_bytes(network, height, width, in_strips=True) / pixels
+        strip = min(STRIP_PIXELS, int(budget * STRIP_SHARE / in_strips))
+        if strip >= 32 * width and height > 64:
+            return Plan("strips", needed, in_strips, num_strips=max(2, num_strips_for(height, width, strip)))
+    side = TILE_SIDES["attention" if attends else "other"]
+    a_row = 6 * len(picture.shape) * width  # of the band of tiles: pixels, probabilities, and what is made of them
+    while side >= least_side() and bytes_a_pixel * side**2 + a_row * side > TILE_SHARE * budget:
+        side -= 32
+    if side < least_side():
+        most = min(needed + 4 * pixels, (bytes_a_pixel * least_side() ** 2 + a_row * least_side()) / TILE_SHARE)
+        raise InputError(
+            f"{width}x{height} pixels do not fit the memory, not even in tiles: this process holds "
+            f"{resident_bytes() / GIB:.1f} GiB and may take {limit / GIB:.1f}; give --memory "
+            f"{(resident_bytes() + most) / GIB + 0.1:.1f}GiB or more, or a smaller --input-size"
+        )
+    return Plan("tiles", needed, bytes_a_pixel, side=side)
+
+
+def segment_by_parts(picture: LazyPicture, network: Network, plan: Plan, limit: int, folder: Path) -> Segmentation:
+    """In strips or tiles, as `choose` has planned. Raises InputError where that does not fit the memory after all."""
+    height, width = picture.shape[:2]
+    hand_back_freed_memory()
+    num_bytes = 4 * height * width
+    fits = num_bytes < 0.25 * (limit - resident_bytes())
+    into = np.empty((height, width), np.float32) if fits else RowFile(folder, (height, width), np.float32)
+
+    def write(first: int, rows: np.ndarray) -> None:
+        into[first : first + len(rows)] = rows
+
+    why = f"as a whole it takes about {plan.needed / GIB:.1f} GiB, and {limit / GIB:.1f} may be used (--memory)"
+    if resident_bytes() + plan.needed <= limit:
+        why = "as a whole attention would take too long"
+    try:
+        if plan.way == "strips":
+            a_strip = plan.bytes_a_pixel * width * -(-height // plan.num_strips)
+            compute_in_strips(network, picture, plan.num_strips, _is_full(network, limit, a_strip), folder, write)
+            return Segmentation(into, "strips", f"{width}x{height} pixels in {plan.num_strips} strips, exactly: {why}")
+        num_tiles = compute_in_tiles(network, picture, plan.side, write)
+        return Segmentation(
+            into, "tiles", f"{width}x{height} pixels in {num_tiles} tiles that overlap, nearly as a whole: {why}"
+        )
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(into, RowFile):
+            into.close()
+        if not is_out_of_memory(error):
+            raise
+    raise InputError(
+        f"{width}x{height} pixels do not fit the memory in {plan.way}; give a smaller --memory than "
+        f"{limit / GIB:.1f}GiB, so that they are smaller"
+    )
+
+
+def _is_full(network: Network, limit: int, a_strip: float) -> Callable[[], bool]:
+    """Whether another strip that takes `a_strip` bytes would be too much."""
+    if network.device.type == "cpu":
+        return lambda: resident_bytes() + a_strip > limit
+
+    def is_full() -> bool:
+        free, _ = torch.cuda.mem_get_info(network.device)
+        kept = torch.cuda.memory_reserved(network.device) - torch.cuda.memory_allocated(network.device)
+        return free + kept < 1.5 * a_strip
+
+    return is_full
+
+
+def _pixels(picture: LazyPicture) -> np.ndarray:
+    return picture.rows(0, picture.shape[0])
+
+
+def _whole(image: np.ndarray, network: Network, input_size: Size | None) -> np.ndarray:
+    """Raises InputError where the image does not fit the memory, MemoryFullError where other processes wait."""
     height, width = image.shape[:2]
     try:
         return cell_probability(network, image, input_size, Size(width, height)).cpu().numpy()

@@ -44,6 +44,7 @@ NOT_RUN = {
     "torchrun --nnodes 2": "several machines; test_machine_launchers.py has two",
     "accelerate launch --config_file accelerate_configs/multi_node.yaml": "several machines; test_machines.py has two",
     "pip install 'glioma-dist[cloud]'\nglioma-dist train": "an object store; test_bucket_runs.py has one",
+    "glioma-dist predict --checkpoint t98g-small --images slide.tif": "a picture of gigabytes; test_large_images.py",
     "glioma-dist predict --checkpoint s3://": "an object store; test_remote_files.py has one",
     "export GLIOMA_DIST_EXIT_CODES=": "tests/jobs/test_exit_codes.py launches real processes so",
     "sbatch --nodes=2": "a cluster; tests/jobs/test_slurm.py runs the file in one of this machine",
