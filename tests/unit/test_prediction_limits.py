@@ -131,8 +131,9 @@ def test_predict_names_the_images_that_are_too_large_and_refuses_such_an_input_s
     pictures, results = find_pictures([small, large], Choice()), open_results(tmp_path / "out", ("mask", "overlay"))
 
     def job(config: PredictConfig, data: DataConfig) -> _Job:
-        writer = RecordWriter(Place(tmp_path / "out"), Record(), 0)
-        return _Job(config, data, network(), results, writer, "", {})
+        record = RecordWriter(Place(tmp_path / "out"), Record(), 0)
+        checkpoint = SimpleNamespace(config=SimpleNamespace(data=data), metadata={})
+        return _Job(config, checkpoint, network(), results, record, "", {})
 
     done, failed = job(config, DataConfig(transform="random-crop")).do(pictures)
     assert [each.image.name for each in done.values()] == ["small.png"]
