@@ -210,7 +210,7 @@ def test_ctrl_c_stops_a_call_and_its_work_is_saved(shards, tmp_path, where, expe
     assert told == expected
 
 
-NOT_CALLED = ("Batch", "Encoder", "EvaluationResult", "PredictionResult", "StepMemory", "TrainResult")
+NOT_CALLED = ("Batch", "Encoder", "EvaluationResult", "GrowthResult", "PredictionResult", "StepMemory", "TrainResult")
 """Classes that a user is given, or derives from."""
 
 
