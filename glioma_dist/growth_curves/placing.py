@@ -117,7 +117,8 @@ def _place_in_file(file: list[Guess], config: GrowthConfig, has_times: bool, don
     within: list[float | None] = [0.0] * len(file)
     source = ""
     if config.frame_hours and len(set(frames)) > 1:
-        within = [None if frame is None else (frame - 1) * config.frame_hours for frame in frames]
+        first = min([1, *(frame for frame in frames if frame is not None)])  # 0, where a table counts so
+        within = [None if frame is None else (frame - first) * config.frame_hours for frame in frames]
         source = "--frame-hours"
     elif len({picture.time_h for picture in pictures}) > 1:
         within, source = [picture.time_h for picture in pictures], "the file"

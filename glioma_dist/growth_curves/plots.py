@@ -116,13 +116,16 @@ def _draw_well(axes: Axes, culture: Culture, bounds: tuple[float, float]) -> Non
     _draw_band(axes, culture, BLUE)
     inside = [point for point in points if culture.in_stretch(point)]
     outside = [point for point in points if not culture.in_stretch(point)]
-    style = {"linestyle": "none", "marker": "o", "markersize": 3.2, "markeredgewidth": 0.8, "color": BLUE}
     for chosen, face in ((outside, "white"), (inside, BLUE)):
         axes.plot(
             [point.time_h for point in chosen],
             [100 * point.confluence or math.nan for point in chosen],
+            color=BLUE,
+            linestyle="none",
+            marker="o",
+            markersize=3.2,
+            markeredgewidth=0.8,
             markerfacecolor=face,
-            **style,
         )
     told = one_line(culture.reason.partition(":")[0], NAME_LENGTH)
     if fit is not None:
