@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from glioma_dist.config import DataConfig, PredictConfig
@@ -87,7 +88,14 @@ def _predict_all(
         network.fit(input_size)  # refused at once, and not for each image
     done: list[PredictedImage] = []
     failures: list[Failure] = []
-    ways: set[str] = set()
+    told: set[str] = set()
+
+    def say(path: Path | Url, kind: str, text: str) -> None:
+        """The way of an image is said once of each kind."""
+        if network.spatial_group.rank == 0 and (kind == "progress" or kind not in told):
+            told.add(kind)
+            print(f"{printable(path)}: {text}", flush=True)
+
     for path, name in images:
         step = "read"
         try:
@@ -95,11 +103,10 @@ def _predict_all(
                 reader, path, network, data.intensity_normalization, config.memory_bytes, results.folder
             )
             step = "predicted"
-            probabilities, way, note = segment(pixels, network, input_size, config.memory_bytes, results.folder)
-            if note and way not in ways and network.spatial_group.rank == 0:
-                ways.add(way)
-                print(f"{printable(path)}: {note}", flush=True)
-            segmented = SegmentedImage(path, pixels, probabilities, config.threshold, metadata)
+            probabilities, way = segment(
+                pixels, network, input_size, config.memory_bytes, results.folder, partial(say, path)
+            )
+            segmented = SegmentedImage(path, pixels, probabilities, config.threshold, metadata, way)
             step = "written"
             written = results.write(name, segmented) if network.spatial_group.rank == 0 else None
         except InputError as error:

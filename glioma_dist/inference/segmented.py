@@ -34,6 +34,8 @@ class SegmentedImage:
     threshold: float
     """A pixel belongs to a cell if its probability is at least this value."""
     metadata: ImageMetadata = field(default_factory=ImageMetadata)
+    way: str = "whole"
+    """How the network saw the picture: whole, in strips, or in tiles."""
 
     @cached_property
     def mask(self) -> np.ndarray:
