@@ -176,7 +176,7 @@ class _Job:
         self._input_size = config.input_size or (data.size if data.transform == "resize" else None)
         self._done: dict[str, PredictedImage] = {}
         self._failures: list[Failure] = []
-        self._ways: set[str] = set()
+        self._told: set[str] = set()
 
     def do(self, pictures: list[Picture], others: str = "") -> tuple[dict[str, PredictedImage], list[Failure]]:
         """Write the results of pictures. Returns what is done, by the names of the results, and what failed."""
@@ -219,17 +219,21 @@ class _Job:
             self._fail(picture, "read", outcome.error, progress)
             return []
         pixels, metadata = outcome.result
+
+        def say(kind: str, text: str) -> None:
+            """The way of a picture is said once of each kind."""
+            if kind == "progress" or kind not in self._told:
+                self._told.add(kind)
+                progress.say(f"{printable(picture.label)}: {text}")
+
         try:
-            found = segment(pixels, self._network, self._input_size, config.memory_bytes, self._results.folder)
+            found = segment(pixels, self._network, self._input_size, config.memory_bytes, self._results.folder, say)
         except InputError as error:
             self._fail(picture, "predicted", error, progress)
             return []
         if group.rank != 0:
             progress.finished()
             return []
-        if found.note and found.way not in self._ways:
-            self._ways.add(found.way)
-            progress.say(f"{printable(picture.label)}: {found.note}")
 
         def write() -> PredictedImage:
             flags = quality_flags(pixels, self._training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ ATTENTION_PIXELS = {"cpu": 2**24, "cuda": 2**28}
 attention grow with the square of its pixels. 4096x4096 takes mit_b0 minutes on two cores, 20000x20000 half a day."""
 STRIP_PIXELS = 2**20
 """Of a strip, at most: enough for each operation to take far longer than its call."""
+PROGRESS_SECONDS = 60.0
 STRIP_SHARE, TILE_SHARE = 0.35, 0.8
 """Of the memory that is left: what one strip may take while it is computed, beside those that wait; what a tile may."""
 TILE_SIDES = {"attention": 2048, "other": 4096}
@@ -46,11 +48,14 @@ TILE_SIDES = {"attention": 2048, "other": 4096}
 
 class Segmentation(NamedTuple):
     """probabilities: of each pixel to belong to a cell, float32 (H, W): an array, or a `RowFile`, whose rows are sliced
-    as an array's. way: how they were computed. note: for the user, where that was not as a whole."""
+    as an array's. way: how they were computed."""
 
     probabilities: np.ndarray | RowFile
     way: Way
-    note: str = ""
+
+
+def say_nothing(kind: str, text: str) -> None:
+    """What `segment` tells by default."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def segment(
     input_size: Size | None,
     memory: int | None = None,
     folder: Path | None = None,
+    say: Callable[[str, str], None] = say_nothing,
 ) -> Segmentation:
     """Probability of each pixel to belong to a cell.
 
@@ -82,6 +88,8 @@ def segment(
         input_size: it is scaled to this size for the network; None: it goes in as it is.
         memory: resident bytes that this process may take; None: what is free.
         folder: for temporary files; None: the system's folder.
+        say: is told, before an image is computed in strips or tiles, the way and a line that says why; and once a
+            minute "progress" and a line.
 
     Raises InputError where even tiles do not fit the memory, MemoryFullError where other processes wait for this one.
     """
@@ -100,7 +108,7 @@ def segment(
             return Segmentation(_whole(_pixels(picture), network, None), "whole")
         except InputError:  # the memory is full, although there was room
             plan = choose(picture, network, limit, whole=False)
-    return segment_by_parts(picture, network, plan, limit, folder)
+    return segment_by_parts(picture, network, plan, limit, folder, say)
 
 
 def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = True) -> Plan:
@@ -144,29 +152,37 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     return Plan("tiles", needed, bytes_a_pixel, side=side)
 
 
-def segment_by_parts(picture: LazyPicture, network: Network, plan: Plan, limit: int, folder: Path) -> Segmentation:
+def segment_by_parts(
+    picture: LazyPicture,
+    network: Network,
+    plan: Plan,
+    limit: int,
+    folder: Path,
+    say: Callable[[str, str], None] = say_nothing,
+) -> Segmentation:
     """In strips or tiles, as `choose` has planned. Raises InputError where that does not fit the memory after all."""
     height, width = picture.shape[:2]
     hand_back_freed_memory()
     num_bytes = 4 * height * width
     fits = num_bytes < 0.25 * (limit - resident_bytes())
     into = np.empty((height, width), np.float32) if fits else RowFile(folder, (height, width), np.float32)
+    told = time.monotonic()
 
     def write(first: int, rows: np.ndarray) -> None:
+        nonlocal told
         into[first : first + len(rows)] = rows
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            say("progress", f"{100 * (first + len(rows)) / height:.0f} % of {width}x{height} pixels")
 
-    why = f"as a whole it takes about {plan.needed / GIB:.1f} GiB, and {limit / GIB:.1f} may be used (--memory)"
-    if resident_bytes() + plan.needed <= limit:
-        why = "as a whole attention would take too long"
+    say(plan.way, _reason(picture, plan, limit))
     try:
         if plan.way == "strips":
             a_strip = plan.bytes_a_pixel * width * -(-height // plan.num_strips)
             compute_in_strips(network, picture, plan.num_strips, _is_full(network, limit, a_strip), folder, write)
-            return Segmentation(into, "strips", f"{width}x{height} pixels in {plan.num_strips} strips, exactly: {why}")
-        num_tiles = compute_in_tiles(network, picture, plan.side, write)
-        return Segmentation(
-            into, "tiles", f"{width}x{height} pixels in {num_tiles} tiles that overlap, nearly as a whole: {why}"
-        )
+        else:
+            compute_in_tiles(network, picture, plan.side, write)
+        return Segmentation(into, plan.way)
     except (RuntimeError, MemoryError) as error:
         if isinstance(into, RowFile):
             into.close()
@@ -176,6 +192,18 @@ def segment_by_parts(picture: LazyPicture, network: Network, plan: Plan, limit: 
         f"{width}x{height} pixels do not fit the memory in {plan.way}; give a smaller --memory than "
         f"{limit / GIB:.1f}GiB, so that they are smaller"
     )
+
+
+def _reason(picture: LazyPicture, plan: Plan, limit: int) -> str:
+    """Which way an image goes, and why."""
+    height, width = picture.shape[:2]
+    how = f"in {plan.num_strips} strips, which gives the same"
+    if plan.way == "tiles":
+        how = "in tiles that overlap, which gives nearly the same"
+    why = f"as a whole it takes about {plan.needed / GIB:.1f} GiB, and {limit / GIB:.1f} may be used (--memory)"
+    if resident_bytes() + plan.needed <= limit:
+        why = "as a whole attention would take too long"
+    return f"{width}x{height} pixels {how}: {why}"
 
 
 def _is_full(network: Network, limit: int, a_strip: float) -> Callable[[], bool]:

@@ -180,6 +180,13 @@ def test_tiles_of_a_pointwise_network_give_the_whole(shape):
     assert told == [(place, number) for place in range(1, number + 1)]
 
 
+def test_one_channel_of_three_is_a_picture():
+    image = draw(20, 10, 3)
+    found = picture.MappedPicture(picture.ArrayPicture(image), lambda rows: rows[..., 1])
+    assert found.shape == (20, 10)
+    assert np.array_equal(np.concatenate([*picture.blocks(found)]), image[..., 1])
+
+
 def test_a_row_file_is_read_as_an_array(tmp_path):
     values = np.random.default_rng(0).random((37, 11, 3)).astype(np.float32)
     file = RowFile(tmp_path, values.shape, np.float32)
@@ -407,14 +414,15 @@ def measure_peak(encoder: str, height: int, width: int, room: int, folder: str) 
     memory.hand_back_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")
     before = memory.resident_bytes()
-    found = segment(Drawn(height, width), network, None, before + room, Path(folder))
+    told = []
+    found = segment(Drawn(height, width), network, None, before + room, Path(folder), lambda *each: told.append(each))
     grew = 1024 * read_kib("VmHWM") - before
     image = Drawn(height, width).rows(0, height)
     whole = whole_of(network, image)
     other = max(
         float(np.abs(found.probabilities[at : at + 64] - whole[at : at + 64]).max()) for at in range(0, height, 64)
     )
-    return {"grew": grew, "way": found.way, "note": found.note, "other": other}
+    return {"grew": grew, "way": found.way, "told": told, "other": other}
 
 
 class Drawn(Wide):
@@ -429,6 +437,8 @@ def test_memory_stays_within_the_limit_in_strips(tmp_path):
     room = 260 * 2**20
     (found,) = run(measure_peak, "mit_tiny", 1536, 1024, room, str(tmp_path))
     assert found["way"] == "strips"
-    assert "1024x1536 pixels in" in found["note"]
+    ((kind, text),) = found["told"]
+    assert kind == "strips"
+    assert text.startswith("1024x1536 pixels in ")
     assert found["grew"] < room
     assert found["other"] < 1e-5

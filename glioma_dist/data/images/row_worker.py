@@ -22,7 +22,7 @@ from glioma_dist.data.images.worker import limit_memory
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read
 
-BAND_BYTES = 2**25
+BAND_BYTES, MAX_BAND_BYTES = 2**25, 2**27
 MAX_NOTES = 20
 
 
@@ -101,8 +101,10 @@ def _zarr_rows(request: dict[str, Any]) -> Iterator[np.ndarray]:
     missing, number = image.array.check_chunks(image.selection(t, c, z), request["where"])
     if missing == number:
         raise InputError(f"{request['where']}: none of its {number} chunks are there: not taken yet, or lost")
-    limit_memory(2**28 + 2 * image.array.chunk_bytes)
-    step = max(1, BAND_BYTES // (width * kind.itemsize))
+    limit_memory(2**29 + 2 * image.array.chunk_bytes)
+    step, chunk = max(1, BAND_BYTES // (width * kind.itemsize)), image.array.chunks[-2]
+    if chunk * width * kind.itemsize <= MAX_BAND_BYTES:  # each chunk is decoded once
+        step = max(1, step // chunk) * chunk
     for start in range(0, height, step):
         yield image.read(t, c, z, slice(start, min(start + step, height)), slice(0, width))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,19 @@ class ArrayPicture:
 
     def __getitem__(self, wanted: Any) -> np.ndarray:
         return np.asarray(self.pixels[wanted])
+
+
+class MappedPicture:
+    """A picture of whose rows a function makes others, as many and as wide: one channel of three, for example."""
+
+    def __init__(self, picture: LazyPicture, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.picture, self.function = picture, function
+        first = self.rows(0, 1)
+        self.shape, self.dtype = (picture.shape[0], *first.shape[1:]), first.dtype
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """As `LazyPicture.rows`."""
+        return self.function(self.picture.rows(start, stop))
 
 
 class StretchedPicture:

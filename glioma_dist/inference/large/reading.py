@@ -65,6 +65,10 @@ def open_large(wanted: Wanted, where: str, limit: int, folder: Path) -> LargeFil
         return None
     if not too_large(*size, limit):
         return None
+    if getattr(wanted, "sample", None) is not None:
+        raise InputError(
+            f"{where}: a large picture whose channels lie beside each other; save the channel as its own file"
+        )
     return read_large(path, where, folder, directory=wanted.directory, zarr=zarr)
 
 

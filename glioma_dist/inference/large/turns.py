@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -231,9 +232,14 @@ class Strip:
         else:
             self._turns._events.put(("done", result))
 
-    def untracked(self) -> _Untracked:
+    @contextmanager
+    def untracked(self) -> Iterator[None]:
         """Within it, new tensors are not this strip's own: they stay in memory while it waits."""
-        return _Untracked(self)
+        self._tracks = False
+        try:
+            yield
+        finally:
+            self._tracks = True
 
     def note(self, args: Any, result: Any) -> None:
         """Remember new maps of an operation, so that they can be spilled."""
@@ -268,17 +274,6 @@ class Strip:
             storage.resize_(num_bytes)
             self._turns.scratch.take(place, storage)
         self._spilled = []
-
-
-class _Untracked:
-    def __init__(self, strip: Strip) -> None:
-        self.strip = strip
-
-    def __enter__(self) -> None:
-        self.strip._tracks = False
-
-    def __exit__(self, *_: object) -> None:
-        self.strip._tracks = True
 
 
 class _InOneThread(TorchDispatchMode):
