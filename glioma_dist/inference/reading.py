@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ import torch
 
 from glioma_dist.config.paths import Url
 from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.remote_images import fetched
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, one_line, printable
@@ -52,11 +53,7 @@ class PictureReader:
 
     def read(self, picture: Picture) -> np.ndarray:
         """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB. Raises InputError where it cannot be read."""
-        if picture.error is not None:
-            raise picture.error
-        wanted = picture.wanted
-        if isinstance(picture.path, Url):
-            wanted = wanted._replace(path=self._fetch(picture.path))
+        wanted = self.wanted(picture)
         try:
             decoded = self._reader.read(wanted)
             pixels = choose_colour(decoded.pixels, picture)
@@ -64,28 +61,37 @@ class PictureReader:
             if isinstance(picture.path, Url):
                 raise type(error)(str(error).replace(str(wanted.path), picture.path)) from error
             raise
-        for remark in decoded.remarks():
-            # Figures are of one picture; the kind of remark is told once.
+        self.tell(picture, decoded.remarks())
+        return pixels
+
+    def wanted(self, picture: Picture) -> Wanted:
+        """How a picture is asked for, of a local file. Raises InputError where its file cannot be had."""
+        if picture.error is not None:
+            raise picture.error
+        if not isinstance(picture.path, Url):
+            return picture.wanted
+        if self._path != picture.path:
+            self._stack.close()
+            self._path = None
+            self._local = self._stack.enter_context(fetched(picture.path))
+            self._path = picture.path
+        return picture.wanted._replace(path=self._local)
+
+    def tell(self, picture: Picture, remarks: Sequence[str]) -> None:
+        """Say what is odd about how a picture is stored, where no other picture had a remark of this kind."""
+        for remark in remarks:
+            # Figures are of one picture.
             kind = re.sub(r"-?[0-9][0-9.e+-]*", "0", remark)
             if kind not in self._remarks:
                 self._say(f"{printable(picture.label)}: {remark}")
             first, number = self._remarks.get(kind, (remark, 0))
             self._remarks[kind] = first, number + 1
-        return pixels
 
     def tell_remarks(self) -> None:
         """Say how many pictures have each kind of remark, where it is more than the one that it was said of."""
         for first, number in self._remarks.values():
             if number > 1:
                 self._say(f"{number} images have a remark of this kind: {one_line(first, 200)}")
-
-    def _fetch(self, url: Url) -> Path:
-        if self._path != url:
-            self._stack.close()
-            self._path = None
-            self._local = self._stack.enter_context(fetched(url))
-            self._path = url
-        return self._local
 
 
 def choose_colour(pixels: np.ndarray, picture: Picture) -> np.ndarray:
