@@ -182,13 +182,13 @@ class _Job:
         """Write the results of pictures. Returns what is done, by the names of the results, and what failed."""
         if self._input_size:
             self._network.fit(self._input_size)  # refused at once, and not for each image
-        group, folder, memory = self._network.spatial_group, self._results.folder, self._config.memory_bytes
+        group = self._network.spatial_group
         progress = PredictionProgress(len(pictures), group.rank != 0, others)
         in_threads = group.size == 1  # processes that share a picture speak of it in the same order
         try:
             with (
                 ImageReader() as decoder,
-                PictureReader(decoder, progress.say, folder, memory) as reader,
+                PictureReader(decoder, progress.say) as reader,
                 progress,
                 WriteBehind(in_threads) as writing,
                 closing(read_ahead(pictures, lambda picture: self._read(reader, picture), in_threads)) as read,
@@ -205,7 +205,8 @@ class _Job:
         return self._done, self._failures
 
     def _read(self, reader: PictureReader, picture: Picture) -> ReadImage:
-        return read_together(reader, picture, self._network, self._contrast)
+        folder, memory = self._results.folder, self._config.memory_bytes
+        return read_together(reader, picture, self._network, self._contrast, folder, memory)
 
     def _segment(
         self,

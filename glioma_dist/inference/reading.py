@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.evaluation.protocol import Contrast, Network
 from glioma_dist.inference.large.memory import memory_limit
-from glioma_dist.inference.large.picture import ArrayPicture, StretchedPicture, stretched
+from glioma_dist.inference.large.picture import ArrayPicture, LazyPicture, MappedPicture, StretchedPicture, stretched
 from glioma_dist.inference.large.reading import open_large
 from glioma_dist.inference.pictures import Picture
 from glioma_dist.inference.segmented import ImageMetadata
@@ -39,14 +39,11 @@ class ReadImage(NamedTuple):
 class PictureReader:
     """Reads pictures one after another; a context manager. A file at a URL is fetched once for all of its planes.
 
-    say: prints a line. What is odd about how pictures are stored is said once of each kind. memory: resident bytes that
-    this process may take; None: what is free. folder: for the temporary file of a picture that is too large for that.
+    say: prints a line. What is odd about how pictures are stored is said once of each kind.
     """
 
-    def __init__(
-        self, reader: ImageReader, say: Callable[[str], None], folder: Path, memory: int | None = None
-    ) -> None:
-        self._reader, self._say, self._folder, self._memory = reader, say, folder, memory
+    def __init__(self, reader: ImageReader, say: Callable[[str], None] = print) -> None:
+        self._reader, self._say = reader, say
         self._stack, self._path, self._local = ExitStack(), None, Path()
         self._remarks: dict[str, tuple[str, int]] = {}  # by kind: the first one, and how many there are
 
@@ -58,53 +55,56 @@ class PictureReader:
     ) -> None:
         self._stack.close()
 
-    def read(self, picture: Picture, contrast: Contrast) -> ReadImage:
-        """The picture with its contrast stretched. Raises InputError where it cannot be read."""
-        if picture.error is not None:
-            raise picture.error
-        wanted = picture.wanted
-        if isinstance(picture.path, Url):
-            wanted = wanted._replace(path=self._fetch(picture.path))
+    def read(self, picture: Picture) -> np.ndarray:
+        """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB. Raises InputError where it cannot be read."""
+        wanted = self.wanted(picture)
         try:
-            pixels, remarks = self._read(wanted, picture, contrast)
+            decoded = self._reader.read(wanted)
+            pixels = choose_colour(decoded.pixels, picture)
         except InputError as error:
             if isinstance(picture.path, Url):
                 raise type(error)(str(error).replace(str(wanted.path), picture.path)) from error
             raise
+        self.tell(picture, decoded.remarks())
+        return pixels
+
+    def read_large(self, picture: Picture, limit: int, folder: Path) -> LazyPicture | None:
+        """The same, of a picture that takes more than `limit` resident bytes: read by rows from a temporary file in
+        `folder`. None where it is not so large. Raises InputError where its file cannot be had, or is damaged."""
+        large = open_large(self.wanted(picture), str(picture.label), limit, folder)
+        if large is None:
+            return None
+        self.tell(picture, large.remarks)
+        return MappedPicture(ArrayPicture(large.pixels), lambda rows: choose_colour(rows, picture))
+
+    def wanted(self, picture: Picture) -> Wanted:
+        """How a picture is asked for, of a local file. Raises InputError where its file cannot be had."""
+        if picture.error is not None:
+            raise picture.error
+        if not isinstance(picture.path, Url):
+            return picture.wanted
+        if self._path != picture.path:
+            self._stack.close()
+            self._path = None
+            self._local = self._stack.enter_context(fetched(picture.path))
+            self._path = picture.path
+        return picture.wanted._replace(path=self._local)
+
+    def tell(self, picture: Picture, remarks: Sequence[str]) -> None:
+        """Say what is odd about how a picture is stored, where no other picture had a remark of this kind."""
         for remark in remarks:
-            # Figures are of one picture; the kind of remark is told once.
+            # Figures are of one picture.
             kind = re.sub(r"-?[0-9][0-9.e+-]*", "0", remark)
             if kind not in self._remarks:
                 self._say(f"{printable(picture.label)}: {remark}")
             first, number = self._remarks.get(kind, (remark, 0))
             self._remarks[kind] = first, number + 1
-        return ReadImage(pixels, picture.metadata)
-
-    def _read(
-        self, wanted: Wanted, picture: Picture, contrast: Contrast
-    ) -> tuple[np.ndarray | StretchedPicture, list[str]]:
-        """Pixels and remarks."""
-        where = str(picture.label)
-        if picture.colour is None and wanted.sample is None:  # a large picture is read with all its samples
-            large = open_large(wanted, where, memory_limit(self._memory), self._folder)
-            if large is not None:
-                return stretched(ArrayPicture(large.pixels), contrast, where), large.remarks
-        decoded = self._reader.read(wanted)
-        return normalize_intensity(choose_colour(decoded.pixels, picture), contrast), decoded.remarks()
 
     def tell_remarks(self) -> None:
         """Say how many pictures have each kind of remark, where it is more than the one that it was said of."""
         for first, number in self._remarks.values():
             if number > 1:
                 self._say(f"{number} images have a remark of this kind: {one_line(first, 200)}")
-
-    def _fetch(self, url: Url) -> Path:
-        if self._path != url:
-            self._stack.close()
-            self._path = None
-            self._local = self._stack.enter_context(fetched(url))
-            self._path = url
-        return self._local
 
 
 def choose_colour(pixels: np.ndarray, picture: Picture) -> np.ndarray:
@@ -125,12 +125,28 @@ def choose_colour(pixels: np.ndarray, picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., numbers[wanted] - 1]) if pixels.ndim == 3 else pixels
 
 
-def read_together(reader: PictureReader, picture: Picture, network: Network, contrast: Contrast) -> ReadImage:
+def read_together(
+    reader: PictureReader,
+    picture: Picture,
+    network: Network,
+    contrast: Contrast,
+    folder: Path,
+    memory: int | None = None,
+) -> ReadImage:
     """The picture with its contrast stretched. If one of the processes that share it cannot read it, raises InputError
-    on all of them, because the others would wait for that one."""
+    on all of them, because the others would wait for that one.
+
+    memory: resident bytes that this process may take; None: what is free. folder: for the temporary file of a picture
+    that is too large for that.
+    """
     image, error = None, None
     try:
-        image = reader.read(picture, contrast)
+        large = reader.read_large(picture, memory_limit(memory, network.spatial_group.dp_size), folder)
+        if large is None:
+            pixels = normalize_intensity(reader.read(picture), contrast)
+        else:
+            pixels = stretched(large, contrast, str(picture.label))
+        image = ReadImage(pixels, picture.metadata)
     except InputError as found:
         error = found
     if network.spatial_group.size > 1:

@@ -220,7 +220,7 @@ def bombs() -> dict[str, object]:
         os.truncate(path, num_bytes)
 
     return {
-        "long.tif": lambda path: long(path, 2**32 + 1),
+        "long.tif": lambda path: long(path, 2**40 + 1),
         "long.png": lambda path: long(path, 2**30 + 1),
         "floats.tif": lambda path: tiff(path, np.float64, 1, **side),
         "channels.tif": lambda path: tiff(path, np.uint8, 40, **side),

@@ -242,3 +242,20 @@ def test_brackets_in_names_of_folders_are_no_pattern(tmp_path):
     cv2.imwrite(str(tmp_path / "plate[1]/a.png"), draw(dtype="uint8"))
     for pattern in ("plate[1]", "plate[1]/*.png", "plate[1]/[a].png", "plate?1]/*"):
         assert [path.name for path in find_images(str(tmp_path / pattern)).paths] == ["a.png"]
+
+
+def test_a_time_lapse_of_more_than_4_gib_is_read_page_by_page(tmp_path, decoder):
+    """The last page lies behind a hole of 5 GiB, which takes no space on the disk."""
+    array = draw(2)
+    tifffile.imwrite(tmp_path / "a.tif", array, bigtiff=True, photometric="minisblack", metadata={"axes": "TYX"})
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        before, last = tiff.pages[0], tiff.pages[1]
+        data = (tmp_path / "a.tif").read_bytes()
+    place = 5 * 2**30
+    moved = data[last.offset :]
+    with open(tmp_path / "a.tif", "r+b") as file:
+        file.seek(before.offset + 8 + 20 * len(before.tags))
+        file.write(place.to_bytes(8, "little"))
+        file.seek(place)
+        file.write(moved)
+    check(read_all(decoder, tmp_path / "a.tif"), {f"t00{frame + 1}": array[frame] for frame in range(2)})

@@ -11,8 +11,8 @@ COPY_AGAIN = "copy the file again from the original"
 """Advice for a file that is damaged or cut short."""
 MAX_DECODED_BYTES = 2**30
 """Of the pixels as they are stored, all channels. A header of a few bytes can promise any size."""
-MAX_FILE_BYTES = 2**32
-"""That of a TIFF with offsets of 32 bits."""
+MAX_FILE_BYTES = 2**40
+"""A time-lapse can be large. Of a TIFF only the directories and the page that is asked for are read."""
 
 
 MAX_UNCHECKED_BYTES, MAX_RATIO = 2**26, 2000
