@@ -84,6 +84,7 @@ def test_every_public_name_is_on_the_page():
         "Batch",
         "EvaluationResult",
         "InferenceScaleConfig",
+        "PredictionReport",
         "PredictionResult",
         "StepMemory",
         "TrainResult",

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,13 +85,15 @@ DAMAGES = {
 }
 
 
-def t98g() -> dict[str, np.ndarray]:
-    folder = real_data("t98g") / "images/default"
-    return {path.stem: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(folder.glob("*.png"))}
+def t98g(step: int = 1) -> dict[str, np.ndarray]:
+    """Every `step`-th field by its name."""
+    paths = sorted((real_data("t98g") / "images/default").glob("*.png"))[::step]
+    return {path.stem: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths}
 
 
-def livecell() -> dict[str, np.ndarray]:
-    return {path.stem: tifffile.imread(path) for path in sorted(real_data("livecell_1pct").rglob("*.tif"))}
+def livecell(step: int = 1) -> dict[str, np.ndarray]:
+    paths = sorted(real_data("livecell_1pct").rglob("*.tif"))[::step]
+    return {path.stem: tifffile.imread(path) for path in paths}
 
 
 def drawn(seed: int = 0, width: int = 320, height: int = 240) -> np.ndarray:
@@ -238,6 +241,9 @@ def test_a_run_keeps_the_statistics_of_its_training_images_and_a_resumed_one_the
     kept = Checkpoint.read(tmp_path / "run/last").metadata[STATISTICS]
     assert kept == training_statistics(ShardReader(tmp_path / "train"), config.data).to_dict()
     assert Checkpoint.read(tmp_path / "run/best").metadata[STATISTICS] == kept
+    train_here(replace(config, max_steps=4))
+    resumed = Checkpoint.read(tmp_path / "run/last")
+    assert (resumed.step, resumed.metadata[STATISTICS]) == (4, kept)
 
 
 @pytest.mark.parametrize("name", network_names())
@@ -260,9 +266,9 @@ def test_images_scaled_for_the_network_are_compared_at_that_size():
 
 def test_real_fields_have_flags_only_where_they_show_the_wall_of_the_dish():
     """Some of the fields; the test of all is slow."""
-    fields = dict(list(t98g().items())[::5])
+    fields = t98g(5)
     assert {name for name, image in fields.items() if quality_flags(image)} == {*WITH_A_WALL} & fields.keys()
-    assert not any(quality_flags(image) for image in list(livecell().values())[::8])
+    assert not any(quality_flags(image) for image in livecell(8).values())
 
 
 @pytest.mark.parametrize("name", DAMAGES)
