@@ -32,7 +32,7 @@ from glioma_dist.size import Size
 pytestmark = pytest.mark.filterwarnings(  # of files that bioimage.io's libraries close late
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-WHY = "bioimageio.core is not installed (21 MB, and pandas): pip install -e '.[bioimageio]'"
+WHY = "bioimageio.core is not installed (60 MB with what it needs): pip install -e '.[bioimageio]'"
 
 
 def mask_of(checkpoint: Path, image: np.ndarray) -> np.ndarray:
