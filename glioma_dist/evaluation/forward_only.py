@@ -7,12 +7,15 @@ for rounding (1e-5). docs/log.md says what each of these brings, and what brough
 
 from __future__ import annotations
 
+import copy
+from itertools import chain
+from typing import Any
+
 import torch
 from torch import nn
 
 from glioma_dist.evaluation.forward_decoder import StreamedDecoder, convolutions_of
 from glioma_dist.evaluation.forward_mit import ForwardLayer
-from glioma_dist.evaluation.forward_norms import copy_sharing, normalise_in_place
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoders.mit import Layer, MitEncoder
 from glioma_dist.model.modules import rebuild, replace_modules
@@ -25,12 +28,12 @@ def forward_only(model: UNet) -> UNet:
 
     Both share the weights, whose values and names stay; only the order in memory of those of convolutions changes.
     """
-    forward = copy_sharing(model).eval()
+    shared: dict[int, Any] = {id(each): each for each in chain(model.parameters(), model.buffers())}
+    forward = copy.deepcopy(model, shared).eval()
     for module in forward.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # `contiguous` leaves depthwise weights as they are
     replace_modules(forward, _replacement)
-    forward.encoder = normalise_in_place(forward.encoder)
     if isinstance(forward.encoder, MitEncoder):
         # The order in which tokens lie: the other one is a copy of each stage's map.
         forward.encoder.memory_format = torch.channels_last

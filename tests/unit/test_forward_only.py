@@ -11,7 +11,6 @@ from glioma_dist.benchmark.peak_memory import peak_of_profile
 from glioma_dist.config import ModelConfig
 from glioma_dist.evaluation import forward_decoder
 from glioma_dist.evaluation.forward_decoder import StreamedDecoder
-from glioma_dist.evaluation.forward_norms import normalise_in_place
 from glioma_dist.evaluation.forward_only import forward_only
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
@@ -110,38 +109,3 @@ def test_it_takes_less_memory(encoder, share):
             each(images)
         peaks.append(peak_of_profile(profiler, 0))
     assert peaks[1] < share * peaks[0], peaks
-
-
-class Pair(nn.Module):
-    """A convolution and a norm; with `shares` the convolution's output is used once more."""
-
-    def __init__(self, shares: bool) -> None:
-        super().__init__()
-        self.conv, self.norm, self.shares = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), shares
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        features = self.conv(images)
-        normed = self.norm(features)
-        return [normed + features if self.shares else normed]
-
-
-@pytest.mark.parametrize("shares", [False, True])
-@torch.no_grad()
-def test_a_norm_writes_over_its_input_only_where_nothing_else_reads_it(shares):
-    plain = Pair(shares).eval()
-    plain.norm.running_mean.fill_(0.5)
-    changed = normalise_in_place(plain)
-    assert (changed is plain) == shares
-    images = torch.randn(1, 3, 16, 16)
-    assert torch.allclose(changed(images)[0], plain(images)[0], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"), [("resnet50", True), ("efficientnet_b5", True), ("densenet169", False), ("mit_tiny", False)]
-)
-def test_norms_of_encoders_are_in_place_where_they_stand_behind_a_convolution(name, expected, monkeypatch):
-    """All of them in ResNet and EfficientNet; in DenseNet not those of maps that later layers read."""
-    narrow_everything(monkeypatch)
-    encoder = forward_only(build(name)).encoder
-    norms = [each for each in encoder.modules() if isinstance(each, nn.BatchNorm2d)]
-    assert (len(norms) > 0 and all(hasattr(each, "scale") for each in norms)) == expected
