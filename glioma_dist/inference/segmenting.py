@@ -125,9 +125,8 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     whole = whole and kernels and is_quick
     if whole and pixels * SURE_BYTES <= budget:
         return Plan("whole", 0, 0.0)
-    if network.device.type == "cpu":
-        hand_back_freed_memory()  # of images before, which would count as held
-        budget = device_bytes(network, limit)
+    _forget_earlier_images(network)
+    budget = device_bytes(network, limit)
     needed = image_bytes(network, height, width)
     bytes_a_pixel = needed / pixels
     of_picture = 0 if isinstance(picture, ArrayPicture) else pixels * len(picture.shape)
@@ -145,11 +144,19 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     if side < least_side():
         most = min(needed + 4 * pixels, (bytes_a_pixel * least_side() ** 2 + a_row * least_side()) / TILE_SHARE)
         raise InputError(
-            f"{width}x{height} pixels do not fit the memory, not even in tiles: this process holds "
-            f"{resident_bytes() / GIB:.1f} GiB and may take {limit / GIB:.1f}; give --memory "
+            # Short: a table and a line of failures show 120 characters of it.
+            f"{width}x{height} pixels do not fit the memory: give --memory "
             f"{(resident_bytes() + most) / GIB + 0.1:.1f}GiB or more, or a smaller --input-size"
         )
     return Plan("tiles", needed, bytes_a_pixel, side=side)
+
+
+def _forget_earlier_images(network: Network) -> None:
+    """Give back what is kept of memory that is free, and would count as held."""
+    if network.device.type == "cpu":
+        hand_back_freed_memory()
+    elif network.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def segment_by_parts(
@@ -189,7 +196,7 @@ def segment_by_parts(
         if not is_out_of_memory(error):
             raise
     raise InputError(
-        f"{width}x{height} pixels do not fit the memory in {plan.way}; give a smaller --memory than "
+        f"{width}x{height} pixels do not fit the memory in {plan.way}: give a smaller --memory than "
         f"{limit / GIB:.1f}GiB, so that they are smaller"
     )
 

@@ -197,7 +197,6 @@ class Strip:
     def go_on(self, answer: Any) -> None:
         """Let the thread compute; at the first time it is started."""
         if self._thread is None:
-            # A daemon, because the end of the program does not wait for strips that wait for one another.
             self._thread = threading.Thread(target=self._run, name=f"strip {self.number}", daemon=True)
             self._thread.start()
         else:
