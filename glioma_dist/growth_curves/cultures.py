@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from glioma_dist.growth_curves.table import NotUsed, Picture
 
 DIFFERENCE_H = 0.5
-"""Hours that two sources of a time may differ without a word."""
+"""Hours that dates may differ from other times without a word: clocks and scans of a whole plate differ so much."""
+ROUNDING_H = 0.01
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,32 @@ def note_sources(guesses: list[Guess], done: Placement) -> None:
 
 
 def differences(guesses: list[Guess]) -> list[str]:
-    """Cultures whose pictures were taken at other times than they are placed at, by their files' dates."""
+    """What the files tell of times that differ from those that count."""
+    notes = []
+    overruled = [
+        guess
+        for guess in guesses
+        if "--frame-hours" in guess.hours_from
+        and guess.picture.time_h
+        and abs(guess.picture.time_h - guess.within) > ROUNDING_H
+    ]
+    if overruled:
+        notes.append(
+            f"--frame-hours and the files tell other times for {count_images(len(overruled))}: --frame-hours counts"
+        )
     cultures: dict[str, list[float]] = defaultdict(list)
     for guess in guesses:
         date = guess.picture.acquired
         if date is not None and guess.hours_from != "the file's dates" and guess.hours is not None:
             cultures[guess.culture or ""].append(date.timestamp() / 3600 - guess.hours - guess.within)
     spreads = [max(values) - min(values) for values in cultures.values()]
-    if not spreads or max(spreads) <= DIFFERENCE_H:
-        return []
-    num = sum(spread > DIFFERENCE_H for spread in spreads)
-    return [
-        f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: dates do not count"
-    ]
+    if spreads and max(spreads) > DIFFERENCE_H:
+        num = sum(spread > DIFFERENCE_H for spread in spreads)
+        notes.append(
+            f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: dates do not "
+            "count"
+        )
+    return notes
 
 
 def count_images(number: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.storage import open_folder
 from glioma_dist.errors import InputError, one_line, printable
-from glioma_dist.files import read_bytes
+from glioma_dist.files import cannot_read, read_bytes
 
 SUMMARY = "summary.csv"
 MAX_TABLE_BYTES = 2**26
@@ -101,16 +101,18 @@ def read_predictions(place: Path | Url) -> tuple[list[Picture], list[NotUsed]]:
 
 def table_path(place: Path) -> Path:
     """The table of a local prediction: the file itself, or summary.csv of a folder. Raises InputError for neither."""
-    if not place.is_dir():
-        if place.exists() and not place.name.lower().endswith(".csv"):
-            raise InputError(f"{place}: give the folder that glioma-dist predict wrote, or its {SUMMARY}")
-        if not place.exists():
-            raise InputError(f"{place}: no such file or folder; give the --out of glioma-dist predict")
-        return place
-    path = place / SUMMARY
-    if not path.exists():
+    try:
+        is_folder, is_there = place.is_dir(), place.exists()
+        is_inside = is_folder and (place / SUMMARY).exists()
+    except OSError as error:
+        raise cannot_read(place, error) from None
+    if not is_there:
+        raise InputError(f"{place}: no such file or folder; give the --out of glioma-dist predict")
+    if not is_folder and not place.name.lower().endswith(".csv"):
+        raise InputError(f"{place}: give the folder that glioma-dist predict wrote, or its {SUMMARY}")
+    if is_folder and not is_inside:
         raise InputError(f"{place}: has no {SUMMARY}; give the --out of glioma-dist predict")
-    return path
+    return place / SUMMARY if is_folder else place
 
 
 def _picture(table: Table, row: dict[str, str]) -> Picture:

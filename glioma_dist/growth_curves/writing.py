@@ -15,6 +15,7 @@ from glioma_dist.config.growth import GrowthConfig
 from glioma_dist.config.paths import Url
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import (
+    cannot_read,
     check_new_folder,
     make_folder,
     open_plain,
@@ -43,7 +44,10 @@ def check_folder(folder: Path) -> None:
         with open_plain(folder / name) as file:
             return file.read(len(MARK))
 
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    except OSError as error:
+        raise cannot_read(f"--out {folder}", error) from None
     check_names(folder, names, read_start)
 
 

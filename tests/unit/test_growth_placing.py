@@ -237,6 +237,7 @@ def test_frame_hours_count_before_the_times_of_the_file():
     found = place(pictures(*rows), config(frame_hours=4))
     assert places(found) == [("movie", 0), ("movie", 4)]
     assert "times from --frame-hours (2 images)" in found.notes
+    assert "--frame-hours and the files tell other times for 1 image: --frame-hours counts" in found.notes
 
 
 def test_the_time_of_a_named_file_is_that_of_its_first_picture():
