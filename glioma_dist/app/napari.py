@@ -65,7 +65,7 @@ def segment_array(
         labels = np.empty(images.shape[:3], np.int32)
         for number, image in enumerate(images):
             pixels = normalize_intensity(np.ascontiguousarray(image), settings.intensity_normalization)
-            labels[number] = _components(segment(pixels, network, size) >= threshold)
+            labels[number] = _components(np.asarray(segment(pixels, network, size).probabilities) >= threshold)
     height_at = data.ndim - (3 if is_rgb else 2)
     return labels.reshape(*data.shape[:height_at], *images.shape[1:3])
 

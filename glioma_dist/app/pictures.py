@@ -83,7 +83,7 @@ class Segmenter:
         height, width = pixels.shape[:2]
         if width * height > MAX_SHOWN_PIXELS:
             raise InputError(f"{path}: has {width}x{height} pixels, more than this page shows; use glioma-dist predict")
-        probabilities = segment(pixels, self._network, self._input_size)
+        probabilities = np.asarray(segment(pixels, self._network, self._input_size).probabilities)
         levels = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities, side="right").astype(np.uint8)
         return ShownPicture(name, width, height, encode_image(pixels), levels, note)
 

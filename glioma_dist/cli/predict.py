@@ -32,7 +32,6 @@ PREDICT = Command(
     (
         "glioma-dist predict --checkpoint t98g-small --images plate_7 --out preds",
         "glioma-dist predict --checkpoint runs/glioma/best --images plate_7 --out preds --write mask labels imagej",
-        "glioma-dist predict --checkpoint runs/glioma/best --images 'plates/**/*.tif' --threshold 0.4 --out preds",
         "glioma-dist predict --checkpoint t98g-small --images lapse.ome.tif --channel 1 --time 1:100:10 --out preds",
     ),
     check,

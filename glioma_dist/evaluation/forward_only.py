@@ -17,7 +17,7 @@ from torch import nn
 from glioma_dist.evaluation.forward_decoder import StreamedDecoder, convolutions_of
 from glioma_dist.evaluation.forward_mit import ForwardLayer
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoders.mit import Layer, MitEncoder
+from glioma_dist.model.encoders.mit import Layer
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 
@@ -34,7 +34,7 @@ def forward_only(model: UNet) -> UNet:
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # `contiguous` leaves depthwise weights as they are
     replace_modules(forward, _replacement)
-    if isinstance(forward.encoder, MitEncoder):
+    if forward.encoder.attention_layers():
         # The order in which tokens lie: the other one is a copy of each stage's map.
         forward.encoder.memory_format = torch.channels_last
     return forward

@@ -25,7 +25,7 @@ from glioma_dist.files import check_new_file, make_folder, read_bytes, write_ato
 from glioma_dist.inference.bioimageio_description import EPSILON, IMAGE, MIN_SIDE, describe, preprocessing
 from glioma_dist.inference.export import CHECKED_SIZES, TOLERANCE, TRACED_SIZE, logits_of, to_onnx
 from glioma_dist.inference.package_card import licences_page, package_card, spdx_licence
-from glioma_dist.inference.results import overlay
+from glioma_dist.inference.writers.overlay import overlay
 from glioma_dist.model.unet import UNet, load_model
 from glioma_dist.size import Size
 

@@ -47,6 +47,8 @@ NO_PATHS = {
     "--categories": "names",
     "--name": "a name of a file of the package, or of a model",
     "--channel": "a number or a name",
+    "--memory": "a number of bytes",
+    "--write": "names of formats",
     "--time": "numbers",
     "--page": "numbers",
 }

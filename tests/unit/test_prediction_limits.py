@@ -122,7 +122,7 @@ def test_no_call_of_a_prediction_is_too_large(size):
     assert not seen.calls
 
 
-def test_predict_names_the_images_that_are_too_large_and_refuses_such_an_input_size_at_once(tmp_path):
+def test_predict_computes_images_that_are_too_large_in_parts_and_refuses_such_an_input_size_at_once(tmp_path):
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     for path, side in ((small, 64), (large, 320)):
         cv2.imwrite(str(path), noise(side))
@@ -136,9 +136,11 @@ def test_predict_names_the_images_that_are_too_large_and_refuses_such_an_input_s
         return _Job(config, checkpoint, network(), results, record, "", {})
 
     done, failed = job(config, DataConfig(transform="random-crop")).do(pictures)
-    assert [each.image.name for each in done.values()] == ["small.png"]
-    assert [each.image for each in failed] == [str(large)]
-    assert "give --input-size 288x288 at most" in failed[0].reason
+    assert not failed
+    assert [(each.image.name, each.width, each.way) for each in done.values()] == [
+        ("small.png", 64, "whole"),
+        ("large.png", 320, "strips"),
+    ]
     with pytest.raises(InputError, match="an image of 320x320"):
         job(replace(config, input_size=Size(320, 320)), DataConfig()).do(pictures)
 
