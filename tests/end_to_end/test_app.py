@@ -111,7 +111,7 @@ def predicted(image, tmp_path_factory) -> dict[int, np.ndarray]:
     masks = {}
     for percent in (50, 7, 93):
         config = PredictConfig(NETWORK, str(folder / "field.png"), folder / f"out{percent}", threshold=percent / 100)
-        masks[percent] = cv2.imread(str(predict(config).images[0].mask), cv2.IMREAD_UNCHANGED)
+        masks[percent] = cv2.imread(str(predict(config).images[0].files["mask"]), cv2.IMREAD_UNCHANGED)
     assert 0.03 < (masks[50] > 0).mean() < 0.5, "a mask that tells something"
     return masks
 
@@ -181,7 +181,7 @@ def test_masks_of_all_kinds_of_images_are_predicts(server, tmp_path, dtype, chan
     status, answer = upload(server, "a.tif", (tmp_path / "a.tif").read_bytes())
     assert (status, answer["width"], answer["height"]) == (201, 90, 70)
     done = predict(PredictConfig(NETWORK, str(tmp_path / "a.tif"), tmp_path / "out"))
-    expected = cv2.imread(str(done.images[0].mask), cv2.IMREAD_UNCHANGED)
+    expected = cv2.imread(str(done.images[0].files["mask"]), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(mask_at(server, answer["key"], 50), expected)
 
 

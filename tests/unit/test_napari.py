@@ -27,7 +27,7 @@ def mask_by_predict(image: np.ndarray, folder, threshold: float = 0.5) -> np.nda
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(encode_image(image))
     done = predict(PredictConfig(NETWORK, str(folder / "a.png"), folder / "out", threshold=threshold))
-    return cv2.imread(str(done.images[0].mask), cv2.IMREAD_UNCHANGED)
+    return cv2.imread(str(done.images[0].files["mask"]), cv2.IMREAD_UNCHANGED)
 
 
 def layer(data: np.ndarray, **changes) -> SimpleNamespace:
