@@ -104,7 +104,7 @@ def image_bytes(network: Network, height: int, width: int, in_strips: bool = Fal
     """Bytes that the network takes at most while it computes an image of this size as a whole, with what the image
     itself takes as the network gets it. Counted without computing."""
     # A network may have another form for whole images, which takes less memory.
-    model = network.model if in_strips else getattr(network, "whole_images", None) or network.model
+    model = network.model if in_strips else network.whole_images or network.model
     pixels = _padded(height) * _padded(width)
     if pixels <= PROBE_PIXELS:
         return _counted(unwrapped(model), _padded(height), _padded(width))
