@@ -173,14 +173,38 @@ def test_components_in_the_browser_are_opencvs_on_random_masks(server, tmp_path)
             assert page.value(f"countComponents({given}, 1)") == cv2.connectedComponents(mask, connectivity=8)[0] - 1
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_masks_of_all_kinds_of_images_are_predicts(server, tmp_path, dtype, channels):
-    image = draw_sample(5, 90, 70, channels, dtype).image
-    tifffile.imwrite(tmp_path / "a.tif", image)
-    status, answer = upload(server, "a.tif", (tmp_path / "a.tif").read_bytes())
-    assert (status, answer["width"], answer["height"]) == (201, 90, 70)
-    done = predict(PredictConfig(NETWORK, str(tmp_path / "a.tif"), tmp_path / "out"))
+def write_kind(path: Path, kind: str) -> None:
+    """A TIFF of a kind that microscopes and Fiji write; of several channels the cells are in the first."""
+    dtype = np.uint8 if kind.startswith("8") else np.uint16
+    image = draw_sample(5, 90, 70, 3 if kind.endswith("colour") else 1, dtype).image
+    other = draw_sample(6, 90, 70, 1, dtype).image
+    if kind == "float":
+        tifffile.imwrite(path, image.astype(np.float32) / 7)
+    elif kind == "8 channels":
+        how = {"axes": "CYX", "Channel": {"Name": ["Phase", "<b>GFP"]}}
+        tifffile.imwrite(path, np.stack([image, other]), ome=True, metadata=how)
+    elif kind == "16 samples":
+        tifffile.imwrite(path, np.stack([image, other], -1), photometric="minisblack", planarconfig="contig")
+    else:
+        tifffile.imwrite(path, image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        *((kind, "") for kind in ("8 grey", "8 colour", "16 grey", "16 colour")),
+        ("float", "float32"),
+        ("8 channels", "2 channels (1 Phase, 2 <b>GFP): the first is taken; glioma-dist predict --channel takes"),
+        ("16 samples", "2 channels (1, 2): the first is taken"),
+    ],
+)
+def test_masks_of_all_kinds_of_images_are_predicts(server, tmp_path, kind, note):
+    path = tmp_path / "a.ome.tif"
+    write_kind(path, kind)
+    status, answer = upload(server, path.name, path.read_bytes())
+    assert (status, answer.get("width"), answer.get("height")) == (201, 90, 70), answer
+    assert note in answer["note"]
+    done = predict(PredictConfig(NETWORK, str(path), tmp_path / "out", channel="1" if "channels" in note else None))
     expected = cv2.imread(str(done.images[0].files["mask"]), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(mask_at(server, answer["key"], 50), expected)
 
@@ -191,7 +215,7 @@ def test_of_a_stack_the_first_page_is_shown_and_said(server, tmp_path):
     tifffile.imwrite(tmp_path / "first.tif", stack[0])
     answers = [upload(server, name, (tmp_path / name).read_bytes()) for name in ("stack.tif", "first.tif")]
     assert [status for status, _ in answers] == [201, 201]
-    assert answers[0][1]["note"].startswith("a stack of 3 pages: the first is shown")
+    assert answers[0][1]["note"].startswith("a stack of 3 pages: the first is taken")
     np.testing.assert_array_equal(*(mask_at(server, answer["key"], 50) for _, answer in answers))
 
 
