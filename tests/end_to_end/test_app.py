@@ -1,17 +1,18 @@
 """The page of `glioma-dist app`: as a browser shows it, and what its server takes and refuses."""
 
+import contextlib
 import errno
 import json
 import os
 import re
 import signal
+import socket
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,7 +42,7 @@ from glioma_dist.inference.predict import predict
 NETWORK = "t98g-small"
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(title: str = NETWORK):
     """A server in this process."""
     with given_or_own(None) as context, ImageReader() as reader, temporary_folder() as folder:
@@ -382,6 +383,21 @@ def test_a_level_is_exactly_the_thresholds_that_are_reached():
 def test_the_name_of_the_network_is_text_on_the_page():
     with serving("<img src=x>&") as running:
         assert "&lt;img src=x>&amp;" in ask(running, "/")[1].decode()
+
+
+def test_a_hundred_connections_at_once_wait_for_their_turn(server):
+    with contextlib.ExitStack() as opened:
+        waiting = opened.enter_context(AppServer(server.segmenter, "", server.folder, 0))
+        for _ in range(100):
+            opened.enter_context(socket.create_connection((HOST, waiting.server_port), timeout=5))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_request_for_what_is_no_url_is_refused_without_a_traceback(server, method, capsys):
+    with socket.create_connection((HOST, server.server_port), timeout=60) as connection:
+        connection.sendall(f"{method} http://[x/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        assert connection.recv(2**12).startswith(b"HTTP/1.0 404 ")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_one_line(server):
