@@ -316,3 +316,25 @@ def test_names_and_units_of_ome_may_hold_references_and_the_other_quote(tmp_path
         (picture,) = find_pictures([tmp_path / "b.ome.tif"], choice_of(name))
         assert picture.metadata.plane == f"c{number}"
         assert picture.metadata.pixel_size_um == 0.5
+
+
+@pytest.mark.parametrize("size", ["1e-12", "5e-324", "1e200", "1e308", "nan", "-1", "0"])
+def test_a_pixel_size_that_no_pixel_has_counts_as_not_said(tmp_path, size):
+    """TIFFs have no room for a resolution of 1e12, and the area of a pixel of 1e200 is infinite, which is no JSON."""
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, draw(), ome=True, metadata={"PhysicalSizeX": "0.65"})
+    with tifffile.TiffFile(path) as file:
+        text = file.ome_metadata.replace('"0.65"', f'"{size}"')
+    assert f'"{size}"' in text
+    tifffile.imwrite(path, draw(), description=text.encode(), metadata=None)
+    (picture,) = find_pictures([path], choice_of())
+    assert picture.error is None
+    assert picture.metadata.pixel_size_um is None
+
+
+@pytest.mark.parametrize(("unit", "density"), [("nm", (2**32 - 1, 1)), ("cm", (1, 2**32 - 1))])
+def test_a_resolution_that_no_image_has_counts_as_not_said(tmp_path, unit, density):
+    how = {"resolution": (density, density), "resolutionunit": "NONE", "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", draw(), description=f"ImageJ=1.54f\nunit={unit}\n", **how)
+    (picture,) = find_pictures([tmp_path / "a.tif"], choice_of())
+    assert picture.metadata.pixel_size_um is None

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from glioma_dist.data.images import tiff_directories as tag
+from glioma_dist.data.images.limits import credible_pixel_size
 from glioma_dist.data.images.tiff_directories import Directory
 from glioma_dist.data.images.tiff_stacks import IMAGEJ_PLANES, MAX_DESCRIPTION_BYTES, OME_PIXELS, OME_SIZE
 
@@ -95,7 +96,7 @@ def _imagej(description: bytes, pages: list[Directory]) -> Told:
     unit = told.get("unit", "").replace("\\u00B5", "µ").replace("\ufffd", "µ").strip().lower()
     density = rational(pages[0], tag.X_RESOLUTION)
     size = MICROMETRES[unit] / density if unit in MICROMETRES and density else None
-    return Told(places, channels, seconds=_finite(seconds), pixel_size_um=_finite(size))
+    return Told(places, channels, seconds=_finite(seconds), pixel_size_um=credible_pixel_size(size))
 
 
 def _ome(description: bytes, pages: list[Directory]) -> Told:
@@ -129,7 +130,7 @@ def _ome(description: bytes, pages: list[Directory]) -> Told:
         _ome_names(description) if is_one else (),
         _in_unit(told, b"TimeIncrement", SECONDS, "s"),
         _ome_times(description) if is_one else None,
-        _in_unit(told, b"PhysicalSizeX", MICROMETRES, "µm"),
+        credible_pixel_size(_in_unit(told, b"PhysicalSizeX", MICROMETRES, "µm")),
         iso_date(date[1].decode("ascii", "replace")) if date else None,
     )
 
@@ -270,7 +271,7 @@ def _finite(value: float | None) -> float | None:
 def _in_unit(told: dict[bytes, bytes], name: bytes, units: dict[str, float], default: str) -> float | None:
     """A positive attribute of OME, in the unit that stands beside it."""
     value = _positive(told.get(name, b"").decode("utf-8", "replace") or None)
-    unit = told.get(name + b"Unit", default.encode()).decode("utf-8", "replace").replace("&#181;", "µ")
+    unit = told.get(name + b"Unit", default.encode()).decode("utf-8", "replace")
     factor = units.get(unit)
     return _finite(value * factor) if value and factor else None
 
