@@ -76,27 +76,28 @@ def make_folder(folder: Path) -> None:
 
 def check_new_folder(flag: str, path: Path) -> None:
     """Raises InputError where `make_folder` would, and makes nothing."""
-    if path.exists() and not path.is_dir():
+    # Not Path.exists: before Python 3.14 it raises PermissionError below a folder that this user may not enter.
+    if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{flag} {path}: is a file, not a folder; give another name")
-    _check_place(flag, path, path if path.is_dir() else _nearest(path))
+    _check_place(flag, path, path if os.path.isdir(path) else _nearest(path))
 
 
 def check_new_file(flag: str, path: Path) -> None:
     """Raises InputError where a file cannot be written to `path`, before hours are spent on what it is to hold."""
-    if not path.name or path.is_dir():
+    if not path.name or os.path.isdir(path):
         raise InputError(f"{flag} {path}: is a folder; name a file in it")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{flag} {path}: is a pipe, a socket or a device, not a file; give another name")
     _check_place(flag, path, _nearest(path))
 
 
 def _nearest(path: Path) -> Path:
-    """The lowest of the folders above a path that is there."""
+    """The lowest of the folders above a path that is there, as far as this user may look."""
     return next(each for each in path.absolute().parents if os.path.lexists(each))
 
 
 def _check_place(flag: str, path: Path, folder: Path) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{flag} {path}: {folder} is no folder; give another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{flag} {path}: this user may not write to {folder}; give another folder")

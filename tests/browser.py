@@ -59,7 +59,7 @@ class Browser:
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(each["targetId"] for each in targets if each["type"] == "page")
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.call(f"{domain}.enable")
         return self
 
@@ -83,13 +83,13 @@ class Browser:
             raise AssertionError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def open(self, path: Path) -> None:
-        """Load a file, to its end."""
-        self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+    def open(self, page: Path | str) -> None:
+        """Load a file or a URL, to its end."""
+        self._note_events()
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(each.get("method") == "Page.loadEventFired" for each in self._events):
             self._events.append(self._next())
-        self.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
+        self.evaluate("Promise.all([...document.images].filter((image) => image.src).map((image) => image.decode()))")
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression on the page; a promise is waited for."""
@@ -98,6 +98,27 @@ class Browser:
             raise AssertionError(found["exceptionDetails"])
         self._note_events()
         return found["result"].get("value")
+
+    def wait_for(self, script: str, seconds: float = SECONDS) -> None:
+        """Wait until an expression on the page is true."""
+        end = time.monotonic() + seconds
+        while not self.evaluate(script):
+            if time.monotonic() > end:
+                raise AssertionError(f"not true in {seconds} s: {script}\n{self.evaluate('document.body.innerText')}")
+            time.sleep(0.05)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Choose a file in an input, as its dialog does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def drop(self, *paths: Path) -> None:
+        """Drop files or folders on the middle of the window, as from a file manager."""
+        x, y = self.evaluate("[innerWidth / 2, innerHeight / 2]")
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def click(self, selector: str) -> None:
         """A click with the mouse on the middle of an element."""

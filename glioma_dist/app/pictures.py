@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from glioma_dist.config import DataConfig
+from glioma_dist.data.images.decoding import PICTURE_SUFFIXES
 from glioma_dist.data.images.reader import ImageReader
-from glioma_dist.data.images.tiff_planes import find_planes
-from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import Network
+from glioma_dist.inference.pictures import find_first
+from glioma_dist.inference.reading import PictureReader
 from glioma_dist.inference.segmenting import segment
 from glioma_dist.size import Size
 
@@ -88,18 +89,13 @@ class Segmenter:
         return ShownPicture(name, width, height, encode_image(pixels), levels, note)
 
     def _read(self, path: Path) -> tuple[np.ndarray, str]:
-        """The picture of a file, or the first of a stack, with its contrast stretched; and notes on it."""
-        planes = find_planes(path).planes
-        if len(planes) == 1:
-            decoded = self._reader.read(path)
-        else:
-            (decoded,) = self._reader.read_each([Wanted(path, planes[0].directory, 1)])
-        if isinstance(decoded, InputError):
-            raise decoded
-        remarks = decoded.remarks()
-        if len(planes) > 1:
-            remarks.insert(0, f"a stack of {len(planes)} pages: the first is shown; glioma-dist predict takes them all")
-        return normalize_intensity(decoded.pixels, self._contrast), "; ".join(remarks)
+        """The first picture of a file, with its contrast stretched; and notes on it."""
+        if path.suffix.lower() not in PICTURE_SUFFIXES:  # which predict does not read, either
+            raise InputError(f"{path}: not an image that can be read; drop a TIFF, PNG or JPEG")
+        picture, notes = find_first(path)
+        with PictureReader(self._reader) as reader:
+            pixels, remarks = reader.decode(picture)
+        return normalize_intensity(pixels, self._contrast), "; ".join([*notes, *remarks])
 
 
 class KeptPictures:

@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
 from glioma_dist.app.pictures import KeptPictures, Segmenter, ShownPicture
 from glioma_dist.errors import InputError, MemoryFullError, RunError, UnavailableError, one_line, printable
@@ -56,6 +56,9 @@ class AppServer(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 1024
+    """Connections that wait to be accepted; the system may allow fewer. Others are reset, which a browser shows as an
+    upload that failed."""
 
     def __init__(self, segmenter: Segmenter, title: str, folder: Path, port: int) -> None:
         self.segmenter, self.title, self.folder, self.pictures = segmenter, title, folder, KeptPictures()
@@ -120,8 +123,14 @@ class Handler(BaseHTTPRequestHandler):
         if not LOCAL_HOST.fullmatch(host) or origin not in (None, f"http://{host}"):
             raise RefusedError(403, f"open {self.server.address}: requests from other pages are refused")
 
+    def _url(self) -> SplitResult:
+        try:
+            return urlsplit(self.path)
+        except ValueError:
+            raise RefusedError(404, "no such page") from None
+
     def _get(self) -> None:
-        url = urlsplit(self.path)
+        url = self._url()
         if url.path in FILES:
             name, kind = FILES[url.path]
             text = (PAGE / name).read_text()
@@ -153,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, "image/png", picture.mask_png(int(threshold)), headers)
 
     def _post(self) -> None:
-        url = urlsplit(self.path)
+        url = self._url()
         if url.path != "/pictures":
             raise RefusedError(404, "no such page")
         given = parse_qs(url.query, errors="replace").get("name", ["picture"])[0]

@@ -105,9 +105,12 @@ def run_bioimageio(config: BioimageioConfig) -> None:
 
 
 def _read_first(pattern: str, num: int, how: str) -> list[np.ndarray]:
-    """The first `num` images of a pattern; says how many there are besides."""
-    from glioma_dist.data.sample import read_image
+    """The first picture of the first `num` images of a pattern; says what there is besides."""
+    from glioma_dist.data.images.ome_zarr import is_zarr
+    from glioma_dist.data.images.reader import ImageReader
     from glioma_dist.inference.images import find_images
+    from glioma_dist.inference.pictures import find_first
+    from glioma_dist.inference.reading import PictureReader
 
     found = find_images(pattern)
     if found.not_read:
@@ -115,7 +118,15 @@ def _read_first(pattern: str, num: int, how: str) -> list[np.ndarray]:
     if len(found.paths) > num:
         first = f"the first {num} of {len(found.paths)} images are" if num > 1 else f"{printable(found.paths[0])} is"
         print(f"{printable(pattern)}: {first} {how}")
-    return [read_image(path) for path in found.paths[:num]]
+    images = []
+    with ImageReader() as decoder, PictureReader(decoder) as reader:
+        for path in found.paths[:num]:
+            if is_zarr(path):
+                require("formats", f"--images {printable(path)}: to read OME-Zarr", ("zarr",))
+            picture, notes = find_first(path)
+            images.append(reader.read(picture))
+            reader.tell(picture, notes)
+    return images
 
 
 @contextmanager

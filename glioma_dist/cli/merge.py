@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,13 @@ class MergeConfig:
 
     def validate(self) -> None:
         """Raises InputError if the folder exists already."""
-        if self.out.exists():
+        if os.path.exists(self.out):
             raise InputError(f"--out {self.out} exists; give a new folder")
 
 
 def run(config: MergeConfig) -> None:
     """Read the sharded files, and write the joined checkpoint."""
+    from glioma_dist.files import make_folder
     from glioma_dist.model.checkpoint import Checkpoint, naming_another
     from glioma_dist.model.checkpoint_writer import write_checkpoint
     from glioma_dist.model.manifest import MODEL, OPTIMIZER
@@ -35,7 +37,7 @@ def run(config: MergeConfig) -> None:
         checkpoint = Checkpoint.read(config.checkpoint)
         weights = checkpoint.tensors(MODEL)
         moments = checkpoint.tensors(OPTIMIZER) if checkpoint.has(OPTIMIZER) else None
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out.parent)
     write_checkpoint(config.out, checkpoint.config, checkpoint.metadata, weights, moments)
     print(f"{len(weights)} tensors in {config.out / MODEL}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from glioma_dist.cli.command import Command
@@ -20,10 +21,11 @@ def check(config: ReproduceConfig) -> None:
         check_launch_file("--launch", config.launch)
     if config.report_only:
         return
-    if not (config.out / "target" / "all").is_dir():  # a study that was started before has the images in this folder
+    # A study that was started before has the images in this folder.
+    if not os.path.isdir(config.out / "target" / "all"):
         for folder in config.target:
             check_shards("--target", folder)
-    if config.num_tasks == 1 and not (config.out / "runs").is_dir() and pretrains(config):
+    if config.num_tasks == 1 and not os.path.isdir(config.out / "runs") and pretrains(config):
         for name in config.source_splits:
             check_shards("--source", config.source / name)
 

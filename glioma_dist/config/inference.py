@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class EvaluateConfig:
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     def validate(self) -> None:
-        if isinstance(self.out, Path) and self.out.is_dir():
+        if isinstance(self.out, Path) and os.path.isdir(self.out):
             raise InputError(f"--out {self.out} is a folder; name a JSON file in it")
         check_workers("--workers", self.workers)
 

@@ -42,7 +42,9 @@ class Choice:
 
 
 class ChannelError(InputError):
-    """A file has several channels, and the user has not said which one to take."""
+    """A file has several channels, and the user has not said which one to take. channels: how many, and their names."""
+
+    channels = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,20 @@ def find_pictures(paths: Sequence[Path | Url], choice: Choice) -> list[Picture]:
         candidates.append((pictures[0].path, number, [each.stem for each in pictures], endings))
     names = iter(unique_names(candidates))
     return [replace(picture, name=next(names)) for pictures in found for picture in pictures]
+
+
+def find_first(path: Path) -> tuple[Picture, list[str]]:
+    """The first picture of a file, of its first channel, for those who want one; with an error where it cannot be read.
+    And what else the file holds, in words for the user."""
+    notes = []
+    try:
+        found = find_pictures([path], Choice())
+    except ChannelError as error:
+        found = find_pictures([path], Choice("1"))
+        notes.append(f"{error.channels}: the first is taken; glioma-dist predict --channel takes another")
+    if len(found) > 1:
+        notes.insert(0, f"a stack of {len(found)} pages: the first is taken; glioma-dist predict takes them all")
+    return found[0], notes
 
 
 def _is_url(path: Path | Url) -> bool:
@@ -200,7 +216,9 @@ def _choose_channel(choice: Choice, count: int, names: Sequence[str], where: str
         return None
     listed = one_line(", ".join(f"{number} {name}".strip() for number, name in _numbered(count, names)), 200)
     if choice.channel is None:
-        raise ChannelError(f"{where}: {count} channels ({listed}); choose one by number or name: --channel 1")
+        error = ChannelError(f"{where}: {count} channels ({listed}); choose one by number or name: --channel 1")
+        error.channels = f"{count} channels ({listed})"
+        raise error
     by_name = [number for number, name in _numbered(count, names) if name.casefold() == choice.channel.casefold()]
     if len(by_name) == 1:
         return by_name[0]

@@ -56,17 +56,22 @@ class PictureReader:
         self._stack.close()
 
     def read(self, picture: Picture) -> np.ndarray:
-        """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB. Raises InputError where it cannot be read."""
+        """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB; says what is odd about it. Raises InputError where it
+        cannot be read."""
+        pixels, remarks = self.decode(picture)
+        self.tell(picture, remarks)
+        return pixels
+
+    def decode(self, picture: Picture) -> tuple[np.ndarray, list[str]]:
+        """The pixels as `read` gives them, and what is odd about how they are stored, which is not said."""
         wanted = self.wanted(picture)
         try:
             decoded = self._reader.read(wanted)
-            pixels = choose_colour(decoded.pixels, picture)
+            return choose_colour(decoded.pixels, picture), decoded.remarks()
         except InputError as error:
             if isinstance(picture.path, Url):
                 raise type(error)(str(error).replace(str(wanted.path), picture.path)) from error
             raise
-        self.tell(picture, decoded.remarks())
-        return pixels
 
     def read_large(self, picture: Picture, limit: int, folder: Path) -> LazyPicture | None:
         """The same, of a picture that takes more than `limit` resident bytes: read by rows from a temporary file in

@@ -134,7 +134,12 @@ def _picture(folder: ResultFolder, image: ReportedImage, reader: ImageReader) ->
             pass  # removed, perhaps, and the image is still there
     if image.plane:
         raise InputError(f"{image.image}: a stack; predict with --write overlay for its pictures")
-    return normalize_intensity(reader.read(Path(image.image)).pixels, "percentile"), False
+    from glioma_dist.inference.pictures import find_first
+    from glioma_dist.inference.reading import PictureReader
+
+    picture, _ = find_first(Path(image.image))
+    pixels, _ = PictureReader(reader).decode(picture)
+    return normalize_intensity(pixels, "percentile"), False
 
 
 def _shrunk(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

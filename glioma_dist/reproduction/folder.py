@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ SETTINGS = "study.json"
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Of several studies that start in one folder each waits for the one before."""
-    was_there = folder.exists()
+    was_there = os.path.exists(folder)
     make_folder(folder)
     # Not a file whose existence is the lock, where the file system has no others: a killed start would hold it forever.
     lock = FileLock(folder / LOCK, fallback_to_soft=False)

@@ -1,17 +1,18 @@
 """The page of `glioma-dist app`: as a browser shows it, and what its server takes and refuses."""
 
+import contextlib
 import errno
 import json
 import os
 import re
 import signal
+import socket
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from chromium import chromium
+from browser import Browser
 from helpers import draw_sample, free_port, start, wait_for_listener
 
 from glioma_dist.app import pictures as pictures_module
@@ -41,7 +42,7 @@ from glioma_dist.inference.predict import predict
 NETWORK = "t98g-small"
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(title: str = NETWORK):
     """A server in this process."""
     with given_or_own(None) as context, ImageReader() as reader, temporary_folder() as folder:
@@ -121,66 +122,96 @@ def test_a_browser_shows_confluence_and_components_that_move_with_the_slider(ser
     file = tmp_path / "field <b>1.png"
     file.write_bytes(encode_image(image))
     (tmp_path / "broken.png").write_bytes(encode_image(image)[:200])
-    with chromium(tmp_path) as page:
+    with Browser() as page:
+        page.look(1280, 900)
         page.open(server.address)
         page.choose_file("#file", file)
         page.wait_for("document.getElementById('status').textContent.endsWith(': done.')")
-        assert page.value("document.getElementById('name').textContent") == f"{file.name} (181 x 143 pixels)"
-        before = page.value("performance.getEntriesByType('resource').length")
+        assert page.evaluate("document.getElementById('name').textContent") == f"{file.name} (181 x 143 pixels)"
+        before = page.evaluate("performance.getEntriesByType('resource').length")
         for percent, mask in predicted.items():
-            page.value(
+            page.evaluate(
                 f"threshold.value = {percent}; threshold.dispatchEvent(new Event('input'));"
                 "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
             )
-            assert page.value("document.getElementById('threshold-value').textContent") == f"{percent / 100:.2f}"
-            shown = page.value("document.getElementById('confluence').textContent")
+            assert page.evaluate("document.getElementById('threshold-value').textContent") == f"{percent / 100:.2f}"
+            shown = page.evaluate("document.getElementById('confluence').textContent")
             assert shown == f"{100 * (mask > 0).mean():.1f} %"
             num = cv2.connectedComponents(mask, connectivity=8)[0] - 1
-            assert page.value("document.getElementById('components').textContent") == str(num)
+            assert page.evaluate("document.getElementById('components').textContent") == str(num)
             painted = "document.getElementById('overlay').getContext('2d').getImageData(0, 0, 181, 143).data"
             assert (
-                page.value(f"{painted}.filter((value, place) => place % 4 === 3 && value > 0).length")
+                page.evaluate(f"{painted}.filter((value, place) => place % 4 === 3 && value > 0).length")
                 == (mask > 0).sum()
             )
-            link = page.value("document.getElementById('download').getAttribute('href')")
+            link = page.evaluate("document.getElementById('download').getAttribute('href')")
             assert link.endswith(f"/mask.png?threshold={percent}")
             np.testing.assert_array_equal(mask_at(server, link.split("/")[2], percent), mask)
-        assert page.value("performance.getEntriesByType('resource').length") == before
-        picture = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), cv2.IMREAD_COLOR)
+        assert page.evaluate("performance.getEntriesByType('resource').length") == before
+        page.screenshot(tmp_path / "page.png")
+        picture = cv2.imread(str(tmp_path / "page.png"))
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
-        assert page.complaints == []
+        assert page.errors == []
         page.choose_file("#file", tmp_path / "broken.png")
         page.wait_for("document.getElementById('status').classList.contains('error')")
-        told = page.value("document.getElementById('status').textContent")
+        told = page.evaluate("document.getElementById('status').textContent")
         assert told.startswith("broken.png: ")
         assert "\n" not in told
-        assert page.value("document.getElementById('name').textContent").startswith("field"), "the last one stays"
-        assert all("400" in each["entry"]["text"] for each in page.complaints)
-        page.value(
-            "const given = new DataTransfer(); given.items.add(new File(['no image'], 'dropped.tif'));"
-            "document.dispatchEvent(new DragEvent('drop', {dataTransfer: given, cancelable: true}))"
-        )
+        assert page.evaluate("document.getElementById('name').textContent").startswith("field"), "the last one stays"
+        assert all("400" in each for each in page.errors)
+        assert {url.partition(":")[0] for url in page.requests} <= {"http", "data"}
+        (tmp_path / "dropped.tif").write_text("no image")
+        page.drop(tmp_path / "dropped.tif")
         page.wait_for("document.getElementById('status').textContent.startsWith('dropped.tif: ')")
+        (tmp_path / "a folder").mkdir()
+        page.drop(tmp_path / "a folder")
+        page.wait_for(
+            "document.getElementById('status').textContent.startsWith('a folder: is a folder; drop one image')"
+        )
 
 
 def test_components_in_the_browser_are_opencvs_on_random_masks(server, tmp_path):
     generator = np.random.default_rng(0)
-    with chromium(tmp_path) as page:
+    with Browser() as page:
         page.open(server.address)
         for share in (0.05, 0.3, 0.5, 0.7, 1.0):
             mask = (generator.random((31, 47)) < share).astype(np.uint8)
             given = f"{{levels: new Uint8Array({mask.ravel().tolist()}), width: 47, height: 31}}"
-            assert page.value(f"countComponents({given}, 1)") == cv2.connectedComponents(mask, connectivity=8)[0] - 1
+            assert page.evaluate(f"countComponents({given}, 1)") == cv2.connectedComponents(mask, connectivity=8)[0] - 1
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_masks_of_all_kinds_of_images_are_predicts(server, tmp_path, dtype, channels):
-    image = draw_sample(5, 90, 70, channels, dtype).image
-    tifffile.imwrite(tmp_path / "a.tif", image)
-    status, answer = upload(server, "a.tif", (tmp_path / "a.tif").read_bytes())
-    assert (status, answer["width"], answer["height"]) == (201, 90, 70)
-    done = predict(PredictConfig(NETWORK, str(tmp_path / "a.tif"), tmp_path / "out"))
+def write_kind(path: Path, kind: str) -> None:
+    """A TIFF of a kind that microscopes and Fiji write; of several channels the cells are in the first."""
+    dtype = np.uint8 if kind.startswith("8") else np.uint16
+    image = draw_sample(5, 90, 70, 3 if kind.endswith("colour") else 1, dtype).image
+    other = draw_sample(6, 90, 70, 1, dtype).image
+    if kind == "float":
+        tifffile.imwrite(path, image.astype(np.float32) / 7)
+    elif kind == "8 channels":
+        how = {"axes": "CYX", "Channel": {"Name": ["Phase", "<b>GFP"]}}
+        tifffile.imwrite(path, np.stack([image, other]), ome=True, metadata=how)
+    elif kind == "16 samples":
+        tifffile.imwrite(path, np.stack([image, other], -1), photometric="minisblack", planarconfig="contig")
+    else:
+        tifffile.imwrite(path, image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        *((kind, "") for kind in ("8 grey", "8 colour", "16 grey", "16 colour")),
+        ("float", "float32"),
+        ("8 channels", "2 channels (1 Phase, 2 <b>GFP): the first is taken; glioma-dist predict --channel takes"),
+        ("16 samples", "2 channels (1, 2): the first is taken"),
+    ],
+)
+def test_masks_of_all_kinds_of_images_are_predicts(server, tmp_path, kind, note):
+    path = tmp_path / "a.ome.tif"
+    write_kind(path, kind)
+    status, answer = upload(server, path.name, path.read_bytes())
+    assert (status, answer.get("width"), answer.get("height")) == (201, 90, 70), answer
+    assert note in answer["note"]
+    done = predict(PredictConfig(NETWORK, str(path), tmp_path / "out", channel="1" if "channels" in note else None))
     expected = cv2.imread(str(done.images[0].files["mask"]), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(mask_at(server, answer["key"], 50), expected)
 
@@ -191,7 +222,7 @@ def test_of_a_stack_the_first_page_is_shown_and_said(server, tmp_path):
     tifffile.imwrite(tmp_path / "first.tif", stack[0])
     answers = [upload(server, name, (tmp_path / name).read_bytes()) for name in ("stack.tif", "first.tif")]
     assert [status for status, _ in answers] == [201, 201]
-    assert answers[0][1]["note"].startswith("a stack of 3 pages: the first is shown")
+    assert answers[0][1]["note"].startswith("a stack of 3 pages: the first is taken")
     np.testing.assert_array_equal(*(mask_at(server, answer["key"], 50) for _, answer in answers))
 
 
@@ -352,6 +383,21 @@ def test_a_level_is_exactly_the_thresholds_that_are_reached():
 def test_the_name_of_the_network_is_text_on_the_page():
     with serving("<img src=x>&") as running:
         assert "&lt;img src=x>&amp;" in ask(running, "/")[1].decode()
+
+
+def test_a_hundred_connections_at_once_wait_for_their_turn(server):
+    with contextlib.ExitStack() as opened:
+        waiting = opened.enter_context(AppServer(server.segmenter, "", server.folder, 0))
+        for _ in range(100):
+            opened.enter_context(socket.create_connection((HOST, waiting.server_port), timeout=5))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_request_for_what_is_no_url_is_refused_without_a_traceback(server, method, capsys):
+    with socket.create_connection((HOST, server.server_port), timeout=60) as connection:
+        connection.sendall(f"{method} http://[x/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        assert connection.recv(2**12).startswith(b"HTTP/1.0 404 ")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_one_line(server):

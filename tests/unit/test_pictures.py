@@ -3,19 +3,23 @@ compared with the arrays that were written."""
 
 import pickle
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
 
+from glioma_dist.cli.export import _read_first
 from glioma_dist.config.places import Places
 from glioma_dist.data.images.numbers import to_16_bit
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 from glioma_dist.inference.images import find_images
-from glioma_dist.inference.pictures import ChannelError, Choice, find_pictures
+from glioma_dist.inference.pictures import ChannelError, Choice, find_first, find_pictures
 from glioma_dist.inference.reading import PictureReader
+from glioma_dist.report.prediction_pictures import make_thumbnail
+from glioma_dist.report.prediction_results import ReportedImage, ResultFolder
 
 H, W = 40, 52
 AXES = "TZC"
@@ -259,3 +263,78 @@ def test_a_time_lapse_of_more_than_4_gib_is_read_page_by_page(tmp_path, decoder)
         file.seek(place)
         file.write(moved)
     check(read_all(decoder, tmp_path / "a.tif"), {f"t00{frame + 1}": array[frame] for frame in range(2)})
+
+
+def test_of_a_file_of_several_pictures_the_first_of_the_first_channel_is_taken(tmp_path, decoder):
+    array = draw(3, 2)
+    how = {"axes": "TCYX", "Channel": {"Name": list(NAMES)}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", array, ome=True, metadata=how)
+    picture, notes = find_first(tmp_path / "a.ome.tif")
+    pixels, remarks = PictureReader(decoder).decode(picture)
+    np.testing.assert_array_equal(pixels, array[0, 0])
+    assert remarks == []
+    assert [note.partition(":")[0] for note in notes] == ["a stack of 3 pages", "2 channels (1 Phase, 2 GFP)"]
+    tifffile.imwrite(tmp_path / "colour.tif", draw_colour := np.moveaxis(draw(3, dtype="uint8"), 0, -1))
+    picture, notes = find_first(tmp_path / "colour.tif")
+    np.testing.assert_array_equal(PictureReader(decoder).decode(picture)[0], draw_colour)
+    assert notes == []
+    picture, notes = find_first(tmp_path / "none.tif")
+    assert "no such file" in str(picture.error)
+
+
+def test_commands_that_take_one_picture_of_a_file_read_what_predict_reads(tmp_path, capsys):
+    """Floats and stacks of channels, for the test image of a package, and for a report without overlays."""
+    array = draw(2, 2, dtype="float32")
+    tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": "TCYX"})
+    (image,) = _read_first(str(tmp_path), 1, "used")
+    np.testing.assert_array_equal(image, to_16_bit(array[0, 0], "")[0])
+    said = capsys.readouterr().out
+    assert "a.tif (t001-c1): a stack of 2 pages" in said
+    assert "a.tif (t001-c1): 2 channels (1, 2): the first is taken" in said
+    tifffile.imwrite(tmp_path / "b.tif", array[0, 0])
+    reported = ReportedImage(str(tmp_path / "b.tif"), 0.5)
+    with ImageReader() as reader:
+        assert make_thumbnail(ResultFolder(tmp_path), reported, 100, 10**6, reader) is not None
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_names_and_units_of_ome_may_hold_references_and_the_other_quote(tmp_path, quote):
+    """As XML has them: by ElementTree."""
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", draw(2), ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["a", "b"]}}
+    )
+    other = "'" if quote == '"' else '"'
+    names = f"5{other}-Cy3 &lt;1&gt; &amp; DAPI", "&#181;Manager"
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        xml = file.ome_metadata
+    for old, new in zip("ab", names, strict=True):
+        xml = xml.replace(f'Name="{old}"', f"Name={quote}{new}{quote}")
+    xml = xml.replace("<Pixels ", f"<Pixels PhysicalSizeX={quote}0.5{quote} PhysicalSizeXUnit={quote}&#xB5;m{quote} ")
+    told = [each.get("Name") for each in ElementTree.fromstring(xml).iter() if each.tag.endswith("Channel")]
+    tifffile.imwrite(tmp_path / "b.ome.tif", draw(2), description=xml.encode(), metadata=None, photometric="minisblack")
+    for number, name in enumerate(told, 1):
+        (picture,) = find_pictures([tmp_path / "b.ome.tif"], choice_of(name))
+        assert picture.metadata.plane == f"c{number}"
+        assert picture.metadata.pixel_size_um == 0.5
+
+
+@pytest.mark.parametrize("size", ["1e-12", "5e-324", "1e200", "1e308", "nan", "-1", "0"])
+def test_a_pixel_size_that_no_pixel_has_counts_as_not_said(tmp_path, size):
+    """TIFFs have no room for a resolution of 1e12, and the area of a pixel of 1e200 is infinite, which is no JSON."""
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, draw(), ome=True, metadata={"PhysicalSizeX": "0.65"})
+    with tifffile.TiffFile(path) as file:
+        text = file.ome_metadata.replace('"0.65"', f'"{size}"')
+    assert f'"{size}"' in text
+    tifffile.imwrite(path, draw(), description=text.encode(), metadata=None)
+    (picture,) = find_pictures([path], choice_of())
+    assert picture.error is None
+    assert picture.metadata.pixel_size_um is None
+
+
+@pytest.mark.parametrize(("unit", "density"), [("nm", (2**32 - 1, 1)), ("cm", (1, 2**32 - 1))])
+def test_a_resolution_that_no_image_has_counts_as_not_said(tmp_path, unit, density):
+    how = {"resolution": (density, density), "resolutionunit": "NONE", "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", draw(), description=f"ImageJ=1.54f\nunit={unit}\n", **how)
+    (picture,) = find_pictures([tmp_path / "a.tif"], choice_of())
+    assert picture.metadata.pixel_size_um is None

@@ -153,6 +153,12 @@ document.addEventListener("dragleave", () => find("drop").classList.remove("over
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   find("drop").classList.remove("over");
+  const entry = event.dataTransfer.items[0]?.webkitGetAsEntry?.();
+  if (entry?.isDirectory) {
+    newest++;
+    say(`${entry.name}: is a folder; drop one image, or use glioma-dist predict, which takes folders`, true);
+    return;
+  }
   take([...event.dataTransfer.files]);
 });
 for (const id of ["threshold", "show-outline", "show-mask"]) find(id).addEventListener("input", drawSoon);

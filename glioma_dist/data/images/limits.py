@@ -13,11 +13,16 @@ MAX_DECODED_BYTES = 2**30
 """Of the pixels as they are stored, all channels. A header of a few bytes can promise any size."""
 MAX_FILE_BYTES = 2**40
 """A time-lapse can be large. Of a TIFF only the directories and the page that is asked for are read."""
-
-
+PIXEL_SIZES_UM = (1e-6, 1e6)
+"""A picometre to a metre. Damaged metadata can say any number; TIFFs cannot hold all of them, and areas overflow."""
 MAX_UNCHECKED_BYTES, MAX_RATIO = 2**26, 2000
 """Of more decoded bytes than these, a file must have one for so many. For an image of one colour LZW reaches 1,340,
 images of cells reach 5."""
+
+
+def credible_pixel_size(size_um: float | None) -> float | None:
+    """A pixel's size as a file says it; None where it says none that a pixel can have."""
+    return size_um if size_um is not None and PIXEL_SIZES_UM[0] <= size_um <= PIXEL_SIZES_UM[1] else None
 
 
 def check_size(width: int, height: int, where: str | Path, channels: int = 1, bytes_a_sample: int = 1) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from glioma_dist.data.images.limits import COPY_AGAIN, check_size
+from glioma_dist.data.images.limits import COPY_AGAIN, check_size, credible_pixel_size
 from glioma_dist.data.images.numbers import SPARE_TIMES, to_16_bit
 from glioma_dist.data.images.zarr_arrays import ZarrArray, check_inside, read_array, read_attributes
 from glioma_dist.errors import InputError, one_line
@@ -164,7 +164,7 @@ def open_ome_zarr(path: Path, group: str = "") -> OmeZarr:
         where,
         array,
         axes,
-        size if 0 < size < math.inf else None,
+        credible_pixel_size(size),
         names if len(names) == channels else (),
         hours if 0 < hours < 1e6 else None,
     )

@@ -3,6 +3,7 @@ large a pixel is. ImageJ's, OME's and tifffile's descriptions are read; all of t
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from glioma_dist.data.images import tiff_directories as tag
+from glioma_dist.data.images.limits import credible_pixel_size
 from glioma_dist.data.images.tiff_directories import Directory
 from glioma_dist.data.images.tiff_stacks import IMAGEJ_PLANES, MAX_DESCRIPTION_BYTES, OME_PIXELS, OME_SIZE
 
@@ -34,7 +36,7 @@ OME_TIFF_DATA = re.compile(rb"<(?:\w+:)?TiffData\b([^>]*)>")
 OME_CHANNEL = re.compile(rb"<(?:\w+:)?Channel\b([^>]*)>")
 OME_PLANE = re.compile(rb"<(?:\w+:)?Plane\b([^>]*)>")
 OME_DATE = re.compile(rb"<(?:\w+:)?AcquisitionDate>\s*([^<]{10,40}?)\s*</")
-ATTRIBUTE = re.compile(rb"\b(\w+)\s*=\s*[\"']([^\"']{0,100})[\"']")
+ATTRIBUTE = re.compile(rb"\b(\w+)\s*=\s*(?:\"([^\"]{0,100})\"|'([^']{0,100})')")
 OME_AXES = ("Z", "C", "T")
 
 
@@ -94,7 +96,7 @@ def _imagej(description: bytes, pages: list[Directory]) -> Told:
     unit = told.get("unit", "").replace("\\u00B5", "µ").replace("\ufffd", "µ").strip().lower()
     density = rational(pages[0], tag.X_RESOLUTION)
     size = MICROMETRES[unit] / density if unit in MICROMETRES and density else None
-    return Told(places, channels, seconds=_finite(seconds), pixel_size_um=_finite(size))
+    return Told(places, channels, seconds=_finite(seconds), pixel_size_um=credible_pixel_size(size))
 
 
 def _ome(description: bytes, pages: list[Directory]) -> Told:
@@ -119,7 +121,7 @@ def _ome(description: bytes, pages: list[Directory]) -> Told:
         places = _pages_in_order(len(pages))
     elif len(pictures) == 1:
         places = _as_listed(description, _ome_sizes(pictures[0], pages[0]), places)
-    told = dict(ATTRIBUTE.findall(pictures[0])) if pictures else {}
+    told = _attributes(pictures[0]) if pictures else {}
     is_one = len(pictures) == 1
     date = OME_DATE.search(description) if is_one else None
     return Told(
@@ -128,9 +130,18 @@ def _ome(description: bytes, pages: list[Directory]) -> Told:
         _ome_names(description) if is_one else (),
         _in_unit(told, b"TimeIncrement", SECONDS, "s"),
         _ome_times(description) if is_one else None,
-        _in_unit(told, b"PhysicalSizeX", MICROMETRES, "µm"),
+        credible_pixel_size(_in_unit(told, b"PhysicalSizeX", MICROMETRES, "µm")),
         iso_date(date[1].decode("ascii", "replace")) if date else None,
     )
+
+
+def _attributes(text: bytes) -> dict[bytes, bytes]:
+    """The attributes of an XML element. Those with &, <, quotes, and in some writers µ, hold character references."""
+    found = {}
+    for name, *values in ATTRIBUTE.findall(text):
+        value = b"".join(values)
+        found[name] = html.unescape(value.decode("utf-8", "replace")).encode() if b"&" in value else value
+    return found
 
 
 def _ome_sizes(attributes: bytes, page: Directory) -> dict[str, int]:
@@ -142,7 +153,7 @@ def _ome_sizes(attributes: bytes, page: Directory) -> dict[str, int]:
 
 def _ome_order(attributes: bytes) -> tuple[str, ...]:
     """The axes of the planes, the fastest first."""
-    order = dict(ATTRIBUTE.findall(attributes)).get(b"DimensionOrder", b"XYCZT").decode("ascii", "replace")
+    order = _attributes(attributes).get(b"DimensionOrder", b"XYCZT").decode("ascii", "replace")
     found = tuple(axis for axis in order if axis in OME_AXES)
     if sorted(found) == sorted(OME_AXES):
         return found
@@ -153,7 +164,7 @@ def _as_listed(description: bytes, sizes: dict[str, int], places: list[Place]) -
     """Each page's place where TiffData names it plane by plane; `places` where it names runs of them, or not all."""
     found: dict[int, Place] = {}
     for listed in OME_TIFF_DATA.findall(description):
-        told = dict(ATTRIBUTE.findall(listed))
+        told = _attributes(listed)
         if b"IFD" not in told or told.get(b"PlaneCount", b"1") != b"1":
             return places
         t, z, c = (
@@ -168,7 +179,7 @@ def _as_listed(description: bytes, sizes: dict[str, int], places: list[Place]) -
 
 def _ome_names(description: bytes) -> tuple[str, ...]:
     """Names of the channels; none where one has none."""
-    found = [dict(ATTRIBUTE.findall(each)).get(b"Name", b"") for each in OME_CHANNEL.findall(description)]
+    found = [_attributes(each).get(b"Name", b"") for each in OME_CHANNEL.findall(description)]
     names = tuple(name.decode("utf-8", "replace").strip() for name in found)
     return names if all(names) else ()
 
@@ -177,7 +188,7 @@ def _ome_times(description: bytes) -> dict[int, float] | None:
     """Seconds of each frame: when its first plane was taken. None where that is not told, or time stands still."""
     found: dict[int, float] = {}
     for plane in OME_PLANE.findall(description):
-        told = dict(ATTRIBUTE.findall(plane))
+        told = _attributes(plane)
         frame = _whole(told.get(b"TheT", b"0").decode("ascii", "replace"), 0) + 1
         delta = told.get(b"DeltaT", b"").decode("ascii", "replace")
         unit = SECONDS.get(told.get(b"DeltaTUnit", b"s").decode("ascii", "replace"))
@@ -260,7 +271,7 @@ def _finite(value: float | None) -> float | None:
 def _in_unit(told: dict[bytes, bytes], name: bytes, units: dict[str, float], default: str) -> float | None:
     """A positive attribute of OME, in the unit that stands beside it."""
     value = _positive(told.get(name, b"").decode("utf-8", "replace") or None)
-    unit = told.get(name + b"Unit", default.encode()).decode("utf-8", "replace").replace("&#181;", "µ")
+    unit = told.get(name + b"Unit", default.encode()).decode("utf-8", "replace")
     factor = units.get(unit)
     return _finite(value * factor) if value and factor else None
 

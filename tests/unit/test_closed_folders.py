@@ -1,0 +1,72 @@
+"""Results that are to lie below a folder which this user may not enter: refused by a line that names the flag."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from helpers import run
+
+from glioma_dist.cli.merge import MergeConfig
+from glioma_dist.config import EvaluateConfig
+from glioma_dist.errors import InputError
+from glioma_dist.files import check_new_file, check_new_folder, make_folder
+from glioma_dist.reproduction.folder import one_at_a_time
+
+NOBODY = 65534
+
+
+def begin_study(out: Path) -> None:
+    with one_at_a_time(out):
+        pass
+
+
+CHECKS = {
+    "check_new_folder": lambda out: check_new_folder("--out", out),
+    "check_new_file": lambda out: check_new_file("--out", out),
+    "make_folder": make_folder,
+    "evaluate": lambda out: EvaluateConfig("t98g-small", "shards", out=out).validate(),
+    "merge": lambda out: MergeConfig(Path("t98g-small"), out).validate(),
+    "reproduce": begin_study,
+}
+WITHOUT_COMPLAINT = ("evaluate", "merge")
+"""Whose command looks at the folder later."""
+
+
+def refusals_of_nobody(folder: Path) -> dict[str, str]:
+    """What each check says of paths below `folder` to a user who is not root."""
+    is_root = os.geteuid() == 0
+    if is_root:  # who may enter everything
+        os.setresuid(NOBODY, NOBODY, 0)  # os.access asks for the real one
+    said = {}
+    try:
+        for name, check in CHECKS.items():
+            for end in ("there", "new/deep"):
+                try:
+                    check(folder / end)
+                except Exception as error:
+                    said[f"{name} {end}"] = f"{type(error).__name__}: {error}"
+    finally:
+        if is_root:
+            os.setresuid(0, 0, 0)
+    return said
+
+
+def test_a_folder_that_may_not_be_entered_is_an_input_error_that_names_it():
+    # Not below tmp_path, whose parents are root's alone.
+    with tempfile.TemporaryDirectory(prefix="glioma-dist-") as given:
+        Path(given).chmod(0o755)
+        folder = Path(given) / "closed"
+        (folder / "there").mkdir(parents=True)
+        folder.chmod(0)
+        try:
+            (said,) = run(refusals_of_nobody, folder)
+        finally:
+            folder.chmod(0o755)
+    assert {name.split()[0] for name in said} == set(CHECKS) - set(WITHOUT_COMPLAINT)
+    assert len(said) == 2 * (len(CHECKS) - len(WITHOUT_COMPLAINT))
+    for name, line in said.items():
+        assert line.startswith(f"{InputError.__name__}: "), name
+        assert str(folder) in line, name
+        assert "\n" not in line, name
+        if name.startswith("check"):
+            assert f"may not write to {folder};" in line
