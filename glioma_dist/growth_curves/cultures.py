@@ -1,4 +1,4 @@
-"""Names of cultures, hours in place of dates, and what a user is told of the sources of both."""
+"""Names of cultures, hours computed from dates, and notes for the user about the sources of both."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def name_cultures(guesses: list[Guess], done: Placement) -> None:
             guess.culture = f"{names[_folder(guess.picture.image)]}/{guess.culture}"
     if twice:
         done.notes.append(
-            f"{len(twice)} wells have two pictures of one field at one time, in different folders: each folder is "
-            "taken for a plate"
+            f"{len(twice)} wells have two images of one field at one time, in different folders: each folder "
+            "counts as a plate"
         )
 
 
@@ -104,7 +104,7 @@ def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
     for name, own in cultures.items():
         dated = [guess for guess in own if guess.date is not None]
         if dated and len(dated) < len(own):
-            reason = f"has a date, and other pictures of {name} have hours: give --metadata"
+            reason = f"it has a date, and other images of {name} have hours: give --metadata"
             done.not_used += [NotUsed(each.picture.image, each.picture.plane, reason) for each in dated]
             own, dated = [guess for guess in own if guess.date is None], []
         first = min((guess.date for guess in dated if guess.date), default=None)
@@ -115,8 +115,8 @@ def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
         several += len(own_files) > 1
     if several:
         done.notes.append(
-            f"{several} cultures have several time-lapse files without a date: the first pictures of all are taken for "
-            "simultaneous"
+            f"{several} cultures have several time-lapse files without a date: they are assumed to begin at "
+            "the same time"
         )
     return kept
 
@@ -132,8 +132,8 @@ def note_sources(guesses: list[Guess], done: Placement) -> None:
             done.notes.append(f"{what} from {told}")
     if folders := {guess.culture for guess in guesses if guess.culture_from == "the folder"}:
         done.notes.append(
-            f"no well is known for some images: those of a folder are one culture ({len(folders)} of them); give "
-            "--pattern or --metadata for wells"
+            f"the well of some images is not known: all such images of a folder are one culture "
+            f"({len(folders)} cultures); give --pattern or --metadata to name wells"
         )
 
 
@@ -149,7 +149,8 @@ def differences(guesses: list[Guess]) -> list[str]:
     ]
     if overruled:
         notes.append(
-            f"--frame-hours and the files tell other times for {count_images(len(overruled))}: --frame-hours counts"
+            f"--frame-hours and the files give different times for {count_images(len(overruled))}: "
+            "--frame-hours is used"
         )
     cultures: dict[str, list[float]] = defaultdict(list)
     for guess in guesses:
@@ -160,8 +161,8 @@ def differences(guesses: list[Guess]) -> list[str]:
     if spreads and max(spreads) > DIFFERENCE_H:
         num = sum(spread > DIFFERENCE_H for spread in spreads)
         notes.append(
-            f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: dates do not "
-            "count"
+            f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: the dates "
+            "are not used"
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""A user's table of metadata: the well and the time of each image, by path or by name."""
+"""The table that a user gives with `--metadata`: the well and the time of each image, by path or by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Metadata:
         table = read_table(path)
         check_columns(table, ("image",), f"give a table with the columns image, {WELL}, {TIME}")
         if not {WELL, TIME} & set(table.columns):
-            raise InputError(f"{path}: has neither a column {WELL} nor {TIME}; give one of them")
+            raise InputError(f"{path}: has no column {WELL} and no column {TIME}; give one of them")
         self.path = path
         self.unused_columns = [name for name in table.columns if name and name not in COLUMNS]
         self._rows: dict[tuple[str, str], Told] = {}
@@ -42,7 +42,9 @@ class Metadata:
         try:
             hours = table.number(row[TIME]) if row.get(TIME) else None
         except ValueError:
-            raise InputError(f"{where} has the {TIME} {one_line(row[TIME], 60)}, no number of hours") from None
+            raise InputError(
+                f"{where} has the {TIME} {one_line(row[TIME], 60)}, which is not a number of hours"
+            ) from None
         self._rows[key] = Told(row.get(WELL) or None, row.get("field") or None, hours)
         self._depths.add(key[0].count("/"))
 
@@ -81,7 +83,8 @@ class Metadata:
         shown = ", ".join(one_line(name, 60) for name in names[:NUM_NAMED])
         more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
         return (
-            f"--metadata: {len(names)} of {len(self._rows)} rows are of images that are not in the table: {shown}{more}"
+            f"--metadata: {len(names)} of {len(self._rows)} rows name images that summary.csv does not have: "
+            f"{shown}{more}"
         )
 
 

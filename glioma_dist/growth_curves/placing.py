@@ -29,7 +29,11 @@ from glioma_dist.growth_curves.table import NotUsed, Picture
 
 
 def place(pictures: Sequence[Picture], config: GrowthConfig) -> Placement:
-    """Place all pictures of a table. Raises InputError for a table of metadata that cannot be used."""
+    """Find the culture and the time of all images of a table.
+
+    Raises:
+        InputError: the table of `--metadata` cannot be used.
+    """
     done = Placement()
     guesses = _told_by_user_and_names(pictures, config, done)
     files: dict[str, list[Guess]] = defaultdict(list)
@@ -83,7 +87,9 @@ def _told_by_user_and_names(pictures: Sequence[Picture], config: GrowthConfig, d
             done.notes.append(f"--metadata: columns that are not used: {', '.join(metadata.unused_columns)}")
     if differing:
         first = "--metadata" if metadata else "--pattern"
-        done.notes.append(f"{first} and the names tell other times for {count_images(differing)}: {first} counts")
+        done.notes.append(
+            f"{first} and the file names give different times for {count_images(differing)}: {first} is used"
+        )
     return guesses
 
 
@@ -160,7 +166,7 @@ def _frame(plane: str, form: str) -> int | None:
 
 def _why_no_time(picture: Picture, config: GrowthConfig) -> str:
     if _frame(picture.plane, r"t(\d+)") and not config.frame_hours:
-        return "its file does not tell the time between its pictures: give --frame-hours"
+        return "its file does not say how much time is between its frames: give --frame-hours"
     if picture.plane and not config.frame_hours:
-        return "no time is known; give --frame-hours if the pages of its file are times, or --metadata"
+        return "no time is known; give --frame-hours if the pages of its file are frames, or --metadata"
     return "no time is known; give --pattern or --metadata"
