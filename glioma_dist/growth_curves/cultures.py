@@ -45,6 +45,8 @@ class Guess:
     hours: float | None = None
     """Of the file, since the start of the experiment."""
     hours_from: str = ""
+    is_of_plane: bool = False
+    """Whether `hours` is the time of this plane, to which no time within the file is added."""
     date: datetime | None = None
     """Of the file, where that is told in place of the hours."""
     within: float = 0.0

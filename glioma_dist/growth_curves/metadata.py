@@ -45,7 +45,7 @@ class Metadata:
             raise InputError(
                 f"{where} has the {TIME} {one_line(row[TIME], 60)}, which is not a number of hours"
             ) from None
-        self._rows[key] = Told(row.get(WELL) or None, row.get("field") or None, hours)
+        self._rows[key] = Told(row.get(WELL) or None, row.get("field") or None, hours, is_of_plane=bool(key[1]))
         self._depths.add(key[0].count("/"))
 
     def match(self, pictures: Sequence[Picture]) -> dict[str, tuple[str, str] | str]:

@@ -36,6 +36,8 @@ class Told:
     """When it was taken, in UTC, if the source gives a date instead of hours."""
     frame: int | None = None
     """Its number in time, from 1, if the source gives a number instead of hours."""
+    is_of_plane: bool = False
+    """Whether the time is that of one plane of a file, and not that of the file."""
 
 
 def read_name(image: str) -> Told | None:

@@ -106,6 +106,7 @@ def _merge(picture: Picture, sources: Iterable[tuple[str, Told]], frame_hours: f
                 guess.hours, guess.hours_from = (told.frame - 1) * frame_hours, "--frame-hours"
             elif told.hours is not None or told.date is not None:
                 guess.hours, guess.date, guess.hours_from = told.hours, told.date, name
+                guess.is_of_plane = told.is_of_plane
     return guess
 
 
@@ -134,8 +135,9 @@ def _place_in_file(file: list[Guess], config: GrowthConfig, has_times: bool, don
     elif len(set(frames)) > 1:
         within = [None] * len(file)
     kept = []
-    for guess, hours in zip(file, within, strict=True):
+    for guess, of_frame in zip(file, within, strict=True):
         picture = guess.picture
+        hours = 0.0 if guess.is_of_plane else of_frame
         if guess.hours is None and guess.date is None:
             if len(file) == 1 and has_times and picture.time_h is not None:
                 guess.hours, guess.hours_from = picture.time_h, "time_h"
@@ -153,7 +155,7 @@ def _place_in_file(file: list[Guess], config: GrowthConfig, has_times: bool, don
         rest = "-".join(part for part in picture.plane.split("-") if not re.fullmatch(r"t\d+", part))
         rest = "" if source == "--frame-hours" and re.fullmatch(r"p\d+", rest) else rest
         guess.field = "/".join(filter(None, (guess.field or picture.image, rest)))
-        if guess.culture is None and source:
+        if guess.culture is None and (source or guess.is_of_plane):
             guess.culture, guess.culture_from = picture.image, "the file"
         kept.append(guess)
     return kept

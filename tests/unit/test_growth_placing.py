@@ -232,6 +232,17 @@ def test_frames_without_times_need_frame_hours(plane):
     assert places(place(pictures(*rows), config(frame_hours=1.5))) == [("movie", 0), ("movie", 1.5), ("movie", 3)]
 
 
+@pytest.mark.parametrize(("times", "flags"), [((0, 2, 4), {}), ((None,) * 3, {}), ((0, 2, 4), {"frame_hours": 1.0})])
+def test_the_time_that_metadata_give_a_plane_is_not_added_to_the_times_of_its_file(times, flags, tmp_path):
+    rows = [("movie.tif", f"t{frame:03d}", None, hours) for frame, hours in enumerate(times, 1)]
+    for column, well, culture in (("", "", "movie"), ("well,", "A1,", "A1")):
+        lines = "".join(f"movie.tif,t{frame:03d},{well}{4 * frame}\n" for frame in (1, 2, 3))
+        table = metadata(tmp_path, f"image,plane,{column}time_h\n{lines}")
+        found = place(pictures(*rows), config(metadata=table, **flags))
+        assert places(found) == [(culture, 4), (culture, 8), (culture, 12)]
+        assert found.not_used == []
+
+
 def test_frame_hours_count_before_the_times_of_the_file():
     rows = [("movie.tif", f"t{frame:03d}", None, 0.01 * frame) for frame in (1, 2)]
     found = place(pictures(*rows), config(frame_hours=4))
