@@ -14,8 +14,8 @@ from glioma_dist.errors import InputError
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write one HTML file about the results of glioma-dist predict: growth curves, images with outlines, a table, and the
-    model. The file works offline and needs no other file."""
+    """Write one HTML file about the results of glioma-dist predict: growth curves, images with outlines, a table, and
+    the model. The file works offline and needs no other file."""
 
     predictions: Annotated[InputPath, tyro.conf.Positional]
     """Folder or URL of the results: the --out of glioma-dist predict."""
@@ -25,8 +25,8 @@ class ReportConfig:
     """Folder that glioma-dist growth wrote, whose curves and doubling times are shown. By default: curves of the images
     that have a time in summary.csv."""
     checkpoint: Path | None = None
-    """Checkpoint that the results were made with, for the section about the model. By default: the one that predict.json
-    names."""
+    """Checkpoint that the results were made with, for the section about the model. By default: the one that
+    predict.json names."""
 
     def validate(self) -> None:
         if self.out.suffix.lower() not in (".html", ".htm"):

@@ -54,7 +54,7 @@ class Guess:
 
 
 def name_cultures(guesses: list[Guess], done: Placement) -> None:
-    """Short names for cultures that are files or folders, and two names for two wells of one name.
+    """Give short names to cultures that are files or folders, and different names to wells of the same name.
 
     A well is taken for two where one field has two pictures at one time, in two folders: two plates.
     """
@@ -98,7 +98,8 @@ def _short(paths: set[str]) -> dict[str, str]:
 
 
 def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
-    """Hours since the first picture of the culture, for dates. A culture of dates and hours keeps its hours."""
+    """Turn dates into hours since the first picture of the culture. In a culture with dates and hours, the hours
+    count."""
     cultures: dict[str, list[Guess]] = defaultdict(list)
     for guess in guesses:
         cultures[guess.culture or ""].append(guess)
@@ -124,7 +125,7 @@ def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
 
 
 def note_sources(guesses: list[Guess], done: Placement) -> None:
-    """Where wells and times come from: one line."""
+    """Note where wells and times come from."""
     for what, names in (
         ("wells", Counter(guess.culture_from for guess in guesses)),
         ("times", Counter(guess.hours_from for guess in guesses)),
@@ -140,7 +141,7 @@ def note_sources(guesses: list[Guess], done: Placement) -> None:
 
 
 def differences(guesses: list[Guess]) -> list[str]:
-    """What the files tell of times that differ from those that count."""
+    """Note where times of the files differ from those that are used."""
     notes = []
     overruled = [
         guess
@@ -170,10 +171,10 @@ def differences(guesses: list[Guess]) -> list[str]:
 
 
 def count_images(number: int) -> str:
-    """A number of images in words."""
+    """Return a number of images as text."""
     return f"{number} image{'' if number == 1 else 's'}"
 
 
 def hours_since(date: datetime | None, since: datetime) -> float | None:
-    """Hours from one date to another."""
+    """Return the hours from one date to another."""
     return None if date is None else (date - since).total_seconds() / 3600

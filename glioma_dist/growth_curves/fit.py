@@ -96,7 +96,7 @@ class _Line:
 
 
 def fit_line(hours: ndarray, logs: ndarray, first: int, last: int) -> _Line:
-    """Least squares over the points `first` to `last`, by the textbook's formulas in fp64."""
+    """Fit a line by least squares, in fp64, to the points `first` to `last`."""
     x, y = hours[first : last + 1], logs[first : last + 1]
     x_mean, y_mean = float(x.mean()), float(y.mean())
     x, y = x - x_mean, y - y_mean
@@ -268,5 +268,5 @@ def _why_no_growth(hours: ndarray, logs: ndarray, usable: ndarray) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as text: three digits."""
+    """Return a share in percent as text, with three digits."""
     return f"{float(f'{100 * share:.3g}'):g} %"

@@ -49,7 +49,7 @@ class Metadata:
         self._depths.add(key[0].count("/"))
 
     def match(self, pictures: Sequence[Picture]) -> dict[str, tuple[str, str] | str]:
-        """For each picture, by its name, the key of its row, or the reason why it has none.
+        """Return for each picture, by its name, the key of its row, or the reason why it has none.
 
         A row names a file by its whole path, by the end of its path, or by its name. The longest match counts. A row
         with a plane counts for that plane, one without for all planes that have no row of their own.
@@ -72,11 +72,11 @@ class Metadata:
         return found
 
     def told(self, key: tuple[str, str]) -> Told:
-        """What a row tells."""
+        """Return what a row says."""
         return self._rows[key]
 
     def describe_unmatched(self) -> str:
-        """The rows that no picture has; empty where there are none."""
+        """Say which rows belong to no picture; empty if all do."""
         names = [" ".join(filter(None, key)) for key in self._rows if key not in self._names]
         if not names:
             return ""

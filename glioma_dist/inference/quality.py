@@ -38,7 +38,7 @@ MAX_SIDE_PX = 1024
 
 
 def quality_flags(pixels: np.ndarray, training: TrainingStatistics | None = None) -> tuple[str, ...]:
-    """The names of the flags (`FLAGS`) that a picture gets.
+    """Return the names of the flags (`FLAGS`) that a picture gets.
 
     Args:
         pixels: uint8 or uint16, (H, W) or (H, W, 3), as taken or with its contrast stretched; also memory-mapped, or
@@ -67,7 +67,7 @@ def quality_flags(pixels: np.ndarray, training: TrainingStatistics | None = None
 
 
 def edge_levels(picture: np.ndarray) -> float:
-    """How much a third of a side differs from the middle of the picture, in its grey levels, at most.
+    """Return the largest difference, in grey levels, between a third of a side and the middle of the picture.
 
     picture: uint8, (H, W), at least 64 pixels a side. Medians of medians of blocks: cells do not change them where
     they cover less than half.

@@ -56,7 +56,8 @@ class PictureReader:
         self._stack.close()
 
     def read(self, picture: Picture) -> np.ndarray:
-        """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB. Raises InputError where it cannot be read."""
+        """Read the pixels of a picture: uint8 or uint16, (H, W) or (H, W, 3) RGB. Raises InputError if it cannot be
+        read."""
         wanted = self.wanted(picture)
         try:
             decoded = self._reader.read(wanted)
@@ -69,8 +70,8 @@ class PictureReader:
         return pixels
 
     def read_large(self, picture: Picture, limit: int, folder: Path) -> LazyPicture | None:
-        """The same, of a picture that takes more than `limit` resident bytes: read by rows from a temporary file in
-        `folder`. None where it is not so large. Raises InputError where its file cannot be had, or is damaged."""
+        """Read a picture that takes more than `limit` bytes of memory, by rows, from a temporary file in `folder`.
+        Return None if it is smaller. Raises InputError if its file cannot be fetched, or is damaged."""
         large = open_large(self.wanted(picture), str(picture.label), limit, folder)
         if large is None:
             return None
@@ -78,7 +79,8 @@ class PictureReader:
         return MappedPicture(ArrayPicture(large.pixels), lambda rows: choose_colour(rows, picture))
 
     def wanted(self, picture: Picture) -> Wanted:
-        """How a picture is asked for, of a local file. Raises InputError where its file cannot be had."""
+        """Return the request for a picture of a local file; a file at a URL is fetched first. Raises InputError if that
+        fails."""
         if picture.error is not None:
             raise picture.error
         if not isinstance(picture.path, Url):
@@ -108,7 +110,7 @@ class PictureReader:
 
 
 def choose_colour(pixels: np.ndarray, picture: Picture) -> np.ndarray:
-    """The channel that the user wants of a picture whose file has no channels: all of it, or a colour.
+    """Return the colour that the user chose, or the whole picture; for a file without channels.
 
     Raises InputError where it has no such channel.
     """
@@ -133,8 +135,8 @@ def read_together(
     folder: Path,
     memory: int | None = None,
 ) -> ReadImage:
-    """The picture with its contrast stretched. If one of the processes that share it cannot read it, raises InputError
-    on all of them, because the others would wait for that one.
+    """Read a picture and stretch its contrast. If one of the processes that share it cannot read it, InputError is
+    raised on all of them, because the others would wait for that one.
 
     memory: resident bytes that this process may take; None: what is free. folder: for the temporary file of a picture
     that is too large for that.

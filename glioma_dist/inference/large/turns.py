@@ -174,7 +174,7 @@ class Turns:
         return joined
 
     def ask(self, what: str, value: Any) -> Any:
-        """Called by a strip's thread: tell the thread of `run`, and wait until it answers."""
+        """Ask the thread of `run`, and wait until it answers. Called by a strip's thread."""
         strip = self.current
         self._events.put((what, value))
         return strip.answer()
@@ -209,7 +209,7 @@ class Strip:
             self._thread.join()
 
     def answer(self) -> Any:
-        """The answer to what the thread has asked. Raises it where it is an error."""
+        """Return the answer to what the thread asked, or raise it if it is an error."""
         found = self._answers.get()
         if isinstance(found, BaseException):
             raise found
@@ -233,7 +233,7 @@ class Strip:
 
     @contextmanager
     def untracked(self) -> Iterator[None]:
-        """Within it, new tensors are not this strip's own: they stay in memory while it waits."""
+        """Return a context manager in which new tensors stay in memory while the strip waits."""
         self._tracks = False
         try:
             yield
