@@ -37,7 +37,7 @@ class Convolution(NamedTuple):
 
     @classmethod
     def normalised(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
-        """Compute ReLU(norm(convolution(x))) in evaluation mode."""
+        """Return the convolution that computes ReLU(norm(convolution(x))) in evaluation mode."""
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
         scale, shift = (each.detach().view(1, -1, 1, 1) for each in (scale, shift))

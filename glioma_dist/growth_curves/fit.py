@@ -155,7 +155,7 @@ def _upper_bound(values: ndarray, low: float, high: float, min_points: int) -> f
 
 
 def _find_stretch(hours: ndarray, logs: ndarray, usable: ndarray, min_points: int) -> tuple[int, int] | None:
-    """First and last point of the exponential stretch before it is cut; None where nothing grows."""
+    """First and last point of the exponential phase before it is cut; None if nothing grows."""
     runs = _runs(hours, logs, usable, min_points)
     if not len(runs["slope"]):
         return None

@@ -1,7 +1,6 @@
-"""Flags of pictures whose masks deserve a look: out of focus, edge of the plate, saturated, unlike the training data.
+"""Flags of pictures that need a look: out of focus, edge of the plate, saturated, unlike the training data.
 
-The limits stand far from what good fields have and from what their damaged versions have (docs/guides/report.md has the
-figures).
+The limits lie between the values of good fields and those of their damaged versions (figures: docs/guides/report.md).
 """
 
 from __future__ import annotations

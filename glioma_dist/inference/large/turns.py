@@ -1,9 +1,9 @@
 """Strips of one image that take turns in one process.
 
-Each strip is a process of a spatial group (`scale/spatial_group.py`), played by a thread that computes until it needs
-rows or tokens that another strip has not computed yet. Then the next strip takes its turn. One runs at a time, always
-the first one that can: so strips finish from top to bottom, and where a network needs neighbouring rows only, few
-strips are under way at once. A strip that waits may have its maps written to a file.
+A strip does what a process of a spatial group does (`scale/spatial_group.py`), in a thread that computes until it needs
+rows or tokens that another strip has not computed yet. Then the next strip takes its turn. One computes at a time,
+always the first one that can. So strips finish from top to bottom, and if a network needs only neighbouring rows, few
+strips are in memory at once. The feature maps of a strip that waits may be written to a file.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Turns:
     """Computes a function for each strip.
 
     group: of as many strips. is_full: says whether a strip that begins to wait must give its memory back; its maps go
-    to `scratch` then. Threads compute nothing themselves: all operations run in the thread that calls `run`, so that
-    there is one pool of OpenMP's threads, and one arena of memory.
+    to `scratch` then. The threads of the strips compute nothing themselves: all operations run in the thread that calls
+    `run`, so that there is one pool of OpenMP threads and one memory arena.
     """
 
     def __init__(self, group: TurnsGroup, is_full: Callable[[], bool], scratch: Scratch) -> None:
