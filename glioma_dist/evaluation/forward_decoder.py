@@ -7,7 +7,7 @@ but the logits. Batch norm and ReLU write over what a convolution returns.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +38,20 @@ class Convolution(NamedTuple):
     @classmethod
     def normalised(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
         """Return the convolution that computes ReLU(norm(convolution(x))) in evaluation mode."""
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        shift = norm.bias - norm.running_mean * scale
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:
+            raise ValueError("a batch norm without running statistics")
+        scale = norm.weight / torch.sqrt(variance + norm.eps)
+        shift = norm.bias - mean * scale
         scale, shift = (each.detach().view(1, -1, 1, 1) for each in (scale, shift))
         return cls(convolution.weight.detach(), convolution.bias, scale, shift)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """rows: (B, C, R, W). Returns (B, C', R - 2, W): rows at the image's border come with those beyond it."""
         rows = functional.conv2d(rows, self.weight, self.bias, padding=(0, 1))
-        return rows if self.scale is None else torch.addcmul(self.shift, rows, self.scale, out=rows).relu_()
+        if self.scale is None or self.shift is None:
+            return rows
+        return torch.addcmul(self.shift, rows, self.scale, out=rows).relu_()
 
 
 class _StreamedConvolution:
@@ -143,8 +148,10 @@ def convolutions_of(decoder: BilinearDecoder) -> list[list[Convolution]] | None:
     because its statistics are those of a whole map."""
     found = []
     for block in decoder.blocks:
-        pairs = [(block.conv1, block.norm1), (block.conv2, block.norm2)]
-        if not isinstance(block, DecoderBlock) or not all(type(norm) is nn.BatchNorm2d for _, norm in pairs):
+        if not isinstance(block, DecoderBlock):
+            return None
+        pairs: list[tuple[Any, Any]] = [(block.conv1, block.norm1), (block.conv2, block.norm2)]
+        if not all(type(norm) is nn.BatchNorm2d for _, norm in pairs):
             return None
         found.append([Convolution.normalised(*pair) for pair in pairs])
     found[-1].append(Convolution(decoder.head.weight.detach(), decoder.head.bias))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def _attended(layer: EfficientSelfAttention, tokens: Tensor, key: Tensor, value:
 
 def _mixed(layer: MixFFN, held: Tensor, width: int) -> Tensor:
     """held: (rows + 2) * width tokens of the inner map. Returns (rows * width, C)."""
-    convolution = layer.dwconv["dwconv"]
+    convolution: Any = layer.dwconv["dwconv"]
     features = as_map(held[None], len(held) // width, width)
     features = functional.conv2d(
         features, convolution.weight, convolution.bias, padding=(0, 1), groups=convolution.groups

@@ -217,7 +217,7 @@ class _Job:
         """Segment a picture and begin to write its results. Returns what became of those before."""
         picture, group, config = outcome.item, self._network.spatial_group, self._config
         if outcome.result is None:
-            self._fail(picture, "read", outcome.error, progress)
+            self._fail(picture, "read", outcome.error or InputError("cannot be read"), progress)
             return []
         pixels, metadata = outcome.result
 
@@ -247,7 +247,7 @@ class _Job:
         """A picture's results are written, or cannot be."""
         picture, written = outcome.item, outcome.result
         if written is None:
-            self._fail(picture, "written", outcome.error, progress)
+            self._fail(picture, "written", outcome.error or InputError("cannot be written"), progress)
             return
         if picture.name in self._kept:  # in other formats, by an earlier run
             written = replace(written, files=self._kept[picture.name].files | written.files)

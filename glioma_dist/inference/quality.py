@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from glioma_dist.data.image_statistics import MIN_SIDE_PX, TrainingStatistics, every, grey, image_statistics
+from glioma_dist.inference.large.picture import StretchedPicture
 
 OUT_OF_FOCUS, PLATE_EDGE, SATURATED = "out-of-focus", "plate-edge", "saturated"
 UNLIKE_TRAINING, LOW_CONTRAST = "unlike-training", "low-contrast"
@@ -36,7 +37,7 @@ MAX_SIDE_PX = 1024
 """Of the picture that brightness is looked at in: a larger one is read in steps."""
 
 
-def quality_flags(pixels: np.ndarray, training: TrainingStatistics | None = None) -> tuple[str, ...]:
+def quality_flags(pixels: np.ndarray | StretchedPicture, training: TrainingStatistics | None = None) -> tuple[str, ...]:
     """Return the names of the flags (`FLAGS`) that a picture gets.
 
     Args:

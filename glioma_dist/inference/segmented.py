@@ -10,6 +10,8 @@ import numpy as np
 
 from glioma_dist.config.paths import Url
 from glioma_dist.inference.components import Components
+from glioma_dist.inference.large.picture import StretchedPicture
+from glioma_dist.inference.large.scratch import RowFile
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class SegmentedImage:
 
     image: Path | Url
     """The file that it comes from."""
-    pixels: np.ndarray
+    pixels: np.ndarray | StretchedPicture
     """uint8, (H, W) or (H, W, 3) RGB, its contrast stretched."""
-    probabilities: np.ndarray
+    probabilities: np.ndarray | RowFile
     """float32, (H, W): probability of each pixel to belong to a cell."""
     threshold: float
     """A pixel belongs to a cell if its probability is at least this value."""

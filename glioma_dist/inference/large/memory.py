@@ -108,7 +108,7 @@ def image_bytes(network: Network, height: int, width: int, in_strips: bool = Fal
     """Estimate how many bytes the network takes at most while it computes an image of this size (pixels) as a whole,
     with the image itself. Nothing is computed: fake tensors are counted."""
     # A network may have another form for whole images, which takes less memory.
-    model = network.model if in_strips else getattr(network, "whole_images", None) or network.model
+    model = network.model if in_strips else network.whole_images or network.model
     pixels = _padded(height) * _padded(width)
     if pixels <= PROBE_PIXELS:
         return _counted(unwrapped(model), _padded(height), _padded(width))
