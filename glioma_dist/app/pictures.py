@@ -51,7 +51,7 @@ class ShownPicture:
         return len(self.png) + self.levels.nbytes
 
     def mask_png(self, threshold: int) -> bytes:
-        """The mask that `predict --threshold` gives at `threshold` / 100: a PNG of 0 and 255."""
+        """Return the mask that `predict --threshold` gives at `threshold` / 100: a PNG of 0 and 255."""
         return encode_image((self.levels >= threshold).astype(np.uint8) * 255)
 
 
@@ -116,7 +116,7 @@ class KeptPictures:
         return key
 
     def find(self, key: str) -> ShownPicture | None:
-        """The picture of a key; None where it is not kept."""
+        """Return the picture of a key; None if it is not kept."""
         with self._lock:
             return self._pictures.get(key)
 

@@ -74,7 +74,7 @@ class AppServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that closes its connection is no error; all else is printed."""
+        """Print an error, unless a browser closed its connection."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, format: str, *values: object) -> None:
-        """Requests are not printed."""
+        """Print nothing for a request."""
 
     def _answer(self, function) -> None:
         try:

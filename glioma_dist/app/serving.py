@@ -51,5 +51,5 @@ def serve(
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory:
-    """A folder for uploaded files. A picture may be in the making when it is removed."""
+    """Return a folder for uploaded files. It may be removed while a picture is written to it."""
     return tempfile.TemporaryDirectory(prefix="glioma-dist-", ignore_cleanup_errors=True)

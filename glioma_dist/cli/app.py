@@ -16,8 +16,8 @@ MAX_PORT = 65535
 
 @dataclass(frozen=True)
 class AppConfig:
-    """Open a page for the browser of this machine: drop an image on it, see its cells, choose the threshold, and
-    download the mask. Images do not leave the machine."""
+    """Start a page for the browser of this machine: drop an image on it, see the outlines of its cells, choose the
+    threshold, and download the mask. Images do not leave the machine."""
 
     checkpoint: InputPath
     """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
@@ -25,10 +25,10 @@ class AppConfig:
     """Size to which an image is scaled for the network. By default: the training size if the checkpoint was trained
     with --data.transform resize, else each image's own size."""
     port: int = 8765
-    """Port of 127.0.0.1 that the page is at; 0 for any free one."""
+    """Port of the page on this machine (127.0.0.1); 0 for any free port."""
 
     def validate(self) -> None:
-        """Raises InputError for a number that is no port."""
+        """Raise InputError for a number that is no port."""
         if not 0 <= self.port <= MAX_PORT:
             raise InputError(f"--port {self.port}: give a number from 0 to {MAX_PORT}")
 

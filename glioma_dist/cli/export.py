@@ -40,22 +40,22 @@ class OnnxConfig:
 @dataclass(frozen=True)
 class BioimageioConfig:
     """Write a checkpoint's network as a model package of bioimage.io, for Fiji (deepImageJ), ilastik and other programs
-    that read such packages. It is written only if it passes bioimage.io's own test."""
+    that read such packages. The file is written only if it passes bioimage.io's own test."""
 
     checkpoint: InputPath
     """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
     images: LocalPath
-    """A folder, file or pattern. The middle of the first image becomes the package's test image. If it is grey, the
-    package takes grey images, else RGB."""
+    """A folder, file or pattern. The middle of the first image becomes the package's test image. If this image is grey,
+    the package is for grey images, else for RGB."""
     out: OutputPath
     """ZIP file to write, for example model.zip: a path or a URL."""
     name: str | None = None
-    """Name of the model, of letters, digits, spaces and _ + - ( ). By default: made from the encoder's name."""
+    """Name of the model: letters, digits, spaces and _ + - ( ). By default it contains the encoder's name."""
     authors: tuple[str, ...] = ()
-    """Names of the people who trained it. bioimage.io asks for them before it publishes a model."""
+    """Names of the people who trained the network. bioimage.io publishes a model only with them."""
     licence: str | None = None
     """SPDX identifier of the licence, for example CC-BY-4.0. By default: the licence of the weights and data that the
-    network was made from if it is one; else the package lists their licences."""
+    network was made from, if it is the same for all; else the package lists their licences."""
 
 
 def check_onnx(config: OnnxConfig) -> None:

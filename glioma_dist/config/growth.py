@@ -13,9 +13,9 @@ from glioma_dist.config.paths import InputPath, OutputPath
 from glioma_dist.errors import InputError, one_line
 
 MIN_POINTS = 4
-"""A line, its curvature and their error need so many."""
+"""Least number of points from which a line, its curvature and their errors can be computed."""
 HOURS = {"day": 24.0, "hour": 1.0, "time": 1.0, "minute": 1 / 60, "second": 1 / 3600}
-"""Groups of a pattern that tell a time -> hours of 1."""
+"""Group of a pattern that gives a time -> hours in one unit."""
 GROUPS = ("plate", "well", "field", "frame", *HOURS)
 """All groups that a pattern may have."""
 MAX_FRAME_HOURS = 1000.0
@@ -23,31 +23,31 @@ MAX_FRAME_HOURS = 1000.0
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """Follow how cultures grow: confluence over time, and the doubling time of each culture, from the summary.csv of
-    glioma-dist predict."""
+    """Compute growth curves (confluence over time) and doubling times of cultures from the summary.csv of glioma-dist
+    predict."""
 
     predictions: Annotated[InputPath, tyro.conf.Positional]
     """Folder or URL that glioma-dist predict wrote, or its summary.csv."""
     out: OutputPath
     """Folder or URL for growth.csv, growth.json, points.csv and the plots."""
     pattern: str | None = None
-    """Regular expression that finds well and time in the names of images, with named groups: well, plate, field; day,
-    hour, minute, second (added up) or time (in hours); or frame (from 1, with --frame-hours). A pattern with a slash is
-    searched for in the whole path. By default, LIVECell's and Incucyte's names are known."""
+    """Regular expression that finds well and time in file names, with named groups: well, plate, field; day, hour,
+    minute, second (added) or time (in hours); or frame (from 1, with --frame-hours). With a slash, it is searched in
+    the whole path. By default, names of LIVECell and Incucyte are read."""
     metadata: Path | None = None
-    """CSV table with the columns image (a name or path), well, field, time_h (hours): it counts before all other
+    """CSV table with the columns image (name or path), well, field, time_h (hours). It is used before all other
     sources."""
     frame_hours: float | None = None
-    """Hours between two pictures of a time-lapse file, where the file does not tell them or is wrong."""
+    """Hours between two frames of a time-lapse file, if the file does not have them or has wrong ones."""
     min_confluence: float = 0.02
-    """Doubling times are fitted to points above this confluence, from 0 to 1. Below it, debris counts."""
+    """Doubling times are fitted to points of at least this confluence, from 0 to 1. Debris disturbs sparser ones."""
     max_confluence: float = 0.5
-    """Doubling times are fitted to points below this confluence, from 0 to 1. Above it, cells slow each other down."""
+    """Doubling times are fitted to points of at most this confluence, from 0 to 1. Dense cells grow more slowly."""
     min_points: int = 5
-    """Points that a doubling time needs, 4 or more."""
+    """Least number of points for a doubling time, 4 or more."""
 
     def validate(self) -> None:
-        """Raises InputError for settings that cannot be used."""
+        """Raise InputError for settings that cannot be used."""
         for flag, value in (("--min-confluence", self.min_confluence), ("--max-confluence", self.max_confluence)):
             if not 0 < value <= 1:
                 raise InputError(f"{flag} {value}: give a share above 0, at most 1 (0.5 is 50 %)")
@@ -67,7 +67,7 @@ def _check_pattern(pattern: str, has_frame_hours: bool) -> None:
     try:
         groups = re.compile(pattern).groupindex
     except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(f"{shown}: is no regular expression ({one_line(error, 100)})") from None
+        raise InputError(f"{shown}: is not a regular expression ({one_line(error, 100)})") from None
     unknown = [name for name in groups if name not in GROUPS]
     if unknown or not groups:
         found = f"has the group {one_line(unknown[0], 50)}" if unknown else "names no group"
@@ -75,4 +75,4 @@ def _check_pattern(pattern: str, has_frame_hours: bool) -> None:
     if "frame" in groups and any(name in groups for name in HOURS):
         raise InputError(f"{shown}: has the group frame and a time; give one of them")
     if "frame" in groups and not has_frame_hours:
-        raise InputError(f"{shown}: has the group frame; give --frame-hours, the hours from one to the next")
+        raise InputError(f"{shown}: has the group frame; give --frame-hours, the hours from one frame to the next")

@@ -46,14 +46,14 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Segment images: write a mask, an overlay or other formats for each TIFF, PNG, JPEG or OME-Zarr, and each plane of
-    a stack, and summary.csv. A second run skips what is done."""
+    """Segment images: write a mask and an overlay, or other formats, for each TIFF, PNG, JPEG or OME-Zarr and for each
+    plane of a stack, and summary.csv with the confluence. A second run skips the images that are done."""
 
     checkpoint: InputPath
     """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
     images: PathOrUrl
     """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif', here or at a URL. JPEGs beside TIFFs or
-    PNGs are taken for previews and not read."""
+    PNGs are not read, because they are usually previews."""
     out: OutputPath
     """Folder or URL for the results and summary.csv."""
     input_size: SizeFlag | None = None
@@ -62,26 +62,27 @@ class PredictConfig:
     threshold: float = 0.5
     """A pixel belongs to a cell if its probability is at least this value."""
     channel: str | None = None
-    """The channel to segment of files that have several: its number from 1, or its name. Of a colour picture: 1 red,
-    2 green, 3 blue; by default all three."""
+    """Channel to segment in files with several: its number from 1, or its name. In a colour image: 1 red, 2 green,
+    3 blue; by default all three."""
     time: str = "all"
-    """Frames of a time-lapse: all; a number from 1 (-1 is the last one); or a range, first:last or first:last:step."""
+    """Frames of a time-lapse to segment: all; a number from 1 (-1 is the last one); or a range, first:last or
+    first:last:step."""
     page: str = "all"
-    """Pages or depths of a stack, chosen as with --time."""
+    """Pages or depths (z) of a stack to segment, with values as of --time."""
     redo: bool = False
-    """Segment again what is done already."""
+    """Segment all images again, also those that are done."""
     write: tuple[str, ...] = DEFAULT_FORMATS
     """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
     qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
-    program opens which."""
+    programs open them."""
     memory: str = "auto"
-    """Resident memory that this process may take, for example 4GiB. An image that needs more goes in strips or tiles.
+    """Memory that this process may occupy, for example 4GiB. An image that needs more is computed in strips or tiles.
     auto: what is free on this machine now, within the limit of its container or job."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
 
     @property
     def memory_bytes(self) -> int | None:
-        """`memory` in bytes; None for auto. Raises InputError where it cannot be read."""
+        """Return `memory` in bytes; None for auto. Raise InputError if it cannot be read."""
         return None if self.memory == "auto" else parse_bytes("--memory", self.memory, "4GiB, or auto")
 
     def validate(self) -> None:
@@ -96,7 +97,7 @@ class PredictConfig:
 
 
 def check_formats(names: tuple[str, ...]) -> None:
-    """Raises InputError for a format of results that is unknown, is named twice, or lacks its library; imports none."""
+    """Raise InputError for a format of results that is unknown, is named twice, or lacks its library; import none."""
     entries = [writers.find(name, "--write") for name in names]
     if len({entry.name for entry in entries}) != len(entries):
         raise InputError(f"--write {' '.join(names)}: name each format once")

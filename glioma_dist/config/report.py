@@ -14,19 +14,19 @@ from glioma_dist.errors import InputError
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write one HTML file about a prediction: growth curves, pictures with outlines, a table, and the model. It needs
-    no network and no other file."""
+    """Write one HTML file about the results of glioma-dist predict: growth curves, images with outlines, a table, and
+    the model. The file works offline and needs no other file."""
 
     predictions: Annotated[InputPath, tyro.conf.Positional]
-    """Folder or URL that predict wrote its results to."""
+    """Folder or URL of the results: the --out of glioma-dist predict."""
     out: OutputPath
     """File to write, for example report.html: a path or a URL."""
     growth: Path | None = None
-    """Folder that glioma-dist growth wrote: its curves and doubling times are shown. By default: curves of the pictures
-    whose time summary.csv tells."""
+    """Folder that glioma-dist growth wrote, whose curves and doubling times are shown. By default: curves of the images
+    that have a time in summary.csv."""
     checkpoint: Path | None = None
-    """The checkpoint that the results were made with, for the section about the model. By default: the one that
-    predict.json of the results names."""
+    """Checkpoint that the results were made with, for the section about the model. By default: the one that
+    predict.json names."""
 
     def validate(self) -> None:
         if self.out.suffix.lower() not in (".html", ".htm"):

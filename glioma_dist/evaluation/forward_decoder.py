@@ -22,7 +22,7 @@ leaves the cache between two operations."""
 
 
 def rows_at_once(elements_per_row: int) -> int:
-    """Rows of a map that are computed together."""
+    """Return how many rows of a feature map are computed together."""
     return max(1, ELEMENTS_PER_THREAD * torch.get_num_threads() // elements_per_row)
 
 
@@ -37,7 +37,7 @@ class Convolution(NamedTuple):
 
     @classmethod
     def normalised(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
-        """ReLU(norm(convolution(x))) in evaluation mode."""
+        """Return the convolution that computes ReLU(norm(convolution(x))) in evaluation mode."""
         mean, variance = norm.running_mean, norm.running_var
         if mean is None or variance is None:
             raise ValueError("a batch norm without running statistics")
@@ -144,8 +144,8 @@ class StreamedDecoder(BilinearDecoder):
 
 
 def convolutions_of(decoder: BilinearDecoder) -> list[list[Convolution]] | None:
-    """The convolutions of each block, the last with the head; None where there is another norm than batch norm, whose
-    statistics are those of a whole map."""
+    """Return the convolutions of each block, the last with the head. None if there is another norm than batch norm,
+    because its statistics are those of a whole map."""
     found = []
     for block in decoder.blocks:
         if not isinstance(block, DecoderBlock):

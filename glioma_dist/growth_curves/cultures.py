@@ -1,4 +1,4 @@
-"""Names of cultures, hours in place of dates, and what a user is told of the sources of both."""
+"""Names of cultures, hours computed from dates, and notes for the user about the sources of both."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class Guess:
     hours: float | None = None
     """Of the file, since the start of the experiment."""
     hours_from: str = ""
+    is_of_plane: bool = False
+    """Whether `hours` is the time of this plane, to which no time within the file is added."""
     date: datetime | None = None
     """Of the file, where that is told in place of the hours."""
     within: float = 0.0
@@ -52,7 +54,7 @@ class Guess:
 
 
 def name_cultures(guesses: list[Guess], done: Placement) -> None:
-    """Short names for cultures that are files or folders, and two names for two wells of one name.
+    """Give short names to cultures that are files or folders, and different names to wells of the same name.
 
     A well is taken for two where one field has two pictures at one time, in two folders: two plates.
     """
@@ -75,8 +77,8 @@ def name_cultures(guesses: list[Guess], done: Placement) -> None:
             guess.culture = f"{names[_folder(guess.picture.image)]}/{guess.culture}"
     if twice:
         done.notes.append(
-            f"{len(twice)} wells have two pictures of one field at one time, in different folders: each folder is "
-            "taken for a plate"
+            f"{len(twice)} wells have two images of one field at one time, in different folders: each folder "
+            "counts as a plate"
         )
 
 
@@ -96,7 +98,8 @@ def _short(paths: set[str]) -> dict[str, str]:
 
 
 def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
-    """Hours since the first picture of the culture, for dates. A culture of dates and hours keeps its hours."""
+    """Turn dates into hours since the first picture of the culture. In a culture with dates and hours, the hours
+    count."""
     cultures: dict[str, list[Guess]] = defaultdict(list)
     for guess in guesses:
         cultures[guess.culture or ""].append(guess)
@@ -104,7 +107,7 @@ def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
     for name, own in cultures.items():
         dated = [guess for guess in own if guess.date is not None]
         if dated and len(dated) < len(own):
-            reason = f"has a date, and other pictures of {name} have hours: give --metadata"
+            reason = f"it has a date, and other images of {name} have hours: give --metadata"
             done.not_used += [NotUsed(each.picture.image, each.picture.plane, reason) for each in dated]
             own, dated = [guess for guess in own if guess.date is None], []
         first = min((guess.date for guess in dated if guess.date), default=None)
@@ -115,14 +118,14 @@ def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
         several += len(own_files) > 1
     if several:
         done.notes.append(
-            f"{several} cultures have several time-lapse files without a date: the first pictures of all are taken for "
-            "simultaneous"
+            f"{several} cultures have several time-lapse files without a date: they are assumed to begin at "
+            "the same time"
         )
     return kept
 
 
 def note_sources(guesses: list[Guess], done: Placement) -> None:
-    """Where wells and times come from: one line."""
+    """Note where wells and times come from."""
     for what, names in (
         ("wells", Counter(guess.culture_from for guess in guesses)),
         ("times", Counter(guess.hours_from for guess in guesses)),
@@ -132,13 +135,13 @@ def note_sources(guesses: list[Guess], done: Placement) -> None:
             done.notes.append(f"{what} from {told}")
     if folders := {guess.culture for guess in guesses if guess.culture_from == "the folder"}:
         done.notes.append(
-            f"no well is known for some images: those of a folder are one culture ({len(folders)} of them); give "
-            "--pattern or --metadata for wells"
+            f"the well of some images is not known: all such images of a folder are one culture "
+            f"({len(folders)} cultures); give --pattern or --metadata to name wells"
         )
 
 
 def differences(guesses: list[Guess]) -> list[str]:
-    """What the files tell of times that differ from those that count."""
+    """Note where times of the files differ from those that are used."""
     notes = []
     overruled = [
         guess
@@ -149,7 +152,8 @@ def differences(guesses: list[Guess]) -> list[str]:
     ]
     if overruled:
         notes.append(
-            f"--frame-hours and the files tell other times for {count_images(len(overruled))}: --frame-hours counts"
+            f"--frame-hours and the files give different times for {count_images(len(overruled))}: "
+            "--frame-hours is used"
         )
     cultures: dict[str, list[float]] = defaultdict(list)
     for guess in guesses:
@@ -160,17 +164,17 @@ def differences(guesses: list[Guess]) -> list[str]:
     if spreads and max(spreads) > DIFFERENCE_H:
         num = sum(spread > DIFFERENCE_H for spread in spreads)
         notes.append(
-            f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: dates do not "
-            "count"
+            f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: the dates "
+            "are not used"
         )
     return notes
 
 
 def count_images(number: int) -> str:
-    """A number of images in words."""
+    """Return a number of images as text."""
     return f"{number} image{'' if number == 1 else 's'}"
 
 
 def hours_since(date: datetime | None, since: datetime) -> float | None:
-    """Hours from one date to another."""
+    """Return the hours from one date to another."""
     return None if date is None else (date - since).total_seconds() / 3600

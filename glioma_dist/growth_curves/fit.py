@@ -1,19 +1,21 @@
-"""The exponential stretch of a growth curve, and its doubling time.
+"""Find the exponential phase of a growth curve, and its doubling time.
 
-Exponential growth is a straight line in the logarithm of the confluence. The stretch is chosen in five steps:
+Exponential growth is a straight line in the logarithm of the confluence. The part of the curve that the line is fitted
+to, the stretch, is chosen in five steps:
 
 1. Candidates are all runs of at least `min_points` consecutive points that lie between the two bounds of confluence.
-   Where the curve levels off, 60 % of its plateau is the upper bound, if that is less: cells slow down before it.
+   If the curve reaches a plateau, 60 % of the plateau is the upper bound, if that is less: growth slows down before it.
 2. A candidate is straight if its points show no curvature: the coefficient of the squared time, fitted too, is within
    its two-sided 80 % t-interval of 0.
-3. The proven rate is the largest lower bound of a straight candidate's rate. The bound is so low (99.9 % for 10
-   points) that noise alone rarely makes it positive anywhere in a curve that does not grow.
-4. Of the straight candidates whose rate may be as large (upper bound, 80 % one-sided), the one with most points is
-   taken. Lag and plateau are less steep and drop out; noise alone rarely makes a stretch shorter.
-5. A tenth of its points is cut at each end that is not an end of the curve, where lag and plateau begin unseen.
+3. The proven rate is the largest lower bound of the rates of straight candidates. The bound is so low (99.9 % for 10
+   points) that noise alone rarely makes it positive in a curve that does not grow.
+4. Of the straight candidates whose upper bound (80 %, one-sided) is at least the proven rate, the one with most points
+   is used. Lag and plateau are less steep and drop out.
+5. A tenth of its points is removed at each end that is not an end of the curve, because lag and plateau begin
+   gradually.
 
-The steepest window (Hall et al. 2014, Mol. Biol. Evol. 31, the method of growthrates and QurvE) and the window of the
-largest R² follow the noise: docs/guides/growth.md compares them on drawn curves.
+Another method takes the steepest window of a few points, and windows that are nearly as steep (Hall et al. 2014, Mol.
+Biol. Evol. 31, 232; the R packages growthrates and QurvE).
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from numpy import ndarray
 from scipy.special import stdtrit
 
 LEVEL = 0.97
-"""Of the t-interval of a slope. The points that give the line also choose the stretch: on drawn cultures, intervals at
-97 % contain the true doubling time in 95 of 100."""
+"""Of the t-interval of a slope. The points that give the line also choose the stretch, so 95 % would be too narrow: on
+drawn cultures, intervals at 97 % contain the true doubling time in 92 to 98 of 100 (tests/unit/test_growth_fit.py)."""
 STRAIGHT = 0.9
 """Quantile of t that the curvature of a straight run may have, on either side."""
 PROVEN = 0.01
@@ -54,8 +56,8 @@ MAX_ENDS = 500
 
 @dataclass(frozen=True)
 class Fit:
-    """A line through the logarithms of confluence in the exponential stretch. Intervals are t-intervals of the slope at
-    97 %: they tell how well the line is known, not how much cultures differ."""
+    """A line through the logarithms of the confluence in the exponential phase, called the stretch here. Intervals are
+    97 % t-intervals of the slope: they tell how well the line is known, not how much cultures differ."""
 
     doubling_time_h: float
     """Hours in which the confluence doubles."""
@@ -76,7 +78,7 @@ class Fit:
     """Upper bound of the stretch's points: what was asked for, or less where the curve levels off."""
 
     def confluence(self, hours: ndarray) -> ndarray:
-        """The line at these times."""
+        """Return the confluence of the line at these times, in hours."""
         return self.confluence_at_start * np.exp(self.rate_per_h * (hours - self.start_h))
 
 
@@ -94,7 +96,7 @@ class _Line:
 
 
 def fit_line(hours: ndarray, logs: ndarray, first: int, last: int) -> _Line:
-    """Least squares over the points `first` to `last`, by the textbook's formulas in fp64."""
+    """Fit a line by least squares, in fp64, to the points `first` to `last`."""
     x, y = hours[first : last + 1], logs[first : last + 1]
     x_mean, y_mean = float(x.mean()), float(y.mean())
     x, y = x - x_mean, y - y_mean
@@ -108,13 +110,13 @@ def fit_line(hours: ndarray, logs: ndarray, first: int, last: int) -> _Line:
 def find_fit(
     hours: Sequence[float], confluence: Sequence[float], low: float, high: float, min_points: int
 ) -> tuple[Fit | None, str]:
-    """Fit the exponential stretch of one culture.
+    """Fit the exponential phase of one culture.
 
     Args:
-        hours: rising times.
-        confluence: from 0 to 1, as many.
-        low, high: confluence of the stretch's points.
-        min_points: 4 or more.
+        hours: times in hours, rising.
+        confluence: share of the area that cells cover at each time, from 0 to 1.
+        low, high: bounds of the confluence of the points that are fitted, from 0 to 1.
+        min_points: least number of points of a fit, 4 or more.
 
     Returns the fit and an empty text, or None and the reason in words.
     """
@@ -153,7 +155,7 @@ def _upper_bound(values: ndarray, low: float, high: float, min_points: int) -> f
 
 
 def _find_stretch(hours: ndarray, logs: ndarray, usable: ndarray, min_points: int) -> tuple[int, int] | None:
-    """First and last point of the exponential stretch before it is cut; None where nothing grows."""
+    """First and last point of the exponential phase before it is cut; None if nothing grows."""
     runs = _runs(hours, logs, usable, min_points)
     if not len(runs["slope"]):
         return None
@@ -262,9 +264,9 @@ def _why_no_growth(hours: ndarray, logs: ndarray, usable: ndarray) -> str:
     change = math.expm1(line.slope * (x[-1] - x[0]))
     if line.slope + half < 0 and change < 1 / MIN_RISE - 1:
         return f"decline: the confluence falls by {percent(-change)} from {x[0]:.4g} h to {x[-1]:.4g} h"
-    return f"no growth: no stretch rises by {percent(MIN_RISE - 1)} or more beyond the noise"
+    return f"no growth: the confluence nowhere rises by {percent(MIN_RISE - 1)} or more, beyond its noise"
 
 
 def percent(share: float) -> str:
-    """A share as text: three digits."""
+    """Return a share in percent as text, with three digits."""
     return f"{float(f'{100 * share:.3g}'):g} %"

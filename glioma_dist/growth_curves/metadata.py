@@ -1,4 +1,4 @@
-"""A user's table of metadata: the well and the time of each image, by path or by name."""
+"""The table that a user gives with `--metadata`: the well and the time of each image, by path or by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Metadata:
         table = read_table(path)
         check_columns(table, ("image",), f"give a table with the columns image, {WELL}, {TIME}")
         if not {WELL, TIME} & set(table.columns):
-            raise InputError(f"{path}: has neither a column {WELL} nor {TIME}; give one of them")
+            raise InputError(f"{path}: has no column {WELL} and no column {TIME}; give one of them")
         self.path = path
         self.unused_columns = [name for name in table.columns if name and name not in COLUMNS]
         self._rows: dict[tuple[str, str], Told] = {}
@@ -42,12 +42,14 @@ class Metadata:
         try:
             hours = table.number(row[TIME]) if row.get(TIME) else None
         except ValueError:
-            raise InputError(f"{where} has the {TIME} {one_line(row[TIME], 60)}, no number of hours") from None
-        self._rows[key] = Told(row.get(WELL) or None, row.get("field") or None, hours)
+            raise InputError(
+                f"{where} has the {TIME} {one_line(row[TIME], 60)}, which is not a number of hours"
+            ) from None
+        self._rows[key] = Told(row.get(WELL) or None, row.get("field") or None, hours, is_of_plane=bool(key[1]))
         self._depths.add(key[0].count("/"))
 
     def match(self, pictures: Sequence[Picture]) -> dict[str, tuple[str, str] | str]:
-        """For each picture, by its name, the key of its row, or the reason why it has none.
+        """Return for each picture, by its name, the key of its row, or the reason why it has none.
 
         A row names a file by its whole path, by the end of its path, or by its name. The longest match counts. A row
         with a plane counts for that plane, one without for all planes that have no row of their own.
@@ -70,18 +72,19 @@ class Metadata:
         return found
 
     def told(self, key: tuple[str, str]) -> Told:
-        """What a row tells."""
+        """Return what a row says."""
         return self._rows[key]
 
     def describe_unmatched(self) -> str:
-        """The rows that no picture has; empty where there are none."""
+        """Say which rows belong to no picture; empty if all do."""
         names = [" ".join(filter(None, key)) for key in self._rows if key not in self._names]
         if not names:
             return ""
         shown = ", ".join(one_line(name, 60) for name in names[:NUM_NAMED])
         more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
         return (
-            f"--metadata: {len(names)} of {len(self._rows)} rows are of images that are not in the table: {shown}{more}"
+            f"--metadata: {len(names)} of {len(self._rows)} rows name images that summary.csv does not have: "
+            f"{shown}{more}"
         )
 
 

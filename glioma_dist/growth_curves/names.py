@@ -1,4 +1,4 @@
-"""What the name of an image tells of its well, field and time: LIVECell's and Incucyte's names, or a pattern."""
+"""Read well, field and time from the name of an image: names of LIVECell and Incucyte, or a pattern."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ INCUCYTE_ARCHIVE = re.compile(
 
 @dataclass(frozen=True)
 class Told:
-    """What a source tells of a picture; None for what it does not."""
+    """What a source says about an image; None for what it does not say."""
 
     culture: str | None = None
     field: str | None = None
     hours: float | None = None
-    """Since the start of the experiment."""
+    """Hours since the start of the experiment."""
     date: datetime | None = None
-    """When it was taken, in UTC, where that is told in place of the hours."""
+    """When it was taken, in UTC, if the source gives a date instead of hours."""
     frame: int | None = None
-    """Its place in time, from 1, where that is told in place of the hours."""
+    """Its number in time, from 1, if the source gives a number instead of hours."""
+    is_of_plane: bool = False
+    """Whether the time is that of one plane of a file, and not that of the file."""
 
 
 def read_name(image: str) -> Told | None:
-    """What LIVECell's or Incucyte's names tell; None for any other name.
+    """Read a name of LIVECell or Incucyte; return None for any other name.
 
     The culture of LIVECell's `A172_Phase_C7_1_00d04h00m_2.tif` is A172_C7, of Incucyte's `VID7_A1_3_00d04h00m.tif`
     VID7_A1. Several prefixes, plates for example, are several cultures.
@@ -70,9 +72,10 @@ def _date(text: str, form: str) -> datetime | None:
 
 
 def read_pattern(pattern: str, image: str) -> Told | None:
-    """What a pattern finds in a name, or in a path where the pattern has a slash. None where it does not match.
+    """Search a pattern in a name, or in the whole path if the pattern has a slash. Return None if it does not match.
 
-    Raises ValueError, whose text is a reason, where a time is no number.
+    Raises:
+        ValueError: a time is not a number. Its text is the reason for the user.
     """
     path = image.replace("\\", "/")
     found = re.search(pattern, path if "/" in pattern else path.rpartition("/")[2])
@@ -91,7 +94,7 @@ def _number(name: str, text: str) -> float:
     try:
         number = float(text.rstrip(".,").replace(",", "."))  # [\d.]+ takes the dot of .tif, too
     except ValueError:
-        raise ValueError(f"--pattern finds {name} {text!r}, no number") from None
+        raise ValueError(f"--pattern finds {name} {text!r}, which is not a number") from None
     if not abs(number) <= MAX_HOURS:
-        raise ValueError(f"--pattern finds {name} {text!r}, out of range")
+        raise ValueError(f"--pattern finds {name} {text!r}, which is out of range")
     return number

@@ -29,7 +29,11 @@ from glioma_dist.growth_curves.table import NotUsed, Picture
 
 
 def place(pictures: Sequence[Picture], config: GrowthConfig) -> Placement:
-    """Place all pictures of a table. Raises InputError for a table of metadata that cannot be used."""
+    """Find the culture and the time of all images of a table.
+
+    Raises:
+        InputError: the table of `--metadata` cannot be used.
+    """
     done = Placement()
     guesses = _told_by_user_and_names(pictures, config, done)
     files: dict[str, list[Guess]] = defaultdict(list)
@@ -83,7 +87,9 @@ def _told_by_user_and_names(pictures: Sequence[Picture], config: GrowthConfig, d
             done.notes.append(f"--metadata: columns that are not used: {', '.join(metadata.unused_columns)}")
     if differing:
         first = "--metadata" if metadata else "--pattern"
-        done.notes.append(f"{first} and the names tell other times for {count_images(differing)}: {first} counts")
+        done.notes.append(
+            f"{first} and the file names give different times for {count_images(differing)}: {first} is used"
+        )
     return guesses
 
 
@@ -100,6 +106,7 @@ def _merge(picture: Picture, sources: Iterable[tuple[str, Told]], frame_hours: f
                 guess.hours, guess.hours_from = (told.frame - 1) * frame_hours, "--frame-hours"
             elif told.hours is not None or told.date is not None:
                 guess.hours, guess.date, guess.hours_from = told.hours, told.date, name
+                guess.is_of_plane = told.is_of_plane
     return guess
 
 
@@ -128,8 +135,9 @@ def _place_in_file(file: list[Guess], config: GrowthConfig, has_times: bool, don
     elif len(set(frames)) > 1:
         within = [None] * len(file)
     kept = []
-    for guess, hours in zip(file, within, strict=True):
+    for guess, of_frame in zip(file, within, strict=True):
         picture = guess.picture
+        hours = 0.0 if guess.is_of_plane else of_frame
         if guess.hours is None and guess.date is None:
             if len(file) == 1 and has_times and picture.time_h is not None:
                 guess.hours, guess.hours_from = picture.time_h, "time_h"
@@ -147,7 +155,7 @@ def _place_in_file(file: list[Guess], config: GrowthConfig, has_times: bool, don
         rest = "-".join(part for part in picture.plane.split("-") if not re.fullmatch(r"t\d+", part))
         rest = "" if source == "--frame-hours" and re.fullmatch(r"p\d+", rest) else rest
         guess.field = "/".join(filter(None, (guess.field or picture.image, rest)))
-        if guess.culture is None and source:
+        if guess.culture is None and (source or guess.is_of_plane):
             guess.culture, guess.culture_from = picture.image, "the file"
         kept.append(guess)
     return kept
@@ -160,7 +168,7 @@ def _frame(plane: str, form: str) -> int | None:
 
 def _why_no_time(picture: Picture, config: GrowthConfig) -> str:
     if _frame(picture.plane, r"t(\d+)") and not config.frame_hours:
-        return "its file does not tell the time between its pictures: give --frame-hours"
+        return "its file does not say how much time is between its frames: give --frame-hours"
     if picture.plane and not config.frame_hours:
-        return "no time is known; give --frame-hours if the pages of its file are times, or --metadata"
+        return "no time is known; give --frame-hours if the pages of its file are frames, or --metadata"
     return "no time is known; give --pattern or --metadata"

@@ -1,4 +1,4 @@
-"""The plots of growth curves: a panel a culture, and all cultures in one."""
+"""The plots of growth curves: a panel per culture, and all cultures in one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from glioma_dist.report.style import (
 MAX_PANELS, MAX_COLUMNS = 48, 6
 """Of a plot; more cultures make several plots."""
 MAX_PAGES = 20
-"""Plots of a panel a culture."""
+"""At most so many plots with panels."""
 MAX_NAMED = 8
 """Cultures that get a style of their own; of more, lines cannot be told apart."""
 STYLES = tuple(zip((BLUE, ORANGE, GREEN, VIOLET), ("-", "--", "-.", ":"), ("o", "s", "^", "D"), strict=True))
@@ -40,7 +40,7 @@ BAND = "Band: 95 % t-interval of the mean over the fields."
 
 
 def draw_wells(cultures: Sequence[Culture], bounds: tuple[float, float]) -> dict[str, bytes]:
-    """A panel a culture with its fit, confluence on a logarithmic axis, as PNG and SVG. Returns the files by name."""
+    """Draw a panel per culture with its fit, confluence on a logarithmic axis. Returns PNG and SVG files by name."""
     pages = [cultures[first : first + MAX_PANELS] for first in range(0, len(cultures), MAX_PANELS)]
     pages = pages[:MAX_PAGES]
     files = {}
@@ -52,13 +52,16 @@ def draw_wells(cultures: Sequence[Culture], bounds: tuple[float, float]) -> dict
 
 
 def draw_together(cultures: Sequence[Culture]) -> dict[str, bytes]:
-    """All cultures in one plot, confluence on a linear axis, as PNG and SVG. Returns the files by name."""
+    """Draw all cultures in one plot, confluence on a linear axis. Returns PNG and SVG files by name."""
     figure = together_figure(cultures)
     return {"together.png": png_bytes(figure), "together.svg": svg_bytes(figure)}
 
 
 def wells_figure(page: Sequence[Culture], cultures: Sequence[Culture], bounds: tuple[float, float]) -> Figure:
-    """The panels of a page; all pages have the axes of all `cultures`."""
+    """Draw the panels of a page; the axes are the same on all pages, those of all `cultures`.
+
+    bounds: lowest and highest confluence that may be fitted, from 0 to 1.
+    """
     num_columns = min(MAX_COLUMNS, math.ceil(math.sqrt(len(page))))
     num_rows = math.ceil(len(page) / num_columns)
     width, height = max(5.6, 2.3 * num_columns + 0.7), 1.9 * num_rows + 1.5
@@ -101,7 +104,7 @@ def wells_figure(page: Sequence[Culture], cultures: Sequence[Culture], bounds: t
 
 
 def _caption(cultures: Sequence[Culture]) -> str:
-    lines = ["Filled: points of the exponential stretch; line: its fit; grey: the bounds of the fit."]
+    lines = ["Filled: points of the exponential phase; line: its fit; grey: confluence that may be fitted."]
     if any(point.low is not None for culture in cultures for point in culture.points):
         lines.append(BAND)
     if any(point.confluence == 0 for culture in cultures for point in culture.points):
@@ -162,7 +165,7 @@ def _limits(cultures: Sequence[Culture]) -> tuple[float, float]:
 
 
 def together_figure(cultures: Sequence[Culture]) -> Figure:
-    """Confluence over time, a line a culture, with names where there are few."""
+    """Draw confluence over time, a line per culture; names if there are at most 8 cultures."""
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     axes = figure.subplots()
     are_few = len(cultures) <= MAX_NAMED

@@ -1,4 +1,4 @@
-"""Points of a growth curve: the pictures of a culture at one time, joined."""
+"""Points of a growth curve: the mean over the images of a culture at one time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glioma_dist.growth_curves.cultures import Placed
 
 LEVEL = 0.95
 SAME_TIME_H = 1 / 6
-"""Pictures at most so many hours apart are at one time: a microscope visits one field after another."""
+"""Images at most so many hours apart count as one time, because a microscope visits one field after another."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,19 @@ class Point:
     """The confluence of a culture at one time."""
 
     time_h: float
-    """Mean of its pictures' times."""
+    """Mean of its images' times, in hours."""
     confluence: float
-    """Mean of its pictures, weighted by their pixels; from 0 to 1."""
+    """Mean of its images, weighted by their pixels; from 0 to 1."""
     low: float | None
-    """t-interval of the mean over the fields, at 95 %, within 0 and 1. None for a single picture."""
+    """Lower end of the 95 % t-interval of the mean over the fields, from 0 to 1. None for a single image."""
     high: float | None
+    """Upper end of this interval."""
     fields: int
-    """Number of pictures."""
+    """Number of images."""
 
 
 def join(placed: Sequence[Placed]) -> tuple[list[Point], int]:
-    """The points of one culture in the order of time, and how many pictures repeat a field of their point."""
+    """Return the points of one culture in the order of time, and how many images repeat a field of their point."""
     groups: list[list[Placed]] = []
     ordered = sorted(placed, key=lambda each: (each.hours, each.field, each.picture.name))
     seen: set[str] = set()
@@ -67,7 +68,7 @@ def _mean(group: Sequence[Placed]) -> Point:
 
 
 def by_culture(placed: Sequence[Placed]) -> dict[str, list[Placed]]:
-    """The pictures of each culture, cultures in the order of their names, A2 before A10."""
+    """Group images by culture. Cultures are sorted by name, A2 before A10."""
     found: dict[str, list[Placed]] = defaultdict(list)
     for each in placed:
         found[each.culture].append(each)

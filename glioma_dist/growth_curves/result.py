@@ -24,26 +24,26 @@ class Culture:
     points: tuple[Point, ...]
     """In the order of time; at least one."""
     images: int
-    """Number of its pictures."""
+    """Number of its images."""
     fit: Fit | None
-    """The exponential stretch; None where there is no doubling time."""
+    """The fit of the exponential phase; None if there is no doubling time."""
     reason: str
     """Why there is no doubling time; empty where there is one."""
     lag_h: float | None
-    """Hours from the first point until the line of the fit reaches the first point's confluence, at least 0. None
-    without a fit, and where the first point is below --min-confluence."""
+    """Hours from the first point until the fitted line reaches the first point's confluence, at least 0. None without a
+    fit, and if the first point is below --min-confluence."""
 
     @property
     def largest(self) -> Point:
-        """The point of the largest confluence: the plateau, where the culture reached one."""
+        """The point of the largest confluence: the plateau, if the culture reached one."""
         return max(self.points, key=lambda point: point.confluence)
 
     def in_stretch(self, point: Point) -> bool:
-        """Whether the fit took a point."""
+        """Return whether a point was fitted."""
         return self.fit is not None and self.fit.start_h <= point.time_h <= self.fit.end_h
 
     def row(self) -> dict[str, Any]:
-        """Its row of growth.csv; None for what is unknown."""
+        """Return the row of growth.csv; None for what is unknown."""
         first, last, largest, fit = self.points[0], self.points[-1], self.largest, self.fit
         return {
             "culture": printable(self.name),
@@ -68,7 +68,7 @@ class Culture:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Its row, the interval of the rate, and its points."""
+        """Return the row, the interval of the rate, and the points, for growth.json."""
         points = [asdict(point) | {"in_stretch": self.in_stretch(point)} for point in self.points]
         fit = self.fit
         rates = {"rate_low_per_h": fit and fit.rate_low_per_h, "rate_high_per_h": fit and fit.rate_high_per_h}
@@ -76,7 +76,7 @@ class Culture:
         return self.row() | rates | at_start | {"points": points}
 
     def describe(self) -> str:
-        """One line for the terminal."""
+        """Return one line for the terminal."""
         name = one_line(self.name, LONGEST)
         if self.fit is None:
             return f"{name}: no doubling time: {self.reason}"
@@ -90,27 +90,27 @@ class Culture:
 
 @dataclass(frozen=True)
 class GrowthResult:
-    """Growth curves of all cultures, and the files that tell of them."""
+    """Growth curves of all cultures, and the files that were written."""
 
     out: Path | Url
     """Folder of the files."""
     cultures: tuple[Culture, ...]
     """Sorted by name."""
     not_used: tuple[NotUsed, ...]
-    """Pictures that belong to no curve, with the reason."""
+    """Images that belong to no curve, with the reason."""
     notes: tuple[str, ...]
     """Where wells and times come from, and which sources differ."""
     files: tuple[Path | Url, ...]
     """growth.csv, points.csv, growth.json and the plots."""
 
     def raise_for_not_used(self) -> None:
-        """Raises PartialError, whose message names the first ones, where some pictures belong to no curve."""
+        """Raise PartialError if some images belong to no curve; its message names the first ones."""
         if self.not_used:
             raise PartialError(describe_not_used(self.not_used, "; growth.json lists them: "))
 
 
 def describe_not_used(not_used: tuple[NotUsed, ...], then: str) -> str:
-    """One line of at most `MAX_LINE` characters: how many pictures are not used, and the first ones with the reason."""
+    """Say in one line of at most `MAX_LINE` characters how many images are not used, and why the first ones are not."""
     one = len(not_used) == 1
     line = f"{len(not_used)} image{'' if one else 's'} {'is' if one else 'are'} in no growth curve{then}"
     for number, each in enumerate(not_used):

@@ -1,4 +1,4 @@
-"""From the table of a prediction to growth curves and doubling times."""
+"""Growth curves and doubling times from the table of a prediction."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from glioma_dist.growth_curves.writing import MARK, check_folder, check_names, w
 
 
 def growth(config: GrowthConfig) -> GrowthResult:
-    """Join the images of each culture to a growth curve, and fit its doubling time.
+    """Compute a growth curve of each culture from the confluence of its images, and fit its doubling time.
 
-    Writes growth.csv (a row a culture), points.csv (a row a point), growth.json and plots to `config.out`.
+    Writes growth.csv (a row per culture), points.csv (a row per culture and time), growth.json and plots to
+    `config.out`.
 
     Args:
         config: the prediction and the folder for the results. Paths may be given as text.
 
-    Returns the curves. `not_used` names the images that belong to none.
+    Returns:
+        The curves; `not_used` names the images that belong to none.
 
     Raises:
         InputError: a table, a setting or the folder cannot be used, or no image belongs to a curve.
@@ -46,7 +48,7 @@ def growth(config: GrowthConfig) -> GrowthResult:
     placement = place(pictures, config)
     not_used = tuple(sorted([*unreadable, *placement.not_used]))
     if not placement.placed:
-        raise InputError(describe_not_used(not_used, ", and no other is there: "))
+        raise InputError(describe_not_used(not_used, ", and there are no others: "))
     cultures, notes = [], list(placement.notes)
     num_repeated = 0
     for name, placed in by_culture(placement.placed).items():
@@ -54,12 +56,12 @@ def growth(config: GrowthConfig) -> GrowthResult:
         cultures.append(culture)
         num_repeated += repeated
     if num_repeated:
-        notes.append(f"{num_repeated} images repeat a field at one time: all of them count")
+        notes.append(f"{num_repeated} images show a field that another image shows at the same time: all of them count")
     uneven = sum(len({point.fields for point in culture.points}) > 1 for culture in cultures)
     if uneven:
         notes.append(
-            f"the number of fields changes in {uneven} of {len(cultures)} cultures (points.csv): a field that comes or "
-            "goes can look like growth"
+            f"the number of fields changes over time in {uneven} of {len(cultures)} cultures (points.csv): that can "
+            "look like growth"
         )
     if len(cultures) > MAX_PANELS * MAX_PAGES:
         notes.append(f"{len(cultures)} cultures: plots of the first {MAX_PANELS * MAX_PAGES} only")

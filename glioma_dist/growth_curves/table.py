@@ -66,7 +66,7 @@ class Table:
     """Whether the columns are parted by something else than commas, as Excel does where numbers have one."""
 
     def number(self, text: str) -> float:
-        """A number that is not out of all proportion. Raises ValueError."""
+        """Return a number of at most `MAX_HOURS` in size. Raises ValueError for anything else."""
         value = float(text.replace(",", ".") if self.has_decimal_comma else text)
         if not abs(value) <= MAX_HOURS:
             raise ValueError(text)
@@ -74,7 +74,7 @@ class Table:
 
 
 def read_predictions(place: Path | Url) -> tuple[list[Picture], list[NotUsed]]:
-    """The pictures of a prediction: a folder, a URL, or the table itself; and the rows that cannot be used.
+    """Read the pictures of a prediction (a folder, a URL, or the table itself), and the rows that cannot be used.
 
     Raises InputError where there is no such table.
     """
@@ -100,7 +100,8 @@ def read_predictions(place: Path | Url) -> tuple[list[Picture], list[NotUsed]]:
 
 
 def table_path(place: Path) -> Path:
-    """The table of a local prediction: the file itself, or summary.csv of a folder. Raises InputError for neither."""
+    """Return the path of a prediction's table: the file itself, or summary.csv of a folder. Raises InputError for
+    neither."""
     try:
         is_folder, is_there = place.is_dir(), place.exists()
         is_inside = is_folder and (place / SUMMARY).exists()
@@ -160,12 +161,12 @@ def _date(text: str) -> datetime | None:
 
 
 def read_table(path: Path) -> Table:
-    """A local CSV file. Raises InputError."""
+    """Read a local CSV file. Raises InputError if it cannot be read."""
     return parse_table(read_bytes(path, MAX_TABLE_BYTES), str(path))
 
 
 def parse_table(data: bytes, where: str) -> Table:
-    """CSV with a head, its columns parted by commas, semicolons or tabs, in UTF-8. Raises InputError for what is none.
+    """Parse a CSV with a head in UTF-8, with commas, semicolons or tabs. Raises InputError if it is none.
 
     Names of columns are read in lower case and without the space around them, and so are values.
     """
@@ -199,7 +200,7 @@ def parse_table(data: bytes, where: str) -> Table:
 
 
 def check_columns(table: Table, needed: Sequence[str], otherwise: str) -> None:
-    """Raises InputError where a column is missing."""
+    """Raise InputError if a column is missing."""
     for name in needed:
         if name not in table.columns:
             found = one_line(", ".join(map(printable, table.columns)), 150)

@@ -37,7 +37,7 @@ PLOT = re.compile(r"(?:together|wells(?:_\d+)?)\.(?:png|svg)")
 
 
 def check_folder(folder: Path) -> None:
-    """Raises InputError where the files cannot be written to `folder`, or would replace others."""
+    """Raise InputError if the files cannot be written to `folder`, or would replace others."""
     check_new_folder("--out", folder)
 
     def read_start(name: str) -> bytes:
@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_names(out: Path | Url, names: Iterable[str], read_start: Callable[[str], bytes]) -> None:
-    """Raises InputError where files of our names are there and are none of ours: growth.csv tells."""
+    """Raise InputError if files with the names of results exist that growth did not write; growth.csv shows it."""
     ours = sorted(name for name in names if name in (GROWTH, POINTS, JSON) or PLOT.fullmatch(name))
     if ours and (GROWTH not in ours or read_start(GROWTH) != MARK):
         raise InputError(

@@ -28,7 +28,7 @@ TAGS = ("cells", "semantic-segmentation", "2d", "transmission-light-microscopy",
 
 
 def preprocessing(contrast: Contrast, kind: np.dtype) -> list[dict[str, Any]]:
-    """The steps that bring an image's values to 0 to 1, in the words of bioimage.io."""
+    """Return the steps that scale an image's values to 0 to 1, in the format of bioimage.io."""
     if contrast == "percentile":
         percents = {"min_percentile": LOW_PERCENT, "max_percentile": HIGH_PERCENT}
         return [{"id": "scale_range", "kwargs": {"axes": ["channel", "y", "x"], "eps": EPSILON, **percents}}]
@@ -75,7 +75,7 @@ def describe(
     authors: Sequence[str],
     licence: str | None,
 ) -> dict[str, Any]:
-    """The description of a package, before bioimage.io checks it.
+    """Return the description of a package, before bioimage.io checks it.
 
     Args:
         num_channels: of its images. steps: those of `preprocessing`. name, authors: as they are given.

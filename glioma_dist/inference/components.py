@@ -15,7 +15,7 @@ EIGHT, FOUR = np.ones((3, 3), bool), np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]],
 
 
 def block_rows(width: int) -> int:
-    """Rows of a block, for images of this width in pixels: a multiple of `ROW_STEP`."""
+    """Return the number of rows of a block, for images of this width in pixels: a multiple of `ROW_STEP`."""
     return max(ROW_STEP, BLOCK_PIXELS // max(1, width) // ROW_STEP * ROW_STEP)
 
 
@@ -62,7 +62,7 @@ class Components:
             yield start, self._final[labels]
 
     def at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """The numbers at some pixels, int32, in their order."""
+        """Return the component numbers of some pixels, int32, in their order."""
         found = np.zeros(len(y), np.int32)
         for start, labels in self.blocks():
             here = (y >= start) & (y < start + len(labels))
@@ -118,7 +118,7 @@ class RowReader:
         self._start, self._block = next(blocks)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to before `stop`; `start` is the last call's `stop`."""
+        """Return rows `start` to before `stop`; `start` must be the last call's `stop`."""
         parts = []
         while start < stop:
             while start >= self._start + len(self._block):

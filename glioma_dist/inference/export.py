@@ -76,8 +76,8 @@ class ImageToLogits(nn.Module):
 
 
 def logits_of(model: UNet, pixels: Tensor) -> Tensor:
-    """What `model` gives, in operators of a graph: pixels (B, 3, H, W) from 0 to 255, of any height and width, are
-    normalised and padded. Returns logits (B, 1, H, W)."""
+    """Compute what `model` does, in operators that a graph can hold. pixels: (B, 3, H, W) from 0 to 255, of any height
+    and width; they are normalised and padded. Returns logits (B, 1, H, W)."""
     images = normalise(pixels)
     height, width = images.shape[-2:]
     stride = model.encoder.strides[-1]
@@ -86,8 +86,8 @@ def logits_of(model: UNet, pixels: Tensor) -> Tensor:
 
 
 def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequence[np.ndarray] = ()) -> Parity:
-    """Write `checkpoint`'s network to `out`, after it gave PyTorch's logits for drawn images of several sizes, and
-    for `images` (uint8 or uint16, (H, W) or (H, W, 3)) PyTorch's masks too.
+    """Write the network of `checkpoint` to `out`, if its logits equal PyTorch's for random images of several sizes, and
+    its masks equal PyTorch's for `images` (uint8 or uint16, (H, W) or (H, W, 3)).
 
     Raises InputError where the graph cannot be made or is not equal.
     """
@@ -109,7 +109,7 @@ def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequen
 
 
 def to_onnx(network: nn.Module, example: Tensor) -> bytes:
-    """The graph, for images of any height and width. example: an image that it is traced with."""
+    """Return the graph, for images of any height and width. example: image that it is traced with."""
     file = io.BytesIO()
     sides = {2: "height", 3: "width"}
     with warnings.catch_warnings(), torch.no_grad():
@@ -159,7 +159,8 @@ def check(graph: bytes, model: UNet, contrast: Contrast, bits: int, images: Sequ
 
 
 def as_input(image: np.ndarray) -> np.ndarray:
-    """An image (H, W) or (H, W, 3), uint8 or uint16, as the graph takes it: (1, 3, H, W), uint8 or int32."""
+    """Convert an image, (H, W) or (H, W, 3), uint8 or uint16, to the input of the graph: (1, 3, H, W), uint8 or
+    int32."""
     planes = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
     kind = np.uint8 if image.dtype == np.uint8 else np.int32
     return np.ascontiguousarray(planes.transpose(2, 0, 1)[None]).astype(kind)

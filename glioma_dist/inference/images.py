@@ -29,7 +29,7 @@ NUM_SUFFIXES = 5
 
 KINDS = {
     "plain": ("file without a suffix not read", "files without a suffix not read"),
-    "result": ("result of predict.py not read", "results of predict.py not read"),
+    "result": ("result of glioma-dist predict not read", "results of glioma-dist predict not read"),
     "folder": ("folder inside not searched", "folders inside not searched"),
     "closed": ("folder that this user may not read", "folders that this user may not read"),
     "hidden": ("hidden file not read", "hidden files not read"),
@@ -47,7 +47,7 @@ class Found:
     not_read: Counter[str]
 
     def describe(self) -> str:
-        """What is not read, as "2 files not read (1 .jpg, 1 .czi); 1 folder not searched"; empty where all is."""
+        """Say what is not read, for example "2 files not read (1 .jpg, 1 .czi)"; empty if all is read."""
         suffixes = Counter({name: count for name, count in self.not_read.items() if name.startswith(".")})
         parts = []
         if suffixes:
@@ -62,8 +62,8 @@ class Found:
 
 
 def find_images(pattern: str) -> Found:
-    """The TIFFs, PNGs and OME-Zarrs of a folder, a single one, or those of a glob pattern; its JPEGs where there is
-    none of these, because beside them JPEGs are usually previews.
+    """Find the TIFFs, PNGs and OME-Zarrs of a folder, a file or a glob pattern. JPEGs are used only if there is none of
+    these, because beside them JPEGs are usually previews.
 
     Masks and overlays, which `predict` writes, are no images. Raises InputError where there are none.
     """
@@ -160,13 +160,13 @@ def _why_not_by_name(path: Path | Url) -> str:
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:
-    """`1 file`, `2 files`."""
+    """Return a number with its noun: `1 file`, `2 files`."""
     return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def unique_names(files: Sequence[tuple[Path | Url, int, Sequence[str], Sequence[str]]]) -> list[str]:
-    """A name for the results of each picture of each file, all pictures of a file alike: its stem and ending, with the
-    suffix and the folder's name where stems repeat.
+    """Name the results of each picture of each file: its stem and ending, with the suffix and the folder's name if
+    stems repeat.
 
     files: path, number, and the stem and the ending of each picture. Names that some file systems take for one
     (capitals, composed and decomposed accents) count as repeated.

@@ -19,7 +19,7 @@ counterclockwise and holes run clockwise, as GeoJSON asks."""
 
 
 def outlines(rows: Callable[[int, int], np.ndarray], components: Components) -> list[list[Polygon]]:
-    """The polygons of each component, in the order of the components' numbers.
+    """Return the polygons of each component, in the order of the components' numbers.
 
     rows: the mask's rows from a first to before a last one. A component is one polygon, or several that touch at
     corners.

@@ -30,8 +30,8 @@ SPDX = (
 
 
 def spdx_licence(lineage: Sequence[Mapping[str, str]]) -> str | None:
-    """The SPDX identifier of a network's licence: the one that all its weights and data have. None where they have
-    several, or where one is not known."""
+    """Return the SPDX identifier of the licence that all weights and data of a network have. None if they have several,
+    or if one is not known."""
     found = {_spdx(entry.get("licence", "")) for entry in lineage}
     return found.pop() if len(found) == 1 else None
 
@@ -42,7 +42,7 @@ def _spdx(licence: str) -> str | None:
 
 
 def licences_page(lineage: Sequence[Mapping[str, str]]) -> str:
-    """The licences of a lineage that has no single SPDX identifier, in Markdown."""
+    """List the licences of a lineage that has no single SPDX identifier, in Markdown."""
     rows = [f"- {each.get('weights') or each.get('data')}: {each.get('licence', 'not stated')}" for each in lineage]
     bound = non_commercial_licences(lineage)
     return "\n".join(
@@ -59,7 +59,7 @@ def licences_page(lineage: Sequence[Mapping[str, str]]) -> str:
 
 
 def package_card(folder: Path, checkpoint: Checkpoint, size: Size | None, num_channels: int, num_bits: int) -> str:
-    """The page of a package, in Markdown.
+    """Write the page of a package, in Markdown.
 
     It begins with README.md of the checkpoint's folder where there is one, and with the model card otherwise.
 

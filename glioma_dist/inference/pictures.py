@@ -72,7 +72,7 @@ class Picture:
 
 
 def find_pictures(paths: Sequence[Path | Url], choice: Choice) -> list[Picture]:
-    """The pictures of files, in their order, with names for their results; no pixel is looked at.
+    """Find the pictures of files, in their order, and name their results. Pixels are not read.
 
     A file that cannot be read is one picture with an error. Raises ChannelError where all files have several channels,
     and the user has chosen none.
@@ -241,6 +241,6 @@ def _choose(places: Places, flag: str, count: int, what: str, where: str) -> ran
 
 
 def plane_name(frame: int | None, position: int | None, channel: int | None) -> str:
-    """t003-p002-c2, of what a file has several of."""
+    """Return the name of a plane, for example t003-p002-c2, with the parts of which the file has several."""
     parts = (f"{letter}{number:03d}" for letter, number in (("t", frame), ("p", position)) if number is not None)
     return "-".join([*parts, *([f"c{channel}"] if channel is not None else [])])

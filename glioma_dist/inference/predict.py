@@ -46,7 +46,7 @@ from glioma_dist.model.checkpoint import STATISTICS, Checkpoint
 
 
 def predict(config: PredictConfig, context: DistributedContext | None = None) -> PredictionResult:
-    """Predict cell masks for images of any size, and for each plane of stacks and time-lapses.
+    """Segment images of any size, and each plane of stacks and time-lapses.
 
     Writes the formats of `config.write`, summary.csv and predict.json to `config.out`; by default `<name>.mask.png` (0
     and 255, the image's own size) and `<name>.overlay.png`. A picture whose results are there already, made from the
@@ -222,7 +222,7 @@ class _Job:
         pixels, metadata = outcome.result
 
         def say(kind: str, text: str) -> None:
-            """The way of a picture is said once of each kind."""
+            """Print how a picture is computed: once for each way, and its progress."""
             if kind == "progress" or kind not in self._told:
                 self._told.add(kind)
                 progress.say(f"{printable(picture.label)}: {text}")

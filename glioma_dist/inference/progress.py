@@ -41,7 +41,7 @@ class PredictionProgress:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays above the bar."""
         if self._is_quiet:
             return
         if self._is_shown:
@@ -50,7 +50,7 @@ class PredictionProgress:
             print(line, flush=True)
 
     def finished(self, line: str | None = None) -> None:
-        """An image is done, with a line for the case that all images get one; None: it failed."""
+        """Count an image as done. line: printed if there are few images; None: the image failed."""
         self._done += 1
         self._failed += line is None
         now = time.monotonic()

@@ -1,7 +1,6 @@
-"""Flags of pictures whose masks deserve a look: out of focus, edge of the plate, saturated, unlike the training data.
+"""Flags of pictures that need a look: out of focus, edge of the plate, saturated, unlike the training data.
 
-The limits stand far from what good fields have and from what their damaged versions have (docs/guides/report.md has the
-figures).
+The limits lie between the values of good fields and those of their damaged versions (figures: docs/guides/report.md).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MAX_SIDE_PX = 1024
 
 
 def quality_flags(pixels: np.ndarray | StretchedPicture, training: TrainingStatistics | None = None) -> tuple[str, ...]:
-    """The names of the flags (`FLAGS`) that a picture gets.
+    """Return the names of the flags (`FLAGS`) that a picture gets.
 
     Args:
         pixels: uint8 or uint16, (H, W) or (H, W, 3), as taken or with its contrast stretched; also memory-mapped, or
@@ -68,7 +67,7 @@ def quality_flags(pixels: np.ndarray | StretchedPicture, training: TrainingStati
 
 
 def edge_levels(picture: np.ndarray) -> float:
-    """How much a third of a side differs from the middle of the picture, in its grey levels, at most.
+    """Return the largest difference, in grey levels, between a third of a side and the middle of the picture.
 
     picture: uint8, (H, W), at least 64 pixels a side. Medians of medians of blocks: cells do not change them where
     they cover less than half.

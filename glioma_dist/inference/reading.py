@@ -56,14 +56,14 @@ class PictureReader:
         self._stack.close()
 
     def read(self, picture: Picture) -> np.ndarray:
-        """Its pixels, uint8 or uint16, (H, W) or (H, W, 3) RGB; says what is odd about it. Raises InputError where it
-        cannot be read."""
+        """Read the pixels of a picture: uint8 or uint16, (H, W) or (H, W, 3) RGB, and say what is odd about it. Raises
+        InputError if it cannot be read."""
         pixels, remarks = self.decode(picture)
         self.tell(picture, remarks)
         return pixels
 
     def decode(self, picture: Picture) -> tuple[np.ndarray, list[str]]:
-        """The pixels as `read` gives them, and what is odd about how they are stored, which is not said."""
+        """Read the pixels as `read` does. Return them, and what is odd about how they are stored."""
         wanted = self.wanted(picture)
         try:
             decoded = self._reader.read(wanted)
@@ -74,8 +74,8 @@ class PictureReader:
             raise
 
     def read_large(self, picture: Picture, limit: int, folder: Path) -> LazyPicture | None:
-        """The same, of a picture that takes more than `limit` resident bytes: read by rows from a temporary file in
-        `folder`. None where it is not so large. Raises InputError where its file cannot be had, or is damaged."""
+        """Read a picture that takes more than `limit` bytes of memory, by rows, from a temporary file in `folder`.
+        Return None if it is smaller. Raises InputError if its file cannot be fetched, or is damaged."""
         large = open_large(self.wanted(picture), str(picture.label), limit, folder)
         if large is None:
             return None
@@ -83,7 +83,8 @@ class PictureReader:
         return MappedPicture(ArrayPicture(large.pixels), lambda rows: choose_colour(rows, picture))
 
     def wanted(self, picture: Picture) -> Wanted:
-        """How a picture is asked for, of a local file. Raises InputError where its file cannot be had."""
+        """Return the request for a picture of a local file; a file at a URL is fetched first. Raises InputError if that
+        fails."""
         if picture.error is not None:
             raise picture.error
         if not isinstance(picture.path, Url):
@@ -113,7 +114,7 @@ class PictureReader:
 
 
 def choose_colour(pixels: np.ndarray, picture: Picture) -> np.ndarray:
-    """The channel that the user wants of a picture whose file has no channels: all of it, or a colour.
+    """Return the colour that the user chose, or the whole picture; for a file without channels.
 
     Raises InputError where it has no such channel.
     """
@@ -138,8 +139,8 @@ def read_together(
     folder: Path,
     memory: int | None = None,
 ) -> ReadImage:
-    """The picture with its contrast stretched. If one of the processes that share it cannot read it, raises InputError
-    on all of them, because the others would wait for that one.
+    """Read a picture and stretch its contrast. If one of the processes that share it cannot read it, InputError is
+    raised on all of them, because the others would wait for that one.
 
     memory: resident bytes that this process may take; None: what is free. folder: for the temporary file of a picture
     that is too large for that.

@@ -54,13 +54,13 @@ class Record:
         self.checkpoints |= other.checkpoints
 
     def to_text(self) -> str:
-        """JSON."""
+        """Return the record as JSON."""
         head = {"format_version": FORMAT_VERSION, "program": f"glioma-dist {glioma_dist.__version__}"}
         return json.dumps(head | {"checkpoints": self.checkpoints, "settings": self.settings, "images": self.images})
 
     @classmethod
     def from_bytes(cls, data: bytes, where: Path | Url) -> Record:
-        """Raises InputError for what is no record: a file of the user's."""
+        """Read a record. Raises InputError for a file that is not a record, for example one of the user."""
         content = parse_json(data, where)
         parts = [content.get(each.name) for each in fields(cls)] if isinstance(content, dict) else [None]
         if not all(isinstance(part, dict) and all(isinstance(each, dict) for each in part.values()) for part in parts):
@@ -82,26 +82,26 @@ def _is_entry(entry: dict[str, Any]) -> bool:
 
 
 def settings_of(config: PredictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What decides the masks, beside the pictures: the checkpoint by its manifest, and the settings."""
+    """Return what the masks depend on besides the pictures: the identity of the checkpoint, and the settings."""
     values = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in OF_NO_RESULT}
     plain = {name: value if isinstance(value, int | float | None) else str(value) for name, value in values.items()}
     return {"checkpoint": checkpoint.manifest.identity, **plain}
 
 
 def describe_checkpoint(config: PredictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a reader of the record should know of a checkpoint."""
+    """Describe a checkpoint for readers of the record: path, step, encoder, lineage."""
     model = checkpoint.config.model
     told = {"path": str(config.checkpoint), "step": checkpoint.step, "encoder": model.encoder}
     return told | {"lineage": checkpoint.lineage}
 
 
 def digest_of(settings: Mapping[str, Any]) -> str:
-    """A short name of settings."""
+    """Return a short name of settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def as_json(value: Any, out: Path | Url) -> Any:
-    """A value of a `PredictedImage` as JSON; results are named within their folder, which may be moved."""
+    """Return a value of a `PredictedImage` as JSON; results are named within their folder, which may be moved."""
     if isinstance(value, Path | Url):
         if str(value).startswith(f"{str(out).rstrip('/')}/"):
             return {"result": str(value)[len(str(out).rstrip("/")) + 1 :]}
@@ -114,7 +114,7 @@ def as_json(value: Any, out: Path | Url) -> Any:
 
 
 def from_json(value: Any, out: Path | Url) -> Any:
-    """What `as_json` was given; lists become tuples."""
+    """Return the value that `as_json` was given; lists become tuples."""
     if isinstance(value, list):
         return tuple(from_json(each, out) for each in value)
     if not isinstance(value, dict):
@@ -126,7 +126,7 @@ def from_json(value: Any, out: Path | Url) -> Any:
 
 
 def result_names(value: Any) -> list[str]:
-    """The names of all results in what `as_json` returned."""
+    """Return the names of all results in what `as_json` returned."""
     if isinstance(value, list):
         return [name for each in value for name in result_names(each)]
     if not isinstance(value, dict):
@@ -139,14 +139,14 @@ def result_names(value: Any) -> list[str]:
 def make_entry(
     predicted: PredictedImage, source: tuple[Any, ...], settings: str, kinds: tuple[str, ...], out: Path | Url
 ) -> dict[str, Any]:
-    """What the record says of a picture whose results are written."""
+    """Make the record's entry of a picture whose results are written."""
     row = {each.name: as_json(getattr(predicted, each.name), out) for each in fields(predicted)}
     marks = {name: mark_of(out / name) for name in result_names(row)}
     return {"source": list(source), "settings": settings, "kinds": list(kinds), "results": marks, "row": row}
 
 
 def mark_of(path: Path | Url) -> list[int] | None:
-    """Size and time of a result; None at a URL, for a folder, and where there is none."""
+    """Return size (bytes) and time (ns) of a result file; None at a URL, for a folder, and if there is no such file."""
     if isinstance(path, Url):
         return None
     with suppress(OSError):
@@ -156,7 +156,7 @@ def mark_of(path: Path | Url) -> list[int] | None:
 
 
 def read_row(entry: dict[str, Any], out: Path | Url) -> PredictedImage | None:
-    """The results that an entry describes; None where it is of another version, or damaged."""
+    """Return the results that an entry describes; None where it is of another version, or damaged."""
     try:
         return PredictedImage(**{name: from_json(value, out) for name, value in entry["row"].items()})
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -171,7 +171,7 @@ class Place:
         self._store = Store(out) if isinstance(out, Url) else None
 
     def read(self) -> Record:
-        """All that is recorded. Raises InputError where predict.json is a file of the user's, or cannot be read."""
+        """Read all that is recorded. Raises InputError if predict.json is not a record, or cannot be read."""
         found = Record()
         for name in self.process_files():
             with suppress(InputError):  # of a launch that was killed: it only costs time
@@ -181,18 +181,18 @@ class Place:
         return record
 
     def write(self, record: Record, name: str = RECORD) -> None:
-        """Raises InputError where it cannot be written."""
+        """Write the record. Raises InputError if it cannot be written."""
         if self._store is not None:
             self._store.put(name, record.to_text().encode())
         else:
             write_atomically(self.out / name, record.to_text(), by_several=True)
 
     def process_files(self) -> list[str]:
-        """Names of the files of single processes."""
+        """Return the names of the files of single processes."""
         return sorted(name for name in self.names() if RECORDS.fullmatch(name) and name != RECORD)
 
     def names(self) -> list[str]:
-        """Of all that lies there."""
+        """Return the names of all files and folders there."""
         if self._store is not None:
             return self._store.entries()
         return [path.name for path in self.out.iterdir()] if self.out.is_dir() else []
@@ -231,7 +231,7 @@ class RecordWriter:
         self._next, self._is_new = time.monotonic() + self._pause, False
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
-        """A picture's results are written. Raises InputError where the record cannot be."""
+        """Record that a picture's results are written. Raises InputError if the record cannot be written."""
         self.record.images[name] = entry
         self._is_new = True
         if time.monotonic() >= self._next:
@@ -248,7 +248,7 @@ class RecordWriter:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In words, what of the settings has changed."""
+    """Say in words which settings have changed."""
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return ", ".join(
         "another checkpoint"

@@ -38,20 +38,20 @@ class KnownResults:
     """Names that the folder's summary.csv has in the columns of others' formats, which may put no mark into files."""
 
     def is_result(self, name: str, start: bytes) -> bool:
-        """Whether predict wrote a file of this name. start: its first `MARKED_BYTES`."""
+        """Return whether predict wrote a file of this name. start: its first `MARKED_BYTES`."""
         if name in TABLES:
             return start.startswith((",".join(COLUMNS[:3]).encode(), ",".join(FAILED_COLUMNS).encode()))
         return MARK.encode() in start or name in self.listed
 
 
 def result_files(names: Sequence[str], entries: Sequence[WriterEntry]) -> list[str]:
-    """All files of a prediction whose images have these names."""
+    """Return the names of all files of a prediction whose images have these names."""
     all_endings = dict.fromkeys(ending for entry in entries for ending in endings(entry))
     return [f"{name}{ending}" for name in names for ending in all_endings] + list(TABLES)
 
 
 def listed_in(table: str) -> frozenset[str]:
-    """The files of others' formats that a summary.csv of predict names."""
+    """Return the files of others' formats that a summary.csv of predict names."""
     rows = list(csv.DictReader(table.splitlines()))
     own = {*COLUMNS, *(entry.name for entry in DECLARED), None}
     if not table.startswith(",".join(COLUMNS)):
@@ -60,24 +60,24 @@ def listed_in(table: str) -> frozenset[str]:
 
 
 def check_folder(folder: Path, names: Sequence[str], entries: Sequence[WriterEntry]) -> None:
-    """Raises InputError where the results cannot be written to `folder`, or where one would replace a file that is
-    none: a mask drawn by hand, for example, of the same name."""
+    """Raise InputError if results cannot be written to `folder`, or would replace a file that is not a result, for
+    example a mask that was drawn by hand."""
     check_new_folder("--out", folder)
     known = KnownResults(listed_in(_start(folder / SUMMARY, MAX_TABLE_BYTES).decode("utf-8", "replace")))
     refuse_foreign(folder, [name for name in result_files(names, entries) if not _may_replace(folder / name, known)])
 
 
 def refuse_foreign(folder: Path | Url, foreign: Sequence[str]) -> None:
-    """Raises InputError where there are files that the results would replace and that are none."""
+    """Raise InputError if there are files that the results would replace and that are not results."""
     if foreign:
         raise InputError(
-            f"--out {folder}: holds {len(foreign)} files that predict.py would replace and did not write, the first is "
-            f"{foreign[0]}; give another folder"
+            f"--out {folder}: holds {len(foreign)} files that glioma-dist predict would replace and did not write, "
+            f"the first is {foreign[0]}; give another folder"
         )
 
 
 def _may_replace(path: Path, known: KnownResults) -> bool:
-    """Whether there is no such file or folder, or one that predict.py wrote."""
+    """Whether there is no such file or folder, or one that predict wrote."""
     try:
         found = path.lstat()
     except OSError:

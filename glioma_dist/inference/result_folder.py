@@ -40,14 +40,14 @@ class Results:
         self.formats = [writers.find(name, "--write") for name in formats]
 
     def check(self, names: Sequence[str]) -> None:
-        """Raises InputError as `check_folder`, and where a format cannot be imported; nothing is made."""
+        """Raise InputError as `check_folder` does, and if a format cannot be imported. Nothing is written."""
         for entry in self.formats:
             writers.load(entry.name, "--write")
         check_folder(self.folder, names, self.formats)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Within it, results can be written."""
+        """Return a context manager in which results can be written."""
         make_folder(self.folder)
         yield
 
@@ -76,7 +76,7 @@ class Results:
         write_failed(self.folder / FAILED, failures)
 
     def is_gone(self, image: Path | Url, error: InputError) -> bool:
-        """Whether an error concerns all images to come: the folder is not there any more, or a store is away."""
+        """Return whether an error concerns all images to come: the folder is gone, or a store does not answer."""
         return not self.folder.is_dir() or (isinstance(image, Url) and isinstance(error, UnavailableError))
 
 
@@ -88,8 +88,8 @@ class RemoteResults(Results):
         self.out, self._store = out, Store(out)
 
     def check(self, names: Sequence[str]) -> None:
-        """Raises InputError where results cannot be written, or would replace what is none; asks for the beginning of
-        each file of such a name that is there."""
+        """Raise InputError if results cannot be written, or would replace files that are not results. Reads the
+        beginning of each file with such a name."""
         for entry in self.formats:
             writers.load(entry.name, "--write")
         self._store.check()
@@ -147,5 +147,5 @@ class RemoteResults(Results):
 
 
 def open_results(out: Path | Url, formats: Sequence[str] = DEFAULT_FORMATS) -> Results:
-    """Where the results of `--out` go. Raises InputError for a URL, or a format, that cannot be used."""
+    """Return the place for the results of `--out`. Raises InputError for a URL or a format that cannot be used."""
     return RemoteResults(out, formats) if isinstance(out, Url) else Results(out, formats)

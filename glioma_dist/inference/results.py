@@ -75,7 +75,7 @@ class PredictedImage:
 
     @classmethod
     def of(cls, segmented: SegmentedImage, files: dict[str, Path | Url]) -> PredictedImage:
-        """What the table says of an image."""
+        """Make the entry of an image from its probabilities and the files that were written."""
         height, width = segmented.shape
         metadata, components = segmented.metadata, segmented.components
         covered, pixel_size = int(components.areas.sum()), metadata.pixel_size_um
@@ -96,7 +96,7 @@ class PredictedImage:
         )
 
     def row(self) -> dict[str, str | int | float | None]:
-        """Its row of summary.csv: the results by the names that they have in its folder."""
+        """Return its row of summary.csv. Results are given by their file names."""
         return {
             "image": printable(self.image),
             "plane": printable(self.plane),
@@ -128,7 +128,7 @@ class PredictionResult:
     """The table of `images`: one row each."""
 
     def raise_for_failures(self) -> None:
-        """Raises PartialError, whose message names the first ones, where some images failed."""
+        """Raise PartialError if some images failed; its message names the first ones."""
         if self.failed:
             num_images = len(self.images) + len(self.failed)
             error = PartialError(describe_failures(self.failed, num_images, self.out / FAILED))
@@ -137,12 +137,12 @@ class PredictionResult:
 
 
 def write_summary(path: Path, images: Sequence[PredictedImage], kinds: Sequence[str]) -> None:
-    """The table, one row an image, with a column for each of the formats `kinds`."""
+    """Write the table: a row per image, with a column for each of the formats `kinds`."""
     write_atomically(path, _csv((*COLUMNS, *kinds), [image.row() for image in images]))
 
 
 def write_failed(path: Path, failures: Sequence[Failure]) -> None:
-    """The images without a result; no file where there are none."""
+    """Write the table of the images without a result; no file if there are none."""
     if failures:
         write_atomically(path, _csv(FAILED_COLUMNS, [vars(failure) for failure in failures]))
     else:
@@ -158,7 +158,8 @@ def _csv(columns: Sequence[str], rows: Sequence[dict]) -> str:
 
 
 def describe_failures(failures: Sequence[Failure], num_images: int, table: Path | Url) -> str:
-    """One line of at most `MAX_LINE` characters: how many failed at which step, and the first ones with the reason."""
+    """Say in one line of at most `MAX_LINE` characters how many images failed at which step, and why the first ones
+    did."""
     times = Counter(failure.step for failure in failures)
     steps = ", ".join(f"{times[step]} not {step}" for step in STEPS if times[step])
     others = "the others are done" if len(failures) < num_images else "none is done"

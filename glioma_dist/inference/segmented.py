@@ -64,13 +64,13 @@ class SegmentedImage:
         return Components(self.mask_rows, *self.shape)
 
     def mask_rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the mask from `start` to before `stop`: uint8, 1 where there is a cell."""
+        """Return rows `start` to before `stop` of the mask: uint8, 1 where there is a cell."""
         return (self.probability_rows(start, stop) >= self.threshold).astype(np.uint8)
 
     def probability_rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the probabilities from `start` to before `stop`: float32."""
+        """Return rows `start` to before `stop` of the probabilities: float32."""
         return np.asarray(self.probabilities[start:stop], np.float32)
 
     def pixel_rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the picture from `start` to before `stop`: uint8."""
+        """Return rows `start` to before `stop` of the picture: uint8."""
         return np.asarray(self.pixels[start:stop])

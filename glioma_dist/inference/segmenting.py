@@ -55,7 +55,7 @@ class Segmentation(NamedTuple):
 
 
 def say_nothing(kind: str, text: str) -> None:
-    """What `segment` tells by default."""
+    """Print nothing: the default of `segment`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def segment(
     folder: Path | None = None,
     say: Callable[[str, str], None] = say_nothing,
 ) -> Segmentation:
-    """Probability of each pixel to belong to a cell.
+    """Compute the probability of each pixel to belong to a cell.
 
     As a whole where memory allows; in strips, which gives the same to rounding, where strips of the network are proved
     to be exact and attention is not too slow; else in tiles that overlap.
@@ -112,7 +112,7 @@ def segment(
 
 
 def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = True) -> Plan:
-    """How to compute a picture within `limit` resident bytes. whole: whether it may go as a whole.
+    """Choose how to compute a picture within `limit` bytes of memory. whole: whether it may be computed as a whole.
 
     Raises InputError where no way fits.
     """
@@ -167,7 +167,8 @@ def segment_by_parts(
     folder: Path,
     say: Callable[[str, str], None] = say_nothing,
 ) -> Segmentation:
-    """In strips or tiles, as `choose` has planned. Raises InputError where that does not fit the memory after all."""
+    """Compute a picture in strips or tiles, as `choose` has planned. Raises InputError if it does not fit the memory
+    after all."""
     height, width = picture.shape[:2]
     hand_back_freed_memory()
     num_bytes = 4 * height * width

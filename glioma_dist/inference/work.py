@@ -96,7 +96,7 @@ def _source(picture: Picture) -> list[Any]:
 
 
 def source_of(picture: Picture) -> tuple[Any, ...]:
-    """What the record says of where a picture comes from; empty where nothing tells whether that changes."""
+    """Return what the record says about the source of a picture; empty if a change of it cannot be noticed."""
     return tuple(_source(picture)) if picture.source else ()
 
 

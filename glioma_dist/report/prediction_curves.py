@@ -33,7 +33,7 @@ class Curve:
     remark: str = ""
 
     def describe(self) -> str:
-        """The curve in words."""
+        """Say the curve in words."""
         first, last = self.points[0], self.points[-1]
         text = f"{100 * first.confluence:.1f} % covered at {short(first.hours)} h"
         if last is not first:
@@ -42,7 +42,7 @@ class Curve:
 
 
 def draw_curves(curves: Sequence[Curve]) -> list[str]:
-    """An SVG for each curve, all with the same axes: hours, and percent covered."""
+    """Draw an SVG for each curve, all with the same axes: hours, and confluence in percent."""
     points = [point for curve in curves for point in curve.points]
     highest = max(max(point.confluence, point.high or 0) for point in points)
     y_end = _rounded_up(min(100.0, 100 * highest))
@@ -51,7 +51,7 @@ def draw_curves(curves: Sequence[Curve]) -> list[str]:
 
 
 def draw_histogram(values: Sequence[float]) -> str:
-    """An SVG: how many images have which confluence. values: from 0 to 1."""
+    """Draw a histogram of the confluence as SVG. values: from 0 to 1."""
     counts = [0] * NUM_BINS
     for value in values:
         counts[min(NUM_BINS - 1, int(value * NUM_BINS))] += 1

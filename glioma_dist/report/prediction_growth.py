@@ -17,7 +17,7 @@ MAX_BYTES = 2**28
 
 
 def read_curves(folder: Path) -> list[Curve]:
-    """The cultures of a folder of results, each with its points in the order of time.
+    """Read the cultures that growth wrote to a folder, each with its points in the order of time.
 
     Raises InputError where growth.json is missing or is not what growth writes.
     """

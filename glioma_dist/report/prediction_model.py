@@ -15,7 +15,7 @@ from glioma_dist.model.licences import warning_of_use
 
 
 def describe_model(record: Mapping[str, Any], given: Path | None) -> dict[str, Any]:
-    """The values of the page's last section.
+    """Return the values of the page's last section.
 
     Args:
         record: content of predict.json; empty where there is none.

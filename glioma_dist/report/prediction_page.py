@@ -223,7 +223,7 @@ def _columns(images: Sequence[ReportedImage]) -> list[tuple[str, str, Any]]:
         ("Area (µm²)", "number", lambda each: "" if each.area_um2 is None else f"{each.area_um2:.0f}"),
         ("Components", "number", lambda each: "" if each.components is None else str(each.components)),
         ("Flags", "flag", lambda each: ", ".join(each.flags)),
-        ("Seen as", "text", lambda each: each.way),
+        ("Computed", "text", lambda each: each.way),
     ]
     return [column for column in columns if column[0] == "Flags" or any(column[2](each) for each in images)]
 

@@ -46,7 +46,7 @@ class Thumbnail:
 
 
 def thumbnail_width(num_images: int) -> int:
-    """How wide the pictures of a report may be, so that all of them keep to `TOTAL_BYTES`."""
+    """Return the width in pixels of the pictures of a report, so that all together take at most `TOTAL_BYTES`."""
     side = (TOTAL_BYTES / max(1, num_images) / BYTES_A_PIXEL) ** 0.5
     return int(min(WIDEST_PX, max(NARROWEST_PX, side // 16 * 16)))
 
@@ -54,7 +54,7 @@ def thumbnail_width(num_images: int) -> int:
 def make_thumbnail(
     folder: ResultFolder, image: ReportedImage, width: int, max_bytes: int, reader: ImageReader
 ) -> Thumbnail | None:
-    """The small picture of an image, from its overlay and its mask; where there is no overlay, from the image itself.
+    """Make the small picture of an image from its overlay and its mask, or, without an overlay, from the image itself.
 
     Returns None where none of them can be read.
     """
@@ -85,7 +85,7 @@ def make_thumbnail(
 
 
 def outline_path(mask: np.ndarray, tolerance_px: float, scale: int = 1) -> str:
-    """SVG path of the outlines of a mask, (H, W) bool: the edges between pixels, holes included.
+    """Return the SVG path of the outlines of a mask, (H, W) bool: the edges between pixels, holes included.
 
     scale: units of the path a pixel.
     """

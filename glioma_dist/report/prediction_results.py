@@ -51,7 +51,7 @@ class ReportedImage:
         return PurePosixPath(self.image).name or self.image
 
     def named(self, file: str) -> str:
-        """`file`, and the plane where the file has several."""
+        """Return `file`, with the plane if the file has several."""
         return f"{file} ({self.plane})" if self.plane else file
 
 
@@ -74,13 +74,13 @@ class ResultFolder:
         self._store = Store(place) if isinstance(place, Url) else None
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """A file's bytes. Raises InputError where it cannot be read."""
+        """Read a file's bytes. Raises InputError if it cannot be read."""
         if self._store is not None:
             return self._store.read_all(name, max_bytes)
         return read_bytes(Path(self.place) / name, max_bytes)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file. Raises InputError where this user may not look."""
+        """Return whether there is such a file. Raises InputError if this user may not look."""
         if self._store is not None:
             return name in self._names
         try:
@@ -97,7 +97,7 @@ class ResultFolder:
         return set(self._store.entries()) if self._store is not None else set()
 
     def images(self) -> list[ReportedImage]:
-        """The rows of summary.csv. Raises InputError where it is missing or is none."""
+        """Read the rows of summary.csv. Raises InputError if it is missing or is not such a table."""
         where = f"{self.place}/{SUMMARY}"
         if self._store is None and not Path(self.place).is_dir():
             raise InputError(f"{printable(self.place)}: no such folder; give the folder that predict wrote")
@@ -113,14 +113,14 @@ class ResultFolder:
         return [_image(row, f"{where} row {number}") for number, row in enumerate(rows, 2)]
 
     def failures(self) -> list[Failure]:
-        """The rows of failed.csv; none where there is no such file."""
+        """Read the rows of failed.csv; none if there is no such file."""
         if not self.has(FAILED):
             return []
         _, rows = read_table(self.read(FAILED, MAX_TABLE_BYTES), f"{self.place}/{FAILED}")
         return [Failure(*(printable(row.get(name, "")) for name in ("image", "step", "reason"))) for row in rows]
 
     def record(self) -> dict[str, Any]:
-        """What predict.json says; nothing where there is none, or it is no object."""
+        """Read predict.json; empty if there is no such file, or if it is no JSON object."""
         if not self.has(RECORD):
             return {}
         content = parse_json(self.read(RECORD, MAX_RECORD_BYTES), f"{self.place}/{RECORD}")
@@ -128,7 +128,7 @@ class ResultFolder:
 
 
 def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]]:
-    """Names of the columns and rows of a CSV file with a head. Raises InputError for what cannot be one."""
+    """Read the column names and rows of a CSV file with a head. Raises InputError if it is none."""
     text = data.decode("utf-8-sig", "backslashreplace")
     try:
         lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if any(line)]
@@ -140,7 +140,7 @@ def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]
 
 
 def number(text: str | None) -> float | None:
-    """A finite number; None for anything else."""
+    """Return a finite number; None for anything else."""
     try:
         value = float(text or "")
     except ValueError:

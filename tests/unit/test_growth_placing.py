@@ -135,8 +135,8 @@ def test_a_pattern_of_frames_counts_from_one():
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("(", "no regular expression"),
-        ("(?P<well>a)(?P<well>b)", "no regular expression"),
+        ("(", "not a regular expression"),
+        ("(?P<well>a)(?P<well>b)", "not a regular expression"),
         ("[A-H]", "names no group"),
         ("(?P<row>[A-H])", "has the group row; give named groups such as"),
         (r"(?P<well>.)_(?P<frame>\d+)", "give --frame-hours"),
@@ -150,7 +150,7 @@ def test_a_pattern_that_cannot_be_used_is_refused_at_once(pattern, words):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("A1_xh.tif", "does not match --pattern"), ("A1_1e999h.tif", "out of range"), ("A1_..h.tif", "no number")],
+    [("A1_xh.tif", "does not match --pattern"), ("A1_1e999h.tif", "out of range"), ("A1_..h.tif", "not a number")],
 )
 def test_what_a_pattern_does_not_place_is_named(name, words):
     found = place(pictures("A1_4h.tif", name), config(pattern=r"(?P<well>\w\d)_(?P<hour>[\d.e]+)h"))
@@ -167,7 +167,7 @@ def test_metadata_matches_by_path_by_its_end_and_by_name(tmp_path):
     found = place(pictures(*names), config(metadata=table))
     assert places(found) == [("w1", 0.5), ("w2", 1.5), ("w3", 2)]
     assert [(each.image, each.reason) for each in found.not_used] == [(names[3], "--metadata has no row for c.tif")]
-    assert any("1 of 4 rows are of images that are not in the table: nowhere.tif" in note for note in found.notes)
+    assert any("1 of 4 rows name images that summary.csv does not have: nowhere.tif" in note for note in found.notes)
     assert any("not used: drug" in note for note in found.notes)
 
 
@@ -182,7 +182,7 @@ def test_a_name_that_two_images_have_is_not_guessed(tmp_path):
     ("text", "words"),
     [
         ("", "is empty"),
-        ("image,treatment\na.tif,x\n", "neither a column well nor time_h"),
+        ("image,treatment\na.tif,x\n", "no column well and no column time_h"),
         ("file,well\na.tif,x\n", "has no column image"),
         ("image,well\na.tif,x\na.tif,y\n", "row 3 names a.tif again"),
         ("image,time_h\na.tif,soon\n", "row 2 has the time_h soon"),
@@ -203,7 +203,7 @@ def test_where_sources_differ_the_first_counts_and_that_is_said(tmp_path):
     table = metadata(tmp_path, f"image,time_h\n{LIVECELL[0]},5\n{LIVECELL[1]},112\n")
     found = place(pictures(*LIVECELL[:2]), config(metadata=table))
     assert places(found) == [("A172_B7", 5), ("BT474_A3", 112)]
-    assert "--metadata and the names tell other times for 1 image: --metadata counts" in found.notes
+    assert "--metadata and the file names give different times for 1 image: --metadata is used" in found.notes
     assert "wells from the name (2 images)" in found.notes
     assert "times from --metadata (2 images)" in found.notes
 
@@ -232,12 +232,23 @@ def test_frames_without_times_need_frame_hours(plane):
     assert places(place(pictures(*rows), config(frame_hours=1.5))) == [("movie", 0), ("movie", 1.5), ("movie", 3)]
 
 
+@pytest.mark.parametrize(("times", "flags"), [((0, 2, 4), {}), ((None,) * 3, {}), ((0, 2, 4), {"frame_hours": 1.0})])
+def test_the_time_that_metadata_give_a_plane_is_not_added_to_the_times_of_its_file(times, flags, tmp_path):
+    rows = [("movie.tif", f"t{frame:03d}", None, hours) for frame, hours in enumerate(times, 1)]
+    for column, well, culture in (("", "", "movie"), ("well,", "A1,", "A1")):
+        lines = "".join(f"movie.tif,t{frame:03d},{well}{4 * frame}\n" for frame in (1, 2, 3))
+        table = metadata(tmp_path, f"image,plane,{column}time_h\n{lines}")
+        found = place(pictures(*rows), config(metadata=table, **flags))
+        assert places(found) == [(culture, 4), (culture, 8), (culture, 12)]
+        assert found.not_used == []
+
+
 def test_frame_hours_count_before_the_times_of_the_file():
     rows = [("movie.tif", f"t{frame:03d}", None, 0.01 * frame) for frame in (1, 2)]
     found = place(pictures(*rows), config(frame_hours=4))
     assert places(found) == [("movie", 0), ("movie", 4)]
     assert "times from --frame-hours (2 images)" in found.notes
-    assert "--frame-hours and the files tell other times for 1 image: --frame-hours counts" in found.notes
+    assert "--frame-hours and the files give different times for 1 image: --frame-hours is used" in found.notes
 
 
 def test_the_time_of_a_named_file_is_that_of_its_first_picture():
@@ -253,7 +264,7 @@ def test_dates_place_what_nothing_else_does_and_a_folder_is_a_culture():
     ]
     found = place(pictures(*rows), config())
     assert places(found) == [("dish a", 0), ("dish a", 6), ("dish b", 0), ("dish b", 6)]
-    assert any("those of a folder are one culture (2 of them)" in note for note in found.notes)
+    assert any("all such images of a folder are one culture (2 cultures)" in note for note in found.notes)
 
 
 def test_dates_that_differ_from_the_names_are_said_and_do_not_count():
@@ -287,7 +298,7 @@ def test_two_plates_in_two_folders_are_not_joined():
     names = [f"plate{plate}/A1_1_00d0{hour}h00m.tif" for plate in (1, 2) for hour in (0, 4)]
     found = place(pictures(*names), config())
     assert {each.culture for each in found.placed} == {"plate1/A1", "plate2/A1"}
-    assert any("each folder is taken for a plate" in note for note in found.notes)
+    assert any("each folder counts as a plate" in note for note in found.notes)
 
 
 def test_fields_in_folders_are_joined_where_metadata_says_so(tmp_path):

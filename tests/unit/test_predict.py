@@ -245,7 +245,7 @@ def test_what_predict_wrote_is_not_masked_again(tmp_path):
     for pattern in (tmp_path, tmp_path / "*.png"):
         found = find_images(str(pattern))
         assert [path.name for path in found.paths] == ["a.png"]
-        assert found.describe() == "2 results of predict.py not read"
+        assert found.describe() == "2 results of glioma-dist predict not read"
 
 
 def put_image(folder: Path, name: str | bytes, number: int = 0) -> np.ndarray:
@@ -353,7 +353,7 @@ def test_results_beside_the_images_are_neither_read_nor_replace_a_users_file(who
     assert len(predict(config, runtime).images) == 2
     once = files_of(tmp_path)
     assert len(predict(config, runtime).images) == 2
-    assert "6 results of predict.py not read" in capsys.readouterr().out
+    assert "6 results of glioma-dist predict not read" in capsys.readouterr().out
     assert files_of(tmp_path) == once
     assert {name: once[name] for name in before} == before
     for name in ("a.mask.png", "b.overlay.png", "summary.csv"):
@@ -420,7 +420,7 @@ def test_whatever_is_not_read_is_counted_and_named(tmp_path):
             "3 files not read (2 .jpg, 1 .czi)",
             "1 file without a suffix not read",
             "2 hidden files not read",
-            "1 result of predict.py not read",
+            "1 result of glioma-dist predict not read",
             "1 folder inside not searched",
             "1 pipe, socket or device not read",
             "1 link that leads nowhere",

@@ -379,7 +379,7 @@ def test_no_result_is_taken_for_an_image(tmp_path):
     Image.fromarray(MASKS["blobs"]).save(tmp_path / "b.png")
     found = find_images(str(tmp_path))
     assert [path.name for path in found.paths] == ["b.png"]
-    assert found.describe() == f"{len(ALL) + 1} results of predict.py not read"
+    assert found.describe() == f"{len(ALL) + 1} results of glioma-dist predict not read"
 
 
 @pytest.mark.parametrize("entry", DECLARED, ids=lambda entry: entry.name)

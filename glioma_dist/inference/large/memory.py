@@ -39,13 +39,16 @@ PROBE_PIXELS = 2**21
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now."""
+    """Return the bytes of memory that this process occupies now (resident set size)."""
     return psutil.Process().memory_info().rss
 
 
 def memory_limit(asked: int | None, num_local_processes: int = 1) -> int:
-    """Resident bytes that this process may take. asked: what the user said; None: what it holds, and 90 % of what is
-    free on the machine and in its cgroup, shared by the processes of the launch on this machine."""
+    """Return how many bytes this process may occupy.
+
+    asked: the limit in bytes that the user gave; None: what the process occupies now, and its share of 90 % of the
+    memory that is free on the machine and in its cgroup. The processes of the launch on this machine share it equally.
+    """
     if asked is not None:
         return asked
     free = min([psutil.virtual_memory().available, *_free_in_cgroups()])
@@ -94,15 +97,16 @@ def hand_back_freed_memory() -> None:
 
 
 def device_bytes(network: Network, limit: int, num_local_processes: int = 1) -> int:
-    """Bytes that computing an image may take where the network is: on a CPU what is left of `limit`."""
+    """Return how many bytes the computation of an image may take on the network's device: on a CPU what is left of
+    `limit`."""
     if network.device.type == "cpu":
         return limit - resident_bytes()
     return int(free_memory(network.device, num_local_processes))
 
 
 def image_bytes(network: Network, height: int, width: int, in_strips: bool = False) -> int:
-    """Bytes that the network takes at most while it computes an image of this size as a whole, with what the image
-    itself takes as the network gets it. Counted without computing."""
+    """Estimate how many bytes the network takes at most while it computes an image of this size (pixels) as a whole,
+    with the image itself. Nothing is computed: fake tensors are counted."""
     # A network may have another form for whole images, which takes less memory.
     model = network.model if in_strips else network.whole_images or network.model
     pixels = _padded(height) * _padded(width)

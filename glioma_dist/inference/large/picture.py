@@ -21,7 +21,7 @@ class LazyPicture(Protocol):
     dtype: np.dtype
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop`, (rows, W) or (rows, W, 3)."""
+        """Return rows `start` to before `stop`: (rows, W) or (rows, W, 3)."""
 
 
 class ArrayPicture:
@@ -83,7 +83,7 @@ class StretchedPicture:
 
 
 def stretched(picture: LazyPicture, how: IntensityNormalization, where: str) -> StretchedPicture:
-    """A picture with its contrast raised as `normalize_intensity` raises it, to the last bit, in memory for a few rows.
+    """Return a picture whose contrast is stretched as it is read by rows, bit-identical to `normalize_intensity`.
 
     Raises InputError for clahe, whose tables are of parts of the whole picture.
     """
@@ -102,7 +102,7 @@ def stretched(picture: LazyPicture, how: IntensityNormalization, where: str) -> 
 
 
 def blocks(picture: LazyPicture) -> Iterator[np.ndarray]:
-    """All rows of a picture, some at a time."""
+    """Yield all rows of a picture, some at a time."""
     row_bytes = max(1, int(np.prod(picture.shape[1:])) * picture.dtype.itemsize)
     step = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, picture.shape[0], step):

@@ -42,8 +42,8 @@ class LargeFile(NamedTuple):
 
 
 def open_large(wanted: Wanted, where: str, limit: int, folder: Path) -> LargeFile | None:
-    """The picture that `wanted` asks for, in a temporary file in `folder`, where it is too large for the reader of
-    images or for this process; else None, also where it cannot be read: the reader of images says why.
+    """Decode the picture that `wanted` asks for into a temporary file in `folder`, if it is too large for the reader of
+    images or for the memory. Return None if it is not, or if it cannot be read: the reader of images then says why.
 
     limit: resident bytes that this process may take. where: names the picture in errors. Raises InputError as
     `read_large`.
@@ -73,7 +73,7 @@ def open_large(wanted: Wanted, where: str, limit: int, folder: Path) -> LargeFil
 
 
 def too_large(width: int, height: int, pixel_bytes: int, limit: int) -> bool:
-    """Whether a picture is read by rows. pixel_bytes: of a pixel as it is stored."""
+    """Return whether a picture is read by rows. pixel_bytes: of a pixel as it is stored."""
     num_bytes = width * height * pixel_bytes
     return (
         width * height > MAX_PIXELS

@@ -20,8 +20,7 @@ GIB = 2**30
 
 
 def segment_scaled(picture: LazyPicture, network: Network, input_size: Size, limit: int, folder: Path) -> RowFile:
-    """As `cell_probability` of the whole picture, which is in memory while it is scaled, as uint8; the probabilities
-    go to a file.
+    """Scale a picture that is read by rows, and return its probabilities, as `cell_probability` does, in a file.
 
     Raises InputError where the picture itself does not fit into `limit` resident bytes.
     """
@@ -42,8 +41,8 @@ def segment_scaled(picture: LazyPicture, network: Network, input_size: Size, lim
 
 
 def scaled_rows(small: torch.Tensor, height: int, width: int, start: int, stop: int) -> torch.Tensor:
-    """Rows `start` to `stop` of `small` (h, w) scaled bilinearly to (height, width), pixels as areas, as PyTorch's
-    `interpolate` does it for the whole."""
+    """Scale `small` (h, w) bilinearly to (height, width), and return rows `start` to before `stop`. Equals PyTorch's
+    `interpolate` of the whole (align_corners=False)."""
     num_rows = small.shape[0]
     centres = ((torch.arange(start, stop, dtype=torch.float32) + 0.5) * (num_rows / height) - 0.5).clamp(min=0)
     above = centres.floor().long().clamp(max=num_rows - 1)

@@ -47,7 +47,7 @@ class Scratch:
         self._file.close()
 
     def fileno(self) -> int:
-        """Its descriptor, for a process that writes to it."""
+        """Return the file descriptor, for a process that writes to it."""
         return self._file.fileno()
 
     def put(self, storage: torch.UntypedStorage) -> int:

@@ -23,7 +23,8 @@ from glioma_dist.scale.spatial_layers import split_spatially
 
 
 def can_be_split(network: Network) -> bool:
-    """Whether strips of this network are proved to be exact: spatial parallelism is, over the same layers."""
+    """Return whether this network can be computed in strips: whether spatial parallelism supports its encoder and
+    layers."""
     if network.encoder not in SPATIAL_PARALLEL_ENCODERS or not isinstance(unwrapped(network.model), UNet):
         return False
     try:
@@ -34,7 +35,7 @@ def can_be_split(network: Network) -> bool:
 
 
 def split_model(network: Network, group: TurnsGroup) -> UNet:
-    """The network as it computes strips. It shares its weights with `network`, which stays as it is.
+    """Return a copy of the network that computes strips. It shares its weights with `network`, which is not changed.
 
     Raises InputError where a layer is not known to be exact in strips.
     """
@@ -56,7 +57,7 @@ def compute_in_strips(
     folder: Path,
     write: Callable[[int, np.ndarray], None],
 ) -> int:
-    """Give the probabilities of `picture`, strip by strip, to `write(first row, float32 (rows, W))`.
+    """Compute the probabilities of `picture` in strips, and pass each strip to `write(first row, float32 (rows, W))`.
 
     is_full: whether a strip that waits must leave the memory; its maps go to a file in `folder` then.
     Returns how many bytes went there.
@@ -81,6 +82,7 @@ def compute_in_strips(
 
 
 def num_strips_for(height: int, width: int, pixels: int) -> int:
-    """How many strips an image is cut into so that one has about `pixels` at most; of 32 rows at least."""
+    """Return into how many strips an image is cut so that a strip has at most about `pixels` pixels, and at least 32
+    rows."""
     rows = max(UNIT_ROWS, pixels // max(1, width) // UNIT_ROWS * UNIT_ROWS)
     return max(1, -(-height // rows))

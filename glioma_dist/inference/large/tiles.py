@@ -23,13 +23,14 @@ those of the whole (docs/guides/large_images.md)."""
 
 
 def least_side(overlap: int = OVERLAP) -> int:
-    """Side of the smallest tile that is of use: of less most would be overlap."""
+    """Return the side in pixels of the smallest useful tile: most of a smaller one would be overlap."""
     return -(-(2 * overlap + 2 * UNIT) // UNIT) * UNIT
 
 
 def tile_spans(length: int, side: int, overlap: int = OVERLAP) -> list[tuple[int, int]]:
-    """First and last pixel (exclusive) of each tile along one axis: at most `side` long, together all of `length`, and
-    `overlap` or more in common with the next one. side: a multiple of 32, at least `least_side(overlap)`."""
+    """Return the first and last pixel (exclusive) of each tile along one axis. Tiles are at most `side` pixels long,
+    cover `length` pixels, and overlap by `overlap` pixels or more. side: a multiple of 32, at least
+    `least_side(overlap)`."""
     if length <= side:
         return [(0, length)]
     last = -(-(length - side) // UNIT) * UNIT
@@ -42,8 +43,8 @@ def tile_spans(length: int, side: int, overlap: int = OVERLAP) -> list[tuple[int
 
 
 def blend_weights(spans: Sequence[tuple[int, int]], overlap: int = OVERLAP) -> list[tuple[int, np.ndarray]]:
-    """For each tile where its first pixel with a weight is, and the fp32 weights from there on; those of all tiles sum
-    to 1 at each pixel.
+    """Return for each tile the place of its first pixel with a weight, and the fp32 weights from there on. The weights
+    of all tiles sum to 1 at each pixel.
 
     Two tiles are blended over half of the overlap, in the middle of what they share: the outermost pixels of a tile,
     which see least of the image, count nothing. At the image's own edges a tile has its full weight.
@@ -74,7 +75,8 @@ def compute_in_tiles(
     overlap: int = OVERLAP,
     tell: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Give the probabilities of `picture`, from top to bottom, to `write(first row, float32 (rows, W))`.
+    """Compute the probabilities of `picture` in tiles, and pass them from top to bottom to `write(first row, float32
+    (rows, W))`.
 
     side: of a tile, in pixels, a multiple of 32. tell: is told after each tile how many of how many are done. Returns
     the number of tiles.

@@ -1,9 +1,9 @@
 """Strips of one image that take turns in one process.
 
-Each strip is a process of a spatial group (`scale/spatial_group.py`), played by a thread that computes until it needs
-rows or tokens that another strip has not computed yet. Then the next strip takes its turn. One runs at a time, always
-the first one that can: so strips finish from top to bottom, and where a network needs neighbouring rows only, few
-strips are under way at once. A strip that waits may have its maps written to a file.
+A strip does what a process of a spatial group does (`scale/spatial_group.py`), in a thread that computes until it needs
+rows or tokens that another strip has not computed yet. Then the next strip takes its turn. One computes at a time,
+always the first one that can. So strips finish from top to bottom, and if a network needs only neighbouring rows, few
+strips are in memory at once. The feature maps of a strip that waits may be written to a file.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Turns:
     """Computes a function for each strip.
 
     group: of as many strips. is_full: says whether a strip that begins to wait must give its memory back; its maps go
-    to `scratch` then. Threads compute nothing themselves: all operations run in the thread that calls `run`, so that
-    there is one pool of OpenMP's threads, and one arena of memory.
+    to `scratch` then. The threads of the strips compute nothing themselves: all operations run in the thread that calls
+    `run`, so that there is one pool of OpenMP threads and one memory arena.
     """
 
     def __init__(self, group: TurnsGroup, is_full: Callable[[], bool], scratch: Scratch) -> None:
@@ -174,7 +174,7 @@ class Turns:
         return joined
 
     def ask(self, what: str, value: Any) -> Any:
-        """Called by a strip's thread: tell the thread of `run`, and wait until it answers."""
+        """Ask the thread of `run`, and wait until it answers. Called by a strip's thread."""
         strip = self.current
         self._events.put((what, value))
         return strip.answer()
@@ -209,7 +209,7 @@ class Strip:
             self._thread.join()
 
     def answer(self) -> Any:
-        """The answer to what the thread has asked. Raises it where it is an error."""
+        """Return the answer to what the thread asked, or raise it if it is an error."""
         found = self._answers.get()
         if isinstance(found, BaseException):
             raise found
@@ -233,7 +233,7 @@ class Strip:
 
     @contextmanager
     def untracked(self) -> Iterator[None]:
-        """Within it, new tensors are not this strip's own: they stay in memory while it waits."""
+        """Return a context manager in which new tensors stay in memory while the strip waits."""
         self._tracks = False
         try:
             yield

@@ -70,7 +70,7 @@ def write_coco(path: Path, segmented: SegmentedImage) -> None:
 
 
 def find_runs(components: Components) -> Runs:
-    """The runs of all components."""
+    """Find the runs of all components."""
     height, parts = components.height, []
     for first, labels in components.blocks():
         padded = np.zeros((components.width, len(labels) + 2), np.int32)

@@ -20,5 +20,5 @@ def write_labels(path: Path, segmented: SegmentedImage) -> None:
 
 
 def label_type(num: int) -> type:
-    """The smallest type that programs read for labels up to `num`."""
+    """Return the smallest type for labels up to `num` that other programs read."""
     return np.uint16 if num < 2**16 else np.uint32

@@ -77,22 +77,22 @@ DECLARED = (
 
 
 def is_large(height: int, width: int) -> bool:
-    """Whether an image is too large for a PNG of its own size."""
+    """Return whether an image is too large for a PNG of its own size."""
     return height * width > MAX_PNG_PIXELS
 
 
 def ending_of(entry: WriterEntry, height: int, width: int) -> str:
-    """What follows the image's name in the name of a format's file."""
+    """Return the ending of a format's file, which follows the image's name."""
     return (is_large(height, width) and entry.large_ending) or endings(entry)[0]
 
 
 def endings(entry: WriterEntry) -> tuple[str, ...]:
-    """All endings that a format's files can have."""
+    """Return all endings that a format's files can have."""
     return tuple(dict.fromkeys(each for each in (entry.ending or f".{entry.name}", entry.large_ending) if each))
 
 
 def is_result_name(name: str) -> bool:
-    """Whether a file is called as a result is. Capitals do not count."""
+    """Return whether a file is called as a result is. Capitals do not count."""
     lower = name.lower()
     if lower.endswith(tuple(each for entry in DECLARED for each in endings(entry))):
         return True

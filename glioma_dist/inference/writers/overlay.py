@@ -29,13 +29,15 @@ def write_overlay(path: Path, segmented: SegmentedImage) -> None:
 
 
 def reduction(height: int, width: int) -> int:
-    """How many times smaller than the image its overlay is; 1 but for large images."""
+    """Return how many times smaller than the image its overlay is: 1, except for large images."""
     return -(-max(height, width) // REDUCED_SIDE) if is_large(height, width) else 1
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image with its cells tinted and outlined. image: uint8 (H, W) or (H, W, 3); mask: (H, W) of 0 and 1.
-    Returns uint8 (H, W, 3) RGB."""
+    """Tint and outline the cells of an image. image: uint8 (H, W) or (H, W, 3); mask: (H, W) of 0 and 1.
+
+    Returns uint8 (H, W, 3) RGB.
+    """
     picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
     inside = mask > 0
     for channel, colour in enumerate(OUTLINE_COLOUR):

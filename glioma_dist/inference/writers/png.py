@@ -23,7 +23,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """The bytes of a PNG. Encoded in memory: OpenCV crashes on file names that are not UTF-8."""
+    """Encode a PNG in memory, because OpenCV crashes on file names that are not UTF-8."""
     encoded, data = cv2.imencode(".png", pixels)
     if not encoded:
         raise ValueError(f"OpenCV could not write a PNG of {pixels.dtype} {pixels.shape}")
