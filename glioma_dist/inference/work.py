@@ -81,10 +81,18 @@ def _keep(
     return kept
 
 
+def rows_of_others(record: Record, known: set[str], digest: str, place: Place) -> dict[str, PredictedImage]:
+    """Results that another run has written to the folder meanwhile, with the same settings: all but those `known`."""
+    entries = {name: each for name, each in record.images.items() if name not in known and each["settings"] == digest}
+    there = set(place.names()) if entries and isinstance(place.out, Url) else None
+    rows = {name: read_row(each, place.out) for name, each in entries.items() if _is_whole(each, place.out, there)}
+    return {name: row for name, row in rows.items() if row is not None}
+
+
 def _is_whole(entry: dict[str, Any], out: Path | Url, there: set[str] | None) -> bool:
     """Whether all results of an entry are there as they were written. there: the names at a URL."""
     marks, names = entry.get("results", {}), result_names(entry.get("row"))
-    if not names or set(names) != set(marks):
+    if not (names or entry.get("kinds") == []) or set(names) != set(marks):
         return False
     if there is not None:
         return all(name.split("/")[0] in there for name in names)
