@@ -54,7 +54,8 @@ def growth(config: GrowthConfig) -> GrowthResult:
         cultures.append(culture)
         num_repeated += repeated
     if num_repeated:
-        notes.append(f"{num_repeated} images repeat a field at one time: all of them count")
+        repeat = "image repeats" if num_repeated == 1 else "images repeat"
+        notes.append(f"{num_repeated} {repeat} a field at one time: all of them count")
     uneven = sum(len({point.fields for point in culture.points}) > 1 for culture in cultures)
     if uneven:
         notes.append(

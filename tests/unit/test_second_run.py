@@ -174,6 +174,24 @@ def test_changed_settings_are_named(again, checkpoints, runtime, capsys):
     )
 
 
+def test_results_of_other_settings_that_a_run_does_not_replace_are_named(config, runtime, capsys):
+    one = replace(config, images=f"{config.images}/a.png")
+    predict(replace(one, write=("mask", "labels")), runtime)
+    predict(replace(one, threshold=0.6, write=("mask",)), runtime)
+    told = capsys.readouterr().out
+    assert "1 image segmented again; labels there keep the earlier settings: --write does not name them" in told
+
+
+def test_images_of_other_settings_are_omitted_from_the_table_with_a_word_and_come_back(again, runtime, capsys):
+    one = replace(again, images=f"{again.images}/a.png", threshold=0.6)
+    predict(one, runtime)
+    assert "summary.csv omits 4 images of earlier runs with other settings" in capsys.readouterr().out
+    before = times(again.out)
+    predict(again, runtime)
+    assert redone(again.out, before) == ["a"]
+    assert [row["mask"] for row in table(again.out)] == [f"{name}.mask.png" for name in NAMES]
+
+
 def test_a_mask_that_somebody_has_edited_is_neither_taken_nor_replaced(again, runtime):
     cv2.imwrite(str(again.out / "a.mask.png"), np.zeros((4, 4), np.uint8))
     with pytest.raises(InputError, match=r"did not write, the first is a\.mask\.png"):
