@@ -106,7 +106,7 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
             own = work.kept | work.done | done
             failed = {picture.name for picture in work.pictures} - own.keys()
             with place.locked():
-                complete = _write_record(place, writer, entries, failed)
+                complete = _write_record(place, writer, entries, failed, settings)
                 others = rows_of_others(complete, own.keys() | failed, digest_of(settings), place)
                 results.write_tables(_in_order(own | others), failures)
     done = work.done | done
@@ -141,13 +141,20 @@ def _in_order(images: dict[str, PredictedImage]) -> list[PredictedImage]:
     return [image for _, image in sorted(images.items(), key=key)]
 
 
-def _write_record(place: Place, writer: RecordWriter, entries: dict[str, Any], failed: set[str]) -> Record:
-    """The record of all processes, and of another run that has written to the folder meanwhile."""
+def _write_record(
+    place: Place, writer: RecordWriter, entries: dict[str, Any], failed: set[str], settings: dict[str, Any]
+) -> Record:
+    """The record of all processes, and of another run that has written to the folder meanwhile. The settings and the
+    checkpoint of the table are the last ones of it."""
     complete = writer.with_others()
     complete.images |= entries
     complete.images = {name: entry for name, entry in complete.images.items() if name not in failed}
     used = {entry.get("settings") for entry in complete.images.values()}
-    complete.settings = {name: settings for name, settings in complete.settings.items() if name in used}
+    told = {name: each for name, each in complete.settings.items() if name in used and name != digest_of(settings)}
+    complete.settings = told | {digest_of(settings): settings}
+    identities = list(dict.fromkeys(str(each.get("checkpoint")) for each in reversed(complete.settings.values())))
+    checkpoints = complete.checkpoints
+    complete.checkpoints = {name: checkpoints[name] for name in reversed(identities) if name in checkpoints}
     place.write(complete)
     place.remove(place.process_files())
     return complete

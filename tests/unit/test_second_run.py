@@ -182,13 +182,20 @@ def test_results_of_other_settings_that_a_run_does_not_replace_are_named(config,
     assert "1 image segmented again; labels there keep the earlier settings: --write does not name them" in told
 
 
-def test_images_of_other_settings_are_omitted_from_the_table_with_a_word_and_come_back(again, runtime, capsys):
-    one = replace(again, images=f"{again.images}/a.png", threshold=0.6)
-    predict(one, runtime)
+def test_images_of_other_settings_are_omitted_from_the_table_with_a_word_and_come_back(
+    again, checkpoints, runtime, capsys
+):
+    def recorded() -> list[str]:
+        told = json.loads((again.out / "predict.json").read_text())
+        return [each["path"] for each in told["checkpoints"].values()]
+
+    predict(replace(again, images=f"{again.images}/a.png", checkpoint=checkpoints[1], threshold=0.6), runtime)
+    assert recorded() == [str(each) for each in checkpoints], "the last one is that of the table"
     assert "summary.csv omits 4 images of earlier runs with other settings" in capsys.readouterr().out
     before = times(again.out)
     predict(again, runtime)
     assert redone(again.out, before) == ["a"]
+    assert recorded() == [str(checkpoints[0])]
     assert [row["mask"] for row in table(again.out)] == [f"{name}.mask.png" for name in NAMES]
 
 
