@@ -23,13 +23,15 @@ def check(config: GrowthConfig) -> None:
 def run(config: GrowthConfig) -> None:
     """Print a line a culture, and where wells and times come from."""
     from glioma_dist.growth_curves.run import growth
+    from glioma_dist.inference.images import counted
 
     result = growth(config)
     for note in result.notes:
         print(f"note: {printable(note)}")
     for culture in result.cultures:
         print(culture.describe())
-    print(f"{len(result.cultures)} cultures: growth.csv, points.csv, growth.json and plots in {printable(config.out)}")
+    number = counted(len(result.cultures), "culture")
+    print(f"{number}: growth.csv, points.csv, growth.json and plots in {printable(config.out)}")
     result.raise_for_not_used()
 
 

@@ -20,12 +20,13 @@ def check(config: ReportConfig) -> None:
 
 def run(config: ReportConfig) -> None:
     """Write the report, and print where it is."""
+    from glioma_dist.inference.images import counted
     from glioma_dist.report.prediction_page import report_prediction
 
     report = report_prediction(config)
     print(
-        f"{report.path}: {report.num_images} images, {report.num_flagged} with a flag, {report.num_failed} failed; "
-        f"{report.num_bytes / 1e6:.1f} MB"
+        f"{report.path}: {counted(report.num_images, 'image')}, {report.num_flagged} with a flag, "
+        f"{report.num_failed} failed; {report.num_bytes / 1e6:.1f} MB"
     )
 
 

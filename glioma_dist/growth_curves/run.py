@@ -56,7 +56,8 @@ def growth(config: GrowthConfig) -> GrowthResult:
         cultures.append(culture)
         num_repeated += repeated
     if num_repeated:
-        notes.append(f"{num_repeated} images show a field that another image shows at the same time: all of them count")
+        repeat = "image shows" if num_repeated == 1 else "images show"
+        notes.append(f"{num_repeated} {repeat} a field that another image shows at the same time: all of them count")
     uneven = sum(len({point.fields for point in culture.points}) > 1 for culture in cultures)
     if uneven:
         notes.append(

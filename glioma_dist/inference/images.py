@@ -88,6 +88,8 @@ def find_images(pattern: str) -> Found:
     found = Found(paths, not_read)
     if not paths:
         there = f" ({found.describe()})" if found.describe() else ""
+        if not isinstance(place, Url) and not glob.has_magic(pattern) and not os.path.lexists(pattern):
+            raise InputError(f"--images {pattern}: no such file or folder; give another, or a pattern in quotes")
         raise InputError(
             f"--images {pattern}: no {', '.join(PICTURE_SUFFIXES)}, {SUFFIX} there{there}; give a folder, a file, or a "
             "pattern in quotes"

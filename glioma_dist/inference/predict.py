@@ -41,7 +41,7 @@ from glioma_dist.inference.result_folder import Results, open_results
 from glioma_dist.inference.results import Failure, PredictedImage, PredictionResult, describe_failures
 from glioma_dist.inference.segmented import SegmentedImage
 from glioma_dist.inference.segmenting import segment
-from glioma_dist.inference.work import Work, find_work, source_of
+from glioma_dist.inference.work import Work, find_work, rows_of_others, source_of
 from glioma_dist.model.checkpoint import STATISTICS, Checkpoint
 
 
@@ -101,11 +101,14 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
         done, failures = job.do(mine, f" (of this process; {group.dp_size} share them)" if group.dp_size > 1 else "")
         done = dict(context.gather_objects(list(done.items())))
         failures = sorted(context.gather_objects(failures if group.rank == 0 else []))
-        entries = dict(context.gather_objects(list(writer.record.images.items())))
+        entries = dict(context.gather_objects(list(writer.added.items())))
         if context.is_main:
-            results.write_tables(_in_order(work.kept | work.done | done), failures)
-            failed = {picture.name for picture in work.pictures} - done.keys() - work.kept.keys()
-            _write_record(place, writer.record, entries, failed)
+            own = work.kept | work.done | done
+            failed = {picture.name for picture in work.pictures} - own.keys()
+            with place.locked():
+                complete = _write_record(place, writer, entries, failed, settings)
+                others = rows_of_others(complete, own.keys() | failed, digest_of(settings), place)
+                results.write_tables(_in_order(own | others), failures)
     done = work.done | done
     if not done:
         ending = InputError(describe_failures(failures, work.num_pictures, config.out / FAILED))
@@ -138,18 +141,23 @@ def _in_order(images: dict[str, PredictedImage]) -> list[PredictedImage]:
     return [image for _, image in sorted(images.items(), key=key)]
 
 
-def _write_record(place: Place, record: Record, entries: dict[str, Any], failed: set[str]) -> None:
-    """The record of all processes, and of another run that has written to the folder meanwhile."""
-    complete = Record()
-    with suppress(InputError):
-        complete = place.read()
-    complete.images = {name: entry for name, entry in complete.images.items() if name not in failed}
-    complete.take(record)
+def _write_record(
+    place: Place, writer: RecordWriter, entries: dict[str, Any], failed: set[str], settings: dict[str, Any]
+) -> Record:
+    """The record of all processes, and of another run that has written to the folder meanwhile. The settings and the
+    checkpoint of the table are the last ones of it."""
+    complete = writer.with_others()
     complete.images |= entries
+    complete.images = {name: entry for name, entry in complete.images.items() if name not in failed}
     used = {entry.get("settings") for entry in complete.images.values()}
-    complete.settings = {name: settings for name, settings in complete.settings.items() if name in used}
+    told = {name: each for name, each in complete.settings.items() if name in used and name != digest_of(settings)}
+    complete.settings = told | {digest_of(settings): settings}
+    identities = list(dict.fromkeys(str(each.get("checkpoint")) for each in reversed(complete.settings.values())))
+    checkpoints = complete.checkpoints
+    complete.checkpoints = {name: checkpoints[name] for name in reversed(identities) if name in checkpoints}
     place.write(complete)
     place.remove(place.process_files())
+    return complete
 
 
 class _Job:

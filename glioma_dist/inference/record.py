@@ -7,11 +7,13 @@ end.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,8 @@ def _is_entry(entry: dict[str, Any]) -> bool:
         names = result_names(entry.get("row"))
     except RecursionError:
         return False
-    return bool(names) and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
+    has_results = bool(names) or entry.get("kinds") == []
+    return has_results and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
 
 
 def settings_of(config: PredictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -180,12 +183,31 @@ class Place:
         record.take(found)
         return record
 
+    def read_main(self) -> Record:
+        """What is recorded but in files of single processes. Raises InputError as `read`."""
+        return self._read(RECORD)
+
     def write(self, record: Record, name: str = RECORD) -> None:
         """Write the record. Raises InputError if it cannot be written."""
         if self._store is not None:
             self._store.put(name, record.to_text().encode())
         else:
             write_atomically(self.out / name, record.to_text(), by_several=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it, no other run into the same folder reads and writes the record: none loses what another has added.
+        A URL has no locks, and some file systems have none for folders."""
+        descriptor = -1
+        if self._store is None:
+            with suppress(OSError):
+                descriptor = os.open(self.out, os.O_RDONLY | os.O_CLOEXEC)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def process_files(self) -> list[str]:
         """Return the names of the files of single processes."""
@@ -229,10 +251,12 @@ class RecordWriter:
         self.name = RECORD if rank == 0 else f"predict-{rank:05d}.json"
         self._pause = AT_A_URL if isinstance(place.out, Url) else SECONDS_BETWEEN_WRITES
         self._next, self._is_new = time.monotonic() + self._pause, False
+        self.added: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         """Record that a picture's results are written. Raises InputError if the record cannot be written."""
         self.record.images[name] = entry
+        self.added[name] = entry
         self._is_new = True
         if time.monotonic() >= self._next:
             self.flush()
@@ -242,9 +266,23 @@ class RecordWriter:
         if not self._is_new:
             return
         began = time.monotonic()
-        self._place.write(self.record, self.name)
+        if self.name == RECORD:
+            with self._place.locked():
+                self._place.write(self.with_others(), self.name)
+        else:
+            self._place.write(self.record, self.name)
         self._is_new = False
         self._next = time.monotonic() + max(self._pause, (time.monotonic() - began) / WRITING_SHARE)
+
+    def with_others(self) -> Record:
+        """The record, with what another run has added to the folder meanwhile; of an image that both have made, this
+        one's."""
+        complete = Record()
+        complete.take(self.record)
+        with suppress(InputError):
+            complete.take(self._place.read_main())
+        complete.take(Record(self.added, self.record.settings, self.record.checkpoints))
+        return complete
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

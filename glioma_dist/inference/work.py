@@ -43,12 +43,14 @@ def find_work(
     todo: list[Picture] = []
     done: dict[str, PredictedImage] = {}
     others: Counter[str] = Counter()
+    stale: set[str] = set()
     for picture in pictures:
         entry = old.images.get(picture.name, {})
         row = read_row(entry, place.out) if _is_whole(entry, place.out, there) else None
         is_same = bool(picture.source) and entry.get("source") == _source(picture)
         if row is not None and is_same and entry.get("settings") != digest:
             others[str(entry.get("settings"))] += 1
+            stale.update(row.files.keys() - set(kinds))
         elif row is not None and is_same and not redo and all(kind in entry["kinds"] for kind in kinds):
             done[picture.name] = replace(row, image=picture.path)
             new.images[picture.name] = entry
@@ -57,7 +59,12 @@ def find_work(
     kept = _keep(old, new, {picture.name: picture for picture in todo}, digest, place.out, there)
     new.checkpoints = {key: value for key, value in old.checkpoints.items() if key == settings["checkpoint"]}
     num_more = len(kept.keys() - {picture.name for picture in pictures})
-    return Work(todo, len(pictures), done, kept, new, _notes(len(pictures), len(done), num_more, others, old, settings))
+    notes = _notes(len(pictures), len(done), num_more, others, stale, old, settings)
+    names = {picture.name for picture in pictures}
+    rest = {name: each for name, each in old.images.items() if name not in names and each.get("settings") != digest}
+    if num_omitted := sum(_is_whole(each, place.out, there) for each in rest.values()):
+        notes = (*notes, f"summary.csv omits {counted(num_omitted, 'image')} of earlier runs with other settings")
+    return Work(todo, len(pictures), done, kept, new, notes)
 
 
 def _keep(
@@ -81,10 +88,18 @@ def _keep(
     return kept
 
 
+def rows_of_others(record: Record, known: set[str], digest: str, place: Place) -> dict[str, PredictedImage]:
+    """Results that another run has written to the folder meanwhile, with the same settings: all but those `known`."""
+    entries = {name: each for name, each in record.images.items() if name not in known and each["settings"] == digest}
+    there = set(place.names()) if entries and isinstance(place.out, Url) else None
+    rows = {name: read_row(each, place.out) for name, each in entries.items() if _is_whole(each, place.out, there)}
+    return {name: row for name, row in rows.items() if row is not None}
+
+
 def _is_whole(entry: dict[str, Any], out: Path | Url, there: set[str] | None) -> bool:
     """Whether all results of an entry are there as they were written. there: the names at a URL."""
     marks, names = entry.get("results", {}), result_names(entry.get("row"))
-    if not names or set(names) != set(marks):
+    if not (names or entry.get("kinds") == []) or set(names) != set(marks):
         return False
     if there is not None:
         return all(name.split("/")[0] in there for name in names)
@@ -101,7 +116,13 @@ def source_of(picture: Picture) -> tuple[Any, ...]:
 
 
 def _notes(
-    number: int, num_done: int, num_more: int, others: Counter[str], old: Record, settings: dict[str, Any]
+    number: int,
+    num_done: int,
+    num_more: int,
+    others: Counter[str],
+    stale: set[str],
+    old: Record,
+    settings: dict[str, Any],
 ) -> tuple[str, ...]:
     notes = []
     if num_done:
@@ -109,7 +130,10 @@ def _notes(
     if others:
         before = old.settings.get(others.most_common(1)[0][0], {})
         what = differences(before, settings) or "other settings"
-        notes.append(f"settings have changed ({what}): {counted(others.total(), 'image')} segmented again")
+        rest = (
+            f"; {', '.join(sorted(stale))} there keep the earlier settings: --write does not name them" if stale else ""
+        )
+        notes.append(f"settings have changed ({what}): {counted(others.total(), 'image')} segmented again{rest}")
     if num_more:
         notes.append(f"summary.csv also lists {counted(num_more, 'image')} of earlier runs, whose results are there")
     return tuple(notes)

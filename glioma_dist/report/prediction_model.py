@@ -26,8 +26,8 @@ def describe_model(record: Mapping[str, Any], given: Path | None) -> dict[str, A
     checkpoints, settings = (_objects(record.get(name)) for name in ("checkpoints", "settings"))
     identity, told = next(reversed(checkpoints.items()), ("", {}))
     notes = []
-    if len(checkpoints) > 1:
-        notes.append(f"The results come from {len(checkpoints)} checkpoints; this is the last one.")
+    if len(settings) > 1:
+        notes.append("The folder also holds results with other settings or checkpoints; they are not shown here.")
     checkpoint = _find(given, told, notes)
     if checkpoint is not None and identity and checkpoint.manifest.identity != identity:
         notes.append(
@@ -49,7 +49,7 @@ def describe_model(record: Mapping[str, Any], given: Path | None) -> dict[str, A
             (printable(each.get("weights") or each.get("data") or "?"), printable(each.get("licence", "not stated")))
             for each in lineage
         ],
-        "record": json.dumps(list(settings.values()), indent=1) if settings else "",
+        "record": json.dumps(list(settings.values())[-1:], indent=1) if settings else "",
         "config": json.dumps(to_dict(checkpoint.config), indent=1) if checkpoint else "",
     }
 

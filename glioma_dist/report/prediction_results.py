@@ -15,6 +15,7 @@ from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, parse_json, read_bytes
+from glioma_dist.growth_curves.table import DELIMITERS
 
 SUMMARY, FAILED, RECORD = "summary.csv", "failed.csv", "predict.json"
 MAX_TABLE_BYTES = 2**28
@@ -103,20 +104,20 @@ class ResultFolder:
             raise InputError(f"{printable(self.place)}: no such folder; give the folder that predict wrote")
         if not self.has(SUMMARY):
             raise InputError(f"{where}: is missing; give the folder that glioma-dist predict wrote, after it has ended")
-        columns, rows = read_table(self.read(SUMMARY, MAX_TABLE_BYTES), where)
+        columns, rows, has_decimal_comma = read_table(self.read(SUMMARY, MAX_TABLE_BYTES), where)
         for name in ("image", "confluence"):
             if name not in columns:
                 raise InputError(f"{where}: has no column {name}; it is no summary.csv of glioma-dist predict")
         self.has_flags = "flags" in columns
         if not rows:
             raise InputError(f"{where}: has no row; nothing to report")
-        return [_image(row, f"{where} row {number}") for number, row in enumerate(rows, 2)]
+        return [_image(row, f"{where} row {number}", has_decimal_comma) for number, row in enumerate(rows, 2)]
 
     def failures(self) -> list[Failure]:
         """Read the rows of failed.csv; none if there is no such file."""
         if not self.has(FAILED):
             return []
-        _, rows = read_table(self.read(FAILED, MAX_TABLE_BYTES), f"{self.place}/{FAILED}")
+        _, rows, _ = read_table(self.read(FAILED, MAX_TABLE_BYTES), f"{self.place}/{FAILED}")
         return [Failure(*(printable(row.get(name, "")) for name in ("image", "step", "reason"))) for row in rows]
 
     def record(self) -> dict[str, Any]:
@@ -127,33 +128,38 @@ class ResultFolder:
         return content if isinstance(content, dict) else {}
 
 
-def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]]:
-    """Read the column names and rows of a CSV file with a head. Raises InputError if it is none."""
+def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]], bool]:
+    """Read the column names and rows of a CSV file with a head, and whether its numbers may have a decimal comma: if
+    Excel has saved it, semicolons can separate the columns. Raises InputError if it is none."""
     text = data.decode("utf-8-sig", "backslashreplace")
+    delimiter = max(DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
     try:
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if any(line)]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = [line for line in reader if any(line)]
     except csv.Error as error:
         raise InputError(f"{where}: is no table that can be read ({one_line(error, 200)})") from None
     if not lines:
-        return [], []
-    return lines[0], [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]
+        return [], [], False
+    columns = [name.strip().lower() for name in lines[0]]
+    return columns, [dict(zip(columns, line, strict=False)) for line in lines[1:]], delimiter != ","
 
 
-def number(text: str | None) -> float | None:
+def number(text: str | None, has_decimal_comma: bool = False) -> float | None:
     """Return a finite number; None for anything else."""
     try:
-        value = float(text or "")
+        value = float((text or "").replace(",", "." if has_decimal_comma else ","))
     except ValueError:
         return None
     return value if math.isfinite(value) else None
 
 
-def _image(row: Mapping[str, str], where: str) -> ReportedImage:
-    confluence, components = number(row.get("confluence")), number(row.get("components"))
+def _image(row: Mapping[str, str], where: str, has_decimal_comma: bool) -> ReportedImage:
+    confluence, hours, area, components = (
+        number(row.get(name), has_decimal_comma) for name in ("confluence", "time_h", "area_um2", "components")
+    )
     if confluence is None or not 0 <= confluence <= 1:
         text = one_line(row.get("confluence", ""), 60)
         raise InputError(f"{where}: its confluence is {text!r}, not a number from 0 to 1; run predict again")
-    hours = number(row.get("time_h"))
     files = {
         kind: name
         for kind, name in row.items()
@@ -164,7 +170,7 @@ def _image(row: Mapping[str, str], where: str) -> ReportedImage:
         confluence,
         printable(row.get("plane", "")),
         hours if hours is not None and abs(hours) <= MAX_HOURS else None,
-        number(row.get("area_um2")),
+        area,
         None if components is None else int(components),
         tuple(printable(flag) for flag in row.get("flags", "").split(";") if flag),
         printable(row.get("way", "")),

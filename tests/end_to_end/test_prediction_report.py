@@ -426,6 +426,14 @@ def test_a_table_with_two_columns_is_enough_and_pictures_that_are_gone_are_left_
     assert "The results do not name their checkpoint" in text
 
 
+def test_a_table_that_excel_has_saved_is_read_as_the_growth_command_reads_it(tmp_path):
+    head, row = "Image; Confluence;time_h;components;area_um2;flags", 'a.tif;0,25;1,5;3;12,5;"saturated;plate-edge"'
+    (tmp_path / "summary.csv").write_text(f"\ufeff{head}\r\n{row}\r\n", encoding="utf-8", newline="")
+    (image,) = ResultFolder(tmp_path).images()
+    assert (image.image, image.confluence, image.hours, image.area_um2) == ("a.tif", 0.25, 1.5, 12.5)
+    assert (image.components, image.flags, image.files) == (3, ("saturated", "plate-edge"), {})
+
+
 @pytest.mark.parametrize("kind", ["mask", "overlay"])
 @pytest.mark.parametrize("damage", [b"", b"no picture", None, "../../summary.csv"])
 def test_a_damaged_or_missing_result_stops_no_report(kind, damage, tmp_path):

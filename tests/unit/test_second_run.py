@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from glioma_dist.inference import progress, record
 from glioma_dist.inference.pictures import Choice, find_pictures
 from glioma_dist.inference.predict import predict
 from glioma_dist.inference.record import Place
+from glioma_dist.inference.result_folder import Results
 from glioma_dist.inference.work import find_work
 from glioma_dist.model.unet import build_model
 from glioma_dist.size import Size
@@ -173,6 +174,31 @@ def test_changed_settings_are_named(again, checkpoints, runtime, capsys):
     )
 
 
+def test_results_of_other_settings_that_a_run_does_not_replace_are_named(config, runtime, capsys):
+    one = replace(config, images=f"{config.images}/a.png")
+    predict(replace(one, write=("mask", "labels")), runtime)
+    predict(replace(one, threshold=0.6, write=("mask",)), runtime)
+    told = capsys.readouterr().out
+    assert "1 image segmented again; labels there keep the earlier settings: --write does not name them" in told
+
+
+def test_images_of_other_settings_are_omitted_from_the_table_with_a_word_and_come_back(
+    again, checkpoints, runtime, capsys
+):
+    def recorded() -> list[str]:
+        told = json.loads((again.out / "predict.json").read_text())
+        return [each["path"] for each in told["checkpoints"].values()]
+
+    predict(replace(again, images=f"{again.images}/a.png", checkpoint=checkpoints[1], threshold=0.6), runtime)
+    assert recorded() == [str(each) for each in checkpoints], "the last one is that of the table"
+    assert "summary.csv omits 4 images of earlier runs with other settings" in capsys.readouterr().out
+    before = times(again.out)
+    predict(again, runtime)
+    assert redone(again.out, before) == ["a"]
+    assert recorded() == [str(checkpoints[0])]
+    assert [row["mask"] for row in table(again.out)] == [f"{name}.mask.png" for name in NAMES]
+
+
 def test_a_mask_that_somebody_has_edited_is_neither_taken_nor_replaced(again, runtime):
     cv2.imwrite(str(again.out / "a.mask.png"), np.zeros((4, 4), np.uint8))
     with pytest.raises(InputError, match=r"did not write, the first is a\.mask\.png"):
@@ -224,6 +250,38 @@ def test_the_table_lists_the_images_of_all_runs_with_the_same_settings(config, r
     assert "summary.csv also lists 1 image of earlier runs" in capsys.readouterr().out
     predict(replace(single, threshold=0.6), runtime)
     assert [row["mask"] for row in table(config.out)] == ["a.mask.png"]
+
+
+def test_two_runs_at_once_into_one_folder_list_the_images_of_both(config, runtime, monkeypatch):
+    """One begins and ends while the other is at work, which has known nothing of it."""
+    one, other = (replace(config, images=f"{config.images}/{name}.png") for name in "ab")
+    opened = Results.opened
+    others = [other]
+
+    @contextmanager
+    def late(self) -> Iterator[None]:
+        with opened(self):
+            if others:
+                predict(others.pop(), runtime)
+            yield
+
+    monkeypatch.setattr(Results, "opened", late)
+    monkeypatch.setattr(record, "SECONDS_BETWEEN_WRITES", 0.0)
+    assert len(predict(one, runtime).images) == 1
+    assert [row["mask"] for row in table(config.out)] == ["a.mask.png", "b.mask.png"]
+    before = times(config.out)
+    predict(config, runtime)
+    assert redone(config.out, before) == ["stack-p001", "stack-p002", "stack-p003"]
+
+
+def test_a_run_that_writes_no_files_is_recorded_as_any_other(config, runtime, capsys):
+    for name in "ab":
+        predict(replace(config, images=f"{config.images}/{name}.png", write=()), runtime)
+    assert [Path(row["image"]).name for row in table(config.out)] == ["a.png", "b.png"]
+    predict(replace(config, write=()), runtime)
+    assert "2 of 5 images are done already" in capsys.readouterr().out
+    predict(config, runtime)
+    assert [row["mask"] for row in table(config.out)] == [f"{name}.mask.png" for name in NAMES]
 
 
 def test_an_image_that_fails_now_loses_its_old_row_only_where_its_file_has_changed(config, runtime):
