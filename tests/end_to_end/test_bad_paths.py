@@ -63,6 +63,8 @@ BASES = {
     "download glioma-c6": "--out OUT --url http://127.0.0.1:9",
     "demo": "--draw-only --out OUT --livecell 1 1 1 --glioma 1 1 1",
     "bench resolution": "--sizes 64x64 --encoder mit_tiny --out OUT",
+    "bench predict": "--sizes 64x64 --encoders mit_tiny --out OUT",
+    "growth": "PREDS --out OUT",
     "bench spatial-parallel": "--out OUT",
     "bench gpu": "--device cpu --checks preflight --out OUT",
     "bench scaling": "--sizes 64x64 --encoder mit_tiny --out OUT",

@@ -59,6 +59,7 @@ BASES = {
     "shards index": "FOLDER",
     "shards verify": "SHARDS",
     "bench resolution": "--sizes 64x64 --out OUT",
+    "bench predict": "--sizes 64x64 --out OUT",
     "bench spatial-parallel": "--out OUT",
     "reproduce": "table1 --source SPLITS --target SHARDS --imagenet none --out OUT",
 }

@@ -262,7 +262,7 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path, reader, suffix):
         "folder": lambda path: path.mkdir(),
         "zeros": lambda path: path.symlink_to("/dev/zero"),
         "loop": lambda path: path.symlink_to(path),
-        "nowhere": lambda path: path.symlink_to("/nonexistent"),
+        "nowhere": lambda path: path.symlink_to(path.with_name("missing")),
         "nothing": lambda path: path.write_bytes(b""),
     }
     words = {}

@@ -54,4 +54,4 @@ def use(checkpoint: Path, shards: Path, setting: Setting, out: Path) -> tuple[Ev
     with environment(variables(setting)):
         scores = evaluate(EvaluateConfig(checkpoint, str(shards), workers=0))
         result = predict(PredictConfig(checkpoint, str(out.parent / "images"), out))
-    return scores, [cv2.imread(str(each.mask), cv2.IMREAD_UNCHANGED) for each in result.images]
+    return scores, [cv2.imread(str(each.files["mask"]), cv2.IMREAD_UNCHANGED) for each in result.images]
