@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.mixture import Shards, parts_of
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.storage import LocalFolder
 from glioma_dist.data.transforms import normalize_intensity, resize_image
 from glioma_dist.errors import InputError
@@ -27,8 +29,9 @@ MIN_SIDE_PX = 64
 TILE_PX, TILES_A_SIDE = 512, 3
 """Of a picture larger than all its tiles together, only these tiles are looked at, evenly spread."""
 BAND_ROWS = 512
-NUM_IMAGES = 32
-"""Of the training data, evenly spread over them."""
+NUM_IMAGES, LEAST_IMAGES, NUM_PIXELS = 32, 8, 2**25
+"""Of the training data, evenly spread over them: at most so many images, and of large images at most so many pixels, but
+always at least eight images. They are looked at before the first step."""
 LOW_PERCENT, HIGH_PERCENT = 5, 95
 LEAST_WIDTHS = {
     "mean": 10.0,
@@ -84,7 +87,7 @@ class TrainingStatistics:
 
 
 def training_statistics(train: Shards, data: DataConfig) -> TrainingStatistics | None:
-    """The statistics of at most 32 training images, evenly spread over those of local folders.
+    """Take the statistics of at most 32 training images, evenly spread over those of local folders.
 
     Nothing here is random, and nothing of the run depends on it. Images at URLs are not fetched for it, and damaged or
     tiny ones are omitted. Returns None where no image is left.
@@ -98,7 +101,7 @@ def training_statistics(train: Shards, data: DataConfig) -> TrainingStatistics |
     ]
     size = data.size if data.transform == "resize" else None
     found = []
-    for number in _evenly(len(places), NUM_IMAGES):
+    for number in _evenly(len(places), _how_many(places)):
         reader, shard, place = places[number]
         try:
             pixels = normalize_intensity(reader.read(shard, place).image, data.intensity_normalization)
@@ -106,6 +109,15 @@ def training_statistics(train: Shards, data: DataConfig) -> TrainingStatistics |
             continue  # training names it when it comes to it
         found.append(image_statistics(pixels, size))
     return ranges_of([each for each in found if each is not None], size)
+
+
+def _how_many(places: Sequence[tuple[ShardReader, int, int]]) -> int:
+    """How many images are looked at, by the size of the first that can be read."""
+    for reader, shard, place in places:
+        with suppress(InputError):
+            height, width = reader.read(shard, place).image.shape[:2]
+            return min(NUM_IMAGES, max(LEAST_IMAGES, NUM_PIXELS // (height * width)))
+    return 0
 
 
 def ranges_of(statistics: Sequence[Mapping[str, float]], size: Size | None) -> TrainingStatistics | None:

@@ -25,10 +25,12 @@ from glioma_dist.training.snapshot import SnapshotMemory
 SECONDS_TO_END = 20.0
 """The promise, without a step and the write of a checkpoint, which take no time here."""
 PHASES: dict[str, tuple[Any, str, int, int]] = {
-    # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples.
+    # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples, beside
+    # those whose statistics the first process takes.
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (preparation, "open_training_data", 1, 0),
+    "looking at training images": (preparation, "training_statistics", 1, 0),
     "building the network": (preparation, "build_model", 1, 0),
     "placing it on the device": (preparation, "make_adam", 1, 0),
     "claiming the folder": (RunFolder, "claim", 1, 0),
@@ -76,6 +78,7 @@ def stop_everywhere(shards: Path, folder: Path) -> list[tuple]:
             store.delete_key(WORD_OF_AN_END)
             here.wait()
             with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(preparation, "training_statistics", lambda *given: None)
                 stop_in(phase, ask, patch)
                 try:
                     loop.train(config, here)
