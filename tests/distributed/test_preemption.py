@@ -25,8 +25,8 @@ from glioma_dist.training.snapshot import SnapshotMemory
 SECONDS_TO_END = 20.0
 """The promise, without a step and the write of a checkpoint, which take no time here."""
 PHASES: dict[str, tuple[Any, str, int, int]] = {
-    # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples, beside
-    # those whose statistics the first process takes.
+    # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples, and
+    # those whose statistics the first process takes, which are left out here.
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (preparation, "open_training_data", 1, 0),
