@@ -30,8 +30,8 @@ TILE_PX, TILES_A_SIDE = 512, 3
 """Of a picture larger than all its tiles together, only these tiles are looked at, evenly spread."""
 BAND_ROWS = 512
 NUM_IMAGES, LEAST_IMAGES, NUM_PIXELS = 32, 8, 2**25
-"""Of the training data, evenly spread over them: at most so many images; of large images fewer, but at least eight, with
-about so many pixels. They are looked at before the first step."""
+"""Of the training data, evenly spread over them: at most so many images; of large images fewer, with about so many
+pixels, but at least eight. They are looked at before the first step."""
 LOW_PERCENT, HIGH_PERCENT = 5, 95
 LEAST_WIDTHS = {
     "mean": 10.0,
