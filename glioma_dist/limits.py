@@ -30,3 +30,7 @@ def check_timeout(flag: str, value: float) -> None:
     """Raises InputError where nothing can wait for so many seconds."""
     if not 1 <= value <= MAX_TIMEOUT_S:
         raise InputError(f"{flag} {value}: give {f'at most {MAX_TIMEOUT_S}' if value > 1 else '1 second or more'}")
+
+
+TABLE_DELIMITERS = ",;\t"
+"""Between the columns of a CSV file, also of one that Excel has saved."""

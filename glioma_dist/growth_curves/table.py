@@ -14,11 +14,11 @@ from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.storage import open_folder
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, read_bytes
+from glioma_dist.limits import TABLE_DELIMITERS
 
 SUMMARY = "summary.csv"
 MAX_TABLE_BYTES = 2**26
 """Half a million images."""
-DELIMITERS = ",;\t"
 MAX_HOURS = 1e6
 """A century; also the limit of every other number of a table."""
 
@@ -175,7 +175,7 @@ def parse_table(data: bytes, where: str) -> Table:
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is no UTF-8 text (byte {error.start}); save it as CSV UTF-8") from None
     head = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(DELIMITERS, key=head.count)
+    delimiter = max(TABLE_DELIMITERS, key=head.count)
     try:
         lines = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if line]
     except csv.Error as error:

@@ -15,7 +15,7 @@ from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, parse_json, read_bytes
-from glioma_dist.growth_curves.table import DELIMITERS
+from glioma_dist.limits import TABLE_DELIMITERS
 
 SUMMARY, FAILED, RECORD = "summary.csv", "failed.csv", "predict.json"
 MAX_TABLE_BYTES = 2**28
@@ -132,7 +132,7 @@ def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]
     """Read the column names and rows of a CSV file with a head, and whether its numbers may have a decimal comma: if
     Excel has saved it, semicolons can separate the columns. Raises InputError if it is none."""
     text = data.decode("utf-8-sig", "backslashreplace")
-    delimiter = max(DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
+    delimiter = max(TABLE_DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         lines = [line for line in reader if any(line)]

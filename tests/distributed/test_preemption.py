@@ -30,7 +30,6 @@ PHASES: dict[str, tuple[Any, str, int, int]] = {
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (preparation, "open_training_data", 1, 0),
-    "looking at training images": (preparation, "training_statistics", 1, 0),
     "building the network": (preparation, "build_model", 1, 0),
     "placing it on the device": (preparation, "make_adam", 1, 0),
     "claiming the folder": (RunFolder, "claim", 1, 0),

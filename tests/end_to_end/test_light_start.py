@@ -59,13 +59,13 @@ BASES = {
     "shards index": "FOLDER",
     "shards verify": "SHARDS",
     "bench resolution": "--sizes 64x64 --out OUT",
-    "bench predict": "--sizes 64x64 --out OUT",
     "bench spatial-parallel": "--out OUT",
     "reproduce": "table1 --source SPLITS --target SHARDS --imagenet none --out OUT",
 }
 """Flags of which every input is there, for the commands that have one."""
 WITH = {"--model.weights": ("--model.init", "imagenet")}
-WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs", "bench gpu", "download livecell", "download glioma-c6")
+WITHOUT_INPUTS = ("plan", "demo", "encoders", "configs", "bench gpu", "bench predict")
+WITHOUT_INPUTS += ("download livecell", "download glioma-c6")
 
 
 @functools.cache

