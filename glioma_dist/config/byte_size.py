@@ -15,5 +15,5 @@ def parse_bytes(flag: str, text: str, example: str) -> int:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B", text.strip())
     num_bytes = float(match[1]) * (1024 if match[3] else 1000) ** PREFIXES.index(match[2] or " ") if match else 0.0
     if num_bytes < 1:
-        raise InputError(f"{flag} {one_line(text, 80)}: give a number of bytes, for example {example}")
+        raise InputError(f"{flag} {one_line(text, 80)}: give a number with a unit, for example {example}")
     return int(num_bytes)

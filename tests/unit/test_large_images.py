@@ -388,7 +388,7 @@ def test_memory_is_given_as_bytes(text):
 
 @pytest.mark.parametrize("text", ["", "4", "4 cows", "-1GiB", "0GiB", "x" * 1000])
 def test_memory_that_is_no_number_of_bytes_is_refused(text):
-    with pytest.raises(InputError, match=r"^--memory .*give a number of bytes") as found:
+    with pytest.raises(InputError, match=r"^--memory .*give a number with a unit") as found:
         PredictConfig(checkpoint="x", images="x", out="y", memory=text).validate()
     assert len(str(found.value)) <= 500
 
