@@ -180,8 +180,10 @@ def test_after_a_failed_write_the_run_ends_and_resumes_bit_for_bit(
 
 
 def test_minutes_between_checkpoints(shards, tmp_path, runtime, monkeypatch, completed):
-    """By a clock that a step moves on by 40 s. A checkpoint at a fixed step begins the minutes again."""
-    now = 0.0
+    """By a clock that a step moves on by 40 s. A checkpoint at a fixed step begins the minutes again. While one is
+    written, no other is due, so each write is waited for here."""
+    now, agree = 0.0, saving.CheckpointSaver.agree
+    monkeypatch.setattr(saving.CheckpointSaver, "agree", lambda saver, *given: saver.wait() or agree(saver, *given))
     monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: now))
     step = loop.train_step
 
