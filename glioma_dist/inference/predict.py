@@ -19,7 +19,7 @@ from glioma_dist.data.remote_checkpoint import fetch_checkpoint
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
-from glioma_dist.errors import DiskFullError, InputError, RunError, printable
+from glioma_dist.errors import DiskFullError, InputError, Interrupted, RunError, StopRequested, printable
 from glioma_dist.evaluation.protocol import Network, load_network
 from glioma_dist.extras import require
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images
@@ -207,6 +207,9 @@ class _Job:
                 for written in writing.finish():
                     self._note(written, progress)
                 reader.tell_remarks()
+        except Interrupted as interrupted:
+            done = f"{len(self._done)} of {len(pictures)} images done"
+            raise StopRequested(f"{interrupted.request}, {done}. Run the same command to continue.") from interrupted
         finally:
             with suppress(InputError):  # what ends the run is told by it; the record only saves time
                 self._record.flush()

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ import tifffile
 from helpers import command, draw_sample, save_state, start, tiny_config
 
 from glioma_dist.config import PredictConfig
-from glioma_dist.errors import DiskFullError, InputError
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import DiskFullError, ExitCode, InputError
 from glioma_dist.inference import progress, record
 from glioma_dist.inference.pictures import Choice, find_pictures
 from glioma_dist.inference.predict import predict
@@ -335,6 +337,29 @@ def test_a_killed_run_leaves_whole_files_and_the_same_command_finishes(first, co
     whole = results(config.out)
     assert whole.pop("summary.csv").replace(b"\r", b"").count(b"\n") == 1 + len(NAMES)
     assert whole == {name: data for name, data in results(first.out).items() if name != "summary.csv"}
+
+
+def stop_after(config: PredictConfig, images: int) -> None:
+    """Predict as a command does, and get SIGTERM when some images were recorded."""
+    add, recorded = record.RecordWriter.add, []
+
+    def count_recorded(self, name: str, entry: dict) -> None:
+        add(self, name, entry)
+        recorded.append(name)
+        if len(recorded) == images:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    record.RecordWriter.add = count_recorded
+    run_command(lambda: predict(config) and None)
+
+
+def test_a_stopped_run_says_how_far_it_came_and_how_to_continue(first, config, runtime):
+    (ended,) = start(stop_after, config, 2).wait()
+    assert ended.exit_code == ExitCode.STOPPED
+    told = r"stopped: received SIGTERM, [12] of 5 images done\. Run the same command to continue\."
+    assert re.search(told, ended.stderr), ended.stderr
+    predict(config, runtime)
+    assert set(results(config.out)) == set(results(first.out))
 
 
 def test_temporary_files_of_a_run_that_was_killed_are_removed_when_they_are_old(config, runtime):
