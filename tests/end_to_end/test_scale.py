@@ -68,6 +68,7 @@ def test_a_full_memory_is_explained(shards, tmp_path, runtime, monkeypatch, erro
         raise error
 
     monkeypatch.setattr(loop, "segmentation_loss", failing)
+    monkeypatch.setattr(memory, "SECONDS_FOR_ADVICE", 600)  # other tests may hold this machine's cores
     config = tiny_config(shards, tmp_path / "run", size=Size(96, 64))
     with pytest.raises(MemoryFullError) as caught:
         loop.train(config, runtime)
