@@ -16,6 +16,8 @@ from glioma_dist.inference.segmenting import segment
 from glioma_dist.model.unet import build_model
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 
+pytestmark = pytest.mark.timeout(3 * 3600)
+
 GIB = 2**30
 
 
