@@ -30,7 +30,7 @@ from glioma_dist.size import Size
 from glioma_dist.training import loop
 
 NUM_IMAGES, SIDE = 5, 64
-NARROW = [name for name in encoders.names() if name not in DEEPER]
+NARROW = [*(name for name in encoders.names() if name not in DEEPER), "timm/convnext_atto"]
 FP64 = 1e-9
 LOSS = partial(segmentation_loss, "dice+bce")
 
