@@ -77,7 +77,7 @@ def measure(config: OverlapConfig, here: DistributedContext) -> dict[str, Overla
             images,
             images[:, 0],
             lambda logits, masks: segmentation_loss("dice", logits, masks, group.total),
-            here.accelerator.autocast(),
+            here.accelerator.autocast,
             seeds=torch.zeros(1, dtype=torch.int64),
         )
 

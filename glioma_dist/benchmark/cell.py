@@ -127,7 +127,7 @@ def measure(cell: Cell, pool: WorkerPool | None = None) -> dict:
             batch.images,
             batch.masks,
             partial(segmentation_loss, DEFAULT_LOSS),
-            torch.autocast(device.type, torch.bfloat16, enabled=cell.precision == "bf16"),
+            partial(torch.autocast, device.type, torch.bfloat16, enabled=cell.precision == "bf16"),
             seeds=None if cell.network == BASELINES["smp"] else batch.seeds,
             factor=1 / cell.batch_size,
         )

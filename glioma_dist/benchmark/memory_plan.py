@@ -75,7 +75,7 @@ def _key(plan: PlanConfig, size: Size) -> str | None:
         return None
     model = (plan.model.encoder, plan.model.norm, plan.model.decoder_channels)
     libraries = [f"{name} {version(name)}" for name in ("torch", "timm")]
-    asked = (size, plan.batch_size, plan.gpu_memory, plan.gpus)
+    asked = (size, plan.batch_size, plan.gpu_memory, plan.gpus, plan.gradient_accumulation, plan.ema_decay is not None)
     return " ".join(map(str, ("plan", *model, *asked, *libraries, code_fingerprint([]))))
 
 
@@ -103,6 +103,10 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
         flags += f" --model.decoder-channels {channels}"
     if level["spatial_parallel"] > 1:
         flags += f" --scale.spatial-parallel {level['spatial_parallel']}"
+    if plan.gradient_accumulation > 1:
+        flags += f" --scale.gradient-accumulation {plan.gradient_accumulation}"
+    if plan.ema_decay is not None:
+        flags += f" --ema-decay {plan.ema_decay}"
     flags += f" --scale.activation-checkpointing {level['activation_checkpointing']}"
     command = launch_command(file, "train", launch_flags)
     return {"name": level["name"], "command": f"{command} {flags} --data.train … --out …"}

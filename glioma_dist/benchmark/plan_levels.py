@@ -7,10 +7,12 @@ from dataclasses import replace
 from functools import partial
 
 from glioma_dist.config.plan import PlanConfig, spatial_parallel_sizes
+from glioma_dist.errors import InputError
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale.memory_estimator import estimate_unet_step
+from glioma_dist.scale.micro_batches import allows_micro_batches, images_at_once
 from glioma_dist.scale.planner import GIB, Level, Step, count, fits, largest_batch, largest_size, usable
 from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
@@ -29,14 +31,30 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
     """Yield the levels at one size as they are estimated; with several GPUs all levels for each number of GPUs per
     image, and FSDP2 with the last level."""
     loss = partial(segmentation_loss, DEFAULT_LOSS)
+    if plan.gradient_accumulation > 1 and not allows_micro_batches(plan.model):
+        raise InputError(
+            f"--gradient-accumulation {plan.gradient_accumulation}: --model.encoder {plan.model.encoder} has batch "
+            "norm, which takes its statistics over the whole batch; give an encoder without it, such as mit_b0"
+        )
     for number in spatial_parallel_sizes(plan, size):
         compared = [(*each, False) for each in COMPARED]
         if plan.gpus > 1:
             compared.append((f"{COMPARED[-1][0]}, FSDP2", *COMPARED[-1][1:], True))
         for name, bf16, level, shards in compared:
-            images = plan.batch_size * number // plan.gpus
-            tile = largest_gpu_tile()
-            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, tile_size=tile, loss=loss)
+            images, num_parts = plan.batch_size * number // plan.gpus, plan.gradient_accumulation
+            step = Step(
+                plan.model,
+                size,
+                images_at_once(images, num_parts),
+                bf16,
+                plan.gpus,
+                number,
+                shards,
+                num_micro_batches=num_parts,
+                has_average=plan.ema_decay is not None,
+                tile_size=largest_gpu_tile(),
+                loss=loss,
+            )
             row = described(f"{name}, {number} GPUs per image" if number > 1 else name, size, count(step, level))
             row |= {
                 "bf16": bf16,
@@ -47,7 +65,8 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
             if memory is not None:
                 free = usable(memory)
                 row["fits"] = fits(step, level, free)
-                row["largest_batch"] = largest_batch(replace(step, batch_size=1), level, free) * plan.gpus // number
+                most = largest_batch(replace(step, batch_size=1), level, free) * num_parts
+                row["largest_batch"] = most * plan.gpus // number
                 row["largest_size"] = str(largest_size(step, level, free) or "none")
             yield row
     if plan.smp:

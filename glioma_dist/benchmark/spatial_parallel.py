@@ -83,7 +83,7 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
             images,
             masks,
             lambda logits, masks: segmentation_loss(DEFAULT_LOSS, logits, masks, group.total),
-            context.accelerator.autocast(),
+            context.accelerator.autocast,
             seeds=torch.zeros(1, dtype=torch.int64),
             factor=context.num_processes,
             backward=context.accelerator.backward,

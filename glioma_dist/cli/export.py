@@ -32,6 +32,9 @@ class OnnxConfig:
     """File to write, for example model.onnx: a path or a URL."""
     bits: Literal[8, 16] = 8
     """Bits per pixel value of the images. The graph takes uint8 for 8, and int32 for 16."""
+    raw_weights: bool = False
+    """Use the weights as the optimizer left them, also where training has kept their moving average (--ema-decay). By
+    default: the average, if the checkpoint has one."""
     images: LocalPath | None = None
     """A folder, file or pattern of real images. On the first three the masks must agree, too, except for at most one
     pixel of 100,000."""
@@ -49,6 +52,9 @@ class BioimageioConfig:
     the package is for grey images, else for RGB."""
     out: OutputPath
     """ZIP file to write, for example model.zip: a path or a URL."""
+    raw_weights: bool = False
+    """Use the weights as the optimizer left them, also where training has kept their moving average (--ema-decay). By
+    default: the average, if the checkpoint has one."""
     name: str | None = None
     """Name of the model: letters, digits, spaces and _ + - ( ). By default it contains the encoder's name."""
     authors: tuple[str, ...] = ()
@@ -80,7 +86,7 @@ def run_onnx(config: OnnxConfig) -> None:
     checked = _read_first(config.images, NUM_CHECKED, "checked") if config.images else []
     checkpoint = fetch_checkpoint(config.checkpoint)
     with _local_file(config.out) as out:
-        parity = export(checkpoint, out, config.bits, checked)
+        parity = export(checkpoint, out, config.bits, checked, config.raw_weights)
     masks = f"; in {len(checked)} masks {parity.num_other} of {parity.num_pixels} pixels differ" if checked else ""
     print(f"{config.out}: logits differ from PyTorch's by at most {parity.largest:.1e}{masks}")
     _warn_of_use(checkpoint, config.out)
@@ -94,7 +100,7 @@ def run_bioimageio(config: BioimageioConfig) -> None:
     (image,) = _read_first(config.images, 1, "used")
     checkpoint = fetch_checkpoint(config.checkpoint)
     with _local_file(config.out) as out:
-        made = export_package(checkpoint, out, image, config.name, config.authors, config.licence)
+        made = export_package(checkpoint, out, image, config.name, config.authors, config.licence, config.raw_weights)
     kind = "grey" if made.num_channels == 1 else "RGB"
     num_pixels = made.size.width * made.size.height
     print(

@@ -31,14 +31,14 @@ def run(config: MergeConfig) -> None:
     from glioma_dist.files import make_folder
     from glioma_dist.model.checkpoint import Checkpoint, naming_another
     from glioma_dist.model.checkpoint_writer import write_checkpoint
-    from glioma_dist.model.manifest import MODEL, OPTIMIZER
+    from glioma_dist.model.manifest import EMA, MODEL, OPTIMIZER
 
     with naming_another(config.checkpoint):
         checkpoint = Checkpoint.read(config.checkpoint)
         weights = checkpoint.tensors(MODEL)
-        moments = checkpoint.tensors(OPTIMIZER) if checkpoint.has(OPTIMIZER) else None
+        moments, average = (checkpoint.tensors(name) if checkpoint.has(name) else None for name in (OPTIMIZER, EMA))
     make_folder(config.out.parent)
-    write_checkpoint(config.out, checkpoint.config, checkpoint.metadata, weights, moments)
+    write_checkpoint(config.out, checkpoint.config, checkpoint.metadata, weights, moments, average=average)
     print(f"{len(weights)} tensors in {config.out / MODEL}")
 
 

@@ -37,6 +37,9 @@ class EvaluateConfig:
     workers: int = 2
     """Worker processes per evaluating process that read images ahead."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
+    raw_weights: bool = False
+    """Use the weights as the optimizer left them, also where training has kept their moving average (--ema-decay). By
+    default: the average, if the checkpoint has one."""
 
     def validate(self) -> None:
         if isinstance(self.out, Path) and os.path.isdir(self.out):
@@ -79,6 +82,9 @@ class PredictConfig:
     """Memory that this process may occupy, for example 4GiB. An image that needs more is computed in strips or tiles.
     auto: what is free on this machine now, within the limit of its container or job."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
+    raw_weights: bool = False
+    """Use the weights as the optimizer left them, also where training has kept their moving average (--ema-decay). By
+    default: the average, if the checkpoint has one."""
 
     @property
     def memory_bytes(self) -> int | None:

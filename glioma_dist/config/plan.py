@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glioma_dist.config.model import ModelConfig
-from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS
+from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, check_gradient_accumulation
+from glioma_dist.config.train import check_ema_decay
 from glioma_dist.errors import InputError
 from glioma_dist.extras import require
 from glioma_dist.files import check_new_file
@@ -35,6 +36,11 @@ class PlanConfig:
     gpus: int = 1
     """Number of GPUs. They can share the batch (DDP), each image (--scale.spatial-parallel), and the weights
     (FSDP2)."""
+    gradient_accumulation: int = 1
+    """Number of micro-batches in which a GPU computes its images, as --scale.gradient-accumulation of train. Needs
+    --model.norm group and an encoder without batch norm, such as mit_b0."""
+    ema_decay: float | None = None
+    """Count the moving average of the weights, too, as --ema-decay of train keeps it."""
     smp: bool = False
     """Also estimate the same network of segmentation_models.pytorch in fp32 (pip install 'glioma-dist[bench]')."""
     json: Path | None = None
@@ -58,10 +64,15 @@ class PlanConfig:
             raise InputError("--smp: it cannot split an image; give a --batch-size that is a multiple of --gpus")
         if self.batch_size < 1 or self.gpus < 1:
             raise InputError(f"--batch-size {self.batch_size}, --gpus {self.gpus}: give 1 or more")
+        if self.ema_decay is not None:
+            check_ema_decay(self.ema_decay)
+        given = (self.gradient_accumulation, self.batch_size, self.model.norm)
+        check_gradient_accumulation("--gradient-accumulation", *given)
         if not all(spatial_parallel_sizes(self, size) for size in self.size):
+            parts = f", in {self.gradient_accumulation} micro-batches," if self.gradient_accumulation > 1 else ""
             raise InputError(
-                f"--batch-size {self.batch_size}: {self.gpus} GPUs can share neither this batch nor its images' rows; "
-                f"give a --batch-size that is a multiple of {self.gpus}, or another number of --gpus"
+                f"--batch-size {self.batch_size}: {self.gpus} GPUs can share neither this batch{parts} nor its images' "
+                f"rows; give a --batch-size that is a multiple of {self.gpus}, or another number of --gpus"
             )
         if self.gpu_memory is not None:
             parse_memory(self.gpu_memory)
@@ -82,4 +93,7 @@ def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:
     """Return over how many GPUs each image may be split, so that the groups of GPUs can share the batch equally."""
     most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in SPATIAL_PARALLEL_ENCODERS else 1
     divisors = [number for number in range(1, min(plan.gpus, most) + 1) if plan.gpus % number == 0]
-    return [number for number in divisors if plan.batch_size % (plan.gpus // number) == 0]
+    # Images are shared by the groups, and cut into micro-batches of at least one image in each.
+    least = plan.gpus * plan.gradient_accumulation
+    shared = [number for number in divisors if plan.batch_size % (plan.gpus // number) == 0]
+    return [number for number in shared if plan.batch_size * number >= least]

@@ -37,6 +37,17 @@ def check_tile_elements(value: int | str) -> None:
         )
 
 
+def check_gradient_accumulation(flag: str, num_micro_batches: int, batch_size: int, norm: str) -> None:
+    """Raises InputError if a batch cannot be computed in so many micro-batches. norm: the decoder's."""
+    if not 1 <= num_micro_batches <= batch_size:
+        raise InputError(f"{flag} {num_micro_batches}: give 1 to --batch-size, {batch_size}")
+    if num_micro_batches > 1 and norm == "batch":
+        raise InputError(
+            f"{flag} {num_micro_batches}: batch norm takes its statistics over the whole batch, so micro-batches would "
+            "change the result; give --model.norm group and an encoder without batch norm, such as mit_b0"
+        )
+
+
 def strip_edges(height: int, size: int) -> list[int]:
     """Return the `size` + 1 row numbers at which `size` strips of an image begin and end. Strips are as equal as
     multiples of UNIT_ROWS allow."""
@@ -85,6 +96,10 @@ class ScaleConfig:
     spatial_parallel: int = 1
     """Number of processes that share each image, one strip of its rows each; it must divide the number of processes of
     the launch."""
+    gradient_accumulation: int = 1
+    """Number of micro-batches in which a process computes its images of a batch, one after another; their gradients are
+    added before the optimizer's step. A step needs the memory of one micro-batch. Needs a network without batch norm:
+    --model.norm group and an encoder such as mit_b0."""
     timeout_s: float = 600.0
     """A process or worker that does not answer for this many seconds counts as lost."""
 

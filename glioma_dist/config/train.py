@@ -11,7 +11,7 @@ from glioma_dist.config.data import DataConfig
 from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.paths import OutputPath
-from glioma_dist.config.scale import ScaleConfig
+from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
 from glioma_dist.extras import LIBRARIES, require, require_library
 from glioma_dist.limits import check_batch_size
@@ -45,6 +45,7 @@ COST_FIELDS = (
     "scale.cudnn_benchmark",
     "scale.compile",
     "scale.spatial_parallel",
+    "scale.gradient_accumulation",
     "scale.timeout_s",
 )
 """Fields that may change when a run is resumed: where it runs, how long, how often it validates and saves. Data sets
@@ -67,6 +68,10 @@ class TrainConfig:
     """Learning rate of Adam; it stays constant."""
     clip_norm: float | None = None
     """Clip gradients: their total norm is scaled down to at most this value. By default: no clipping."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay, for example 0.999, beside the weights that are
+    trained. Validation, best/ and later commands use the average. The decay of step k is at most (1 + k) / (10 + k), so
+    that the starting weights are soon forgotten. By default: no average."""
     seed: int = 0
     """Random seed of the starting weights, the order of the samples, augmentation and stochastic depth."""
     epochs: int = 60
@@ -125,6 +130,11 @@ class TrainConfig:
             raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, for example 1e-4")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, for example 1.0")
+        if self.ema_decay is not None:
+            check_ema_decay(self.ema_decay)
+        check_gradient_accumulation(
+            "--scale.gradient-accumulation", self.scale.gradient_accumulation, self.batch_size, self.model.norm
+        )
         check_trackers(self.track)
         if self.price_per_hour is not None and not 0 < self.price_per_hour < math.inf:
             raise InputError(f"--price-per-hour {self.price_per_hour}: give a number above 0, for example 2.50")
@@ -137,6 +147,12 @@ class TrainConfig:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+
+
+def check_ema_decay(value: float) -> None:
+    """Raises InputError if `value` is no decay of a moving average."""
+    if not 0 < value < 1:
+        raise InputError(f"--ema-decay {value}: give a number between 0 and 1, for example 0.999")
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

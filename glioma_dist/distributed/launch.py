@@ -128,8 +128,8 @@ def check_settings(environment: Mapping[str, str]) -> None:
     steps = environment.get(ACCUMULATION, "1")
     if steps.strip() != "1":
         raise InputError(
-            f"{_said(environment, ACCUMULATION)}: gradient accumulation is not supported, each step takes all of "
-            "--batch-size: unset it, and train with --scale.activation-checkpointing full to save memory"
+            f"{_said(environment, ACCUMULATION)}: accelerate's gradient accumulation is not supported: unset it, "
+            "and give --scale.gradient-accumulation to train"
         )
     if environment.get(DYNAMO, "no").lower() != "no":
         raise InputError(

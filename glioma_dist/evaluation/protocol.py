@@ -131,7 +131,8 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerP
         for note in (describe_unlisted(reader), check_cells([reader], "--data", is_needed=False)):
             if note:
                 print(note, flush=True)
-    network, checkpoint = load_network(fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context)
+    given = (fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context, config.raw_weights)
+    network, checkpoint = load_network(*given)
     contrast = checkpoint.config.data.intensity_normalization
     if config.input_size:
         network.fit(config.input_size)
@@ -192,12 +193,18 @@ class Network:
             layer.run_tiles = partial(checkpoint_in_tiles, size=self.tile_size) if in_tiles else None
 
 
-def load_network(folder: Path, num_processes: int, context: DistributedContext) -> tuple[Network, Checkpoint]:
+def load_network(
+    folder: Path, num_processes: int, context: DistributedContext, raw_weights: bool = False
+) -> tuple[Network, Checkpoint]:
     """The U-Net that a checkpoint folder holds, ready for `cell_probability`, and all else that the folder says.
 
-    num_processes: processes that share each image. Raises InputError where the launch or the encoder does not allow it.
+    num_processes: processes that share each image. raw_weights: as of `load_model`. Raises InputError where the
+    launch or the encoder does not allow it.
     """
-    model, checkpoint = load_model(folder)
+    model, checkpoint = load_model(folder, raw_weights)
+    note = checkpoint.note_on_weights(raw_weights)
+    if note and context.is_main:
+        print(note, flush=True)
     whole_images = forward_only(model) if context.device.type == "cpu" and num_processes == 1 else None
     check_spatial_parallel(num_processes, checkpoint.config.model.encoder)
     group = SpatialGroup.join(context, num_processes)

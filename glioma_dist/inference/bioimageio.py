@@ -76,6 +76,7 @@ def export_package(
     name: str | None = None,
     authors: tuple[str, ...] = (),
     licence: str | None = None,
+    raw_weights: bool = False,
 ) -> PackageResult:
     """Write a package with `checkpoint`'s network as TorchScript and ONNX.
 
@@ -83,11 +84,14 @@ def export_package(
         image: a real one, uint8 or uint16, (H, W) or (H, W, 3); its centre becomes the test image. Where it is grey,
             the package takes images of one channel.
         name, authors: of the package. licence: its SPDX identifier; by default that of the network's lineage.
+        raw_weights: as of `load_model`.
 
     Raises InputError where the network or the image cannot be used, or the package fails its test.
     """
     check_new_file("--out", out)
-    model, read = load_model(checkpoint)
+    model, read = load_model(checkpoint, raw_weights)
+    if note := read.note_on_weights(raw_weights):
+        print(note)
     contrast = read.config.data.intensity_normalization
     if contrast == "clahe":
         raise InputError(

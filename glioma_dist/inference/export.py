@@ -85,14 +85,22 @@ def logits_of(model: UNet, pixels: Tensor) -> Tensor:
     return model.decoder(model.encoder(images))[..., :height, :width]
 
 
-def export(checkpoint: Path, out: Path, bits: Literal[8, 16] = 8, images: Sequence[np.ndarray] = ()) -> Parity:
+def export(
+    checkpoint: Path,
+    out: Path,
+    bits: Literal[8, 16] = 8,
+    images: Sequence[np.ndarray] = (),
+    raw_weights: bool = False,
+) -> Parity:
     """Write the network of `checkpoint` to `out`, if its logits equal PyTorch's for random images of several sizes, and
-    its masks equal PyTorch's for `images` (uint8 or uint16, (H, W) or (H, W, 3)).
+    its masks equal PyTorch's for `images` (uint8 or uint16, (H, W) or (H, W, 3)). raw_weights: as of `load_model`.
 
     Raises InputError where the graph cannot be made or is not equal.
     """
     check_new_file("--out", out)
-    model, read = load_model(checkpoint)
+    model, read = load_model(checkpoint, raw_weights)
+    if note := read.note_on_weights(raw_weights):
+        print(note)
     contrast = read.config.data.intensity_normalization
     if contrast == "clahe":
         raise InputError(

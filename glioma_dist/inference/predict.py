@@ -75,7 +75,8 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     if any(isinstance(path, Path) and path.is_dir() and is_zarr(path) for path in found.paths):
         require("formats", f"--images {config.images}: to read OME-Zarr", ("zarr",))
     results, place = open_results(config.out, config.write), Place(config.out)
-    network, checkpoint = load_network(fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context)
+    given = (fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context, config.raw_weights)
+    network, checkpoint = load_network(*given)
     settings = settings_of(config, checkpoint)
 
     def plan() -> Work:

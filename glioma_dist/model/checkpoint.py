@@ -1,4 +1,5 @@
-"""Checkpoint folders: model.safetensors, state.json, manifest.json and, to resume from, optimizer.safetensors.
+"""Checkpoint folders: model.safetensors, state.json, manifest.json and, to resume from, optimizer.safetensors; of a run
+that averages its weights, ema.safetensors.
 
 A folder is written under a temporary name and then renamed, so a checkpoint that exists is complete. Nothing in it is
 executable: tensors are safetensors, the rest is JSON. Where each process has a part of every tensor (FSDP2), each
@@ -25,7 +26,7 @@ from glioma_dist.config.file import from_dict, shown
 from glioma_dist.config.networks import network_folder
 from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.files import parse_json
-from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
+from glioma_dist.model.manifest import EMA, FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
 from glioma_dist.model.tensor_files import DamagedError, read_checked, read_tensors
 from glioma_dist.registry import UnknownNameError
 
@@ -73,18 +74,25 @@ class Checkpoint:
         return self.metadata.get("lineage", [])
 
     def has(self, name: str) -> bool:
-        """Whether it holds `name`, MODEL or OPTIMIZER, in one file or in parts."""
+        """Whether it holds `name`, MODEL, OPTIMIZER or EMA, in one file or in parts."""
         return bool(self.manifest.parts(name))
+
+    def note_on_weights(self, raw: bool) -> str | None:
+        """Which weights `load_into` takes, in a line for the user; None where there is no choice."""
+        if self.has(EMA):
+            taken = "the weights as the optimizer left them" if raw else "the moving average of the weights"
+            return f"{self.folder}: using {taken}{'' if raw else ' (--raw-weights: the weights themselves)'}"
+        return f"{self.folder}: --raw-weights has no effect: it has no moving average of its weights" if raw else None
 
     def check(self) -> None:
         """Read and check every file now. The tensors are kept until `tensors` takes them, so nothing is read twice.
 
         Raises DamagedError.
         """
-        self._kept.update({name: self._read(name) for name in (MODEL, OPTIMIZER) if self.has(name)})
+        self._kept.update({name: self._read(name) for name in (MODEL, OPTIMIZER, EMA) if self.has(name)})
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Full tensors of MODEL or OPTIMIZER, on the CPU. Raises DamagedError where a file is missing or damaged."""
+        """Full tensors of MODEL, OPTIMIZER or EMA, on the CPU. Raises DamagedError where they cannot be used."""
         return self._kept.pop(name) if name in self._kept else self._read(name)
 
     def _read(self, name: str) -> dict[str, Tensor]:
@@ -99,8 +107,9 @@ class Checkpoint:
             raise DamagedError(self.folder / name, "its parts hold different tensors")
         return {key: torch.cat([part[key] for part in parts]) if key in parts[1] else parts[0][key] for key in parts[0]}
 
-    def load_into(self, model: nn.Module, encoder: str) -> None:
-        """Put the checkpoint's weights and buffers into `model`, all of them.
+    def load_into(self, model: nn.Module, encoder: str, raw: bool = False) -> None:
+        """Put the checkpoint's weights and buffers into `model`, all of them: their moving average where the run has
+        kept one, and the weights as the optimizer left them where not, or with `raw`.
 
         Raises InputError naming both encoders where they differ, or what else does not fit.
         """
@@ -109,7 +118,7 @@ class Checkpoint:
                 f"{self.folder}: its encoder is {self.config.model.encoder}, asked for is {encoder}; "
                 f"give --model.encoder {self.config.model.encoder}"
             )
-        tensors, wanted = self.tensors(MODEL), model.state_dict()
+        tensors, wanted = self.tensors(MODEL if raw or not self.has(EMA) else EMA), model.state_dict()
         wrong = [
             name
             for name in sorted({*tensors, *wanted})

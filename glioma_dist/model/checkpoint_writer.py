@@ -7,7 +7,7 @@ processes tell each other, in their main threads, what came of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from glioma_dist.config.file import to_dict
 from glioma_dist.errors import RunError
 from glioma_dist.files import cannot_write, read_bytes, remove_tree, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders, sibling
-from glioma_dist.model.manifest import FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
+from glioma_dist.model.manifest import EMA, FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
 from glioma_dist.model.tensor_files import FlatTensors, write_tensors
 
 Result = TypeVar("Result")
@@ -68,6 +68,7 @@ def write_checkpoint(
     writer: Writer = ALONE,
     num_parts: int = 1,
     keep: int = 1,
+    average: Tensors | None = None,
 ) -> None:
     """Write a checkpoint so that a kill or a full disk at any moment leaves this one or the one before, complete.
 
@@ -76,7 +77,8 @@ def write_checkpoint(
     before it folder.1, folder.2 and so on. The folder that holds them has to exist. Raises InputError on every
     process where any cannot write.
     """
-    run_stages(checkpoint_stages(folder, config, metadata, lambda: (model, optimizer), writer, num_parts, keep), writer)
+    tensors = {MODEL: model, OPTIMIZER: optimizer, EMA: average}
+    run_stages(checkpoint_stages(folder, config, metadata, lambda: tensors, writer, num_parts, keep), writer)
 
 
 def run_stages(stages: Stages, writer: Writer) -> None:
@@ -95,7 +97,7 @@ def checkpoint_stages(
     folder: Path,
     config: TrainConfig,
     metadata: dict[str, Any],
-    take: Callable[[], tuple[Tensors | None, Tensors | None]],
+    take: Callable[[], Mapping[str, Tensors | None]],
     writer: Writer,
     num_parts: int,
     keep: int,
@@ -103,14 +105,14 @@ def checkpoint_stages(
 ) -> Stages:
     """The stages of `write_checkpoint`. Only the first one needs to run before training continues.
 
-    take: called in the first stage; returns the weights and the optimizer's state that this process writes. check:
+    take: called in the first stage; returns the tensors that this process writes, by MODEL, OPTIMIZER and EMA. check:
     called with each of them in the second; raises RunError where they are not to be written.
     """
     new = sibling(folder, "new")
     taken: list[tuple[str, Tensors | None]] = []
 
     def begin() -> None:
-        taken.extend(zip((MODEL, OPTIMIZER), take(), strict=True))
+        taken.extend(take().items())
         if writer.number == 0:
             writer.check()
             _begin(new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from glioma_dist.config.networks import network_folder
 from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.licences import non_commercial_licences, warning_of_use
-from glioma_dist.model.manifest import MANIFEST, MODEL, STATE
+from glioma_dist.model.manifest import EMA, MANIFEST, MODEL, STATE, Manifest
 from glioma_dist.model.unet import UNet, load_model
 
 CONFIG = "config.json"
@@ -85,19 +86,19 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
     ) -> PretrainedUNet:
         folder = Path(model_id)
         if not folder.is_dir():
-            files = [
-                hf_hub_download(
-                    model_id,
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-                for name in (MANIFEST, STATE, MODEL)
-            ]
-            folder = Path(files[0]).parent
+            fetch = partial(
+                hf_hub_download,
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            folder = Path(fetch(MANIFEST)).parent
+            averages = Manifest.read(folder).parts(EMA)  # of a checkpoint that was uploaded as it is
+            for name in (STATE, MODEL, *averages):
+                fetch(name)
         model, checkpoint = load_model(folder)
         return cls(model, checkpoint.config, checkpoint.metadata).eval()
 

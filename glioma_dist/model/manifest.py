@@ -17,9 +17,11 @@ from glioma_dist.model.tensor_files import DTYPES, DamagedError
 
 MANIFEST = "manifest.json"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+EMA = "ema.safetensors"
+"""The exponential moving average of the weights; only in checkpoints of runs that keep one."""
 FORMAT_VERSION = 3
 """2 has the manifest. Format 1, which had none, was never released."""
-TENSOR_FILE = re.compile(r"(?:model|optimizer)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
+TENSOR_FILE = re.compile(r"(?:model|optimizer|ema)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 
 
 @dataclass(frozen=True)

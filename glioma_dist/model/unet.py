@@ -103,8 +103,11 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     return model, checkpoint.lineage
 
 
-def load_model(folder: str | Path) -> tuple[UNet, Checkpoint]:
+def load_model(folder: str | Path, raw_weights: bool = False) -> tuple[UNet, Checkpoint]:
     """Load the U-Net that a checkpoint folder, as runs/x/best, holds.
+
+    raw_weights: take the weights as the optimizer left them, also where the run has kept their moving average
+    (--ema-decay), which is taken otherwise.
 
     Returns the model in evaluation mode on the CPU (see `build_model`), and the `Checkpoint`: its `config`, `step` and
     `lineage`. Raises InputError where there is no checkpoint, or where it is damaged: every byte is checked.
@@ -115,5 +118,5 @@ def load_model(folder: str | Path) -> tuple[UNet, Checkpoint]:
     with naming_another(folder):
         checkpoint = Checkpoint.read(folder)
         model = UNet(checkpoint.config.model)
-        checkpoint.load_into(model, checkpoint.config.model.encoder)
+        checkpoint.load_into(model, checkpoint.config.model.encoder, raw_weights)
     return model.eval(), checkpoint

@@ -26,7 +26,16 @@ PACKAGE = Path(__file__).parents[1]
 CODE = ("model", "scale", "losses.py")
 """Folders and files of the package that decide what a step holds."""
 NOT_CODE = {
-    *("planner.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py", "operations.py"),
+    *(
+        "planner.py",
+        "answers.py",
+        "counted_steps.py",
+        "fsdp.py",
+        "buckets.py",
+        "loss_scale.py",
+        "operations.py",
+        "micro_batches.py",
+    ),
     *("checkpoint.py", "checkpoint_writer.py", "hub.py", "licences.py", "manifest.py", "tensor_files.py", "pretrained"),
 }
 """Of these folders what decides nothing of it."""

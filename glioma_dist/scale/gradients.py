@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +16,53 @@ def compute_gradients(
     images: Tensor,
     masks: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
-    autocast: AbstractContextManager,
+    autocast: Callable[[], AbstractContextManager],
     *,
     seeds: Tensor | None = None,
     factor: float = 1.0,
     backward: Callable[[Tensor], None] = Tensor.backward,
     after_forward: Callable[[], None] = lambda: None,
+    num_micro_batches: int = 1,
+    no_sync: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass, loss and backward pass. Returns the logits (B, 1, H, W) and the losses (B,) of the images.
 
     images: (B, 1 or 3, H, W) uint8. masks: (B, H, W) of 0 and 1. loss: takes logits and masks, returns (B,).
-    seeds: (B,) int64 on the CPU, for models with stochastic depth. factor: the sum of the losses is multiplied by it
-    before the backward pass. backward: the engine's. after_forward: is called between the two passes.
+    autocast: makes the context of a forward pass. seeds: (B,) int64 on the CPU, for models with stochastic depth.
+    factor: the sum of the losses is multiplied by it before the backward pass. backward: the engine's. after_forward:
+    is called between the two passes.
+
+    num_micro_batches: the batch is cut into so many parts, as equal as its images allow, which are computed one after
+    another; their gradients add up. no_sync: within it, the engine sends no gradients; it is left for the last part.
     """
+    if num_micro_batches == 1:
+        return _compute_part(model, images, masks, loss, autocast, seeds, factor, backward, after_forward)
+    seeds_of_parts = [None] * num_micro_batches if seeds is None else seeds.tensor_split(num_micro_batches)
+    parts = zip(*(each.tensor_split(num_micro_batches) for each in (images, masks)), seeds_of_parts, strict=True)
+    found = []
+    for number, (*part, own_seeds) in enumerate(parts, start=1):
+        with nullcontext() if number == num_micro_batches else no_sync():
+            results = _compute_part(model, *part, loss, autocast, own_seeds, factor, backward, after_forward)
+            found.append([each.detach() for each in results])
+            del results  # with it ends what is left of the part's graph, before the next part begins
+    logits, losses = (torch.cat(each) for each in zip(*found, strict=True))
+    return logits, losses
+
+
+def _compute_part(
+    model: nn.Module,
+    images: Tensor,
+    masks: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    autocast: Callable[[], AbstractContextManager],
+    seeds: Tensor | None,
+    factor: float,
+    backward: Callable[[Tensor], None],
+    after_forward: Callable[[], None],
+) -> tuple[Tensor, Tensor]:
+    """`compute_gradients` of one micro-batch."""
     drawn = None if seeds is None else draw(model, seeds, images.device)
-    with autocast:
+    with autocast():
         # Nothing else refers to the normalised images: a model that does not keep them lets them go.
         logits = model(normalised(model, images)) if drawn is None else model(normalised(model, images), drawn)
     losses = loss(logits, masks)

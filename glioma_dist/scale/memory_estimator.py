@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,14 +83,14 @@ def estimate_step_memory(
 
 
 def estimate_unet_step(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
+    model: nn.Module, loss: Callable, size: Size, batch_size: int = 1, bf16: bool = False, num_micro_batches: int = 1
 ) -> StepMemory:
     """Count one training step of this package: on uint8 images of `size`, which the step normalises.
 
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
     replaced by fake ones: it is of no use afterwards. loss: takes logits and masks (B, H, W), returns (B,).
     """
-    return _count_unet_step(model, loss, size, batch_size, bf16).at_peak()
+    return _count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches).at_peak()
 
 
 def trace_unet_step(
@@ -101,7 +102,7 @@ def trace_unet_step(
 
 
 def _count_unet_step(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int, bf16: bool
+    model: nn.Module, loss: Callable, size: Size, batch_size: int, bf16: bool, num_micro_batches: int = 1
 ) -> _StorageLedger:
     mode = FakeTensorMode()
     make_fake(model, mode)
@@ -109,10 +110,9 @@ def _count_unet_step(
 
     def step(ledger: _StorageLedger) -> tuple[Any, ...]:
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-        return compute_gradients(
-            model, images, images[:, 0], loss, autocast, after_forward=lambda: ledger.name_rest("kept")
-        )
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
+        compute = partial(compute_gradients, after_forward=partial(ledger.name_rest, "kept"))
+        return compute(model, images, images[:, 0], loss, autocast, num_micro_batches=num_micro_batches)
 
     return _count_step(model, mode, step)
 

@@ -19,6 +19,7 @@ from glioma_dist.fingerprint import code_fingerprint
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
+from glioma_dist.scale.micro_batches import allows_micro_batches, with_accumulation
 from glioma_dist.scale.step import LEVELS, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
@@ -53,7 +54,10 @@ def _on_each(memory: StepMemory, step: Step) -> StepMemory:
     """With what the devices of a launch hold besides, or share."""
     if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
         memory = replace(memory, gradients=memory.optimizer // 2)
-    return _shard(memory, step) if step.shards else memory
+    memory = with_accumulation(memory, step)
+    memory = _shard(memory, step) if step.shards else memory
+    # The moving average of weights and running statistics has their types and their layout.
+    return replace(memory, optimizer=memory.optimizer + memory.parameters) if step.has_average else memory
 
 
 def _by_table(step: Step, level: Level) -> StepMemory | None:
@@ -103,7 +107,10 @@ def _shard(memory: StepMemory, step: Step) -> StepMemory:
     layer or a decoder block) and the gradients of one are whole, and both of what is in no unit."""
     largest, rest = _unit_bytes(step.model)
     whole = 3 * largest + 2 * rest
-    shared = {name: getattr(memory, name) // step.num_devices for name in ("parameters", "gradients", "optimizer")}
+    names = ["parameters", "optimizer", "gradients"]
+    if step.num_micro_batches > 1:  # gradients are whole until the last micro-batch, after which they are sent
+        names.remove("gradients")
+    shared = {name: getattr(memory, name) // step.num_devices for name in names}
     return replace(memory, **shared, momentary=memory.momentary + whole)
 
 
@@ -149,7 +156,7 @@ def _peak_of_one(step: Step, level: Level) -> int:
             counted_steps.find_formula(one, level) if level == "full" and one.tile_size == largest_gpu_tile() else None
         )
         if line is not None and step.num_devices == 1:
-            return line.at(*step_count.padded_units(step.size)).peak
+            return _on_each(line.at(*step_count.padded_units(step.size)), step).peak
         return count(one, level).peak
     except InputError:
         half = Size(step.size.width, max(SIDE_STEP, step.size.height // 2 // SIDE_STEP * SIDE_STEP))
@@ -223,12 +230,18 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     chosen = choose(step, memory, LEVELS if tried is None else LEVELS[LEVELS.index(tried) + 1 :])
     place = f"{step.spatial_parallel} devices" if step.spatial_parallel > 1 else "this device"
     asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on {place}"
+    if step.num_micro_batches > 1:
+        asked = f"a micro-batch of {asked}"
     needs = ", ".join(
         f"{count(step, level).peak / GIB:.1f} GiB with --scale.activation-checkpointing {level}" for level in LEVELS
     )
     text = f"{asked}: {needs} are needed; there are {memory / GIB:.1f} GiB"
     if chosen:
         return f"{text}: give --scale.activation-checkpointing {chosen}"
+    number = least_micro_batches(step, memory)
+    if number is not None:
+        flags = f"--scale.activation-checkpointing full and --scale.gradient-accumulation {number}"
+        return f"{text}: give {flags}, which changes no result"
     images, size = largest_batch(step, "full", memory), largest_size(step, "full", memory)
     if 0 < images < step.batch_size:
         batch_size = images * step.num_devices // step.spatial_parallel
@@ -236,6 +249,16 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     if size is not None and size.width < step.size.width:
         return f"{text}: give --scale.activation-checkpointing full and at most --data.size {size}"
     return f"{text}: give a smaller --batch-size, --data.size or --model.encoder, and see what else uses the memory"
+
+
+def least_micro_batches(step: Step, memory: float) -> int | None:
+    """In how many micro-batches a device's images fit with the level full; None where they do not, are in as many
+    already, or where the network needs the whole batch at once."""
+    images = step.batch_size * step.num_micro_batches
+    if step.batch_size == 1 or not allows_micro_batches(step.model):
+        return None
+    at_once = min(step.batch_size - 1, largest_batch(replace(step, num_micro_batches=images), "full", memory))
+    return math.ceil(images / at_once) if at_once > 0 else None
 
 
 def _key(step: Step, level: Level, size: str) -> str | None:

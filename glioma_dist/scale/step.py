@@ -25,7 +25,8 @@ class Step:
     model: ModelConfig
     size: Size
     batch_size: int
-    """Images on one device, or on the devices that share them by rows."""
+    """Images on one device, or on the devices that share them by rows; with gradient accumulation those of a
+    micro-batch."""
     bf16: bool
     num_devices: int = 1
     spatial_parallel: int = 1
@@ -33,6 +34,10 @@ class Step:
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
     loss_name: str = DEFAULT_LOSS
+    num_micro_batches: int = 1
+    """Parts in which a device computes its images, one after another (gradient accumulation)."""
+    has_average: bool = False
+    """Whether a moving average of the weights is kept beside them."""
     tile_size: TileSize = field(kw_only=True)
     """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)

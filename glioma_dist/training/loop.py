@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -204,11 +205,13 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
         batch.images,
         batch.masks,
         lambda logits, masks: segmentation_loss(config.loss, logits, masks, group.total),
-        context.accelerator.autocast(),
+        context.accelerator.autocast,
         seeds=batch.seeds,
         # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
         factor=context.num_processes / config.batch_size,
         backward=context.accelerator.backward,
+        num_micro_batches=config.scale.gradient_accumulation,
+        no_sync=partial(context.accelerator.no_sync, trainer.model),
     )
 
     with torch.no_grad():
@@ -237,9 +240,12 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
         )
     trainer.guard.weights_move = True
     trainer.optimizer.step()
+    is_skipped = step_was_skipped(context.accelerator, trainer.optimizer, overflows)
+    if trainer.average is not None and not is_skipped:
+        trainer.average.update(step + 1)
     trainer.guard.weights_move = False
     trainer.optimizer.zero_grad()
-    if step_was_skipped(context.accelerator, trainer.optimizer, overflows):
+    if is_skipped:
         if scale_is_exhausted(context.accelerator):
             raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
         return None

@@ -12,6 +12,7 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import segmentation_loss
+from glioma_dist.scale.micro_batches import images_at_once
 from glioma_dist.scale.planner import GIB, Level, Step, advice, count_if_known, device_memory, free_memory, resolve
 from glioma_dist.scale.tile_size import tile_size
 
@@ -21,15 +22,18 @@ SECONDS_FOR_ADVICE = 10.0
 
 def step_of(config: TrainConfig, context: DistributedContext) -> Step:
     """What one device does in a step of the run."""
+    num_images = max(1, config.batch_size * config.scale.spatial_parallel // context.num_processes)
     return Step(
         config.model,
         config.data.size,
-        batch_size=max(1, config.batch_size * config.scale.spatial_parallel // context.num_processes),
+        batch_size=images_at_once(num_images, config.scale.gradient_accumulation),
         bf16=context.accelerator.mixed_precision != "no",
         num_devices=context.num_processes,
         spatial_parallel=config.scale.spatial_parallel,
         shards=context.accelerator.is_fsdp2,
         loss_name=config.loss,
+        num_micro_batches=config.scale.gradient_accumulation,
+        has_average=config.ema_decay is not None,
         tile_size=tile_size(config.scale.tile_elements, context.device),
         loss=partial(segmentation_loss, config.loss),
     )

@@ -59,10 +59,12 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
     if reporter is None:
         return nullcontext()
     processes = f"{context.num_processes} process{'es' if context.num_processes > 1 else ''} ({context.device.type})"
+    number = config.scale.gradient_accumulation
+    parts = f" in {number} micro-batches" if number > 1 else ""
     peak = estimate_memory(config, context, trainer.level)
     memory = "" if peak is None else f", estimated memory of a step {peak / GIB:.2f} GiB a process"
     reporter.say(
-        f"{len(trainer.train)} images, batch {config.batch_size} on {processes}, activation checkpointing "
+        f"{len(trainer.train)} images, batch {config.batch_size}{parts} on {processes}, activation checkpointing "
         f"{trainer.level}, from step {state.step} to {trainer.num_steps}{memory}, in {config.out}"
     )
     return reporter

@@ -14,6 +14,7 @@ from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards
 from glioma_dist.scale.loss_scale import load_scaler_state
+from glioma_dist.scale.micro_batches import check_micro_batches
 from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
@@ -23,6 +24,7 @@ from glioma_dist.training.resume import check_same_data
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
 from glioma_dist.training.trainer import Trainer
+from glioma_dist.training.weight_average import make_average
 
 
 def prepare(
@@ -55,6 +57,7 @@ def prepare(
     metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints, STATISTICS: statistics}
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
+    check_micro_batches(model, config.model, config.scale.gradient_accumulation, config.batch_size // group.dp_size)
     kind = choose_level(config, context)
     scale_model(model, resolve_layout(config, context), kind, group, context.device, context.accelerator.is_fsdp2)
     model.to(context.device)
@@ -69,5 +72,7 @@ def prepare(
     if old is not None:
         load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
         load_scaler_state(context.accelerator, read_scaler(old))
-    trainer = Trainer(config, context, train, val, sampler, model, optimizer, kind, group, metadata, folder, stop, pool)
+    average = make_average(config, context.accelerator.unwrap_model(model), old)
+    parts = (train, val, sampler, model, optimizer, kind, group, metadata, folder, stop, pool)
+    trainer = Trainer(config, context, *parts, average=average)
     return trainer, state

@@ -13,7 +13,7 @@ from glioma_dist.config.file import differences, to_dict
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read, read_json
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, is_whole, kept_folders
-from glioma_dist.model.manifest import MANIFEST, OPTIMIZER, STATE
+from glioma_dist.model.manifest import EMA, MANIFEST, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.training.folder_lock import LOCK
 from glioma_dist.training.run_record import DAMAGED, RUN
@@ -126,6 +126,8 @@ def _read_resumable(folder: Path) -> Checkpoint:
         raise DamagedError(folder / STATE, "says nothing of the data that the run was trained on")
     if not checkpoint.has(OPTIMIZER):
         raise DamagedError(folder / OPTIMIZER, "is not in this checkpoint, which is of the model alone")
+    if checkpoint.config.ema_decay is not None and not checkpoint.has(EMA):
+        raise DamagedError(folder / EMA, "is not in this checkpoint, whose run keeps an average of its weights")
     checkpoint.check()
     return checkpoint
 

@@ -22,6 +22,7 @@ from glioma_dist.training.resume import BEST, LAST
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.snapshot import SnapshotMemory
 from glioma_dist.training.state import TrainState, state_stages
+from glioma_dist.training.weight_average import WeightAverage
 
 SECONDS_PER_MINUTE = 60.0
 
@@ -44,11 +45,13 @@ class CheckpointSaver:
         metadata: dict,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None = None,
     ) -> None:
         self.begun = self.saved = TrainState()
         """Of the newest `last` that was begun, and of the newest that is complete on all processes."""
         self._config, self._context, self._folder, self._metadata = config, context, folder, metadata
         self._model, self._optimizer, self._reporter = model, optimizer, None
+        self._average = average and average.tensors
         self._writer = Writer(context.rank, context.num_processes, context.gather_objects, folder.check)
         self._memory, self._is_reserved = SnapshotMemory(), False
         self._queue: deque[_Write] = deque()
@@ -66,7 +69,8 @@ class CheckpointSaver:
         """Have a thread allocate the memory for copies, once. Call it after a step: the optimizer then has a state."""
         if not self._is_reserved:
             self._is_reserved = True
-            self._memory.reserve(self._context.accelerator.unwrap_model(self._model), self._optimizer, self._writer)
+            model = self._context.accelerator.unwrap_model(self._model)
+            self._memory.reserve(model, self._optimizer, self._writer, self._average)
 
     def save(self, state: TrainState, name: str, alone: bool = False) -> None:
         """Begin to write a checkpoint of the run as it is now, at `state`, once the one before is complete.
@@ -147,6 +151,7 @@ class CheckpointSaver:
             config.keep_last if name == LAST else 1,
             scaler_state(accelerator) if name == LAST else None,
             memory=self._memory,
+            average=self._average,
         )
 
     def _start(self) -> None:

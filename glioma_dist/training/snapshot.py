@@ -1,4 +1,5 @@
-"""Copies of weights and optimizer in host memory, from which checkpoints are written while training continues."""
+"""Copies of weights, optimizer and moving average in host memory, from which checkpoints are written while training
+continues."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from glioma_dist.errors import NonFiniteError
 from glioma_dist.model.checkpoint_writer import Writer
-from glioma_dist.model.manifest import MODEL, OPTIMIZER
+from glioma_dist.model.manifest import EMA, MODEL, OPTIMIZER
 from glioma_dist.model.tensor_files import FlatTensors
 from glioma_dist.training.in_thread import InThread
 
@@ -20,10 +21,16 @@ class SnapshotMemory:
     def __init__(self) -> None:
         self._room: dict[str, FlatTensors] = {}
         self._steps: dict[str, int] = {}
-        """Step whose tensors lie there: `best` and `last` of one step share the copy of the weights."""
+        """Step whose tensors lie there: `best` and `last` of one step share the copies of weights and average."""
         self._reserving: InThread[dict[str, FlatTensors]] | None = None
 
-    def reserve(self, model: nn.Module, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
+    def reserve(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        writer: Writer,
+        average: dict[str, Tensor] | None = None,
+    ) -> None:
         """Have a thread allocate the memory, so that the first `take` need not wait for the system to give it.
 
         It does nothing where a snapshot was taken already, which may be needed.
@@ -31,6 +38,8 @@ class SnapshotMemory:
         in_parts = is_in_parts(model)
         if not self._room and (in_parts or writer.number == 0):
             tensors = {MODEL: model.state_dict(), OPTIMIZER: optimizer_tensors(model, optimizer)}
+            if average is not None:
+                tensors[EMA] = average
             wanted = {file: _own(each, writer, in_parts) for file, each in tensors.items()}
             self._reserving = InThread(lambda: {file: _make_room(each).touch() for file, each in wanted.items()})
 
@@ -40,29 +49,38 @@ class SnapshotMemory:
             self._reserving.wait()
 
     def take(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int, writer: Writer
-    ) -> tuple[FlatTensors | None, FlatTensors | None]:
-        """Copy the tensors of the unwrapped `model`, and of the optimizer where one is given, that `writer` writes.
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        step: int,
+        writer: Writer,
+        average: dict[str, Tensor] | None = None,
+    ) -> dict[str, FlatTensors]:
+        """Copy the tensors of the unwrapped `model`, and of the optimizer and the moving average where they are given,
+        that `writer` writes.
 
-        Returns the copies of both; None where there is none, or where another process writes all.
+        Returns the copies by MODEL, OPTIMIZER and EMA; none where another process writes all.
         """
         in_parts = is_in_parts(model)
         if not in_parts and writer.number != 0:
-            return None, None
+            return {}
         if self._reserving is not None:
             reserving, self._reserving = self._reserving, None
             self._room = reserving.result()
-        wanted = {} if self._steps.get(MODEL) == step else {MODEL: _own(model.state_dict(), writer, in_parts)}
+        wanted = {MODEL: model.state_dict()} | ({} if average is None else {EMA: average})
         if optimizer is not None:
-            wanted[OPTIMIZER] = _own(optimizer_tensors(model, optimizer), writer, in_parts)
-        for file, tensors in wanted.items():
+            wanted[OPTIMIZER] = optimizer_tensors(model, optimizer)
+        for file, whole in wanted.items():
+            if file != OPTIMIZER and self._steps.get(file) == step:
+                continue
+            tensors = _own(whole, writer, in_parts)
             self._steps.pop(file, None)
             if file not in self._room or not self._room[file].has_room_for(tensors):
                 self._room.pop(file, None)  # first, or there would be room for both
                 self._room[file] = _make_room(tensors)
             self._room[file].copy_(tensors)
             self._steps[file] = step
-        return self._room[MODEL], None if optimizer is None else self._room[OPTIMIZER]
+        return {file: self._room[file] for file in wanted}
 
 
 def _make_room(tensors: dict[str, Tensor]) -> FlatTensors:

@@ -55,8 +55,10 @@ def state_stages(
     scaler: Scaler | None,
     *,
     memory: SnapshotMemory,
+    average: dict[str, Tensor] | None = None,
 ) -> Stages:
-    """The stages of a checkpoint of the unwrapped `model`; with the optimizer where training is to resume from it.
+    """The stages of a checkpoint of the unwrapped `model`; with the optimizer where training is to resume from it, and
+    with the moving average of the weights where there is one.
 
     All processes take them together. Where each has a part of every tensor, each writes its own. The last `keep`
     checkpoints stay. The first stage copies the tensors to `memory`; after it, training may continue. Stages raise
@@ -66,7 +68,7 @@ def state_stages(
     where = {key: value for key, value in dataclasses.asdict(state).items() if value != math.inf}
     metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
     num_parts = writer.count if is_in_parts(model) else 1
-    take = partial(memory.take, model, optimizer, state.step, writer)
+    take = partial(memory.take, model, optimizer, state.step, writer, average)
     check = partial(check_finite, step=state.step)
     return checkpoint_stages(folder, config, metadata, take, writer, num_parts, keep, check)
 
@@ -84,12 +86,13 @@ def _is_number(value: object) -> bool:
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> TrainState:
-    """Put a checkpoint's weights back, in place, before `model` is wrapped; returns where the run was.
+    """Put a checkpoint's weights back, in place, before `model` is wrapped; returns where the run was. The weights are
+    those that the optimizer left, not their moving average.
 
     Raises InputError where they are damaged or do not fit, or where the position is none.
     """
     state = read_train_state(checkpoint)
-    checkpoint.load_into(model, checkpoint.config.model.encoder)
+    checkpoint.load_into(model, checkpoint.config.model.encoder, raw=True)
     return state
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -29,6 +29,7 @@ from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.saving import CheckpointSaver
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.telemetry import DataWait
+from glioma_dist.training.weight_average import WeightAverage
 
 
 class Scores(NamedTuple):
@@ -82,6 +83,8 @@ class Trainer:
     stop: StopSignal
     workers: WorkerPool
     """Processes that read and prepare images, in training and in validation."""
+    average: WeightAverage | None = None
+    """Of the weights, where --ema-decay asks for one."""
     guard: StepGuard = field(init=False)
     saver: CheckpointSaver = field(init=False)
     data_wait: DataWait = field(init=False, default_factory=DataWait)
@@ -91,7 +94,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
-        saver = CheckpointSaver(self.config, self.context, self.folder, self.metadata, self.model, self.optimizer)
+        parts = (self.folder, self.metadata, self.model, self.optimizer, self.average)
+        saver = CheckpointSaver(self.config, self.context, *parts)
         object.__setattr__(self, "saver", saver)
 
     def batches(self, first_step: int) -> Generator[Batch]:
@@ -137,6 +141,10 @@ class Trainer:
             self.context.device,
             self.workers,
         )
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Within it, the model has the weights that are evaluated: their moving average, where there is one."""
+        return nullcontext() if self.average is None else self.average.in_place_of_weights()
 
     def close(self) -> None:
         """Have the workers, which may outlive the run, forget its validation images; wait for a write under way."""

@@ -67,7 +67,7 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
     # On the device, and read once: for each read the CPU waits for the GPU.
     total = torch.zeros(3, dtype=torch.float64, device=context.device)
     num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
-    with closing(iter(trainer.validation_images)) as images:
+    with trainer.evaluated_weights(), closing(iter(trainer.validation_images)) as images:
         for number in range(math.ceil(len(trainer.val) / group.dp_size)):
             context.whereabouts.wait_for_data(f"validation image {number + 1}")
             image, problem = _next_image(trainer, images)

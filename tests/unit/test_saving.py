@@ -226,13 +226,13 @@ def test_a_snapshot_of_a_gpu_waits_for_nothing(on_gpu):
     model, optimizer, mode = on_gpu
     memory = snapshot.SnapshotMemory()
     with mode, Watch(value=1) as watch:
-        weights, moments = memory.take(model, optimizer, 1, checkpoint_writer.ALONE)
+        weights, moments = memory.take(model, optimizer, 1, checkpoint_writer.ALONE).values()
     copies = len(weights.tensors) + len(moments.tensors)
     assert watch.to_host == ["copy_"] * copies
     assert watch.going_ahead == copies
     assert watch.to_device == []
     with mode, Watch(value=1) as watch:
-        again, _ = memory.take(model, optimizer, 1, checkpoint_writer.ALONE)
+        again, _ = memory.take(model, optimizer, 1, checkpoint_writer.ALONE).values()
     assert again is weights
     assert watch.to_host == ["copy_"] * len(moments.tensors), "best and last share the weights"
 
@@ -262,11 +262,12 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(shards, tmp_p
     config = tiny_config(shards, tmp_path / "run", save_every=2, val=None)
     take = snapshot.SnapshotMemory.take
 
-    def breaking(memory, model, optimizer, step, writer):
-        weights, moments = take(memory, model, optimizer, step, writer)
-        if step >= 2 and moments is not None:
-            moments.tensors[next(iter(moments.tensors))].fill_(math.inf)
-        return weights, moments
+    def breaking(memory, model, optimizer, step, *others):
+        copies = take(memory, model, optimizer, step, *others)
+        if step >= 2 and OPTIMIZER in copies:
+            moments = copies[OPTIMIZER].tensors
+            moments[next(iter(moments))].fill_(math.inf)
+        return copies
 
     monkeypatch.setattr(snapshot.SnapshotMemory, "take", breaking)
     with pytest.raises(NonFiniteError, match="tensors of the model or the optimizer are not finite"):
@@ -283,7 +284,7 @@ def test_the_memory_is_used_again(shards, tmp_path):
     memory, found = snapshot.SnapshotMemory(), []
     for step in (1, 2):
         optimizer.step()
-        weights, moments = memory.take(model, optimizer, step, checkpoint_writer.ALONE)
+        weights, moments = memory.take(model, optimizer, step, checkpoint_writer.ALONE).values()
         found.append([{name: each.data_ptr() for name, each in kept.tensors.items()} for kept in (weights, moments)])
         tensor_files.write_tensors(tmp_path / MODEL, weights)
         tensor_files.write_tensors(tmp_path / OPTIMIZER, moments)

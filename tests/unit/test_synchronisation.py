@@ -219,9 +219,7 @@ def test_norms_over_processes_do_not_read_from_the_gpu(name, level, monkeypatch)
     with imaginary_processes(2), cuda_without_a_driver(), put_on(model):
         images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
         with Watch() as watch:
-            compute_gradients(
-                model, images, images[:, 0], partial(segmentation_loss, "dice"), nullcontext(), seeds=SEEDS
-            )
+            compute_gradients(model, images, images[:, 0], partial(segmentation_loss, "dice"), nullcontext, seeds=SEEDS)
     assert watch.to_host == []
     assert len(watch.to_device) == (name == "mit_tiny")
     assert watch.operations[ATEN.batch_norm_gather_stats_with_counts.default] > 0
@@ -289,7 +287,7 @@ def test_the_watched_backward_pass_is_pytorchs(name, level, monkeypatch):
         images = torch.randint(
             0, 256, (2, 1, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
-        autocast = torch.autocast("cpu", torch.bfloat16)
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16)
         with engine:
             loss = partial(segmentation_loss, "dice")
             compute_gradients(model, images, (images[:, 0] > 99).to(torch.uint8), loss, autocast, seeds=SEEDS)

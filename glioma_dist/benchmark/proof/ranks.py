@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -99,8 +100,7 @@ def take_step(
         return LOSS(logits, masks, *([group.total] if group else []))
 
     factor = num_processes / count
-    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=False)
-    logits, _ = compute_gradients(model, images[own], masks[own], loss, autocast, seeds=seeds[own], factor=factor)
+    logits, _ = compute_gradients(model, images[own], masks[own], loss, nullcontext, seeds=seeds[own], factor=factor)
     return logits.detach()
 
 

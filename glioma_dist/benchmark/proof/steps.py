@@ -48,7 +48,8 @@ def make_step(
     masks, seeds = (images[:, 0] > 180).to(torch.uint8), torch.arange(len(images))
 
     def take_step() -> torch.Tensor:
-        autocast = torch.autocast(images.device.type, precision or torch.bfloat16, enabled=precision is not None)
+        kind, enabled = precision or torch.bfloat16, precision is not None
+        autocast = partial(torch.autocast, images.device.type, kind, enabled=enabled)
         with numerics():
             _, losses = compute_gradients(model, images, masks, LOSS, autocast, seeds=seeds)
         if optimizer is not None:
