@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from glioma_dist.config.plan import PlanConfig, spatial_parallel_sizes
+from glioma_dist.config.recipe import num_moments
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
@@ -28,7 +29,7 @@ COMPARED: tuple[tuple[str, bool, Level], ...] = (
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
     """Yield the levels at one size as they are estimated; with several GPUs all levels for each number of GPUs per
     image, and FSDP2 with the last level."""
-    loss = partial(segmentation_loss, DEFAULT_LOSS)
+    loss, moments = partial(segmentation_loss, DEFAULT_LOSS), num_moments(plan.optimizer, plan.momentum)
     for number in spatial_parallel_sizes(plan, size):
         compared = [(*each, False) for each in COMPARED]
         if plan.gpus > 1:
@@ -36,7 +37,8 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
         for name, bf16, level, shards in compared:
             images = plan.batch_size * number // plan.gpus
             tile = largest_gpu_tile()
-            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, tile_size=tile, loss=loss)
+            recipe = {"num_moments": moments, "freeze_encoder": plan.freeze_encoder}
+            step = Step(plan.model, size, images, bf16, plan.gpus, number, shards, tile_size=tile, loss=loss, **recipe)
             row = described(f"{name}, {number} GPUs per image" if number > 1 else name, size, count(step, level))
             row |= {
                 "bf16": bf16,
@@ -53,9 +55,8 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
     if plan.smp:
         # Not in bf16: autocast on a GPU computes its softmax in fp32; a CPU's, with which steps are counted, does not.
         model = build_smp(plan.model.encoder)()
-        yield described(
-            "smp, fp32", size, estimate_unet_step(model, loss, size, plan.batch_size // plan.gpus, bf16=False)
-        )
+        images = plan.batch_size // plan.gpus
+        yield described("smp, fp32", size, estimate_unet_step(model, loss, size, images, False, moments))
 
 
 def build_smp(encoder: str) -> Callable:

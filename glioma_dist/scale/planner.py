@@ -51,8 +51,9 @@ def count_if_known(step: Step, level: Level) -> StepMemory | None:
 
 def _on_each(memory: StepMemory, step: Step) -> StepMemory:
     """With what the devices of a launch hold besides, or share."""
-    if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
-        memory = replace(memory, gradients=memory.optimizer // 2)
+    if step.num_devices > 1:  # DDP holds a gradient of every trained parameter all the time
+        moments = step.num_moments
+        memory = replace(memory, gradients=memory.optimizer // moments if moments else _trained_bytes(step))
     return _shard(memory, step) if step.shards else memory
 
 
@@ -105,6 +106,12 @@ def _shard(memory: StepMemory, step: Step) -> StepMemory:
     whole = 3 * largest + 2 * rest
     shared = {name: getattr(memory, name) // step.num_devices for name in ("parameters", "gradients", "optimizer")}
     return replace(memory, **shared, momentary=memory.momentary + whole)
+
+
+def _trained_bytes(step: Step) -> int:
+    """Bytes of the weights that the step changes."""
+    model = step_count.build_without_weights(step.model)
+    return sum(each.nbytes for each in (model.decoder if step.freeze_encoder else model).parameters())
 
 
 @lru_cache
@@ -251,6 +258,8 @@ def _key(step: Step, level: Level, size: str) -> str | None:
         step.batch_size,
         step.bf16,
         step.loss_name,
+        step.num_moments,
+        step.freeze_encoder,
         level,
         step.spatial_parallel,
         step.tile_size,

@@ -33,6 +33,9 @@ class Step:
     shards: bool = False
     """Whether the devices share weights, gradients and optimizer, too (FSDP2)."""
     loss_name: str = DEFAULT_LOSS
+    num_moments: int = 2
+    """Numbers that the optimizer keeps for each weight: Adam's two moments, SGD's momentum, or none."""
+    freeze_encoder: bool = False
     tile_size: TileSize = field(kw_only=True)
     """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)

@@ -40,14 +40,14 @@ def count_at_size(step: Step, level: Level) -> StepMemory:
     """Count the step of one device at its own size."""
     model, size, _ = model_of_one_device(step, level)
     with _named(step):
-        return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
+        return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16, step.num_moments)
 
 
 def count_sent(step: Step, level: Level) -> tuple[int, int]:
     """Bytes that one of the devices that share an image sends in a step: halos to its neighbours, and keys and values
     to all (by rings). Bytes of gradients, which every engine sends, and of statistics of norms are not included."""
     model, size, group = model_of_one_device(step, level)
-    estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
+    estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16, step.num_moments)
     return group.halo_bytes, group.gathered_bytes
 
 
@@ -75,7 +75,7 @@ def trace_formula(step: Step, level: Level) -> SizeFormula:
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
-        allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
+        allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16, step.num_moments)
     largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
     pixels = traced.width * traced.height
     # At least two bytes an element.
@@ -107,6 +107,8 @@ def _named(step: Step) -> Iterator[None]:
 def model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
     """The model as one device has it, and the size of its strip."""
     model, group = build_without_weights(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
+    if step.freeze_encoder:
+        model.encoder.freeze()
     checkpoint_activations(model, level, step.tile_size)
     split_spatially(model, group, step.tile_size)
     strip = group.cut(step.size.height)
