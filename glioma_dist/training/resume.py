@@ -60,8 +60,8 @@ def check_same_schedule(config: TrainConfig, checkpoint: Checkpoint, num_steps: 
     before = checkpoint.metadata.get(SCHEDULE_STEPS)
     if before != num_steps:
         raise OtherRunError(
-            f"--out {config.out}: its learning rate falls over {before} steps (--lr-schedule {config.lr_schedule}), but "
-            f"over {num_steps} with these flags; give --schedule-steps {before} to resume, or another --out"
+            f"--out {config.out}: its learning rate falls over {before} steps (--lr-schedule {config.lr_schedule}), "
+            f"with these flags over {num_steps}; give --schedule-steps {before} to resume, or another --out"
         )
 
 
