@@ -12,7 +12,7 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale.memory_estimator import estimate_unet_step
-from glioma_dist.scale.planner import GIB, Level, Step, count, fits, largest_batch, largest_size, usable
+from glioma_dist.scale.planner import ADAM_MOMENTS, GIB, Level, Step, count, fits, largest_batch, largest_size, usable
 from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
@@ -56,7 +56,9 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
         # Not in bf16: autocast on a GPU computes its softmax in fp32; a CPU's, with which steps are counted, does not.
         model = build_smp(plan.model.encoder)()
         images = plan.batch_size // plan.gpus
-        yield described("smp, fp32", size, estimate_unet_step(model, loss, size, images, False, moments))
+        memory = estimate_unet_step(model, loss, size, images, bf16=False)
+        memory = replace(memory, optimizer=memory.optimizer * moments // ADAM_MOMENTS)
+        yield described("smp, fp32", size, memory)
 
 
 def build_smp(encoder: str) -> Callable:

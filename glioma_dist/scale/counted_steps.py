@@ -85,9 +85,9 @@ def is_inexact(step: Step, level: Level) -> bool:
 def _find(step: Step, name: str) -> SizeFormula | None:
     """The formula of this name, where the step is of the kind that was counted, whatever its size and batch."""
     model = step.model
-    counted = (ModelConfig.norm, ModelConfig.decoder_channels, DEFAULT_LOSS, 1, Step.num_moments, Step.freeze_encoder)
-    recipe = (step.loss_name, step.spatial_parallel, step.num_moments, step.freeze_encoder)
-    if (model.norm, model.decoder_channels, *recipe) != counted:
+    counted = (ModelConfig.norm, ModelConfig.decoder_channels, DEFAULT_LOSS, 1, False)
+    asked = (model.norm, model.decoder_channels, step.loss_name, step.spatial_parallel, step.freeze_encoder)
+    if asked != counted:
         return None
     values = _steps().get(model.encoder, {}).get(name)
     return None if values is None else SizeFormula.of_json(values)

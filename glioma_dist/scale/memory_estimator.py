@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.scale.gradients import compute_gradients
-from glioma_dist.scale.optimizer_memory import make_optimizer_state
 from glioma_dist.scale.step_memory import Allocation, Part, StepMemory
 from glioma_dist.size import Size
 
@@ -83,42 +82,26 @@ def estimate_step_memory(
 
 
 def estimate_unet_step(
-    model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    size: Size,
-    batch_size: int = 1,
-    bf16: bool = False,
-    num_moments: int = 2,
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
 ) -> StepMemory:
     """Count one training step of this package: on uint8 images of `size`, which the step normalises.
 
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
     replaced by fake ones: it is of no use afterwards. loss: takes logits and masks (B, H, W), returns (B,).
-    num_moments: numbers that the optimizer keeps for each weight: 2 (Adam), 1 (SGD with momentum), or 0.
     """
-    return _count_unet_step(model, loss, size, batch_size, bf16, num_moments).at_peak()
+    return _count_unet_step(model, loss, size, batch_size, bf16).at_peak()
 
 
 def trace_unet_step(
-    model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    size: Size,
-    batch_size: int = 1,
-    bf16: bool = False,
-    num_moments: int = 2,
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
 ) -> tuple[list[Allocation], int]:
     """All storages of the step that `estimate_unet_step` counts, and the moment at which it begins."""
-    ledger = _count_unet_step(model, loss, size, batch_size, bf16, num_moments)
+    ledger = _count_unet_step(model, loss, size, batch_size, bf16)
     return ledger.allocations(), ledger.begin
 
 
 def _count_unet_step(
-    model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    size: Size,
-    batch_size: int,
-    bf16: bool,
-    num_moments: int,
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int, bf16: bool
 ) -> _StorageLedger:
     mode = FakeTensorMode()
     make_fake(model, mode)
@@ -131,7 +114,7 @@ def _count_unet_step(
             model, images, images[:, 0], loss, autocast, after_forward=lambda: ledger.name_rest("kept")
         )
 
-    return _count_step(model, mode, step, num_moments)
+    return _count_step(model, mode, step)
 
 
 def compute_as_on_gpu(model: nn.Module) -> None:
@@ -142,20 +125,42 @@ def compute_as_on_gpu(model: nn.Module) -> None:
 
 
 def _count_step(
-    model: nn.Module, mode: FakeTensorMode, step: Callable[[_StorageLedger], tuple[Any, ...]], num_moments: int = 2
+    model: nn.Module, mode: FakeTensorMode, step: Callable[[_StorageLedger], tuple[Any, ...]]
 ) -> _StorageLedger:
-    """Count `step`, which makes the gradients of `model`'s fake parameters, and the optimizer's step after it.
+    """Count `step`, which makes the gradients of `model`'s fake parameters, and Adam's step after it.
 
     step: returns what a training step holds until its end.
     """
     with mode, _StorageLedger() as ledger:
         ledger.name("parameters", (*model.parameters(), *model.buffers()))
-        optimizer = make_optimizer_state(model, num_moments, ledger)
+        optimizer = torch.optim.Adam(model.parameters())
+        _make_moments(optimizer, model, ledger)
         ledger.begin_step()
         _held = step(ledger)
         ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
         optimizer.step()
     return ledger
+
+
+def _make_moments(optimizer: torch.optim.Optimizer, model: nn.Module, ledger: _StorageLedger) -> None:
+    """Count Adam's moments, which it allocates in its first step and keeps.
+
+    Adam processes one parameter after another and frees its temporary memory for each. So it runs on one parameter of
+    each size only, which shows the peak, and the moments of all other parameters are added.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    first = {(each.numel(), each.dtype): each for each in reversed(trained)}
+    (group,) = optimizer.param_groups
+    group["params"] = [each for each in trained if first[each.numel(), each.dtype] is each]
+    for parameter in group["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    ledger.name("optimizer", (each for state in optimizer.state.values() for each in state.values()))
+    for parameter in trained:
+        representative = first[parameter.numel(), parameter.dtype]
+        if representative is not parameter:
+            ledger.note("optimizer", sum(each.nbytes for each in optimizer.state[representative].values()))
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -30,6 +30,7 @@ WORKSPACES_GIB = 0.2
 """Of cuBLAS and cuDNN, at most: beside the tensors that are counted, an H100 had 0.09 to 0.18 GiB allocated in a step
 (docs/benchmarks/nvidia_h100_80gb_hbm3/proof.md)."""
 """Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
+ADAM_MOMENTS = 2
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
 _formulas: dict[str, SizeFormula | None] = {}
@@ -50,10 +51,13 @@ def count_if_known(step: Step, level: Level) -> StepMemory | None:
 
 
 def _on_each(memory: StepMemory, step: Step) -> StepMemory:
-    """With what the devices of a launch hold besides, or share."""
+    """With what the devices of a launch hold besides, or share, and what the step's optimizer keeps.
+
+    Steps are counted with Adam. Another optimizer keeps less all the time, and needs at most as much beside it.
+    """
     if step.num_devices > 1:  # DDP holds a gradient of every trained parameter all the time
-        moments = step.num_moments
-        memory = replace(memory, gradients=memory.optimizer // moments if moments else _trained_bytes(step))
+        memory = replace(memory, gradients=memory.optimizer // ADAM_MOMENTS)
+    memory = replace(memory, optimizer=memory.optimizer * step.num_moments // ADAM_MOMENTS)
     return _shard(memory, step) if step.shards else memory
 
 
@@ -108,12 +112,6 @@ def _shard(memory: StepMemory, step: Step) -> StepMemory:
     return replace(memory, **shared, momentary=memory.momentary + whole)
 
 
-def _trained_bytes(step: Step) -> int:
-    """Bytes of the weights that the step changes."""
-    model = step_count.build_without_weights(step.model)
-    return sum(each.nbytes for each in (model.decoder if step.freeze_encoder else model).parameters())
-
-
 @lru_cache
 def _unit_bytes(config: ModelConfig) -> tuple[int, int]:
     """Bytes of the weights of the largest unit that FSDP2 gathers, and of all that is in no unit."""
@@ -156,7 +154,7 @@ def _peak_of_one(step: Step, level: Level) -> int:
             counted_steps.find_formula(one, level) if level == "full" and one.tile_size == largest_gpu_tile() else None
         )
         if line is not None and step.num_devices == 1:
-            return line.at(*step_count.padded_units(step.size)).peak
+            return _on_each(line.at(*step_count.padded_units(step.size)), step).peak
         return count(one, level).peak
     except InputError:
         half = Size(step.size.width, max(SIDE_STEP, step.size.height // 2 // SIDE_STEP * SIDE_STEP))
@@ -258,7 +256,6 @@ def _key(step: Step, level: Level, size: str) -> str | None:
         step.batch_size,
         step.bf16,
         step.loss_name,
-        step.num_moments,
         step.freeze_encoder,
         level,
         step.spatial_parallel,

@@ -40,14 +40,14 @@ def count_at_size(step: Step, level: Level) -> StepMemory:
     """Count the step of one device at its own size."""
     model, size, _ = model_of_one_device(step, level)
     with _named(step):
-        return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16, step.num_moments)
+        return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
 
 
 def count_sent(step: Step, level: Level) -> tuple[int, int]:
     """Bytes that one of the devices that share an image sends in a step: halos to its neighbours, and keys and values
     to all (by rings). Bytes of gradients, which every engine sends, and of statistics of norms are not included."""
     model, size, group = model_of_one_device(step, level)
-    estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16, step.num_moments)
+    estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
     return group.halo_bytes, group.gathered_bytes
 
 
@@ -75,7 +75,7 @@ def trace_formula(step: Step, level: Level) -> SizeFormula:
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
-        allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16, step.num_moments)
+        allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
     largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
     pixels = traced.width * traced.height
     # At least two bytes an element.

@@ -15,12 +15,12 @@ NOTHING: Coefficients = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one training step at the moment of the largest memory, by purpose; `peak` is their sum."""
+    """Bytes of one training step with Adam at the moment of the largest memory, by purpose; `peak` is their sum."""
 
     parameters: int
     """With buffers."""
     optimizer: int
-    """What the optimizer keeps: Adam's two moments, or SGD's momentum."""
+    """Adam's two moments."""
     gradients: int
     """Gradients of parameters that exist at that moment."""
     kept: int
