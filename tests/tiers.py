@@ -33,6 +33,9 @@ LONG = {
     "tests/distributed/test_saving_processes.py::test_all_train_on_while_one_writes": "runs of two processes",
     "tests/distributed/test_spatial_parallel.py::test_bands_equal_whole_images_in_fp64": "large images, four strips",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
+    "tests/distributed/test_training_recipes.py::test_two_processes_equal_one_and_their_checkpoints_are_everybody_s": (
+        "recipe by engine, three runs each"
+    ),
     "tests/distributed/test_waiting.py": "a run of two processes that waits",
     "tests/end_to_end/test_app.py": "a server, and a browser",
     "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",

@@ -12,6 +12,7 @@ from itertools import chain
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.launch_files import launch_command
 from glioma_dist.config.plan import PlanConfig, parse_memory
+from glioma_dist.config.recipe import num_moments
 from glioma_dist.files import make_folder, write_json_atomically
 from glioma_dist.fingerprint import code_fingerprint
 from glioma_dist.scale import answers
@@ -75,7 +76,8 @@ def _key(plan: PlanConfig, size: Size) -> str | None:
         return None
     model = (plan.model.encoder, plan.model.norm, plan.model.decoder_channels)
     libraries = [f"{name} {version(name)}" for name in ("torch", "timm")]
-    asked = (size, plan.batch_size, plan.gpu_memory, plan.gpus, plan.gradient_accumulation, plan.ema_decay is not None)
+    recipe = (num_moments(plan.optimizer, plan.momentum), plan.freeze_encoder, plan.ema_decay is not None)
+    asked = (size, plan.batch_size, plan.gpu_memory, plan.gpus, plan.gradient_accumulation, *recipe)
     return " ".join(map(str, ("plan", *model, *asked, *libraries, code_fingerprint([]))))
 
 
@@ -101,6 +103,12 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
         flags += f" --model.norm {plan.model.norm}"
     if plan.model.decoder_channels != ModelConfig.decoder_channels:
         flags += f" --model.decoder-channels {channels}"
+    if plan.optimizer != PlanConfig.optimizer:
+        flags += f" --optimizer {plan.optimizer}"
+    if plan.optimizer == "sgd" and plan.momentum != PlanConfig.momentum:
+        flags += f" --momentum {plan.momentum}"
+    if plan.freeze_encoder:
+        flags += " --freeze-encoder --model.init imagenet"
     if level["spatial_parallel"] > 1:
         flags += f" --scale.spatial-parallel {level['spatial_parallel']}"
     if plan.gradient_accumulation > 1:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from functools import partial
 
 from glioma_dist.config.plan import PlanConfig, spatial_parallel_sizes
+from glioma_dist.config.recipe import num_moments
 from glioma_dist.errors import InputError
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale.memory_estimator import estimate_unet_step
 from glioma_dist.scale.micro_batches import allows_micro_batches, images_at_once
-from glioma_dist.scale.planner import GIB, Level, Step, count, fits, largest_batch, largest_size, usable
+from glioma_dist.scale.planner import ADAM_MOMENTS, GIB, Level, Step, count, fits, largest_batch, largest_size, usable
 from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
@@ -30,7 +31,7 @@ COMPARED: tuple[tuple[str, bool, Level], ...] = (
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
     """Yield the levels at one size as they are estimated; with several GPUs all levels for each number of GPUs per
     image, and FSDP2 with the last level."""
-    loss = partial(segmentation_loss, DEFAULT_LOSS)
+    loss, moments = partial(segmentation_loss, DEFAULT_LOSS), num_moments(plan.optimizer, plan.momentum)
     if plan.gradient_accumulation > 1 and not allows_micro_batches(plan.model):
         raise InputError(
             f"--gradient-accumulation {plan.gradient_accumulation}: --model.encoder {plan.model.encoder} has batch "
@@ -52,6 +53,8 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
                 shards,
                 num_micro_batches=num_parts,
                 has_average=plan.ema_decay is not None,
+                num_moments=moments,
+                freeze_encoder=plan.freeze_encoder,
                 tile_size=largest_gpu_tile(),
                 loss=loss,
             )
@@ -72,9 +75,10 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
     if plan.smp:
         # Not in bf16: autocast on a GPU computes its softmax in fp32; a CPU's, with which steps are counted, does not.
         model = build_smp(plan.model.encoder)()
-        yield described(
-            "smp, fp32", size, estimate_unet_step(model, loss, size, plan.batch_size // plan.gpus, bf16=False)
-        )
+        images = plan.batch_size // plan.gpus
+        memory = estimate_unet_step(model, loss, size, images, bf16=False)
+        memory = replace(memory, optimizer=memory.optimizer * moments // ADAM_MOMENTS)
+        yield described("smp, fp32", size, memory)
 
 
 def build_smp(encoder: str) -> Callable:

@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.config.model import ModelConfig
+from glioma_dist.config.recipe import OptimizerName, check_momentum
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, check_gradient_accumulation
 from glioma_dist.config.train import check_ema_decay
 from glioma_dist.errors import InputError
@@ -22,14 +24,20 @@ MAX_GPU_GIB = 2**20
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Estimate the peak memory of a training step, Adam included, for each level of activation checkpointing, and what
-    fits a GPU. Needs no GPU."""
+    """Estimate the peak memory of a training step, optimizer included, for each level of activation checkpointing, and
+    what fits a GPU. Needs no GPU."""
 
     size: tuple[SizeFlag, ...]
     """Image sizes, for example 704x512 2592x1952."""
     model: ModelConfig = field(default_factory=ModelConfig)
     batch_size: int = 1
     """Images in a step, over all GPUs together."""
+    optimizer: OptimizerName = "adam"
+    """adam and adamw keep two numbers for each weight, sgd one, or none with --momentum 0."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    freeze_encoder: bool = False
+    """Train the decoder only: the encoder keeps no activations and has no gradients."""
     gpu_memory: str | None = None
     """Memory of one GPU, for example 24GiB or 24GB. Then the output also says which levels fit, the largest batch and
     size, and the command to run."""
@@ -49,11 +57,13 @@ class PlanConfig:
     def without_effect(self) -> list[str]:
         """Flags that have no effect here, each with the reason."""
         chosen = {"init": self.model.init != "random", "weights": self.model.weights is not None}
-        return [f"--model.{name}: no weights are read to count memory" for name, given in chosen.items() if given]
+        notes = [f"--model.{name}: no weights are read to count memory" for name, given in chosen.items() if given]
+        return notes + idle_flags(self, [("momentum", self.optimizer == "sgd", f"with --optimizer {self.optimizer}")])
 
     def validate(self) -> None:
         self.model.validate()
         check_batch_size(self.batch_size)
+        check_momentum(self.momentum)
         if not self.size:
             raise InputError("--size: give one or more, for example 704x512 1472x1120")
         if self.smp:

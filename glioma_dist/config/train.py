@@ -11,6 +11,7 @@ from glioma_dist.config.data import DataConfig
 from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.paths import OutputPath
+from glioma_dist.config.recipe import LrSchedule, OptimizerName, check_recipe, idle_flags_of_recipe
 from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
 from glioma_dist.extras import LIBRARIES, require, require_library
@@ -27,6 +28,7 @@ COST_FIELDS = (
     "data.cache_in_memory",
     "epochs",
     "max_steps",
+    "schedule_steps",
     "patience",
     "eval_every",
     "save_every",
@@ -49,7 +51,8 @@ COST_FIELDS = (
     "scale.timeout_s",
 )
 """Fields that may change when a run is resumed: where it runs, how long, how often it validates and saves. Data sets
-may move, but their contents must stay the same: the checkpoint has a fingerprint of them."""
+may move, but their contents must stay the same: the checkpoint has a fingerprint of them. The number of steps that a
+learning-rate schedule extends over must stay, too, whichever flags it follows from: the checkpoint has this number."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,36 @@ class TrainConfig:
     each image."""
     batch_size: int = 4
     """Images in a step, over all processes together."""
+    optimizer: OptimizerName = "adam"
+    """adam, adamw (Adam with decoupled weight decay), or sgd."""
     lr: float = 1e-4
-    """Learning rate of Adam; it stays constant."""
+    """Learning rate; with --lr-schedule or --warmup-steps the highest one."""
+    momentum: float = 0.9
+    """Momentum of sgd; 0: none."""
+    nesterov: bool = False
+    """Nesterov's momentum for sgd."""
+    weight_decay: float = 0.0
+    """Weight decay of the weights of convolutions, linear layers and attention; biases, norms, embeddings of positions
+    and tokens have none. With adam and sgd it is an L2 term, added to the gradient. With adamw each step multiplies
+    these weights by 1 - learning rate * weight decay."""
+    lr_schedule: LrSchedule = "constant"
+    """How the learning rate falls after the warm-up: constant (it does not), cosine, poly (a power of the steps left),
+    or one-cycle (rises by a cosine from 1/25 of --lr, then falls by one)."""
+    warmup_steps: int | None = None
+    """Number of first steps in which the learning rate rises to --lr. By default: none; with one-cycle 30 % of the
+    steps."""
+    schedule_steps: int | None = None
+    """Number of steps that --lr-schedule extends over, warm-up included. By default: all steps of the run. Give it if
+    --epochs or --max-steps may change when the run is resumed."""
+    min_lr_factor: float = 0.0
+    """Learning rate at the end of --lr-schedule, as a share of --lr."""
+    poly_power: float = 0.9
+    """Power of --lr-schedule poly: 0.9 in DeepLab and nnU-Net, 1 in SegFormer."""
+    encoder_lr_factor: float = 1.0
+    """Learning rate of the encoder as a share of --lr, for example 0.1 for pretrained weights."""
+    freeze_encoder: bool = False
+    """Train the decoder only. The encoder keeps its weights and running statistics, computes as in prediction, and
+    keeps no activations."""
     clip_norm: float | None = None
     """Clip gradients: their total norm is scaled down to at most this value. By default: no clipping."""
     ema_decay: float | None = None
@@ -108,7 +139,7 @@ class TrainConfig:
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
-        return idle_flags_of_training(self)
+        return idle_flags_of_training(self) + idle_flags_of_recipe(self)
 
     def validate(self) -> None:
         self.data.validate()
@@ -126,8 +157,7 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
         if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
             raise InputError(f"--save-every-minutes {self.save_every_minutes}: give a number above 0, for example 10")
-        if not 0 < self.lr < 1e3:
-            raise InputError(f"--lr {self.lr}: give a number between 0 and 1000, for example 1e-4")
+        check_recipe(self)
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm {self.clip_norm}: give a number above 0, for example 1.0")
         if self.ema_decay is not None:

@@ -63,8 +63,14 @@ class UNet(nn.Module):
         stride = self.encoder.strides[-1]
         if width % stride or height % stride:
             images = functional.pad(images, (0, -width % stride, 0, -height % stride))
-        logits = self.decoder(self.encoder(images, seeds))
+        logits = self.decoder(self._features(images, seeds))
         return logits if logits.shape[-2:] == (height, width) else logits[..., :height, :width]
+
+    def _features(self, images: Tensor, seeds: Tensor | None) -> list[Tensor]:
+        if not self.encoder.is_frozen:
+            return self.encoder(images, seeds)
+        with torch.no_grad():  # or what its layers keep would wait for a backward pass
+            return self.encoder(images, seeds)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -26,16 +26,8 @@ PACKAGE = Path(__file__).parents[1]
 CODE = ("model", "scale", "losses.py")
 """Folders and files of the package that decide what a step holds."""
 NOT_CODE = {
-    *(
-        "planner.py",
-        "answers.py",
-        "counted_steps.py",
-        "fsdp.py",
-        "buckets.py",
-        "loss_scale.py",
-        "operations.py",
-        "micro_batches.py",
-    ),
+    *("planner.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py", "operations.py"),
+    *("micro_batches.py", "optimizer.py", "parameter_groups.py"),
     *("checkpoint.py", "checkpoint_writer.py", "hub.py", "licences.py", "manifest.py", "tensor_files.py", "pretrained"),
 }
 """Of these folders what decides nothing of it."""
@@ -93,8 +85,9 @@ def is_inexact(step: Step, level: Level) -> bool:
 def _find(step: Step, name: str) -> SizeFormula | None:
     """The formula of this name, where the step is of the kind that was counted, whatever its size and batch."""
     model = step.model
-    counted = (ModelConfig.norm, ModelConfig.decoder_channels, DEFAULT_LOSS, 1)
-    if (model.norm, model.decoder_channels, step.loss_name, step.spatial_parallel) != counted:
+    counted = (ModelConfig.norm, ModelConfig.decoder_channels, DEFAULT_LOSS, 1, False)
+    asked = (model.norm, model.decoder_channels, step.loss_name, step.spatial_parallel, step.freeze_encoder)
+    if asked != counted:
         return None
     values = _steps().get(model.encoder, {}).get(name)
     return None if values is None else SizeFormula.of_json(values)

@@ -31,6 +31,7 @@ WORKSPACES_GIB = 0.2
 """Of cuBLAS and cuDNN, at most: beside the tensors that are counted, an H100 had 0.09 to 0.18 GiB allocated in a step
 (docs/benchmarks/nvidia_h100_80gb_hbm3/proof.md)."""
 """Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
+ADAM_MOMENTS = 2
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
 _formulas: dict[str, SizeFormula | None] = {}
@@ -51,10 +52,14 @@ def count_if_known(step: Step, level: Level) -> StepMemory | None:
 
 
 def _on_each(memory: StepMemory, step: Step) -> StepMemory:
-    """With what the devices of a launch hold besides, or share."""
-    if step.num_devices > 1:  # DDP holds a gradient of every parameter all the time
-        memory = replace(memory, gradients=memory.optimizer // 2)
+    """With what the devices of a launch hold besides, or share, and what the step's optimizer and average keep.
+
+    Steps are counted with Adam. Another optimizer keeps less all the time, and needs at most as much beside it.
+    """
+    if step.num_devices > 1:  # DDP holds a gradient of every trained parameter all the time
+        memory = replace(memory, gradients=memory.optimizer // ADAM_MOMENTS)
     memory = with_accumulation(memory, step)
+    memory = replace(memory, optimizer=memory.optimizer * step.num_moments // ADAM_MOMENTS)
     memory = _shard(memory, step) if step.shards else memory
     # The moving average of weights and running statistics has their types and their layout.
     return replace(memory, optimizer=memory.optimizer + memory.parameters) if step.has_average else memory
@@ -274,6 +279,7 @@ def _key(step: Step, level: Level, size: str) -> str | None:
         step.batch_size,
         step.bf16,
         step.loss_name,
+        step.freeze_encoder,
         level,
         step.spatial_parallel,
         step.tile_size,

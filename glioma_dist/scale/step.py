@@ -38,6 +38,9 @@ class Step:
     """Parts in which a device computes its images, one after another (gradient accumulation)."""
     has_average: bool = False
     """Whether a moving average of the weights is kept beside them."""
+    num_moments: int = 2
+    """Numbers that the optimizer keeps for each weight: Adam's two moments, SGD's momentum, or none."""
+    freeze_encoder: bool = False
     tile_size: TileSize = field(kw_only=True)
     """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)

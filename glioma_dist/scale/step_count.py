@@ -107,6 +107,8 @@ def _named(step: Step) -> Iterator[None]:
 def model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
     """The model as one device has it, and the size of its strip."""
     model, group = build_without_weights(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
+    if step.freeze_encoder:
+        model.encoder.freeze()
     checkpoint_activations(model, level, step.tile_size)
     split_spatially(model, group, step.tile_size)
     strip = group.cut(step.size.height)

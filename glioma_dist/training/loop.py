@@ -24,6 +24,7 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.fsdp import clip_gradients
 from glioma_dist.scale.gradients import compute_gradients, read_numbers
 from glioma_dist.scale.loss_scale import overflow, scale_is_exhausted, step_was_skipped
+from glioma_dist.scale.optimizer import set_learning_rate
 from glioma_dist.training.ending import with_checkpoint, without_checkpoint
 from glioma_dist.training.launch_and_data import explained, join_spatial_group
 from glioma_dist.training.memory import explain_full_memory
@@ -238,6 +239,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
                 f"smaller --lr than {config.lr}, in another --out"
             )
         )
+    set_learning_rate(trainer.optimizer, trainer.learning_rate.at(step))
     trainer.guard.weights_move = True
     trainer.optimizer.step()
     is_skipped = step_was_skipped(context.accelerator, trainer.optimizer, overflows)

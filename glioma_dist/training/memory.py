@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.config.recipe import num_moments
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import segmentation_loss
@@ -34,6 +35,8 @@ def step_of(config: TrainConfig, context: DistributedContext) -> Step:
         loss_name=config.loss,
         num_micro_batches=config.scale.gradient_accumulation,
         has_average=config.ema_decay is not None,
+        num_moments=num_moments(config.optimizer, config.momentum),
+        freeze_encoder=config.freeze_encoder,
         tile_size=tile_size(config.scale.tile_elements, context.device),
         loss=partial(segmentation_loss, config.loss),
     )

@@ -42,7 +42,14 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
                 old = trainer.folder.checkpoint
                 added = read_unwritten_rows(old) if old else []
                 folder = trainer.folder
-                known = (start, context.device, trainer.data_wait, folder.say, folder.upload_problem)
+                known = (
+                    start,
+                    context.device,
+                    trainer.data_wait,
+                    folder.say,
+                    folder.upload_problem,
+                    trainer.learning_rate,
+                )
                 reporter = Reporter(config, state, trainer.num_steps, folder.check, added, record, *known)
         except (RunError, OSError) as error:
             problem = as_run_error(error)

@@ -15,15 +15,16 @@ from glioma_dist.scale.buckets import fix_buckets
 from glioma_dist.scale.fsdp import choose_shards
 from glioma_dist.scale.loss_scale import load_scaler_state
 from glioma_dist.scale.micro_batches import check_micro_batches
-from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.optimizer import make_optimizer
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.launch_and_data import interruptible, notes_on_data, with_local_weights
+from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.memory import choose_level
-from glioma_dist.training.resume import check_same_data
+from glioma_dist.training.resume import SCHEDULE_STEPS, check_same_data, check_same_schedule
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
-from glioma_dist.training.trainer import Trainer
+from glioma_dist.training.trainer import Trainer, num_steps
 from glioma_dist.training.weight_average import make_average
 
 
@@ -55,16 +56,21 @@ def prepare(
     train, sampler, val, statistics, model, lineage = interruptible(read, context, stop)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
     metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints, STATISTICS: statistics}
+    rate = LearningRate.of(config, num_steps(config, sampler))
+    metadata |= {} if rate.num_steps is None else {SCHEDULE_STEPS: rate.num_steps}
+    if config.freeze_encoder:
+        model.encoder.freeze()
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
     check_micro_batches(model, config.model, config.scale.gradient_accumulation, config.batch_size // group.dp_size)
     kind = choose_level(config, context)
     scale_model(model, resolve_layout(config, context), kind, group, context.device, context.accelerator.is_fsdp2)
     model.to(context.device)
-    optimizer = make_adam(model, config.lr)
+    optimizer = make_optimizer(model, config, context.accelerator.scaler is not None)
     state = TrainState()
     if old is not None:
         check_same_data(config, old, fingerprints)
+        check_same_schedule(config, old, rate.num_steps)
         state = load_weights(old, model)
     choose_shards(model, context)
     model, optimizer = context.accelerator.prepare(model, optimizer)
@@ -73,6 +79,5 @@ def prepare(
         load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
         load_scaler_state(context.accelerator, read_scaler(old))
     average = make_average(config, context.accelerator.unwrap_model(model), old)
-    parts = (train, val, sampler, model, optimizer, kind, group, metadata, folder, stop, pool)
-    trainer = Trainer(config, context, *parts, average=average)
-    return trainer, state
+    parts = (train, val, sampler, model, optimizer, rate, kind, group, metadata, folder, stop, pool)
+    return Trainer(config, context, *parts, average=average), state

@@ -13,6 +13,7 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.run_command import as_run_error, drop_closed_output
 from glioma_dist.errors import RunError, StopRequested
 from glioma_dist.training.curves import CurvesFile
+from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.run_record import RunRecord
 from glioma_dist.training.state import TrainState
@@ -31,7 +32,8 @@ class Reporter:
     added: rows that the earlier start could not write. record: the entry of this start in run.json. check: called
     before each write; raises InputError if the run may no longer write. start: what `describe_start` says, for
     trackers. device: whose memory is told. data_wait: how long the run waits for batches. warn: prints a warning.
-    find_problem: asked after each step and each checkpoint for what else has to end the run.
+    find_problem: asked after each step and each checkpoint for what else has to end the run. learning_rate: of each
+    step; by default constant. Where it is not, the rows of steps have it.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class Reporter:
         data_wait: DataWait | None = None,
         warn: Callable[[str], None] = lambda line: None,
         find_problem: Callable[[], RunError | None] = lambda: None,
+        learning_rate: LearningRate | None = None,
     ) -> None:
         self._find_problem = find_problem
         self.problem: RunError | None = None
         self._config, self._device, self._check, self._print_warning = config, device, check, warn
+        self._learning_rate = learning_rate or LearningRate(config.lr)
         self._start = {} if start is None else start
         self._metrics = MetricsFile(config.out / "metrics.jsonl", state.step, check, added)
         self._progress = TrainingProgress(state.step, num_steps, config.batch_size)
@@ -114,12 +118,13 @@ class Reporter:
             self._status.step = step
             self._progress.step(step, loss, dice, self._data_wait.last)
         self.problem = self.problem or self._find_problem()
-        figures = self._progress.figures
+        figures, lr = self._progress.figures, self._learning_rate.at(step - 1)
         with self._noting_problems():  # also where nobody reads the output any more
-            self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, **figures)
+            told = {} if self._learning_rate.is_constant else {"lr": lr}
+            self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, **told, **figures)
         self._curves.step(step, loss, dice)
         if self._trackers.are_there:
-            values = {"train/loss": loss, "train/dice": dice, "train/epoch": epoch, "train/lr": self._config.lr}
+            values = {"train/loss": loss, "train/dice": dice, "train/epoch": epoch, "train/lr": lr}
             values |= {f"speed/{name}": value for name, value in figures.items()}
             values |= {f"memory/{name}": value for name, value in memory_in_use(self._device).items()}
             self._trackers.log(values, step)

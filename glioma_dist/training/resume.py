@@ -23,6 +23,8 @@ from glioma_dist.training.telemetry import CURVES, read_rows
 from glioma_dist.training.trackers.names import TRACKED
 
 CONFIG, METRICS, LAST, BEST = "config.json", "metrics.jsonl", "last", "best"
+SCHEDULE_STEPS = "schedule_steps"
+"""In a checkpoint's metadata: the steps that its learning-rate schedule extends over, where there is one."""
 RESUMABLE = ".resumable"
 """An empty file: last/ was complete here once. Tells a run that lost it from one that ended before its first."""
 BEFORE_FIRST_CHECKPOINT = {CONFIG, METRICS, STATUS, RUN, DAMAGED, LOCK, CURVES, *TRACKED, "last.new", "best.new"}
@@ -50,6 +52,16 @@ def check_same_data(config: TrainConfig, checkpoint: Checkpoint, fingerprints: d
         raise OtherRunError(
             f"--out {config.out} was trained on other data than {' '.join(config.data.train)} and {config.data.val}; "
             "give the same data, or another --out"
+        )
+
+
+def check_same_schedule(config: TrainConfig, checkpoint: Checkpoint, num_steps: int | None) -> None:
+    """Raises OtherRunError if the learning rate would fall over another number of steps than it did so far."""
+    before = checkpoint.metadata.get(SCHEDULE_STEPS)
+    if before != num_steps:
+        raise OtherRunError(
+            f"--out {config.out}: its learning rate falls over {before} steps (--lr-schedule {config.lr_schedule}), "
+            f"with these flags over {num_steps}; give --schedule-steps {before} to resume, or another --out"
         )
 
 

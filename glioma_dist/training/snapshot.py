@@ -94,12 +94,18 @@ def is_in_parts(model: nn.Module) -> bool:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by the parameters' names, as "<parameter>/<what>"."""
-    names = [name for name, _ in model.named_parameters()]
+    names = trained_names(model, optimizer)
     return {
         f"{names[number]}/{what}": tensor
         for number, values in optimizer.state_dict()["state"].items()
         for what, tensor in values.items()
     }
+
+
+def trained_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the parameters that the optimizer changes, in the order of its groups, which numbers its state."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _own(tensors: dict[str, Tensor], writer: Writer, in_parts: bool) -> dict[str, Tensor]:

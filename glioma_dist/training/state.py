@@ -23,7 +23,8 @@ from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
 from glioma_dist.model.checkpoint_writer import Stages, Writer, checkpoint_stages
 from glioma_dist.model.manifest import OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
-from glioma_dist.training.snapshot import SnapshotMemory, check_finite, is_in_parts
+from glioma_dist.scale.optimizer import state_names
+from glioma_dist.training.snapshot import SnapshotMemory, check_finite, is_in_parts, trained_names
 from glioma_dist.training.telemetry import is_row
 
 Scaler = dict[str, float | int]
@@ -130,26 +131,38 @@ def read_unwritten_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 def load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's optimizer state back, in place, once the model is as it is trained: full or sharded.
 
-    Raises InputError where it is damaged, or is of another network.
+    Raises InputError where it is damaged, or is of another network or another optimizer.
     """
     parameters = dict(model.named_parameters())
-    numbers = {name: number for number, name in enumerate(parameters)}
+    numbers = {name: number for number, name in enumerate(trained_names(model, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     where = checkpoint.folder / OPTIMIZER
     for key, tensor in checkpoint.tensors(OPTIMIZER).items():
         name, _, what = key.rpartition("/")
         if name not in numbers:
-            raise InputError(f"{where}: holds {shown(name)}, which this model has not; give another --out")
+            fault = "this run does not train" if name in parameters else "this model has not"
+            raise InputError(f"{where}: holds {shown(name)}, which {fault}; give another --out")
         if (tensor.ndim and tensor.shape != parameters[name].shape) or not tensor.is_floating_point():
             raise InputError(
                 f"{where}: {one_line(key, 100)} is {tensor.dtype} {tuple(tensor.shape)}, which does not fit the "
                 f"model's {tuple(parameters[name].shape)}; give another --out"
             )
         state.setdefault(numbers[name], {})[what] = _laid_out_like(parameters[name], tensor)
-    kinds = {frozenset(values) for values in state.values()}
-    if len(kinds) > 1:
-        raise InputError(f"{where}: lacks some of its parameters' values; give another --out")
+    _check_names({frozenset(values) for values in state.values()}, state_names(optimizer), where)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _check_names(found: set[frozenset[str]], expected: frozenset[str], where: Path) -> None:
+    """Raises InputError unless each parameter with a state has the values that the optimizer keeps. found: the sets of
+    names that parameters have."""
+    if len(found) > 1:
+        raise InputError(f"{where}: lacks some of its parameters' values; give another --out")
+    for names in found - {expected}:
+        told, wanted = (one_line(", ".join(sorted(each)), 100) or "nothing" for each in (names, expected))
+        raise InputError(
+            f"{where}: is of another optimizer: it holds {told} for each parameter, and this one keeps {wanted}; give "
+            "another --out"
+        )
 
 
 def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.data_watch import DataWatch
+from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.saving import CheckpointSaver
@@ -37,6 +38,12 @@ class Scores(NamedTuple):
 
     loss: float
     dice: float
+
+
+def num_steps(config: TrainConfig, sampler: DeterministicSampler | MixtureSampler) -> int:
+    """Steps of a run: --epochs, or --max-steps where these are fewer."""
+    steps = config.epochs * sampler.steps_per_epoch
+    return min(steps, config.max_steps or steps)
 
 
 class StepGuard:
@@ -75,6 +82,7 @@ class Trainer:
     sampler: DeterministicSampler | MixtureSampler
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    learning_rate: LearningRate
     level: Level
     spatial_group: SpatialGroup
     metadata: dict
@@ -154,8 +162,7 @@ class Trainer:
 
     @property
     def num_steps(self) -> int:
-        steps = self.config.epochs * self.sampler.steps_per_epoch
-        return min(steps, self.config.max_steps or steps)
+        return num_steps(self.config, self.sampler)
 
     def finished(self, state: TrainState) -> bool:
         """All steps are taken, or validation has not got better for as often as `patience` allows."""

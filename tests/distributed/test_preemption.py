@@ -31,7 +31,7 @@ PHASES: dict[str, tuple[Any, str, int, int]] = {
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (preparation, "open_training_data", 1, 0),
     "building the network": (preparation, "build_model", 1, 0),
-    "placing it on the device": (preparation, "make_adam", 1, 0),
+    "placing it on the device": (preparation, "make_optimizer", 1, 0),
     "claiming the folder": (RunFolder, "claim", 1, 0),
     "loading the first batch": (ShardReader, "read", 3, 0),
     "loading a batch": (ShardReader, "read", 7, 2),

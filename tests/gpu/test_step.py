@@ -10,8 +10,9 @@ from helpers import tiny_config
 from glioma_dist.data.loader import Batch
 from glioma_dist.model.unet import build_model
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.optimizer import make_optimizer
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.loop import train_step
 from glioma_dist.training.trainer import StepGuard
 
@@ -19,17 +20,21 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.mark.parametrize("level", ["none", "selective", "full"])
-@pytest.mark.parametrize("encoder", ["mit_b0", "resnet50", "efficientnet_lite0"])
-def test_a_step_waits_for_the_gpu_once(runtime, tmp_path, encoder, level):
-    config = tiny_config(tmp_path, tmp_path, batch_size=2, encoder=encoder)
+@pytest.mark.parametrize(
+    ("encoder", "optimizer"),
+    [("mit_b0", "adam"), ("mit_b0", "adamw"), ("mit_b0", "sgd"), ("resnet50", "adam"), ("efficientnet_lite0", "adam")],
+)
+def test_a_step_waits_for_the_gpu_once(runtime, tmp_path, encoder, optimizer, level):
+    config = tiny_config(tmp_path, tmp_path, batch_size=2, encoder=encoder, optimizer=optimizer, weight_decay=0.01)
     model = build_model(config.model, 0)[0].to(runtime.device).train()
     checkpoint_activations(model, level)
-    model, optimizer = runtime.accelerator.prepare(model, make_adam(model, config.lr))
+    model, optimizer = runtime.accelerator.prepare(model, make_optimizer(model, config))
     trainer = SimpleNamespace(
         config=config,
         context=runtime,
         model=model,
         optimizer=optimizer,
+        learning_rate=LearningRate(config.lr),
         guard=StepGuard(model),
         spatial_group=SpatialGroup(),
     )

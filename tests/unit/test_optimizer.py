@@ -1,4 +1,6 @@
-"""Adam by device: fused on a GPU; its state goes from one to the other and back."""
+"""Optimizers by device: fused on a GPU; Adam's state goes from one to the other and back."""
+
+from typing import get_args
 
 import pytest
 import torch
@@ -6,7 +8,9 @@ from fake_cuda import CUDA, put_on_cuda
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.config import TrainConfig
+from glioma_dist.config.recipe import OptimizerName, num_moments
+from glioma_dist.scale.optimizer import make_adam, make_optimizer, set_learning_rate, state_names
 
 
 def model() -> nn.Module:
@@ -28,6 +32,45 @@ def test_it_is_fused_on_a_gpu_only():
     there = model()
     put_on_cuda(there, FakeTensorMode())
     assert make_adam(there).defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({}, torch.optim.Adam),
+        ({"optimizer": "adamw"}, torch.optim.AdamW),
+        ({"optimizer": "sgd"}, torch.optim.SGD),
+        ({"optimizer": "sgd", "momentum": 0.0}, torch.optim.SGD),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("has_loss_scale", [False, True])
+def test_each_optimizer_is_fused_on_a_gpu(fields, kind, has_loss_scale):
+    config = TrainConfig(**fields)
+    assert type(make_optimizer(model(), config, has_loss_scale)) is kind
+    assert make_optimizer(model(), config, has_loss_scale).defaults["fused"] is None
+    there = model()
+    put_on_cuda(there, FakeTensorMode())
+    is_unsafe = has_loss_scale and config.optimizer == "sgd" and config.momentum > 0
+    assert make_optimizer(there, config, has_loss_scale).defaults["fused"] == (None if is_unsafe else True)
+
+
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_what_an_optimizer_keeps_is_known(optimizer, momentum):
+    made = make_optimizer(model(), TrainConfig(optimizer=optimizer, momentum=momentum))
+    take_steps(made, 0, 1)
+    kept = [frozenset(made.state[each]) for each in made.param_groups[0]["params"]]
+    assert set(kept) == {state_names(made)}
+    num_tensors = sum(each.ndim > 0 for each in made.state[made.param_groups[0]["params"][0]].values())
+    assert num_tensors == num_moments(optimizer, momentum)
+
+
+def test_the_rate_of_a_group_is_its_share():
+    made = make_optimizer(nn.ModuleDict({"encoder": model(), "decoder": model()}), TrainConfig(encoder_lr_factor=0.25))
+    assert [group["lr"] for group in made.param_groups] == [0.25e-4, 1e-4]
+    set_learning_rate(made, 0.5)
+    assert [group["lr"] for group in made.param_groups] == [0.125, 0.5]
 
 
 def test_a_state_of_a_cpu_lies_on_the_gpu_when_loaded_there():

@@ -264,6 +264,18 @@ def test_kept_activations_are_shared_by_rows(num_rows, most):
     assert gathered > 0
 
 
+@pytest.mark.parametrize(("num_moments", "momentum"), [(0, 0.0), (1, 0.9)])
+@pytest.mark.parametrize("level", ["none", "full"])
+def test_sgd_keeps_less_than_adam(monkeypatch, num_moments, momentum, level):
+    """As counted with PyTorch's SGD in Adam's place."""
+    step = replace(TINY, size=Size(250, 190))  # of which no formula is traced
+    found = count(replace(step, num_moments=num_moments), level)
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters: torch.optim.SGD(parameters, momentum=momentum))
+    counted = step_count.count_at_size(step, level)
+    assert counted.peak <= found.peak <= 1.01 * counted.peak
+    assert counted.optimizer == pytest.approx(found.optimizer, rel=1e-3)
+
+
 def test_fsdp_shares_weights_gradients_and_moments():
     whole = count(replace(TINY, num_devices=4), "full")
     shared = count(replace(TINY, num_devices=4, shards=True), "full")

@@ -74,6 +74,43 @@ def test_what_is_saved_comes_back_and_goes_on_alike(saved):
     check_equal(saved.made, fresh)
 
 
+def sgd(model, momentum: float) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_state_of_sgd_comes_back(saved, momentum):
+    """Without momentum there is nothing to keep."""
+    config, folder = saved.config, saved.folder.parent / "sgd"
+    made, fresh = make(0, config), make(1, config)
+    made.optimizer, fresh.optimizer = sgd(made.model, momentum), sgd(fresh.model, momentum)
+    step(made, 0)
+    save_state(folder, config, TrainState(1), made.model, made.optimizer, {})
+    read = Checkpoint.read(folder)
+    read.check()
+    assert len(read.tensors(OPTIMIZER)) == (len(list(made.model.parameters())) if momentum else 0)
+    load_state(read, fresh.model, fresh.optimizer)
+    step(made, 1)
+    step(fresh, 1)
+    check_equal(made, fresh)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_state_of_another_optimizer_is_refused(saved, momentum):
+    other = make(1, saved.config)
+    kept = "momentum_buffer" if momentum else "nothing"
+    with pytest.raises(InputError, match=rf"exp_avg, exp_avg_sq, step for each parameter, and this one keeps {kept};"):
+        load_optimizer(Checkpoint.read(saved.folder), other.model, sgd(other.model, momentum))
+
+
+def test_a_state_of_what_a_run_does_not_train_is_refused(saved):
+    other = make(1, saved.config)
+    other.model.encoder.freeze()
+    optimizer = torch.optim.Adam(other.model.decoder.parameters())
+    with pytest.raises(InputError, match=r"holds 'encoder\..*', which this run does not train; give another --out"):
+        load_optimizer(Checkpoint.read(saved.folder), other.model, optimizer)
+
+
 def test_training_on_does_not_change_the_files(saved):
     before = {path.name: path.read_bytes() for path in saved.folder.iterdir()}
     fresh = make(1, saved.config)

@@ -29,10 +29,11 @@ from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.gradients import compute_gradients
-from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.scale.optimizer import make_optimizer
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup, SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.training import validation
+from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.loop import train_step
 from glioma_dist.training.trainer import StepGuard
 
@@ -84,12 +85,14 @@ def watch_step(
     split_spatially(model, group)
     config = tiny_config(tmp_path, tmp_path, batch_size=len(SEEDS), **changes)
     with put_on(model):
-        optimizer = context.accelerator.prepare(make_adam(model, config.lr))
+        has_loss_scale = context.accelerator.scaler is not None
+        optimizer = context.accelerator.prepare(make_optimizer(model, config, has_loss_scale))
         trainer = SimpleNamespace(
             config=config,
             context=context,
             model=model.train(),
             optimizer=optimizer,
+            learning_rate=LearningRate(config.lr),
             guard=StepGuard(model),
             spatial_group=group,
         )
@@ -156,6 +159,30 @@ def test_so_it_does_in_each_precision_with_each_norm_and_loss(in_precision, leve
     for level in levels:
         model = UNet(ModelConfig("mit_tiny", norm=changes.get("norm", "batch"), decoder_channels=TINY_CHANNELS))
         check(watch_step(in_precision, model, level, tmp_path, **changes), num_drawn(model))
+
+
+@pytest.mark.parametrize(
+    ("in_precision", "optimizer", "kernel"),
+    [
+        ("no", "adamw", ATEN._fused_adamw_),
+        ("fp16", "adam", ATEN._fused_adam_),
+        ("fp16", "adamw", ATEN._fused_adamw_),
+        ("fp16", "sgd", None),
+    ],
+    indirect=["in_precision"],
+)
+def test_so_it_does_with_each_optimizer(in_precision, optimizer, kernel, tmp_path):
+    """And with several groups. SGD with momentum is not fused in fp16 (`make_optimizer`), and waits once more. Fake
+    tensors know no fused SGD; tests/gpu/test_step.py has it."""
+    model = UNet(ModelConfig("mit_tiny", decoder_channels=TINY_CHANNELS))
+    changes = {"optimizer": optimizer, "weight_decay": 0.01, "encoder_lr_factor": 0.1}
+    watch = watch_step(in_precision, model, "none", tmp_path, **changes)
+    if kernel is None:
+        assert watch.operations[ATEN._fused_sgd_.default] == 0
+        assert len(watch.to_host) == 2
+    else:
+        assert watch.operations[kernel.default] == 4
+        check(watch, num_drawn(model))
 
 
 SHARED = [each.name for each in encoders.entries() if each.spatial_parallel]

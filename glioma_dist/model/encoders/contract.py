@@ -79,6 +79,8 @@ class Encoder(nn.Module):
     draws_own_weights = False
     """Whether the random weights are those that the constructor drew (with torch, from --seed). By default those of
     convolutions, linear layers and norms are drawn as `initialise` says, and the constructor's others stay."""
+    is_frozen = False
+    """Whether `freeze` was called."""
     classifiers: tuple[str, ...] = CLASSIFIERS
     """Names at the top of a file of weights that are of no use here."""
 
@@ -90,6 +92,17 @@ class Encoder(nn.Module):
         place. An encoder that never calls it keeps all its activations."""
         self.memory_format: Any = torch.contiguous_format
         """In which `forward` lays out its maps."""
+
+    def freeze(self) -> None:
+        """Keep weights and running statistics as they are from now on: no gradients, and evaluation mode whatever the
+        mode of the network."""
+        self.is_frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As `nn.Module.train`; a frozen encoder stays in evaluation mode."""
+        return super().train(mode and not self.is_frozen)
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """images: (B, 3, H, W) float, H and W multiples of 32, normalised with ImageNet's mean and standard deviation.
