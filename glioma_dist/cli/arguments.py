@@ -27,9 +27,9 @@ def parse(
 ) -> Config:
     """Parse a command line (by default this process's) into a config of the dataclass `kind`, and check it.
 
-    `--config FILE` (JSON, as runs write it) is read first; flags override it. Every command parses its flags with this
-    function, so all refuse the same paths: URLs for flags that take none, empty values, `~`. Flags without an effect
-    are printed. prog, examples: the beginning and the end of `--help`.
+    `--config FILE` (JSON, as runs write it, or YAML) is read first; flags override it. Every command parses its flags
+    with this function, so all refuse the same paths: URLs for flags that take none, empty values, `~`. Flags without an
+    effect are printed. prog, examples: the beginning and the end of `--help`.
 
     Raises InputError for unknown flags and for values that cannot be used.
     """
@@ -136,7 +136,7 @@ def _take_config_flag(argv: list[str]) -> tuple[list[str], Path | None]:
             position += 1
             file = Path(argv[position])
         else:
-            raise InputError("--config: give a JSON file, for example runs/x/config.json")
+            raise InputError("--config: give a JSON or YAML file, for example runs/x/config.json")
         position += 1
     if file is not None:
         check_path("--config", str(file))

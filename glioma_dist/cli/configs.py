@@ -1,4 +1,5 @@
-"""`glioma-dist configs`: the files for accelerate launch and for schedulers that come with the package."""
+"""`glioma-dist configs`: the files for accelerate launch and for schedulers, and the recipes, that come with the
+package."""
 
 from __future__ import annotations
 
@@ -8,17 +9,17 @@ from pathlib import Path
 import tyro
 
 from glioma_dist.cli.command import Command
-from glioma_dist.config.launch_files import FOLDER, purposes
+from glioma_dist.config.launch_files import FOLDER, files, purposes
 from glioma_dist.errors import InputError
 
 
 @dataclass(frozen=True)
 class ConfigsConfig:
-    """List the files for `accelerate launch --config_file` and, in jobs/, for SLURM, Kubernetes and SkyPilot: their
-    folder, and what each file is for."""
+    """List the files for `accelerate launch --config_file`, in jobs/ those for SLURM, Kubernetes and SkyPilot, and in
+    recipes/ those for `glioma-dist train --config`: their folder, and what each file is for."""
 
     name: tyro.conf.Positional[str | None] = None
-    """Print only the path of this file, for example gpu.yaml or jobs/slurm.sbatch."""
+    """Print only the path of this file, for example gpu.yaml, jobs/slurm.sbatch or recipes/quick.yaml."""
 
     def validate(self) -> None:
         """Raises InputError if there is no file of this name."""
@@ -34,7 +35,7 @@ def _full_name(name: str) -> str:
 def run(config: ConfigsConfig) -> None:
     """Print the folder and the list, or one path."""
     if config.name is not None:
-        print(FOLDER / _full_name(config.name))
+        print(files()[_full_name(config.name)])
         return
     print(FOLDER)
     found = purposes()
@@ -49,6 +50,8 @@ CONFIGS = Command(
     (
         "glioma-dist configs",
         "glioma-dist configs jobs/slurm.sbatch",
+        'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)" --data.train shards/t98g/train '
+        "--data.val shards/t98g/val --out runs/quick",
         'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
         "--data.train shards/glioma_c6/train --out runs/glioma",
     ),

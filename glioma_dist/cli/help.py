@@ -23,7 +23,10 @@ from tyro.constructors import (
 
 from glioma_dist.config.paths import is_positional, path_marker
 
-CONFIG_HELP = "JSON file with values for these flags, as runs write it (config.json). Flags override it."
+CONFIG_HELP = (
+    "JSON file with values for these flags, as runs write it (config.json), or a YAML file with some of them "
+    "(recipes/quick.yaml). Flags override it."
+)
 PLAIN_WORDS = {"INT": "N", "FLOAT": "NUMBER", "STR": "TEXT"}
 """Placeholders for values, instead of the names of Python types."""
 PLAIN_DEFAULTS = {"True": "yes", "False": "no"}

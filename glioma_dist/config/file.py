@@ -1,4 +1,5 @@
-"""Configs as JSON. A run writes its config into config.json and every checkpoint, and reads it when it resumes."""
+"""Configs as files. A run writes its config into config.json and every checkpoint, and reads it when it resumes; users
+write recipes as YAML."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from glioma_dist.config import COST_FIELDS
 from glioma_dist.config.paths import StagedFolder, Url, check_paths, path_or_url
+from glioma_dist.config.yaml_file import SUFFIXES, read_yaml
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import read_json
 from glioma_dist.size import Size
@@ -24,11 +26,15 @@ OLD_NAMES = ("chain_length", "chain_strength", "fit", "keep_decoded", "raise_con
 
 
 def read_config(kind: type[Config], path: Path) -> Config:
-    """Read a config from a JSON file, as runs write it. Raises InputError naming the file and the fault."""
+    """Read a config from a JSON file, as runs write it, or from a YAML file of the same names. Settings that the file
+    does not have get their defaults. Raises InputError naming the file and the fault."""
     try:
-        values = read_json(path)
+        values = read_yaml(path) if path.suffix.lower() in SUFFIXES else read_json(path)
     except InputError as error:
-        raise InputError(f"{error}; give the config.json of a run, for example runs/x/config.json") from error
+        raise InputError(
+            f"{error}; give the config.json of a run, for example runs/x/config.json, or a recipe such as "
+            "recipes/quick.yaml"
+        ) from error
     return from_dict(kind, values, str(path))
 
 

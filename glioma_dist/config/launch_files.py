@@ -1,4 +1,5 @@
-"""The files that come with the package: for `accelerate launch --config_file`, and in jobs/ for schedulers."""
+"""The files that come with the package: for `accelerate launch --config_file`, in jobs/ for schedulers, and in recipes/
+settings of a training for `--config`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 import glioma_dist
 
 FOLDER = Path(glioma_dist.__file__).parent / "accelerate_configs"
+RECIPES = Path(glioma_dist.__file__).parent / "recipes"
 CLONE = Path("accelerate_configs")
 """A short path of the same folder, in a clone of the repository."""
 
@@ -31,11 +33,19 @@ def launch_command(file: str, command: str, flags: str = "") -> str:
 
 
 def purposes() -> dict[str, str]:
-    """Return for each file name what the file is for: the first sentence of its comment. Names in jobs/ begin so."""
+    """Return for each file name what the file is for: the first sentence of its comment. Names in jobs/ and recipes/
+    begin so."""
     found = {}
-    for path in [*sorted(FOLDER.glob("*.yaml")), *sorted((FOLDER / "jobs").iterdir())]:
+    for name, path in files().items():
         lines = path.read_text().splitlines()
         comment = " ".join(line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("#!"))
         purpose = comment.partition(". ")[0].partition(": `")[0].rstrip(".:") + "."
-        found[path.relative_to(FOLDER).as_posix()] = purpose
+        found[name] = purpose
     return found
+
+
+def files() -> dict[str, Path]:
+    """Return the path of each file by its name."""
+    launch = [*sorted(FOLDER.glob("*.yaml")), *sorted((FOLDER / "jobs").iterdir())]
+    found = {path.relative_to(FOLDER).as_posix(): path for path in launch}
+    return found | {f"{RECIPES.name}/{path.name}": path for path in sorted(RECIPES.glob("*.yaml"))}

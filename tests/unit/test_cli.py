@@ -21,7 +21,7 @@ from glioma_dist.cli import program
 from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.file import to_dict
-from glioma_dist.config.launch_files import FOLDER, launch_file, purposes
+from glioma_dist.config.launch_files import FOLDER, RECIPES, launch_file, purposes
 from glioma_dist.errors import InputError, one_line
 
 PYTHON_WORDS = re.compile(
@@ -274,7 +274,9 @@ def test_configs_lists_every_file_with_its_purpose_and_prints_a_path():
     assert code == 0
     assert Path(first) == FOLDER
     files = [path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()]
+    files += [f"recipes/{path.name}" for path in RECIPES.iterdir()]
     assert [line.split()[0] for line in lines] == sorted(files, key=lambda name: ("/" in name, name))
+    assert said(program.run, ["configs", "recipes/quick"]) == (0, f"{RECIPES / 'quick.yaml'}\n", "")
     assert all(re.match(r"[A-Z][^`]{15,200}\.$", purpose) for purpose in purposes().values()), purposes()
     for name in ("gpu.yaml", "gpu"):
         assert said(program.run, ["configs", name]) == (0, f"{FOLDER / 'gpu.yaml'}\n", "")

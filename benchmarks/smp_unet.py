@@ -1,0 +1,95 @@
+"""segmentation_models.pytorch's U-Net, trained as its users do, on the batches of one of this package's runs."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glioma_dist.config import TrainConfig
+from glioma_dist.data.loader import training_batches
+from glioma_dist.data.mixture import open_training_data
+from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
+from glioma_dist.model.checkpoint_writer import ALONE, run_stages
+from glioma_dist.model.manifest import MODEL
+from glioma_dist.model.pretrained.state_dict_adapter import rename_network
+from glioma_dist.model.unet import UNet, build_model, normalise
+from glioma_dist.registry import encoders
+from glioma_dist.training.snapshot import SnapshotMemory
+from glioma_dist.training.state import TrainState, load_optimizer, state_stages
+
+LR = 1e-4
+
+
+def train_smp(config: TrainConfig) -> Path:
+    """Train with AdamW 1e-4, a cosine without warm-up, and the sum of the library's Dice and binary cross-entropy.
+
+    config: data, batch size, steps and starting weights. Resumes from `config.out`/smp, which is written every
+    `config.save_every` steps. Returns a checkpoint of this package's U-Net with the trained weights.
+    """
+    import segmentation_models_pytorch as smp
+
+    done = config.out / "last"
+    if find_checkpoint(done) is not None:
+        return done
+    ours, _ = build_model(config.model, config.seed)
+    model = build_smp(config, ours).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    first = _resume(config.out / "smp", model, optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + torch.cos(torch.tensor(torch.pi * (first + step) / config.max_steps)).item()) / 2
+    )
+    dice, cross_entropy = smp.losses.DiceLoss("binary"), smp.losses.SoftBCEWithLogitsLoss()
+    train, sampler = open_training_data(config.data, config.batch_size, config.seed)
+    with closing(training_batches(train, sampler, config.data, first)) as batches:
+        for step, batch in enumerate(islice(batches, config.max_steps - first), first + 1):
+            masks = batch.masks[:, None].float()
+            logits = model(normalise(batch.images))
+            loss = dice(logits, masks) + cross_entropy(logits, masks)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            print(f"smp, step {step}: loss {loss.item():.4f}", flush=True)
+            if step % config.save_every == 0:
+                _save(config.out / "smp", config, step, model, optimizer)
+    ours.load_state_dict(rename_network(model.state_dict(), ours.encoder), strict=False)
+    _save(done, config, config.max_steps, ours, None)
+    return done
+
+
+def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
+    """The library's U-Net with bilinear upsampling, so that its weights fit this package's, whose outputs are then
+    equal (tests/unit/test_smp.py). Its own random weights, or the pretrained encoder of `ours`."""
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(config.seed)
+    name = encoders.find(config.model.encoder).smp_name
+    channels = list(config.model.decoder_channels)
+    model = smp.Unet(name, encoder_weights=None, decoder_interpolation="bilinear", decoder_channels=channels)
+    if config.model.init != "random":
+        known = ours.state_dict()
+        for key, tensor in rename_network(model.state_dict(), ours.encoder).items():
+            if key.startswith("encoder."):
+                tensor.copy_(known[key])
+    return model
+
+
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put back what the last checkpoint has. Returns its step; 0 where there is none."""
+    if find_checkpoint(folder) is None:
+        return 0
+    checkpoint = Checkpoint.read(folder)
+    model.load_state_dict(checkpoint.tensors(MODEL))
+    load_optimizer(checkpoint, model, optimizer)
+    return checkpoint.step
+
+
+def _save(
+    folder: Path, config: TrainConfig, step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> None:
+    given = (folder, config, TrainState(step), model, optimizer, {"lineage": []}, ALONE, 1, None)
+    run_stages(state_stages(*given, memory=SnapshotMemory()), ALONE)

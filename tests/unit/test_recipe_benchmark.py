@@ -1,0 +1,109 @@
+"""benchmarks/recipes.py at tiny size: screens, compares, resumes, and trains smp's U-Net on the same batches."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import REPOSITORY, TINY_CHANNELS, draw_sample, load_benchmark
+
+from glioma_dist.errors import InputError
+from glioma_dist.model.checkpoint import Checkpoint
+from glioma_dist.model.manifest import MODEL
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    yield from load_benchmark("recipes")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """30 drawn fields in the layout of T98G."""
+    root = tmp_path_factory.mktemp("t98g")
+    (root / "images/default").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    images, cells = [], []
+    for number in range(30):
+        sample = draw_sample(number)
+        cv2.imwrite(str(root / f"images/default/{number:02}.png"), sample.image)
+        height, width = sample.mask.shape
+        images.append({"id": number, "file_name": f"default/{number:02}.png", "height": height, "width": width})
+        for outline in cv2.findContours(sample.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
+            if len(outline) > 2:
+                polygon = [float(value) for value in outline.ravel()]
+                cell = {"id": len(cells) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 9}
+                cells.append(cell | {"segmentation": [polygon]})
+    content = {"images": images, "annotations": cells, "categories": [{"id": 1, "name": "cell"}]}
+    (root / "annotations/instances_default.json").write_text(json.dumps(content))
+    return root
+
+
+def run(benchmark, monkeypatch, source, out, *more) -> None:
+    given = ["--source", source, "--out", out, "--steps", 12, "--size", "32x32", "--encoders", "mit_b0", "--threads", 1]
+    given += ["--decoder-channels", *TINY_CHANNELS, "--splits", 0, 1, "--recipes", "cosine", "slow encoder", *more]
+    monkeypatch.setattr("sys.argv", ["recipes.py", *map(str, given)])
+    benchmark.main()
+
+
+def test_recipes_are_screened_and_compared_and_nothing_is_computed_twice(benchmark, monkeypatch, source, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"no screening of mit_b0; run --screen first"):
+        run(benchmark, monkeypatch, source, out, "--final")
+    run(benchmark, monkeypatch, source, out, "--screen", "--final")
+    screened = json.loads((out / "screening.json").read_text())
+    assert [row["recipe"] for row in screened] == ["default", "cosine"], "the third is for pretrained encoders"
+    final = json.loads((out / "final.json").read_text())
+    winner = max(screened, key=lambda row: row["validation_dice"])["recipe"]
+    assert [row["recipe"] for row in final] == list(dict.fromkeys(["default", winner, "smp"]))
+    for row in final:
+        assert [len(table) for table in row["scores"]] == [10, 10]
+        assert row["dice_of_splits"] == pytest.approx([np.mean(list(table.values())) for table in row["scores"]])
+        assert row["interval"][0] <= row["dice"] <= row["interval"][1]
+    lines = (out / "final.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == [row["recipe"] for row in final]
+    before = (out / "final.json").read_bytes()
+    monkeypatch.setattr(benchmark, "evaluate", None)
+    run(benchmark, monkeypatch, source, out, "--screen", "--final")
+    assert (out / "final.json").read_bytes() == before
+
+
+def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, source, tmp_path):
+    import smp_unet
+
+    out = tmp_path / "out"
+    run(benchmark, monkeypatch, source, out, "--screen")
+    given = benchmark.RecipesConfig(
+        source, out, steps=4, size="32x32", decoder_channels=TINY_CHANNELS, encoders=("mit_b0",)
+    )
+    config = benchmark.run_config(given, "mit_b0", "smp", 0)
+    whole, killed = (replace(config, save_every=2, out=tmp_path / name) for name in ("whole", "killed"))
+    smp_unet.train_smp(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(smp_unet, "islice", lambda batches, number: iter([next(batches) for _ in range(3)] + [None]))
+        with pytest.raises(AttributeError):
+            smp_unet.train_smp(killed)
+    assert Checkpoint.read(killed.out / "smp").step == 2
+    last = smp_unet.train_smp(killed)
+    ours, theirs = (Checkpoint.read(each).tensors(MODEL) for each in (last, whole.out / "last"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [((), "give --screen, --final"), (("--screen", "--recipes", "sgdd"), "sgdd: unknown")]
+)
+def test_wrong_flags_are_refused(benchmark, monkeypatch, source, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        run(benchmark, monkeypatch, source, tmp_path / "out", *flags)
+
+
+def test_every_recipe_is_a_training(benchmark, source, tmp_path):
+    for encoder in ("mit_b0", "efficientnet_lite0"):
+        weights = tmp_path / "weights.pth"
+        config = benchmark.RecipesConfig(source, tmp_path, screen=True, weights=weights)
+        for name, settings in benchmark.RECIPES.items():
+            if benchmark.is_for(encoder, settings):
+                assert benchmark.run_config(config, encoder, name, 0).max_steps == 200
