@@ -30,6 +30,20 @@ class ModelConfig:
     """The decoder's normalisation. Batch norm takes its statistics over all processes."""
     decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
     """Channels of the decoder's blocks, from the coarsest to full size."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of the mask, without background."""
+    targets: tuple[Literal["mask", "boundary", "distance"], ...] = ("mask",)
+    """What the network predicts: the mask, and at most one of boundary or distance."""
+
+    @property
+    def num_mask_channels(self) -> int:
+        """1, or the number of classes with background."""
+        return len(self.classes) + 1 if self.classes else 1
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the head."""
+        return self.num_mask_channels + len(self.targets) - 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoders.canonical(self.encoder))

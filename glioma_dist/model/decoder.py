@@ -74,6 +74,7 @@ class BilinearDecoder(nn.Module):
         channels: Sequence[int],
         norm: Literal["batch", "group"],
         center: bool = False,
+        num_outputs: int = 1,
     ) -> None:
         super().__init__()
         skips = dict(zip(encoder_strides, encoder_channels, strict=True))
@@ -86,7 +87,7 @@ class BilinearDecoder(nn.Module):
             width = out_channels
         self.encoder_strides = tuple(encoder_strides)
         self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Conv2d(width, 1, 3, padding=1)
+        self.head = nn.Conv2d(width, num_outputs, 3, padding=1)
 
     def forward(self, encoder_features: list[Tensor]) -> Tensor:
         """encoder_features: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""

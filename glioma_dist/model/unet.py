@@ -42,6 +42,7 @@ class UNet(nn.Module):
             config.decoder_channels,
             config.norm,
             center=self.encoder.decoder_center,
+            num_outputs=config.num_outputs,
         )
         # On the model's device, so that no step copies them there; in no checkpoint.
         self.register_buffer("image_mean", filled(IMAGENET_MEAN), persistent=False)
