@@ -34,9 +34,11 @@ from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
 from glioma_dist.evaluation.forward_only import forward_only
+from glioma_dist.evaluation.maps import ONE_CLASS, cell_map, maps_of
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.encoders.contract import TileableLayer
+from glioma_dist.model.outputs import Outputs
 from glioma_dist.model.unet import load_model, normalise
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.kernel_limits import check_forward, forward_fits
@@ -176,6 +178,8 @@ class Network:
     """Of the encoder; none where several processes share an image."""
     tile_size: TileSize = CPU_TILE
     """Of the device."""
+    outputs: Outputs = ONE_CLASS
+    """What the channels of its logits mean."""
     whole_images: nn.Module | None = None
     """What computes whole images in place of `model`, whose weights it has, with less memory and in less time: there on
     a CPU where one process has the whole image."""
@@ -207,9 +211,9 @@ def load_network(folder: Path, num_processes: int, context: DistributedContext) 
     layers = model.encoder.tileable_layers() if num_processes == 1 else ()
     prepare = partial(context.accelerator.prepare_model, evaluation_mode=True)
     model, whole_images = prepare(model.to(context.device)), whole_images and prepare(whole_images)
-    return Network(
-        model, context.device, group, checkpoint.config.model.encoder, layers, size, whole_images
-    ), checkpoint
+    settings = checkpoint.config.model
+    outputs = Outputs.of(settings)
+    return Network(model, context.device, group, settings.encoder, layers, size, outputs, whole_images), checkpoint
 
 
 def dice_at_sizes(
@@ -229,8 +233,9 @@ def dice_at_sizes(
 
 
 @torch.inference_mode()
-def cell_probability(network: Network, image: np.ndarray, input_size: Size | None, output_size: Size) -> Tensor:
-    """Probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`, on all processes that share it.
+def pixel_maps(network: Network, image: np.ndarray, input_size: Size | None, *output_sizes: Size) -> list[Tensor]:
+    """Compute the network's maps of an image (`maps.py`), (C, H, W) fp32 of each of `output_sizes`, on all processes
+    that share it.
 
     image: uint8 (H, W) or (H, W, 3) with its contrast raised; it is scaled to `input_size` for the network, or goes
     in as it is where None. Raises InputError for an image that is too large for a GPU's kernels.
@@ -240,8 +245,15 @@ def cell_probability(network: Network, image: np.ndarray, input_size: Size | Non
     strip = network.spatial_group.cut(len(scaled))
     model = network.model if network.whole_images is None else network.whole_images
     logits = model(normalise(image_tensor(scaled)[None, :, strip].to(network.device)))
-    probabilities = network.spatial_group.gather_strip(logits).float().sigmoid()
-    size = (output_size.height, output_size.width)
-    if probabilities.shape[-2:] != size:
-        probabilities = functional.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
-    return probabilities[0, 0]
+    maps = maps_of(network.outputs, network.spatial_group.gather_strip(logits).float())
+    found = []
+    for size in ((each.height, each.width) for each in output_sizes):
+        same = maps.shape[-2:] == size
+        found.append((maps if same else functional.interpolate(maps, size, mode="bilinear", align_corners=False))[0])
+    return found
+
+
+def cell_probability(network: Network, image: np.ndarray, input_size: Size | None, output_size: Size) -> Tensor:
+    """Compute the probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`: with K classes, 1 minus
+    that of background. Otherwise as `pixel_maps`."""
+    return cell_map(network.outputs, pixel_maps(network, image, input_size, output_size)[0])

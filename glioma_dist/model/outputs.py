@@ -1,9 +1,8 @@
-"""What the channels of a network's logits mean."""
+"""What the channels of a network's logits are: those of the mask first, then that of a second target."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,30 +12,48 @@ from glioma_dist.config import ModelConfig
 
 @dataclass(frozen=True)
 class Outputs:
-    """Channels of the logits."""
+    """Splits logits (B, `num_outputs`, H, W), and masks as a batch has them, into the mask's and the second target's.
 
-    classes: tuple[str, ...] = ()
-    target: Literal["boundary", "distance"] | None = None
+    `Outputs()`: one class, no second target, as for networks of other packages.
+    """
+
+    num_mask_channels: int = 1
+    """1: a sigmoid, above 0 is a cell. K: a softmax over K classes, of which 0 is the background."""
+    target: str | None = None
+    """The second target, boundary or distance: one channel with a sigmoid."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> Outputs:
-        """Return the outputs of a network."""
-        return cls(config.classes, next((each for each in config.targets if each != "mask"), None))
+        """The outputs of the network that `config` describes."""
+        return cls(config.num_mask_channels, next((each for each in config.targets if each != "mask"), None))
 
     @property
-    def num_mask_channels(self) -> int:
-        """1, or K."""
-        return len(self.classes) + 1 if self.classes else 1
+    def num_outputs(self) -> int:
+        """Channels of the logits."""
+        return self.num_mask_channels + (self.target is not None)
 
     def mask_logits(self, logits: Tensor) -> Tensor:
-        """(B, M, H, W)."""
+        """Of logits (B, num_outputs, H, W), those of the mask: (B, num_mask_channels, H, W)."""
         return logits[:, : self.num_mask_channels]
 
     def target_logits(self, logits: Tensor) -> Tensor | None:
-        """(B, H, W)."""
-        return logits[:, self.num_mask_channels] if self.target else None
+        """Of logits (B, num_outputs, H, W), those of the second target: (B, H, W); None if there is none."""
+        return None if self.target is None else logits[:, self.num_mask_channels]
 
     def predicted(self, logits: Tensor) -> Tensor:
-        """(B, H, W) uint8."""
+        """The number of the class of each pixel, for one class 0 and 1: (B, H, W) uint8."""
         mask = self.mask_logits(logits)
-        return (mask[:, 0] > 0).to(torch.uint8) if mask.shape[1] == 1 else mask.argmax(1).to(torch.uint8)
+        return (mask[:, 0] > 0 if self.num_mask_channels == 1 else mask.argmax(dim=1)).to(torch.uint8)
+
+    def mask(self, masks: Tensor) -> Tensor:
+        """Of a batch's masks, (B, H, W), or (B, 2, H, W) with a second target, the mask: (B, H, W)."""
+        return masks if self.target is None else masks[:, 0]
+
+    def target_mask(self, masks: Tensor) -> Tensor | None:
+        """Of a batch's masks, the second target's values: (B, H, W) uint8; None if there is none."""
+        return None if self.target is None else masks[:, 1]
+
+    def empty_masks(self, num_images: int, height: int, width: int) -> Tensor:
+        """Masks without cells, as a batch of such images has them."""
+        shape = (num_images, height, width) if self.target is None else (num_images, 2, height, width)
+        return torch.zeros(shape, dtype=torch.uint8)

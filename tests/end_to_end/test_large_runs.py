@@ -47,7 +47,7 @@ def segment_drawn(side: int, limit: float | None, folder: str) -> dict:
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
     saved = np.lib.format.open_memmap(Path(folder) / f"{found.way}.npy", "w+", np.float32, (side, side))
     for start in range(0, side, 256):
-        saved[start : start + 256] = found.probabilities[start : start + 256]
+        saved[start : start + 256] = found.maps[start : start + 256]
     return {"way": found.way, "peak": peak, "seconds": seconds, "cpu": cpu_seconds}
 
 
