@@ -52,7 +52,7 @@ def segment_array(
     from glioma_dist.data.transforms import normalize_intensity
     from glioma_dist.distributed.numerics import numerics
     from glioma_dist.distributed.own_context import given_or_own
-    from glioma_dist.evaluation.protocol import load_network
+    from glioma_dist.evaluation.network import load_network
     from glioma_dist.inference.segmenting import segment
 
     if not 0 < threshold < 1:

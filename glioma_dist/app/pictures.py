@@ -17,7 +17,7 @@ from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.maps import cell_map, channels_first
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.pictures import find_first
 from glioma_dist.inference.reading import PictureReader
 from glioma_dist.inference.segmenting import segment

@@ -32,6 +32,9 @@ class EvaluateConfig:
     """R1: size to which an image is scaled for the network. By default: each image's own size."""
     metric_size: SizeFlag | None = None
     """R2: size to which the output and the reference mask are scaled for Dice. By default: each image's own size."""
+    instances: bool = False
+    """Also score cells one by one, at each image's own size: average precision as COCO defines it, F1, and the number
+    of cells. The shards must have a number for each cell."""
     out: OptionalOutputPath = None
     """JSON file to write the scores to: a path or a URL."""
     workers: int = 2
@@ -72,8 +75,8 @@ class PredictConfig:
     redo: bool = False
     """Segment all images again, also those that are done."""
     write: tuple[str, ...] = DEFAULT_FORMATS
-    """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
-    qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
+    """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components, or
+    separated cells), qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
     programs open them."""
     memory: str = "auto"
     """Memory that this process may occupy, for example 4GiB. An image that needs more is computed in strips or tiles.

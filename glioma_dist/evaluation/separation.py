@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from glioma_dist.errors import InputError
 
-SecondTarget = Literal["boundary", "distance"]
-MARKER_LIMITS: dict[SecondTarget, float] = {"boundary": 0.5, "distance": 0.5}
+MARKER_LIMITS = {"boundary": 0.5, "distance": 0.5}
 """A pixel of the mask is part of a marker where its boundary is below, or its distance at least, this value."""
 LEAST_MARKER_PIXELS = 20
 """Of a marker: smaller ones are left out, for they are gaps in a boundary more often than cells."""
@@ -17,7 +14,7 @@ MAX_PIXELS = 2**26
 """Of an image whose cells are separated: 8192x8192. The watershed holds about 24 bytes a pixel."""
 
 
-def separate(mask: np.ndarray, values: np.ndarray, target: SecondTarget) -> np.ndarray:
+def separate(mask: np.ndarray, values: np.ndarray, target: str) -> np.ndarray:
     """Give each cell of a mask a number of its own, also where cells touch.
 
     Markers are connected areas of the mask away from predicted boundaries, or near the centres of predicted distances.
@@ -27,6 +24,7 @@ def separate(mask: np.ndarray, values: np.ndarray, target: SecondTarget) -> np.n
     Args:
         mask: (H, W), above 0 where there is a cell.
         values: float (H, W), the network's second output after the sigmoid, from 0 to 1.
+        target: what it is, boundary or distance.
 
     Returns int32 (H, W): numbers from 1 in the order of the cells' first pixels, row by row; 0 where there is no cell.
     Raises InputError for an image of more than `MAX_PIXELS`.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from glioma_dist.data.sample import encode_image, one_channel
 from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, normalize_intensity, resize_image
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.evaluation.protocol import THRESHOLD, Contrast, Network, cell_probability
+from glioma_dist.evaluation.network import THRESHOLD, Contrast, Network, cell_probability
 from glioma_dist.files import check_new_file, make_folder, read_bytes, write_atomically
 from glioma_dist.inference.bioimageio_description import EPSILON, IMAGE, MIN_SIDE, describe, preprocessing
 from glioma_dist.inference.export import CHECKED_SIZES, TOLERANCE, TRACED_SIZE, logits_of, to_onnx

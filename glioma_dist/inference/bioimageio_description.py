@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT
-from glioma_dist.evaluation.protocol import THRESHOLD, Contrast
+from glioma_dist.evaluation.network import THRESHOLD, Contrast
 from glioma_dist.inference.export import OPSET
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import UNet

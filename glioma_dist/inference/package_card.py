@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glioma_dist.evaluation.protocol import THRESHOLD
+from glioma_dist.evaluation.network import THRESHOLD
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.hub import model_card
 from glioma_dist.model.licences import non_commercial_licences

@@ -20,7 +20,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import DiskFullError, InputError, RunError, printable
-from glioma_dist.evaluation.protocol import Network, load_network
+from glioma_dist.evaluation.network import Network, load_network
 from glioma_dist.extras import require
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images
 from glioma_dist.inference.overlap import Outcome, WriteBehind, read_ahead

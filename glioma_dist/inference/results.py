@@ -22,8 +22,7 @@ COLUMNS = (
     *("image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height"),
     *("confluence", "area_um2", "components", "flags", "way"),
 )
-"""Of summary.csv, before those of `CELLS` and `CLASS_CONFLUENCE`, and before one column per format with the names of its
-files."""
+"""Of summary.csv, before those of `CELLS` and `CLASS_CONFLUENCE`, and one per format with the names of its files."""
 CELLS, CLASS_CONFLUENCE = "cells", "confluence of "
 """Columns of summary.csv that a table has only where a network separates cells, or tells several classes: the second
 one is followed by the name of a class."""

@@ -63,7 +63,7 @@ class SegmentedImage:
 
     @property
     def probabilities(self) -> np.ndarray | RowFile:
-        """Return the probability of each pixel to belong to a cell, float32 (H, W). With several outputs it is in memory
+        """Return the probability of each pixel to belong to a cell, float32 (H, W). With several outputs: in memory
         as a whole."""
         return self.maps if len(self.maps.shape) == 2 else self.probability_rows(0, self.shape[0])
 

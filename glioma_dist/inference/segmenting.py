@@ -14,7 +14,7 @@ import torch
 
 from glioma_dist.errors import InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.evaluation.maps import by_rows
-from glioma_dist.evaluation.protocol import Network, pixel_maps
+from glioma_dist.evaluation.network import Network, pixel_maps
 from glioma_dist.inference.large.memory import (
     device_bytes,
     hand_back_freed_memory,

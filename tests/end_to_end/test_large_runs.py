@@ -10,7 +10,7 @@ import torch
 from helpers import run
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.large import memory
 from glioma_dist.inference.segmenting import segment
 from glioma_dist.model.unet import build_model

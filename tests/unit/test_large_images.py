@@ -23,7 +23,7 @@ from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.large.reading import open_large, read_large
 from glioma_dist.inference.large.scaled import scaled_rows
 from glioma_dist.inference.large.scratch import RowFile

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.maps import by_rows
-from glioma_dist.evaluation.protocol import Network, pixel_maps
+from glioma_dist.evaluation.network import Network, pixel_maps
 from glioma_dist.inference.large.memory import resident_bytes
 from glioma_dist.inference.large.picture import BLOCK_BYTES, LazyPicture
 from glioma_dist.inference.large.scratch import RowFile

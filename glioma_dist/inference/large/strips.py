@@ -15,7 +15,7 @@ from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, strip
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.maps import by_rows, maps_of
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.large.picture import LazyPicture
 from glioma_dist.inference.large.scratch import Scratch
 from glioma_dist.inference.large.turns import Turns, TurnsGroup

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from glioma_dist.evaluation.maps import by_rows
-from glioma_dist.evaluation.protocol import Network, pixel_maps
+from glioma_dist.evaluation.network import Network, pixel_maps
 from glioma_dist.inference.large.picture import LazyPicture
 from glioma_dist.size import Size
 

@@ -17,7 +17,8 @@ TEXT = b"Software\0" + MARK.encode()
 HEADER_END = 33
 """Bytes of a PNG's signature and its header."""
 COLOUR_TYPE_AT, PALETTE = 9, 3
-"""Place of the colour type in the header's data, and its value where pixels are numbers of a palette (section 11.2.1)."""
+"""Place of the colour type in the header's data, and its value for pixels that are numbers of a palette (section
+11.2.1)."""
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
