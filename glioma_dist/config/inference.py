@@ -76,8 +76,8 @@ class PredictConfig:
     """Segment all images again, also those that are done."""
     write: tuple[str, ...] = DEFAULT_FORMATS
     """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components, or
-    separated cells), qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
-    programs open them."""
+    separated cells), qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered.
+    docs/guides/open_results.md says which programs open them."""
     memory: str = "auto"
     """Memory that this process may occupy, for example 4GiB. An image that needs more is computed in strips or tiles.
     auto: what is free on this machine now, within the limit of its container or job."""

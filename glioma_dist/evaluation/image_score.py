@@ -110,7 +110,7 @@ def _matched(network: Network, maps: np.ndarray, sample: Sample) -> MatchedCells
     """The cells found in `maps` (C, H, W) against those of the sample. Pixels that nobody labelled belong to none."""
     known = sample.mask != IGNORE
     found = found_cells(network, maps) * known
-    reference = np.where(known, sample.instances, 0)
+    reference = np.asarray(sample.instances) * known
     return match_cells(found, mean_by_cell(found, cell_map(network.outputs, maps)), reference)
 
 
