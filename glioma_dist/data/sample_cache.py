@@ -81,7 +81,8 @@ class CachedSamples:
 
 
 def cache_samples(reader: Shards, config: DataConfig, with_instances: bool = False) -> CachedSamples:
-    """All samples of a reader, with or without their instances. Raises InputError for one that cannot be read, and where they take too much memory."""
+    """All samples of a reader, with or without their instances. Raises InputError for one that cannot be read, and
+    where they take too much memory."""
     whole = NormalizedSamples(reader, config, with_instances)
     # Each process of this machine keeps its own.
     most = MOST_OF_MEMORY * psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

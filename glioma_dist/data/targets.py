@@ -56,9 +56,11 @@ def boundary_of(instances: np.ndarray) -> np.ndarray:
 
 
 def distance_of(instances: np.ndarray) -> np.ndarray:
-    """How deep each pixel lies within its cell, from 0 outside to MAX_DISTANCE where it is deepest: MAX_DISTANCE * d / D,
-    where d is 1 plus the Euclidean distance in pixels to the nearest pixel at a cell's edge (one with another number
-    among its 8 neighbours), and D the largest d of the same cell. instances: uint16 (H, W); returns uint8 (H, W)."""
+    """How deep each pixel lies within its cell, from 0 outside to MAX_DISTANCE where it is deepest.
+
+    It is MAX_DISTANCE * d / D, where d is 1 plus the Euclidean distance in pixels to the nearest pixel at a cell's edge
+    (one with another number among its 8 neighbours), and D the largest d of the same cell. instances: uint16 (H, W);
+    returns uint8 (H, W)."""
     inner = (instances > 0) & ~_differs(instances, 1)
     # Within a cell the nearest edge is always its own: that of another cell lies behind it.
     depth = cv2.distanceTransform(inner.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
