@@ -32,14 +32,14 @@ class EvaluateConfig:
     """R1: size to which an image is scaled for the network. By default: each image's own size."""
     metric_size: SizeFlag | None = None
     """R2: size to which the output and the reference mask are scaled for Dice. By default: each image's own size."""
-    instances: bool = False
-    """Also score cells one by one, at each image's own size: average precision as COCO defines it, F1, and the number
-    of cells. The shards must have a number for each cell."""
     out: OptionalOutputPath = None
     """JSON file to write the scores to: a path or a URL."""
     workers: int = 2
     """Worker processes per evaluating process that read images ahead."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
+    instances: bool = False
+    """Also score cells one by one, at each image's own size: average precision as COCO defines it, F1, and the number
+    of cells. The shards must have a number for each cell."""
 
     def validate(self) -> None:
         if isinstance(self.out, Path) and os.path.isdir(self.out):
