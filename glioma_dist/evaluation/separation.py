@@ -54,12 +54,17 @@ def separate(mask: np.ndarray, values: np.ndarray, target: str) -> np.ndarray:
     return numbered(watershed(heights, markers, connectivity=eight, mask=inside))
 
 
+def is_separable(height: int, width: int) -> bool:
+    """Return whether an image is small enough for `separate`."""
+    return height * width <= MAX_PIXELS
+
+
 def check_separable(height: int, width: int) -> None:
     """Raise InputError for an image that is too large for `separate`."""
-    if height * width > MAX_PIXELS:
+    if not is_separable(height, width):
         raise InputError(
             f"{width}x{height} pixels: touching cells are separated in images of up to {MAX_PIXELS} pixels; cut it "
-            "into fields, or --write mask and probability, for which cells are not separated"
+            "into fields, or --write mask overlay probability, for which no cell needs a number"
         )
 
 

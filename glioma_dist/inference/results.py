@@ -13,6 +13,7 @@ import numpy as np
 
 from glioma_dist.config.paths import Url
 from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
+from glioma_dist.evaluation.separation import is_separable
 from glioma_dist.files import remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED
 from glioma_dist.inference.segmented import SegmentedImage
@@ -78,7 +79,8 @@ class PredictedImage:
     way: str = "whole"
     """How the network saw the picture: whole, in strips, or in tiles."""
     cells: int | None = None
-    """Number of cells, where the network has a second output that separates them."""
+    """Number of cells, where the network has a second output that separates them; None also for an image that is too
+    large for it."""
     class_confluence: dict[str, float] = field(default_factory=dict)
     """Share of the pixels that belong to each class of cells, where the network tells several."""
 
@@ -102,7 +104,7 @@ class PredictedImage:
             round(covered * pixel_size**2, 3) if pixel_size else None,
             segmented.flags,
             segmented.way,
-            len(segmented.regions) if segmented.are_cells else None,
+            len(segmented.regions) if segmented.are_cells and is_separable(height, width) else None,
             _class_confluence(segmented),
         )
 

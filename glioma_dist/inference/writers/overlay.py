@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from glioma_dist.evaluation.separation import is_separable
 from glioma_dist.inference.components import block_rows
 from glioma_dist.inference.segmented import SegmentedImage
 from glioma_dist.inference.writers.colours import class_colour
@@ -26,7 +27,7 @@ def write_overlay(path: Path, segmented: SegmentedImage) -> None:
     else:
         pixels, mask = _reduced(segmented, factor)
     picture = overlay(pixels, mask, segmented.num_classes)
-    if segmented.are_cells:
+    if segmented.are_cells and factor == 1 and is_separable(*segmented.shape):
         _draw_borders(picture, segmented)
     write_png(path, np.ascontiguousarray(picture[..., ::-1]))
 
