@@ -4,7 +4,7 @@ cells that were found."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class ImageScore:
     """From 0 to 1; the mean over the classes where there are several."""
     dice_by_class: tuple[float, ...] = ()
     """Of each class of cells, where there are several."""
-    cells: MatchedCells | None = None
+    cells: MatchedCells | None = field(default=None, compare=False)
     """The cells that were found, and which of them are right, where `config.instances` asked for them."""
 
     def to_dict(self) -> dict[str, Any]:
