@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from glioma_dist.config.paths import PathOrUrl
-from glioma_dist.errors import InputError, one_line
+from glioma_dist.errors import InputError, one_line, printable
+from glioma_dist.limits import MAX_CLASS_CHARACTERS, MAX_CLASSES
 from glioma_dist.registry import encoders
 
 MAX_CLASSES = 254
@@ -72,10 +73,11 @@ class ModelConfig:
         if len(self.classes) > MAX_CLASSES:
             raise InputError(f"{told}: {len(self.classes)} classes; a mask has at most {MAX_CLASSES}")
         for name in self.classes:
-            if not name.strip() or name != one_line(name, 100) or name.strip().lower() == "background":
+            known = 1 <= len(name) <= MAX_CLASS_CHARACTERS and name == printable(name).strip()
+            if not known or name.lower() == "background":
                 raise InputError(
                     f"{told}: cannot use {one_line(repr(name), 80)}; name the classes of cells, without the "
-                    "background, each in at most 100 printable characters"
+                    f"background, each in 1 to {MAX_CLASS_CHARACTERS} printable characters"
                 )
         if len(set(self.classes)) < len(self.classes):
             raise InputError(f"{told}: name each class once")

@@ -52,8 +52,3 @@ class Outputs:
     def target_mask(self, masks: Tensor) -> Tensor | None:
         """Of a batch's masks, the second target's values: (B, H, W) uint8; None if there is none."""
         return None if self.target is None else masks[:, 1]
-
-    def empty_masks(self, num_images: int, height: int, width: int) -> Tensor:
-        """Masks without cells, as a batch of such images has them."""
-        shape = (num_images, height, width) if self.target is None else (num_images, 2, height, width)
-        return torch.zeros(shape, dtype=torch.uint8)
