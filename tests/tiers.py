@@ -10,6 +10,7 @@ LONG = {
     "tests/distributed/test_any_timm_processes.py": "encoders on two processes",
     "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": "four processes, traced",
     "tests/distributed/test_ends.py::test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full": "it waits",
+    "tests/distributed/test_evaluate_cells.py": "runs of four processes",
     "tests/distributed/test_every_encoder.py::test_fsdp2_shards_every_weight_and_gathers_it_block_by_block": "the same",
     "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": "each encoder, twice",
     "tests/distributed/test_fsdp.py::test_a_missing_part_is_named": "a run of two processes",

@@ -15,6 +15,8 @@ from glioma_dist.errors import InputError
 if TYPE_CHECKING:
     import napari
 
+    from glioma_dist.evaluation.network import Network
+
 CHANNELS = (3, 4)
 """Of a layer that is shown in its own colours: red, green, blue, and opacity, which is ignored."""
 
@@ -45,14 +47,15 @@ def segment_array(
             uint8 and uint16, and floats, are scaled from the least to the greatest value of the whole stack.
         checkpoint, threshold: as those of `segment_layer`.
 
-    Returns int32 (..., H, W): 0 where there is no cell, else the number of the component, from 1 in each image.
+    Returns int32 (..., H, W): 0 where there is no cell, else the number of the component, from 1 in each image; of the
+    cell, where the network separates cells that touch.
     Raises InputError where the data or the checkpoint cannot be used.
     """
     from glioma_dist.data.remote_checkpoint import fetch_checkpoint
     from glioma_dist.data.transforms import normalize_intensity
     from glioma_dist.distributed.numerics import numerics
     from glioma_dist.distributed.own_context import given_or_own
-    from glioma_dist.evaluation.protocol import load_network
+    from glioma_dist.evaluation.network import load_network
     from glioma_dist.inference.segmenting import segment
 
     if not 0 < threshold < 1:
@@ -65,7 +68,8 @@ def segment_array(
         labels = np.empty(images.shape[:3], np.int32)
         for number, image in enumerate(images):
             pixels = normalize_intensity(np.ascontiguousarray(image), settings.intensity_normalization)
-            labels[number] = _components(np.asarray(segment(pixels, network, size).probabilities) >= threshold)
+            maps = np.asarray(segment(pixels, network, size).maps)
+            labels[number] = _regions(pixels, maps, threshold, network, read.config.model.classes)
     height_at = data.ndim - (3 if is_rgb else 2)
     return labels.reshape(*data.shape[:height_at], *images.shape[1:3])
 
@@ -85,6 +89,18 @@ def _images(data: np.ndarray, is_rgb: bool) -> np.ndarray:
     values -= values.min()
     high = values.max()
     return (values / high * 65535 if high else values).round().astype(np.uint16)
+
+
+def _regions(
+    pixels: np.ndarray, maps: np.ndarray, threshold: float, network: Network, classes: tuple[str, ...]
+) -> np.ndarray:
+    """The separated cells of an image, or the components of each class: int32 (H, W), numbered from 1."""
+    from glioma_dist.inference.segmented import SegmentedImage
+
+    if network.outputs.num_outputs == 1:
+        return _components(maps >= threshold)
+    segmented = SegmentedImage(Path(), pixels, maps, threshold, outputs=network.outputs, classes=classes)
+    return np.concatenate([labels for _, labels in segmented.regions.blocks()])
 
 
 def _components(mask: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.maps import cell_map, channels_first
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.pictures import find_first
 from glioma_dist.inference.reading import PictureReader
 from glioma_dist.inference.segmenting import segment
@@ -84,7 +85,8 @@ class Segmenter:
         height, width = pixels.shape[:2]
         if width * height > MAX_SHOWN_PIXELS:
             raise InputError(f"{path}: has {width}x{height} pixels, more than this page shows; use glioma-dist predict")
-        probabilities = np.asarray(segment(pixels, self._network, self._input_size).probabilities)
+        maps = channels_first(np.asarray(segment(pixels, self._network, self._input_size).maps))
+        probabilities = cell_map(self._network.outputs, maps)
         levels = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities, side="right").astype(np.uint8)
         return ShownPicture(name, width, height, encode_image(pixels), levels, note)
 

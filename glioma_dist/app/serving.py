@@ -14,7 +14,7 @@ from glioma_dist.data.remote_checkpoint import fetch_checkpoint
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.errors import InputError, Interrupted, printable
-from glioma_dist.evaluation.protocol import load_network
+from glioma_dist.evaluation.network import load_network
 from glioma_dist.size import Size
 
 

@@ -26,7 +26,7 @@ from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.signals import get_signal_at_parents_death
 from glioma_dist.errors import OUT_OF_MEMORY, is_out_of_memory
 from glioma_dist.evaluation.forward_only import forward_only
-from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.evaluation.network import Network, cell_probability
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_checkpoint, check_shards
 from glioma_dist.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from glioma_dist.evaluation.image_score import ImageScore
+    from glioma_dist.evaluation.protocol import EvaluationResult
 
 
 def check(config: EvaluateConfig) -> None:
@@ -24,11 +30,39 @@ def run(config: EvaluateConfig) -> None:
         result = evaluate(config, context, workers)
     if context.is_main:
         for image in result.images:
-            print(f"{image.dice:.4f}  {image.key}")
+            print(f"{image.dice:.4f}  {image.key}{_counts(image)}")
         print(
             f"{result.mean_dice:.4f}  mean Dice of {len(result.images)} images (input size "
             f"{result.input_size or 'own'}, metric size {result.metric_size or 'own'})"
         )
+        for line in (*_of_classes(result), *_of_cells(result)):
+            print(line)
+
+
+def _counts(image: ImageScore) -> str:
+    return f"  {image.cells.num_found} cells found, {image.cells.num_true} true" if image.cells else ""
+
+
+def _of_classes(result: EvaluationResult) -> list[str]:
+    return [f"{dice:.4f}  mean Dice of {name}" for name, dice in result.dice_by_class.items()]
+
+
+def _of_cells(result: EvaluationResult) -> list[str]:
+    """Lines about single cells; none where they were not asked for."""
+    score = result.instances
+    if score is None:
+        return []
+    figures = {
+        "AP of single cells, IoU 0.5 to 0.95": score.ap,
+        "AP at IoU 0.5": score.ap_50,
+        "AP at IoU 0.75": score.ap_75,
+        "F1 at IoU 0.5": score.f1_50,
+    }
+    counts = f"{score.num_found} cells found, {score.num_true} true; mean error of an image's count"
+    return [
+        *(f"{'none' if value is None else f'{value:.4f}'}  {name}" for name, value in figures.items()),
+        f"{counts} {score.mean_count_error:.1f} (cells are scored at each image's own size)",
+    ]
 
 
 EVALUATE = Command(

@@ -37,6 +37,9 @@ class EvaluateConfig:
     workers: int = 2
     """Worker processes per evaluating process that read images ahead."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
+    instances: bool = False
+    """Also score cells one by one, at each image's own size: average precision as COCO defines it, F1, and the number
+    of cells. The shards must have a number for each cell."""
     raw_weights: bool = False
     """Use the weights as the optimizer left them, also where training has kept their moving average (--ema-decay). By
     default: the average, if the checkpoint has one."""
@@ -75,9 +78,9 @@ class PredictConfig:
     redo: bool = False
     """Segment all images again, also those that are done."""
     write: tuple[str, ...] = DEFAULT_FORMATS
-    """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components),
-    qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered. docs/guides/open_results.md says which
-    programs open them."""
+    """Formats to write for each image: mask, overlay, mask-tiff (1 bit), probability, labels (connected components, or
+    separated cells), qupath (GeoJSON), imagej (ROIs), coco, ome-zarr, or one that you registered.
+    docs/guides/open_results.md says which programs open them."""
     memory: str = "auto"
     """Memory that this process may occupy, for example 4GiB. An image that needs more is computed in strips or tiles.
     auto: what is free on this machine now, within the limit of its container or job."""

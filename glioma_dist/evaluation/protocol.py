@@ -1,4 +1,4 @@
-"""DS of the article: Dice after bringing an image to one size for the network and to another for the comparison."""
+"""DS of the article over all images of shards, and scores of single cells."""
 
 from __future__ import annotations
 
@@ -7,57 +7,27 @@ import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from glioma_dist.config import EvaluateConfig, check_spatial_parallel
+from glioma_dist.config import EvaluateConfig
 from glioma_dist.config.file import checked
 from glioma_dist.config.paths import Url
 from glioma_dist.data.background import check_cells
-from glioma_dist.data.loader import evaluation_samples, image_tensor
+from glioma_dist.data.loader import evaluation_samples
 from glioma_dist.data.remote_checkpoint import fetch_checkpoint
-from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.store import Store
 from glioma_dist.data.shards.unlisted import describe_unlisted
-from glioma_dist.data.transforms import normalize_intensity, resize_image, resize_mask
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
-from glioma_dist.errors import InputError
-from glioma_dist.evaluation.dice import dice
-from glioma_dist.evaluation.forward_only import forward_only
+from glioma_dist.evaluation.image_score import ImageScore, check_labels, score_image
+from glioma_dist.evaluation.instances import InstanceScore, score_instances
+from glioma_dist.evaluation.network import load_network
 from glioma_dist.files import check_new_file, make_folder, write_json_atomically
-from glioma_dist.model.checkpoint import Checkpoint
-from glioma_dist.model.encoders.contract import TileableLayer
-from glioma_dist.model.unet import load_model, normalise
-from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-from glioma_dist.scale.kernel_limits import check_forward, forward_fits
-from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.scale.spatial_layers import split_spatially
-from glioma_dist.scale.tile_size import CPU_TILE, TileSize, tile_size
-from glioma_dist.scale.tiles import checkpoint_in_tiles
 from glioma_dist.size import Size
-
-Contrast = Literal["percentile", "clahe", "none"]
-"""`DataConfig.intensity_normalization`."""
-THRESHOLD = 0.5
-"""On the probability, after scaling. The article does not name its own."""
-
-
-@dataclass(frozen=True)
-class ImageScore:
-    """Dice of one image, from 0 to 1."""
-
-    key: str
-    dice: float
 
 
 @dataclass(frozen=True)
@@ -79,9 +49,16 @@ class EvaluationResult:
     """Name of the data set, of the split, and the licence."""
     path: Path | Url | None
     """The JSON file with these scores, where `config.out` asked for one."""
+    dice_by_class: dict[str, float] = field(default_factory=dict)
+    """Mean Dice over the images of each class of cells, by its name, where there are several."""
+    instances: InstanceScore | None = None
+    """Scores of single cells, where `config.instances` asked for them."""
 
     def to_dict(self) -> dict[str, Any]:
         """What the JSON file holds."""
+        more: dict[str, Any] = {"dice_by_class": self.dice_by_class} if self.dice_by_class else {}
+        if self.instances is not None:
+            more["instances"] = self.instances.to_dict()
         return {
             "dice_mean": self.mean_dice,
             "num_images": len(self.images),
@@ -90,7 +67,8 @@ class EvaluationResult:
             "checkpoint": str(self.checkpoint),
             "step": self.step,
             "data": self.data,
-            "images": [{"key": image.key, "dice": image.dice} for image in self.images],
+            **more,
+            "images": [image.to_dict() for image in self.images],
         }
 
 
@@ -134,16 +112,22 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerP
     given = (fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context, config.raw_weights)
     network, checkpoint = load_network(*given)
     contrast = checkpoint.config.data.intensity_normalization
+    check_labels(reader, checkpoint.config.model.classes, config.instances)
     if config.input_size:
         network.fit(config.input_size)
     group = network.spatial_group
     samples = evaluation_samples(
-        reader, group.dp_rank, group.dp_size, config.workers, context.seconds_to_answer, contrast, pool
+        reader,
+        group.dp_rank,
+        group.dp_size,
+        config.workers,
+        context.seconds_to_answer,
+        contrast,
+        pool,
+        config.instances,
     )
-    here = [  # their contrast is stretched already
-        ImageScore(sample.key, dice_at_sizes(network, sample, "none", config.input_size, config.metric_size))
-        for sample in samples
-    ]
+    # Their contrast is stretched already.
+    here = [score_image(network, sample, config.input_size, config.metric_size, config.instances) for sample in samples]
     images = tuple(sorted(context.gather_objects(here if group.rank == 0 else []), key=lambda image: image.key))
     result = EvaluationResult(
         mean_dice=statistics.fmean(image.dice for image in images),
@@ -154,6 +138,8 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerP
         step=checkpoint.step,
         data={name: reader.index[name] for name in ("dataset", "split", "licence")},
         path=config.out,
+        dice_by_class=_means_by_class(images, checkpoint.config.model.classes),
+        instances=score_instances([image.cells for image in images if image.cells]) if config.instances else None,
     )
     if isinstance(config.out, Url):
         if context.is_main:
@@ -164,91 +150,7 @@ def _evaluate(config: EvaluateConfig, context: DistributedContext, pool: WorkerP
     return result
 
 
-@dataclass(frozen=True)
-class Network:
-    """A trained U-Net where it computes, and the processes that share each image with this one."""
-
-    model: nn.Module
-    device: torch.device
-    spatial_group: SpatialGroup = field(default_factory=SpatialGroup)
-    encoder: str = ""
-    """Its name."""
-    tileable_layers: Sequence[TileableLayer] = ()
-    """Of the encoder; none where several processes share an image."""
-    tile_size: TileSize = CPU_TILE
-    """Of the device."""
-    whole_images: nn.Module | None = None
-    """What computes whole images in place of `model`, whose weights it has, with less memory and in less time: there on
-    a CPU where one process has the whole image."""
-
-    def fit(self, size: Size) -> None:
-        """Have layers go in tiles for an image of `size` where a GPU's kernels cannot take their maps otherwise, and
-        only there. Raises InputError where tiles are not enough. The decoder takes care of itself."""
-        if self.tile_size.max_elements is None:
-            return
-        asked = (self.encoder, size, self.spatial_group.size, self.tile_size)
-        in_tiles = len(self.tileable_layers) > 0 and not forward_fits(*asked, in_tiles=False)
-        check_forward(*asked, in_tiles)
-        for layer in self.tileable_layers:
-            layer.run_tiles = partial(checkpoint_in_tiles, size=self.tile_size) if in_tiles else None
-
-
-def load_network(
-    folder: Path, num_processes: int, context: DistributedContext, raw_weights: bool = False
-) -> tuple[Network, Checkpoint]:
-    """The U-Net that a checkpoint folder holds, ready for `cell_probability`, and all else that the folder says.
-
-    num_processes: processes that share each image. raw_weights: as of `load_model`. Raises InputError where the
-    launch or the encoder does not allow it.
-    """
-    model, checkpoint = load_model(folder, raw_weights)
-    note = checkpoint.note_on_weights(raw_weights)
-    if note and context.is_main:
-        print(note, flush=True)
-    whole_images = forward_only(model) if context.device.type == "cpu" and num_processes == 1 else None
-    check_spatial_parallel(num_processes, checkpoint.config.model.encoder)
-    group = SpatialGroup.join(context, num_processes)
-    size = tile_size("auto", context.device)
-    checkpoint_activations(model, "none", size)  # nothing is kept here; maps too large for a GPU's kernels go in tiles
-    split_spatially(model, group, size)
-    layers = model.encoder.tileable_layers() if num_processes == 1 else ()
-    prepare = partial(context.accelerator.prepare_model, evaluation_mode=True)
-    model, whole_images = prepare(model.to(context.device)), whole_images and prepare(whole_images)
-    return Network(
-        model, context.device, group, checkpoint.config.model.encoder, layers, size, whole_images
-    ), checkpoint
-
-
-def dice_at_sizes(
-    network: Network, sample: Sample, contrast: Contrast, input_size: Size | None, metric_size: Size | None
-) -> float:
-    """DS(x, y, R1, R2) = Dice(scale(f(scale(x, R1)), R2), scale(y, R2)); R1 `input_size`, R2 `metric_size`, each the
-    image's own size where None. The output is scaled as a probability, bilinearly; of the reference every value above
-    0 counts as 1."""
-    height, width = sample.mask.shape
-    metric_size = metric_size or Size(width, height)
-    try:
-        probabilities = cell_probability(network, normalize_intensity(sample.image, contrast), input_size, metric_size)
-    except InputError as error:
-        raise InputError(f"sample {sample.key}: {error}") from error
-    reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(network.device)
-    return float(dice(probabilities >= THRESHOLD, reference))
-
-
-@torch.inference_mode()
-def cell_probability(network: Network, image: np.ndarray, input_size: Size | None, output_size: Size) -> Tensor:
-    """Probability of each pixel to belong to a cell, (H, W) fp32 of `output_size`, on all processes that share it.
-
-    image: uint8 (H, W) or (H, W, 3) with its contrast raised; it is scaled to `input_size` for the network, or goes
-    in as it is where None. Raises InputError for an image that is too large for a GPU's kernels.
-    """
-    scaled = resize_image(image, input_size) if input_size else image
-    network.fit(Size(scaled.shape[1], scaled.shape[0]))
-    strip = network.spatial_group.cut(len(scaled))
-    model = network.model if network.whole_images is None else network.whole_images
-    logits = model(normalise(image_tensor(scaled)[None, :, strip].to(network.device)))
-    probabilities = network.spatial_group.gather_strip(logits).float().sigmoid()
-    size = (output_size.height, output_size.width)
-    if probabilities.shape[-2:] != size:
-        probabilities = functional.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
-    return probabilities[0, 0]
+def _means_by_class(images: Sequence[ImageScore], classes: Sequence[str]) -> dict[str, float]:
+    """Mean Dice of each class over the images; empty where there is one class."""
+    each_class = zip(*(image.dice_by_class for image in images), strict=True)
+    return {name: statistics.fmean(values) for name, values in zip(classes, each_class, strict=True)}

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from glioma_dist.data.sample import encode_image, one_channel
 from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, normalize_intensity, resize_image
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.evaluation.protocol import THRESHOLD, Contrast, Network, cell_probability
+from glioma_dist.evaluation.maps import class_map, maps_of
+from glioma_dist.evaluation.network import THRESHOLD, Contrast, Network, pixel_maps
 from glioma_dist.files import check_new_file, make_folder, read_bytes, write_atomically
 from glioma_dist.inference.bioimageio_description import EPSILON, IMAGE, MIN_SIDE, describe, preprocessing
 from glioma_dist.inference.export import CHECKED_SIZES, TOLERANCE, TRACED_SIZE, logits_of, to_onnx
@@ -64,9 +65,11 @@ class ScaledToLogits(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 1 or 3, H, W) fp32, its contrast stretched to 0 to 1. Returns logits (B, 1, H, W)."""
+        """image: (B, 1 or 3, H, W) fp32, its contrast stretched to 0 to 1. Returns logits (B, 1, H, W); of a network
+        with several outputs its maps (B, C, H, W), because bioimage.io knows no softmax over some of the channels."""
         pixels = (image * 255).round().clamp(0, 255)
-        return logits_of(self.model, pixels)
+        logits = logits_of(self.model, pixels)
+        return logits if self.model.outputs.num_outputs == 1 else maps_of(self.model.outputs, logits)
 
 
 def export_package(
@@ -113,8 +116,8 @@ def export_package(
         "test_input.npy": _npy(_as_tensor(tested)),
         "test_output.npy": _npy(probability),
         "sample_input.png": encode_image(tested),
-        "sample_output.png": encode_image(expected.astype(np.uint8) * 255),
-        "cover.png": _cover(normalize_intensity(tested, contrast), expected),
+        "sample_output.png": encode_image(expected * np.uint8(255 // max(1, expected.max()))),
+        "cover.png": _cover(normalize_intensity(tested, contrast), expected, max(1, len(read.config.model.classes))),
         "README.md": package_card(read.folder, read, size, num_channels, 8 * tested.itemsize).encode(),
     }
     licence = licence or spdx_licence(read.lineage)
@@ -124,7 +127,7 @@ def export_package(
     packed = _pack(files, described)
     make_folder(out.parent)
     write_atomically(out, packed)
-    num_other = int(((probability[0, 0] >= THRESHOLD) != expected).sum())
+    num_other = int((class_map(model.outputs, probability[0], THRESHOLD) != expected).sum())
     return PackageResult(Size(tested.shape[1], tested.shape[0]), num_channels, largest, num_other, licence)
 
 
@@ -184,7 +187,7 @@ def _compare(network: nn.Module, weights: Mapping[str, bytes], num_channels: int
 
 @torch.no_grad()
 def _probability(network: nn.Module, image: np.ndarray, steps: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """What the package gives for its test image: float32 (1, 1, H, W)."""
+    """What the package gives for its test image: float32 (1, C, H, W)."""
     values = _as_tensor(image)
     (step,) = steps
     if step["id"] == "scale_range":
@@ -192,23 +195,25 @@ def _probability(network: nn.Module, image: np.ndarray, steps: Sequence[Mapping[
         values = (values - low) / (high - low + EPSILON)
     else:
         values = values * step["kwargs"]["gain"] + step["kwargs"]["offset"]
-    return network(torch.from_numpy(values.astype(np.float32))).sigmoid().numpy()
+    found = network(torch.from_numpy(values.astype(np.float32)))
+    return (found.sigmoid() if network.model.outputs.num_outputs == 1 else found).numpy()
 
 
 def _as_predicted(model: UNet, image: np.ndarray, contrast: Contrast) -> np.ndarray:
-    """The mask that `predict` makes of the test image: bool (H, W)."""
+    """The mask that `predict` makes of the test image: uint8 (H, W), numbers of classes."""
     size = Size(image.shape[1], image.shape[0])
-    network = Network(model, torch.device("cpu"))
-    return cell_probability(network, normalize_intensity(image, contrast), None, size).numpy() >= THRESHOLD
+    network = Network(model, torch.device("cpu"), outputs=model.outputs)
+    (maps,) = pixel_maps(network, normalize_intensity(image, contrast), None, size)
+    return class_map(model.outputs, maps.numpy(), THRESHOLD)
 
 
-def _cover(image: np.ndarray, mask: np.ndarray) -> bytes:
+def _cover(image: np.ndarray, mask: np.ndarray, num_classes: int) -> bytes:
     """A PNG twice as wide as high: the middle of the test image, and beside it the same with its cells outlined."""
     side = min(COVER_SIDE, *mask.shape)
     top, left = ((length - side) // 2 for length in mask.shape)
     part, cells = (np.ascontiguousarray(each[top : top + side, left : left + side]) for each in (image, mask))
     plain = overlay(part, np.zeros((side, side), np.uint8))
-    return encode_image(np.concatenate([plain, overlay(part, cells.astype(np.uint8))], axis=1))
+    return encode_image(np.concatenate([plain, overlay(part, cells, num_classes)], axis=1))
 
 
 def _npy(values: np.ndarray) -> bytes:

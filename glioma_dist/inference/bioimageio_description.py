@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from glioma_dist.config import ModelConfig
 from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT
-from glioma_dist.evaluation.protocol import THRESHOLD, Contrast
-from glioma_dist.inference.export import OPSET
+from glioma_dist.evaluation.network import THRESHOLD, Contrast
+from glioma_dist.inference.export import OPSET, channels_of
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import UNet
 
@@ -36,8 +38,15 @@ def preprocessing(contrast: Contrast, kind: np.dtype) -> list[dict[str, Any]]:
     return [{"id": "scale_linear", "kwargs": {"gain": gain / 255, "offset": offset / 255}}]
 
 
-def _tensors(num_channels: int, steps: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tensors(
+    num_channels: int, steps: Sequence[Mapping[str, Any]], config: ModelConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What goes in, and what comes out."""
+    names = channels_of(config)
+    is_one = len(names) == 1
+    told = f"probability of each pixel to belong to a cell; at least {THRESHOLD} means cell"
+    if not is_one:
+        told = f"probabilities of each pixel: {', '.join(names)}"
 
     def space(axis: str) -> dict[str, Any]:
         return {"type": "space", "id": axis}
@@ -56,14 +65,23 @@ def _tensors(num_channels: int, steps: Sequence[Mapping[str, Any]]) -> tuple[dic
     }
     probability = {
         "id": PROBABILITY,
-        "description": f"probability of each pixel to belong to a cell; at least {THRESHOLD} means cell",
-        "axes": [{"type": "batch", "size": 1}, {"type": "channel", "channel_names": [PROBABILITY]}, *same],
+        "description": told,
+        "axes": [
+            {"type": "batch", "size": 1},
+            {"type": "channel", "channel_names": [PROBABILITY] if is_one else [_as_channel(each) for each in names]},
+            *same,
+        ],
         "data": {"type": "float32", "range": [0.0, 1.0]},
         "test_tensor": {"source": "test_output.npy"},
         "sample_tensor": {"source": "sample_output.png"},
-        "postprocessing": [{"id": "sigmoid"}, TO_FLOAT],
+        "postprocessing": [{"id": "sigmoid"}, TO_FLOAT] if is_one else [TO_FLOAT],
     }
     return image, probability
+
+
+def _as_channel(name: str) -> str:
+    """A name that bioimage.io takes for a channel."""
+    return re.sub(r"\W+", "_", name).strip("_").lower() or "class"
 
 
 def describe(
@@ -84,7 +102,7 @@ def describe(
     from bioimageio.spec.model.v0_5 import ModelDescr
 
     config = read.config
-    image, probability = _tensors(num_channels, steps)
+    image, probability = _tensors(num_channels, steps, config.model)
     training = {
         "loss_function": config.loss,
         "training_batch_size": config.batch_size,
@@ -112,7 +130,7 @@ def describe(
             "bioimageio": {
                 "architecture_type": "U-Net",
                 "modality": "phase-contrast microscopy",
-                "target_structure": ["cells"],
+                "target_structure": list(config.model.classes) or ["cells"],
                 "task": "semantic segmentation",
                 "model_parameter_count": sum(each.numel() for each in model.parameters()),
                 "training": training,

@@ -50,6 +50,11 @@ class Components:
         """How many there are."""
         return len(self.areas)
 
+    @property
+    def classes(self) -> np.ndarray:
+        """The class of each, uint8: 1, because a mask has one."""
+        return np.ones(len(self), np.uint8)
+
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield blocks from the top: the first row, and the components' numbers, int32 (rows, width), 0 where there is
         no cell."""

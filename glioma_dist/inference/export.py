@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glioma_dist.config import ModelConfig
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, normalize_intensity
 from glioma_dist.errors import InputError
+from glioma_dist.evaluation.maps import class_map, maps_of
+from glioma_dist.evaluation.network import THRESHOLD
 from glioma_dist.files import check_new_file, make_folder, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import UNet, load_model, normalise
@@ -37,7 +40,7 @@ Contrast = Literal["percentile", "none"]
 @dataclass(frozen=True)
 class Parity:
     """How near the graph comes to PyTorch: the greatest difference of a logit; of the pixels of the images that were
-    given, those whose logit is on the other side of 0."""
+    given, those whose class is another one."""
 
     largest: float
     num_other: int
@@ -56,7 +59,7 @@ class ImageToLogits(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (1, 3, H, W) uint8 or, for 16 bits, int32, as taken; grey images are repeated over the channels.
-        Returns logits (1, 1, H, W); above 0 is a cell."""
+        Returns logits (1, C, H, W): of one class, above 0 is a cell; `_with_metadata` says what each channel is."""
         values = image.to(torch.int64)
         pixels = self._stretched(values) if self.contrast == "percentile" else values // (self.num_values // 256)
         return logits_of(self.model, pixels)
@@ -77,7 +80,7 @@ class ImageToLogits(nn.Module):
 
 def logits_of(model: UNet, pixels: Tensor) -> Tensor:
     """Compute what `model` does, in operators that a graph can hold. pixels: (B, 3, H, W) from 0 to 255, of any height
-    and width; they are normalised and padded. Returns logits (B, 1, H, W)."""
+    and width; they are normalised and padded. Returns logits (B, C, H, W)."""
     images = normalise(pixels)
     height, width = images.shape[-2:]
     stride = model.encoder.strides[-1]
@@ -156,14 +159,25 @@ def check(graph: bytes, model: UNet, contrast: Contrast, bits: int, images: Sequ
             expected = model(normalise(image_tensor(normalize_intensity(image, contrast))[None])).numpy()
         found = session.run([LOGITS], {IMAGE: as_input(image)})[0]
         largest = max(largest, float(np.abs(found - expected).max()))
-        other = int(((found > 0) != (expected > 0)).sum()) if number >= len(drawn) else 0
+        other = int((_mask(model, found) != _mask(model, expected)).sum()) if number >= len(drawn) else 0
         num_other += other
-        if not largest <= TOLERANCE or other > MASK_SHARE * expected.size:
+        if not largest <= TOLERANCE or other > MASK_SHARE * expected[0, 0].size:
             raise InputError(
                 f"the graph gives other {'masks' if other else 'logits'} than PyTorch (logits differ by {largest:.1e}, "
                 f"{TOLERANCE:.0e} is allowed; {other} pixels of a mask differ): nothing was written"
             )
     return Parity(largest, num_other, sum(image.shape[0] * image.shape[1] for image in images))
+
+
+def _mask(model: UNet, logits: np.ndarray) -> np.ndarray:
+    """The mask that predict makes of logits (1, C, H, W): uint8 (H, W), numbers of classes."""
+    return class_map(model.outputs, maps_of(model.outputs, torch.from_numpy(logits))[0], THRESHOLD).numpy()
+
+
+def channels_of(config: ModelConfig) -> list[str]:
+    """Return the names of the channels of a network's logits."""
+    mask = ["background", *config.classes] if config.classes else ["cell"]
+    return [*mask, *(target for target in config.targets if target != "mask")]
 
 
 def as_input(image: np.ndarray) -> np.ndarray:
@@ -179,13 +193,15 @@ def _with_metadata(graph: bytes, checkpoint: Checkpoint) -> bytes:
     import onnx
 
     model = onnx.load_from_string(graph)
-    data = checkpoint.config.data
+    data, settings = checkpoint.config.data, checkpoint.config.model
     metadata = {
-        "encoder": checkpoint.config.model.encoder,
+        "encoder": settings.encoder,
         "training_size": str(data.size),
         "training_transform": data.transform,
         "intensity_normalization": data.intensity_normalization,
         "lineage": json.dumps(checkpoint.lineage),
+        "channels": json.dumps(channels_of(settings)),
+        "activation": "softmax of the classes, sigmoid of a second target" if settings.classes else "sigmoid",
     }
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)

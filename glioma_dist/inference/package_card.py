@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glioma_dist.evaluation.protocol import THRESHOLD
+from glioma_dist.evaluation.network import THRESHOLD
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.hub import model_card
 from glioma_dist.model.licences import non_commercial_licences
@@ -83,8 +83,7 @@ def package_card(folder: Path, checkpoint: Checkpoint, size: Size | None, num_ch
     notes = [
         f"- Input: an image of {colours}, {bits} bits, contrast as taken. {scaled}",
         f"- Give the whole image where the memory allows it: {reason} meet at seams.",
-        f"- Output: for each pixel the probability that it belongs to a cell. At least {THRESHOLD} means cell. Cells "
-        "that touch are not separated.",
+        _output(checkpoint),
         "- Made and tested by `glioma-dist export bioimageio`.",
     ]
     lines = [
@@ -97,6 +96,19 @@ def package_card(folder: Path, checkpoint: Checkpoint, size: Size | None, num_ch
         "Dice = 2 x shared pixels / (pixels of both masks).",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _output(checkpoint: Checkpoint) -> str:
+    """What the channels of the output are."""
+    config = checkpoint.config.model
+    target = next((each for each in config.targets if each != "mask"), None)
+    touching = f"The last channel is {target}, by which cells that touch can be separated, as predict does."
+    touching = touching if target else "Cells that touch are not separated."
+    if not config.classes:
+        what = f"for each pixel the probability that it belongs to a cell. At least {THRESHOLD} means cell"
+        return f"- Output: {what}. {touching}"
+    what = f"for each pixel the probabilities of background and {', '.join(config.classes)}"
+    return f"- Output: {what}, in this order. {touching}"
 
 
 def _validation(checkpoint: Checkpoint) -> str:

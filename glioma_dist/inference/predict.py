@@ -20,7 +20,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import DiskFullError, InputError, Interrupted, RunError, StopRequested, printable
-from glioma_dist.evaluation.protocol import Network, load_network
+from glioma_dist.evaluation.network import Network, load_network
 from glioma_dist.extras import require
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images
 from glioma_dist.inference.overlap import Outcome, WriteBehind, read_ahead
@@ -181,6 +181,7 @@ class _Job:
         data = checkpoint.config.data
         self._config, self._network, self._results, self._record = config, network, results, record
         self._contrast, self._settings, self._kept = data.intensity_normalization, settings, kept
+        self._classes = checkpoint.config.model.classes
         self._training = TrainingStatistics.from_dict(checkpoint.metadata.get(STATISTICS))
         self._input_size = config.input_size or (data.size if data.transform == "resize" else None)
         self._done: dict[str, PredictedImage] = {}
@@ -250,8 +251,9 @@ class _Job:
 
         def write() -> PredictedImage:
             flags = quality_flags(pixels, self._training)
-            of = (picture.path, pixels, found.probabilities, config.threshold, metadata, found.way, flags)
-            return self._results.write(picture.name, SegmentedImage(*of))
+            of = (picture.path, pixels, found.maps, config.threshold, metadata, found.way, flags)
+            segmented = SegmentedImage(*of, outputs=self._network.outputs, classes=self._classes)
+            return self._results.write(picture.name, segmented)
 
         return writing.put(picture, write)
 

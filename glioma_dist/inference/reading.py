@@ -18,7 +18,7 @@ from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.remote_images import fetched
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, one_line, printable
-from glioma_dist.evaluation.protocol import Contrast, Network
+from glioma_dist.evaluation.network import Contrast, Network
 from glioma_dist.inference.large.memory import memory_limit
 from glioma_dist.inference.large.picture import ArrayPicture, LazyPicture, MappedPicture, StretchedPicture, stretched
 from glioma_dist.inference.large.reading import open_large

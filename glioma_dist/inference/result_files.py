@@ -19,7 +19,7 @@ from glioma_dist.files import (
 )
 from glioma_dist.hidden_folder import hidden_folder, replace_by, sync_tree
 from glioma_dist.inference.images import FAILED, SUMMARY
-from glioma_dist.inference.results import COLUMNS, FAILED_COLUMNS
+from glioma_dist.inference.results import COLUMNS, FAILED_COLUMNS, is_optional
 from glioma_dist.inference.segmented import SegmentedImage
 from glioma_dist.inference.writers.names import DECLARED, MARK, MARKED_BYTES, ending_of, endings
 from glioma_dist.registry import WriterEntry
@@ -56,7 +56,8 @@ def listed_in(table: str) -> frozenset[str]:
     own = {*COLUMNS, *(entry.name for entry in DECLARED), None}
     if not table.startswith(",".join(COLUMNS)):
         return frozenset()
-    return frozenset(row[column] for row in rows for column in row.keys() - own if row[column])
+    columns = [column for column in (rows[0].keys() - own if rows else ()) if not is_optional(str(column))]
+    return frozenset(row[column] for row in rows for column in columns if row[column])
 
 
 def check_folder(folder: Path, names: Sequence[str], entries: Sequence[WriterEntry]) -> None:

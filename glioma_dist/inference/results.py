@@ -6,11 +6,14 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from glioma_dist.config.paths import Url
 from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
+from glioma_dist.evaluation.separation import is_separable
 from glioma_dist.files import remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED
 from glioma_dist.inference.segmented import SegmentedImage
@@ -20,7 +23,10 @@ COLUMNS = (
     *("image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height"),
     *("confluence", "area_um2", "components", "flags", "way"),
 )
-"""Of summary.csv, before one column per format with the names of its files."""
+"""Of summary.csv, before those of `CELLS` and `CLASS_CONFLUENCE`, and one per format with the names of its files."""
+CELLS, CLASS_CONFLUENCE = "cells", "confluence of "
+"""Columns of summary.csv that a table has only where a network separates cells, or tells several classes: the second
+one is followed by the name of a class."""
 FAILED_COLUMNS = ("image", "step", "reason")
 LONGEST_NAME = 80
 """Characters of a file's name in a line; the table has all of them."""
@@ -72,6 +78,11 @@ class PredictedImage:
     """Names of what is doubtful about the picture."""
     way: str = "whole"
     """How the network saw the picture: whole, in strips, or in tiles."""
+    cells: int | None = None
+    """Number of cells, where the network has a second output that separates them; None also for an image that is too
+    large for it."""
+    class_confluence: dict[str, float] = field(default_factory=dict)
+    """Share of the pixels that belong to each class of cells, where the network tells several."""
 
     @classmethod
     def of(cls, segmented: SegmentedImage, files: dict[str, Path | Url]) -> PredictedImage:
@@ -93,6 +104,8 @@ class PredictedImage:
             round(covered * pixel_size**2, 3) if pixel_size else None,
             segmented.flags,
             segmented.way,
+            len(segmented.regions) if segmented.are_cells and is_separable(height, width) else None,
+            _class_confluence(segmented),
         )
 
     def row(self) -> dict[str, str | int | float | None]:
@@ -110,6 +123,8 @@ class PredictedImage:
             "components": self.components,
             "flags": ";".join(self.flags),
             "way": self.way,
+            **({} if self.cells is None else {CELLS: self.cells}),
+            **{f"{CLASS_CONFLUENCE}{printable(name)}": share for name, share in self.class_confluence.items()},
             **{kind: printable(path.name) for kind, path in self.files.items()},
         }
 
@@ -138,7 +153,25 @@ class PredictionResult:
 
 def write_summary(path: Path, images: Sequence[PredictedImage], kinds: Sequence[str]) -> None:
     """Write the table: a row per image, with a column for each of the formats `kinds`."""
-    write_atomically(path, _csv((*COLUMNS, *kinds), [image.row() for image in images]))
+    rows = [image.row() for image in images]
+    optional = dict.fromkeys(column for row in rows for column in row if is_optional(column))
+    write_atomically(path, _csv((*COLUMNS, *optional, *kinds), rows))
+
+
+def is_optional(column: str) -> bool:
+    """Return whether a column of summary.csv is of `CELLS` or `CLASS_CONFLUENCE`."""
+    return column == CELLS or column.startswith(CLASS_CONFLUENCE)
+
+
+def _class_confluence(segmented: SegmentedImage) -> dict[str, float]:
+    """The share of the pixels of each class, by name; empty where the network tells one."""
+    height, width = segmented.shape
+    components = segmented.components
+    covered = np.bincount(components.classes, components.areas, minlength=segmented.num_classes + 1)[1:]
+    return {
+        name: round(float(pixels) / (height * width), 6)
+        for name, pixels in zip(segmented.classes, covered if segmented.classes else (), strict=True)
+    }
 
 
 def write_failed(path: Path, failures: Sequence[Failure]) -> None:

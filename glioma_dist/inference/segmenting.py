@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from glioma_dist.errors import InputError, MemoryFullError, is_out_of_memory
-from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.evaluation.maps import by_rows
+from glioma_dist.evaluation.network import Network, pixel_maps
 from glioma_dist.inference.large.memory import (
     device_bytes,
     hand_back_freed_memory,
@@ -47,10 +48,11 @@ TILE_SIDES = {"attention": 2048, "other": 4096}
 
 
 class Segmentation(NamedTuple):
-    """probabilities: of each pixel to belong to a cell, float32 (H, W): an array, or a `RowFile`, whose rows are sliced
-    as an array's. way: how they were computed."""
+    """maps: the network's, float32: (H, W), the probability of each pixel to belong to a cell, or (H, C, W) where the
+    network has several outputs (evaluation/maps.py). An array, or a `RowFile`, whose rows are sliced as an array's.
+    way: how they were computed."""
 
-    probabilities: np.ndarray | RowFile
+    maps: np.ndarray | RowFile
     way: Way
 
 
@@ -77,7 +79,7 @@ def segment(
     folder: Path | None = None,
     say: Callable[[str, str], None] = say_nothing,
 ) -> Segmentation:
-    """Compute the probability of each pixel to belong to a cell.
+    """Compute what the network says of each pixel.
 
     As a whole where memory allows; in strips, which gives the same to rounding, where strips of the network are proved
     to be exact and attention is not too slow; else in tiles that overlap.
@@ -129,8 +131,9 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     budget = device_bytes(network, limit)
     needed = image_bytes(network, height, width)
     bytes_a_pixel = needed / pixels
+    of_maps = 4 * pixels * network.outputs.num_outputs
     of_picture = 0 if isinstance(picture, ArrayPicture) else pixels * len(picture.shape)
-    if whole and needed + 4 * pixels + of_picture <= budget:
+    if whole and needed + of_maps + of_picture <= budget:
         return Plan("whole", needed, bytes_a_pixel)
     if can_be_split(network) and is_quick:
         in_strips = image_bytes(network, height, width, in_strips=True) / pixels
@@ -138,11 +141,12 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
         if strip >= 32 * width and height > 64:
             return Plan("strips", needed, in_strips, num_strips=max(2, num_strips_for(height, width, strip)))
     side = TILE_SIDES["attention" if attends else "other"]
-    a_row = 6 * len(picture.shape) * width  # of the band of tiles: pixels, probabilities, and what is made of them
+    num_channels = network.outputs.num_outputs
+    a_row = (6 * len(picture.shape) + 12 * (num_channels - 1)) * width  # of the band of tiles: pixels, maps, copies
     while side >= least_side() and bytes_a_pixel * side**2 + a_row * side > TILE_SHARE * budget:
         side -= 32
     if side < least_side():
-        most = min(needed + 4 * pixels, (bytes_a_pixel * least_side() ** 2 + a_row * least_side()) / TILE_SHARE)
+        most = min(needed + of_maps, (bytes_a_pixel * least_side() ** 2 + a_row * least_side()) / TILE_SHARE)
         raise InputError(
             # Short: a table and a line of failures show 120 characters of it.
             f"{width}x{height} pixels do not fit the memory: give --memory "
@@ -171,9 +175,10 @@ def segment_by_parts(
     after all."""
     height, width = picture.shape[:2]
     hand_back_freed_memory()
-    num_bytes = 4 * height * width
-    fits = num_bytes < 0.25 * (limit - resident_bytes())
-    into = np.empty((height, width), np.float32) if fits else RowFile(folder, (height, width), np.float32)
+    num_channels = network.outputs.num_outputs
+    shape = (height, *(num_channels,) * (num_channels > 1), width)
+    fits = 4 * height * width * num_channels < 0.25 * (limit - resident_bytes())
+    into = np.empty(shape, np.float32) if fits else RowFile(folder, shape, np.float32)
     told = time.monotonic()
 
     def write(first: int, rows: np.ndarray) -> None:
@@ -235,7 +240,7 @@ def _whole(image: np.ndarray, network: Network, input_size: Size | None) -> np.n
     """Raises InputError where the image does not fit the memory, MemoryFullError where other processes wait."""
     height, width = image.shape[:2]
     try:
-        return cell_probability(network, image, input_size, Size(width, height)).cpu().numpy()
+        return by_rows(pixel_maps(network, image, input_size, Size(width, height))[0])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

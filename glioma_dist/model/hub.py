@@ -130,7 +130,7 @@ def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
         f"Trained by glioma-dist on images {brought[config.data.transform]} {config.data.size}, contrast "
         f"{config.data.intensity_normalization}, loss {config.loss}, "
         f"{metadata.get('position', {}).get('step', '?')} steps of "
-        f"{config.batch_size} images.",
+        f"{config.batch_size} images.{_outputs(config)}",
         "## What it was made from",
         "\n".join(["| | from | licence |", "|---|---|---|", *rows]) if rows else "Not recorded.",
         f"**Not for commercial use**: {'; '.join(bound)}."
@@ -142,6 +142,13 @@ def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
         "```bash\nglioma-dist predict --checkpoint network --images plate --out masks\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _outputs(config: TrainConfig) -> str:
+    """What the network tells besides cell or not; empty where that is all."""
+    told = [f" Its classes are {', '.join(config.model.classes)}."] if config.model.classes else []
+    told += [f" Its second output is {each}, which separates cells that touch." for each in config.model.targets[1:]]
+    return "".join(told)
 
 
 def _in_table(text: str | None) -> str:

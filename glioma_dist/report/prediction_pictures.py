@@ -111,7 +111,8 @@ def _mask(folder: ResultFolder, image: ReportedImage) -> np.ndarray | None:
     data = folder.read(name, MAX_PICTURE_BYTES)
     if name.endswith(".png"):
         mask = decode_image(data, name)
-        return (mask > 0).astype(np.uint8) if mask.ndim == 2 else None
+        cells = mask > 0 if mask.ndim == 2 else (mask > 0).any(2)  # of several classes: numbers of a palette's colours
+        return cells.astype(np.uint8)
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             shape = file.pages[0].shape

@@ -25,8 +25,10 @@ MAX_HOURS = 1e7
 """A thousand years: a table that tells more tells no time."""
 TOLD = frozenset(
     ("image", "plane", "time_h", "acquired", "pixel_size_um", "width", "height", "confluence", "area_um2")
-) | {"components", "flags", "way"}
+) | {"components", "flags", "way", "cells"}
 """Columns of summary.csv that are no names of files."""
+TOLD_OF_CLASSES = "confluence of "
+"""Begins the names of more of them, one for each class of cells."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,11 @@ def _image(row: Mapping[str, str], where: str, has_decimal_comma: bool) -> Repor
     files = {
         kind: name
         for kind, name in row.items()
-        if kind not in TOLD and name and PurePosixPath(name).name == name and "\0" not in name
+        if kind not in TOLD
+        and not kind.startswith(TOLD_OF_CLASSES)
+        and name
+        and PurePosixPath(name).name == name
+        and "\0" not in name
     }
     return ReportedImage(
         printable(row.get("image", "")),

@@ -36,7 +36,7 @@ from glioma_dist.data.sample import encode_image
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import load_network
+from glioma_dist.evaluation.network import load_network
 from glioma_dist.inference.predict import predict
 
 NETWORK = "t98g-small"

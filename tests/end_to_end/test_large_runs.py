@@ -10,7 +10,7 @@ import torch
 from helpers import run
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.large import memory
 from glioma_dist.inference.segmenting import segment
 from glioma_dist.model.unet import build_model
@@ -49,7 +49,7 @@ def segment_drawn(side: int, limit: float | None, folder: str) -> dict:
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
     saved = np.lib.format.open_memmap(Path(folder) / f"{found.way}.npy", "w+", np.float32, (side, side))
     for start in range(0, side, 256):
-        saved[start : start + 256] = found.probabilities[start : start + 256]
+        saved[start : start + 256] = found.maps[start : start + 256]
     return {"way": found.way, "peak": peak, "seconds": seconds, "cpu": cpu_seconds}
 
 

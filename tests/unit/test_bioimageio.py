@@ -20,7 +20,7 @@ from glioma_dist.config.networks import network_folder, network_names
 from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.evaluation.network import Network, cell_probability
 from glioma_dist.inference import bioimageio as module
 from glioma_dist.inference.bioimageio import ScaledToLogits, export_package
 from glioma_dist.inference.bioimageio_description import IMAGE, PROBABILITY, preprocessing

@@ -18,7 +18,8 @@ from glioma_dist.evaluation.comparison import (
     repetition_means,
     standard_deviation,
 )
-from glioma_dist.evaluation.protocol import Network, dice_at_sizes
+from glioma_dist.evaluation.image_score import dice_at_sizes
+from glioma_dist.evaluation.network import Network
 from glioma_dist.size import Size
 
 CPU = torch.device("cpu")

@@ -14,7 +14,9 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
-from glioma_dist.evaluation.protocol import Network, dice_at_sizes, evaluate
+from glioma_dist.evaluation.image_score import dice_at_sizes
+from glioma_dist.evaluation.network import Network
+from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.model.unet import build_model
 from glioma_dist.size import Size
 from glioma_dist.training.state import TrainState

@@ -14,7 +14,7 @@ from glioma_dist.cli.export import ONNX, OnnxConfig
 from glioma_dist.config import ModelConfig
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.evaluation.network import Network, cell_probability
 from glioma_dist.inference import export as module
 from glioma_dist.inference.export import ImageToLogits, as_input, export
 from glioma_dist.model.unet import build_model, load_model

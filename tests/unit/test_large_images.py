@@ -23,7 +23,7 @@ from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.large.reading import open_large, read_large
 from glioma_dist.inference.large.scaled import scaled_rows
 from glioma_dist.inference.large.scratch import RowFile
@@ -356,7 +356,7 @@ def test_images_of_odd_shapes_go_every_way(shape, way, tmp_path):
     plan = Plan(way, 0, 100.0, num_strips=-(-shape[0] // 32), side=least_side())
     found = segment_by_parts(picture.ArrayPicture(image), network, plan, limit, tmp_path)
     assert found.way == way
-    assert np.abs(np.asarray(found.probabilities) - whole_of(network, image)).max() < 1e-5
+    assert np.abs(np.asarray(found.maps) - whole_of(network, image)).max() < 1e-5
 
 
 def test_the_estimate_is_no_less_than_what_an_image_takes():
@@ -419,9 +419,7 @@ def measure_peak(encoder: str, height: int, width: int, room: int, folder: str) 
     grew = 1024 * read_kib("VmHWM") - before
     image = Drawn(height, width).rows(0, height)
     whole = whole_of(network, image)
-    other = max(
-        float(np.abs(found.probabilities[at : at + 64] - whole[at : at + 64]).max()) for at in range(0, height, 64)
-    )
+    other = max(float(np.abs(found.maps[at : at + 64] - whole[at : at + 64]).max()) for at in range(0, height, 64))
     return {"grew": grew, "way": found.way, "told": told, "other": other}
 
 

@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.network import Network
 from glioma_dist.model.unet import unwrapped
 from glioma_dist.scale.planner import free_memory
 

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.evaluation.maps import by_rows
+from glioma_dist.evaluation.network import Network, pixel_maps
 from glioma_dist.inference.large.memory import resident_bytes
 from glioma_dist.inference.large.picture import BLOCK_BYTES, LazyPicture
 from glioma_dist.inference.large.scratch import RowFile
@@ -20,7 +21,7 @@ GIB = 2**30
 
 
 def segment_scaled(picture: LazyPicture, network: Network, input_size: Size, limit: int, folder: Path) -> RowFile:
-    """Scale a picture that is read by rows, and return its probabilities, as `cell_probability` does, in a file.
+    """Scale a picture that is read by rows, and return its maps, as `pixel_maps` gives them, in a file.
 
     Raises InputError where the picture itself does not fit into `limit` resident bytes.
     """
@@ -31,12 +32,13 @@ def segment_scaled(picture: LazyPicture, network: Network, input_size: Size, lim
             f"{width}x{height} pixels are to be scaled to {input_size}, for which {needed / GIB:.1f} GiB are needed; "
             f"this process holds {resident_bytes() / GIB:.1f} GiB and may take {limit / GIB:.1f}: give more --memory"
         )
-    small = cell_probability(network, picture.rows(0, height), input_size, input_size).cpu()
-    result = RowFile(folder, (height, width), np.float32)
-    step = max(1, BLOCK_BYTES // (16 * width))
+    small = pixel_maps(network, picture.rows(0, height), input_size, input_size)[0].cpu()
+    num_channels = len(small)
+    result = RowFile(folder, (height, *(num_channels,) * (num_channels > 1), width), np.float32)
+    step = max(1, BLOCK_BYTES // (16 * width * num_channels))
     for start in range(0, height, step):
         stop = min(start + step, height)
-        result[start:stop] = scaled_rows(small, height, width, start, stop).numpy()
+        result[start:stop] = by_rows(torch.stack([scaled_rows(each, height, width, start, stop) for each in small]))
     return result
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, strip_edges
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.errors import InputError
-from glioma_dist.evaluation.protocol import Network
+from glioma_dist.evaluation.maps import by_rows, maps_of
+from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.large.picture import LazyPicture
 from glioma_dist.inference.large.scratch import Scratch
 from glioma_dist.inference.large.turns import Turns, TurnsGroup
@@ -57,7 +58,8 @@ def compute_in_strips(
     folder: Path,
     write: Callable[[int, np.ndarray], None],
 ) -> int:
-    """Compute the probabilities of `picture` in strips, and pass each strip to `write(first row, float32 (rows, W))`.
+    """Compute the maps of `picture` in strips, and pass each strip to `write(first row, float32 (rows, W))`, of several
+    channels (rows, C, W).
 
     is_full: whether a strip that waits must leave the memory; its maps go to a file in `folder` then.
     Returns how many bytes went there.
@@ -72,12 +74,11 @@ def compute_in_strips(
         pixels = picture.rows(edges[number], edges[number + 1])
         images = normalise(image_tensor(pixels)[None].to(network.device)).to(kind)
         del pixels
-        logits = model(images)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()[0, 0].cpu()
+        return maps_of(network.outputs, model(images))[0].cpu()
 
     with Scratch(folder) as scratch:
         turns = Turns(group, is_full, scratch)
-        turns.run(compute, lambda number, rows: write(edges[number], rows.numpy()))
+        turns.run(compute, lambda number, rows: write(edges[number], by_rows(rows)))
         return turns.spilled_bytes
 
 

@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from glioma_dist.evaluation.protocol import Network, cell_probability
+from glioma_dist.evaluation.maps import by_rows
+from glioma_dist.evaluation.network import Network, pixel_maps
 from glioma_dist.inference.large.picture import LazyPicture
 from glioma_dist.size import Size
 
@@ -75,8 +76,8 @@ def compute_in_tiles(
     overlap: int = OVERLAP,
     tell: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Compute the probabilities of `picture` in tiles, and pass them from top to bottom to `write(first row, float32
-    (rows, W))`.
+    """Compute the maps of `picture` in tiles, and pass them from top to bottom to `write(first row, float32 (rows, W)
+    or, of several channels, (rows, C, W))`.
 
     side: of a tile, in pixels, a multiple of 32. tell: is told after each tile how many of how many are done. Returns
     the number of tiles.
@@ -84,20 +85,21 @@ def compute_in_tiles(
     height, width = picture.shape[:2]
     rows, columns = tile_spans(height, side, overlap), tile_spans(width, side, overlap)
     across = blend_weights(columns, overlap)
-    kept = np.zeros((0, width), np.float32)  # the rows of the ramp to the next tiles
+    channels = (network.outputs.num_outputs,) * (network.outputs.num_outputs > 1)
+    kept = np.zeros((0, *channels, width), np.float32)  # the rows of the ramp to the next tiles
     done = 0
     for (top, bottom), (first, down) in zip(rows, blend_weights(rows, overlap), strict=True):
         pixels = picture.rows(top, bottom)
-        band = np.zeros((len(down), width), np.float32)
+        band = np.zeros((len(down), *channels, width), np.float32)
         for (left, right), (begin, weights) in zip(columns, across, strict=True):
             tile = np.ascontiguousarray(pixels[:, left:right])
-            found = cell_probability(network, tile, None, Size(right - left, bottom - top)).cpu().numpy()
-            part = found[first - top : first - top + len(down), begin - left : begin - left + len(weights)]
-            band[:, begin : begin + len(weights)] += part * weights
+            found = by_rows(pixel_maps(network, tile, None, Size(right - left, bottom - top))[0])
+            part = found[first - top : first - top + len(down), ..., begin - left : begin - left + len(weights)]
+            band[..., begin : begin + len(weights)] += part * weights
             done += 1
             if tell is not None:
                 tell(done, len(rows) * len(columns))
-        band *= down[:, None]
+        band *= down.reshape(-1, *(1 for _ in band.shape[1:]))
         band[: len(kept)] += kept
         num_kept = 0 if bottom == height else max(1, overlap // 2)
         write(first, band[: len(band) - num_kept])

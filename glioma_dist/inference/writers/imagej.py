@@ -1,7 +1,8 @@
-"""The components as ROIs for the ROI Manager of Fiji and ImageJ."""
+"""The regions as ROIs for the ROI Manager of Fiji and ImageJ."""
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from glioma_dist.errors import InputError
-from glioma_dist.inference.outlines import Polygon, outlines
+from glioma_dist.inference.outlines import Polygon
+from glioma_dist.inference.regions import region_outlines
 from glioma_dist.inference.segmented import SegmentedImage
 from glioma_dist.inference.writers.names import MARK
 
@@ -23,8 +25,8 @@ DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def write_imagej(path: Path, segmented: SegmentedImage) -> None:
-    """Write a ZIP with one ROI per component: a traced outline or, where there are holes or parts that touch at corners
-    only, a composite ROI.
+    """Write a ZIP with one ROI per region: a traced outline or, where there are holes or parts that touch at corners
+    only, a composite ROI. With several classes, a ROI's name begins with its class, whose number is its group.
 
     Raises InputError for an image with a side of more than `MAX_SIDE` pixels.
     """
@@ -36,15 +38,23 @@ def write_imagej(path: Path, segmented: SegmentedImage) -> None:
     # The empty archive has no member: its comment is all that it holds.
     mark = MARK.encode()
     extra = struct.pack("<HH", EXTRA_ID, len(mark)) + mark
-    found = outlines(segmented.mask_rows, segmented.components)
+    found = region_outlines(segmented.regions, segmented.mask_rows)
+    kind = "cell" if segmented.are_cells else "component"
     digits = len(str(len(found)))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.comment = mark
         for number, polygons in enumerate(found, 1):
-            name = f"component-{number:0{digits}}"
+            name = f"{_in_a_name(segmented.region_class(number)) or kind}-{number:0{digits}}"
             member = zipfile.ZipInfo(f"{name}.roi", DATE)
             member.compress_type, member.extra = zipfile.ZIP_DEFLATED, extra
-            archive.writestr(member, _roi(name, polygons).tobytes())
+            roi = _roi(name, polygons)
+            roi.group = int(segmented.regions.classes[number - 1]) if segmented.classes else 0
+            archive.writestr(member, roi.tobytes())
+
+
+def _in_a_name(text: str) -> str:
+    """A text for names of files of any system: what may not stand there becomes a hyphen."""
+    return re.sub(r"[^\w .+()-]+", "-", text).strip(" .")
 
 
 def _roi(name: str, polygons: list[Polygon]) -> Any:

@@ -1,4 +1,4 @@
-"""The connected components as a TIFF of labels."""
+"""The regions as a TIFF of labels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from glioma_dist.inference.writers.tiff import write_tiff
 
 
 def write_labels(path: Path, segmented: SegmentedImage) -> None:
-    """Write the number of each pixel's component, 0 where there is no cell: uint16, or uint32 where there are more than
-    65,535 components."""
-    dtype = label_type(len(segmented.components))
-    reader = RowReader(segmented.components.blocks())
+    """Write the number of each pixel's component, or of its cell where the network separates cells, and 0 where there
+    is no cell: uint16, or uint32 where there are more than 65,535."""
+    dtype = label_type(len(segmented.regions))
+    reader = RowReader(segmented.regions.blocks())
     write_tiff(path, segmented, lambda start, stop: reader.read(start, stop).astype(dtype), dtype)
 
 

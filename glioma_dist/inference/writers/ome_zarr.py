@@ -1,4 +1,4 @@
-"""The image and its components as OME-Zarr 0.4, which napari, Fiji and QuPath open at any size."""
+"""The image and its regions as OME-Zarr 0.4, which napari, Fiji and QuPath open at any size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from glioma_dist.inference.writers.names import MARK
 VERSION = "0.4"
 CHUNK = 1024
 """Side of a chunk, in pixels."""
-LABELS = "components"
+LABELS = {False: "components", True: "cells"}
+"""Name of the label image: of components, and of separated cells."""
 COLOURS = {1: ("FFFFFF",), 3: ("FF0000", "00FF00", "0000FF")}
 """Of the channels of grey and RGB images."""
 
 
 def write_ome_zarr(path: Path, segmented: SegmentedImage) -> None:
-    """Write a group with the image, its contrast stretched as the network saw it, and below `labels` its components.
-    Resolutions halve until both sides fit a chunk."""
+    """Write a group with the image, its contrast stretched as the network saw it, and below `labels` its components,
+    or its cells. Resolutions halve until both sides fit a chunk."""
     import zarr
 
     height, width = segmented.shape
@@ -42,14 +43,18 @@ def write_ome_zarr(path: Path, segmented: SegmentedImage) -> None:
         }
     )
     labels = root.create_group("labels")
-    labels.attrs.put({"labels": [LABELS]})
-    group = labels.create_group(LABELS)
-    dtype = label_type(len(segmented.components))
-    reader = RowReader(segmented.components.blocks())
+    regions, name = segmented.regions, LABELS[segmented.are_cells]
+    labels.attrs.put({"labels": [name]})
+    group = labels.create_group(name)
+    dtype = label_type(len(regions))
+    reader = RowReader(regions.blocks())
     rows = (reader.read(start, stop).astype(dtype) for start, stop in _bands(height))
     num_levels = _write_levels(group, (height, width), dtype, rows, lambda each: each[..., ::2, ::2])
-    source = {"version": VERSION, "source": {"image": "../../"}}
-    group.attrs.put({**_multiscales(segmented, ("y", "x"), num_levels, LABELS), "image-label": source})
+    about: dict[str, Any] = {"version": VERSION, "source": {"image": "../../"}}
+    if segmented.classes:
+        numbers = range(1, len(regions) + 1)
+        about["properties"] = [{"label-value": each, "class": segmented.region_class(each)} for each in numbers]
+    group.attrs.put({**_multiscales(segmented, ("y", "x"), num_levels, name), "image-label": about})
 
 
 def _write_levels(

@@ -1,0 +1,80 @@
+"""Touching cells are separated by the network's second output."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+pytest.importorskip("skimage", reason="pip install scikit-image")
+
+from glioma_dist.errors import InputError
+from glioma_dist.evaluation.instances import match_cells
+from glioma_dist.evaluation.separation import LEAST_MARKER_PIXELS, MAX_PIXELS, check_separable, numbered, separate
+
+
+def touching_discs(shape=(80, 150)) -> np.ndarray:
+    """A row of discs that touch, and one that stands alone."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    labels = np.zeros(shape, np.int32)
+    for number, (top, left, radius) in enumerate([(30, 25, 18), (30, 55, 16), (32, 84, 17), (62, 125, 12)], 1):
+        labels[((y - top) ** 2 + (x - left) ** 2 < radius**2) & (labels == 0)] = number
+    return labels
+
+
+def exact_target(labels: np.ndarray, target: str) -> np.ndarray:
+    """The second target of true cells, as it is trained: the definition, cell by cell."""
+    values = np.zeros(labels.shape)
+    for number in range(1, labels.max() + 1):
+        cell = np.pad(labels == number, 3)
+        depth = ndimage.distance_transform_edt(cell)[3:-3, 3:-3]
+        inside = labels == number
+        if target == "distance":
+            values[inside] = (depth / depth.max())[inside]
+        else:
+            near = ndimage.minimum_filter(cell, size=5)[3:-3, 3:-3] == 0
+            values[inside & near] = 1
+    return values
+
+
+@pytest.mark.parametrize("target", ["boundary", "distance"])
+def test_touching_cells_are_separated(target):
+    labels = touching_discs()
+    assert ndimage.label(labels > 0, np.ones((3, 3)))[1] == 2  # they are two components
+    found = separate((labels > 0).astype(np.uint8), exact_target(labels, target), target)
+    assert found.dtype == np.int32
+    assert ((found > 0) == (labels > 0)).all()  # each pixel of the mask has a cell
+    matched = match_cells(found, np.ones(found.max()), labels)
+    assert matched.num_found == matched.num_true == 4
+    assert matched.is_match[:9].all()  # up to an IoU of 0.9
+
+
+@pytest.mark.parametrize("target", ["boundary", "distance"])
+def test_components_without_a_marker_are_one_cell(target):
+    mask = np.zeros((30, 40), np.uint8)
+    mask[3:9, 3:9], mask[12:14, 20:38] = 1, 1
+    nowhere = np.full(mask.shape, 1.0 if target == "boundary" else 0.0)
+    found = separate(mask, nowhere, target)
+    np.testing.assert_array_equal(found, ndimage.label(mask)[0])
+    assert separate(np.zeros_like(mask), nowhere, target).max() == 0
+
+
+def test_small_gaps_in_a_boundary_are_no_cells():
+    mask = np.ones((40, 40), np.uint8)
+    boundary = np.ones(mask.shape)
+    boundary[5:15, 5:15] = 0.1
+    boundary[30, 20 : 20 + LEAST_MARKER_PIXELS - 1] = 0.1
+    assert separate(mask, boundary, "boundary").max() == 1
+    boundary[31, 20 : 20 + LEAST_MARKER_PIXELS - 1] = 0.1
+    assert separate(mask, boundary, "boundary").max() == 2
+
+
+def test_cells_are_numbered_by_their_first_pixels():
+    labels = np.array([[0, 7, 7], [3, 0, 7], [3, 9, 0]])
+    np.testing.assert_array_equal(numbered(labels), [[0, 1, 1], [2, 0, 1], [2, 3, 0]])
+    np.testing.assert_array_equal(numbered(labels + 1), [[1, 2, 2], [3, 1, 2], [3, 4, 1]])
+
+
+def test_too_large_images_are_refused():
+    side = int(MAX_PIXELS**0.5)
+    check_separable(side, side)
+    with pytest.raises(InputError, match="touching cells are separated in images of up to"):
+        check_separable(side, side + 1)
