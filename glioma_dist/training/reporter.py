@@ -162,6 +162,8 @@ class Reporter:
             best = ", the best so far" if better else ""
             self._progress.say(f"step {step}: validation loss {loss:.4f}, Dice {dice:.4f}{best}")
             self._progress.validated(step)
+        if self._loss_watch is not None:
+            self.warn(LOSS, self._loss_watch.add_validation(step, loss, dice), step)
         self._curves.validated(step, loss, dice)
         if self._trackers.are_there:
             self._trackers.log({"val/loss": loss, "val/dice": dice}, step)
