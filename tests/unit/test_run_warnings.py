@@ -66,7 +66,7 @@ def test_shared_images_are_found_by_name_and_by_content(tmp_path, val, images, g
     if images is None:
         assert found.images is None
     else:
-        assert pytest.approx(len(found.images), abs=MAX_LINE) == 0
+        assert len(found.images) <= MAX_LINE
         before, _, after = images.partition(".*")
         assert before in found.images
         assert after in found.images
@@ -154,8 +154,10 @@ def test_pixels_that_nobody_labelled_are_no_background():
 
 @pytest.mark.parametrize(
     ("predicted", "reference", "kind"),
-    [(0, 300, "empty"), (14, 300, "empty"), (16, 300, None), (1000, 300, "full"), (964, 300, None), (970, 300, "full")]
-    + [(0, 0, None), (300, 0, None), (1000, 1000, None), (1000, 0, "full"), (0, 1000, "empty")],
+    [
+        *[(0, 300, "empty"), (14, 300, "empty"), (16, 300, None), (1000, 300, "full"), (964, 300, None)],
+        *[(970, 300, "full"), (0, 0, None), (300, 0, None), (1000, 1000, None), (1000, 0, "full"), (0, 1000, "empty")],
+    ],
 )
 def test_a_prediction_of_one_value(predicted, reference, kind):
     assert uniform_kind(predicted, reference, 1000) == kind
