@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glioma_dist.data.background import IGNORE, coverage
 from glioma_dist.data.near_duplicates import Sketch, sketch
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
@@ -18,7 +19,6 @@ from glioma_dist.errors import InputError, UnavailableError, printable
 from glioma_dist.inference.quality import quality_flags
 
 MAX_THREADS = 4
-IGNORE = 255
 MOST_COVERAGE = 0.98
 NO_CELLS, FULL, FEW_CELLS = "no-cells", "full-mask", "few-cells"
 FLAGS = {
@@ -121,9 +121,7 @@ def describe(sample: Sample, at: Place, wants_flags: bool = True) -> ReportedSam
     values = np.arange(len(counts))
     highest = np.iinfo(image.dtype).max
     low, high = np.searchsorted(np.cumsum(counts), [0.005 * image.size, 0.995 * image.size])
-    known = mask != IGNORE
-    num_known = int(np.count_nonzero(known))
-    confluence = float(np.count_nonzero(mask[known]) / max(1, num_known))
+    confluence = coverage(mask)
     flags = quality_flags(image) if wants_flags else ()
     flags += (NO_CELLS,) if confluence == 0 else (FULL,) if confluence > MOST_COVERAGE else ()
     height, width = image.shape[:2]
@@ -137,7 +135,7 @@ def describe(sample: Sample, at: Place, wants_flags: bool = True) -> ReportedSam
         float(counts @ values) / image.size / highest,
         float(high - low) / highest,
         confluence,
-        num_known / mask.size,
+        np.count_nonzero(mask != IGNORE) / mask.size,
         _count(metadata.get("num_cells")),
         _size(metadata.get("pixel_size_um")),
         _text(metadata.get("licence")),
