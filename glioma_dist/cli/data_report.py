@@ -22,12 +22,10 @@ def run(config: DataReportConfig) -> None:
     from glioma_dist.report.data_page import report_data
 
     report = report_data(config)
-    leaks = (
-        f"{counted(report.num_leaks, 'pair')} alike in two splits, {counted(report.num_shared_groups, 'shared group')}"
-    )
+    pairs, groups = counted(report.num_leaks, "pair"), counted(report.num_shared_groups, "group")
     print(
-        f"{report.path}: {counted(report.num_images, 'image')}, {leaks}, {report.num_flagged} with a flag, "
-        f"{report.num_unreadable} unreadable; {report.num_bytes / 1e6:.1f} MB"
+        f"{report.path}: {counted(report.num_images, 'image')}, {pairs} alike and {groups} in two splits, "
+        f"{report.num_flagged} with a flag, {report.num_unreadable} unreadable; {report.num_bytes / 1e6:.1f} MB"
     )
 
 

@@ -94,21 +94,16 @@ def _findings(data: DataSet) -> list[tuple[bool, str, str]]:
     )
     groups = len(data.alike.shared_groups)
     found = [
-        (True, "leak", kinds["leak", True], "image pairs with equal pixels are in two splits: remove one of each"),
-        (True, "leak", kinds["leak", False], "pairs of nearly the same image are in two splits: look at them below"),
-        (True, "leak", groups, "groups have images in several splits: scores are those of known wells or fields"),
-        (True, "unreadable", len(data.unreadable), "images cannot be read: see the defects"),
-        (True, "two masks", other_masks, "images are there twice with different masks: keep the right one"),
-        (
-            False,
-            "repeated",
-            kinds["repeated", True],
-            "pairs with equal pixels are in one split: such an image counts twice",
-        ),
-        (False, "repeated", kinds["repeated", False], "pairs of nearly the same image are in one split"),
-        *((False, flag, count, f"images: {_meaning(flag)}") for flag, count in flags.most_common()),
+        (True, "leak", kinds["leak", True], "Pairs with equal pixels in two splits", "remove one of each"),
+        (True, "leak", kinds["leak", False], "Pairs of nearly the same image in two splits", "look at them below"),
+        (True, "leak", groups, "Groups with images in several splits", "the scores are those of known wells or fields"),
+        (True, "unreadable", len(data.unreadable), "Images that cannot be read", "see the defects"),
+        (True, "two masks", other_masks, "Equal images with different masks", "keep the right one of each pair"),
+        (False, "repeated", kinds["repeated", True], "Pairs with equal pixels in one split", "the image counts twice"),
+        (False, "repeated", kinds["repeated", False], "Pairs of nearly the same image in one split", "see below"),
+        *((False, flag, count, "Images with this flag", _meaning(flag)) for flag, count in flags.most_common()),
     ]
-    return [(is_serious, name, f"{count} {text}.") for is_serious, name, count, text in found if count]
+    return [(is_serious, name, f"{what}: {count} ({more})") for is_serious, name, count, what, more in found if count]
 
 
 def _meaning(flag: str) -> str:
@@ -217,12 +212,10 @@ def _defects(data: DataSet) -> dict[str, Any]:
         )
         if path.is_file()
     ]
-    notes = [f"{len(rows)} images cannot be read."] if rows else ["Every image can be read."]
+    notes = [f"Images that cannot be read: {len(rows)}."] if rows else ["Every image can be read."]
     for path in audits:
         found, left_out = _audit(path)
-        notes.append(
-            f"{printable(path)}: {len(found)} defects, for which {left_out} images were left out at the conversion."
-        )
+        notes.append(f"{printable(path)}: defects {len(found)}, images left out for them {left_out}.")
         rows += found
     if not audits:
         notes.append(f"There is no {AUDIT} beside the splits.")
