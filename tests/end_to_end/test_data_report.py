@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from browser import Browser
+from data_helpers import draw_field
 from faulty_server import files_of, serve
 from helpers import REPOSITORY, command, damage_sample, draw_sample, write_shards
-from test_near_duplicates import field
 from test_prediction_report import CARDS, CHOOSE, CONTRAST, SHOWN, Page
 
 from glioma_dist.cli.arguments import parse
@@ -23,7 +23,7 @@ from glioma_dist.report.data_page import report_data
 
 
 def draw(number: int, key: str, group: str | None = None) -> Sample:
-    image = field(number)
+    image = draw_field(number)
     mask = cv2.threshold(cv2.GaussianBlur(image, (0, 0), 3), 140, 1, cv2.THRESH_BINARY)[1]
     metadata = {"dataset": "drawn", "file_name": f"{key}.png", "num_cells": 30, "licence": "CC0", "pixel_size_um": 0.65}
     return Sample(key, image, mask, metadata | ({"group": group} if group else {}))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import pytest
-from data_helpers import real_data
+from data_helpers import draw_field, real_data
 from helpers import draw_sample
 
 from glioma_dist.data import near_duplicates
@@ -29,18 +29,8 @@ def changes(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "upside down and inverted rows", np.rot90(image, 2)[:, ::-1]
 
 
-def field(number: int) -> np.ndarray:
-    """A drawn field of several hundred structures, so that two are as different as real ones."""
-    generator = np.random.default_rng(number)
-    image = np.full((300, 400), 110, np.uint8)
-    for _ in range(60):
-        x, y, wide, high, angle = generator.integers((0, 0, 4, 4, 0), (400, 300, 30, 14, 180)).tolist()
-        cv2.ellipse(image, (x, y), (wide, high), angle, 0, 360, int(generator.integers(60, 220)), -1, cv2.LINE_AA)
-    return (image + generator.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
-
-
 def test_changed_copies_are_the_same_and_other_fields_are_not():
-    images = [field(number) for number in range(6)]
+    images = [draw_field(number) for number in range(6)]
     sketches = [sketch(image) for image in images]
     for number, image in enumerate(images):
         for name, changed in changes(image):
@@ -51,7 +41,7 @@ def test_changed_copies_are_the_same_and_other_fields_are_not():
 
 def test_all_pairs_are_found_and_the_most_alike_is_the_first(monkeypatch):
     monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 3)
-    images = [field(number) for number in range(8)]
+    images = [draw_field(number) for number in range(8)]
     pictures = [*images, images[2][:, ::-1], cv2.GaussianBlur(images[5], (0, 0), 3)]
     found, num_omitted = find_near_duplicates([sketch(each) for each in pictures])
     assert [(pair.first, pair.second) for pair in found] == [(2, 8), (5, 9)]
