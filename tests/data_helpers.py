@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -32,6 +33,16 @@ def square(left: float, top: float, side: float) -> list[list[float]]:
 def draw_image(seed: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     """Noise, uint8 (H, W); every seed another."""
     return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def draw_field(number: int) -> np.ndarray:
+    """A drawn field of several hundred structures, so that two are as different as real ones."""
+    generator = np.random.default_rng(number)
+    image = np.full((300, 400), 110, np.uint8)
+    for _ in range(60):
+        x, y, wide, high, angle = generator.integers((0, 0, 4, 4, 0), (400, 300, 30, 14, 180)).tolist()
+        cv2.ellipse(image, (x, y), (wide, high), angle, 0, 360, int(generator.integers(60, 220)), -1, cv2.LINE_AA)
+    return (image + generator.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
 
 
 def image_record(image_id: object, file_name: str, width: object = WIDTH, height: object = HEIGHT) -> dict:

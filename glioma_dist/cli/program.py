@@ -51,6 +51,7 @@ COMMANDS = {
     "convert folder": Entry("glioma_dist.cli.convert:FOLDER", "Convert images and their masks to shards."),
     "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
     "shards index": Entry("glioma_dist.cli.shards:INDEX", "Write the index of plain WebDataset tars."),
+    "shards report": Entry("glioma_dist.cli.data_report:DATA_REPORT", "Write one HTML page about shards."),
     "shards verify": Entry("glioma_dist.cli.shards:VERIFY", "Check every byte of a folder of shards."),
     "run-status": Entry("glioma_dist.cli.run_status:RUN_STATUS", "Print how a run stands, for people and job scripts."),
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),

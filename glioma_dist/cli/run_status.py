@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from glioma_dist.distributed.exit_codes import code_of_launch, read_exit_codes
 from glioma_dist.errors import ExitCode, InputError, one_line
 from glioma_dist.files import parse_json, read_json
 from glioma_dist.training.folder_lock import is_held
+from glioma_dist.training.run_warnings import is_warning
 from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
 
 NOTHING, AGAIN, FIX = "nothing", "run again", "fix"
@@ -60,6 +61,8 @@ class RunStatus:
     step: int | None
     checkpoint_step: int | None
     updated: str | None
+    warnings: list[str] = field(default_factory=list)
+    """Texts of what the run has warned of."""
 
 
 def read_status(run: str) -> dict[str, Any] | None:
@@ -100,7 +103,9 @@ def find_status(run: str, exit_codes: Path | None) -> RunStatus:
     if codes is not None and state != "running":
         state, code, reason = _of_last_launch(state, code, reason, codes)
     step, checkpoint_step, updated = (told.get(name) for name in ("step", "checkpoint_step", "updated"))
-    return RunStatus(run, state, int(code), _what_next(code), reason, step, checkpoint_step, updated)
+    warnings = told.get("warnings")
+    texts = [entry["text"] for entry in warnings if is_warning(entry)] if isinstance(warnings, list) else []
+    return RunStatus(run, state, int(code), _what_next(code), reason, step, checkpoint_step, updated, texts)
 
 
 def _what_next(code: int) -> str:
@@ -146,6 +151,8 @@ def run(config: RunStatusConfig) -> None:
                 "no checkpoint" if status.checkpoint_step is None else f"checkpoint at step {status.checkpoint_step}"
             )
             print(f"step {status.step}, {resumes}, as of {status.updated}")
+        for text in status.warnings:
+            print(one_line(f"warning: {text}"))
         print(f"next: {'wait until it ends' if status.state == 'running' else WORDS[status.next]}")
     if config.exit and status.code:
         sys.stdout.flush()

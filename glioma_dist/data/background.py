@@ -1,15 +1,56 @@
-"""Data without a cell: a network that has learned from it finds none anywhere, and scores well on more of it."""
+"""Data without a cell, or with hardly anything else: a network that has learned from them finds none anywhere, or one
+everywhere, and scores well on more of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import numpy as np
 
 from glioma_dist.data.sample import cells_of
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, RunError
 
 MOST_SAMPLES = 64
 """Looked at in each set where none has a cell. Where one image in twenty has cells, 64 have none with 4 %."""
+LEAST_COVERAGE, MOST_COVERAGE = 0.002, 0.98
+"""Mean share of cells in masks: fewer, or more, is worth a warning."""
+MOST_READ = 4
+"""Samples of each set at a URL that are read for it."""
+IGNORE = 255
+"""Value of pixels that nobody labelled."""
+
+
+def coverage(mask: np.ndarray) -> float:
+    """Return the share of a mask's labelled pixels that belong to cells: from 0 to 1, 0 where none is labelled."""
+    known = mask != IGNORE
+    return float(np.count_nonzero(mask[known]) / max(1, np.count_nonzero(known)))
+
+
+def note_on_coverage(shares: Sequence[float], readers: Sequence[ShardReader]) -> str | None:
+    """Return a line where the masks of training images are nearly all background, or nearly all cell; None elsewhere.
+
+    shares: `coverage` of some of them, evenly spread. If there is none, as of sets at URLs, a few are read here.
+    """
+    shares = shares or list(_read_shares(readers))
+    mean = sum(shares) / max(1, len(shares))
+    if not shares or LEAST_COVERAGE <= mean <= MOST_COVERAGE:
+        return None
+    what = "hardly any pixel" if mean < LEAST_COVERAGE else "nearly every pixel"
+    sources = ", ".join(str(reader.source) for reader in readers)
+    return (
+        f"--data.train {sources}: {what} of the masks is cell ({100 * mean:.3g} % in {len(shares)} samples), "
+        "so a network can score well without learning what a cell is; are the masks inverted, or cells not labelled? "
+        f"glioma-dist shards inspect {readers[0].source} --sheet sheet.png draws some"
+    )
+
+
+def _read_shares(readers: Sequence[ShardReader]) -> Iterator[float]:
+    for reader in readers:
+        for shard, place in _spread(reader, MOST_READ):
+            with suppress(RunError):
+                yield coverage(reader.read(shard, place).mask)
 
 
 def check_cells(readers: Sequence[ShardReader], flag: str, is_needed: bool) -> str | None:
@@ -38,10 +79,10 @@ def check_cells(readers: Sequence[ShardReader], flag: str, is_needed: bool) -> s
     return f"{what}; glioma-dist shards inspect {readers[0].source} --sheet sheet.png draws some of them"
 
 
-def _spread(reader: ShardReader) -> Iterator[tuple[int, int]]:
-    """Shard and place of at most `MOST_SAMPLES` samples, evenly over the set."""
+def _spread(reader: ShardReader, most: int = MOST_SAMPLES) -> Iterator[tuple[int, int]]:
+    """Shard and place of at most `most` samples, evenly over the set."""
     total = len(reader)
-    count = min(total, MOST_SAMPLES)
+    count = min(total, most)
     shard, first = 0, 0
     for number in range(count):
         position = number * total // count

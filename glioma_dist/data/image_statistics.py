@@ -7,7 +7,7 @@ number of bits changes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +18,7 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.mixture import Shards, parts_of
+from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.storage import LocalFolder
 from glioma_dist.data.transforms import normalize_intensity, resize_image
@@ -86,11 +87,13 @@ class TrainingStatistics:
         return found if is_whole and all(math.isfinite(value) for pair in ranges.values() for value in pair) else None
 
 
-def training_statistics(train: Shards, data: DataConfig) -> TrainingStatistics | None:
+def training_statistics(
+    train: Shards, data: DataConfig, look: Callable[[Sample], object] = lambda sample: None
+) -> TrainingStatistics | None:
     """Take the statistics of at most 32 training images, evenly spread over those of local folders.
 
     Nothing here is random, and nothing of the run depends on it. Images at URLs are not fetched for it, and damaged or
-    tiny ones are omitted. Returns None where no image is left.
+    tiny ones are omitted. look: called with each sample that is read. Returns None where no image is left.
     """
     readers = [reader for reader in parts_of(train) if isinstance(reader.source, LocalFolder)]
     places = [
@@ -104,9 +107,11 @@ def training_statistics(train: Shards, data: DataConfig) -> TrainingStatistics |
     for number in _evenly(len(places), _how_many(places)):
         reader, shard, place = places[number]
         try:
-            pixels = normalize_intensity(reader.read(shard, place, False).image, data.intensity_normalization)
+            sample = reader.read(shard, place, False)
         except InputError:
             continue  # training names it when it comes to it
+        look(sample)
+        pixels = normalize_intensity(sample.image, data.intensity_normalization)
         found.append(image_statistics(pixels, size))
     return ranges_of([each for each in found if each is not None], size)
 

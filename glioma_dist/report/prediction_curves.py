@@ -52,21 +52,33 @@ def draw_curves(curves: Sequence[Curve]) -> list[str]:
 
 def draw_histogram(values: Sequence[float]) -> str:
     """Draw a histogram of the confluence as SVG. values: from 0 to 1."""
-    counts = [0] * NUM_BINS
-    for value in values:
-        counts[min(NUM_BINS - 1, int(value * NUM_BINS))] += 1
-    end = _rounded_up(max(counts))
-    axes = _Axes(0, 100, end)
-    parts = [axes.grid("confluence (%)", "images", is_count=True)]
+    label = f"Histogram: confluence of {len(values)} images, from {100 * min(values):.1f} to {100 * max(values):.1f} %"
+    return draw_counts([100 * value for value in values], 100, "confluence (%)", " %", label)
+
+
+def draw_counts(values: Sequence[float], largest: float, name: str, unit: str, label: str, top: int = 0) -> str:
+    """Draw a histogram of any values from 0 to `largest` as SVG. name: of the axis. unit: after each value. label: for
+    those who cannot see it. top: the highest count that the axis has room for, if more than this histogram has."""
+    counts = count_in_bins(values, largest)
+    end = _rounded_up(max(*counts, top))
+    axes = _Axes(0, largest, end)
+    parts = [axes.grid(name, "images", is_count=True)]
     for number, count in enumerate(counts):
-        low, high = number * 100 / NUM_BINS, (number + 1) * 100 / NUM_BINS
+        low, high = number * largest / NUM_BINS, (number + 1) * largest / NUM_BINS
         x, y = axes.x(low), axes.y(count)
         parts.append(
             f"<rect class='bar' x='{x + 0.5:.1f}' y='{y:.1f}' width='{axes.x(high) - x - 1:.1f}' "
-            f"height='{axes.y(0) - y:.1f}'><title>{low:g} to {high:g} %: {count}</title></rect>"
+            f"height='{axes.y(0) - y:.1f}'><title>{low:g} to {high:g}{unit}: {count}</title></rect>"
         )
-    label = f"Histogram: confluence of {len(values)} images, from {100 * min(values):.1f} to {100 * max(values):.1f} %"
     return _svg(label, parts)
+
+
+def count_in_bins(values: Sequence[float], largest: float) -> list[int]:
+    """Count the values in each bin of a histogram from 0 to `largest`."""
+    counts = [0] * NUM_BINS
+    for value in values:
+        counts[min(NUM_BINS - 1, int(value / largest * NUM_BINS))] += 1
+    return counts
 
 
 class _Axes:

@@ -66,6 +66,17 @@ def make_thumbnail(
         picture, drawn = _picture(folder, image, reader)
     except InputError:
         return None
+    return draw_thumbnail(picture, mask, width, max_bytes, drawn)
+
+
+def draw_thumbnail(
+    picture: np.ndarray, mask: np.ndarray | None, width: int, max_bytes: int, is_drawn: bool = False
+) -> Thumbnail:
+    """Make a small picture with the outlines of a mask.
+
+    picture: uint8, (H, W) or (H, W, 3) RGB. mask: uint8, (H, W), 1 where there is a cell. is_drawn: whether the picture
+    has the mask drawn on it.
+    """
     step = 1 + picture.shape[0] * picture.shape[1] // MAX_WORKED_PIXELS
     picture = picture[::step, ::step]
     height, whole = picture.shape[:2]
@@ -74,7 +85,7 @@ def make_thumbnail(
         return _encode(_shrunk(picture, size), "", max_bytes)
     if mask.shape != picture.shape[:2]:
         mask = cv2.resize(mask, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    small = _shrunk_without_outlines(picture, mask, size) if drawn and picture.ndim == 3 else _shrunk(picture, size)
+    small = _shrunk_without_outlines(picture, mask, size) if is_drawn and picture.ndim == 3 else _shrunk(picture, size)
     path = ""
     for tolerance, scale in COARSER:
         coarse = _shrunk(mask * np.uint8(255), (-(-size[0] // scale), -(-size[1] // scale))) > 127

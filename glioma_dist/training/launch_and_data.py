@@ -3,18 +3,19 @@ the processes end together until then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.config.paths import Url, path_or_url
-from glioma_dist.data.background import check_cells
+from glioma_dist.data.background import check_cells, note_on_coverage
 from glioma_dist.data.mixture import Shards, parts_of
 from glioma_dist.data.remote_checkpoint import fetch_checkpoint
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
+from glioma_dist.data.shared_images import notes_on_shared_data
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
@@ -22,6 +23,7 @@ from glioma_dist.errors import InputError, Interrupted
 from glioma_dist.losses import check_losses
 from glioma_dist.registry import augmentations
 from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
+from glioma_dist.training.run_warnings import SHARED_GROUPS, SHARED_IMAGES, UNIFORM_MASKS
 
 Result = TypeVar("Result")
 
@@ -83,6 +85,16 @@ def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
     notes += [check_cells([reader], "--data.val", is_needed=False) for reader in others]
     notes += [describe_unlisted(reader) for reader in (*parts, *others)]
     return [note for note in notes if note is not None]
+
+
+def warnings_on_data(train: Shards, val: ShardReader | None, shares: Sequence[float]) -> list[tuple[str, str]]:
+    """What will probably make a run useless: kinds and texts of warnings. shares: coverage of some training masks."""
+    parts = parts_of(train)
+    found = [(UNIFORM_MASKS, note_on_coverage(shares, parts))]
+    if val is not None:
+        notes = notes_on_shared_data(parts, val)
+        found += [(SHARED_IMAGES, notes.images), (SHARED_GROUPS, notes.groups)]
+    return [(kind, text) for kind, text in found if text is not None]
 
 
 def with_local_weights(model: ModelConfig) -> ModelConfig:

@@ -38,19 +38,17 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
                 print(f"{config.out}: the run is finished, at step {state.step}", flush=True)
             else:
                 write_json_atomically(config.out / "config.json", to_dict(config))
+                if trainer.folder.checkpoint is not None:
+                    trainer.warnings.resume(config.out)
+                start["warnings"] = trainer.warnings.entries
                 record = RunRecord(config.out, start, trainer.folder.check, trainer.folder.say)
                 old = trainer.folder.checkpoint
                 added = read_unwritten_rows(old) if old else []
                 folder = trainer.folder
-                known = (
-                    start,
-                    context.device,
-                    trainer.data_wait,
-                    folder.say,
-                    folder.upload_problem,
-                    trainer.learning_rate,
-                )
-                reporter = Reporter(config, state, trainer.num_steps, folder.check, added, record, *known)
+                known = (start, context.device, trainer.data_wait, folder.say, folder.upload_problem)
+                watched = (trainer.warnings, trainer.sampler.steps_per_epoch)
+                parts = (*known, trainer.learning_rate, *watched)
+                reporter = Reporter(config, state, trainer.num_steps, folder.check, added, record, *parts)
         except (RunError, OSError) as error:
             problem = as_run_error(error)
             if problem is None:

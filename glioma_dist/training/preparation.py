@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.data.background import coverage
 from glioma_dist.data.image_statistics import training_statistics
 from glioma_dist.data.mixture import open_training_data, open_validation_data
 from glioma_dist.data.worker_pool import WorkerPool
@@ -18,7 +19,12 @@ from glioma_dist.scale.micro_batches import check_micro_batches
 from glioma_dist.scale.optimizer import make_optimizer
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.training.launch_and_data import interruptible, notes_on_data, with_local_weights
+from glioma_dist.training.launch_and_data import (
+    interruptible,
+    notes_on_data,
+    warnings_on_data,
+    with_local_weights,
+)
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.memory import choose_level
 from glioma_dist.training.resume import SCHEDULE_STEPS, check_same_data, check_same_schedule
@@ -47,13 +53,16 @@ def prepare(
         if context.is_main:
             for note in notes:
                 print(f"note: {note}", flush=True)
+        warnings: list[tuple[str, str]] = []
         statistics = old.metadata.get(STATISTICS) if old else None
         if old is None and context.is_main:  # who writes the checkpoints
-            found = training_statistics(train, config.data)
+            shares: list[float] = []
+            found = training_statistics(train, config.data, lambda sample: shares.append(coverage(sample.mask)))
             statistics = found and found.to_dict()
-        return train, sampler, val, statistics, *build_model(with_local_weights(config.model), config.seed)
+            warnings = warnings_on_data(train, val, shares)
+        return train, sampler, val, statistics, warnings, *build_model(with_local_weights(config.model), config.seed)
 
-    train, sampler, val, statistics, model, lineage = interruptible(read, context, stop)
+    train, sampler, val, statistics, warnings, model, lineage = interruptible(read, context, stop)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}
     metadata = {"lineage": [*lineage, *train.lineage], "fingerprints": fingerprints, STATISTICS: statistics}
     rate = LearningRate.of(config, num_steps(config, sampler))
@@ -80,4 +89,7 @@ def prepare(
         load_scaler_state(context.accelerator, read_scaler(old))
     average = make_average(config, context.accelerator.unwrap_model(model), old)
     parts = (train, val, sampler, model, optimizer, rate, kind, group, metadata, folder, stop, pool)
-    return Trainer(config, context, *parts, average=average), state
+    trainer = Trainer(config, context, *parts, average=average)
+    for kind, text in warnings:
+        trainer.warnings.tell(kind, text)
+    return trainer, state

@@ -14,10 +14,12 @@ from glioma_dist.distributed.run_command import as_run_error, drop_closed_output
 from glioma_dist.errors import RunError, StopRequested
 from glioma_dist.training.curves import CurvesFile
 from glioma_dist.training.learning_rate import LearningRate
+from glioma_dist.training.loss_watch import LossWatch
 from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.run_record import RunRecord
+from glioma_dist.training.run_warnings import LOSS, RunWarnings
 from glioma_dist.training.state import TrainState
-from glioma_dist.training.status import StatusFile
+from glioma_dist.training.status import STATUS, StatusFile
 from glioma_dist.training.summary import Summary, memory_in_use, summary_line
 from glioma_dist.training.telemetry import DataWait, MetricsFile, TrainingProgress
 from glioma_dist.training.trackers.sending import Trackers, Warnings, flat_config
@@ -33,7 +35,8 @@ class Reporter:
     before each write; raises InputError if the run may no longer write. start: what `describe_start` says, for
     trackers. device: whose memory is told. data_wait: how long the run waits for batches. warn: prints a warning.
     find_problem: asked after each step and each checkpoint for what else has to end the run. learning_rate: of each
-    step; by default constant. Where it is not, the rows of steps have it.
+    step; by default constant. Where it is not, the rows of steps have it. warnings: of the run. steps_per_epoch: of the
+    run; None: nobody looks whether the loss moves.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Reporter:
         warn: Callable[[str], None] = lambda line: None,
         find_problem: Callable[[], RunError | None] = lambda: None,
         learning_rate: LearningRate | None = None,
+        warnings: RunWarnings | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self._find_problem = find_problem
         self.problem: RunError | None = None
@@ -58,11 +63,16 @@ class Reporter:
         self._start = {} if start is None else start
         self._metrics = MetricsFile(config.out / "metrics.jsonl", state.step, check, added)
         self._progress = TrainingProgress(state.step, num_steps, config.batch_size)
-        self._status = StatusFile(config.out, state.step, state.step or None, check)
+        self._warnings = RunWarnings(warn) if warnings is None else warnings
+        self._status = StatusFile(config.out, state.step, state.step or None, check, self._warnings.entries)
         self._record = record
         self._data_wait = data_wait or DataWait()
         self._summary = Summary(state.step, config.batch_size, device, self._data_wait, config.price_per_hour)
         self._curves = CurvesFile(config.out, self._metrics.kept, check, self._warn)
+        self._loss_watch = None
+        if steps_per_epoch is not None:
+            is_trained = config.model.init not in ("random", "imagenet")
+            self._loss_watch = LossWatch(steps_per_epoch, self._metrics.kept, is_trained)
         self._metrics.kept = []  # they can be many
         self._trackers = Trackers()
 
@@ -100,6 +110,9 @@ class Reporter:
         if summary["steps"]:
             earlier = [] if self._record is None else self._record.earlier_summaries
             self.say(summary_line(summary, earlier))
+        if self._warnings.entries:
+            kinds = ", ".join(entry["kind"] for entry in self._warnings.entries)
+            self.say(f"warnings of this run: {kinds}; {self._config.out / STATUS} has their texts")
         return summary
 
     @property
@@ -122,12 +135,28 @@ class Reporter:
         with self._noting_problems():  # also where nobody reads the output any more
             told = {} if self._learning_rate.is_constant else {"lr": lr}
             self._metrics.write(step=step, epoch=epoch, loss=loss, dice=dice, **told, **figures)
+        if self._loss_watch is not None:
+            self.warn(LOSS, self._loss_watch.add(step, loss, dice), step)
         self._curves.step(step, loss, dice)
         if self._trackers.are_there:
             values = {"train/loss": loss, "train/dice": dice, "train/epoch": epoch, "train/lr": lr}
             values |= {f"speed/{name}": value for name, value in figures.items()}
             values |= {f"memory/{name}": value for name, value in memory_in_use(self._device).items()}
             self._trackers.log(values, step)
+
+    def validating(self, done: int, total: int) -> None:
+        """A validation is under way."""
+        with self._noting_problems():
+            self._progress.validating(done, total)
+
+    def warn(self, kind: str, text: str | None, step: int) -> None:
+        """Tell a warning once, and keep it; None is none."""
+        if text is None or self._warnings.has(kind):
+            return
+        with self._noting_problems():
+            self._warnings.tell(kind, text, step)
+        with self._noting_problems():
+            self._status.warned()
 
     def validated(
         self, step: int, epoch: int, loss: float, dice: float, better: bool, overlays: Overlays | None = None
@@ -138,6 +167,8 @@ class Reporter:
             best = ", the best so far" if better else ""
             self._progress.say(f"step {step}: validation loss {loss:.4f}, Dice {dice:.4f}{best}")
             self._progress.validated(step)
+        if self._loss_watch is not None:
+            self.warn(LOSS, self._loss_watch.add_validation(step, loss, dice), step)
         self._curves.validated(step, loss, dice)
         if self._trackers.are_there:
             self._trackers.log({"val/loss": loss, "val/dice": dice}, step)

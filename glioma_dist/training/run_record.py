@@ -117,6 +117,7 @@ def describe_start(config: TrainConfig, context: DistributedContext, level: str,
         "versions": versions(),
         "commit": find_own_commit(),
         "track": list(config.track),
+        "warnings": [],
         "summary": None,
     }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from glioma_dist.errors import ExitCode, InputError, RunError, StopRequested, one_line
 from glioma_dist.files import read_json, write_json_atomically
@@ -37,7 +37,7 @@ def mark_not_resumed(out: Path, ending: BaseException) -> None:
     with contextlib.suppress(InputError):  # damaged, or the disk is full
         before = read_json(path, MAX_STATUS_BYTES)
         if isinstance(before, dict) and before.get("state") in ("running", "stopped", "failed"):
-            _write(path, *_how_it_ended(ending), before.get("step"), before.get("checkpoint_step"))
+            _write_again(path, ending, before)
 
 
 def mark_not_uploaded(out: Path, ending: BaseException) -> None:
@@ -46,7 +46,7 @@ def mark_not_uploaded(out: Path, ending: BaseException) -> None:
     with contextlib.suppress(InputError):
         before = read_json(path, MAX_STATUS_BYTES)
         if isinstance(before, dict):
-            _write(path, *_how_it_ended(ending), before.get("step"), before.get("checkpoint_step"))
+            _write_again(path, ending, before)
 
 
 class StatusFile:
@@ -54,21 +54,30 @@ class StatusFile:
 
     state: running, finished, stopped (resume it) or failed. code: the exit code, null while it runs. reason: the line
     that was printed. step: the last finished step; while it runs, as of the last checkpoint. checkpoint_step: the step
-    from which the run resumes, or null. updated: UTC.
+    from which the run resumes, or null. warnings: `RunWarnings.entries`. updated: UTC.
 
     check: called before each write, as in `Reporter`.
     """
 
     def __init__(
-        self, out: Path, step: int, checkpoint_step: int | None, check: Callable[[], None] = lambda: None
+        self,
+        out: Path,
+        step: int,
+        checkpoint_step: int | None,
+        check: Callable[[], None] = lambda: None,
+        warnings: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self._path, self._check = out / STATUS, check
+        self._path, self._check, self._warnings = out / STATUS, check, warnings
         self.step, self.checkpoint_step = step, checkpoint_step
         self._write("running", None, None)
 
     def saved(self, step: int) -> None:
         """A checkpoint of this step is complete."""
         self.step, self.checkpoint_step = max(self.step, step), step
+        self._write("running", None, None)
+
+    def warned(self) -> None:
+        """There is a new warning."""
         self._write("running", None, None)
 
     def ended(self, ending: BaseException | None) -> None:
@@ -80,7 +89,7 @@ class StatusFile:
 
     def _write(self, state: State, code: int | None, reason: str | None) -> None:
         self._check()
-        _write(self._path, state, code, reason, self.step, self.checkpoint_step)
+        _write(self._path, state, code, reason, self.step, self.checkpoint_step, self._warnings)
 
 
 def _how_it_ended(ending: BaseException) -> tuple[State, int, str]:
@@ -90,8 +99,20 @@ def _how_it_ended(ending: BaseException) -> tuple[State, int, str]:
     return state, code, one_line(str(ending) or type(ending).__name__)
 
 
+def _write_again(path: Path, ending: BaseException, before: dict[str, Any]) -> None:
+    warnings = before.get("warnings")
+    kept = warnings if isinstance(warnings, list) else ()
+    _write(path, *_how_it_ended(ending), before.get("step"), before.get("checkpoint_step"), kept)
+
+
 def _write(
-    path: Path, state: State, code: int | None, reason: str | None, step: int | None, checkpoint_step: int | None
+    path: Path,
+    state: State,
+    code: int | None,
+    reason: str | None,
+    step: int | None,
+    checkpoint_step: int | None,
+    warnings: Sequence[dict[str, Any]],
 ) -> None:
     told = {
         "state": state,
@@ -99,6 +120,7 @@ def _write(
         "reason": reason,
         "step": step,
         "checkpoint_step": checkpoint_step,
+        "warnings": list(warnings),
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json_atomically(path, told)

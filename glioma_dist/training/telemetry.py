@@ -142,9 +142,16 @@ class TrainingProgress:
         self.waits: deque[float] = deque(maxlen=STEPS_IN_RATE)
         self.last_line = -float("inf")
         self.has_validated = False
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
         self.bar = Progress(*columns, refresh_per_second=4, console=_Console())
-        self.task = self.bar.add_task("", total=num_steps, completed=first_step, figures="")
+        self.task = self.bar.add_task("training", total=num_steps, completed=first_step, figures="")
+        self.validation = self.bar.add_task("validation", total=1, figures="", visible=False)
+        self.validation_begun: float | None = None
 
     def __enter__(self) -> TrainingProgress:
         if self.bar.console.is_terminal:
@@ -188,6 +195,24 @@ class TrainingProgress:
             # The first step is slower than all others: libraries choose their kernels in it.
             each = (self.times[-1] - self.times[1]) / (STEPS_BEFORE_ESTIMATE - 1)
             self._estimate(each * (self.num_steps - step), "without validations")
+
+    def validating(self, done: int, total: int) -> None:
+        """Tell how many images of a validation are done: in a second bar while it lasts, or as lines."""
+        now = time.perf_counter()
+        if self.validation_begun is None:
+            # With the first image it is under way: what it took before is not known, and is soon forgotten.
+            self.validation_begun = now
+            self.bar.update(self.validation, total=total, figures="", visible=done < total)
+        left = (now - self.validation_begun) / max(1, done - 1) * (total - done)
+        figures = f"{int(left // 60)}:{int(left % 60):02d} left" if done > 1 else ""
+        self.bar.update(self.validation, completed=done, figures=figures)
+        is_due = done < total and now - self.last_line >= SECONDS_BETWEEN_LINES
+        if not self.bar.console.is_terminal and is_due and figures:
+            self.last_line = now
+            self.say(f"validation {done}/{total} images  {figures}")
+        if done == total:
+            self.validation_begun = None
+            self.bar.update(self.validation, visible=False)
 
     def validated(self, step: int) -> None:
         """Tell, after the first validation, how long the run will take with those to come."""

@@ -27,9 +27,11 @@ from glioma_dist.training.data_watch import DataWatch
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.run_folder import RunFolder
+from glioma_dist.training.run_warnings import RunWarnings
 from glioma_dist.training.saving import CheckpointSaver
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.telemetry import DataWait
+from glioma_dist.training.validation_watch import ValidationWatch
 from glioma_dist.training.weight_average import WeightAverage
 
 
@@ -99,12 +101,15 @@ class Trainer:
     """Of the batches that this process trains on."""
     overlays: Overlays = field(init=False, default_factory=Overlays)
     """Examples of each validation, for trackers."""
+    validation_watch: ValidationWatch = field(init=False, default_factory=ValidationWatch)
+    warnings: RunWarnings = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
         parts = (self.folder, self.metadata, self.model, self.optimizer, self.average)
         saver = CheckpointSaver(self.config, self.context, *parts)
         object.__setattr__(self, "saver", saver)
+        object.__setattr__(self, "warnings", RunWarnings(self.folder.say))
 
     def batches(self, first_step: int) -> Generator[Batch]:
         """Yield this process's part of each batch, from batch number `first_step` on, on its device."""

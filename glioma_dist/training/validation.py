@@ -22,8 +22,10 @@ from glioma_dist.size import Size
 from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.resume import BEST
+from glioma_dist.training.run_warnings import UNIFORM_PREDICTION
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.trainer import Scores, Trainer
+from glioma_dist.training.validation_watch import count_cells
 
 
 def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> TrainState:
@@ -31,7 +33,9 @@ def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> 
 
     Raises NonFiniteError where the loss is not finite.
     """
-    overlays = trainer.overlays
+    overlays, watch = trainer.overlays, trainer.validation_watch
+    if reporter:
+        watch.tell = reporter.validating
     scores = validation_scores(trainer, overlays) if overlays.are_wanted else validation_scores(trainer)
     if not math.isfinite(scores.loss):
         error = NonFiniteError(
@@ -49,6 +53,7 @@ def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> 
         state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
     if reporter:
         reporter.validated(state.step, trainer.epoch(state), *scores, better, overlays)
+        reporter.warn(UNIFORM_PREDICTION, watch.judge(is_last=state.step >= trainer.num_steps), state.step)
     return state
 
 
@@ -65,18 +70,21 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
     if overlays is not None:
         overlays.begin()
     # On the device, and read once: for each read the CPU waits for the GPU.
-    total = torch.zeros(3, dtype=torch.float64, device=context.device)
-    num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
+    total = torch.zeros(6, dtype=torch.float64, device=context.device)
+    num_images = len(trainer.val)
+    num_own = len(range(group.dp_rank, num_images, group.dp_size))
     with trainer.evaluated_weights(), closing(iter(trainer.validation_images)) as images:
-        for number in range(math.ceil(len(trainer.val) / group.dp_size)):
+        for number in range(math.ceil(num_images / group.dp_size)):
             context.whereabouts.wait_for_data(f"validation image {number + 1}")
             image, problem = _next_image(trainer, images)
             trainer.saver.agree(problem)
             sums = _score(trainer, image, overlays)
             if number < num_own:
                 total += sums
+            trainer.validation_watch.tell(min(num_images, (number + 1) * group.dp_size), num_images)
     trainer.model.train()
-    loss, score, count = context.sum(total).tolist()
+    loss, score, count, *cells = context.sum(total).tolist()
+    trainer.validation_watch.counted(cells)
     return Scores(loss / count, score / count)
 
 
@@ -111,13 +119,16 @@ def _check_size(trainer: Trainer, image: Batch) -> None:
 
 
 def _score(trainer: Trainer, image: Batch, overlays: Overlays | None) -> Tensor:
-    """Loss, Dice and 1 of one image, (3,) fp64 on the device, divided among the processes that share it."""
+    """Loss, Dice, 1 and `count_cells` of one image, (6,) fp64 on the device, divided among the processes that share
+    it."""
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
     group.cut(image.height)
     with context.accelerator.autocast():
         logits = trainer.model(normalised(trainer.model, image.images))
     loss = training_loss(config)(logits, image.masks, group=group)
-    score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, image.masks)))
+    predicted = logits.squeeze(1) > 0
+    score = dice_from(group.total(pixel_counts(predicted, image.masks)))
     if overlays is not None:
         overlays.add(image, logits, group)
-    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]) / group.size
+    scores = torch.stack([loss.double().sum(), score.sum(), score.new_ones(())]) / group.size
+    return torch.cat([scores, count_cells(predicted, image.masks)])  # each process counts its own rows

@@ -54,6 +54,7 @@ BASES = {
     "shards inspect": "SHARDS/val",
     "shards index": "TARS",
     "shards verify": "SHARDS/val",
+    "shards report": "SHARDS/val --out OUT/report.html",
     "plan": "--size 64x64 --model.encoder mit_tiny",
     "convert livecell": "--source SHARDS --out OUT",
     "convert glioma-c6": "--source SHARDS --out OUT",
@@ -182,7 +183,7 @@ def cases_of(name: str, folder: Path, places: dict[str, str], flags: dict[str, b
     base = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in BASES[name].split()]
     cases = []
     for number, flag in enumerate(flags):
-        writes_file = ("evaluate", "export onnx", "export bioimageio", "report")
+        writes_file = ("evaluate", "export onnx", "export bioimageio", "report", "shards report")
         is_file = flag in FILES or (flag == "--out" and name in writes_file)
         for fault, value in bad_values(folder / str(number), flag, is_file).items():
             arguments = list(base)

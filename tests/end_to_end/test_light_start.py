@@ -58,6 +58,7 @@ BASES = {
     "shards inspect": "SHARDS",
     "shards index": "FOLDER",
     "shards verify": "SHARDS",
+    "shards report": "SHARDS --out OUT/report.html",
     "bench resolution": "--sizes 64x64 --out OUT",
     "bench spatial-parallel": "--out OUT",
     "reproduce": "table1 --source SPLITS --target SHARDS --imagenet none --out OUT",

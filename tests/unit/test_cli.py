@@ -211,6 +211,7 @@ def test_the_version_is_that_of_the_package():
 
 def test_no_command_is_lost():
     groups = {"convert": ["livecell", "glioma-c6", "coco", "folder"], "shards": ["inspect", "index", "verify"]}
+    groups["shards"] += ["report"]
     groups |= {"download": ["livecell", "glioma-c6"], "export": ["onnx", "bioimageio"]}
     groups |= {"bench": ["resolution", "predict", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "app", "merge", "demo", "reproduce", "configs"]

@@ -303,6 +303,7 @@ TAKE_URLS = {
     "report": {"PREDICTIONS": "read", "--out": "written"},
     "shards inspect": {"SHARDS": "read"},
     "shards verify": {"SHARDS": "read"},
+    "shards report": {"SHARDS": "read"},
     "plan": {"--model.init": "not looked at"},
 }
 """All flags that take URLs. test_remote_run.py, test_remote_files.py and test_object_store.py give URLs to those that

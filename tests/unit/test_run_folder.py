@@ -355,6 +355,7 @@ def test_a_file_system_that_cannot_be_written_to_is_one_line(run, runtime):
 
 def write_status(out: Path, state: str) -> dict:
     told = {"state": state, "code": None, "reason": None, "step": 6, "checkpoint_step": 6, "updated": "then"}
+    told["warnings"] = [{"kind": "shared-images", "step": 0, "text": "told by an earlier start"}]
     (out / "status.json").write_text(json.dumps(told))
     return told
 

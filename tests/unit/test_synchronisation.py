@@ -36,6 +36,7 @@ from glioma_dist.training import validation
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.loop import train_step
 from glioma_dist.training.trainer import StepGuard
+from glioma_dist.training.validation_watch import ValidationWatch
 
 LEVELS = ("none", "selective", "full")
 SEEDS = torch.tensor([3, 4])
@@ -264,6 +265,7 @@ def test_validation_reads_once(on_gpu, tmp_path):
         val=[None] * 5,
         stop=SimpleNamespace(immediate=nullcontext),
         saver=SimpleNamespace(agree=on_gpu.agree),
+        validation_watch=ValidationWatch(),
     )
     with put_on(model), Watch(value=1) as watch:
         # Images are copied ahead, as training's batches are.

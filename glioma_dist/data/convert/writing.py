@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,12 +51,17 @@ def write_samples(writer: ShardWriter, writers: contextlib.ExitStack, samples: I
 
 
 def finish(out: Path, audit: Audit, written: Mapping[str, int], console: Console) -> None:
-    """Write the audit and print its summary, and for each split how many samples were written."""
+    """Write the audit and print its summary, for each split how many samples were written, and the command that shows
+    them."""
     audit.write(out / AUDIT_NAME)
     audit.show(console, out / AUDIT_NAME)
     for name, count in written.items():
         where = printable(out / name) if count else "not written: no sample of it could be converted"
         console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
+    if any(written.values()):
+        folder = shlex.quote(printable(out))
+        line = f"look at the data: glioma-dist shards report {folder} --out {folder}.html"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def with_progress(jobs: list[Job], label: str, console: Console) -> Iterator[Job]:
