@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Nd2File:
             width,
             self._file.dtype.name,
             samples,
-            self._channels(),
+            tuple(each.channel.name or "" for each in self._channels()),
             self._pixel_size(),
             self._hours(),
             by_rows=attributes.compressionType is None and not self._file.is_legacy,
@@ -64,12 +65,14 @@ class Nd2File:
         pixels = frame.reshape(self._shape)[channel, rows]
         return np.array(pixels if self._shape[3] > 1 else pixels[..., 0])
 
-    def _channels(self) -> tuple[str, ...]:
-        channels = getattr(self._file.metadata, "channels", None) or ()
-        return tuple(each.channel.name or "" for each in channels)
+    def _channels(self) -> list[Any]:
+        try:
+            return list(getattr(self._file.metadata, "channels", None) or ())
+        except Exception:  # the library's, on metadata without a probe, for one; pixels can be read without them
+            return []
 
     def _pixel_size(self) -> float | None:
-        channels = getattr(self._file.metadata, "channels", None)
+        channels = self._channels()
         volume = channels[0].volume if channels else None
         return float(volume.axesCalibration[0]) if volume is not None and volume.axesCalibrated[0] else None
 
