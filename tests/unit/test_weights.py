@@ -378,7 +378,7 @@ def test_weights_that_come_slowly_but_do_come_are_waited_for(monkeypatch, tmp_pa
             (tmp_path / f"{number}").write_bytes(b"x")
         return "all"
 
-    assert download._within_bound(fetch, tmp_path, None) == "all"
+    assert download.within_bound(fetch, tmp_path, None) == "all"
 
 
 @pytest.mark.parametrize("names", ["transformers", "authors"])
