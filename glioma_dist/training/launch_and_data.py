@@ -110,7 +110,7 @@ def with_local_weights(model: ModelConfig) -> ModelConfig:
             place = fetch_checkpoint(init)
     except (NotReachedError, UnavailableError) as error:
         raise UnavailableError(
-            f"--model.init {init}: cannot be fetched ({one_line(error, 200)}); fetch it by hand where there is a network, "
-            f"and give the {what} with --model.init"
+            f"--model.init {init}: cannot be fetched ({one_line(error, 200)}); fetch it by hand where there is a "
+            f"network, and give the {what} with --model.init"
         ) from error
     return replace(model, init=str(place))

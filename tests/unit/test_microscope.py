@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from microscope_files import INTERVAL_S, NAMES, PIXEL_UM, WRITERS, draw_planes, write_nd2
+from microscope_files import INTERVAL_S, NAMES, PIXEL_UM, WRITERS, draw_planes, write_lif, write_nd2
 from rich.console import Console
 
 from glioma_dist.config.inference import PredictConfig
@@ -160,6 +160,22 @@ def test_a_frame_that_an_nd2_does_not_have_is_no_black_picture(tmp_path, decoder
     *_, last = find_pictures([tmp_path / "x.nd2"], choice_of())
     with pytest.raises(InputError, match="frame 3 is not in the file"):
         decoder.read(last.wanted)
+
+
+@pytest.mark.skipif(find_spec("liffile") is None, reason="liffile of the extra microscope is not installed")
+def test_a_lif_that_names_other_files_is_refused(tmp_path, monkeypatch):
+    secret = tmp_path / "secret.tif"
+    tifffile.imwrite(secret, np.zeros((8, 8), np.uint8))
+    write_lif(tmp_path / "x.lif", draw_planes(1, 1, 1, 1))
+    data = (tmp_path / "x.lif").read_bytes()
+    text = data[13 : data.index("</LMSDataContainerHeader>".encode("utf-16-le"))].decode("utf-16-le")
+    text = text.replace(
+        "<Memory ", f'<Memory><Frame File="{secret}" Offset="0" Size="64" UUID="a"/></Memory><Memory ', 1
+    )
+    (tmp_path / "x.lif").write_text(f"{text}</LMSDataContainerHeader>")
+    monkeypatch.setattr(microscope, "_check_beginning", lambda *_: None)  # which refuses it, too
+    with pytest.raises(InputError, match="is no LIF but a XL"):
+        microscope.describe_file(tmp_path / "x.lif", "x.lif")
 
 
 @pytest.mark.parametrize("suffix", INSTALLED)

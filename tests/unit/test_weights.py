@@ -1,5 +1,6 @@
 """Starting weights from files and hubs: what is read, what is refused, and that nothing in a file is run."""
 
+import contextlib
 import os
 import re
 import socket
@@ -297,6 +298,10 @@ class DeadServer:
 
     def close(self) -> None:
         self.listener.close()
+        for connection in self.open:
+            with contextlib.suppress(OSError):  # the other side has closed it
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     def _answer(self) -> None:
         while True:
@@ -305,7 +310,11 @@ class DeadServer:
             except OSError:
                 return
             self.open.append(connection)
-            threading.Thread(target=self._speak, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._speak_until_the_end, args=(connection,), daemon=True).start()
+
+    def _speak_until_the_end(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self._speak(connection)
 
     def _speak(self, connection: socket.socket) -> None:
         if self.kind == "is silent":
