@@ -169,9 +169,8 @@ def test_a_lif_that_names_other_files_is_refused(tmp_path, monkeypatch):
     write_lif(tmp_path / "x.lif", draw_planes(1, 1, 1, 1))
     data = (tmp_path / "x.lif").read_bytes()
     text = data[13 : data.index("</LMSDataContainerHeader>".encode("utf-16-le"))].decode("utf-16-le")
-    text = text.replace(
-        "<Memory ", f'<Memory><Frame File="{secret}" Offset="0" Size="64" UUID="a"/></Memory><Memory ', 1
-    )
+    frame = f'<Memory><Frame File="{secret}" Offset="0" Size="64" UUID="a"/></Memory>'
+    text = '<?xml version="1.0"?>' + text.replace("<Memory ", f"{frame}<Memory ", 1)
     (tmp_path / "x.lif").write_text(f"{text}</LMSDataContainerHeader>")
     monkeypatch.setattr(microscope, "_check_beginning", lambda *_: None)  # which refuses it, too
     with pytest.raises(InputError, match="is no LIF but a XL"):

@@ -3,6 +3,7 @@
 What is loaded is compared with the network that was saved. Without a network, one line comes in time."""
 
 import functools
+import gc
 import hashlib
 import http.server
 import json
@@ -219,6 +220,7 @@ def test_a_file_that_runs_something_is_refused_from_everywhere(server, tmp_path,
 DEAD = ("refuses", "is silent", "answers 503", "stops in mid-file", "has no address")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets of what was given up
 @pytest.mark.parametrize("what", ["hub", "file", "folder"])
 @pytest.mark.parametrize("kind", DEAD)
 def test_without_a_network_one_line_says_in_time_how_to_get_it_by_hand(kind, what, monkeypatch):
@@ -234,6 +236,10 @@ def test_without_a_network_one_line_says_in_time_how_to_get_it_by_hand(kind, wha
         build_model(with_local_weights(config_of(init=init)), 1)
     seconds = time.monotonic() - started
     server.close()
+    for thread in threading.enumerate():
+        if thread.name == download.THREAD:
+            thread.join(5)
+    gc.collect()
     message = str(caught.value)
     assert message.startswith(f"--model.init {init}: ")
     assert "\n" not in message

@@ -290,14 +290,20 @@ class DeadServer:
         self.kind, self.listener, self.open = kind, socket.socket(), []
         self.listener.bind(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
+        self.thread: threading.Thread | None = None
         if kind == "refuses":
             self.listener.close()
             return
         self.listener.listen(50)
-        threading.Thread(target=self._answer, daemon=True).start()
+        self.thread = threading.Thread(target=self._answer, daemon=True)
+        self.thread.start()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # which ends `accept` on the other thread; `close` does not
         self.listener.close()
+        if self.thread is not None:
+            self.thread.join()
         for connection in self.open:
             with contextlib.suppress(OSError):  # the other side has closed it
                 connection.shutdown(socket.SHUT_RDWR)
