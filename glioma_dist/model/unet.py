@@ -103,7 +103,7 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
             "runs/x/best, or a file of weights"
         )
     if found is None and is_encoder_file(path):
-        return model, load_encoder_file(model, config.encoder, path, path.name, "not stated")
+        return model, load_encoder_file(model.encoder, config.encoder, path, path.name, "not stated")
     if found is None and is_smp(path):
         return model, [load_smp(model, config.encoder, path, config.norm)]
     with naming_another(path):
@@ -123,7 +123,7 @@ def _load_repository(model: UNet, config: ModelConfig, name: str) -> list[dict[s
     if found.path.is_dir():
         lineage = load_smp(model, config.encoder, found.path, config.norm)
         return [{"weights": f"{lineage['weights']}, {source}", "licence": found.licence}]
-    return load_encoder_file(model, config.encoder, found.path, source, found.licence)
+    return load_encoder_file(model.encoder, config.encoder, found.path, source, found.licence)
 
 
 def load_model(folder: str | Path) -> tuple[UNet, Checkpoint]:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import read_bytes, read_json
+from glioma_dist.model.encoders.contract import Encoder
 from glioma_dist.model.manifest import MANIFEST, MODEL, STATE
 from glioma_dist.model.pretrained.download import NotReachedError, cached, from_hub_if_there
 from glioma_dist.model.pretrained.imagenet import HUB_FILES
 from glioma_dist.model.pretrained.weight_files import read_weights
-
-if TYPE_CHECKING:
-    from glioma_dist.model.unet import UNet
 
 SETTINGS, CARD = "config.json", "README.md"
 OF_A_NETWORK = ("decoder.", "segmentation_head.", "model.decoder.", "model.segmentation_head.")
@@ -62,11 +60,11 @@ def fetch_repository(name: str) -> Repository:
     return Repository(path, is_checkpoint, folder.name, _licence(name))
 
 
-def load_encoder_file(model: UNet, encoder: str, file: Path, source: str, licence: str) -> list[dict[str, str]]:
-    """Put a file of an encoder's weights into `model`. source: where they come from. Returns their lineage. Raises
+def load_encoder_file(encoder: Encoder, name: str, file: Path, source: str, licence: str) -> list[dict[str, str]]:
+    """Put a file of weights into the encoder `name`. source: where they come from. Returns their lineage. Raises
     InputError as `Encoder.load_imagenet`, which knows the names that others give an encoder's weights."""
     try:
-        told = model.encoder.load_imagenet(encoder, file)
+        told = encoder.load_imagenet(name, file)
     except InputError as error:
         raise InputError(str(error).replace("--model.init imagenet", f"--model.init {source}", 1)) from error
     _, comma, unused = told["weights"].partition(", without ")
