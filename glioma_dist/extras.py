@@ -19,6 +19,7 @@ LIBRARIES = {
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
     "formats": ("roifile", "zarr"),
+    "microscope": ("nd2", "pylibCZIrw", "liffile"),
 }
 """By extra of pyproject.toml: the modules that its libraries are imported as."""
 

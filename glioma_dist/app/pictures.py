@@ -12,6 +12,7 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.images.decoding import PICTURE_SUFFIXES
+from glioma_dist.data.images.microscope import MICROSCOPE_SUFFIXES
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
@@ -92,7 +93,7 @@ class Segmenter:
 
     def _read(self, path: Path) -> tuple[np.ndarray, str]:
         """The first picture of a file, with its contrast stretched; and notes on it."""
-        if path.suffix.lower() not in PICTURE_SUFFIXES:  # which predict does not read, either
+        if path.suffix.lower() not in (*PICTURE_SUFFIXES, *MICROSCOPE_SUFFIXES):  # which predict does not read, either
             raise InputError(f"{path}: not an image that can be read; drop a TIFF, PNG or JPEG")
         picture, notes = find_first(path)
         with PictureReader(self._reader) as reader:

@@ -9,6 +9,7 @@ from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_folder_there, check_source
 from glioma_dist.config.data import ARTICLE_COUNTS, SPLIT_SHARES
 from glioma_dist.config.idle_flags import idle_flags
+from glioma_dist.config.places import Places
 from glioma_dist.data.convert.labelling import Labelling, check_names, parse_values
 from glioma_dist.errors import InputError
 
@@ -127,7 +128,8 @@ class FolderConfig:
     """Convert a folder of images and a folder of their masks to shards."""
 
     images: Path
-    """Folder with the images: TIFF, PNG or JPEG, also stacks of time points or planes; subfolders are searched, too."""
+    """Folder with the images: TIFF, PNG, JPEG, nd2, czi or lif, also stacks of time points or planes; subfolders are
+    searched, too."""
     masks: Path
     """Folder with a mask for each image: TIFF or PNG, where 0 is background and any value above 0 is cell: 0 and 255,
     or one number for each cell. It may be the same folder; subfolders must have the same names as in --images."""
@@ -152,6 +154,13 @@ class FolderConfig:
     file is a group; the pages of a stack always belong to the same split."""
     dataset: str | None = None
     """Name of the data set. By default: the name of --out."""
+    channel: str | None = None
+    """Channel to take of images with several (stacks, nd2, czi, lif): its number from 1, or its name."""
+    time: str = "all"
+    """Frames of time-lapse images to take: all; a number from 1 (-1 is the last one); or a range, first:last or
+    first:last:step. The mask has a page for each picture that is taken."""
+    page: str = "all"
+    """Pages or depths (z) of stacks of images to take, with values as of --time."""
     licence: str | None = None
     """Licence of the data. By default: the first line of a LICENSE file in --images. Checkpoints trained on the data
     name it."""
@@ -181,8 +190,12 @@ class FolderConfig:
         )
 
     def validate(self) -> None:
-        """Raises InputError for a bad name."""
+        """Raises InputError for a bad name or range."""
         _check_split_name(self.split)
+        Places.parse("--time", self.time)
+        Places.parse("--page", self.page)
+        if self.channel is not None and not self.channel.strip():
+            raise InputError("--channel: its value is empty; give a number from 1, or a name")
         if self.split_counts is not None and len(self.split_counts) != len(SPLIT_SHARES):
             given = " ".join(map(str, self.split_counts))
             raise InputError(f"--split-counts {given}: give three numbers, for train, val and test")
@@ -225,6 +238,7 @@ def run_coco(config: CocoConfig) -> None:
 def run_folder(config: FolderConfig) -> None:
     """Convert."""
     from glioma_dist.data.convert.folder import Division, convert_folder
+    from glioma_dist.data.images.choice import Choice
 
     names, values = parse_values(config.classes, config.ignore_value)
     convert_folder(
@@ -238,6 +252,7 @@ def run_folder(config: FolderConfig) -> None:
         config.licence,
         config.strict,
         labelling=Labelling(names, config.instances, values=values, ignored_value=config.ignore_value),
+        choice=Choice(config.channel, Places.parse("--time", config.time), Places.parse("--page", config.page)),
     )
 
 

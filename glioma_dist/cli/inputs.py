@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from glioma_dist.config.networks import network_folder, network_names
+from glioma_dist.config.model import WORDS
+from glioma_dist.config.networks import hub_name, network_folder, network_names
 from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.advice import data_folder
 from glioma_dist.errors import InputError
@@ -37,12 +38,12 @@ def check_checkpoint(flag: str, folder: Path | Url) -> None:
 
 def check_init(flag: str, init: str) -> None:
     """Raises InputError if starting weights are neither a known word nor an existing file or folder."""
-    if isinstance(path_or_url(init), Url):
+    if init in WORDS or isinstance(path_or_url(init), Url) or hub_name(init) is not None:
         return
-    if init not in ("random", "imagenet") and not _is_checkpoint_there(flag, Path(init)):
+    if not _is_checkpoint_there(flag, Path(init)):
         raise InputError(
             f"{flag} {init}: no such file or folder; give random, imagenet, {', '.join(network_names())}, a checkpoint "
-            "folder such as runs/x/best, or a file of weights"
+            "folder such as runs/x/best, a file of weights, or ORG/NAME of the Hugging Face hub"
         )
 
 

@@ -52,14 +52,15 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Segment images: write a mask and an overlay, or other formats, for each TIFF, PNG, JPEG or OME-Zarr and for each
-    plane of a stack, and summary.csv with the confluence. A second run skips the images that are done."""
+    """Segment images: write a mask and an overlay, or other formats, for each TIFF, PNG, JPEG, OME-Zarr, nd2, czi or
+    lif and for each plane of a stack, and summary.csv with the confluence. A second run skips the images that are
+    done."""
 
     checkpoint: InputPath
     """A checkpoint folder or its URL, for example runs/x/best; or t98g-small, a network that comes with the package."""
     images: PathOrUrl
-    """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif', here or at a URL. JPEGs beside TIFFs or
-    PNGs are not read, because they are usually previews."""
+    """A folder, a file, or a pattern in quotes, for example 'plates/**/*.tif', here or at a URL. JPEGs, nd2, czi
+    and lif beside TIFFs or PNGs are not read, because those are usually the same pictures; a pattern chooses them."""
     out: OutputPath
     """Folder or URL for the results and summary.csv."""
     input_size: SizeFlag | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,14 @@ from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.limits import MAX_CLASS_CHARACTERS, MAX_CLASSES
 from glioma_dist.registry import encoders
 
-MAX_CLASSES = 254
-"""Numbers of a uint8 mask without 0, the background, and 255, pixels that nobody labelled."""
+WORDS = ("random", "imagenet", "timm")
+"""Values of --model.init that are no place."""
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+def is_weight_file(init: str) -> bool:
+    """Whether starting weights are a single file, by its name."""
+    return init.lower().endswith(WEIGHT_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,13 @@ class ModelConfig:
     article's convolutional networks, timm/NAME for any timm model with feature maps, or one that you registered.
     `glioma-dist encoders` lists all with their costs."""
     init: PathOrUrl = "random"
-    """Starting weights: random, imagenet (encoder only, from the hub), a checkpoint folder or URL of this toolkit,
-    t98g-small (a network that comes with the package), or a checkpoint of segmentation_models.pytorch: a file
-    (.safetensors, .pth) or a folder from its save_pretrained."""
+    """Starting weights: random; imagenet (encoder only, from the hub); timm (the same, for timm/NAME); a checkpoint
+    folder or URL of this toolkit; t98g-small (a network that comes with the package); a checkpoint of
+    segmentation_models.pytorch: a file (.safetensors, .pth), its URL, or a folder from its save_pretrained; a file of
+    an encoder's weights; or ORG/NAME, a repository of the Hugging Face hub that holds one of these, for example
+    timm/resnet50.a1_in1k or smp-hub/resnet50.imagenet. docs/guides/starting_weights.md has a table."""
+    init_sha256: str = ""
+    """With --model.init FILE or URL of a file: the SHA-256 that it must have, in hex."""
     weights: Path | None = None
     """With --model.init imagenet: a file of the encoder's weights (.safetensors, .pth) to load instead of a
     download."""
@@ -60,6 +71,17 @@ class ModelConfig:
         self._check_outputs()
         if min(self.decoder_channels) < 1:
             raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
+        if self.init_sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.init_sha256):
+            raise InputError(f"--model.init-sha256 {one_line(self.init_sha256, 80)}: give 64 digits of 0-9 and a-f")
+        if self.init_sha256 and (self.init in WORDS or not is_weight_file(self.init)):
+            raise InputError(
+                f"--model.init-sha256: --model.init {self.init} is no file of weights "
+                f"({', '.join(WEIGHT_SUFFIXES)}); a checkpoint's own manifest has the checksums of its files"
+            )
+        if self.init == "timm" and not self.encoder.startswith("timm/"):
+            raise InputError(
+                f"--model.init timm: is for encoders timm/NAME, not for {self.encoder}; give --model.init imagenet"
+            )
         if self.weights is not None and self.init != "imagenet":
             raise InputError(
                 f"--model.weights {self.weights}: is for --model.init imagenet, not for {self.init}; "

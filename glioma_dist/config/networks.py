@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import glioma_dist
 
 NETWORKS = Path(glioma_dist.__file__).parent / "networks"
 """A folder for each network: its checkpoint, and README.md, its model card."""
+
+
+HUB_NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})", re.ASCII)
+"""A repository of the Hugging Face hub: ORG/NAME, or hf://ORG/NAME."""
+
+
+def hub_name(text: str) -> str | None:
+    """The repository of the hub, as ORG/NAME, that a text names; None for a path: if it is there, or the folder ORG."""
+    found = HUB_NAME.fullmatch(text)
+    if found is None or text.startswith("hf://"):
+        return found and found[1]
+    is_path = Path(text).exists() or Path(text).parent.exists() or Path(f"{text}.1").exists()
+    return None if is_path else found[1]
 
 
 def network_names() -> list[str]:

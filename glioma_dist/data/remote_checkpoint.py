@@ -208,6 +208,12 @@ def fetch_checkpoint(place: Path | Url | str, patience: Patience | None = None) 
     return kept
 
 
+def find_remote(url: Url, patience: Patience | None = None) -> None:
+    """Raises what `fetch_checkpoint` raises where there is no checkpoint at a URL; its weights are not fetched."""
+    folder, name, digest = _find(url, patience)
+    read_manifest(folder, name, digest)
+
+
 def cache_folder() -> Path:
     """This user's folder for what can be fetched or made again. Raises InputError for a user without a home."""
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.images.decoding import JPEG_SUFFIXES, PICTURE_SUFFIXES
+from glioma_dist.data.images.microscope import MICROSCOPE_SUFFIXES
 from glioma_dist.data.images.ome_zarr import SUFFIX, is_zarr
 from glioma_dist.data.remote_images import list_files
 from glioma_dist.errors import InputError, printable
@@ -62,8 +63,9 @@ class Found:
 
 
 def find_images(pattern: str) -> Found:
-    """Find the TIFFs, PNGs and OME-Zarrs of a folder, a file or a glob pattern. JPEGs are used only if there is none of
-    these, because beside them JPEGs are usually previews.
+    """Find the TIFFs, PNGs and OME-Zarrs of a folder, a file or a glob pattern. If there is none of these, files of
+    microscopes' own programs are used, because beside them TIFFs are usually saved from them. If there is none, either,
+    JPEGs are used, because beside others they are usually previews.
 
     Masks and overlays, which `predict` writes, are no images. Raises InputError where there are none.
     """
@@ -81,19 +83,18 @@ def find_images(pattern: str) -> Found:
             paths.append(path)
         elif kind != "folder" or "**" not in pattern:  # which does search the folders that it matches
             not_read[kind] += 1
-    main = [path for path in paths if path.suffix.lower() not in JPEG_SUFFIXES]
-    if main:
-        not_read.update(path.suffix.lower() for path in paths if path not in main)
-        paths = main
+    for others in ((*JPEG_SUFFIXES, *MICROSCOPE_SUFFIXES), JPEG_SUFFIXES):
+        main = [path for path in paths if path.suffix.lower() not in others]
+        if main:
+            not_read.update(path.suffix.lower() for path in paths if path.suffix.lower() in others)
+            paths = main
     found = Found(paths, not_read)
     if not paths:
         there = f" ({found.describe()})" if found.describe() else ""
         if not isinstance(place, Url) and not glob.has_magic(pattern) and not os.path.lexists(pattern):
             raise InputError(f"--images {pattern}: no such file or folder; give another, or a pattern in quotes")
-        raise InputError(
-            f"--images {pattern}: no {', '.join(PICTURE_SUFFIXES)}, {SUFFIX} there{there}; give a folder, a file, or a "
-            "pattern in quotes"
-        )
+        read = ", ".join((*PICTURE_SUFFIXES, *MICROSCOPE_SUFFIXES, SUFFIX))
+        raise InputError(f"--images {pattern}: no {read} there{there}; give a folder, a file, or a pattern in quotes")
     return found
 
 
@@ -156,7 +157,7 @@ def _why_not_by_name(path: Path | Url) -> str:
         return "hidden"
     if is_result_name(name) or name in (SUMMARY, FAILED) or RECORDS.fullmatch(name):
         return "result"
-    if path.suffix.lower() in (*PICTURE_SUFFIXES, SUFFIX):
+    if path.suffix.lower() in (*PICTURE_SUFFIXES, *MICROSCOPE_SUFFIXES, SUFFIX):
         return ""
     return printable(path.suffix.lower())[:20] or "plain"
 

@@ -13,6 +13,8 @@ from glioma_dist.config import PredictConfig
 from glioma_dist.config.file import checked
 from glioma_dist.config.places import Places
 from glioma_dist.data.image_statistics import TrainingStatistics
+from glioma_dist.data.images.choice import Choice
+from glioma_dist.data.images.microscope import format_of, require_library
 from glioma_dist.data.images.ome_zarr import is_zarr
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.remote_checkpoint import fetch_checkpoint
@@ -24,7 +26,7 @@ from glioma_dist.evaluation.network import Network, load_network
 from glioma_dist.extras import require
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images
 from glioma_dist.inference.overlap import Outcome, WriteBehind, read_ahead
-from glioma_dist.inference.pictures import Choice, Picture, find_pictures
+from glioma_dist.inference.pictures import Picture, find_pictures
 from glioma_dist.inference.progress import PredictionProgress
 from glioma_dist.inference.quality import quality_flags
 from glioma_dist.inference.reading import PictureReader, ReadImage, read_together
@@ -74,6 +76,9 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     found = find_images(config.images)
     if any(isinstance(path, Path) and path.is_dir() and is_zarr(path) for path in found.paths):
         require("formats", f"--images {config.images}: to read OME-Zarr", ("zarr",))
+    for kind, path in {format_of(path): path for path in found.paths if isinstance(path, Path)}.items():
+        if kind is not None:
+            require_library(path, f"--images {config.images}: to read {kind.name}")
     results, place = open_results(config.out, config.write), Place(config.out)
     given = (fetch_checkpoint(config.checkpoint), config.scale.spatial_parallel, context, config.raw_weights)
     network, checkpoint = load_network(*given)

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.config.networks import hub_name
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder, filled
 from glioma_dist.model.outputs import Outputs
+from glioma_dist.model.pretrained.starting_points import fetch_repository, is_encoder_file, load_encoder_file
+from glioma_dist.model.pretrained.weight_files import check_digest
 from glioma_dist.model.pretrained.weights import initialise, is_smp, load_smp
 
 
@@ -95,21 +98,41 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     initialise(model, torch.Generator().manual_seed(seed))
     if config.init == "random":
         return model, []
-    if config.init == "imagenet":
+    if config.init in ("imagenet", "timm"):
         return model, [model.encoder.load_imagenet(config.encoder, config.weights)]
+    if (name := hub_name(config.init)) is not None:
+        return model, _load_repository(model, config, name)
     path = Path(config.init)
+    if config.init_sha256:
+        check_digest(path, config.init_sha256)
     found = find_checkpoint(path)
     if found is None and not path.exists():
         raise InputError(
             f"--model.init {config.init}: no such file or folder; give random, imagenet, a checkpoint's folder as "
             "runs/x/best, or a file of weights"
         )
+    if found is None and is_encoder_file(path):
+        return model, load_encoder_file(model.encoder, config.encoder, path, path.name, "not stated")
     if found is None and is_smp(path):
         return model, [load_smp(model, config.encoder, path, config.norm)]
     with naming_another(path):
         checkpoint = Checkpoint.read(path)
         checkpoint.load_into(model, config.encoder)
     return model, checkpoint.lineage
+
+
+def _load_repository(model: UNet, config: ModelConfig, name: str) -> list[dict[str, str]]:
+    """Put what a repository of the hub holds into `model`. Returns its lineage."""
+    found = fetch_repository(name)
+    if found.is_checkpoint:
+        checkpoint = Checkpoint.read(found.path)
+        checkpoint.load_into(model, config.encoder)
+        return checkpoint.lineage
+    source = found.describe(name)
+    if found.path.is_dir():
+        lineage = load_smp(model, config.encoder, found.path, config.norm)
+        return [{"weights": f"{lineage['weights']}, {source}", "licence": found.licence}]
+    return load_encoder_file(model.encoder, config.encoder, found.path, source, found.licence)
 
 
 def load_model(folder: str | Path, raw_weights: bool = False) -> tuple[UNet, Checkpoint]:

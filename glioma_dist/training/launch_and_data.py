@@ -9,21 +9,29 @@ from dataclasses import replace
 from typing import TypeVar
 
 from glioma_dist.config import ModelConfig, TrainConfig
+from glioma_dist.config.model import is_weight_file
+from glioma_dist.config.networks import hub_name
 from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.background import check_cells, note_on_coverage
 from glioma_dist.data.mixture import Shards, parts_of
-from glioma_dist.data.remote_checkpoint import fetch_checkpoint
+from glioma_dist.data.remote_checkpoint import cache_folder, fetch_checkpoint, find_remote
+from glioma_dist.data.remote_weights import fetch_weights, weights_folder
 from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.storage import Patience
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.data.shared_images import notes_on_shared_data
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
-from glioma_dist.errors import InputError, Interrupted
+from glioma_dist.errors import InputError, Interrupted, UnavailableError, one_line
 from glioma_dist.losses import check_losses
+from glioma_dist.model.pretrained.download import NotReachedError, within_bound
 from glioma_dist.registry import augmentations
 from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
 from glioma_dist.training.run_warnings import SHARED_GROUPS, SHARED_IMAGES, UNIFORM_MASKS
+
+FEW_TRIES = Patience(attempts=2)
+"""Of a server that starting weights are asked of; `within_bound` says how long."""
 
 Result = TypeVar("Result")
 
@@ -98,6 +106,23 @@ def warnings_on_data(train: Shards, val: ShardReader | None, shares: Sequence[fl
 
 
 def with_local_weights(model: ModelConfig) -> ModelConfig:
-    """The same settings, with starting weights at a URL fetched to this machine. Raises as `fetch_checkpoint`."""
+    """The same settings, with starting weights at a URL fetched to this machine. A repository of the hub stays a name.
+
+    Raises as `fetch_checkpoint` and `fetch_weights`; within 10 s where the server does not answer.
+    """
     init = path_or_url(model.init)
-    return replace(model, init=str(fetch_checkpoint(init))) if isinstance(init, Url) else model
+    if not isinstance(init, Url) or hub_name(model.init) is not None:
+        return model
+    what = "file" if is_weight_file(init) else "folder"
+    try:
+        if what == "file":
+            place = within_bound(lambda: fetch_weights(init, model.init_sha256, FEW_TRIES), weights_folder(), str(init))
+        else:
+            within_bound(lambda: find_remote(init, FEW_TRIES), cache_folder(), None)
+            place = fetch_checkpoint(init)
+    except (NotReachedError, UnavailableError) as error:
+        raise UnavailableError(
+            f"--model.init {init}: cannot be fetched ({one_line(error, 200)}); fetch it by hand where there is a "
+            f"network, and give the {what} with --model.init"
+        ) from error
+    return replace(model, init=str(place))

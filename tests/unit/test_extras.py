@@ -21,6 +21,7 @@ from glioma_dist.config.benchmark import ResolutionConfig
 from glioma_dist.config.inference import check_formats
 from glioma_dist.config.plan import PlanConfig
 from glioma_dist.config.train import check_trackers
+from glioma_dist.data.images.microscope import FORMATS, require_library
 from glioma_dist.data.images.ome_zarr import OmeZarr
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
@@ -36,6 +37,14 @@ ASKING: dict[str, tuple[str, str, Callable]] = {
         "segmentation_models_pytorch",
         lambda: ResolutionConfig((Size(64, 64),), baselines=("smp",)).validate(),
     ),
+    **{
+        f"--images a{suffix}": (
+            "microscope",
+            kind.library,
+            partial(require_library, f"a{suffix}", f"--images a{suffix}"),
+        )
+        for suffix, kind in FORMATS.items()
+    },
     "--images a.zarr": ("formats", "zarr", lambda: OmeZarr("a.zarr", None, "yx").read()),
     "export": ("export", "onnx", lambda: export.check_onnx(export.OnnxConfig(Path("best"), Path("x.onnx")))),
     "export, run": (

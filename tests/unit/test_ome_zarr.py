@@ -13,12 +13,13 @@ import pytest
 from test_pictures import NAMES, H, W, check, choice_of, draw, expected, read_all
 
 from glioma_dist.data.images import zarr_arrays
+from glioma_dist.data.images.choice import ChannelError
 from glioma_dist.data.images.numbers import to_16_bit
 from glioma_dist.data.images.ome_zarr import open_ome_zarr
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 from glioma_dist.inference.images import find_images
-from glioma_dist.inference.pictures import ChannelError, find_pictures
+from glioma_dist.inference.pictures import find_pictures
 from glioma_dist.inference.reading import PictureReader
 
 zarr = pytest.importorskip("zarr", reason="the extra formats is not installed")

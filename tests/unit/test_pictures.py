@@ -12,11 +12,12 @@ import tifffile
 
 from glioma_dist.cli.export import _read_first
 from glioma_dist.config.places import Places
+from glioma_dist.data.images.choice import ChannelError, Choice
 from glioma_dist.data.images.numbers import to_16_bit
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.errors import InputError
 from glioma_dist.inference.images import find_images
-from glioma_dist.inference.pictures import ChannelError, Choice, find_first, find_pictures
+from glioma_dist.inference.pictures import find_first, find_pictures
 from glioma_dist.inference.reading import PictureReader
 from glioma_dist.report.prediction_pictures import make_thumbnail
 from glioma_dist.report.prediction_results import ReportedImage, ResultFolder

@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from glioma_dist.benchmark import cell
 from glioma_dist.config import DataConfig, ModelConfig, PredictConfig, ScaleConfig
 from glioma_dist.data.batch import Batch
+from glioma_dist.data.images.choice import Choice
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.network import Network, cell_probability
-from glioma_dist.inference.pictures import Choice, find_pictures
+from glioma_dist.inference.pictures import find_pictures
 from glioma_dist.inference.predict import _Job
 from glioma_dist.inference.record import Place, Record, RecordWriter
 from glioma_dist.inference.result_folder import open_results

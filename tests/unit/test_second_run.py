@@ -21,10 +21,11 @@ import tifffile
 from helpers import command, draw_sample, save_state, start, tiny_config
 
 from glioma_dist.config import PredictConfig
+from glioma_dist.data.images.choice import Choice
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import DiskFullError, ExitCode, InputError
 from glioma_dist.inference import progress, record
-from glioma_dist.inference.pictures import Choice, find_pictures
+from glioma_dist.inference.pictures import find_pictures
 from glioma_dist.inference.predict import predict
 from glioma_dist.inference.record import Place
 from glioma_dist.inference.result_folder import Results

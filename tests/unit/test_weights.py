@@ -1,5 +1,6 @@
 """Starting weights from files and hubs: what is read, what is refused, and that nothing in a file is run."""
 
+import contextlib
 import os
 import re
 import socket
@@ -289,14 +290,24 @@ class DeadServer:
         self.kind, self.listener, self.open = kind, socket.socket(), []
         self.listener.bind(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
+        self.thread: threading.Thread | None = None
         if kind == "refuses":
             self.listener.close()
             return
         self.listener.listen(50)
-        threading.Thread(target=self._answer, daemon=True).start()
+        self.thread = threading.Thread(target=self._answer, daemon=True)
+        self.thread.start()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # which ends `accept` on the other thread; `close` does not
         self.listener.close()
+        if self.thread is not None:
+            self.thread.join()
+        for connection in self.open:
+            with contextlib.suppress(OSError):  # the other side has closed it
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     def _answer(self) -> None:
         while True:
@@ -305,7 +316,11 @@ class DeadServer:
             except OSError:
                 return
             self.open.append(connection)
-            threading.Thread(target=self._speak, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._speak_until_the_end, args=(connection,), daemon=True).start()
+
+    def _speak_until_the_end(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self._speak(connection)
 
     def _speak(self, connection: socket.socket) -> None:
         if self.kind == "is silent":
@@ -378,7 +393,7 @@ def test_weights_that_come_slowly_but_do_come_are_waited_for(monkeypatch, tmp_pa
             (tmp_path / f"{number}").write_bytes(b"x")
         return "all"
 
-    assert download._within_bound(fetch, tmp_path, None) == "all"
+    assert download.within_bound(fetch, tmp_path, None) == "all"
 
 
 @pytest.mark.parametrize("names", ["transformers", "authors"])

@@ -31,6 +31,7 @@ from glioma_dist.data.convert.mask_pairs import NUM_NAMES, Pairs, find_pairs
 from glioma_dist.data.convert.pages import Page, check_pattern, find_pages
 from glioma_dist.data.convert.sources import licence_in
 from glioma_dist.data.convert.writing import AUDIT_NAME, finish, refuse_other_division, with_progress, write_samples
+from glioma_dist.data.images.choice import EVERYTHING, Choice
 from glioma_dist.data.images.decoding import DecodedImage, orientation_remark
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED, is_transposed, upright
 from glioma_dist.data.images.reader import ImageReader
@@ -81,13 +82,14 @@ def convert_folder(
     strict: bool = False,
     console: Console | None = None,
     labelling: Labelling = PLAIN,
+    choice: Choice = EVERYTHING,
 ) -> None:
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
     suffix: what the masks' names have after the images'; see `find_pairs`. group_pattern: see `find_pages`. licence:
-    None: what a LICENSE file among the images says. labelling: what the masks' values
-    are. Raises InputError where a folder holds no pair, nothing can be
-    converted or divided so, or, with `strict`, at the first defect.
+    None: what a LICENSE file among the images says. labelling: what the masks' values are. choice: which planes of the
+    images; the masks have as many. Raises InputError where a folder holds no pair, nothing can be converted or divided
+    so, or, with `strict`, at the first defect.
     """
     console, audit = console or Console(stderr=True), Audit(strict)
     check_new_folder("--out", out)
@@ -99,7 +101,8 @@ def convert_folder(
     licence = licence or licence_in(images)
     has_values = bool(labelling.classes) or labelling.ignored_value is not None
     keeps = {"keeps_values": has_values, "keeps_numbers": labelling.instances and not has_values}
-    pages = find_pages(pairs.pairs, group_pattern, audit, keeps)
+    with ImageReader() as reader:
+        pages = find_pages(pairs.pairs, group_pattern, audit, keeps, choice, reader)
     if group_pattern is not None:
         _tell_groups(pages, console)
     written: dict[str, int] = {}

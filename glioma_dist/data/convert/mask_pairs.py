@@ -9,6 +9,7 @@ from typing import NamedTuple
 from glioma_dist.data.advice import data_folder
 from glioma_dist.data.convert.image_folder import spelling, walk_files
 from glioma_dist.data.images.decoding import PICTURE_SUFFIXES
+from glioma_dist.data.images.microscope import MICROSCOPE_SUFFIXES
 from glioma_dist.errors import InputError, printable
 
 KNOWN_SUFFIXES = (
@@ -50,7 +51,7 @@ def find_pairs(images: Path, masks: Path, suffix: str | None) -> Pairs:
     is_one = data_folder(images).resolve() == data_folder(masks).resolve()
     files, not_read = _pictures(images, masks)
     other_files, others_not_read = (files, []) if is_one else _pictures(masks, images)
-    _refuse_nothing("--images", images, files, "image (TIFF, PNG or JPEG)")
+    _refuse_nothing("--images", images, files, "image (TIFF, PNG, JPEG, nd2, czi or lif)")
     _refuse_nothing("--masks", masks, other_files, "mask (TIFF or PNG)", [*not_read, *others_not_read])
     if is_one and suffix == "":
         raise InputError(f"--suffix '': images and masks are in one folder, {images}; give the end of the masks' names")
@@ -85,6 +86,13 @@ def _pictures(root: Path, other: Path) -> tuple[dict[str, list[Path]], list[Path
             pictures[stem_of(path.relative_to(root).as_posix())].append(path)
         else:
             rest.append(path)
+    plain = set(pictures)
+    for path in [path for path in rest if path.name.lower().endswith(MICROSCOPE_SUFFIXES)]:
+        stem = stem_of(path.relative_to(root).as_posix())
+        # Beside a TIFF of the same name, it is what the TIFF was saved from.
+        if not path.name.startswith(".") and stem not in plain:
+            pictures[stem].append(path)
+            rest.remove(path)
     return dict(pictures), rest
 
 

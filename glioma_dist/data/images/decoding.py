@@ -12,6 +12,7 @@ import numpy as np
 from glioma_dist.data.images.jpeg_pictures import JPEG_SIGNATURE, decode_jpeg_file
 from glioma_dist.data.images.labels import HOW, to_mask, to_numbers, to_values
 from glioma_dist.data.images.limits import MAX_FILE_BYTES
+from glioma_dist.data.images.microscope import FORMATS, Place, decode_microscope_plane
 from glioma_dist.data.images.ome_zarr import decode_zarr_plane
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED
 from glioma_dist.data.images.png import PNG_SIGNATURE, decode_png_file
@@ -31,8 +32,7 @@ OTHER_KINDS = {
     b"BM": "a BMP",
     b"RIFF": "a WebP",
     b"\0\0\0\x0cjP  ": "a JPEG 2000",
-    b"ZISRAWFILE": "a Zeiss CZI",
-    b"\xda\xce\xbe\x0a": "a Nikon ND2",
+    **{kind.signatures[0]: kind.name for kind in FORMATS.values()},
     b"\x89HDF": "an HDF5",
     b"\x1f\x8b": "a gzip",
     b"PK\x03\x04": "a zip",
@@ -89,6 +89,7 @@ def decode_page(
     zarr: Sequence | None = None,
     keeps_numbers: bool = False,
     keeps_values: bool = False,
+    microscope: Sequence | None = None,
 ) -> DecodedImage:
     """Decode one page of an image or a mask in this process; see `Wanted`.
 
@@ -100,6 +101,8 @@ def decode_page(
     if zarr is not None:
         group, *indices = zarr
         return DecodedImage(*decode_zarr_plane(Path(path), group, tuple(indices), where, reserve))
+    if microscope is not None:
+        return DecodedImage(*decode_microscope_plane(path, Place(*microscope), where, reserve))
 
     def decode(file: BinaryIO, num_bytes: int) -> DecodedImage:
         first = file.read(16)
@@ -184,6 +187,9 @@ def _decode(
 def _unknown_kind(first: bytes, where: str, expected: str) -> InputError:
     """The error for a file that is none of those that are read, by its first bytes."""
     kind = next((kind for start, kind in OTHER_KINDS.items() if first.startswith(start)), None)
+    suffix = next((suffix for suffix, each in FORMATS.items() if each.name == kind), None)
+    if suffix is not None:
+        return InputError(f"{where}: is {kind} by its first bytes, whatever its name; rename it to end in {suffix}")
     if kind is not None:
         return InputError(f"{where}: is {kind} by its first bytes, whatever its name; save it as TIFF or PNG")
     if not first:

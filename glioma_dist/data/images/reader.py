@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from glioma_dist.data.images.decoding import DecodedImage
 from glioma_dist.data.images.limits import check_size
+from glioma_dist.data.images.microscope import Scene
 from glioma_dist.data.images.worker import NoAnswerError, Wanted, receive, receive_into, send
 from glioma_dist.errors import InputError, UnavailableError
 
@@ -31,7 +33,13 @@ PROGRAM = (
 )
 
 
-Question = str | Path | Wanted
+class Description(NamedTuple):
+    """Asks which images a file holds."""
+
+    path: str | Path
+
+
+Question = str | Path | Wanted | Description
 
 
 class ImageReader:
@@ -84,9 +92,19 @@ class ImageReader:
             yield found
             path = after
 
+    def describe(self, path: str | Path) -> list[Scene]:
+        """The images of a file of a microscope's own program. Raises InputError as `read` does."""
+        try:
+            self._start(Description(path))
+            return [
+                Scene(*each)._replace(channels=tuple(each[7])) for each in self._answer(Description(path))["scenes"]
+            ]
+        except NoAnswerError as error:
+            raise _crashed(path, self._give_up(path, error)) from None
+
     def _read(self, question: Question, after: Question | None) -> DecodedImage:
         """after: the image that is asked for next; the process begins with it at once."""
-        path = question.path if isinstance(question, Wanted) else question
+        path = _path_of(question)
         try:
             was_used = self._start(question)
             return self._ask(question, after)
@@ -100,10 +118,7 @@ class ImageReader:
                 if np.array_equal(first.pixels, second.pixels):
                     return second
             self._end()
-        raise InputError(
-            f"{path}: the decoder crashed on it ({how}): the file is damaged or in a rare format; if another program "
-            "can open it, save it from there as a new TIFF or PNG"
-        )
+        raise _crashed(path, how)
 
     def _ask_afresh(self, question: Question) -> DecodedImage:
         self._end()
@@ -161,26 +176,30 @@ class ImageReader:
         return False
 
     def _ask(self, question: Question, after: Question | None) -> DecodedImage:
-        """One question and its answer. Raises NoAnswerError where there is none, and InputError."""
-        path = question.path if isinstance(question, Wanted) else question
+        """One question and its image. Raises NoAnswerError where there is none, and InputError."""
+        deadline = time.monotonic() + self._seconds
+        answer = self._answer(question, after)
+        height, width, *channels = answer["shape"]
+        kind = np.dtype({"uint8": np.uint8, "uint16": np.uint16}[answer["dtype"]])
+        check_size(width, height, _path_of(question), channels[0] if channels else 1, kind.itemsize)
+        pixels = np.empty(answer["shape"], kind)
+        receive_into(self._connection, memoryview(pixels).cast("B"), deadline)
+        return DecodedImage(pixels, tuple(answer["notes"]), answer["orientation"], answer.get("num_cells"))
+
+    def _answer(self, question: Question, after: Question | None = None) -> dict:
+        """One question and its answer, without pixels. Raises as `_ask`."""
         try:
             for each in ([] if self._asked == question else [question]) + ([] if after is None else [after]):
                 send(self._connection, _as_message(each))
         except OSError:
             raise NoAnswerError(late=False) from None
         self._asked = after
-        deadline = time.monotonic() + self._seconds
         answer = receive(self._connection, self._seconds)
         if "error" in answer:
             if answer["is_full"]:
                 self._end()  # what it holds is not given back to the system
             raise InputError(answer["error"])
-        height, width, *channels = answer["shape"]
-        kind = np.dtype({"uint8": np.uint8, "uint16": np.uint16}[answer["dtype"]])
-        check_size(width, height, path, channels[0] if channels else 1, kind.itemsize)
-        pixels = np.empty(answer["shape"], kind)
-        receive_into(self._connection, memoryview(pixels).cast("B"), deadline)
-        return DecodedImage(pixels, tuple(answer["notes"]), answer["orientation"], answer.get("num_cells"))
+        return answer
 
     def _end(self, seconds: float = 0.0) -> str:
         """End the process, which first gets time to end by itself, and say how it ended."""
@@ -203,8 +222,21 @@ class ImageReader:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
+def _path_of(question: Question) -> str | Path:
+    return question.path if isinstance(question, Wanted | Description) else question
+
+
+def _crashed(path: str | Path, how: str) -> InputError:
+    return InputError(
+        f"{path}: the decoder crashed on it ({how}): the file is damaged or in a rare format; if another program "
+        "can open it, save it from there as a new TIFF or PNG"
+    )
+
+
 def _as_message(question: Question) -> dict:
     """A question as the process is asked it."""
+    if isinstance(question, Description):
+        return {"path": os.path.abspath(question.path), "where": str(question.path), "describe": True}
     if not isinstance(question, Wanted):
         return {"path": os.path.abspath(question), "where": str(question)}
     how = {name: value for name, value in question._asdict().items() if name != "path"}

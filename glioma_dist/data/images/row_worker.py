@@ -27,8 +27,8 @@ MAX_NOTES = 20
 
 
 def serve(descriptor: int, request: str) -> None:
-    """Decode what a request of JSON names: {"path", "where"}, and "directory" of a TIFF's page, or "zarr" of a plane
-    of an OME-Zarr, as `worker.Wanted` has them."""
+    """Decode what a request of JSON names: {"path", "where"}, and "directory" of a TIFF's page, "zarr" of a plane of
+    an OME-Zarr, or "microscope" of one of a microscope's file, as `worker.Wanted` has them."""
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -47,7 +47,7 @@ def _decode(descriptor: int, request: dict[str, Any]) -> dict[str, Any]:
     limit_memory(2**28)
     shape, kind, place = None, None, 0
     notes: list[str] = []
-    for rows in _zarr_rows(request) if request.get("zarr") else _tiff_rows(request, notes):
+    for rows in _rows(request, notes):
         if shape is not None and (rows.shape[1:] != shape[1:] or rows.dtype != kind):
             raise InputError(f"{request['where']}: damaged: its parts are of different kinds")
         shape, kind = (place, *rows.shape[1:]), rows.dtype
@@ -65,6 +65,12 @@ def _decode(descriptor: int, request: dict[str, Any]) -> dict[str, Any]:
         "notes": [str(note)[:1000] for note in notes[:MAX_NOTES]],
         "orientation": orientation,
     }
+
+
+def _rows(request: dict[str, Any], notes: list) -> Iterator[np.ndarray]:
+    if request.get("zarr"):
+        return _zarr_rows(request)
+    return _microscope_rows(request) if request.get("microscope") else _tiff_rows(request, notes)
 
 
 def _tiff_rows(request: dict[str, Any], notes: list) -> Iterator[np.ndarray]:
@@ -107,6 +113,21 @@ def _zarr_rows(request: dict[str, Any]) -> Iterator[np.ndarray]:
         step = max(1, step // chunk) * chunk
     for start in range(0, height, step):
         yield image.read(t, c, z, slice(start, min(start + step, height)), slice(0, width))
+
+
+def _microscope_rows(request: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Rows of a plane of a microscope's file, some at a time."""
+    from glioma_dist.data.images.microscope import Place, open_microscope, read_rows
+
+    place, where = Place(*request["microscope"]), request["where"]
+    with open_microscope(request["path"], where) as file:
+        limit_memory(2**29)  # and not what its library took to be imported
+        step = max(1, BAND_BYTES // max(1, place.width * place.pixel_bytes))
+        for start in range(0, place.height, step):
+            rows = read_rows(file, place, slice(start, min(start + step, place.height)), where)
+            if rows.dtype not in (np.uint8, np.uint16):
+                raise InputError(f"{where}: a large picture of {rows.dtype.name}; save it as 8 or 16 bit, unsigned")
+            yield rows
 
 
 def _tell(message: dict[str, Any]) -> None:

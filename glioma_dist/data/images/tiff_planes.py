@@ -30,7 +30,8 @@ MAX_HOURS = 1e6
 class Plane(NamedTuple):
     """A picture of a file. directory: where its TIFF directory begins, in bytes; None for the only picture of a file.
     frame: its place in time, position: its place in depth or among the pages, channel: from 1, None where there is one.
-    hours: since the first frame. acquired: when it was taken, ISO 8601."""
+    hours: since the first frame. acquired: when it was taken, ISO 8601. Of a microscope's file: scene: its number from
+    1, where there are several; place: a `microscope.Place`; pixel_size_um: of its scene."""
 
     directory: int | None = None
     frame: int | None = None
@@ -38,6 +39,9 @@ class Plane(NamedTuple):
     channel: int | None = None
     hours: float | None = None
     acquired: str | None = None
+    scene: int | None = None
+    place: tuple | None = None
+    pixel_size_um: float | None = None
 
 
 class Planes(NamedTuple):
@@ -56,15 +60,15 @@ class Planes(NamedTuple):
     printed_size_um: float | None = None
 
 
-def find_planes(path: Path) -> Planes:
+def find_planes(path: Path, any_channels: bool = False) -> Planes:
     """The planes of an image file. Its pixels are not looked at, and what is no TIFF is taken for one picture.
 
-    Raises InputError for a file that cannot be read, a damaged TIFF, a stack of several channels, and one whose
-    metadata declares other planes than it has.
+    Raises InputError for a file that cannot be read, a damaged TIFF, a stack of several channels (unless
+    `any_channels`), and one whose metadata declares other planes than it has.
     """
     with open_plain(path) as file:
         found = read_planes(file, os.fstat(file.fileno()).st_size, str(path))
-    if found.num_channels > found.num_samples:
+    if found.num_channels > found.num_samples and not any_channels:
         raise InputError(
             f"{path}: a stack of {found.num_channels} channels; save the one to segment as its own file "
             "(Fiji: Image > Color > Split Channels)"
@@ -116,7 +120,7 @@ def _with_times(planes: list[Plane], pages: list[Directory], told: Told) -> list
         elif plane.frame is not None and is_each_dated:
             hours = _hours_between(min(filter(None, dates)), date)
         hours = hours if hours is not None and 0 <= hours < MAX_HOURS else None
-        acquired = date if told.acquired is None and is_each_dated else _later(told.acquired or dates[0], hours)
+        acquired = date if told.acquired is None and is_each_dated else later(told.acquired or dates[0], hours)
         found.append(plane._replace(hours=hours, acquired=acquired))
     return found
 
@@ -128,7 +132,8 @@ def _hours_between(first: str, then: str | None) -> float | None:
         return None
 
 
-def _later(date: str | None, hours: float | None) -> str | None:
+def later(date: str | None, hours: float | None) -> str | None:
+    """An ISO date some hours later; the date itself for none."""
     try:
         return (datetime.fromisoformat(date) + timedelta(hours=hours)).isoformat() if date and hours else date
     except OverflowError:  # the year 9999

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     values that are not 8 or 16 bit are brought to that; alpha and lossy files are then remarked on. label: names the
     page in errors, in place of its number. zarr: the image within the OME-Zarr `path`, and its frame, channel and
     depth, from 0. keeps_numbers, keeps_values: a mask's pixels stay the numbers of a label image, or the values of
-    classes, uint16.
+    classes, uint16. microscope: a `microscope.Place` in a file of a microscope's own program.
     """
 
     path: str | Path
@@ -51,6 +51,7 @@ class Wanted(NamedTuple):
     zarr: tuple[str, int, int, int] | None = None
     keeps_numbers: bool = False
     keeps_values: bool = False
+    microscope: tuple | None = None
 
 
 class NoAnswerError(Exception):
@@ -108,6 +109,7 @@ def receive_into(connection: socket.socket, buffer: bytearray | memoryview, dead
 def serve(descriptor: int) -> None:
     """Decode what is asked for on a socket until it is closed."""
     from glioma_dist.data.images.decoding import decode_file, decode_page
+    from glioma_dist.data.images.microscope import describe_file
 
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
@@ -116,22 +118,33 @@ def serve(descriptor: int) -> None:
         while True:
             request = receive(connection, None)
             how = request.get("how")
-            _answer(connection, request, partial(decode_page, **how) if how else decode_file)
+            if request.get("describe"):
+                found = _done(connection, request, lambda path, where, _: describe_file(path, where))
+                if found is not None:
+                    send(connection, {"scenes": found})
+            else:
+                _answer(connection, request, partial(decode_page, **how) if how else decode_file)
 
 
-def _answer(connection: socket.socket, request: dict, decode_file: Callable) -> None:
+def _done(connection: socket.socket, request: dict, work: Callable) -> Any:
+    """What `work` returns for a request; None where it raises, which the other side is told."""
     try:
         limit_memory(0)
-        found = decode_file(request["path"], request["where"], limit_memory)
+        return work(request["path"], request["where"], limit_memory)
     except InputError as error:
         send(connection, {"error": str(error)[:4000], "is_full": False})
-        return
     except MemoryError:
         error = (
             f"{request['where']}: takes far more memory to decode than its header says; it is damaged, or of a rare "
             "kind: if another program opens it, save it from there as a TIFF without compression"
         )
         send(connection, {"error": error[:4000], "is_full": True})
+    return None
+
+
+def _answer(connection: socket.socket, request: dict, decode: Callable) -> None:
+    found = _done(connection, request, decode)
+    if found is None:
         return
     pixels = np.ascontiguousarray(found.pixels)
     send(

@@ -179,6 +179,11 @@ class RemoteFolder:
         span = Span(0, num_bytes, may_skip=True)
         stream_span(self._file_system(), self.where(name), span, self.patience.seconds, take)
 
+    def stream_all(self, name: str, max_bytes: int, take: Take) -> None:
+        """Hand all of a file of at most `max_bytes` to `take`, in pieces as they come, in one try. Raises whatever is
+        wrong with it."""
+        stream_span(self._file_system(), self.where(name), Span(None, max_bytes), self.patience.seconds, take)
+
     def read_optional(self, name: str, max_bytes: int) -> bytes | None:
         """`read_all`, or None where there is no such file."""
         url, seconds = self.where(name), self.patience.seconds

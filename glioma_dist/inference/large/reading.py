@@ -48,7 +48,7 @@ def open_large(wanted: Wanted, where: str, limit: int, folder: Path) -> LargeFil
     limit: resident bytes that this process may take. where: names the picture in errors. Raises InputError as
     `read_large`.
     """
-    path, zarr = Path(wanted.path), getattr(wanted, "zarr", None)
+    path, zarr, microscope = Path(wanted.path), getattr(wanted, "zarr", None), getattr(wanted, "microscope", None)
     try:
         if zarr is not None:
             from glioma_dist.data.images.ome_zarr import open_ome_zarr
@@ -56,6 +56,8 @@ def open_large(wanted: Wanted, where: str, limit: int, folder: Path) -> LargeFil
             image = open_ome_zarr(path, zarr[0])
             height, width = image.shape[-2:]
             size = width, height, image.array.dtype.itemsize
+        elif microscope is not None:
+            size = microscope.width, microscope.height, microscope.pixel_bytes
         elif path.suffix.lower() in TIFF_SUFFIXES:
             with open_plain(path) as file:
                 size = size_of_tiff(file, os.fstat(file.fileno()).st_size, where, wanted.directory)
@@ -69,7 +71,12 @@ def open_large(wanted: Wanted, where: str, limit: int, folder: Path) -> LargeFil
         raise InputError(
             f"{where}: a large picture whose channels lie beside each other; save the channel as its own file"
         )
-    return read_large(path, where, folder, directory=wanted.directory, zarr=zarr)
+    if microscope is not None and not microscope.by_rows:
+        raise InputError(
+            f"{where}: a picture of {microscope.width}x{microscope.height} pixels, more than the memory, in a file "
+            "that is not read in parts; give more --memory, or save it from the microscope's program as TIFF"
+        )
+    return read_large(path, where, folder, directory=wanted.directory, zarr=zarr, microscope=microscope)
 
 
 def too_large(width: int, height: int, pixel_bytes: int, limit: int) -> bool:

@@ -28,23 +28,39 @@ class NotReachedError(Exception):
 def from_hub(name: str, files: tuple[str, ...]) -> Path:
     """The first of `files` that the repository `name` of the Hugging Face hub has, from the local cache where it is
     there. Raises NotReachedError, within `SECONDS_WITHOUT_A_BYTE` of the last byte that came."""
-    for file in files:
-        # Without asking the network, which the client does even for files that are here.
-        cached = try_to_load_from_cache(name, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    missing: Exception | None = None
+    found = next(filter(None, (cached(name, file) for file in files)), None)
+    for file in files if found is None else ():
+        found = from_hub_if_there(name, file, tells=True)
+        if found is not None:
+            break
+    if found is None:
+        raise NotReachedError(f"it has none of {', '.join(files)}")
+    return found
+
+
+def cached(name: str, file: str) -> Path | None:
+    """A file of a repository of the hub, if it is in the local cache. The network is not asked, which the client does
+    even for files that are here."""
+    path = try_to_load_from_cache(name, file)
+    return Path(path) if isinstance(path, str) else None
+
+
+def from_hub_if_there(name: str, file: str, tells: bool | None = None) -> Path | None:
+    """The same from the hub; None where the repository has no such file. Raises as `from_hub`.
+
+    tells: whether the download is told on the screen; None: that of weights.
+    """
     cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    for file in files:
-        try:
-            return Path(_within_bound(lambda file=file: hf_hub_download(name, file), cache, f"{name}, {file}"))
-        except errors.LocalEntryNotFoundError as error:
-            raise NotReachedError(_words(error)) from error
-        except errors.EntryNotFoundError as error:
-            missing = error
-        except (OSError, ValueError) as error:
-            raise NotReachedError(_words(error)) from error
-    raise NotReachedError(f"it has none of {', '.join(files)}") from missing
+    is_told = tells if tells is not None else not file.endswith((".json", ".md"))
+    try:
+        what = f"{name}, {file}" if is_told else None
+        return Path(within_bound(lambda: hf_hub_download(name, file), cache, what))
+    except errors.LocalEntryNotFoundError as error:
+        raise NotReachedError(_words(error)) from error
+    except errors.EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise NotReachedError(_words(error)) from error
 
 
 def from_url(url: str) -> dict[str, Any]:
@@ -55,12 +71,12 @@ def from_url(url: str) -> dict[str, Any]:
         return load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True, progress=False)
 
     try:
-        return _within_bound(load, cache, None)  # torch tells itself what it downloads
+        return within_bound(load, cache, None)  # torch tells itself what it downloads
     except OSError as error:
         raise NotReachedError(_words(error)) from error
 
 
-def _within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> Any:
+def within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> Any:
     """What `fetch` returns or raises; NotReachedError where nothing in `folder` grows for `SECONDS_WITHOUT_A_BYTE`.
 
     A thread that is given up does not keep the process from ending. what: told on the screen, because it can take long.

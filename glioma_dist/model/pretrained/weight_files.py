@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import cannot_read, check_plain
+from glioma_dist.files import cannot_read, check_plain, open_plain
 
 NUM_LISTED = 12
 NO_WEIGHTS = {b"<!doctype": "a web page", b"<html": "a web page", b"version https://git-lfs": "a pointer of Git LFS"}
@@ -49,6 +50,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: is no state dict (names and dense tensors of real numbers); save model.state_dict() alone"
         )
     return _without_wrappers(content)
+
+
+def check_digest(path: Path, sha256: str) -> None:
+    """Raises InputError where a file of weights is not the one of this SHA-256, or cannot be read."""
+    try:
+        with open_plain(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    if found != sha256:
+        raise InputError(f"{path}: its SHA-256 is {found}, not that of --model.init-sha256; fetch it again")
 
 
 def put(
