@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from glioma_dist.data.convert.audit import SIZE_MISMATCH, UNREADABLE_FILE, Audit
@@ -33,13 +33,14 @@ class Page(NamedTuple):
         return self.name if self.image.page is None else f"{self.name} (page {self.image.page})"
 
 
-def find_pages(pairs: Sequence[Pair], pattern: str | None, audit: Audit) -> list[Page]:
+def find_pages(pairs: Sequence[Pair], pattern: str | None, audit: Audit, from_alpha: bool = False) -> list[Page]:
     """All pages of all pairs, in the order of shards; pairs whose files do not have the same number are in the audit.
+    from_alpha: see `Wanted`.
 
     pattern: a regular expression whose one group, in an image's path without its ending, is its group; None: each file
     is one. Raises InputError where a name does not match.
     """
-    groups = find_groups(pairs, pattern)
+    groups = find_groups({pair.name: pair.stem for pair in pairs}, pattern)
     found: dict[str, tuple[Pair, Planes, Plane, Plane, int | None]] = {}
     for pair in pairs:
         try:
@@ -59,20 +60,23 @@ def find_pages(pairs: Sequence[Pair], pattern: str | None, audit: Audit) -> list
             name = f"{pair.stem}{_ending(planes[0])}{pair.image.suffix}#{number}"
             found[name] = (pair, image, *planes, None if counts[0] == 1 else number)
     keys = make_keys(found)
-    pages = [_page(keys[name], groups[entry[0].name], *entry) for name, entry in found.items()]
+    pages = [_page(keys[name], groups[entry[0].name], *entry, from_alpha) for name, entry in found.items()]
     # As `find_jobs`: the hash of the key mixes wells and plates, in the same way on every run.
     return sorted(pages, key=lambda page: hashlib.sha256(page.key.encode()).digest())
 
 
-def find_groups(pairs: Sequence[Pair], pattern: str | None) -> dict[str, str]:
-    """Name of each pair's image -> its group. Raises InputError where names do not match."""
+def find_groups(stems: Mapping[str, str], pattern: str | None) -> dict[str, str]:
+    """Each image's name -> its group. stems: the same names -> paths without their endings, which are searched.
+
+    Raises InputError where names do not match.
+    """
     if pattern is None:
-        return {pair.name: pair.stem for pair in pairs}
-    matches = {pair.name: re.search(pattern, pair.stem) for pair in pairs}
+        return dict(stems)
+    matches = {name: re.search(pattern, stem) for name, stem in stems.items()}
     missing = [name for name, match in matches.items() if match is None or not match[1]]
     if missing:
         raise InputError(
-            f"--group-pattern {one_line(pattern, 80)}: finds no group in {len(missing)} of {len(pairs)} names, for "
+            f"--group-pattern {one_line(pattern, 80)}: finds no group in {len(missing)} of {len(stems)} names, for "
             f"example {one_line(missing[0], 80)} (searched: the path within --images, without its ending); correct it"
         )
     return {name: match[1] for name, match in matches.items()}
@@ -102,7 +106,16 @@ def _ending(plane: Plane) -> str:
     return frame + (f"-p{plane.position:03d}" if plane.position is not None else "")
 
 
-def _page(key: str, group: str, pair: Pair, planes: Planes, image: Plane, mask: Plane, number: int | None) -> Page:
+def _page(
+    key: str,
+    group: str,
+    pair: Pair,
+    planes: Planes,
+    image: Plane,
+    mask: Plane,
+    number: int | None,
+    from_alpha: bool,
+) -> Page:
     hours = describe(pair.name)[1]
     facts: dict = {}
     if image.frame is not None:
@@ -115,7 +128,7 @@ def _page(key: str, group: str, pair: Pair, planes: Planes, image: Plane, mask: 
         facts["pixel_size_um"] = planes.pixel_size_um
     facts["time"] = hours
     wanted = [
-        Wanted(path, plane.directory, number, is_mask)
+        Wanted(path, plane.directory, number, is_mask, from_alpha=is_mask and from_alpha)
         for path, plane, is_mask in ((pair.image, image, False), (pair.mask, mask, True))
     ]
     return Page(key, pair.name, group, *wanted, facts)

@@ -44,6 +44,17 @@ def without_colours(values: np.ndarray, page: Directory, where: str) -> np.ndarr
     return grey_of(values, values.shape[2] in (2, 4), where)
 
 
+def alpha_of(values: np.ndarray, has_alpha: bool, where: str) -> np.ndarray:
+    """Where pixels (H, W, S), whose last channel is alpha, are at least half opaque: uint8 (H, W), 0 and 1. Raises
+    InputError where there is no alpha, or all pixels have the same."""
+    is_there = has_alpha and values.ndim == 3 and values.dtype.kind == "u"
+    alpha = values[..., -1] if is_there else np.zeros((0, 0), np.uint8)
+    if not alpha.size or alpha.min() == alpha.max():
+        what = "all pixels are equally opaque" if alpha.size else "has no alpha channel (transparency)"
+        raise InputError(f"{where}: {what}, so it holds no mask; save it with alpha, or omit --mask-from alpha")
+    return (alpha > np.iinfo(alpha.dtype).max // 2).astype(np.uint8)
+
+
 def grey_of(values: np.ndarray, has_alpha: bool, where: str) -> np.ndarray:
     """The one channel of a mask (H, W, S) whose channels are alike. Raises InputError for colours, and where its
     transparency may be the mask."""
@@ -90,6 +101,19 @@ def to_mask(labels: np.ndarray, where: str) -> tuple[np.ndarray, int, list[str]]
     is_binary = len(inside) == 1 or is_smoothed
     number = cv2.connectedComponents(mask, connectivity=8)[0] - 1 if is_binary else len(inside)
     return mask, int(number), notes
+
+
+def to_numbers(labels: np.ndarray, where: str) -> np.ndarray:
+    """The numbers of a label image that `to_mask` has checked, uint16 (H, W); larger ones are counted anew, from 1, in
+    their order. Raises InputError for more than 65,535 different ones."""
+    if labels.size and labels.max() < 2**16:
+        return labels.astype(np.uint16)
+    values, places = np.unique(labels, return_inverse=True)
+    if np.count_nonzero(values) >= 2**16:
+        raise InputError(
+            f"{where}: a label image of {len(values)} numbers, more than {2**16 - 1}; cut it into smaller ones"
+        )
+    return (places.reshape(labels.shape) + (values[0] > 0)).astype(np.uint16)
 
 
 def _count(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
