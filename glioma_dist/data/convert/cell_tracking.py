@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def find_silver(folder: Path, images: Path | None = None) -> Source:
 
 def _find(folder: Path, images: Path | None, kind: str) -> Source:
     root = images or folder
-    reader = ImageReader()  # its process starts with the first label image, and ends with this one
+    reader = ImageReader()  # another one than that of the images, which is always one image ahead
     entries: list[CocoImage] = []
     files: list[Path] = []
     for path in walk_files(folder):
@@ -62,7 +63,7 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
     taken = {*files, *(path for path in listed.files if SEQUENCE.fullmatch(path.parent.parent.name))}
     listed.files = [path for path in listed.files if path not in taken]
     coco = CocoFile(folder, entries, Counter(), set(), [])
-    return one_split(folder, folder, listed, lambda _: coco, "has no labels", taken)
+    return replace(one_split(folder, folder, listed, lambda _: coco, "has no labels", taken), reader=reader)
 
 
 def _read_cells(reader: ImageReader, path: Path, markers: Path | None, height: int, width: int) -> list[Segmentation]:

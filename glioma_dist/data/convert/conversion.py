@@ -77,7 +77,7 @@ def convert(
     _audit_lookalikes(source, audit)
     # All splits get their names at the end, together: half of one draw beside half of another would leak.
     try:
-        with contextlib.ExitStack() as writers, ImageReader() as reader:
+        with contextlib.ExitStack() as writers, ImageReader() as reader, source.reader or contextlib.nullcontext():
             for split in source.splits:
                 jobs = find_jobs(source, split, used, audit, dataset, categories)
                 if group_pattern is not None:

@@ -13,6 +13,7 @@ from glioma_dist.data.advice import ARCHIVES, data_folder
 from glioma_dist.data.convert.coco import CocoFile, load_coco
 from glioma_dist.data.convert.image_folder import ImageFolder, walk_files
 from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.splits import WHOLE
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, check_plain, read_bytes
@@ -64,7 +65,7 @@ class Source:
     """A data set as found. licence: None where it is to be read from its files; see `licence_of`.
 
     has_own_splits: whether its authors divided it; otherwise its one split is named `all`. why_unlisted: why an image
-    may be without labels, for the audit.
+    may be without labels, for the audit. reader: reads label images; the conversion closes it.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Source:
     licence: str | None = None
     citation: str | None = None
     why_unlisted: str = "named in none of the JSONs"
+    reader: ImageReader | None = None
 
     def changed(self, split: str, licence: str | None) -> Source:
         """The same with the name of its one split, if it has no splits of its own, and with the licence, if given."""

@@ -110,9 +110,7 @@ def to_numbers(labels: np.ndarray, where: str) -> np.ndarray:
         return labels.astype(np.uint16)
     values, places = np.unique(labels, return_inverse=True)
     if np.count_nonzero(values) >= 2**16:
-        raise InputError(
-            f"{where}: a label image of {len(values)} numbers, more than {2**16 - 1}; cut it into smaller ones"
-        )
+        raise InputError(f"{where}: a label image of {len(values)} numbers, more than {2**16 - 1}; cut it")
     return (places.reshape(labels.shape) + (values[0] > 0)).astype(np.uint16)
 
 
