@@ -1,7 +1,6 @@
 """Every source of labelled data: drawn cells written in its format come back pixel for pixel, and T98G, too."""
 
 import io
-import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,12 @@ import roifile
 import tifffile
 from data_helpers import expected_masks, real_data
 from pycocotools import mask as coco_mask
-from test_convert import convert_quietly, read_all
+from test_convert import read_all
 
 from glioma_dist.data.convert.cells import Rle, as_segmentation
 from glioma_dist.data.convert.coco import CocoImage, load_coco
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.folder import convert_folder
-from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
-from glioma_dist.errors import InputError
 from glioma_dist.registry import sources
 
 HEIGHT, WIDTH = 40, 56
