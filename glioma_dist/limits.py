@@ -13,6 +13,13 @@ MAX_WORKERS = 2**10
 MAX_TIMEOUT_S = 10**6
 """Seconds that processes wait for one another. The system's own waits end at 2^31 milliseconds."""
 
+IGNORE = 255
+"""In masks: pixels that nobody labelled."""
+MAX_CLASSES, MAX_CLASS_CHARACTERS = 254, 60
+"""Classes of a mask, without its background, and the length of their names."""
+MAX_INSTANCES = 2**16 - 1
+"""Cells of one image that have numbers."""
+
 
 def check_batch_size(value: int) -> None:
     """Raises InputError where a step cannot have so many images."""

@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
-from glioma_dist.data.sample import Sample
+from glioma_dist.data.sample import IGNORE, Sample
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.size import Size
 
@@ -79,8 +79,36 @@ def draw_shards(folder: Path, numbers: Any, samples_per_shard: int = 3, **how: A
     return write_shards(folder, [draw_sample(number, **how) for number in numbers], samples_per_shard)
 
 
-def write_shards(folder: Path, samples: list[Sample], samples_per_shard: int = 3) -> Path:
-    with ShardWriter(folder, "drawn", folder.name, "CC0", samples_per_shard=samples_per_shard) as writer:
+def draw_labelled(
+    number: int,
+    width: int = 96,
+    height: int = 80,
+    channels: int = 1,
+    num_classes: int = 1,
+    has_ignore: bool = False,
+    has_instances: bool = False,
+) -> Sample:
+    """Bright discs that touch, of `num_classes` greys, each with a number; where `has_ignore`, a block is ignored."""
+    generator = np.random.default_rng([7, number])
+    instances = np.zeros((height, width), np.uint16)
+    for cell in range(1, 10):
+        centre = (int(generator.integers(width)), int(generator.integers(height)))
+        cv2.circle(instances, centre, int(generator.integers(6, 16)), cell, thickness=-1)
+    mask = np.where(instances > 0, 1 + instances % num_classes, 0).astype(np.uint8)
+    image = 60 + 90.0 * mask + generator.normal(0, 25, mask.shape)
+    if has_ignore:
+        mask[10:25, 20:70] = IGNORE
+        instances[mask == IGNORE] = 0
+    image = image.clip(0, 255).astype(np.uint8)
+    image = image if channels == 1 else np.stack([image, image // 2, image], axis=-1)
+    return Sample(f"cell-{number:03d}", image, mask, {"num_cells": 9}, instances if has_instances else None)
+
+
+def write_shards(
+    folder: Path, samples: list[Sample], samples_per_shard: int = 3, classes: tuple[str, ...] = ()
+) -> Path:
+    labels = {"classes": classes, "has_instances": samples[0].instances is not None}
+    with ShardWriter(folder, "drawn", folder.name, "CC0", samples_per_shard=samples_per_shard, **labels) as writer:
         for sample in samples:
             writer.write(sample)
     return folder

@@ -10,6 +10,7 @@ from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_folder_there, check_source
 from glioma_dist.config.data import ARTICLE_COUNTS, SPLIT_SHARES
 from glioma_dist.config.idle_flags import idle_flags
+from glioma_dist.data.convert.labelling import Labelling, check_names, parse_values
 from glioma_dist.errors import InputError
 
 
@@ -26,6 +27,21 @@ class LivecellConfig:
     categories: tuple[str, ...] | None = None
     """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more categories that become the classes 1, 2, … of the masks, in this order; others are left
+    out. A pixel of several belongs to the one named last. By default: all cells are one class."""
+    ignore: tuple[str, ...] = ()
+    """Names of categories whose pixels are neither cell nor background: training and scores leave them out. Pixels
+    that are part of a cell, too, are cell."""
+    ignore_crowds: bool = False
+    """Do the same with labels that have iscrowd 1: COCO's regions of several cells, but also CVAT's brush masks."""
+    instances: bool = False
+    """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. A pixel
+    of several cells of one class belongs to the smallest."""
+
+    def validate(self) -> None:
+        """Raises InputError for categories that cannot be classes."""
+        check_names(self.classes, self.ignore, self.categories)
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,21 @@ class GliomaC6Config:
     categories: tuple[str, ...] | None = None
     """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more categories that become the classes 1, 2, … of the masks, in this order; others are left
+    out. A pixel of several belongs to the one named last. By default: all cells are one class."""
+    ignore: tuple[str, ...] = ()
+    """Names of categories whose pixels are neither cell nor background: training and scores leave them out. Pixels
+    that are part of a cell, too, are cell."""
+    ignore_crowds: bool = False
+    """Do the same with labels that have iscrowd 1: COCO's regions of several cells, but also CVAT's brush masks."""
+    instances: bool = False
+    """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. A pixel
+    of several cells of one class belongs to the smallest."""
+
+    def validate(self) -> None:
+        """Raises InputError for categories that cannot be classes."""
+        check_names(self.classes, self.ignore, self.categories)
 
 
 @dataclass(frozen=True)
@@ -70,14 +101,26 @@ class CocoConfig:
     categories: tuple[str, ...] | None = None
     """Names of the categories to take as cells. By default: all, except names that mean something else, such as
     background and soma."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more categories that become the classes 1, 2, … of the masks, in this order; others are left
+    out. A pixel of several belongs to the one named last. By default: all cells are one class."""
+    ignore: tuple[str, ...] = ()
+    """Names of categories whose pixels are neither cell nor background: training and scores leave them out. Pixels
+    that are part of a cell, too, are cell."""
+    ignore_crowds: bool = False
+    """Do the same with labels that have iscrowd 1: COCO's regions of several cells, but also CVAT's brush masks."""
+    instances: bool = False
+    """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. A pixel
+    of several cells of one class belongs to the smallest."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
         return idle_flags(self, [("split", self.split_seed is None, "with --split-seed, which draws the splits")])
 
     def validate(self) -> None:
-        """Raises InputError for a bad name of a split."""
+        """Raises InputError for a bad name of a split, and categories that cannot be classes."""
         check_split_name(self.split)
+        check_names(self.classes, self.ignore, self.categories)
 
 
 @dataclass(frozen=True)
@@ -118,6 +161,15 @@ class FolderConfig:
     name it."""
     strict: bool = False
     """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
+    classes: tuple[str, ...] = ()
+    """What the masks' values mean, as VALUE=NAME: 1=live 2=dead makes two classes. By default: values above 0 are
+    cells of one class."""
+    ignore_value: int | None = None
+    """Value of pixels in the masks that are neither cell nor background, often 255: training and scores leave them
+    out. By default: none."""
+    instances: bool = False
+    """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. These are
+    the masks' values, or, of masks with one value and with --classes, numbers of connected regions."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
@@ -127,6 +179,7 @@ class FolderConfig:
         """Raises InputError for a bad name."""
         check_split_name(self.split)
         check_split_counts(self.split_counts)
+        parse_values(self.classes, self.ignore_value)
         if self.suffix is not None and "/" in self.suffix:
             raise InputError(f"--suffix {self.suffix}: is part of a file's name; give --masks for the folder")
 
@@ -164,7 +217,8 @@ def run_livecell(config: LivecellConfig) -> None:
     from glioma_dist.data.convert.sources import find_livecell
 
     source = find_livecell(config.source)
-    convert(source, config.out, dataset="livecell", strict=config.strict, categories=config.categories)
+    labelling, dataset = _labelling(config), "livecell"
+    convert(source, config.out, dataset, config.strict, categories=config.categories, labelling=labelling)
 
 
 def run_glioma_c6(config: GliomaC6Config) -> None:
@@ -188,6 +242,7 @@ def run_folder(config: FolderConfig) -> None:
     from glioma_dist.data.convert.division import Division
     from glioma_dist.data.convert.folder import convert_folder
 
+    names, values = parse_values(config.classes, config.ignore_value)
     convert_folder(
         config.images,
         config.masks,
@@ -199,13 +254,25 @@ def run_folder(config: FolderConfig) -> None:
         config.licence,
         config.strict,
         from_alpha=config.mask_from == "alpha",
+        labelling=Labelling(names, config.instances, values=values, ignored_value=config.ignore_value),
     )
+
+
+def _labelling(config: LivecellConfig | GliomaC6Config | CocoConfig) -> Labelling:
+    return Labelling(config.classes, config.instances, config.ignore, config.ignore_crowds)
 
 
 def _convert_drawn(convert, source, config: GliomaC6Config | CocoConfig) -> None:
     dataset = config.out.resolve().name
     convert(
-        source, config.out, dataset, config.strict, config.split_seed, config.split_counts, categories=config.categories
+        source,
+        config.out,
+        dataset,
+        config.strict,
+        config.split_seed,
+        config.split_counts,
+        categories=config.categories,
+        labelling=_labelling(config),
     )
 
 

@@ -9,6 +9,7 @@ from glioma_dist.cli.command import Command
 from glioma_dist.cli.convert import check_split_counts, check_split_name, idle_split_flags
 from glioma_dist.cli.inputs import check_folder_there, check_source
 from glioma_dist.config.data import SPLIT_SHARES
+from glioma_dist.data.convert.labelling import Labelling, check_names
 from glioma_dist.errors import InputError
 from glioma_dist.registry import SourceEntry, sources
 
@@ -41,6 +42,15 @@ class SourceConfig:
     categories: tuple[str, ...] | None = None
     """Names of the labels to take as cells, for sources that name them (cvat). By default: all, except names that mean
     something else, such as background and soma."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more labels that become the classes 1, 2, … of the masks, in this order; others are left out. A
+    pixel of several belongs to the one named last. For sources that name labels (cvat). By default: one class."""
+    ignore: tuple[str, ...] = ()
+    """Names of labels whose pixels are neither cell nor background: training and scores leave them out. Pixels that
+    are part of a cell, too, are cell."""
+    instances: bool = False
+    """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. A pixel
+    of several cells of one class belongs to the smallest."""
     dataset: str | None = None
     """Name of the data set. By default: the name of --out."""
     licence: str | None = None
@@ -57,6 +67,7 @@ class SourceConfig:
         """Raises InputError for values that cannot be used."""
         check_split_name(self.split)
         check_split_counts(self.split_counts)
+        check_names(self.classes, self.ignore, self.categories)
         if self.frame_minutes is not None and not 0 < self.frame_minutes < float("inf"):
             raise InputError(f"--frame-minutes {self.frame_minutes}: give a number of minutes above 0")
 
@@ -94,6 +105,7 @@ def run_source(entry: SourceEntry, config: SourceConfig) -> None:
         config.dataset or config.out.resolve().name,
         config.strict,
         categories=config.categories,
+        labelling=Labelling(config.classes, config.instances, config.ignore),
         division=Division(config.split_seed, config.split_counts, config.split_shares, config.split),
         group_pattern=config.group_pattern,
         frame_minutes=config.frame_minutes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from glioma_dist.data.sample import cells_of
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 
@@ -21,7 +22,7 @@ def check_cells(readers: Sequence[ShardReader], flag: str, is_needed: bool) -> s
     for reader in readers:
         for shard, place in _spread(reader):
             try:
-                if reader.read(shard, place).mask.any():
+                if cells_of(reader.read(shard, place, with_instances=False).mask).any():
                     return None
             except InputError:
                 return None

@@ -18,7 +18,8 @@ class Batch:
     images: Tensor
     """(B, 1 or 3, H, W) uint8; one channel where all are grey."""
     masks: Tensor
-    """(B, H, W) uint8 of 0 and 1."""
+    """(B, H, W) uint8 of 0 and 1, or class numbers; IGNORE where nobody labelled. With a second target (B, 2, H, W):
+    [:, 0] the mask, [:, 1] that target (targets.py)."""
     seeds: Tensor
     """(B,) int64, a seed for each sample at its position in the order."""
     keys: tuple[str, ...]
@@ -28,7 +29,9 @@ class Batch:
     @classmethod
     def of(cls, handle: BatchHandle, flat: Tensor) -> Batch:
         """Make a batch of the pixels in `flat` (`split_flat`), on any device, without a copy."""
-        return cls(*split_flat(flat, handle.shape), torch.tensor(handle.seeds), handle.keys, handle.height)
+        return cls(
+            *split_flat(flat, handle.shape, handle.num_planes), torch.tensor(handle.seeds), handle.keys, handle.height
+        )
 
     def to(self, device: torch.device) -> Batch:
         move = {"device": device, "non_blocking": True}
@@ -36,7 +39,7 @@ class Batch:
 
     def strip(self, rows: slice) -> Batch:
         """Only some rows of the images."""
-        return Batch(self.images[:, :, rows], self.masks[:, rows], self.seeds, self.keys, self.height)
+        return Batch(self.images[:, :, rows], self.masks[..., rows, :], self.seeds, self.keys, self.height)
 
     def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.masks.pin_memory(), self.seeds, self.keys, self.height)

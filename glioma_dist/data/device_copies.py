@@ -45,7 +45,7 @@ class HostBatches:
         """Raises as `Stream` does."""
         handle, place = next(self._stream)
         in_ring = handle.flat is None
-        flat = self._ring.flat(place, flat_bytes(handle.shape)) if in_ring else handle.flat
+        flat = self._ring.flat(place, flat_bytes(handle.shape, handle.num_planes)) if in_ring else handle.flat
         return HostBatch(handle, torch.from_numpy(flat), place, in_ring)
 
     def release(self, batch: HostBatch) -> None:

@@ -104,7 +104,7 @@ def training_statistics(train: Shards, data: DataConfig) -> TrainingStatistics |
     for number in _evenly(len(places), _how_many(places)):
         reader, shard, place = places[number]
         try:
-            pixels = normalize_intensity(reader.read(shard, place).image, data.intensity_normalization)
+            pixels = normalize_intensity(reader.read(shard, place, False).image, data.intensity_normalization)
         except InputError:
             continue  # training names it when it comes to it
         found.append(image_statistics(pixels, size))
@@ -115,7 +115,7 @@ def _how_many(places: Sequence[tuple[ShardReader, int, int]]) -> int:
     """How many images are looked at, by the size of the first that can be read."""
     for reader, shard, place in places:
         with suppress(InputError):
-            height, width = reader.read(shard, place).image.shape[:2]
+            height, width = reader.read(shard, place, False).image.shape[:2]
             return min(NUM_IMAGES, max(LEAST_IMAGES, NUM_PIXELS // (height * width)))
     return 0
 

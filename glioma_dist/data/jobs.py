@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.sample_cache import CachedSamples, NormalizedSamples
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shared_memory_ring import BatchHandle, BatchRoom, SharedMemoryRing, write_batch
+from glioma_dist.data.targets import labels_of, planes_of
 from glioma_dist.data.transforms import (
     IntensityNormalization,
     Places,
@@ -26,19 +28,31 @@ from glioma_dist.data.transforms import (
 from glioma_dist.data.worker_pool import Note
 from glioma_dist.errors import InputError
 
+ONLY_MASK = ("mask",)
+"""`ModelConfig.targets` of a network that predicts the mask alone."""
+
 
 def prepare_training_sample(
-    sample: Sample, config: DataConfig, seed: int, table: np.ndarray | None = None, out: Places = (None, None)
+    sample: Sample,
+    config: DataConfig,
+    seed: int,
+    table: np.ndarray | None = None,
+    out: Places = (None, None),
+    targets: Sequence[str] = ONLY_MASK,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Transform and augment one sample: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`.
+    """Transform and augment one sample: image (H, W) or (H, W, 3) and mask (H, W), both uint8 of `config.size`; with a
+    second target (2, H, W), see `planes_of`.
 
-    sample, table: from `NormalizedSamples`. out: see `transform_training`.
+    sample, table: from `NormalizedSamples`. out: see `transform_training`. targets: `ModelConfig.targets`.
     """
     generator = np.random.default_rng(seed)
-    start = (sample.image, sample.mask, config, generator, sample.key, table)
+    start = (sample.image, labels_of(sample, targets), config, generator, sample.key, table)
     if config.augment in ((), ("flips",)):  # in one go
-        return transform_training(*start, draw_flips(seed) if config.augment else None, out)
-    return augment(*transform_training(*start), config.augment, seed, config.num_ops, config.magnitude)
+        image, labels = transform_training(*start, draw_flips(seed) if config.augment else None, out)
+    else:
+        transformed = transform_training(*start)
+        image, labels = augment(*transformed, config.augment, seed, config.num_ops, config.magnitude)
+    return image, planes_of(labels, targets)
 
 
 def _put(array: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -51,9 +65,13 @@ def _put(array: np.ndarray, out: np.ndarray) -> np.ndarray:
     return out
 
 
-def prepare_evaluation_sample(sample: Sample, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Transform one sample for validation (see `transform_evaluation`)."""
-    return transform_evaluation(normalize_intensity(sample.image, config.intensity_normalization), sample.mask, config)
+def prepare_evaluation_sample(
+    sample: Sample, config: DataConfig, targets: Sequence[str] = ONLY_MASK
+) -> tuple[np.ndarray, np.ndarray]:
+    """Transform one sample for validation (see `transform_evaluation`), for `targets` as in training."""
+    image = normalize_intensity(sample.image, config.intensity_normalization)
+    image, labels = transform_evaluation(image, labels_of(sample, targets), config)
+    return image, planes_of(labels, targets)
 
 
 class _Job:
@@ -78,31 +96,34 @@ class TrainingJob(_Job):
         slots: range,
         rows: slice,
         ring: SharedMemoryRing | None,
+        targets: Sequence[str],
     ) -> None:
         super().__init__(reader, ring)
         self.samples, self.sampler, self.config, self.slots, self.rows = samples, sampler, config, slots, rows
+        self.targets = targets
 
     def make(self, task: int, place: int | None, note: Note) -> BatchHandle:
         images, masks, keys, seeds = [], [], [], []
         height, width = self.rows.stop - self.rows.start, self.config.size.width
         # Grey images are written straight to their place in the batch.
-        room = BatchRoom((len(self.slots), 1, height, width), place, self.ring)
+        num_planes = len(self.targets)
+        room = BatchRoom((len(self.slots), 1, height, width), place, self.ring, num_planes)
         is_whole = height == self.config.size.height
         for number, each in enumerate(self.sampler.batch(task, self.slots)):
             note(each.shard, each.sample)
             sample, table = self.samples.read_with_table(each.shard, each.sample)
             out = (room.images[number, 0], room.masks[number])
             image, mask = prepare_training_sample(
-                sample, self.config, each.seed, table, out if is_whole else (None, None)
+                sample, self.config, each.seed, table, out if is_whole else (None, None), self.targets
             )
             images.append(_put(image[self.rows], out[0]))
-            masks.append(_put(mask[self.rows], out[1]))
+            masks.append(_put(mask[..., self.rows, :], out[1]))
             keys.append(sample.key)
             seeds.append(each.seed)
         shape, flat = room.shape, room.flat
         if any(image.ndim == 3 for image in images):
             shape, flat = self._write_colours(images, masks, place)
-        return BatchHandle(shape, tuple(seeds), tuple(keys), self.config.size.height, flat)
+        return BatchHandle(shape, tuple(seeds), tuple(keys), self.config.size.height, flat, num_planes)
 
     def _write_colours(
         self, images: list[np.ndarray], masks: list[np.ndarray], place: int | None
@@ -117,32 +138,38 @@ class ValidationJob(_Job):
     """Makes one strip of the validation image at (shard, place) `task`."""
 
     def __init__(
-        self, reader: Shards, config: DataConfig, strip: tuple[int, int], ring: SharedMemoryRing | None
+        self,
+        reader: Shards,
+        config: DataConfig,
+        strip: tuple[int, int],
+        ring: SharedMemoryRing | None,
+        targets: Sequence[str],
     ) -> None:
         super().__init__(reader, ring)
-        self.config, self.strip = config, strip
+        self.config, self.strip, self.targets = config, strip, targets
 
     def make(self, task: tuple[int, int], place: int | None, note: Note) -> BatchHandle:
         note(*task)
-        sample = self.reader.read(*task)
-        image, mask = prepare_evaluation_sample(sample, self.config)
+        sample = self.reader.read(*task, len(self.targets) > 1)
+        image, mask = prepare_evaluation_sample(sample, self.config, self.targets)
         number, size = self.strip
         try:
-            start, stop = strip_edges(len(mask), size)[number : number + 2]
+            start, stop = strip_edges(len(image), size)[number : number + 2]
         except InputError as error:
             raise InputError(f"validation sample {sample.key}: {error}") from error
-        shape, flat = write_batch([channels_first(image[start:stop])], [mask[start:stop]], place, self.ring)
-        return BatchHandle(shape, (0,), (sample.key,), len(mask), flat)
+        masks = [mask[..., start:stop, :]]
+        shape, flat = write_batch([channels_first(image[start:stop])], masks, place, self.ring)
+        return BatchHandle(shape, (0,), (sample.key,), len(image), flat, len(self.targets))
 
 
 class PlainJob(_Job):
     """Reads the sample at (shard, place) `task`."""
 
-    def __init__(self, reader: Shards, how: IntensityNormalization | None) -> None:
+    def __init__(self, reader: Shards, how: IntensityNormalization | None, with_instances: bool) -> None:
         super().__init__(reader)
-        self.how = how
+        self.how, self.with_instances = how, with_instances
 
     def make(self, task: tuple[int, int], _place: int | None, note: Note) -> Sample:
         note(*task)
-        sample = self.reader.read(*task)
+        sample = self.reader.read(*task, self.with_instances)
         return sample if self.how is None else replace(sample, image=normalize_intensity(sample.image, self.how))

@@ -6,7 +6,7 @@ computes; the device normalises them. Errors that are meant for users are sent a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 
@@ -16,6 +16,7 @@ from glioma_dist.config import DataConfig
 from glioma_dist.data.batch import Batch, image_tensor
 from glioma_dist.data.device_copies import MOST_IN_HAND, HostBatches, batches_on
 from glioma_dist.data.jobs import (
+    ONLY_MASK,
     PlainJob,
     TrainingJob,
     ValidationJob,
@@ -28,6 +29,7 @@ from glioma_dist.data.sample_cache import NormalizedSamples, cache_samples
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shared_memory_ring import SharedMemoryRing
 from glioma_dist.data.streams import Stream, StreamHere
+from glioma_dist.data.targets import check_instances
 from glioma_dist.data.transforms import IntensityNormalization
 from glioma_dist.data.worker_pool import Job, WorkerPool
 from glioma_dist.errors import InputError, RunError
@@ -74,6 +76,7 @@ def training_batches(
     rows: slice | None = None,
     device: torch.device = CPU,
     pool: WorkerPool | None = None,
+    targets: Sequence[str] = ONLY_MASK,
 ) -> Generator[Batch]:
     """Yield this process's slots of batches number `first_step`, `first_step` + 1, … without end.
 
@@ -87,10 +90,13 @@ def training_batches(
         rows: of each image; by default all.
         device: of the batches. On a CUDA device the next batch is copied while the current one is computed.
         pool: running workers (`start_workers`); by default `config.workers` are started, and end with the generator.
+        targets: `ModelConfig.targets`; a second one is made of the samples' instances (targets.py).
 
     Yields `Batch`es; close the generator to end the workers. Raises InputError for samples that cannot be used, or if
-    `num_processes` does not divide the batch; UnavailableError if a worker is lost.
+    `num_processes` does not divide the batch; UnavailableError if a worker is lost. Without instances for a second
+    target, the call itself raises InputError.
     """
+    check_instances(reader, targets)
     if sampler.batch_size % num_processes:
         raise InputError(
             f"--batch-size {sampler.batch_size} cannot be shared by {num_processes} processes: give a "
@@ -98,12 +104,13 @@ def training_batches(
         )
     share = sampler.batch_size // num_processes
     slots = range(rank * share, (rank + 1) * share)
-    samples = cache_samples(reader, config) if config.cache_in_memory else NormalizedSamples(reader, config)
+    read = cache_samples if config.cache_in_memory else NormalizedSamples
+    samples = read(reader, config, len(targets) > 1)
     rows = rows or slice(0, config.size.height)
     num_workers = config.workers if pool is None else pool.num_workers
-    # Three channels and the mask.
-    ring = _make_ring(num_workers, 4 * share * (rows.stop - rows.start) * config.size.width)
-    job = TrainingJob(samples, reader, sampler, config, slots, rows, ring)
+    num_planes = 3 + len(targets)
+    ring = _make_ring(num_workers, num_planes * share * (rows.stop - rows.start) * config.size.width)
+    job = TrainingJob(samples, reader, sampler, config, slots, rows, ring, targets)
     return _Work(job, num_workers, seconds_to_answer, pool).batches(count(first_step), device, is_last=True)
 
 
@@ -115,7 +122,7 @@ class ValidationImages:
         config: how images are prepared (see `transform_evaluation`), and the number of workers.
         places: (shard, place) of each image, in their order.
         strip: which of how many strips of each image this process works on.
-        seconds_to_answer, device, pool: as of `training_batches`.
+        seconds_to_answer, device, pool, targets: as of `training_batches`. Raises InputError as it does.
     """
 
     def __init__(
@@ -127,10 +134,12 @@ class ValidationImages:
         seconds_to_answer: float = 0,
         device: torch.device = CPU,
         pool: WorkerPool | None = None,
+        targets: Sequence[str] = ONLY_MASK,
     ) -> None:
+        check_instances(reader, targets)
         num_workers = config.workers if pool is None else pool.num_workers
-        place_bytes = max(LEAST_PLACE_BYTES, 4 * config.size.height * config.size.width)
-        job = ValidationJob(reader, config, strip, _make_ring(num_workers, place_bytes))
+        place_bytes = max(LEAST_PLACE_BYTES, (3 + len(targets)) * config.size.height * config.size.width)
+        job = ValidationJob(reader, config, strip, _make_ring(num_workers, place_bytes), targets)
         self._places, self._device = places, device
         self._work = _Work(job, num_workers, seconds_to_answer, pool)
 
@@ -152,10 +161,11 @@ def evaluation_samples(
     seconds_to_answer: float = 0,
     intensity_normalization: IntensityNormalization | None = None,
     pool: WorkerPool | None = None,
+    with_instances: bool = False,
 ) -> Generator[Sample]:
     """Yield this process's share of all samples, each sample once over all processes: uint8, unchanged or with their
-    contrast stretched. Raises the errors of `training_batches`."""
-    work = _Work(PlainJob(reader, intensity_normalization), workers, seconds_to_answer, pool)
+    contrast stretched. with_instances: see `ShardReader.read`. Raises the errors of `training_batches`."""
+    work = _Work(PlainJob(reader, intensity_normalization, with_instances), workers, seconds_to_answer, pool)
     try:
         with work.stream(iter(places_of(reader)[rank::num_processes])) as stream:
             for sample, place in stream:

@@ -1,7 +1,8 @@
-"""Masks of 0 and 1 scaled bilinearly, every value above 0 becoming 1, without a multiplication.
+"""Masks scaled as the article scales references: bilinearly, every value above 0 becoming 1, without a multiplication.
 
 A pixel is 1 where any of the up to four pixels around its place in the source is 1. So the source is widened by one
-pixel, and each pixel of the result is one of those.
+pixel, and each pixel of the result is one of those. Class numbers and numbers of cells (`scale_labels`) have cells at
+the same pixels: each has the number of the nearest pixel, or, where that one is background, the highest around it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from glioma_dist.data.sample import IGNORE, cells_of
 from glioma_dist.size import Size
 
 MOST_PRODUCT = 2**21
 """Of an old and a new length up to which fp32, in which OpenCV computes places, cannot take a place between two pixels
 for a pixel's own: places differ from whole numbers by 1 / (2 new) or more, and are rounded by up to old / 2^24."""
 SQUARE = np.ones((2, 2), np.uint8)
+NEIGHBOURS = np.ones((3, 3), np.uint8)
 
 
 def scale_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None, mirror: int | None = None) -> np.ndarray:
@@ -40,6 +43,34 @@ def scale_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None, mirr
     stretched = cv2.transpose(cv2.transpose(corners).take(columns, axis=0))
     # "clip" (nothing is outside) because otherwise numpy writes to a copy of `out` first.
     return stretched.take(rows, axis=0, out=out, mode="clip")
+
+
+def scale_labels(labels: np.ndarray, size: Size) -> np.ndarray:
+    """Scale a mask of class numbers (H, W) uint8, or such a mask with its numbers of cells, (H, W, 2) uint16. A pixel
+    whose nearest one is ignored is ignored."""
+    mask, *others = (labels,) if labels.ndim == 2 else cv2.split(labels)
+    ignored = _nearest(mask, size) == IGNORE
+    is_cell = cells_of(mask)
+    cells = scale_mask(is_cell.view(np.uint8), size) * ~ignored
+    mask, *others = (_scale_numbers(plane, cells, size) for plane in (mask * is_cell, *others))
+    mask[ignored] = IGNORE
+    return mask if labels.ndim == 2 else cv2.merge([mask, *others])
+
+
+def _scale_numbers(numbers: np.ndarray, cells: np.ndarray, size: Size) -> np.ndarray:
+    """Scale numbers of classes or cells (H, W), 0 elsewhere. cells: 1 where the result is not 0, of `size`."""
+    nearest = _nearest(numbers, size)
+    highest = _nearest(cv2.dilate(numbers, NEIGHBOURS), size)
+    return np.where(nearest > 0, nearest, highest) * cells
+
+
+def _nearest(numbers: np.ndarray, size: Size) -> np.ndarray:
+    # OpenCV's own, even its exact one, takes another pixel here and there: its places are rounded.
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(numbers.shape, (size.height, size.width), strict=True)
+    )
+    return numbers.take(rows, axis=0).take(columns, axis=1)
 
 
 @lru_cache(maxsize=512)

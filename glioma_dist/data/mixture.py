@@ -17,7 +17,7 @@ from glioma_dist.data.sampler import DeterministicSampler, SampleRef
 from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.storage import was_url
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line
 
 LONGEST_BLOCK = 1000
 _SOURCE, _BLOCK = 3, 4
@@ -32,6 +32,9 @@ class JoinedShards:
         self.shard_sizes = [size for part in parts for size in part.shard_sizes]
         self.lineage = [entry for part in parts for entry in part.lineage]
         self.fingerprint = hashlib.sha256("\n".join(part.fingerprint for part in parts).encode()).hexdigest()
+        self.classes = common_classes(self.parts)
+        self.has_instances = all(part.has_instances for part in parts)
+        self.has_ignore = any(part.has_ignore for part in parts)
         self._ends = list(accumulate(len(part.shard_sizes) for part in parts))
 
     def __len__(self) -> int:
@@ -46,14 +49,24 @@ class JoinedShards:
         part, shard = self._part(shard)
         return part.describe(shard, place)
 
-    def read(self, shard: int, place: int) -> Sample:
+    def read(self, shard: int, place: int, with_instances: bool = True) -> Sample:
         """See `ShardReader.read`; the shards are numbered through."""
         part, shard = self._part(shard)
-        return part.read(shard, place)
+        return part.read(shard, place, with_instances)
 
     def _part(self, shard: int) -> tuple[ShardReader, int]:
         which = bisect_right(self._ends, shard)
         return self.parts[which], shard - (self._ends[which - 1] if which else 0)
+
+
+def common_classes(parts: Sequence[ShardReader]) -> tuple[str, ...]:
+    """The classes of all parts. Raises InputError where they differ, also in their order."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.classes != first.classes:
+            told = " and ".join(f"{each.source} has {', '.join(each.classes) or 'one class'}" for each in (first, part))
+            raise InputError(one_line(f"{told}; convert both with the same --classes in the same order"))
+    return first.classes
 
 
 Shards = ShardReader | JoinedShards

@@ -24,10 +24,10 @@ MOST_OF_MEMORY = 0.5
 
 
 class NormalizedSamples:
-    """Each sample read and decoded when it is asked for."""
+    """Each sample read and decoded when it is asked for. with_instances: see `ShardReader.read`."""
 
-    def __init__(self, reader: Shards, config: DataConfig) -> None:
-        self._reader, self._how = reader, config.intensity_normalization
+    def __init__(self, reader: Shards, config: DataConfig, with_instances: bool = False) -> None:
+        self._reader, self._how, self._with_instances = reader, config.intensity_normalization, with_instances
 
     def read(self, shard: int, place: int) -> Sample:
         """A sample, its image uint8. Raises InputError as the reader does."""
@@ -36,7 +36,7 @@ class NormalizedSamples:
 
     def read_with_table(self, shard: int, place: int) -> tuple[Sample, np.ndarray | None]:
         """The same, with a table in which the values of the image have yet to be looked up; None: no table."""
-        sample = self._reader.read(shard, place)
+        sample = self._reader.read(shard, place, self._with_instances)
         image = one_channel(sample.image)
         if self._how == "percentile":
             return replace(sample, image=image), percentile_table(image)
@@ -45,18 +45,19 @@ class NormalizedSamples:
 
 @dataclass(frozen=True)
 class _Place:
-    """Position of a sample in memory: the first byte of its image, which its mask follows."""
+    """Position of a sample in memory: the first byte of its image, which its mask follows, and of its instances."""
 
     start: int
     shape: tuple[int, ...]
     key: str
     metadata: dict
+    instances_start: int | None
 
 
 class CachedSamples:
     """Samples in memory that worker processes share.
 
-    memory: images and masks, uint8. places: by [shard][place].
+    memory: images and masks, uint8, and instances, uint16. places: by [shard][place].
     """
 
     def __init__(self, memory: SharedMemory, places: list[list[_Place]]) -> None:
@@ -68,16 +69,21 @@ class CachedSamples:
         num_bytes, mask_shape = math.prod(found.shape), found.shape[:2]
         image = self._memory.array(found.start, num_bytes).reshape(found.shape)
         mask = self._memory.array(found.start + num_bytes, math.prod(mask_shape)).reshape(mask_shape)
-        return Sample(found.key, image, mask, found.metadata)
+        instances = None
+        if found.instances_start is not None:
+            flat = self._memory.array(found.instances_start, 2 * math.prod(mask_shape))
+            instances = flat.view(np.uint16).reshape(mask_shape)
+        return Sample(found.key, image, mask, found.metadata, instances)
 
     def read_with_table(self, shard: int, place: int) -> tuple[Sample, None]:
         """As in `NormalizedSamples`."""
         return self.read(shard, place), None
 
 
-def cache_samples(reader: Shards, config: DataConfig) -> CachedSamples:
-    """All samples of a reader. Raises InputError for one that cannot be read, and where they take too much memory."""
-    whole = NormalizedSamples(reader, config)
+def cache_samples(reader: Shards, config: DataConfig, with_instances: bool = False) -> CachedSamples:
+    """All samples of a reader, with or without their instances. Raises InputError for one that cannot be read, and
+    where they take too much memory."""
+    whole = NormalizedSamples(reader, config, with_instances)
     # Each process of this machine keeps its own.
     most = MOST_OF_MEMORY * psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     places: list[list[_Place]] = []
@@ -87,9 +93,17 @@ def cache_samples(reader: Shards, config: DataConfig) -> CachedSamples:
             places.append([])
             for place in range(size):
                 sample = whole.read(shard, place)
-                places[-1].append(_Place(num_bytes, sample.image.shape, sample.key, sample.metadata))
-                for array in (sample.image, sample.mask):
-                    num_bytes += _append(file, array)
+                start, shape = num_bytes, sample.image.shape
+                arrays, instances_start = [sample.image, sample.mask], None
+                if sample.instances is not None:
+                    # Numbers of two bytes begin at an even byte.
+                    instances_start = start + sample.image.nbytes + sample.mask.nbytes
+                    if instances_start % 2:
+                        arrays.append(np.zeros(1, np.uint8))
+                        instances_start += 1
+                    arrays.append(sample.instances.astype(np.uint16, copy=False))
+                places[-1].append(_Place(start, shape, sample.key, sample.metadata, instances_start))
+                num_bytes += sum(_append(file, array) for array in arrays)
                 if num_bytes > most:
                     raise InputError(
                         f"--data.cache-in-memory: {sum(map(len, places))} of {len(reader)} samples take {num_bytes} "

@@ -6,6 +6,7 @@ to them (`WorkerPool.add_job`).
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -53,7 +54,8 @@ class BatchHandle:
     """A batch as a worker passes it on.
 
     shape: of the images, (B, channels, H, W). height: of the whole images, of which the batch may hold a strip.
-    flat: masks and images in one piece, see `split_flat`; None where they lie at a place of a ring.
+    flat: masks and images in one piece, see `split_flat`; None where they lie at a place of a ring. num_planes: of each
+    mask.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +63,7 @@ class BatchHandle:
     keys: tuple[str, ...]
     height: int
     flat: np.ndarray | None
+    num_planes: int = 1
 
 
 class SharedMemoryRing:
@@ -82,13 +85,17 @@ class SharedMemoryRing:
 class BatchRoom:
     """Room for a batch: at a place of a ring if it fits there, else in newly allocated memory.
 
-    shape, flat: as of `BatchHandle`. images: (B, channels, H, W) and masks: (B, H, W), uint8, to be written to.
+    shape, flat: as of `BatchHandle`. images: (B, channels, H, W) and masks: (B, H, W) or (B, planes, H, W), uint8, to
+    be written to.
     """
 
-    def __init__(self, shape: tuple[int, ...], place: int | None, ring: SharedMemoryRing | None) -> None:
-        fits = ring is not None and place is not None and flat_bytes(shape) <= ring.place_bytes
-        flat = ring.flat(place, flat_bytes(shape)) if fits else np.empty(flat_bytes(shape), np.uint8)
-        images, masks = split_flat(torch.from_numpy(flat), shape)
+    def __init__(
+        self, shape: tuple[int, ...], place: int | None, ring: SharedMemoryRing | None, num_planes: int = 1
+    ) -> None:
+        num_bytes = flat_bytes(shape, num_planes)
+        fits = ring is not None and place is not None and num_bytes <= ring.place_bytes
+        flat = ring.flat(place, num_bytes) if fits else np.empty(num_bytes, np.uint8)
+        images, masks = split_flat(torch.from_numpy(flat), shape, num_planes)
         self.shape, self.images, self.masks = shape, images.numpy(), masks.numpy()
         self.flat = None if fits else flat
 
@@ -96,23 +103,25 @@ class BatchRoom:
 def write_batch(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], place: int | None, ring: SharedMemoryRing | None
 ) -> tuple[tuple[int, ...], np.ndarray | None]:
-    """Put images of (channels, H, W) and masks of (H, W), all uint8, into one piece, see `BatchRoom`. Returns
-    `BatchHandle.shape` and `flat`."""
-    room = BatchRoom((len(images), *images[0].shape), place, ring)
+    """Put images of (channels, H, W) and masks of (H, W) or (planes, H, W), all uint8, into one piece, see `BatchRoom`.
+    Returns `BatchHandle.shape` and `flat`."""
+    num_planes = 1 if masks[0].ndim == 2 else len(masks[0])
+    room = BatchRoom((len(images), *images[0].shape), place, ring, num_planes)
     np.stack(images, out=room.images)
     np.stack(masks, out=room.masks)
     return room.shape, room.flat
 
 
-def flat_bytes(shape: Sequence[int]) -> int:
-    """Return the bytes of a batch's images, (B, channels, H, W) uint8, and masks."""
+def flat_bytes(shape: Sequence[int], num_planes: int = 1) -> int:
+    """Return the bytes of a batch's images, (B, channels, H, W) uint8, and masks of so many planes."""
     count, channels, height, width = shape
-    return count * (channels + 1) * height * width
+    return count * (channels + num_planes) * height * width
 
 
-def split_flat(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images (B, channels, H, W) and masks (B, H, W) of a batch whose masks and then images lie in one piece. They are
-    views of it."""
+def split_flat(flat: Tensor, shape: Sequence[int], num_planes: int = 1) -> tuple[Tensor, Tensor]:
+    """Images (B, channels, H, W) and masks, (B, H, W) or of several planes (B, planes, H, W), of a batch whose masks
+    and then images lie in one piece. They are views of it."""
     count, channels, height, width = shape
-    num_pixels = count * height * width
-    return flat[num_pixels:].view(count, channels, height, width), flat[:num_pixels].view(count, height, width)
+    planes = (count, height, width) if num_planes == 1 else (count, num_planes, height, width)
+    num_pixels = math.prod(planes)
+    return flat[num_pixels:].view(count, channels, height, width), flat[:num_pixels].view(planes)

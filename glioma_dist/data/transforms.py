@@ -6,7 +6,6 @@ generator or the seed that is given.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
@@ -16,9 +15,10 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augmentations import apply_change, draw_flips, import_albumentations
-from glioma_dist.data.mask_scaling import scale_mask
-from glioma_dist.errors import InputError, noting, one_line
-from glioma_dist.registry import AugmentationEntry, augmentations
+from glioma_dist.data.mask_scaling import scale_labels, scale_mask
+from glioma_dist.data.own_augmentation import apply_function
+from glioma_dist.errors import InputError
+from glioma_dist.registry import augmentations
 from glioma_dist.size import Size
 
 IntensityNormalization = Literal["percentile", "clahe", "none"]
@@ -26,8 +26,6 @@ IntensityNormalization = Literal["percentile", "clahe", "none"]
 LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
 MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
-FUNCTIONS = 2
-"""Part of the seeds of registered functions."""
 Places = tuple[np.ndarray | None, np.ndarray | None]
 """Where to write an image and a mask."""
 
@@ -82,9 +80,12 @@ def resize_image(image: np.ndarray, size: Size, out: np.ndarray | None = None) -
 
 
 def resize_mask(mask: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
-    """Scale a mask (H, W) of 0 and 1 as the article scales references: bilinear, every value above 0 becomes 1. out:
-    where to write the result; it may be left alone."""
-    return mask if mask.shape == (size.height, size.width) else scale_mask(mask, size, out)
+    """Scale a mask (H, W) of 0 and 1 as the article scales references: bilinear, every value above 0 becomes 1; and
+    class numbers and labels of two planes (targets.py) so that they have cells at the same pixels (mask_scaling.py).
+    out: where to write a mask of 0 and 1; it may be left alone."""
+    if mask.shape[:2] == (size.height, size.width):
+        return mask
+    return scale_mask(mask, size, out) if _is_binary(mask) else scale_labels(mask, size)
 
 
 def transform_training(
@@ -99,6 +100,7 @@ def transform_training(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring image and mask to `config.size` by `config.transform`; windows are drawn uniformly from `generator`.
 
+    mask: (H, W), or labels of two planes (targets.py).
     table: that the image's values are still to be looked up in, which is less work for a window than for the whole.
     mirror: turns both round in the end, as `cv2.flip`'s code says.
     out: where to write a grey image and its mask, of the size; they may be left alone, and are not what is returned
@@ -107,7 +109,7 @@ def transform_training(
     """
     if config.transform == "resize":
         return _bring(look_up(image, table), mask, config.size, mirror, out)
-    height, width = mask.shape
+    height, width = mask.shape[:2]
     if config.transform == "random-crop":
         window = config.size
         if window.width > width or window.height > height:
@@ -134,7 +136,7 @@ def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig
         return resize_image(image, config.size), resize_mask(mask, config.size)
     if config.transform == "random-crop":
         return image, mask
-    height, width = mask.shape
+    height, width = mask.shape[:2]
     side = sum(config.crop_side) / 2
     window = Size(max(1, round(side * width)), max(1, round(side * height)))
     left, top = (width - window.width) // 2, (height - window.height) // 2
@@ -153,8 +155,7 @@ def augment(
     """Apply the random changes `names` (see `DataConfig.augment`) to a uint8 image and its mask, drawn from `seed`:
     first albumentations' single ones, then the chains, then functions in the order of `names`.
 
-    A function takes image (H, W) or (H, W, 3) uint8, mask (H, W) uint8 of 0 and 1, and a generator of its own, and
-    returns both, of the same shapes and types. Raises InputError where it returns something else.
+    mask: (H, W), or labels of two planes (targets.py). A registered function: see own_augmentation.py.
     """
     entries = [augmentations.find(name) for name in names]
     single = tuple(entry.name for entry in entries if entry.kind == "transforms")
@@ -178,35 +179,8 @@ def augment(
                 image, mask = apply_change(image, mask, change, amount)
     for entry in entries:
         if entry.kind == "function":
-            image, mask = _apply_function(entry, image, mask, seed)
+            image, mask = apply_function(entry, image, mask, seed)
     return image, mask
-
-
-def _apply_function(
-    entry: AugmentationEntry, image: np.ndarray, mask: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What it draws depends on its name and the sample's seed, and not on which others there are. It works on copies,
-    because an image that is cached in memory must not change."""
-    stream = zlib.crc32(entry.name.encode())
-    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, FUNCTIONS)))
-    function = entry.load()
-    with noting(f"in the augmentation {entry.described}"):
-        changed = function(image.copy(), mask.copy(), generator)
-    described = [(np.shape(each), getattr(each, "dtype", type(each).__name__)) for each in _pair(changed)]
-    wanted = [(each.shape, each.dtype) for each in (image, mask)]
-    if described != wanted:
-        raise InputError(
-            f"augmentation {entry.described}: gave {one_line(described, 120)} for {one_line(wanted, 120)}; return an "
-            "image and a mask of the same shapes and types"
-        )
-    image, mask = map(np.ascontiguousarray, changed)
-    if mask.size and mask.max() > 1:
-        raise InputError(f"augmentation {entry.described}: its mask has the value {mask.max()}; give 0 and 1 only")
-    return image, mask
-
-
-def _pair(changed: object) -> tuple:
-    return tuple(changed) if isinstance(changed, tuple | list) else (changed,)
 
 
 @lru_cache(maxsize=1)
@@ -223,9 +197,17 @@ def _bring(
     if mirror is None:
         return resize_image(image, size, image_out), resize_mask(mask, size, out[1])
     # A scaled mask is mirrored as it is written; OpenCV's scaling of a mirrored image is not the same to the last bit.
-    is_scaled = mask.shape != (size.height, size.width)
-    mask = scale_mask(mask, size, out[1], mirror) if is_scaled else cv2.flip(mask, mirror, dst=out[1])
+    is_scaled, mask_out = mask.shape[:2] != (size.height, size.width), out[1] if mask.ndim == 2 else None
+    if is_scaled and _is_binary(mask):
+        mask = scale_mask(mask, size, mask_out, mirror)
+    else:
+        mask = cv2.flip(scale_labels(mask, size) if is_scaled else mask, mirror, dst=mask_out)
     return cv2.flip(resize_image(image, size), mirror, dst=image_out), mask
+
+
+def _is_binary(mask: np.ndarray) -> bool:
+    """Whether a mask is one of 0 and 1."""
+    return mask.ndim == 2 and not (mask.size and mask.max() > 1)
 
 
 def count_values(image: np.ndarray, num_values: int) -> np.ndarray:

@@ -177,7 +177,7 @@ def changed(folder: Path, name: str, change: Callable) -> None:
 
 INDEXES = {
     "format_version is missing or null": lambda index: index.pop("format_version"),
-    "format_version is 2, and 1 is read here": lambda index: index.update(format_version=2),
+    "format_version is 3, and 1 and 2 are read here": lambda index: index.update(format_version=3),
     "format_version is True": lambda index: index.update(format_version=True),
     "licence is missing or null": lambda index: index.update(licence=None),
     "licence is a list": lambda index: index.update(licence=["x"] * 10**5),

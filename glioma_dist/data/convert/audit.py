@@ -27,6 +27,7 @@ SUSPICIOUS_MASK = "suspicious-mask"
 ORIENTATION = "orientation"
 PIXEL_VALUES = "pixel-values"
 UNKNOWN_CATEGORY = "unknown-category"
+OVERLAP = "overlap"
 KINDS = (
     IMAGE_WITHOUT_LABELS,
     LABELS_WITHOUT_IMAGE,
@@ -40,6 +41,7 @@ KINDS = (
     ORIENTATION,
     PIXEL_VALUES,
     UNKNOWN_CATEGORY,
+    OVERLAP,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from glioma_dist.errors import InputError, one_line
@@ -39,9 +39,11 @@ def plain_name(name: object) -> str:
     return re.sub(r"[\s_.-]+", " ", unicodedata.normalize("NFKC", str(name))).strip().casefold()
 
 
-def read_categories(records: list, chosen: Sequence[str] | None) -> dict[str, Category]:
+def read_categories(
+    records: list, chosen: Sequence[str] | None, is_ignored: Callable[[str], bool] = lambda _: False
+) -> dict[str, Category]:
     """Id -> category, of a COCO file's records. chosen: the names that are cells; None: all but those that by their
-    names are none.
+    names are none. is_ignored: whether a name is one whose pixels are to be ignored: such a category is taken, too.
 
     Raises InputError where one id is that of cells and of something else.
     """
@@ -52,8 +54,10 @@ def read_categories(records: list, chosen: Sequence[str] | None) -> dict[str, Ca
             name = str(record.get("name", "")).strip() or "(no name)"
             number = identity(record.get("id"))
             category = _judge(name, record.get("supercategory"), wanted)
+            if is_ignored(name):
+                category = Category(name, True, ", ignored")
             first = found.setdefault(number, category)
-            if first.taken != category.taken:
+            if first.taken != category.taken or is_ignored(first.name) != is_ignored(name):
                 names = f"{one_line(first.name, 80)} and {one_line(name, 80)}"
                 raise InputError(
                     f"the category id {one_line(number, 40)} names both cells and something else ({names}); give each "

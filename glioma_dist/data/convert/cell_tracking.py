@@ -63,7 +63,7 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
     taken = {*files, *(path for path in listed.files if SEQUENCE.fullmatch(path.parent.parent.name))}
     listed.files = [path for path in listed.files if path not in taken]
     coco = CocoFile(folder, entries, Counter(), set(), [])
-    return replace(one_split(folder, folder, listed, lambda _: coco, "has no labels", taken), reader=reader)
+    return replace(one_split(folder, folder, listed, lambda *_: coco, "has no labels", taken), reader=reader)
 
 
 def _read_cells(reader: ImageReader, path: Path, markers: Path | None, height: int, width: int) -> list[Segmentation]:
@@ -78,7 +78,7 @@ def _read_cells(reader: ImageReader, path: Path, markers: Path | None, height: i
 
 
 def _numbers(reader: ImageReader, path: Path, height: int, width: int) -> np.ndarray:
-    labels = reader.read(Wanted(path, is_mask=True, keeps_numbers=True)).pixels
+    labels = reader.read(Wanted(path, is_mask=True, keeps_values=True)).pixels
     if labels.shape != (height, width):
         raise InputError(f"{path}: is {labels.shape[1]}x{labels.shape[0]}, its image {width}x{height}")
     return labels

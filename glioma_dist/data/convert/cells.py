@@ -14,10 +14,13 @@ from glioma_dist.data.convert.audit import (
     COORDINATES_OUTSIDE,
     DOUBLED_CONTOUR,
     EMPTY_SEGMENTATION,
+    OVERLAP,
     SIZE_MISMATCH,
     SUSPICIOUS_MASK,
     Finding,
 )
+from glioma_dist.data.convert.layers import draw_layers
+from glioma_dist.limits import MAX_INSTANCES
 
 MAX_SHARE = 0.95
 """Of an image's pixels that one contour covers before the mask is said to be suspicious."""
@@ -40,11 +43,13 @@ Segmentation = list[np.ndarray] | Rle
 
 
 class DrawnCells(NamedTuple):
-    """mask: uint8 (H, W), 0 or 1; num_cells: how many different cells are in it; findings: what was odd."""
+    """mask: uint8 (H, W), 0 or 1, or class numbers; num_cells: how many different cells are in it; findings: what was
+    odd. instances: uint16 (H, W), a number for each cell from 1; None where there were no classes to draw."""
 
     mask: np.ndarray
     num_cells: int
     findings: list[Finding]
+    instances: np.ndarray | None = None
 
 
 def as_segmentation(value: object) -> Segmentation:
@@ -81,16 +86,20 @@ def as_whole(value: object) -> int:
         return 0
 
 
-def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> DrawnCells:
+def draw_cells(
+    segmentations: list[Segmentation], height: int, width: int, classes: list[int] | None = None
+) -> DrawnCells:
     """Rasterise what can be drawn of the cells, and tell what is odd.
 
-    The mask is the union of the cells, pixel for pixel that of COCO's `annToMask`.
+    The mask is the union of the cells, pixel for pixel that of COCO's `annToMask`. classes: the class number of each;
+    the mask then has these, and each cell a number (layers.py).
     """
     objects, seen = [], set()  # objects: (number of the cell, what of it may be drawn)
     at_edge: dict[int, list] = {}
     odd: Counter = Counter()
     num_cells = 0
-    for segmentation in segmentations:
+    class_of: list[int] = []  # of each cell that is drawn
+    for place, segmentation in enumerate(segmentations):
         problem, drawable, identity = _examine(segmentation, height, width)
         if problem is not None:
             odd[problem] += 1
@@ -103,9 +112,10 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
         objects.extend((num_cells, shape) for shape in drawable)
         if problem is not None and problem.kind == COORDINATES_OUTSIDE:
             at_edge[num_cells] = drawable
+        class_of.append(1 if classes is None else classes[place])
         num_cells += 1
     mask = np.zeros((height, width), np.uint8)
-    num_large = 0
+    num_large, by_cell = 0, {}
     if objects:
         # Polygons and run lengths alike become pycocotools' own run lengths, whose union it then takes.
         objects.sort(key=lambda cell: isinstance(cell[1], dict))
@@ -113,7 +123,10 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
         encoded = coco_mask.frPyObjects(polygons, height, width) if polygons else []
         encoded = encoded + [coco_mask.frPyObjects(run, height, width) for _, run in objects[len(polygons) :]]
         blank = coco_mask.encode(np.asfortranarray(mask))["counts"]
-        seen_cells = {cell for (cell, _), runs in zip(objects, encoded, strict=True) if runs["counts"] != blank}
+        for (cell, _), runs in zip(objects, encoded, strict=True):
+            if runs["counts"] != blank:
+                by_cell.setdefault(cell, []).append(runs)
+        seen_cells = set(by_cell)
         if num_blank := num_cells - len(seen_cells):
             odd[_Problem(EMPTY_SEGMENTATION, False, "outline that covers no pixel; not counted")] += num_blank
             num_cells -= num_blank
@@ -123,7 +136,27 @@ def draw_cells(segmentations: list[Segmentation], height: int, width: int) -> Dr
     for detail in _suspicions(mask, num_large, len(seen), at_edge):
         odd[_Problem(SUSPICIOUS_MASK, False, detail)] += 1
     findings = [Finding(problem.kind, f"{count} x {problem.detail}", problem.spoils) for problem, count in odd.items()]
-    return DrawnCells(mask, num_cells, findings)
+    if classes is None:
+        return DrawnCells(mask, num_cells, findings)
+    return _with_layers(DrawnCells(mask, num_cells, findings), by_cell, class_of)
+
+
+def _with_layers(drawn: DrawnCells, by_cell: dict[int, list[dict]], class_of: list[int]) -> DrawnCells:
+    """Draw classes and numbers. by_cell: cell -> its parts as pycocotools' run lengths; class_of: the class of each."""
+    if drawn.num_cells > MAX_INSTANCES:
+        detail = f"{drawn.num_cells} cells, and {MAX_INSTANCES} can have a number; cut the image into smaller ones"
+        return drawn._replace(findings=[*drawn.findings, Finding(OVERLAP, detail, True)])
+    cells, findings = sorted(by_cell), [*drawn.findings]
+    layers = draw_layers(
+        [_merge(by_cell[cell]) for cell in cells], [class_of[cell] for cell in cells], *drawn.mask.shape
+    )
+    if layers.num_shared:
+        detail = f"{layers.num_shared} pixels of cells of several classes; they are of the class named last"
+        findings.append(Finding(OVERLAP, detail, False))
+    if layers.num_hidden:
+        detail = f"{layers.num_hidden} x cell that others cover whole; it has no number"
+        findings.append(Finding(OVERLAP, detail, False))
+    return DrawnCells(layers.mask, drawn.num_cells, findings, layers.instances)
 
 
 def _suspicions(mask: np.ndarray, num_large: int, num_cells: int, at_edge: dict[int, list]) -> list[str]:

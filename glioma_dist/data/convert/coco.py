@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from glioma_dist.data.convert.categories import count_labels, identity, read_categories, unknown_category
 from glioma_dist.data.convert.cells import Segmentation, as_segmentation, as_whole
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_bytes
+from glioma_dist.limits import IGNORE
 
 MAX_COCO_BYTES = 2**30
 """LIVECell's largest JSON has 0.6 GB, and takes 2.1 GiB of memory."""
@@ -25,16 +27,19 @@ class _Annotation(NamedTuple):
 
 @dataclass
 class CocoImage:
-    """An image and its cells. sizes: (width, height) of each record of this name; there should be one.
+    """An image and its cells. sizes: (width, height) of each record of this name; there should be one. classes: the
+    class number of each cell. ignored: regions whose pixels are ignored.
 
-    read_cells: cells that are read, or made of shapes, when the image's turn comes: called with its height and width;
-    raises InputError. group: of images that belong to one split; None: what the name tells. frame: the place in time,
-    from 1, where the source tells it; hours: the time, if it does.
+    read_cells: adds to these what is read, or made of shapes, when the image's turn comes: called with its height and
+    width; raises InputError. group: of images that belong to one split; None: what the name tells. frame: the place in
+    time, from 1, where the source tells it; hours: the time, if it does.
     """
 
     file_name: str
     sizes: list[tuple[int, int]] = field(default_factory=list)
     cells: list[Segmentation] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    ignored: list[Segmentation] = field(default_factory=list)
     read_cells: Callable[[int, int], list[Segmentation]] | None = None
     group: str | None = None
     frame: int | None = None
@@ -48,6 +53,14 @@ class CocoImage:
     def cells_in(self, height: int, width: int) -> list[Segmentation]:
         """All cells of the image, of so many pixels. Raises InputError."""
         return self.cells if self.read_cells is None else [*self.cells, *self.read_cells(height, width)]
+
+    def add(self, segmentation: Segmentation, number: int) -> None:
+        """Add a cell of a class, or a region to ignore."""
+        if number == IGNORE:
+            self.ignored.append(segmentation)
+        else:
+            self.cells.append(segmentation)
+            self.classes.append(number)
 
 
 @dataclass
@@ -70,10 +83,11 @@ class CocoFile:
     num_crowds: int = 0
 
 
-def load_coco(path: str | Path, chosen: Sequence[str] | None = None) -> CocoFile:
+def load_coco(path: str | Path, chosen: Sequence[str] | None = None, labelling: Labelling = PLAIN) -> CocoFile:
     """Read a COCO file; records of one file name become one image.
 
     chosen: names of the categories that are cells; None: all but parts of cells and those that by their name are none.
+    labelling: which are classes and which are ignored.
     Annotations are taken apart while they are parsed: a million polygons then take about two gigabytes. Raises
     InputError where the file is missing, too large, no plain file, no JSON or no COCO file.
     """
@@ -81,9 +95,10 @@ def load_coco(path: str | Path, chosen: Sequence[str] | None = None) -> CocoFile
     content = _read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise InputError(f"{path}: no COCO file: it lacks a list `images` or a list `annotations`")
+    chosen = labelling.chosen(chosen)
     images, by_id, shared_ids = _read_images(content["images"])
     try:
-        categories = read_categories(_values(content.get("categories")), chosen)
+        categories = read_categories(_values(content.get("categories")), chosen, labelling.takes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     coco = CocoFile(path, list(images.values()), Counter(), shared_ids, _licences(content))
@@ -102,7 +117,8 @@ def load_coco(path: str | Path, chosen: Sequence[str] | None = None) -> CocoFile
         if annotation.image_id not in by_id:
             coco.orphans[annotation.image_id] += 1
         elif categories[number].taken:
-            by_id[annotation.image_id].cells.append(annotation.segmentation)
+            number = labelling.class_of(categories[annotation.category_id].name, annotation.is_crowd)
+            by_id[annotation.image_id].add(annotation.segmentation, number)
             coco.num_crowds += annotation.is_crowd
     coco.categories = count_labels(categories, labels)
     return coco

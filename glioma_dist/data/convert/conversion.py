@@ -18,6 +18,7 @@ from glioma_dist.data.convert.categories import plain_name
 from glioma_dist.data.convert.division import Division, draw_parts
 from glioma_dist.data.convert.image_folder import walk_files
 from glioma_dist.data.convert.jobs import find_jobs
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.convert.mask_pairs import stem_of
 from glioma_dist.data.convert.pages import check_pattern, find_groups
 from glioma_dist.data.convert.prepare import NO_CELL, Job, prepare
@@ -50,14 +51,16 @@ def convert(
     division: Division | None = None,
     group_pattern: str | None = None,
     frame_minutes: float | None = None,
+    labelling: Labelling = PLAIN,
 ) -> None:
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
     With `split_seed`, a data set without splits of its own is drawn into train, val and test, each of as
     many samples as `split_counts` says; `division` says the same in more ways. group_pattern: see `find_groups`.
     frame_minutes: between two frames, of sources that number them. categories: the names of those whose labels are
-    cells; None: all, except those whose names say otherwise (see `categories.py`). Raises InputError where that cannot
-    be, where nothing can be converted, or, with `strict`, at the first defect.
+    cells; None: all, except those whose names say otherwise (see `categories.py`). labelling: classes, ignored pixels,
+    instances. Raises InputError where that cannot be, where nothing can be converted, or, with `strict`, at the first
+    defect.
     """
     out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
     check_new_folder("--out", out)
@@ -79,7 +82,7 @@ def convert(
     try:
         with contextlib.ExitStack() as writers, ImageReader() as reader, source.reader or contextlib.nullcontext():
             for split in source.splits:
-                jobs = find_jobs(source, split, used, audit, dataset, categories)
+                jobs = find_jobs(source, split, used, audit, dataset, categories, labelling)
                 if group_pattern is not None:
                     _group(jobs, group_pattern, console)
                 if frame_minutes is not None:
@@ -92,12 +95,16 @@ def convert(
                         "split": name,
                         "licence": part[0].licence if part else "",
                         "citation": source.citation,
+                        "classes": labelling.classes,
+                        "has_instances": labelling.instances,
                     }
                     writer = ShardWriter(out / name, dataset, **head)
                     written[name] = _write_split(writer, writers, part, part_audit, console, reader)
                 # The next split's JSON may be as large again.
                 del jobs, divided, part
-            _refuse_unknown_choice(source, audit, categories)
+            _refuse_unknown_choice(source, audit, "categories", categories)
+            _refuse_unknown_choice(source, audit, "classes", labelling.classes)
+            _refuse_unknown_choice(source, audit, "ignore", labelling.ignored)
             _audit_unlisted(source, used, audit)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,14 +126,14 @@ def _why_none(audit: Audit) -> str:
     return f"none of its labels is taken as a cell, and --categories can choose them: {names}; "
 
 
-def _refuse_unknown_choice(source: Source, audit: Audit, categories: Sequence[str] | None) -> None:
+def _refuse_unknown_choice(source: Source, audit: Audit, flag: str, categories: Sequence[str] | None) -> None:
     """Raise InputError for a name chosen that is in no JSON of the source."""
     found = [entry["name"] for labels in audit.labels.values() for entry in labels["categories"]]
     known = {plain_name(name) for name in found}
     missing = [name for name in categories or () if plain_name(name) not in known]
     if missing:
         raise InputError(
-            f"--categories {' '.join(missing)}: not in {source.folder}; its categories are "
+            f"--{flag} {' '.join(missing)}: not in {source.folder}; its categories are "
             f"{', '.join(sorted(set(found))[:MAX_NAMES]) or 'none'}"
         )
 

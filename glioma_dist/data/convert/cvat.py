@@ -7,6 +7,7 @@ outline: they are in the audit, as boxes of COCO files are. The format: https://
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from xml.parsers import expat
@@ -18,10 +19,12 @@ from glioma_dist.data.convert.cells import Segmentation, as_segmentation, as_who
 from glioma_dist.data.convert.coco import MAX_COCO_BYTES, CocoFile, CocoImage
 from glioma_dist.data.convert.image_folder import walk_files
 from glioma_dist.data.convert.labelled import image_folder, one_split
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.convert.shapes import ellipse, pixels_at
 from glioma_dist.data.convert.sources import Source
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_bytes
+from glioma_dist.limits import IGNORE
 
 OUTLINES = ("polygon", "mask", "ellipse")
 SHAPES = (*OUTLINES, "box", "polyline", "points", "cuboid", "skeleton")
@@ -40,19 +43,28 @@ def find_cvat(folder: Path, images: Path | None = None) -> Source:
     return one_split(folder, found[0], root, partial(load_cvat, found[0]), "named without a shape in the XML")
 
 
-def load_cvat(path: Path, chosen: tuple[str, ...] | None = None) -> CocoFile:
-    """Read the XML. chosen: names of the labels that are cells; None: see `categories.py`. Raises InputError."""
+def load_cvat(path: Path, chosen: Sequence[str] | None = None, labelling: Labelling = PLAIN) -> CocoFile:
+    """Read the XML. chosen, labelling: of names of labels, as `load_coco` takes those of categories. Raises
+    InputError."""
     images, shapes = read_shapes(path)
-    names = {shape["label"]: None for found in shapes.values() for _, shape in found}
+    labels = Counter(identity(shape["label"]) for found in shapes.values() for _, shape in found)
     try:
-        categories = read_categories([{"id": name, "name": name} for name in names], chosen)
+        records = [{"id": name, "name": name} for name in labels]
+        categories = read_categories(records, labelling.chosen(chosen), labelling.takes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    taken = {name for name in names if categories[identity(name)].taken}
     for image in images.values():
-        cells = [shape for shape in shapes[image.file_name] if shape[1]["label"] in taken]
-        image.read_cells = partial(_cells, path, image.file_name, cells) if cells else None
-    labels = Counter(identity(shape["label"]) for found in shapes.values() for _, shape in found)
+        cells, ignored = [], []
+        for tag, shape in shapes[image.file_name]:
+            category = categories[identity(shape["label"])]
+            number = labelling.class_of(category.name, False) if category.taken else 0
+            if number == IGNORE:
+                ignored.append((tag, shape))
+            elif number:
+                cells.append((tag, shape))
+                image.classes.append(number)
+        if cells or ignored:
+            image.read_cells = partial(_cells, path, image, cells, ignored)
     return CocoFile(path, list(images.values()), Counter(), set(), [], count_labels(categories, labels))
 
 
@@ -99,12 +111,15 @@ def _parse(path: Path, start: object, end: object) -> None:
         raise InputError(f"{path}: is no XML ({str(error)[:80]}); export it again") from None
 
 
-def _cells(path: Path, name: str, shapes: list[Shape], height: int, width: int) -> list[Segmentation]:
+def _cells(
+    path: Path, image: CocoImage, cells: list[Shape], ignored: list[Shape], height: int, width: int
+) -> list[Segmentation]:
     try:
-        return [_cell(tag, attributes, height, width) for tag, attributes in shapes]
+        image.ignored = [_cell(*shape, height, width) for shape in ignored]
+        return [_cell(*shape, height, width) for shape in cells]
     except (KeyError, ValueError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {error}"[:120]
-        raise InputError(f"{path}: {name[:80]}: a shape cannot be read ({reason}); export it again") from None
+        where, reason = f"{path}: {image.file_name[:80]}", f"{type(error).__name__}: {error}"[:120]
+        raise InputError(f"{where}: a shape cannot be read ({reason}); export it again") from None
 
 
 def _cell(tag: str, attributes: dict[str, str], height: int, width: int) -> Segmentation:

@@ -23,6 +23,8 @@ from glioma_dist.data.convert.audit import (
 )
 from glioma_dist.data.convert.cells import MAX_COVERAGE
 from glioma_dist.data.convert.division import Division, draw_parts
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
+from glioma_dist.data.convert.mask_labels import MaskLabels, label_mask
 from glioma_dist.data.convert.mask_pairs import Pairs, find_pairs
 from glioma_dist.data.convert.pages import Page, check_pattern, find_pages
 from glioma_dist.data.convert.sources import licence_in
@@ -39,7 +41,7 @@ from glioma_dist.data.convert.writing import (
 from glioma_dist.data.images.decoding import DecodedImage, orientation_remark
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED, is_transposed, upright
 from glioma_dist.data.images.reader import ImageReader
-from glioma_dist.data.sample import Sample, one_channel
+from glioma_dist.data.sample import Sample, cells_of, one_channel
 from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.data.splits import SPLIT_NAMES
 from glioma_dist.errors import InputError, printable
@@ -58,12 +60,14 @@ def convert_folder(
     strict: bool = False,
     console: Console | None = None,
     from_alpha: bool = False,
+    labelling: Labelling = PLAIN,
 ) -> None:
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
-    suffix: what the masks' names have after the images'; see `find_pairs`. group_pattern: see `find_pages`. from_alpha:
-    see `Wanted`; without a suffix, the pictures of one folder then hold both. licence:
-    None: what a LICENSE file among the images says. Raises InputError where a folder holds no pair, nothing can be
+    suffix: what the masks' names have after the images'; see `find_pairs`. group_pattern: see `find_pages`. licence:
+    None: what a LICENSE file among the images says. from_alpha: see `Wanted`; without a suffix, the pictures of one
+    folder then hold both. labelling: what the masks' values
+    are. Raises InputError where a folder holds no pair, nothing can be
     converted or divided so, or, with `strict`, at the first defect.
     """
     division = division or Division()
@@ -75,20 +79,23 @@ def convert_folder(
     pairs = find_pairs(images, masks, suffix, may_be_one=from_alpha)
     _tell_pairs(pairs, images, masks, audit, console)
     licence = licence or licence_in(images)
-    pages = find_pages(pairs.pairs, group_pattern, audit, from_alpha)
+    has_values = bool(labelling.classes) or labelling.ignored_value is not None
+    keeps = {"keeps_values": has_values, "keeps_numbers": labelling.instances and not has_values}
+    pages = find_pages(pairs.pairs, group_pattern, audit, {**keeps, "from_alpha": from_alpha})
     if group_pattern is not None:
         tell_groups([page.group for page in pages], console)
     written: dict[str, int] = {}
     # All splits get their names at the end, together: half of one draw beside half of another would leak.
     try:
         with contextlib.ExitStack() as writers, ImageReader() as reader:
-            maker = _Maker(dataset, licence, audit, reader, console)
+            maker = _Maker(dataset, licence, audit, reader, console, labelling)
             divided = _divide(pages, division, maker, out)
             if division.seed is not None:
                 # What is examined to draw splits has its defects noted then, once.
-                maker = _Maker(dataset, licence, Audit(), reader, console)
+                maker = _Maker(dataset, licence, Audit(), reader, console, labelling)
             for name, part in divided.items():
-                writer = ShardWriter(out / name, dataset, name, licence)
+                labels = {"classes": labelling.classes, "has_instances": labelling.instances}
+                writer = ShardWriter(out / name, dataset, name, licence, **labels)
                 written[name] = write_samples(writer, writers, maker.samples(part, name))
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -111,8 +118,11 @@ def _divide(pages: list[Page], division: Division, maker: _Maker, out: Path) -> 
 class _Maker:
     """Makes samples of pages; `audit` is told of every defect."""
 
-    def __init__(self, dataset: str, licence: str, audit: Audit, reader: ImageReader, console: Console) -> None:
+    def __init__(
+        self, dataset: str, licence: str, audit: Audit, reader: ImageReader, console: Console, labelling: Labelling
+    ) -> None:
         self.dataset, self.licence, self.audit, self.reader, self.console = dataset, licence, audit, reader, console
+        self.labelling = labelling
         self._seen: dict[bytes, str] = {}  # digest of an image's pixels -> where it was first
 
     def samples(self, pages: list[Page], label: str) -> Iterator[Sample]:
@@ -145,10 +155,13 @@ class _Maker:
         if first != page.where:
             detail = f"the same picture as {first}; in two splits it makes scores too good: remove one"
             self.audit.add(DOUBLED_NAME, page.where, detail, left_out=False)
-        if not mask.num_cells:
+        labels = self._labels_of(page, mask)
+        if labels is None:
+            return None
+        if not labels.num_cells:
             detail = "its mask has no pixel above 0: taken as a field without cells"
             self.audit.add(IMAGE_WITHOUT_LABELS, page.where, detail, left_out=False)
-        elif (covered := mask.pixels.mean()) > MAX_COVERAGE:
+        elif (covered := cells_of(labels.mask).mean()) > MAX_COVERAGE:
             detail = f"mask that covers {covered:.1%} of the image; is its background 0?"
             self.audit.add(SUSPICIOUS_MASK, page.where, detail, left_out=False)
         metadata = {
@@ -157,11 +170,21 @@ class _Maker:
             "width": width,
             "height": height,
             "group": page.group,
-            "num_cells": mask.num_cells,
+            "num_cells": labels.num_cells,
             "licence": self.licence,
             **page.facts,
         }
-        return Sample(page.key, one_channel(pixels), mask.pixels, metadata)
+        return Sample(page.key, one_channel(pixels), labels.mask, metadata, labels.instances)
+
+    def _labels_of(self, page: Page, mask: DecodedImage) -> MaskLabels | None:
+        """Classes and numbers of cells; None, with the reason in the audit, where the mask has another value."""
+        if self.labelling.is_plain:
+            return MaskLabels(mask.pixels, None, mask.num_cells)
+        try:
+            return label_mask(mask.pixels, self.labelling)
+        except InputError as error:
+            self.audit.add(UNREADABLE_FILE, page.where, f"its mask {error}", left_out=True)
+            return None
 
     def _as_masked(self, page: Page, image: DecodedImage, mask: DecodedImage) -> np.ndarray:
         """The image as its mask lies on it: as it is stored, or turned as viewers turn it where only that has the

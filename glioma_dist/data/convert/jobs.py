@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from glioma_dist.data.convert.audit import DOUBLED_NAME, LABELS_WITHOUT_IMAGE, UNKNOWN_CATEGORY, Audit
 from glioma_dist.data.convert.coco import CocoFile, CocoImage
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.convert.prepare import Job
 from glioma_dist.data.convert.sources import Source, SourceSplit, licence_of
 from glioma_dist.data.shards.index import MAX_KEY_LENGTH
@@ -55,9 +56,10 @@ def find_jobs(
     audit: Audit,
     dataset: str,
     categories: Sequence[str] | None,
+    labelling: Labelling = PLAIN,
 ) -> list[Job]:
     """Find each image's file, and note what is odd about the list itself; `used` gains the files named."""
-    coco = split.read_labels(categories)
+    coco = split.read_labels(categories, labelling)
     licence = licence_of(source, coco)
     _audit_labels(split, coco, audit)
     times = Counter(PurePosixPath(image.file_name).name for image in coco.images)
@@ -82,7 +84,9 @@ def find_jobs(
                 audit.add(DOUBLED_NAME, where, detail, left_out=False)
             found[image.file_name] = (paths[0], image)
     keys = make_keys(found)
-    jobs = [Job(keys[name], path, image, split.name, dataset, licence) for name, (path, image) in found.items()]
+    jobs = [
+        Job(keys[name], path, image, split.name, dataset, licence, labelling) for name, (path, image) in found.items()
+    ]
     # Names sorted would put one cell line's images, or one well's, into the same shard. The hash of the key
     # mixes them once and for all, in the same way whatever the order in the JSON.
     return sorted(jobs, key=lambda job: hashlib.sha256(job.key.encode()).digest())

@@ -9,6 +9,7 @@ from pathlib import Path
 from glioma_dist.data.convert.cells import Segmentation
 from glioma_dist.data.convert.coco import CocoFile, CocoImage
 from glioma_dist.data.convert.image_folder import ImageFolder, spelling, walk_files
+from glioma_dist.data.convert.labelling import Labelling
 from glioma_dist.data.convert.mask_pairs import stem_of
 from glioma_dist.data.convert.sources import Source, SourceSplit
 from glioma_dist.data.images.decoding import PICTURE_SUFFIXES
@@ -34,7 +35,7 @@ def one_split(
     folder: Path,
     labels: Path,
     images: ImageFolder,
-    load: Callable[[Sequence[str] | None], CocoFile],
+    load: Callable[[Sequence[str] | None, Labelling], CocoFile],
     why_unlisted: str,
     files: Iterable[Path] = (),
 ) -> Source:
@@ -73,7 +74,7 @@ def by_name(
         owners[name] = path
         entries[name] = CocoImage(name, read_cells=_reader(read_cells, path))
     coco = CocoFile(folder, list(entries.values()), Counter(), set(), [])
-    return one_split(folder, folder, listed, lambda _: coco, f"no {kind} belongs to it", found)
+    return one_split(folder, folder, listed, lambda *_: coco, f"no {kind} belongs to it", found)
 
 
 def _image_of(path: Path, folder: Path, listed: ImageFolder, images: list[Path], name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from glioma_dist.data.convert.audit import SIZE_MISMATCH, UNREADABLE_FILE, Audit
@@ -33,12 +34,14 @@ class Page(NamedTuple):
         return self.name if self.image.page is None else f"{self.name} (page {self.image.page})"
 
 
-def find_pages(pairs: Sequence[Pair], pattern: str | None, audit: Audit, from_alpha: bool = False) -> list[Page]:
+def find_pages(
+    pairs: Sequence[Pair], pattern: str | None, audit: Audit, keeps: Mapping[str, bool] = MappingProxyType({})
+) -> list[Page]:
     """All pages of all pairs, in the order of shards; pairs whose files do not have the same number are in the audit.
     from_alpha: see `Wanted`.
 
     pattern: a regular expression whose one group, in an image's path without its ending, is its group; None: each file
-    is one. Raises InputError where a name does not match.
+    is one. keeps: what masks are decoded to, by the names of `Wanted`. Raises InputError where a name does not match.
     """
     groups = find_groups({pair.name: pair.stem for pair in pairs}, pattern)
     found: dict[str, tuple[Pair, Planes, Plane, Plane, int | None]] = {}
@@ -60,7 +63,8 @@ def find_pages(pairs: Sequence[Pair], pattern: str | None, audit: Audit, from_al
             name = f"{pair.stem}{_ending(planes[0])}{pair.image.suffix}#{number}"
             found[name] = (pair, image, *planes, None if counts[0] == 1 else number)
     keys = make_keys(found)
-    pages = [_page(keys[name], groups[entry[0].name], *entry, from_alpha) for name, entry in found.items()]
+    pages = [_page(keys[name], groups[entry[0].name], *entry) for name, entry in found.items()]
+    pages = [page._replace(mask=page.mask._replace(**keeps)) for page in pages]
     # As `find_jobs`: the hash of the key mixes wells and plates, in the same way on every run.
     return sorted(pages, key=lambda page: hashlib.sha256(page.key.encode()).digest())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from glioma_dist.data.convert.audit import (
     IMAGE_WITHOUT_LABELS,
     ORIENTATION,
@@ -13,19 +15,21 @@ from glioma_dist.data.convert.audit import (
     UNREADABLE_FILE,
     Audit,
 )
-from glioma_dist.data.convert.cells import draw_cells
+from glioma_dist.data.convert.cells import DrawnCells, Segmentation, draw_cells
 from glioma_dist.data.convert.coco import CocoImage
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.convert.sources import describe
 from glioma_dist.data.images.decoding import DecodedImage, orientation_remark
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED, is_transposed, upright
-from glioma_dist.data.sample import Sample, one_channel
+from glioma_dist.data.sample import IGNORE, Sample, one_channel
 from glioma_dist.errors import InputError
 
 NO_CELL = "but without a cell: an empty field cannot be told from one not labelled"
 
 
 class Job(NamedTuple):
-    """An image to convert: its key, its file, its cells, and what its metadata say of where it comes from."""
+    """An image to convert: its key, its file, its cells, what its metadata say of where it comes from, and what is made
+    of its labels."""
 
     key: str
     path: Path
@@ -33,6 +37,7 @@ class Job(NamedTuple):
     split: str
     dataset: str
     licence: str
+    labelling: Labelling = PLAIN
 
     @property
     def where(self) -> str:
@@ -65,7 +70,7 @@ def prepare(job: Job, found: DecodedImage | InputError, audit: Audit) -> Sample 
     if not cells:
         audit.add(IMAGE_WITHOUT_LABELS, where, f"listed, {NO_CELL}", left_out=True)
         return None
-    drawn = draw_cells(cells, height, width)
+    drawn = _draw(job, cells, height, width)
     for finding in drawn.findings:
         audit.add(finding.kind, where, finding.detail, left_out=finding.spoils)
     if any(finding.spoils for finding in drawn.findings):
@@ -86,7 +91,23 @@ def prepare(job: Job, found: DecodedImage | InputError, audit: Audit) -> Sample 
     }
     if job.image.frame is not None:
         metadata["frame"] = job.image.frame
-    return Sample(job.key, one_channel(found.pixels), drawn.mask, metadata)
+    instances = drawn.instances if job.labelling.instances else None
+    return Sample(job.key, one_channel(found.pixels), drawn.mask, metadata, instances)
+
+
+def _draw(job: Job, cells: list[Segmentation], height: int, width: int) -> DrawnCells:
+    """The cells as `job.labelling` says. Ignored regions lie below cells: what is labelled is known."""
+    if job.labelling.is_plain:
+        return draw_cells(cells, height, width)
+    # Cells of sources that know no classes are of the first.
+    classes = [*job.image.classes, *[1] * (len(cells) - len(job.image.classes))]
+    drawn = draw_cells(cells, height, width, classes)
+    if not job.image.ignored:
+        return drawn
+    region = draw_cells(job.image.ignored, height, width)
+    mask = np.where((drawn.mask == 0) & (region.mask > 0), np.uint8(IGNORE), drawn.mask)
+    findings = [each._replace(detail=f"ignored region: {each.detail}") for each in region.findings]
+    return drawn._replace(mask=mask, findings=[*drawn.findings, *findings])
 
 
 def _as_labelled(job: Job, found: DecodedImage, audit: Audit) -> DecodedImage:

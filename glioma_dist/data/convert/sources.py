@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from glioma_dist.data.advice import ARCHIVES, data_folder
 from glioma_dist.data.convert.coco import CocoFile, load_coco
 from glioma_dist.data.convert.image_folder import ImageFolder, walk_files
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.splits import WHOLE
@@ -40,14 +41,14 @@ LIVECELL_NAME = re.compile(r"(?P<line>[^_]+)_Phase_(?P<well>[A-Z]\d+)_\d+_(?P<d>
 class SourceSplit:
     """A split of a data set: its name, the file or folder of its labels, and the folder that its images are in.
 
-    load: reads the labels for the names of the categories that are cells (None: all); None: `annotations` is a COCO
-    file. files: all files that hold labels.
+    load: reads the labels, for the names of the categories that are cells (None: all) and what is made of them; None:
+    `annotations` is a COCO file. files: all files that hold labels.
     """
 
     name: str
     annotations: Path
     images: ImageFolder
-    load: Callable[[Sequence[str] | None], CocoFile] | None = None
+    load: Callable[[Sequence[str] | None, Labelling], CocoFile] | None = None
     files: tuple[Path, ...] = ()
 
     @property
@@ -55,9 +56,9 @@ class SourceSplit:
         """The files that hold labels."""
         return self.files or (self.annotations,)
 
-    def read_labels(self, chosen: Sequence[str] | None) -> CocoFile:
-        """The images with their cells. chosen: see `load_coco`. Raises InputError."""
-        return load_coco(self.annotations, chosen) if self.load is None else self.load(chosen)
+    def read_labels(self, chosen: Sequence[str] | None, labelling: Labelling = PLAIN) -> CocoFile:
+        """The images with their cells. chosen, labelling: see `load_coco`. Raises InputError."""
+        return load_coco(self.annotations, chosen, labelling) if self.load is None else self.load(chosen, labelling)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from glioma_dist.data.images.jpeg_pictures import JPEG_SIGNATURE, decode_jpeg_file
-from glioma_dist.data.images.labels import HOW, to_mask, to_numbers
+from glioma_dist.data.images.labels import HOW, to_mask, to_numbers, to_values
 from glioma_dist.data.images.limits import MAX_FILE_BYTES
 from glioma_dist.data.images.ome_zarr import decode_zarr_plane
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED
@@ -87,13 +87,14 @@ def decode_page(
     any_kind: bool = False,
     label: str = "",
     zarr: Sequence | None = None,
-    from_alpha: bool = False,
     keeps_numbers: bool = False,
+    keeps_values: bool = False,
+    from_alpha: bool = False,
 ) -> DecodedImage:
     """Decode one page of an image or a mask in this process; see `Wanted`.
 
-    A mask's pixels are uint8 (H, W), 0 and 1, or with `keeps_numbers` uint16. reserve: see `decode_file`. Raises
-    InputError.
+    A mask's pixels are uint8 (H, W), 0 and 1, or uint16 with `keeps_numbers` or `keeps_values`. reserve: see
+    `decode_file`. Raises InputError.
     """
     label = label or (f"page {page}" if page is not None else "")
     where = f"{where} ({label})" if label else where
@@ -104,10 +105,12 @@ def decode_page(
     def decode(file: BinaryIO, num_bytes: int) -> DecodedImage:
         first = file.read(16)
         if is_mask:
-            labels, notes, orientation = _decode_labels(file, num_bytes, where, reserve, directory, first, from_alpha)
+            how = {"from_alpha": from_alpha, "keeps_values": keeps_values}
+            labels, notes, orientation = _decode_labels(file, num_bytes, where, reserve, directory, first, **how)
             mask, num_cells, more = to_mask(labels, where)
-            pixels = to_numbers(labels, where) if keeps_numbers else mask
-            return DecodedImage(pixels, (*notes, *more), orientation, num_cells)
+            if keeps_numbers or keeps_values:
+                mask = to_numbers(labels, where) if keeps_numbers else to_values(labels, where)
+            return DecodedImage(mask, (*notes, *more), orientation, num_cells)
         if first[:4] in TIFF_SIGNATURES and (directory is not None or sample is not None):
             return DecodedImage(
                 *decode_tiff_file(file, num_bytes, where, reserve, directory, sample=sample, any_kind=any_kind)
@@ -125,13 +128,14 @@ def _decode_labels(
     directory: int | None,
     first: bytes,
     from_alpha: bool,
+    keeps_values: bool,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Values (H, W) of a mask, notes and orientation."""
     how = {"is_mask": True, "from_alpha": from_alpha}
     if first[:4] in TIFF_SIGNATURES:
         return decode_tiff_file(file, num_bytes, where, reserve, directory, **how)
     if first.startswith(PNG_SIGNATURE):
-        return decode_png_file(file, num_bytes, where, reserve, **how)
+        return decode_png_file(file, num_bytes, where, reserve, keeps_values=keeps_values, **how)
     if first.startswith(JPEG_SIGNATURE):
         raise InputError(f"{where}: a mask in JPEG, which changes the labels; {HOW}")
     raise _unknown_kind(first, where, "TIFF or PNG")

@@ -9,6 +9,7 @@ from glioma_dist.data.images import tiff_directories as tag
 from glioma_dist.data.images.tiff_colours import OTHER_COLOURS, PALETTE, WHITE_IS_ZERO, YCBCR
 from glioma_dist.data.images.tiff_directories import Directory
 from glioma_dist.errors import InputError
+from glioma_dist.limits import MAX_INSTANCES
 
 LOSSY = (6, 7, 33007)
 """TIFF compressions by JPEG, which changes labels."""
@@ -92,26 +93,50 @@ def to_mask(labels: np.ndarray, where: str) -> tuple[np.ndarray, int, list[str]]
             "it with 0 for the background; if all of it is cells, as 0 and 255"
         )
     notes = []
-    is_smoothed = len(inside) > FEW_VALUES and inside[-1] > MOSTLY * inside.sum()
-    if is_smoothed:
+    if _is_smoothed(inside):
         notes.append(
             f"{inside[-1] / inside.sum():.0%} of the mask has one value, the rest {len(inside) - 1} others: was it "
             "scaled or saved as JPEG? Every value above 0 is cell"
         )
-    is_binary = len(inside) == 1 or is_smoothed
-    number = cv2.connectedComponents(mask, connectivity=8)[0] - 1 if is_binary else len(inside)
+    number = number_regions(mask).max() if len(inside) == 1 or _is_smoothed(inside) else len(inside)
     return mask, int(number), notes
 
 
+def _is_smoothed(inside: np.ndarray) -> bool:
+    """Whether so many pixels have values above 0, in ascending order, as in a mask that was scaled or blurred."""
+    return len(inside) > FEW_VALUES and bool(inside[-1] > MOSTLY * inside.sum())
+
+
 def to_numbers(labels: np.ndarray, where: str) -> np.ndarray:
-    """The numbers of a label image that `to_mask` has checked, uint16 (H, W); larger ones are counted anew, from 1, in
-    their order. Raises InputError for more than 65,535 different ones."""
-    if labels.size and labels.max() < 2**16:
+    """The numbers of a label image that `to_mask` has checked, uint16 (H, W); where one is larger than 65,535, all are
+    counted anew, from 1, in their order. Raises InputError for more than 65,535 different ones."""
+    if not labels.size or labels.max() <= MAX_INSTANCES:
         return labels.astype(np.uint16)
     values, places = np.unique(labels, return_inverse=True)
-    if np.count_nonzero(values) >= 2**16:
-        raise InputError(f"{where}: a label image of {len(values)} numbers, more than {2**16 - 1}; cut it")
+    if np.count_nonzero(values) > MAX_INSTANCES:
+        raise InputError(f"{where}: has {len(values)} numbers, more than {MAX_INSTANCES}; cut it into smaller ones")
     return (places.reshape(labels.shape) + (values[0] > 0)).astype(np.uint16)
+
+
+def to_values(labels: np.ndarray, where: str) -> np.ndarray:
+    """The values of a mask that `to_mask` has checked, uint16 (H, W). Raises InputError for larger ones."""
+    if labels.size and labels.max() > MAX_INSTANCES:
+        raise InputError(
+            f"{where}: a mask with the value {labels.max():g}; values of classes are up to {MAX_INSTANCES}"
+        )
+    return labels.astype(np.uint16)
+
+
+def is_binary(labels: np.ndarray) -> bool:
+    """Whether the values of labels (H, W) tell cells from background, and not one cell from another."""
+    values, counts = _count(labels)
+    inside = counts[values > 0]
+    return len(inside) == 1 or _is_smoothed(inside)
+
+
+def number_regions(mask: np.ndarray) -> np.ndarray:
+    """A number, from 1, for each 8-connected region of a mask (H, W) of 0 and 1: int32 (H, W)."""
+    return cv2.connectedComponents(np.ascontiguousarray(mask, np.uint8), connectivity=8)[1]
 
 
 def _count(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

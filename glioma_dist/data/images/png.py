@@ -59,9 +59,11 @@ def decode_png_file(
     is_mask: bool = False,
     tells_alpha: bool = False,
     from_alpha: bool = False,
+    keeps_values: bool = False,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Pixels, notes and orientation of a PNG; see `decoding.decode_file`. is_mask: see `decode_labels`; (H, W).
-    tells_alpha: note that an alpha channel is dropped. from_alpha: see `Wanted`. Raises InputError."""
+    tells_alpha: note that an alpha channel is dropped. from_alpha: see `Wanted`. keeps_values: of a mask of fewer than
+    8 bits, which are not scaled then. Raises InputError."""
     if num_bytes > MAX_PNG_BYTES:
         raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
     file.seek(0)
@@ -77,6 +79,8 @@ def decode_png_file(
     if place > 0 and any(data[place + 4 : place + 7]):
         notes = (*notes, NOT_BLACK)
     pixels = decode_labels(data, where, from_alpha) if is_mask else decode_image(data, where)
+    if keeps_values and chunks.header.depth < 8:
+        pixels //= 255 // (2**chunks.header.depth - 1)
     return pixels, notes, _orientation(data, chunks)
 
 

@@ -37,8 +37,8 @@ class Wanted(NamedTuple):
     sample: which sample of each pixel is the channel to read, from 0; None for grey or colours. any_kind: whether
     values that are not 8 or 16 bit are brought to that; alpha and lossy files are then remarked on. label: names the
     page in errors, in place of its number. zarr: the image within the OME-Zarr `path`, and its frame, channel and
-    depth, from 0. from_alpha: a mask is where the picture is at least half opaque. keeps_numbers: a mask's pixels stay
-    the numbers of a label image, uint16.
+    depth, from 0. keeps_numbers, keeps_values: a mask's pixels stay the numbers of a label image, or the values of
+    classes, uint16. from_alpha: a mask is where the picture is at least half opaque.
     """
 
     path: str | Path
@@ -49,8 +49,9 @@ class Wanted(NamedTuple):
     any_kind: bool = False
     label: str = ""
     zarr: tuple[str, int, int, int] | None = None
-    from_alpha: bool = False
     keeps_numbers: bool = False
+    keeps_values: bool = False
+    from_alpha: bool = False
 
 
 class NoAnswerError(Exception):

@@ -6,9 +6,11 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
-from glioma_dist.errors import one_line
+from glioma_dist.errors import one_line, printable
+from glioma_dist.limits import MAX_CLASS_CHARACTERS, MAX_CLASSES
 
-EXTENSIONS = ("png", "mask.png", "json")
+EXTENSIONS = ("png", "mask.png", "json", "instances.png")
+"""Of a sample's members. The first two are always there, the last one where the index says `has_instances`."""
 MAX_SHARD_BYTES, MAX_SAMPLE_BYTES, MAX_FACTS_BYTES = 2**40, 2**30, 2**20
 MIN_SAMPLE_BYTES = 1024
 """Of a sample in a tar: an image and a mask have a header of 512 bytes each."""
@@ -48,6 +50,21 @@ def is_text(value: object) -> bool:
     return True
 
 
+def fault_of_classes(index: dict) -> str | None:
+    """What is wrong with what an index of format version 2 says of classes and instances; None where nothing is."""
+    for field in ("has_instances", "has_ignore"):
+        if type(index.get(field)) is not bool:
+            return f"its {field} is {short(index.get(field))}, not true or false"
+    classes = index.get("classes")
+    if not isinstance(classes, list) or len(classes) > MAX_CLASSES or len(classes) == 1:
+        what = f"{len(classes)} names" if isinstance(classes, list) else short(classes)
+        return f"its classes are {what}, not a list of none or of 2 to {MAX_CLASSES} names"
+    for name in classes:
+        if not is_text(name) or len(name) > MAX_CLASS_CHARACTERS or name != printable(name).strip():
+            return f"a class is {short(name)}, not a name of 1 to {MAX_CLASS_CHARACTERS} characters"
+    return "names a class twice" if len(set(classes)) < len(classes) else None
+
+
 def is_unused(value: object) -> bool:
     """Whether this is what an index says of members that no sample took: nothing, or their count and some names."""
     if value is None:
@@ -73,10 +90,10 @@ def fault_of_shard(shard: object) -> str | None:
     return None
 
 
-def fault_of_member(member: object, num_bytes: int) -> str | None:
+def fault_of_member(member: object, num_bytes: int, has_instances: bool = False) -> str | None:
     """What is wrong with a sample's entry in a table of members, of a shard of `num_bytes`; None where nothing is.
 
-    Metadata and SHA-256 may be missing.
+    Metadata and SHA-256 may be missing. has_instances: whether each sample must have them.
     """
     if not isinstance(member, dict):
         return f"it is {short(member)}"
@@ -86,8 +103,9 @@ def fault_of_member(member: object, num_bytes: int) -> str | None:
     if "sha256" in member and not _is_digest(member["sha256"]):
         return f"{key}: its sha256 is {short(member['sha256'])}"
     ranges = []
+    optional = {"json"} if has_instances else {"json", "instances.png"}
     for extension in EXTENSIONS:
-        if extension == "json" and extension not in member:
+        if extension in optional and extension not in member:
             continue
         pair = member.get(extension)
         is_pair = isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)

@@ -21,6 +21,7 @@ from glioma_dist.data.shards.checks import (
     EXTENSIONS,
     MAX_TEXT_LENGTH,
     NO_FACTS,
+    fault_of_classes,
     fault_of_member,
     fault_of_shard,
     fault_of_table,
@@ -34,7 +35,8 @@ from glioma_dist.data.shards.checks import MAX_KEY_LENGTH as MAX_KEY_LENGTH
 from glioma_dist.data.shards.storage import LocalFolder, RemoteFolder
 from glioma_dist.errors import InputError, one_line, printable
 
-FORMAT_VERSION = 1
+PLAIN_VERSION, FORMAT_VERSION = 1, 2
+"""The first is that of masks of 0 and 1 alone, the second that of several classes, ignored pixels or instances."""
 INDEX_NAME = "index.json"
 MAX_INDEX_BYTES, MAX_INDEX_ITEMS = 2**26, 2**21
 """Of index.json: some 280,000 shards. A few bytes of JSON can become an object of 64, so these are counted, too."""
@@ -55,8 +57,8 @@ def write_json(path: Path, content: object, indent: int | None = None) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """One sample in its shard: its key, the [offset, size] of its image, mask and metadata, and the SHA-256 of the
-    bytes from the first of these to the last, in hexadecimal, or None where the table has none."""
+    """One sample in its shard: its key, the [offset, size] of its image, mask, metadata and instances, and the SHA-256
+    of the bytes from the first of these to the last, in hexadecimal, or None where the table has none."""
 
     key: str
     ranges: tuple[tuple[int, int], ...]
@@ -89,7 +91,7 @@ class MemberTable:
         return [tuple(pair) for pairs in self._ranges.tolist() for pair in pairs if pair != NO_FACTS]
 
     def __getitem__(self, place: int) -> Member:
-        # Metadata that are missing lie, empty, where the image does.
+        # Metadata and instances that are missing lie, empty, where the image does.
         pairs = [
             pair if pair != NO_FACTS else [self._ranges[place, 0, 0].item(), 0] for pair in self._ranges[place].tolist()
         ]
@@ -110,11 +112,14 @@ def read_index(source: LocalFolder | RemoteFolder) -> dict:
     if not isinstance(index, dict):
         raise refuse(f"is {short(index)}, not an index of shards")
     version = index.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise refuse(f"its format_version is {short(version)}, and {FORMAT_VERSION} is read here")
+    if type(version) is not int or version not in (PLAIN_VERSION, FORMAT_VERSION):
+        raise refuse(f"its format_version is {short(version)}, and {PLAIN_VERSION} and {FORMAT_VERSION} are read here")
     for name in ("dataset", "split", "licence"):
         if not is_text(index.get(name)):
             raise refuse(f"its {name} is {short(index.get(name))}, not a text of 1 to {MAX_TEXT_LENGTH} characters")
+    fault = fault_of_classes(index) if version == FORMAT_VERSION else None
+    if fault:
+        raise refuse(fault)
     shards = index.get("shards")
     if not isinstance(shards, list):
         raise refuse(f"its shards are {short(shards)}, not a list")
@@ -132,7 +137,7 @@ def read_index(source: LocalFolder | RemoteFolder) -> dict:
     return index
 
 
-def read_members(source: LocalFolder | RemoteFolder, shard: dict) -> MemberTable:
+def read_members(source: LocalFolder | RemoteFolder, shard: dict, has_instances: bool = False) -> MemberTable:
     """A shard's table of members, checked against `shard`, its entry in the index. Raises InputError."""
     name, num_samples = members_name(shard["name"]), shard["num_samples"]
 
@@ -148,7 +153,7 @@ def read_members(source: LocalFolder | RemoteFolder, shard: dict) -> MemberTable
     if not isinstance(table, list) or len(table) != num_samples:
         raise refuse(f"does not list {num_samples} samples")
     for place, member in enumerate(table):
-        fault = fault_of_member(member, shard["bytes"])
+        fault = fault_of_member(member, shard["bytes"], has_instances)
         if fault:
             raise refuse(f"describes a sample that cannot be: number {place}: {fault}")
     fault = fault_of_table(table)

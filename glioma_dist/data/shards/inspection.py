@@ -13,7 +13,7 @@ import numpy as np
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.cache import CHUNK_BYTES
 from glioma_dist.data.shards.checks import SHARD_NAME_PATTERN
-from glioma_dist.data.shards.index import FORMAT_VERSION, INDEX_NAME, members_name, write_json
+from glioma_dist.data.shards.index import INDEX_NAME, PLAIN_VERSION, members_name, write_json
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.tar_members import OUR_MEMBERS, scan_tar, unused_members
 from glioma_dist.data.transforms import normalize_intensity
@@ -58,7 +58,7 @@ def index_folder(
             seen[member["key"]] = path
         unused += [f"{path.name}: {name}" for name in contents.unused]
         shards.append(_write_table(path, contents.table))
-    head = {"format_version": FORMAT_VERSION, "dataset": dataset, "split": split, "licence": licence}
+    head = {"format_version": PLAIN_VERSION, "dataset": dataset, "split": split, "licence": licence}
     if unused:
         head["unused_members"] = {
             "count": len(unused),

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from glioma_dist.data.mixture import common_classes
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.index import INDEX_NAME, members_name, write_json
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
@@ -19,20 +20,20 @@ from glioma_dist.files import rename_in_order
 
 
 def write_singly(folders: Iterable[Path], out: Path, change: Callable[[Sample], Sample]) -> dict[str, dict]:
-    """Write the samples of `folders`, each in a shard of its own, as `change` makes them.
+    """Write the samples of `folders`, each in a shard of its own, as `change` makes them, without instances.
 
-    Returns the metadata of each sample by its key. Raises InputError where a key comes twice.
+    Returns the metadata of each sample by its key. Raises InputError where a key comes twice, or classes differ.
     """
     readers = [ShardReader(folder) for folder in folders]
     metadata: dict[str, dict] = {}
     names, licences = (
         ", ".join(dict.fromkeys(str(reader.index[name]) for reader in readers)) for name in ("dataset", "licence")
     )
-    with ShardWriter(out, names, "all", licences, samples_per_shard=1) as writer:
+    with ShardWriter(out, names, "all", licences, samples_per_shard=1, classes=common_classes(readers)) as writer:
         for reader in readers:
             for shard, size in enumerate(reader.shard_sizes):
                 for place in range(size):
-                    sample = change(reader.read(shard, place))
+                    sample = change(reader.read(shard, place, with_instances=False))
                     writer.write(sample)
                     metadata[sample.key] = sample.metadata
     return metadata
