@@ -38,7 +38,8 @@ class Wanted(NamedTuple):
     values that are not 8 or 16 bit are brought to that; alpha and lossy files are then remarked on. label: names the
     page in errors, in place of its number. zarr: the image within the OME-Zarr `path`, and its frame, channel and
     depth, from 0. keeps_numbers, keeps_values: a mask's pixels stay the numbers of a label image, or the values of
-    classes, uint16. microscope: a `microscope.Place` in a file of a microscope's own program.
+    classes, uint16. from_alpha: a mask is where the picture is at least half opaque. microscope: a `microscope.Place`
+    in a file of a microscope's own program.
     """
 
     path: str | Path
@@ -51,6 +52,7 @@ class Wanted(NamedTuple):
     zarr: tuple[str, int, int, int] | None = None
     keeps_numbers: bool = False
     keeps_values: bool = False
+    from_alpha: bool = False
     microscope: tuple | None = None
 
 
