@@ -129,7 +129,7 @@ def distance_slowly(instances: np.ndarray) -> np.ndarray:
     """Cell by cell, by scipy."""
     found = np.zeros(instances.shape)
     padded = np.pad(instances, 1, mode="edge")
-    for cell in np.unique(instances)[1:]:
+    for cell in np.unique(instances[instances > 0]):
         inside = instances == cell
         edge = inside & ndimage.binary_dilation(padded != cell, np.ones((3, 3)))[1:-1, 1:-1]
         depth = 1 + (ndimage.distance_transform_edt(~edge) if edge.any() else np.zeros(inside.shape))
