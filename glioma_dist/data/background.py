@@ -11,6 +11,7 @@ import numpy as np
 from glioma_dist.data.sample import cells_of
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError, RunError
+from glioma_dist.limits import IGNORE
 
 MOST_SAMPLES = 64
 """Looked at in each set where none has a cell. Where one image in twenty has cells, 64 have none with 4 %."""
@@ -18,8 +19,6 @@ LEAST_COVERAGE, MOST_COVERAGE = 0.002, 0.98
 """Mean share of cells in masks: fewer, or more, is worth a warning."""
 MOST_READ = 4
 """Samples of each set at a URL that are read for it."""
-IGNORE = 255
-"""Value of pixels that nobody labelled."""
 
 
 def coverage(mask: np.ndarray) -> float:

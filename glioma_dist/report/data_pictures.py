@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from glioma_dist.data.background import IGNORE
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
+from glioma_dist.limits import IGNORE
 from glioma_dist.report.data_findings import Alike
 from glioma_dist.report.data_samples import ReportedSample
 from glioma_dist.report.prediction_pictures import Thumbnail, draw_thumbnail

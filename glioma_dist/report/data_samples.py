@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glioma_dist.data.background import IGNORE, coverage
+from glioma_dist.data.background import coverage
 from glioma_dist.data.near_duplicates import Sketch, sketch
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError, UnavailableError, printable
 from glioma_dist.inference.quality import quality_flags
+from glioma_dist.limits import IGNORE
 
 MAX_THREADS = 4
 MOST_COVERAGE = 0.98

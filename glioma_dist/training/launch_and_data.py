@@ -3,6 +3,7 @@ the processes end together until then."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -80,7 +81,7 @@ def join_spatial_group(config: TrainConfig, context: DistributedContext) -> Spat
             f"give a multiple of {num_groups}"
         )
     strip_edges(config.data.size.height, config.scale.spatial_parallel)
-    check_losses(config.loss, config.scale.spatial_parallel, config.model.num_mask_channels)
+    check_losses(config.loss, config.scale.spatial_parallel)
     for name in config.data.augment:
         augmentations.load(name, "--data.augment")
     return SpatialGroup.join(context, config.scale.spatial_parallel)
@@ -103,6 +104,18 @@ def warnings_on_data(train: Shards, val: ShardReader | None, shares: Sequence[fl
         notes = notes_on_shared_data(parts, val)
         found += [(SHARED_IMAGES, notes.images), (SHARED_GROUPS, notes.groups)]
     return [(kind, text) for kind, text in found if text is not None]
+
+
+def check_classes(train: Shards, val: ShardReader | None, model: ModelConfig) -> None:
+    """Raises InputError where the masks have other classes than the network is to tell, with the flag that fits."""
+    for flag, reader in (("--data.train", train), ("--data.val", val)):
+        if reader is not None and tuple(reader.classes) != model.classes:
+            theirs, ours = (one_line(shlex.join(each), 120) for each in (reader.classes, model.classes))
+            fitting = f"give --model.classes {theirs}" if theirs else "omit --model.classes"
+            raise InputError(
+                f"{flag}: its masks have {f'the classes {theirs}' if theirs else 'one class'}, the network "
+                f"{ours or 'one class'}; {fitting}, or convert the data again"
+            )
 
 
 def with_local_weights(model: ModelConfig) -> ModelConfig:

@@ -13,8 +13,7 @@ from torch import Tensor
 from glioma_dist.data.batch import Batch
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
-from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.losses import training_loss
+from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.scale.gradients import normalised
 from glioma_dist.scale.kernel_limits import check_forward, forward_fits
 from glioma_dist.scale.tile_size import tile_size
@@ -26,6 +25,9 @@ from glioma_dist.training.run_warnings import UNIFORM_PREDICTION
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.trainer import Scores, Trainer
 from glioma_dist.training.validation_watch import count_cells
+
+NUM_SUMS = 6
+"""Loss, Dice, number of images, and `count_cells`."""
 
 
 def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> TrainState:
@@ -52,7 +54,9 @@ def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> 
     else:
         state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
     if reporter:
-        reporter.validated(state.step, trainer.epoch(state), *scores, better, overlays)
+        reporter.validated(
+            state.step, trainer.epoch(state), scores.loss, scores.dice, better, overlays, scores.dice_by_class
+        )
         reporter.warn(UNIFORM_PREDICTION, watch.judge(is_last=state.step >= trainer.num_steps), state.step)
     return state
 
@@ -70,7 +74,8 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
     if overlays is not None:
         overlays.begin()
     # On the device, and read once: for each read the CPU waits for the GPU.
-    total = torch.zeros(6, dtype=torch.float64, device=context.device)
+    num_classes = trainer.outputs.num_mask_channels - 1
+    total = torch.zeros(NUM_SUMS + num_classes, dtype=torch.float64, device=context.device)
     num_images = len(trainer.val)
     num_own = len(range(group.dp_rank, num_images, group.dp_size))
     with trainer.evaluated_weights(), closing(iter(trainer.validation_images)) as images:
@@ -83,9 +88,9 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
                 total += sums
             trainer.validation_watch.tell(min(num_images, (number + 1) * group.dp_size), num_images)
     trainer.model.train()
-    loss, score, count, *cells = context.sum(total).tolist()
-    trainer.validation_watch.counted(cells)
-    return Scores(loss / count, score / count)
+    loss, score, count, *others = context.sum(total).tolist()
+    trainer.validation_watch.counted(others[: NUM_SUMS - 3])
+    return Scores(loss / count, score / count, tuple(each / count for each in others[NUM_SUMS - 3 :]))
 
 
 def _next_image(trainer: Trainer, images: Iterator[Batch]) -> tuple[Batch | None, RunError | None]:
@@ -119,16 +124,18 @@ def _check_size(trainer: Trainer, image: Batch) -> None:
 
 
 def _score(trainer: Trainer, image: Batch, overlays: Overlays | None) -> Tensor:
-    """Loss, Dice, 1 and `count_cells` of one image, (6,) fp64 on the device, divided among the processes that share
-    it."""
-    config, context, group = trainer.config, trainer.context, trainer.spatial_group
+    """Loss, Dice, 1, `count_cells` (3) and, of several classes, the Dice of each, of one image: fp64 on the device,
+    divided among the processes that share it."""
+    context, group, outputs = trainer.context, trainer.spatial_group, trainer.outputs
     group.cut(image.height)
     with context.accelerator.autocast():
         logits = trainer.model(normalised(trainer.model, image.images))
-    loss = training_loss(config)(logits, image.masks, group=group)
-    predicted = logits.squeeze(1) > 0
-    score = dice_from(group.total(pixel_counts(predicted, image.masks)))
+    loss = trainer.loss(logits, image.masks, group=group)
+    predicted, reference = outputs.predicted(logits), outputs.mask(image.masks)
+    by_class = dice_from(group.total(class_counts(predicted, reference, outputs.num_mask_channels)))[0]
     if overlays is not None:
-        overlays.add(image, logits, group)
-    scores = torch.stack([loss.double().sum(), score.sum(), score.new_ones(())]) / group.size
-    return torch.cat([scores, count_cells(predicted, image.masks)])  # each process counts its own rows
+        overlays.add(image.images, reference, predicted, group)
+    scores = torch.stack([loss.double().sum(), by_class.mean(), loss.new_ones(())]) / group.size
+    several = by_class if outputs.num_mask_channels > 1 else by_class[:0]
+    # Each process counts the cells of its own rows.
+    return torch.cat([scores, count_cells(predicted, reference), several / group.size])

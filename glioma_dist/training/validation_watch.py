@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from glioma_dist.data.background import IGNORE
+from glioma_dist.limits import IGNORE
 
 LEAST_SHARE = 1 / 20
 """Of the cells' pixels, or of the background's: less of them predicted is nearly none."""
