@@ -11,9 +11,6 @@ from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.limits import MAX_CLASS_CHARACTERS, MAX_CLASSES
 from glioma_dist.registry import encoders
 
-MAX_CLASSES = 254
-"""Numbers of a uint8 mask without 0, the background, and 255, pixels that nobody labelled."""
-
 
 @dataclass(frozen=True)
 class ModelConfig:
