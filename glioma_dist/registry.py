@@ -61,12 +61,14 @@ class Registry(Generic[AnyEntry]):
         entry: type[AnyEntry],
         declarations: tuple[str, ...],
         prefixes: tuple[str, ...] = (),
+        takes_targets: bool = False,
     ) -> None:
         """what: the kind, for messages. group: name of the entry points' group. declarations: modules with a list
         DECLARED of entries. prefixes: such as timm/; a name is accepted with any text after it, which the target
-        checks."""
+        checks. takes_targets: "module:attribute" is a name, too, of what stands there."""
         self.what, self.group = what, group
         self._entry, self._declarations, self._prefixes = entry, declarations, prefixes
+        self._takes_targets = takes_targets
         self._added: dict[str, AnyEntry] = {}
 
     def register(self, name: str, target: str | Registered | None = None, **metadata: Any) -> Any:
@@ -108,6 +110,8 @@ class Registry(Generic[AnyEntry]):
         claims = self._installed.get(ours, [])
         if len(claims) == 1:
             return claims[0]
+        if self._takes_targets and _is_target(ours):
+            return self._entry(ours, ours)
         told = f"{flag or self.what} {one_line(name, 60)}"
         if claims:
             named = ", ".join(str(each.distribution) for each in claims)
@@ -244,7 +248,7 @@ encoders = Registry(
     ("glioma_dist.model.encoders.mit_names", "glioma_dist.model.encoders.timm_names"),
     prefixes=("timm/",),
 )
-losses = Registry("loss", "glioma_dist.losses", LossEntry, ("glioma_dist.loss_names",))
+losses = Registry("loss", "glioma_dist.losses", LossEntry, ("glioma_dist.loss_names",), takes_targets=True)
 augmentations = Registry(
     "augmentation", "glioma_dist.augmentations", AugmentationEntry, ("glioma_dist.data.augmentation_names",)
 )

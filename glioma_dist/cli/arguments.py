@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ import tyro
 from glioma_dist.cli.help import examples_text, help_registry
 from glioma_dist.config.file import read_config
 from glioma_dist.config.paths import check_path, check_paths
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.loss_names import own_functions
 
 Config = TypeVar("Config")
 
@@ -42,6 +44,8 @@ def parse(
     check_paths(get_type_hints(kind, include_extras=True), fields)
     if hasattr(config, "validate"):
         config.validate()
+    if file is not None and hasattr(config, "loss"):
+        _refuse_loss_of_file(config.loss, rest, file)
     if hasattr(config, "without_effect") and os.environ.get("RANK", "0") == "0":
         for note in config.without_effect():
             print(f"no effect: {note}", flush=True)
@@ -64,6 +68,15 @@ def _parsed(kind: type[Config], argv: list[str], prog: str | None, examples: Seq
         raise InputError(f"{_plainly(_unboxed(said.getvalue()))} (--help lists the flags)") from None
     except InputError as error:  # of a value that is read by this package, as a size: it does not know its flag
         raise InputError(f"{_flag_of(argv, str(error))}{error}") from None
+
+
+def _refuse_loss_of_file(loss: str, argv: Sequence[str], file: Path) -> None:
+    """Raise InputError where a file alone names a function that would be run: files come from others."""
+    if own_functions(loss) and not any(word.partition("=")[0] == "--loss" for word in argv):
+        raise InputError(
+            f"--config {file}: its loss is {one_line(loss, 100)}, a function that would be run; if you trust it, "
+            f"repeat it: --loss {one_line(shlex.quote(loss), 100)}"
+        )
 
 
 def _flag_of(argv: Sequence[str], said: str) -> str:

@@ -37,6 +37,7 @@ def idle_flags_of_training(config: Any) -> list[str]:
     )
     own = [
         ("eval_every", data.val is not None, "without --data.val"),
+        ("target_weight", len(config.model.targets) > 1, "without a second target in --model.targets"),
         ("stage", "://" in str(config.out), "without a URL as --out"),
     ]
     return idle_flags(data, metadata, "--data.") + idle_flags(config, own)

@@ -15,8 +15,8 @@ from glioma_dist.config.scale import ScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.extras import LIBRARIES, require, require_library
 from glioma_dist.limits import check_batch_size
-from glioma_dist.loss_names import DEFAULT_LOSS
-from glioma_dist.registry import losses, trackers
+from glioma_dist.loss_names import DEFAULT_LOSS, LARGEST_WEIGHT, check_names
+from glioma_dist.registry import trackers
 
 COST_FIELDS = (
     "data.train",
@@ -59,8 +59,9 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     loss: str = DEFAULT_LOSS
-    """dice (soft Dice), bce (binary cross-entropy), one that you registered, or a sum such as dice+bce. Computed for
-    each image."""
+    """dice (soft Dice), bce (binary cross-entropy), ce (cross-entropy of several classes), focal, tversky, lovasz,
+    boundary-bce or boundary-ce (cross-entropy that weighs boundaries more), one that you registered, your own function
+    as MODULE:FUNCTION, or a sum such as dice+bce or dice+0.5*bce. Computed for each image."""
     target_weight: float = 1.0
     """Weight of the loss of the second target of --model.targets: binary cross-entropy of boundary, absolute error of
     distance."""
@@ -112,11 +113,9 @@ class TrainConfig:
         self.data.validate()
         self.model.validate()
         self.scale.validate(self.model.encoder)
-        terms = self.loss.split("+")
-        for term in terms:
-            losses.find(term, "--loss")
-        if len(set(terms)) != len(terms):
-            raise InputError(f"--loss {self.loss}: name each loss once")
+        check_names(self.loss, bool(self.model.classes))
+        if not 0 < self.target_weight <= LARGEST_WEIGHT:
+            raise InputError(f"--target-weight {self.target_weight}: give a number above 0, for example 1")
         check_batch_size(self.batch_size)
         for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
             value = getattr(self, name)

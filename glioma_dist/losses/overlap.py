@@ -11,6 +11,8 @@ from torch.nn import functional
 Total = Callable[[Tensor], Tensor]
 SMOOTH = 1.0
 """Pixels added above and below the fraction, so that an image without cells has a loss and a gradient."""
+FALSE_POSITIVES, FALSE_NEGATIVES = 0.3, 0.7
+"""Weights of the Tversky loss: missed cells cost more than pixels too many."""
 
 
 def soft_dice(logits: Tensor, masks: Tensor, valid: Tensor, total: Total) -> Tensor:
@@ -18,9 +20,19 @@ def soft_dice(logits: Tensor, masks: Tensor, valid: Tensor, total: Total) -> Ten
     section 3, with plain sums below). Of several classes, p = softmax(logits): the mean over the classes of cells; the
     background is left out."""
     probabilities, reference = of_cells(logits, masks, valid)
-    sums = torch.stack([(probabilities * reference).sum((-2, -1)), probabilities.sum((-2, -1)) + reference.sum((-2, -1))])
-    overlap, both = total(sums)
+    area = probabilities.sum((-2, -1)) + reference.sum((-2, -1))
+    overlap, both = total(torch.stack([(probabilities * reference).sum((-2, -1)), area]))
     return mean_over_classes(1 - (2 * overlap + SMOOTH) / (both + SMOOTH))
+
+
+def tversky(logits: Tensor, masks: Tensor, valid: Tensor, total: Total) -> Tensor:
+    """1 - (TP + 1) / (TP + 0.3 FP + 0.7 FN + 1), TP = sum(p m), FP = sum(p (1 - m)), FN = sum((1 - p) m) (Salehi et al.
+    2017, arXiv 1706.05721, equation 4, with the weights that it found best). p and classes as in soft Dice."""
+    probabilities, reference = of_cells(logits, masks, valid)
+    sums = [(probabilities * reference).sum((-2, -1)), probabilities.sum((-2, -1)), reference.sum((-2, -1))]
+    overlap, predicted, labelled = total(torch.stack(sums))
+    errors = FALSE_POSITIVES * (predicted - overlap) + FALSE_NEGATIVES * (labelled - overlap)
+    return mean_over_classes(1 - (overlap + SMOOTH) / (overlap + errors + SMOOTH))
 
 
 def of_cells(logits: Tensor, masks: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

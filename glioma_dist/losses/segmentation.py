@@ -28,6 +28,7 @@ from torch import Tensor
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import InputError, noting
 from glioma_dist.limits import IGNORE
+from glioma_dist.loss_names import terms_of
 from glioma_dist.losses.parts import WHOLE, Parts
 from glioma_dist.losses.targets import target_loss
 from glioma_dist.model.outputs import Outputs
@@ -47,7 +48,7 @@ def segmentation_loss(
     """Loss of each image.
 
     Args:
-        names: of a loss, or of several, joined by `+`, that are added. They are of the mask.
+        names: of a loss, or of several, joined by `+`, that are added, as `dice+0.5*bce`. They are of the mask.
         logits: (B, outputs.num_outputs, H, W).
         masks: uint8 (B, H, W), or (B, 2, H, W) with a second target, as a `Batch` has them.
         group: the processes that share the images; H is then the rows of this one.
@@ -66,8 +67,9 @@ def segmentation_loss(
     else:
         reference = reference.long()
     loss = logits.new_zeros(len(logits), dtype=exact)
-    for name in names.split("+"):
-        loss = loss + _of_each_image(name, mask_logits, reference, valid, group)
+    for weight, name in terms_of(names):
+        own = _of_each_image(name, mask_logits, reference, valid, group)
+        loss = loss + (own if weight == 1 else weight * own)
     target_logits, target = outputs.target_logits(logits), outputs.target_mask(masks)
     if outputs.target is not None and target_logits is not None and target is not None:
         loss = loss + target_weight * target_loss(outputs.target, target_logits.to(exact), target, group)
@@ -76,16 +78,19 @@ def segmentation_loss(
 
 def training_loss(config: TrainConfig) -> Callable[..., Tensor]:
     """The loss of a training: a function of logits, masks and `group`, as `segmentation_loss`."""
-    return partial(
-        segmentation_loss, config.loss, outputs=Outputs.of(config.model), target_weight=config.target_weight
-    )
+    return partial(segmentation_loss, config.loss, outputs=Outputs.of(config.model), target_weight=config.target_weight)
 
 
-def check_losses(names: str, num_processes: int, num_mask_channels: int = 1) -> None:
+def check_losses(names: str, num_processes: int = 1, has_ignore: bool = False) -> None:
     """Imports the losses. Raises InputError for one that cannot be used: because `num_processes` share an image and it
-    needs whole ones, or because of the number of classes."""
-    for name in names.split("+"):
+    needs whole ones, or because the masks have pixels that nobody labelled and it does not leave them out."""
+    for _, name in terms_of(names):
         _, arguments = _loss(name)
+        if has_ignore and "valid" not in arguments:
+            raise InputError(
+                f"--loss: {losses.find(name).described} takes no `valid`, and the masks have pixels that nobody "
+                "labelled (255); add this argument (docs/guides/own_parts.md, Add a loss), or give another --loss"
+            )
         if num_processes > 1 and not arguments & {"total", "group"}:
             raise InputError(
                 f"--scale.spatial-parallel {num_processes}: the loss {losses.find(name).described} takes neither "

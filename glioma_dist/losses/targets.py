@@ -5,12 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from glioma_dist.data.targets import MAX_DISTANCE
 from glioma_dist.limits import IGNORE
 from glioma_dist.losses.parts import Parts
 from glioma_dist.losses.pixels import mean_of_valid
-
-MAX_DISTANCE = 254
-"""Of a cell's pixel that is farthest from the cell's edge, in a batch's masks."""
 
 
 def target_loss(target: str, logits: Tensor, values: Tensor, group: Parts) -> Tensor:

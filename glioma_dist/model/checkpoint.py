@@ -31,6 +31,8 @@ from glioma_dist.registry import UnknownNameError
 
 STATISTICS = "data_statistics"
 """In state.json: `data.image_statistics.TrainingStatistics` of the training images; null where none was looked at."""
+HEAD = "decoder.head."
+"""How the names of the head's tensors begin."""
 MAX_STEP = 10**12
 """More optimizer steps than any run takes."""
 
@@ -99,8 +101,9 @@ class Checkpoint:
             raise DamagedError(self.folder / name, "its parts hold different tensors")
         return {key: torch.cat([part[key] for part in parts]) if key in parts[1] else parts[0][key] for key in parts[0]}
 
-    def load_into(self, model: nn.Module, encoder: str) -> None:
-        """Put the checkpoint's weights and buffers into `model`, all of them.
+    def load_into(self, model: nn.Module, encoder: str, *, keep_head: bool = False) -> None:
+        """Put the checkpoint's weights and buffers into `model`, all of them; with `keep_head` all but the head, which
+        stays as the model has it.
 
         Raises InputError naming both encoders where they differ, or what else does not fit.
         """
@@ -110,6 +113,8 @@ class Checkpoint:
                 f"give --model.encoder {self.config.model.encoder}"
             )
         tensors, wanted = self.tensors(MODEL), model.state_dict()
+        if keep_head:
+            tensors |= {name: tensor for name, tensor in wanted.items() if name.startswith(HEAD)}
         wrong = [
             name
             for name in sorted({*tensors, *wanted})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -75,8 +76,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, str]]]:
+def build_model(
+    config: ModelConfig, seed: int, note: Callable[[str], None] = lambda line: None
+) -> tuple[UNet, list[dict[str, str]]]:
     """Build a U-Net with the starting weights of `config.init`; what is random is drawn from `seed` alone.
+
+    The head of a checkpoint with other classes or targets is not taken, which is told to `note`.
 
     Returns the model, whose forward pass takes fp32 images (B, 3, H, W) of any size, as `normalise` makes them, and
     gives logits (B, num_outputs, H, W); and the lineage of its weights: what they come from, and under which licence.
@@ -99,10 +104,14 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
             "runs/x/best, or a file of weights"
         )
     if found is None and is_smp(path):
-        return model, [load_smp(model, config.encoder, path, config.norm)]
+        return model, [load_smp(model, config.encoder, path, config.norm, note)]
     with naming_another(path):
         checkpoint = Checkpoint.read(path)
-        checkpoint.load_into(model, config.encoder)
+        theirs = checkpoint.config.model
+        starts_head = (theirs.classes, theirs.targets) != (config.classes, config.targets)
+        checkpoint.load_into(model, config.encoder, keep_head=starts_head)
+        if starts_head:
+            note(f"--model.init {config.init}: has other classes or targets; its head is not taken, all else is")
     return model, checkpoint.lineage
 
 

@@ -3,6 +3,7 @@ the processes end together until then."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
-from glioma_dist.errors import InputError, Interrupted
+from glioma_dist.errors import InputError, Interrupted, one_line
 from glioma_dist.losses import check_losses
 from glioma_dist.registry import augmentations
 from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
@@ -70,7 +71,7 @@ def join_spatial_group(config: TrainConfig, context: DistributedContext) -> Spat
             f"give a multiple of {num_groups}"
         )
     strip_edges(config.data.size.height, config.scale.spatial_parallel)
-    check_losses(config.loss, config.scale.spatial_parallel, config.model.num_mask_channels)
+    check_losses(config.loss, config.scale.spatial_parallel)
     for name in config.data.augment:
         augmentations.load(name, "--data.augment")
     return SpatialGroup.join(context, config.scale.spatial_parallel)
@@ -83,6 +84,18 @@ def notes_on_data(train: Shards, val: ShardReader | None) -> list[str]:
     notes += [check_cells([reader], "--data.val", is_needed=False) for reader in others]
     notes += [describe_unlisted(reader) for reader in (*parts, *others)]
     return [note for note in notes if note is not None]
+
+
+def check_classes(train: Shards, val: ShardReader | None, model: ModelConfig) -> None:
+    """Raises InputError where the masks have other classes than the network is to tell, with the flag that fits."""
+    for flag, reader in (("--data.train", train), ("--data.val", val)):
+        if reader is not None and tuple(reader.classes) != model.classes:
+            theirs, ours = (one_line(shlex.join(each), 120) for each in (reader.classes, model.classes))
+            fitting = f"give --model.classes {theirs}" if theirs else "omit --model.classes"
+            raise InputError(
+                f"{flag}: its masks have {f'the classes {theirs}' if theirs else 'one class'}, the network "
+                f"{ours or 'one class'}; {fitting}, or convert the data again"
+            )
 
 
 def with_local_weights(model: ModelConfig) -> ModelConfig:

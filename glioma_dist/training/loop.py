@@ -19,8 +19,7 @@ from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import Interrupted, NonFiniteError, RunError, StopRequested
-from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.losses import training_loss
+from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.scale.fsdp import clip_gradients
 from glioma_dist.scale.gradients import compute_gradients, read_numbers
 from glioma_dist.scale.loss_scale import overflow, scale_is_exhausted, step_was_skipped
@@ -144,7 +143,7 @@ class TrainingLoop:
         self.state = replace(self.state, step=step + 1)
         self._saver.reserve()
         if self.reporter:
-            self.reporter.step(step + 1, trainer.epoch(self.state), *scores)
+            self.reporter.step(step + 1, trainer.epoch(self.state), scores.loss, scores.dice)
 
     def _next_batch(self) -> tuple[Batch | None, RunError | None]:
         """This process's part of the next batch; or what ends the run before it."""
@@ -204,7 +203,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
         trainer.model,
         batch.images,
         batch.masks,
-        partial(training_loss(config), group=group),
+        partial(trainer.loss, group=group),
         context.accelerator.autocast(),
         seeds=batch.seeds,
         # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
@@ -213,7 +212,9 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     )
 
     with torch.no_grad():
-        scores = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, batch.masks)))
+        outputs = trainer.outputs
+        counts = class_counts(outputs.predicted(logits), outputs.mask(batch.masks), outputs.num_mask_channels)
+        scores = dice_from(group.total(counts)).mean(dim=1)
         sums = torch.stack([losses.double().sum() / group.size, scores.sum() / group.size])
         sums = context.accelerator.reduce(sums, reduction="sum")
     # Averaged over the processes by now, and so finite on all or on none.

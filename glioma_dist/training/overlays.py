@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glioma_dist.data.batch import Batch
+from glioma_dist.limits import IGNORE
 from glioma_dist.scale.spatial_group import SpatialGroup
 
 NUM_EXAMPLES = 3
@@ -33,15 +33,16 @@ class Overlays:
         """A validation begins. All processes call it, so that each keeps as many images as the others."""
         self._parts = []
 
-    def add(self, image: Batch, logits: Tensor, group: SpatialGroup) -> None:
+    def add(self, image: Tensor, reference: Tensor, predicted: Tensor, group: SpatialGroup) -> None:
         """Keep one image; the processes of a spatial group, which have its strips, call it together.
 
-        image: of B = 1. logits: (1, 1, rows of this process, W).
+        image: uint8 (1, 1 or 3, rows of this process, W). reference, predicted: uint8 (1, rows of this process, W),
+        class numbers, of which the overlay shows what is a cell.
         """
         if not self.are_wanted or group.dp_rank > 0 or len(self._parts) >= NUM_EXAMPLES:
             return
-        predicted = (logits > 0).to(torch.uint8)
-        whole = group.gather_strip(torch.cat([image.images, image.masks[:, None], predicted], dim=1))
+        cells = torch.stack([(reference > 0) & (reference != IGNORE), predicted > 0], dim=1).to(torch.uint8)
+        whole = group.gather_strip(torch.cat([image, cells], dim=1))
         self._parts.append(whole[0].cpu().numpy())
 
     def drawing(self) -> Callable[[], dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from glioma_dist.data.mixture import open_training_data, open_validation_data
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
+from glioma_dist.losses import check_losses
 from glioma_dist.model.checkpoint import STATISTICS
 from glioma_dist.model.unet import build_model
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
@@ -17,7 +18,7 @@ from glioma_dist.scale.loss_scale import load_scaler_state
 from glioma_dist.scale.optimizer import make_adam
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.training.launch_and_data import interruptible, notes_on_data, with_local_weights
+from glioma_dist.training.launch_and_data import check_classes, interruptible, notes_on_data, with_local_weights
 from glioma_dist.training.memory import choose_level
 from glioma_dist.training.resume import check_same_data
 from glioma_dist.training.run_folder import RunFolder
@@ -40,6 +41,8 @@ def prepare(
         """What a process can do by itself, and what can take long, as where a store does not answer."""
         train, sampler = open_training_data(config.data, config.batch_size, config.seed)
         val = open_validation_data(config.data)
+        check_classes(train, val, config.model)
+        check_losses(config.loss, has_ignore=train.has_ignore or (val is not None and val.has_ignore))
         notes = notes_on_data(train, val)
         if context.is_main:
             for note in notes:
@@ -48,7 +51,8 @@ def prepare(
         if old is None and context.is_main:  # who writes the checkpoints
             found = training_statistics(train, config.data)
             statistics = found and found.to_dict()
-        return train, sampler, val, statistics, *build_model(with_local_weights(config.model), config.seed)
+        tell = (lambda line: print(f"note: {line}", flush=True)) if context.is_main else (lambda line: None)
+        return train, sampler, val, statistics, *build_model(with_local_weights(config.model), config.seed, tell)
 
     train, sampler, val, statistics, model, lineage = interruptible(read, context, stop)
     fingerprints = {"train": train.fingerprint, "val": val.fingerprint if val else None}

@@ -18,7 +18,7 @@ from glioma_dist.training.run_record import RunRecord
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.status import StatusFile
 from glioma_dist.training.summary import Summary, memory_in_use, summary_line
-from glioma_dist.training.telemetry import DataWait, MetricsFile, TrainingProgress
+from glioma_dist.training.telemetry import DICE_BY_CLASS, DataWait, MetricsFile, TrainingProgress
 from glioma_dist.training.trackers.sending import Trackers, Warnings, flat_config
 
 
@@ -125,17 +125,27 @@ class Reporter:
             self._trackers.log(values, step)
 
     def validated(
-        self, step: int, epoch: int, loss: float, dice: float, better: bool, overlays: Overlays | None = None
+        self,
+        step: int,
+        epoch: int,
+        loss: float,
+        dice: float,
+        better: bool,
+        overlays: Overlays | None = None,
+        dice_by_class: Sequence[float] = (),
     ) -> None:
-        """A validation is finished. overlays: some of its images."""
+        """A validation is finished. overlays: some of its images. dice_by_class: of several classes."""
+        by_class = dict(zip(self._config.model.classes, dice_by_class, strict=False))
         with self._noting_problems():
-            self._metrics.write(step=step, epoch=epoch, split="val", loss=loss, dice=dice)
+            more = {DICE_BY_CLASS: by_class} if by_class else {}
+            self._metrics.write(step=step, epoch=epoch, split="val", loss=loss, dice=dice, **more)
             best = ", the best so far" if better else ""
             self._progress.say(f"step {step}: validation loss {loss:.4f}, Dice {dice:.4f}{best}")
             self._progress.validated(step)
         self._curves.validated(step, loss, dice)
         if self._trackers.are_there:
-            self._trackers.log({"val/loss": loss, "val/dice": dice}, step)
+            named = {f"val/dice/{name}": value for name, value in by_class.items()}
+            self._trackers.log({"val/loss": loss, "val/dice": dice, **named}, step)
             if overlays is not None:
                 self._trackers.log_images(overlays.drawing(), step)
 

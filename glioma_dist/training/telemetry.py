@@ -27,6 +27,8 @@ STEPS_IN_RATE = 20
 STEPS_BEFORE_ESTIMATE = 5
 SECONDS_WORTH_AN_ESTIMATE = 10.0
 CURVES = "curves.png"
+DICE_BY_CLASS = "dice_by_class"
+"""Of a row of a validation, where there are several classes: Dice by the name of the class."""
 OF_SPEED = ("images_per_second", "step_seconds", "data_wait_share")
 """Fields of a row of metrics.jsonl that no two runs share."""
 
@@ -71,7 +73,7 @@ class MetricsFile:
             if error is None:
                 raise cannot_write(self._path, failure) from failure
 
-    def write(self, **row: float | int | str) -> None:
+    def write(self, **row: float | int | str | dict[str, float]) -> None:
         """Append a row, after those that could not be written before. Raises InputError where the disk is full, or the
         file or its folder is gone; `catch_up` then tries again."""
         self.unwritten.append(row)
@@ -259,13 +261,20 @@ def is_row(row: object) -> bool:
     return isinstance(row, dict) and _parse_row(_as_line(row)) is not None
 
 
+def _is_flat(name: str, value: object) -> bool:
+    """Whether a row may have this value: a number or a text, or numbers by the names of classes."""
+    if name == DICE_BY_CLASS and isinstance(value, dict):
+        return all(isinstance(each, int | float) for each in value.values())
+    return not isinstance(value, dict | list)
+
+
 def _parse_row(line: bytes) -> dict[str, Any] | None:
     """A row of a step or of a validation; None for anything else."""
     try:
         row = json.loads(line) if len(line) <= MAX_ROW_BYTES and line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or any(isinstance(value, dict | list) for value in row.values()):
+    if not isinstance(row, dict) or not all(_is_flat(*item) for item in row.items()):
         return None
     step = row.get("step")
     return row if type(step) is int and 0 <= step <= MAX_STEP else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +11,7 @@ from itertools import count
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.data.loader import Batch, ValidationImages, places_of, training_batches
@@ -21,6 +21,8 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
+from glioma_dist.losses import training_loss
+from glioma_dist.model.outputs import Outputs
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.data_watch import DataWatch
@@ -36,6 +38,9 @@ class Scores(NamedTuple):
 
     loss: float
     dice: float
+    """The mean over the classes where there are several."""
+    dice_by_class: tuple[float, ...] = ()
+    """Of each class of cells, where there are several."""
 
 
 class StepGuard:
@@ -108,6 +113,7 @@ class Trainer:
             rows=group.cut(self.config.data.size.height),
             device=self.context.device,
             pool=self.workers,
+            targets=self.config.model.targets,
         )
         return self._noted(batches, first_step)
 
@@ -136,6 +142,7 @@ class Trainer:
             self.context.seconds_to_answer,
             self.context.device,
             self.workers,
+            self.config.model.targets,
         )
 
     def close(self) -> None:
@@ -143,6 +150,16 @@ class Trainer:
         if "validation_images" in vars(self):
             self.validation_images.close()
         self.saver.close()
+
+    @cached_property
+    def outputs(self) -> Outputs:
+        """What the channels of the network's logits are."""
+        return Outputs.of(self.config.model)
+
+    @cached_property
+    def loss(self) -> Callable[..., Tensor]:
+        """The loss of each image: of logits, a batch's masks, and `group`."""
+        return training_loss(self.config)
 
     @property
     def num_steps(self) -> int:

@@ -13,8 +13,7 @@ from torch import Tensor
 from glioma_dist.data.batch import Batch
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
-from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.losses import training_loss
+from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.scale.gradients import normalised
 from glioma_dist.scale.kernel_limits import check_forward, forward_fits
 from glioma_dist.scale.tile_size import tile_size
@@ -48,7 +47,9 @@ def validate(trainer: Trainer, state: TrainState, reporter: Reporter | None) -> 
     else:
         state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
     if reporter:
-        reporter.validated(state.step, trainer.epoch(state), *scores, better, overlays)
+        reporter.validated(
+            state.step, trainer.epoch(state), scores.loss, scores.dice, better, overlays, scores.dice_by_class
+        )
     return state
 
 
@@ -65,7 +66,8 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
     if overlays is not None:
         overlays.begin()
     # On the device, and read once: for each read the CPU waits for the GPU.
-    total = torch.zeros(3, dtype=torch.float64, device=context.device)
+    num_classes = trainer.outputs.num_mask_channels - 1
+    total = torch.zeros(3 + num_classes, dtype=torch.float64, device=context.device)
     num_own = len(range(group.dp_rank, len(trainer.val), group.dp_size))
     with closing(iter(trainer.validation_images)) as images:
         for number in range(math.ceil(len(trainer.val) / group.dp_size)):
@@ -76,8 +78,8 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
             if number < num_own:
                 total += sums
     trainer.model.train()
-    loss, score, count = context.sum(total).tolist()
-    return Scores(loss / count, score / count)
+    loss, score, count, *by_class = context.sum(total).tolist()
+    return Scores(loss / count, score / count, tuple(each / count for each in by_class))
 
 
 def _next_image(trainer: Trainer, images: Iterator[Batch]) -> tuple[Batch | None, RunError | None]:
@@ -111,13 +113,16 @@ def _check_size(trainer: Trainer, image: Batch) -> None:
 
 
 def _score(trainer: Trainer, image: Batch, overlays: Overlays | None) -> Tensor:
-    """Loss, Dice and 1 of one image, (3,) fp64 on the device, divided among the processes that share it."""
-    config, context, group = trainer.config, trainer.context, trainer.spatial_group
+    """Loss, Dice, 1 and, of several classes, the Dice of each, of one image: fp64 on the device, divided among the
+    processes that share it."""
+    context, group, outputs = trainer.context, trainer.spatial_group, trainer.outputs
     group.cut(image.height)
     with context.accelerator.autocast():
         logits = trainer.model(normalised(trainer.model, image.images))
-    loss = training_loss(config)(logits, image.masks, group=group)
-    score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, image.masks)))
+    loss = trainer.loss(logits, image.masks, group=group)
+    predicted, reference = outputs.predicted(logits), outputs.mask(image.masks)
+    by_class = dice_from(group.total(class_counts(predicted, reference, outputs.num_mask_channels)))[0]
     if overlays is not None:
-        overlays.add(image, logits, group)
-    return torch.stack([loss.double().sum(), score.sum(), loss.new_ones(())]) / group.size
+        overlays.add(image.images, reference, predicted, group)
+    scores = torch.stack([loss.double().sum(), by_class.mean(), loss.new_ones(())])
+    return torch.cat([scores, by_class if outputs.num_mask_channels > 1 else by_class[:0]]) / group.size

@@ -19,7 +19,6 @@ from helpers import draw_shards, rows, run, tiny_config
 
 from glioma_dist import extras
 from glioma_dist.config import TrainConfig
-from glioma_dist.data.batch import Batch
 from glioma_dist.distributed import leaving
 from glioma_dist.errors import InputError
 from glioma_dist.registry import UnknownNameError, trackers
@@ -291,7 +290,7 @@ def test_overlays_are_of_the_first_images_of_each_validation():
         overlays.begin()
         for number in range(5):
             image = torch.full((1, 1, 8, 8), value + number, dtype=torch.uint8)
-            overlays.add(Batch(image, image[:, 0] * 0, torch.zeros(1), ("a",), 8), image * -1.0, SpatialGroup())
+            overlays.add(image, image[:, 0] * 0, image[:, 0] * 0, SpatialGroup())
         assert [each[0, 0, 0] for each in overlays.drawing()().values()] == [value, value + 1, value + 2]
 
 

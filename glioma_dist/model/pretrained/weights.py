@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json
+from glioma_dist.model.checkpoint import HEAD
 from glioma_dist.model.pretrained.imagenet import told
 from glioma_dist.model.pretrained.state_dict_adapter import rename_network
 from glioma_dist.model.pretrained.weight_files import is_unused, put, read_weights
@@ -18,7 +20,6 @@ from glioma_dist.registry import UnknownNameError, encoders
 OWN_NAMES = ("encoder.segformer.", "encoder.body.")
 """How names of this toolkit's own checkpoints begin."""
 SMP_SETTINGS = {
-    "classes": 1,
     "encoder_depth": 5,
     "decoder_interpolation": "nearest",
     "decoder_use_norm": "batchnorm",
@@ -26,7 +27,6 @@ SMP_SETTINGS = {
 }
 """Of segmentation_models.pytorch's U-Net, its own defaults."""
 SMP_USABLE = {
-    "classes": (1,),
     "encoder_depth": (5,),
     "decoder_interpolation": ("bilinear",),
     "decoder_use_norm": ("batchnorm", True),
@@ -60,9 +60,12 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.bias)
 
 
-def load_smp(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str, str]:
+def load_smp(
+    model: nn.Module, encoder: str, path: Path, norm: str, note: Callable[[str], None] = lambda line: None
+) -> dict[str, str]:
     """Put a checkpoint of segmentation_models.pytorch's U-Net into `model`, in place: a file of weights, or the folder
-    that its save_pretrained writes. Returns its lineage. Raises InputError where it is of another network."""
+    that its save_pretrained writes. A head of another number of classes is not taken, which is told to `note`.
+    Returns its lineage. Raises InputError where it is of another network."""
     if path.is_dir():
         _check_smp_config(path / "config.json", encoder)
         path = path / "model.safetensors"
@@ -75,6 +78,10 @@ def load_smp(model: nn.Module, encoder: str, path: Path, norm: str) -> dict[str,
             "folder, as runs/x/best"
         )
     tensors = rename_network(found, model.encoder)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(HEAD)}
+    if any(name in tensors and tensors[name].shape != own[name].shape for name in own):
+        note(f"--model.init {path}: has another number of classes; its head is not taken, all else is")
+        tensors |= own
     unused = put(
         model, tensors, str(path), f"the U-Net with {encoder}", is_unused(model.encoder.classifiers, "encoder.body.")
     )
@@ -103,6 +110,5 @@ def _check_smp_config(file: Path, encoder: str) -> None:
     other = [f"{name} {found[name]!r}" for name, usable in SMP_USABLE.items() if found[name] not in usable]
     if other:
         raise InputError(
-            f"{file}: has {', '.join(other)}; only U-Nets with one class, bilinear upsampling and plain "
-            "batch norm are supported"
+            f"{file}: has {', '.join(other)}; only U-Nets with bilinear upsampling and plain batch norm are supported"
         )
