@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from glioma_dist.data.sample import IGNORE, Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.transforms import normalize_intensity, resize_mask
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.evaluation.dice import dice
+from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.evaluation.instances import MatchedCells, match_cells, mean_by_cell
 from glioma_dist.evaluation.maps import cell_map, class_map, target_map
 from glioma_dist.evaluation.network import THRESHOLD, Contrast, Network, pixel_maps
@@ -82,7 +81,8 @@ def score_image(
     except InputError as error:
         raise InputError(f"sample {sample.key}: {error}") from error
     reference = torch.from_numpy(resize_mask(sample.mask, metric_size)).to(network.device)
-    by_class = _dice_by_class(network, class_map(network.outputs, maps, THRESHOLD), reference)
+    predicted = class_map(network.outputs, maps, THRESHOLD)
+    by_class = dice_from(class_counts(predicted, reference, network.outputs.num_mask_channels)).tolist()
     is_first = network.spatial_group.rank == 0  # the others have the same maps
     cells = _matched(network, own_maps[0].cpu().numpy(), sample) if instances and is_first else None
     mean = sum(by_class) / len(by_class)
@@ -94,16 +94,6 @@ def dice_at_sizes(
 ) -> float:
     """Return the Dice of `score_image`."""
     return score_image(network, sample, input_size, metric_size, contrast=contrast).dice
-
-
-def _dice_by_class(network: Network, predicted: Tensor, reference: Tensor) -> list[float]:
-    """Dice of each class of cells, without the pixels that nobody labelled. predicted, reference: uint8 (H, W)."""
-    known = reference != IGNORE
-    num_classes = max(1, network.outputs.num_mask_channels - 1)
-    if num_classes == 1:
-        return [float(dice((predicted > 0) & known, (reference > 0) & known))]
-    numbers = range(1, num_classes + 1)
-    return [float(dice((predicted == number) & known, reference == number)) for number in numbers]
 
 
 def _matched(network: Network, maps: np.ndarray, sample: Sample) -> MatchedCells:

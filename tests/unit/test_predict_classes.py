@@ -59,7 +59,7 @@ def checkpoint(request, tmp_path_factory):
 def plate(folder: Path, num: int = 2) -> Path:
     folder.mkdir()
     for number in range(num):
-        name = f"A1_t{number}.png"
+        name = f"T98G_Phase_A1_1_{number:02d}d00h00m_1.png"
         (folder / name).write_bytes(encode_image(draw_sample(number, width=117, height=89).image))
     return folder
 
@@ -83,7 +83,7 @@ def test_all_formats_of_a_prediction(checkpoint, tmp_path, runtime):
     network = network_of(checkpoint, runtime)
     for image, row in zip(done.images, read_summary(tmp_path / "out"), strict=True):
         assert set(image.files) == set(writers.names())
-        sample = draw_sample(int(image.image.stem[-1]), width=117, height=89)
+        sample = draw_sample(int(image.image.stem.split("_")[4][:2]), width=117, height=89)
         maps = pixel_maps(network, normalize_intensity(sample.image, "percentile"), None, Size(117, 89))[0].numpy()
         expected = class_map(network.outputs, maps, 0.5)
         found = np.asarray(Image.open(image.files["mask"]))

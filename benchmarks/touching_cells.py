@@ -1,0 +1,79 @@
+"""What a second output brings: scores of single cells by the components of the mask, and by a watershed with several
+limits of its markers.
+
+    python benchmarks/touching_cells.py runs/cells/best shards/cells/val
+
+Choose limits by validation images, and report test images with `MARKER_LIMITS` and `LEAST_MARKER_PIXELS` alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from glioma_dist.data.loader import evaluation_samples
+from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.distributed.own_context import given_or_own
+from glioma_dist.evaluation import separation
+from glioma_dist.evaluation.image_score import found_cells
+from glioma_dist.evaluation.instances import match_cells, mean_by_cell, score_instances
+from glioma_dist.evaluation.maps import cell_map, class_map
+from glioma_dist.evaluation.network import THRESHOLD, Network, load_network, pixel_maps
+from glioma_dist.size import Size
+
+LIMITS = (0.3, 0.4, 0.5, 0.6)
+LEAST_PIXELS = (5, 20, 50)
+
+
+def main(checkpoint: str, data: str) -> None:
+    """Print a row for each way."""
+    with given_or_own(None) as context:
+        network, read = load_network(Path(checkpoint), 1, context)
+        contrast = read.config.data.intensity_normalization
+        samples = list(evaluation_samples(ShardReader(data), 0, 1, 0, 0, contrast, with_instances=True))
+        maps = [_maps(network, sample) for sample in samples]
+    dice = [_dice(network, each, sample) for each, sample in zip(maps, samples, strict=True)]
+    print(f"{len(samples)} images, mean Dice {np.mean(dice):.4f}")
+    print("way | AP | AP at 0.5 | F1 at 0.5 | found | true | mean error of the count")
+    for name, each in _ways(network):
+        score = score_instances([_matched(each, of, sample) for of, sample in zip(maps, samples, strict=True)])
+        figures = (score.ap, score.ap_50, score.f1_50)
+        print(name, *(f"{value:.4f}" for value in figures if value is not None), sep=" | ", end=" | ")
+        print(score.num_found, score.num_true, f"{score.mean_count_error:.1f}", sep=" | ")
+
+
+def _ways(network: Network) -> Iterator[tuple[str, Network]]:
+    """Networks that read the same maps in several ways. The limits hold until the next one is asked for."""
+    target = network.outputs.target
+    yield "components", replace(network, outputs=replace(network.outputs, target=None))
+    if target is None:
+        return
+    yield "watershed", network
+    for limit, pixels in product(LIMITS, LEAST_PIXELS):
+        separation.MARKER_LIMITS[target], separation.LEAST_MARKER_PIXELS = limit, pixels
+        yield f"watershed, limit {limit}, markers of {pixels} pixels or more", network
+
+
+def _maps(network: Network, sample: Sample) -> np.ndarray:
+    height, width = sample.mask.shape
+    return pixel_maps(network, sample.image, None, Size(width, height))[0].cpu().numpy()
+
+
+def _dice(network: Network, maps: np.ndarray, sample: Sample) -> float:
+    found, true = class_map(network.outputs, maps, THRESHOLD) > 0, sample.mask > 0
+    return 2 * float((found & true).sum()) / max(1, int(found.sum() + true.sum()))
+
+
+def _matched(network: Network, maps: np.ndarray, sample: Sample):
+    found = found_cells(network, maps)
+    return match_cells(found, mean_by_cell(found, cell_map(network.outputs, maps)), np.asarray(sample.instances))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
