@@ -38,6 +38,7 @@ LONG = {
         "recipe by engine, three runs each"
     ),
     "tests/distributed/test_waiting.py": "a run of two processes that waits",
+    "tests/distributed/test_warnings_processes.py": "runs of two processes",
     "tests/end_to_end/test_app.py": "a server, and a browser",
     "tests/end_to_end/test_bench_gpu.py": "every check of the proof run, and each once more with something broken",
     "tests/end_to_end/test_bench_predict.py::test_each_cell_is_a_row_that_is_kept": "processes",
@@ -46,6 +47,7 @@ LONG = {
     "tests/end_to_end/test_bench_resolution.py::test_out_of_memory_is_a_row_and_the_benchmark_goes_on": "processes",
     "tests/end_to_end/test_bench_resolution.py::test_the_peer_is_measured_beside_ours": "a process",
     "tests/end_to_end/test_bench_scaling.py::test_each_engine_is_measured_once": "launches",
+    "tests/end_to_end/test_data_report.py::test_a_real_browser_filters_sorts_and_has_no_error": "a browser",
     "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": "runs",
     "tests/end_to_end/test_endings.py::test_what_only_has_the_name_of_a_checkpoint_stops_no_run": "a run each of 11",
     "tests/end_to_end/test_examples.py::test_an_example_runs_by_the_command_in_its_first_lines[estimate_memory.py]": (

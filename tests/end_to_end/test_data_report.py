@@ -11,11 +11,12 @@ import pytest
 from browser import Browser
 from data_helpers import draw_field
 from faulty_server import files_of, serve
-from helpers import REPOSITORY, command, damage_sample, draw_sample, write_shards
+from helpers import REPOSITORY, command, damage_sample, draw_sample, type_in, write_shards
 from test_prediction_report import CARDS, CHOOSE, CONTRAST, SHOWN, Page
 
 from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.data_report import DATA_REPORT
+from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.data_report import DataReportConfig
 from glioma_dist.data.sample import Sample
 from glioma_dist.errors import InputError
@@ -181,6 +182,23 @@ def test_the_command_and_what_it_refuses(folder, tmp_path):
     ):
         with pytest.raises(InputError, match=fragment):
             DATA_REPORT.check(parse(DataReportConfig, list(map(str, arguments))))
+
+
+def test_the_commands_of_the_guide_run(tmp_path):
+    """And the last line of `convert` is a command that writes the page, too."""
+    (block,) = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "docs/guides/data_report.md").read_text(), re.DOTALL)
+    for name in ("images", "masks"):
+        (tmp_path / "data/plate_7" / name).mkdir(parents=True)
+    for number in range(6):
+        sample = draw_sample(number)
+        for name, pixels in (("images", sample.image), ("masks", sample.mask * 255)):
+            cv2.imwrite(str(tmp_path / "data/plate_7" / name / f"f{number}.png"), pixels)
+    converted, reported = type_in(block, tmp_path)
+    assert (tmp_path / "plate_7.html").is_file()
+    assert "plate_7.html: 6 images" in reported.stdout
+    last = converted.stdout.splitlines()[-1]
+    assert last == "look at the data: glioma-dist shards report shards/plate_7 --out shards/plate_7.html"
+    assert COMMANDS["shards report"].load() is DATA_REPORT
 
 
 def test_the_guide_names_the_command_and_what_is_recognised():

@@ -58,6 +58,7 @@ def test_the_page_leads_from_a_folder_to_masks(lab):
     assert without_speed[0] == without_speed[1]
     assert (lab / "preds/t98g_small/new.mask.png").is_file()
     assert (lab / "preds/plate_7.png").is_file()
+    assert (lab / "preds/plate_7.html").is_file()
     assert (lab / "preds/first_try/new.mask.png").is_file()
     assert (lab / "runs/plate_7/scores.json").is_file()
     assert (lab / "preds/plate_8/new.mask.png").is_file()

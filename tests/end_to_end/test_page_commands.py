@@ -19,6 +19,7 @@ RUN_ELSEWHERE = {
     "docs/first_training.md": "tests/end_to_end/test_readme.py",
     "docs/own_images.md": "tests/end_to_end/test_own_images.py",
     "docs/guides/report.md": "tests/end_to_end/test_prediction_report.py",
+    "docs/guides/data_report.md": "tests/end_to_end/test_data_report.py",
     "docs/api.md": "tests/end_to_end/test_examples.py",
     "docs/guides/own_parts.md python": "tests/end_to_end/test_examples.py",
     "glioma_dist/networks/t98g-small/README.md": "tests/unit/test_networks.py",
