@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import re
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -217,18 +218,24 @@ def test_a_file_that_runs_something_is_refused_from_everywhere(server, tmp_path,
     assert not (tmp_path / "trace").exists()
 
 
-DEAD = ("refuses", "is silent", "answers 503", "stops in mid-file", "has no address")
+HOSTS = {"has no address": "nowhere.invalid", "has no route": "192.0.2.1", "name server is silent": "hub.example"}
+DEAD = {
+    "hub": ("is silent", "has no route", "name server is silent"),  # and all others in test_weights.py
+    "file": ("refuses", "is silent", "answers 503", "stops in mid-file", *HOSTS),
+    "folder": ("is silent", "has no address", "name server is silent"),
+}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets of what was given up
-@pytest.mark.parametrize("what", ["hub", "file", "folder"])
-@pytest.mark.parametrize("kind", DEAD)
-def test_without_a_network_one_line_says_in_time_how_to_get_it_by_hand(kind, what, monkeypatch):
+@pytest.mark.parametrize(("what", "kind"), [(what, kind) for what, kinds in DEAD.items() for kind in kinds])
+def test_without_a_network_one_line_says_in_time_how_to_get_it_by_hand(what, kind, monkeypatch):
     if what != "hub":
         pytest.importorskip("aiohttp", reason="the extra cloud is not installed")
     monkeypatch.setattr(download, "SECONDS_WITHOUT_A_BYTE", 1.0)  # of 8
-    server = DeadServer(kind)
-    url = f"http://{'nowhere.invalid' if kind == 'has no address' else '127.0.0.1'}:{server.port}"
+    server, ended = DeadServer(kind), threading.Event()
+    if kind == "name server is silent":
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: (ended.wait(60) and None) or [])
+    url = f"http://{HOSTS.get(kind, '127.0.0.1')}:{server.port}"
     use_hub(monkeypatch, url)
     init = {"hub": "org/name", "file": f"{url}/x.safetensors", "folder": f"{url}/run/best"}[what]
     started = time.monotonic()
@@ -236,9 +243,10 @@ def test_without_a_network_one_line_says_in_time_how_to_get_it_by_hand(kind, wha
         build_model(with_local_weights(config_of(init=init)), 1)
     seconds = time.monotonic() - started
     server.close()
+    ended.set()
     for thread in threading.enumerate():
         if thread.name == download.THREAD:
-            thread.join(5)
+            thread.join(2)
     gc.collect()
     message = str(caught.value)
     assert message.startswith(f"--model.init {init}: ")
