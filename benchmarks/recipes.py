@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from smp_unet import train_smp
-from starting_weights import packaged_weights
+from baselines.lite0_weights import packaged_weights
+from baselines.smp_unet import train_smp
 
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import EvaluateConfig, TrainConfig

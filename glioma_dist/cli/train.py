@@ -37,7 +37,6 @@ TRAIN = Command(
         'accelerate launch --config_file "$(glioma-dist configs multi_gpu.yaml)" --num_processes 4 '
         "-m glioma_dist train --data.train shards/glioma_c6/train --batch-size 8 --model.init runs/livecell/best "
         "--out runs/glioma",
-        "glioma-dist train --config runs/glioma/config.json --seed 1 --out runs/again",
         'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)" --data.train shards/t98g/train '
         "--data.val shards/t98g/val --out runs/quick",
     ),

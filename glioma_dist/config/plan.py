@@ -33,7 +33,7 @@ class PlanConfig:
     batch_size: int = 1
     """Images in a step, over all GPUs together."""
     optimizer: OptimizerName = "adam"
-    """adam and adamw keep two numbers for each weight, sgd one, or none with --momentum 0."""
+    """adam and adamw keep two numbers for each weight, sgd one, or none without momentum."""
     momentum: float = 0.9
     """Momentum of sgd."""
     freeze_encoder: bool = False

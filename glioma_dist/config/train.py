@@ -85,19 +85,18 @@ class TrainConfig:
     these weights by 1 - learning rate * weight decay."""
     lr_schedule: LrSchedule = "constant"
     """How the learning rate falls after the warm-up: constant (it does not), cosine, poly (a power of the steps left),
-    or one-cycle (rises by a cosine from 1/25 of --lr, then falls by one)."""
+    or one-cycle (rises by a cosine from 1/25 of the highest rate, then falls by one)."""
     warmup_steps: int | None = None
-    """Number of first steps in which the learning rate rises to --lr. By default: none; with one-cycle 30 % of the
-    steps."""
+    """Number of first steps in which the learning rate rises. By default: none; with one-cycle 30 % of the steps."""
     schedule_steps: int | None = None
-    """Number of steps that --lr-schedule extends over, warm-up included. By default: all steps of the run. Give it if
-    --epochs or --max-steps may change when the run is resumed."""
+    """Number of steps of the schedule, warm-up included. By default: all steps of the run. Give it if the run may be
+    made longer or shorter when it is resumed."""
     min_lr_factor: float = 0.0
-    """Learning rate at the end of --lr-schedule, as a share of --lr."""
+    """Learning rate at the end of the schedule, as a share of the highest."""
     poly_power: float = 0.9
-    """Power of --lr-schedule poly: 0.9 in DeepLab and nnU-Net, 1 in SegFormer."""
+    """Power of the schedule poly: 0.9 in DeepLab and nnU-Net, 1 in SegFormer."""
     encoder_lr_factor: float = 1.0
-    """Learning rate of the encoder as a share of --lr, for example 0.1 for pretrained weights."""
+    """Learning rate of the encoder, as a share of the decoder's, for example 0.1 for pretrained weights."""
     freeze_encoder: bool = False
     """Train the decoder only. The encoder keeps its weights and running statistics, computes as in prediction, and
     keeps no activations."""

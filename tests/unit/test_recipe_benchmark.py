@@ -72,7 +72,7 @@ def test_recipes_are_screened_and_compared_and_nothing_is_computed_twice(benchma
 
 
 def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, source, tmp_path):
-    import smp_unet
+    from baselines import smp_unet
 
     out = tmp_path / "out"
     run(benchmark, monkeypatch, source, out, "--screen")

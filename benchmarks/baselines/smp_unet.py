@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import math
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.data.loader import training_batches
@@ -16,8 +17,9 @@ from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.model.checkpoint_writer import ALONE, run_stages
 from glioma_dist.model.manifest import MODEL
 from glioma_dist.model.pretrained.state_dict_adapter import rename_network
-from glioma_dist.model.unet import UNet, build_model, normalise
+from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.registry import encoders
+from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.training.snapshot import SnapshotMemory
 from glioma_dist.training.state import TrainState, load_optimizer, state_stages
 
@@ -40,16 +42,18 @@ def train_smp(config: TrainConfig) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     first = _resume(config.out / "smp", model, optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: (1 + torch.cos(torch.tensor(torch.pi * (first + step) / config.max_steps)).item()) / 2
+        optimizer, lambda step: (1 + math.cos(math.pi * (first + step) / config.max_steps)) / 2
     )
     dice, cross_entropy = smp.losses.DiceLoss("binary"), smp.losses.SoftBCEWithLogitsLoss()
+
+    def sum_of_losses(logits: Tensor, masks: Tensor) -> Tensor:
+        masks = masks[:, None].float()
+        return dice(logits, masks) + cross_entropy(logits, masks)
+
     train, sampler = open_training_data(config.data, config.batch_size, config.seed)
     with closing(training_batches(train, sampler, config.data, first)) as batches:
         for step, batch in enumerate(islice(batches, config.max_steps - first), first + 1):
-            masks = batch.masks[:, None].float()
-            logits = model(normalise(batch.images))
-            loss = dice(logits, masks) + cross_entropy(logits, masks)
-            loss.backward()
+            _, loss = compute_gradients(model, batch.images, batch.masks, sum_of_losses, nullcontext())
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -66,10 +70,11 @@ def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
     equal (tests/unit/test_smp.py). Its own random weights, or the pretrained encoder of `ours`."""
     import segmentation_models_pytorch as smp
 
-    torch.manual_seed(config.seed)
     name = encoders.find(config.model.encoder).smp_name
     channels = list(config.model.decoder_channels)
-    model = smp.Unet(name, encoder_weights=None, decoder_interpolation="bilinear", decoder_channels=channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = smp.Unet(name, encoder_weights=None, decoder_interpolation="bilinear", decoder_channels=channels)
     if config.model.init != "random":
         known = ours.state_dict()
         for key, tensor in rename_network(model.state_dict(), ours.encoder).items():
