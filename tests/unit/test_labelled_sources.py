@@ -233,7 +233,7 @@ def test_each_cell_gets_a_number_of_its_own(name, drawn, tmp_path):
     quiet = Console(file=io.StringIO())
     convert(sources.load(name)(tmp_path / "source", None), tmp_path / "out", "d", console=quiet, labelling=labelling)
     (sample,) = read_all(tmp_path / "out" / "all").values()
-    image, pixels = drawn[0]
+    image = drawn[0][0]
     parts = [[part] for cell in image.cells for part in cell] if name in ("cvat", "imagej") else image.cells
     wanted = {pixels_of(part, HEIGHT, WIDTH).tobytes() for part in parts}
     found = {(sample.instances == number).tobytes() for number in range(1, int(sample.instances.max()) + 1)}
