@@ -178,6 +178,10 @@ def laid_out(name: str, folder: Path, images: list[tuple[CocoImage, np.ndarray]]
 
 @pytest.fixture
 def drawn():
+    return two_images()
+
+
+def two_images() -> list[tuple[CocoImage, np.ndarray]]:
     """Two images, of polygons with fractions of a pixel and of a painted cell with a hole."""
     generator = np.random.default_rng(0)
     painted = np.zeros((HEIGHT, WIDTH), np.uint8)
