@@ -14,7 +14,8 @@ from glioma_dist.files import cannot_read
 
 IN_GENERAL = (
     "make shards first: glioma-dist convert folder takes images with masks, convert livecell takes LIVECell, convert "
-    "glioma-c6 takes Glioma C6 and what CVAT exports as COCO 1.0, convert coco takes any COCO file"
+    "glioma-c6 takes Glioma C6 and what CVAT exports as COCO 1.0, convert coco takes any COCO file, and convert --help "
+    "lists more (Fiji, Cellpose, CVAT's XML)"
 )
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 MOST_FILES = 10_000

@@ -21,6 +21,7 @@ from helpers import REPOSITORY, draw_sample, run, save_state, tiny_config
 
 from glioma_dist.data.sample import encode_image, encode_mask
 from glioma_dist.model.unet import build_model
+from glioma_dist.registry import sources
 from glioma_dist.training.state import TrainState
 
 OUTPUTS = ("--out", "--json", "--sheet", "--data.cache")
@@ -56,8 +57,7 @@ BASES = {
     "shards verify": "SHARDS/val",
     "shards report": "SHARDS/val --out OUT/report.html",
     "plan": "--size 64x64 --model.encoder mit_tiny",
-    "convert livecell": "--source SHARDS --out OUT",
-    "convert glioma-c6": "--source SHARDS --out OUT",
+    **{f"convert {name}": "--source SHARDS --out OUT" for name in sources.names()},
     "convert coco": "--annotations COCO/labels.json --images COCO --out OUT",
     "convert folder": "--images IMAGES --masks MASKS --out OUT",
     "download livecell": "--out OUT --url http://127.0.0.1:9",

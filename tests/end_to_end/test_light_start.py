@@ -14,6 +14,7 @@ from helpers import REPOSITORY
 
 from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.paths import path_flags
+from glioma_dist.registry import sources
 
 HEAVY = {"torch", "transformers", "timm", "albumentations", "accelerate", "matplotlib", "webdataset", "scipy", "cv2"}
 LOOK_FOR_IMAGES = {"predict --images", "export onnx --images", "export bioimageio --images"}
@@ -50,8 +51,7 @@ BASES = {
     "growth": "FOLDER --out OUT",
     "merge": "--checkpoint FOLDER --out OUT",
     "report": "FOLDER --out OUT/report.html",
-    "convert livecell": "--source FOLDER --out OUT",
-    "convert glioma-c6": "--source FOLDER --out OUT",
+    **{f"convert {name}": "--source FOLDER --out OUT" for name in sources.names()},
     "convert coco": "--annotations IMAGE --images FOLDER --out OUT",
     "convert folder": "--images FOLDER --masks FOLDER --out OUT",
     "run-status": "FOLDER",

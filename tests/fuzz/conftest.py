@@ -12,5 +12,7 @@ from forks import PRELOADED, Forks
 @pytest.fixture(scope="session")
 def fuzz_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     tests = Path(__file__).parents[1]
-    with Forks(tmp_path_factory.mktemp("batches"), [tests, tests / "fuzz"], (*PRELOADED, "helpers")) as forks:
+    with Forks(
+        tmp_path_factory.mktemp("batches"), [tests, tests / "fuzz", tests / "unit"], (*PRELOADED, "helpers")
+    ) as forks:
         yield forks

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import numpy as np
 import tifffile
 from mutations import change_bytes, change_json, dump
 
+LABELS = ("cvat", "imagej", "cellpose", "ctc")
+"""Sources of labels; test_labelled_sources.py writes their formats."""
 CASES = "FUZZ_CASES"
 """Environment variable: a folder whose TIFF and PNG files are further starting points."""
 
@@ -407,6 +410,45 @@ def convert_coco(folder: Path) -> None:
     convert(find_glioma_c6(folder / "source"), folder / "out", "d", console=quiet)
 
 
+def change_labels(rng: random.Random, good: Path, bad: Path) -> None:
+    """One of the files of labels; bytes of a ZIP's members as often as those of the ZIP."""
+    shutil.copytree(good, bad)
+    path = rng.choice([path for path in sorted(bad.rglob("*")) if path.suffix in (".zip", ".npy", ".xml", ".tif")])
+    if path.suffix == ".zip" and rng.random() < 0.5:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, change_bytes(rng, data))
+    else:
+        path.write_bytes(change_bytes(rng, path.read_bytes()))
+
+
+def write_labels(name: str) -> Callable[[Path], None]:
+    """Two drawn images with labels in the format of a source."""
+
+    def write(folder: Path) -> None:
+        from test_labelled_sources import laid_out, two_images
+
+        laid_out(name, folder, two_images())
+
+    return write
+
+
+def convert_labels(name: str) -> Callable[[Path], None]:
+    """Convert such a folder."""
+
+    def read(folder: Path) -> None:
+        from rich.console import Console
+
+        from glioma_dist.data.convert.conversion import convert
+        from glioma_dist.registry import sources
+
+        convert(sources.load(name)(folder, None), folder / "out", "d", console=Console(file=io.StringIO()))
+
+    return read
+
+
 def _change_file(rng: random.Random, path: Path, as_bytes: float = 0.3) -> None:
     """A file, as JSON where it is such, or its bytes."""
     data = path.read_bytes()
@@ -428,4 +470,5 @@ TARGETS = {
     "weights": Target(write_run, change_weights, read_weights),
     "run folder": Target(write_run, change_run, read_run),
     "COCO": Target(write_coco, change_coco, convert_coco),
+    **{name: Target(write_labels(name), change_labels, convert_labels(name)) for name in LABELS},
 }

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 from helpers import REPOSITORY
 from test_paths import required_arguments, words
@@ -22,7 +24,10 @@ from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config.file import to_dict
 from glioma_dist.config.launch_files import FOLDER, RECIPES, launch_file, purposes
+from glioma_dist.data.sample import encode_image
+from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError, one_line
+from glioma_dist.registry import sources
 
 PYTHON_WORDS = re.compile(
     r"\b(None|STR|INT|FLOAT|BOOL|True|False|typing|dataclass|tuple|NoneType|Literal|Path)\b|\{None"
@@ -210,13 +215,74 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_no_command_is_lost():
-    groups = {"convert": ["livecell", "glioma-c6", "coco", "folder"], "shards": ["inspect", "index", "verify"]}
-    groups["shards"] += ["report"]
+    shards = ["inspect", "index", "verify", "report"]
+    groups = {"convert": [*sources.names(), "coco", "folder"], "shards": shards}
     groups |= {"download": ["livecell", "glioma-c6"], "export": ["onnx", "bioimageio"]}
     groups |= {"bench": ["resolution", "predict", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "app", "merge", "demo", "reproduce", "configs"]
     single += ["run-status", "growth", "report"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
+
+
+OWN_SOURCE = """
+from pathlib import Path
+
+import numpy as np
+
+from glioma_dist.data.convert.labelled import by_name
+
+
+def find(folder, images=None):
+    return by_name(folder, images, "list of points", names_of, read_cells)
+
+
+def names_of(name):
+    return [name.removesuffix(".points.txt")] if name.endswith(".points.txt") else []
+
+
+def read_cells(path, height, width):
+    return [[np.array(line.split(), float)] for line in Path(path).read_text().splitlines()]
+
+
+def nothing(folder, images=None):
+    return None
+"""
+
+
+def test_a_source_of_another_distribution_is_a_command(tmp_path):
+    """Found by its entry point: run, listed, and one line where it is no source."""
+    info = tmp_path / "package" / "own_source-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info.parent / "own_source.py").write_text(OWN_SOURCE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-source\nVersion: 1.0\n")
+    points = "[glioma_dist.sources]\npoints = own_source:find\nnothing = own_source:nothing\n"
+    (info / "entry_points.txt").write_text(points)
+    (tmp_path / "a.png").write_bytes(encode_image(np.zeros((20, 30), np.uint8)))
+    (tmp_path / "a.points.txt").write_text("2 3 9 3 9 8 2 8\n12 3 19 3 19 8 12 8\n")
+
+    def convert(*words) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": f"{info.parent}:{REPOSITORY}"}
+        command = [sys.executable, "-m", "glioma_dist", "convert", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    ended = convert("points", "--source", tmp_path, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    sample = ShardReader(tmp_path / "out" / "all").read(0, 0)
+    wanted = np.zeros((20, 30), np.uint8)
+    wanted[3:8, 2:9] = wanted[3:8, 12:19] = 1
+    np.testing.assert_array_equal(sample.mask, wanted)
+    assert sample.metadata["num_cells"] == 2
+    ended = convert("nothing", "--source", tmp_path, "--out", tmp_path / "out2")
+    assert "returned a NoneType, not a Source" in ended.stderr
+    listed = convert("--help").stdout
+    assert "convert points" in listed
+    assert "Of own-source 1.0." in listed
+
+
+def test_a_source_is_found_by_its_other_names():
+    code, out, _ = said(program.run, ["convert", "fiji", "--help"])
+    assert code == 0
+    assert "ROIs of Fiji or ImageJ" in out
 
 
 # Completion, as the shell asks for it.
@@ -245,7 +311,7 @@ def script(tmp_path_factory) -> Path:
     [
         ("glioma-dist ''", {"train", "convert", "shards", "configs"}, {"livecell", "--lr"}),
         ("glioma-dist tr", {"train"}, {"plan"}),
-        ("glioma-dist convert ''", {"livecell", "glioma-c6", "coco"}, {"train"}),
+        ("glioma-dist convert ''", {*sources.names(), "coco"}, {"train"}),
         ("glioma-dist train --data.tra", {"--data.train", "--data.transform"}, {"--lr"}),
         ("glioma-dist train --data.transform ''", {"resize", "random-crop"}, set()),
         ("glioma-dist shards inspect --", {"--sheet", "--num-images", "--config"}, {"--licence"}),

@@ -278,7 +278,7 @@ BAD = {
     "only Cellpose's own": (
         lambda root: (empty(root / "masks"), (root / "masks/f0_seg.npy").touch()),
         (),
-        "Cellpose's _seg.npy are not read",
+        "convert cellpose reads Cellpose's _seg.npy",
     ),
     "a file": (
         lambda root: (empty(root / "masks"), (root / "masks").rmdir(), (root / "masks").touch()),

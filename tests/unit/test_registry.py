@@ -19,12 +19,13 @@ from glioma_dist.registry import (
     augmentations,
     encoders,
     losses,
+    sources,
     trackers,
     writers,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ALL = (encoders, losses, augmentations, trackers, writers)
+ALL = (encoders, losses, augmentations, trackers, sources, writers)
 GROUPS = [each.group for each in ALL]
 KINDS = [(each, each.names()[0]) for each in ALL]
 

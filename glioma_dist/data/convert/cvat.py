@@ -107,7 +107,7 @@ def _parse(path: Path, start: object, end: object) -> None:
     parser.StartElementHandler, parser.EndElementHandler, parser.StartDoctypeDeclHandler = start, end, refuse
     try:
         parser.Parse(read_bytes(path, MAX_COCO_BYTES), True)
-    except (expat.ExpatError, ValueError) as error:  # ValueError: an encoding that Python does not know
+    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: of an encoding
         raise InputError(f"{path}: is no XML ({str(error)[:80]}); export it again") from None
 
 

@@ -127,7 +127,7 @@ def _refuse_nothing(flag: str, root: Path, found: dict, what: str, others: list[
     if found:
         return
     if any(path.name.endswith("_seg.npy") for path in others or ()):
-        hint = "Cellpose's _seg.npy are not read: save its masks as PNG or TIFF"
+        hint = "glioma-dist convert cellpose reads Cellpose's _seg.npy"
     else:
         hint = "give the folder that holds them"
     raise InputError(f"{flag} {root}: no {what} there or below; {hint}")
