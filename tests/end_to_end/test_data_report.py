@@ -196,7 +196,7 @@ def test_the_commands_of_the_guide_run(tmp_path):
     converted, reported = type_in(block, tmp_path)
     assert (tmp_path / "plate_7.html").is_file()
     assert "plate_7.html: 6 images" in reported.stdout
-    last = converted.stdout.splitlines()[-1]
+    last = converted.stderr.splitlines()[-1]
     assert last == "look at the data: glioma-dist shards report shards/plate_7 --out shards/plate_7.html"
     assert COMMANDS["shards report"].load() is DATA_REPORT
 
