@@ -57,6 +57,7 @@ class PlanConfig:
     def without_effect(self) -> list[str]:
         """Flags that have no effect here, each with the reason."""
         chosen = {"init": self.model.init != "random", "weights": self.model.weights is not None}
+        chosen["init-sha256"] = bool(self.model.init_sha256)
         notes = [f"--model.{name}: no weights are read to count memory" for name, given in chosen.items() if given]
         return notes + idle_flags(self, [("momentum", self.optimizer == "sgd", f"with --optimizer {self.optimizer}")])
 

@@ -273,7 +273,11 @@ def empty(folder: Path) -> None:
 
 
 BAD = {
-    "no images": (lambda root: empty(root / "images"), (), "images: no image (TIFF, PNG or JPEG) there or below"),
+    "no images": (
+        lambda root: empty(root / "images"),
+        (),
+        "images: no image (TIFF, PNG, JPEG, nd2, czi or lif) there or below",
+    ),
     "no masks": (lambda root: empty(root / "masks"), (), "masks: no mask (TIFF or PNG) there or below"),
     "only Cellpose's own": (
         lambda root: (empty(root / "masks"), (root / "masks/f0_seg.npy").touch()),

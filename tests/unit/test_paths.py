@@ -23,6 +23,7 @@ from glioma_dist.errors import InputError, one_line
 NO_PATHS = {
     "--url": "an http(s) URL, checked by download.addresses",
     "--model.encoder": "a name",
+    "--model.init-sha256": "a checksum",
     "--encoder": "a name",
     "--checks": "names",
     "--track": "names",
