@@ -11,6 +11,7 @@ cores.
 from __future__ import annotations
 
 import json
+import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines.lite0_weights import packaged_weights
-from baselines.smp_unet import train_smp
 
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import EvaluateConfig, TrainConfig
@@ -34,6 +33,10 @@ from glioma_dist.evaluation.comparison import bootstrap_interval, dice_score_av,
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import read_json, write_atomically, write_json_atomically
 from glioma_dist.training.loop import train
+
+sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or imported
+from baselines.lite0_weights import packaged_weights
+from baselines.smp_unet import train_smp
 
 DEFAULT, SMP = "default", "smp"
 START = {"mit_b0": "random", "efficientnet_lite0": "imagenet"}
@@ -95,6 +98,8 @@ class RecipesConfig:
         """Raises InputError for unknown recipes, and where there is nothing to do."""
         if not (self.screen or self.final):
             raise InputError("nothing to do: give --screen, --final, or both")
+        if self.weights is not None and not self.weights.is_file():
+            raise InputError(f"--weights {self.weights}: no such file")
         unknown = sorted(set(self.recipes) - set(all_recipes(self)))
         if unknown:
             raise InputError(f"--recipes {unknown[0]}: unknown; there are {', '.join(all_recipes(self))}")

@@ -4,11 +4,11 @@
 import csv
 import io
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from baselines.lite0_weights import packaged_weights
 
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
@@ -20,6 +20,9 @@ from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import write_atomically
 from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training.loop import train
+
+sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or imported
+from baselines.lite0_weights import packaged_weights
 
 CROP = Size(256, 256)
 COLUMNS = ("split", "seed", "init", "steps", "dice_mean", "dice_least")

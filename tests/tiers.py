@@ -114,6 +114,10 @@ LONG = {
     "tests/unit/test_planner.py::test_what_strips_need_is_counted_with_the_tiles_of_a_gpu": "native steps",
     "tests/unit/test_prediction_limits.py::test_no_call_of_a_prediction_is_too_large": "135 and 270 Mpx in many tiles",
     "tests/unit/test_quick_install.py::test_uv_looks_where_pip_or_uv_is_told_to": "runs pip for each",
+    "tests/unit/test_recipe_benchmark.py::test_a_killed_run_of_smp_resumes_with_the_same_bits": "five runs",
+    "tests/unit/test_recipe_benchmark.py::test_recipes_are_screened_and_compared_and_nothing_is_computed_twice": (
+        "eight runs"
+    ),
     "tests/unit/test_smp.py::test_logits_and_gradients_are_smps": "encoders of full size",
     "tests/unit/test_step_formulas.py::test_a_plan_that_is_known_is_printed_without_torch": "a new interpreter",
     "tests/unit/test_step_formulas.py::test_a_small_image_takes_at_most_one_count_a_level": "counts",

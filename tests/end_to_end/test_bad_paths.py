@@ -72,6 +72,7 @@ BASES = {
     "reproduce": "table1 --source SHARDS --source-splits train val val --target SHARDS/train --out OUT --preset small",
     "benchmarks/loader.py": "--workers 0 --num-images 1 --rounds 1 --batch-size 1",
     "benchmarks/starting_weights.py": "--source SHARDS --out OUT",
+    "benchmarks/recipes.py": "--source SHARDS --out OUT --screen",
     "benchmarks/chaos.py": "--out OUT",
 }
 """The shortest valid flags of each command; what is tested is added to them, or replaces theirs."""

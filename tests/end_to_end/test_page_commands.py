@@ -37,6 +37,9 @@ NOT_RUN = {
     "glioma-dist train --data.train shards/livecell/train --data.val shards/livecell/val --track tensorboard": (
         "a whole training; test_trackers.py trains with TensorBoard at tiny size"
     ),
+    'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)"': (
+        "a whole training; test_recipes.py trains by each recipe at tiny size"
+    ),
     "tensorboard --logdir": "a server, until it is stopped",
     "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench": "hours; test_bench_resolution",
     "glioma-dist app": "a server, until it is stopped; test_app.py has one",

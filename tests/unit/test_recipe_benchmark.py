@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY, TINY_CHANNELS, draw_sample, load_benchmark
+from helpers import TINY_CHANNELS, draw_sample, load_benchmark
 
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
@@ -15,8 +15,7 @@ from glioma_dist.model.manifest import MODEL
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+def benchmark():
     yield from load_benchmark("recipes")
 
 
@@ -43,7 +42,7 @@ def source(tmp_path_factory):
 
 
 def run(benchmark, monkeypatch, source, out, *more) -> None:
-    given = ["--source", source, "--out", out, "--steps", 12, "--size", "32x32", "--encoders", "mit_b0", "--threads", 1]
+    given = ["--source", source, "--out", out, "--steps", 11, "--size", "32x32", "--encoders", "mit_b0", "--threads", 1]
     given += ["--decoder-channels", *TINY_CHANNELS, "--splits", 0, 1, "--recipes", "cosine", "slow encoder", *more]
     monkeypatch.setattr("sys.argv", ["recipes.py", *map(str, given)])
     benchmark.main()
