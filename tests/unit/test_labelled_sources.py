@@ -12,12 +12,15 @@ import roifile
 import tifffile
 from data_helpers import expected_masks, real_data
 from pycocotools import mask as coco_mask
+from rich.console import Console
 from test_convert import read_all
 
 from glioma_dist.data.convert.cells import Rle, as_segmentation
 from glioma_dist.data.convert.coco import CocoImage, load_coco
 from glioma_dist.data.convert.conversion import convert
+from glioma_dist.data.convert.cvat import find_cvat
 from glioma_dist.data.convert.folder import convert_folder
+from glioma_dist.data.convert.labelling import Labelling
 from glioma_dist.registry import sources
 
 HEIGHT, WIDTH = 40, 56
@@ -153,8 +156,6 @@ def test_every_source_is_written_here():
 
 def converted(name: str, folder: Path, out: Path) -> dict[str, np.ndarray]:
     """Masks by the images' names, without endings."""
-    from rich.console import Console
-
     quiet = Console(file=io.StringIO())
     if name in ("folder", "alpha"):
         convert_folder(folder, folder, out, "d", console=quiet, from_alpha=name == "alpha")
@@ -221,3 +222,89 @@ def test_t98g_comes_back_through_every_source(name, tmp_path):
     assert len(found) == len(wanted) == 30
     for file_name, mask in wanted.items():
         np.testing.assert_array_equal(found[names[file_name]], mask, err_msg=file_name)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("folder", "alpha")])
+def test_each_cell_gets_a_number_of_its_own(name, drawn, tmp_path):
+    """--instances: cells that do not overlap have the pixels that they were drawn with, and their number."""
+    (tmp_path / "source").mkdir()
+    laid_out(name, tmp_path / "source", drawn[:1])
+    labelling = Labelling(instances=True)
+    quiet = Console(file=io.StringIO())
+    convert(sources.load(name)(tmp_path / "source", None), tmp_path / "out", "d", console=quiet, labelling=labelling)
+    (sample,) = read_all(tmp_path / "out" / "all").values()
+    image = drawn[0][0]
+    parts = [[part] for cell in image.cells for part in cell] if name in ("cvat", "imagej") else image.cells
+    wanted = {pixels_of(part, HEIGHT, WIDTH).tobytes() for part in parts}
+    found = {(sample.instances == number).tobytes() for number in range(1, int(sample.instances.max()) + 1)}
+    assert found == wanted
+
+
+def test_shapes_of_cvat_and_imagej_that_are_no_polygons(tmp_path):
+    """Ellipses and rectangles by their formulas in fp64; lines and boxes of CVAT enclose nothing."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    wanted = ((x - 20) / 10.5) ** 2 + ((y - 14) / 6) ** 2 < 1
+    pixels = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH), np.uint8)
+    for source in ("cvat", "imagej"):
+        (tmp_path / source).mkdir()
+        cv2.imwrite(str(tmp_path / source / "a.png"), pixels)
+    (tmp_path / "cvat" / "annotations.xml").write_text(
+        f'<annotations><image name="a.png" width="{WIDTH}" height="{HEIGHT}"><ellipse label="c" cx="20" cy="14" rx="6" '
+        'ry="10.5" rotation="90"/><box label="c" xtl="1" ytl="1" xbr="50" ybr="30"/><polyline label="c" '
+        'points="1,1;40,30"/></image></annotations>'
+    )
+    oval = roifile.ImagejRoi(roitype=roifile.ROI_TYPE.OVAL)
+    oval.left, oval.top, oval.right, oval.bottom = 9, 8, 31, 20
+    line = roifile.ImagejRoi.frompoints([[1, 1], [40, 30]])
+    line.roitype = roifile.ROI_TYPE.POLYLINE
+    with zipfile.ZipFile(tmp_path / "imagej" / "RoiSet.zip", "w") as archive:
+        archive.writestr("1.roi", oval.tobytes())
+        archive.writestr("2.roi", line.tobytes())
+    (tmp_path / "imagej" / "RoiSet.zip").rename(tmp_path / "imagej" / "a_RoiSet.zip")
+    np.testing.assert_array_equal(converted("cvat", tmp_path / "cvat", tmp_path / "o1")["a"], wanted)
+    wanted = ((x - 20) / 11) ** 2 + ((y - 14) / 6) ** 2 < 1
+    np.testing.assert_array_equal(converted("imagej", tmp_path / "imagej", tmp_path / "o2")["a"], wanted)
+
+
+def test_classes_and_ignored_labels_of_cvat(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((HEIGHT, WIDTH), np.uint8))
+    shapes = [("live", 2, 2, 9), ("dead", 20, 2, 9), ("blurred", 2, 20, 9), ("background", 40, 20, 9)]
+    lines = [
+        f'<polygon label="{label}" points="{x},{y};{x + s},{y};{x + s},{y + s};{x},{y + s}"/>'
+        for label, x, y, s in shapes
+    ]
+    head = f'<annotations><image name="a.png" width="{WIDTH}" height="{HEIGHT}">'
+    (tmp_path / "annotations.xml").write_text(f"{head}{''.join(lines)}</image></annotations>")
+    labelling = Labelling(("live", "dead"), ignored=("blurred",))
+    quiet = Console(file=io.StringIO())
+    convert(find_cvat(tmp_path), tmp_path / "out", "d", console=quiet, labelling=labelling)
+    (sample,) = read_all(tmp_path / "out" / "all").values()
+    wanted = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for (_, x, y, s), number in zip(shapes, (1, 2, 255, 0), strict=True):
+        wanted[y : y + s, x : x + s] = number
+    np.testing.assert_array_equal(sample.mask, wanted)
+
+
+def test_frames_have_a_group_and_a_time(drawn, tmp_path):
+    for image, pixels in drawn:
+        write_ctc(tmp_path, image, pixels)
+    quiet = Console(file=io.StringIO())
+    convert(sources.load("ctc")(tmp_path, None), tmp_path / "out", "d", console=quiet, frame_minutes=30)
+    found = sorted(
+        (each.metadata["frame"], each.metadata["time"]) for each in read_all(tmp_path / "out" / "all").values()
+    )
+    assert found == [(1, 0.0), (2, 0.5)]
+    assert {each.metadata["group"] for each in read_all(tmp_path / "out" / "all").values()} == {"01"}
+
+
+def test_a_frame_with_cells_that_have_only_a_marker_is_left_out(drawn, tmp_path):
+    for image, pixels in drawn:
+        write_ctc(tmp_path, image, pixels)
+    for number in range(2):
+        markers = np.zeros((HEIGHT, WIDTH), np.uint16)
+        markers[8, 10] = 1  # within the first cell
+        markers[0, 0] = 2 * number
+        (tmp_path / "01_GT" / "TRA").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "01_GT" / "TRA" / f"man_track{number:03d}.tif", markers)
+    assert converted("ctc", tmp_path, tmp_path / "out").keys() == {"t000"}
+    assert "1 cells have a marker in TRA and no outline" in (tmp_path / "out" / "audit.json").read_text()

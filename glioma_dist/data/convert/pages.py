@@ -38,7 +38,6 @@ def find_pages(
     pairs: Sequence[Pair], pattern: str | None, audit: Audit, keeps: Mapping[str, bool] = MappingProxyType({})
 ) -> list[Page]:
     """All pages of all pairs, in the order of shards; pairs whose files do not have the same number are in the audit.
-    from_alpha: see `Wanted`.
 
     pattern: a regular expression whose one group, in an image's path without its ending, is its group; None: each file
     is one. keeps: what masks are decoded to, by the names of `Wanted`. Raises InputError where a name does not match.
@@ -110,16 +109,7 @@ def _ending(plane: Plane) -> str:
     return frame + (f"-p{plane.position:03d}" if plane.position is not None else "")
 
 
-def _page(
-    key: str,
-    group: str,
-    pair: Pair,
-    planes: Planes,
-    image: Plane,
-    mask: Plane,
-    number: int | None,
-    from_alpha: bool,
-) -> Page:
+def _page(key: str, group: str, pair: Pair, planes: Planes, image: Plane, mask: Plane, number: int | None) -> Page:
     hours = describe(pair.name)[1]
     facts: dict = {}
     if image.frame is not None:
@@ -132,7 +122,7 @@ def _page(
         facts["pixel_size_um"] = planes.pixel_size_um
     facts["time"] = hours
     wanted = [
-        Wanted(path, plane.directory, number, is_mask, from_alpha=is_mask and from_alpha)
+        Wanted(path, plane.directory, number, is_mask)
         for path, plane, is_mask in ((pair.image, image, False), (pair.mask, mask, True))
     ]
     return Page(key, pair.name, group, *wanted, facts)

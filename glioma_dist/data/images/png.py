@@ -75,8 +75,11 @@ def decode_png_file(
     notes = ("is followed by another PNG in the same file, which is not read",) * (PNG_SIGNATURE in data[chunks.end :])
     if tells_alpha and chunks.header.colour_type in (PNG_GREY_ALPHA, PNG_RGB_ALPHA):
         notes = (*notes, ALPHA_DROPPED)
-    place = data.find(b"PLTE") if is_mask and chunks.header.colour_type == PNG_PALETTE else -1
-    if place > 0 and any(data[place + 4 : place + 7]):
+    if (
+        is_mask
+        and chunks.header.colour_type == PNG_PALETTE
+        and any(data[(place := data.find(b"PLTE") + 4) : place + 3])
+    ):
         notes = (*notes, NOT_BLACK)
     pixels = decode_labels(data, where, from_alpha) if is_mask else decode_image(data, where)
     if keeps_values and chunks.header.depth < 8:
@@ -131,8 +134,8 @@ def decode_labels(data: bytes, where: str, from_alpha: bool = False) -> np.ndarr
     """
     chunks = _walk(data, where)
     if from_alpha:
-        has_alpha = chunks.header.colour_type in (PNG_GREY_ALPHA, PNG_RGB_ALPHA)
-        return alpha_of(_decode(data, chunks, cv2.IMREAD_UNCHANGED, where), has_alpha, where)
+        values = _decode(data, chunks, cv2.IMREAD_UNCHANGED, where)
+        return alpha_of(values, chunks.header.colour_type in (PNG_GREY_ALPHA, PNG_RGB_ALPHA), where)
     if chunks.header.colour_type == PNG_PALETTE:
         # Read as grey, a palette's indices are its values.
         start = len(PNG_SIGNATURE) + 4
