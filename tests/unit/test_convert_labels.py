@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from data_helpers import HEIGHT, WIDTH, annotation, draw_image, image_record, real_data, square, write_coco, write_tiff
+from helpers import REPOSITORY
 from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.console import Console
@@ -15,6 +18,7 @@ from scipy import ndimage
 
 from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.convert import CocoConfig, FolderConfig, LivecellConfig
+from glioma_dist.cli.program import run
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.folder import convert_folder
 from glioma_dist.data.convert.labelling import Labelling, parse_values
@@ -265,3 +269,31 @@ def test_livecell_has_a_number_for_each_cell(tmp_path):
         for sample in read(tmp_path / split):
             assert sample.instances.max() == sample.metadata["num_cells"]
             np.testing.assert_array_equal(sample.instances > 0, sample.mask > 0)
+
+
+def test_the_commands_of_the_page_do_what_it_says(tmp_path, monkeypatch):
+    """docs/own_images.md: two classes from values and from categories, and cells by their numbers."""
+    page = (REPOSITORY / "docs" / "own_images.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    mask = draw_values((1, 2, 255))
+    write_masks(tmp_path / "data" / "classes", [mask])
+    write_masks(tmp_path / "data" / "cells", [draw_values((5, 7, 300), np.uint16)])
+    categories = tuple({"id": id_, "name": name} for id_, name in enumerate(("blurred", "dead", "live"), 1))
+    labels = [annotation(1, 1, square(3, 3, 9), category_id=3), annotation(2, 1, square(8, 8, 9), category_id=2)]
+    labels.append(annotation(3, 1, square(0, 0, 20), category_id=1))
+    write_coco(tmp_path / "data" / "labels.json", [image_record(1, "0.tif", 40, 30)], labels, categories)
+    for line in commands:
+        program, *words = shlex.split(line)
+        assert program == "glioma-dist"
+        run(words)
+    (by_value,), (by_category,), (cells,) = (
+        read(tmp_path / "shards" / name / "all") for name in ("classes", "classes_coco", "cells")
+    )
+    np.testing.assert_array_equal(by_value.mask, mask)
+    assert by_category.mask[10, 10] == 2  # in both: dead is named last
+    assert set(np.unique(by_category.mask)) == {0, 1, 2, IGNORE}
+    np.testing.assert_array_equal(np.unique(cells.instances), [0, 5, 7, 300])
+    assert ShardReader(tmp_path / "shards" / "classes_coco" / "all").classes == ("live", "dead")
