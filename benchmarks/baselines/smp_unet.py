@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from glioma_dist.config import TrainConfig
 from glioma_dist.data.loader import training_batches
 from glioma_dist.data.mixture import open_training_data
+from glioma_dist.files import make_folder
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.model.checkpoint_writer import ALONE, run_stages
 from glioma_dist.model.manifest import MODEL
@@ -37,6 +39,7 @@ def train_smp(config: TrainConfig) -> Path:
     done = config.out / "last"
     if find_checkpoint(done) is not None:
         return done
+    make_folder(config.out)
     ours, _ = build_model(config.model, config.seed)
     model = build_smp(config, ours).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
@@ -53,7 +56,8 @@ def train_smp(config: TrainConfig) -> Path:
     train, sampler = open_training_data(config.data, config.batch_size, config.seed)
     with closing(training_batches(train, sampler, config.data, first)) as batches:
         for step, batch in enumerate(islice(batches, config.max_steps - first), first + 1):
-            _, loss = compute_gradients(model, batch.images, batch.masks, sum_of_losses, nullcontext())
+            with _drawing_from((config.seed, step)):  # the library's stochastic depth
+                _, loss = compute_gradients(model, batch.images, batch.masks, sum_of_losses, nullcontext())
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -72,8 +76,7 @@ def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
 
     name = encoders.find(config.model.encoder).smp_name
     channels = list(config.model.decoder_channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with _drawing_from((config.seed, 0)):
         model = smp.Unet(name, encoder_weights=None, decoder_interpolation="bilinear", decoder_channels=channels)
     if config.model.init != "random":
         known = ours.state_dict()
@@ -81,6 +84,14 @@ def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
             if key.startswith("encoder."):
                 tensor.copy_(known[key])
     return model
+
+
+@contextmanager
+def _drawing_from(seeds: tuple[int, int]) -> Iterator[None]:
+    """Within it, PyTorch's own generator begins at `seeds`: a resumed run draws what an uninterrupted one does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seeds[0] * 2**32 + seeds[1])
+        yield
 
 
 def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

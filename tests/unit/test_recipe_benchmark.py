@@ -42,8 +42,8 @@ def source(tmp_path_factory):
 
 
 def run(benchmark, monkeypatch, source, out, *more) -> None:
-    given = ["--source", source, "--out", out, "--steps", 11, "--size", "32x32", "--encoders", "mit_b0", "--threads", 1]
-    given += ["--decoder-channels", *TINY_CHANNELS, "--splits", 0, 1, "--recipes", "cosine", "slow encoder", *more]
+    given = ["--source", source, "--out", out, "--steps", 2, "--size", "32x32", "--encoders", "mit_b0", "--threads", 1]
+    given += ["--decoder-channels", *TINY_CHANNELS, "--splits", 0, 1, "--recipes", "dice+bce", "slow encoder", *more]
     monkeypatch.setattr("sys.argv", ["recipes.py", *map(str, given)])
     benchmark.main()
 
@@ -54,7 +54,7 @@ def test_recipes_are_screened_and_compared_and_nothing_is_computed_twice(benchma
         run(benchmark, monkeypatch, source, out, "--final")
     run(benchmark, monkeypatch, source, out, "--screen", "--final")
     screened = json.loads((out / "screening.json").read_text())
-    assert [row["recipe"] for row in screened] == ["default", "cosine"], "the third is for pretrained encoders"
+    assert [row["recipe"] for row in screened] == ["default", "dice+bce"], "the third is for pretrained encoders"
     final = json.loads((out / "final.json").read_text())
     winner = max(screened, key=lambda row: row["validation_dice"])["recipe"]
     assert [row["recipe"] for row in final] == list(dict.fromkeys(["default", winner, "smp"]))
@@ -74,10 +74,10 @@ def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, 
     from baselines import smp_unet
 
     out = tmp_path / "out"
-    run(benchmark, monkeypatch, source, out, "--screen")
     given = benchmark.RecipesConfig(
         source, out, steps=4, size="32x32", decoder_channels=TINY_CHANNELS, encoders=("mit_b0",)
     )
+    benchmark.convert(benchmark.find_glioma_c6(source), benchmark.shards_of(given, 0), "t98g", split_seed=0)
     config = benchmark.run_config(given, "mit_b0", "smp", 0)
     whole, killed = (replace(config, save_every=2, out=tmp_path / name) for name in ("whole", "killed"))
     smp_unet.train_smp(whole)
