@@ -1,6 +1,10 @@
-"""The losses of losses.py by name. No torch here."""
+"""The losses of losses/ by name. No torch here."""
 
 from glioma_dist.registry import LossEntry
 
 DEFAULT_LOSS = "dice"
-DECLARED = (LossEntry("dice", "glioma_dist.losses:soft_dice"), LossEntry("bce", "glioma_dist.losses:cross_entropy"))
+DECLARED = (
+    LossEntry("dice", "glioma_dist.losses.overlap:soft_dice"),
+    LossEntry("bce", "glioma_dist.losses.pixels:binary_cross_entropy", classes="one"),
+    LossEntry("ce", "glioma_dist.losses.pixels:cross_entropy", classes="several"),
+)

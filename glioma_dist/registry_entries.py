@@ -73,7 +73,10 @@ class EncoderEntry(Entry):
 
 @dataclass(frozen=True)
 class LossEntry(Entry):
-    """A loss. Its target is a function of logits and masks that returns one number per image (losses.py)."""
+    """A loss. Its target is a function of logits and masks that returns one number per image (losses/)."""
+
+    classes: str = "any"
+    """Masks that it can compare: of one class (one), of several (several), or any."""
 
 
 @dataclass(frozen=True)

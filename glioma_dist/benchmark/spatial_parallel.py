@@ -82,7 +82,7 @@ def measure_spatial_parallel(cell: SpatialParallelCell, context: DistributedCont
             model,
             images,
             masks,
-            lambda logits, masks: segmentation_loss(DEFAULT_LOSS, logits, masks, group.total),
+            partial(segmentation_loss, DEFAULT_LOSS, group=group),
             context.accelerator.autocast(),
             seeds=torch.zeros(1, dtype=torch.int64),
             factor=context.num_processes,

@@ -61,6 +61,9 @@ class TrainConfig:
     loss: str = DEFAULT_LOSS
     """dice (soft Dice), bce (binary cross-entropy), one that you registered, or a sum such as dice+bce. Computed for
     each image."""
+    target_weight: float = 1.0
+    """Weight of the loss of the second target of --model.targets: binary cross-entropy of boundary, absolute error of
+    distance."""
     batch_size: int = 4
     """Images in a step, over all processes together."""
     lr: float = 1e-4

@@ -134,7 +134,7 @@ class StreamedDecoder(BilinearDecoder):
         features = self.center(encoder_features[-1])
         batch, _, height, width = features.shape
         scale = 2 ** len(self.blocks)
-        logits = features.new_empty(batch, 1, height * scale, width * scale)
+        logits = features.new_empty(batch, self.head.out_channels, height * scale, width * scale)
         blocks = [_StreamedBlock(*each) for each in zip(self.convolutions, self.skips(encoder_features), strict=True)]
         row = 0
         for part in _run(blocks, features, True):

@@ -65,7 +65,7 @@ class CenterBlock(nn.Module):
 
 class BilinearDecoder(nn.Module):
     """U-Net decoder (Ronneberger et al. 2015) in the article's form, from stride 32 to full size in five blocks, and a
-    3x3 head with one logit a pixel. With `center`, a `CenterBlock` stands before the blocks."""
+    3x3 head with `num_outputs` logits a pixel. With `center`, a `CenterBlock` stands before the blocks."""
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class BilinearDecoder(nn.Module):
         channels: Sequence[int],
         norm: Literal["batch", "group"],
         center: bool = False,
+        num_outputs: int = 1,
     ) -> None:
         super().__init__()
         skips = dict(zip(encoder_strides, encoder_channels, strict=True))
@@ -86,10 +87,10 @@ class BilinearDecoder(nn.Module):
             width = out_channels
         self.encoder_strides = tuple(encoder_strides)
         self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Conv2d(width, 1, 3, padding=1)
+        self.head = nn.Conv2d(width, num_outputs, 3, padding=1)
 
     def forward(self, encoder_features: list[Tensor]) -> Tensor:
-        """encoder_features: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
+        """encoder_features: the encoder's, finest first. Returns logits (B, num_outputs, H, W) at full size."""
         features = self.center(encoder_features[-1])
         for block, skip in zip(self.blocks, self.skips(encoder_features), strict=True):
             features = block(features, skip)

@@ -36,7 +36,7 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         self.model, self.settings, self.metadata = model, config, metadata
 
     def forward(self, images, seeds=None):
-        """As `UNet.forward`: images (B, 3, H, W) as `normalise` makes them; returns logits (B, 1, H, W)."""
+        """As `UNet.forward`: images (B, 3, H, W) as `normalise` makes them; returns logits (B, num_outputs, H, W)."""
         return self.model(images, seeds)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:

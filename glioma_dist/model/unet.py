@@ -13,6 +13,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder, filled
+from glioma_dist.model.outputs import Outputs
 from glioma_dist.model.pretrained.weights import initialise, is_smp, load_smp
 
 
@@ -28,13 +29,14 @@ def _normalise_by(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class UNet(nn.Module):
-    """One logit a pixel: above 0 is a cell."""
+    """Gives logits as `outputs` (model/outputs.py) says: by default one a pixel, above 0 is a cell."""
 
     image_mean: Tensor
     image_std: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.outputs = Outputs.of(config)
         self.encoder = build_encoder(config.encoder)
         self.decoder = BilinearDecoder(
             self.encoder.channels,
@@ -42,6 +44,7 @@ class UNet(nn.Module):
             config.decoder_channels,
             config.norm,
             center=self.encoder.decoder_center,
+            num_outputs=config.num_outputs,
         )
         # On the model's device, so that no step copies them there; in no checkpoint.
         self.register_buffer("image_mean", filled(IMAGENET_MEAN), persistent=False)
@@ -57,7 +60,7 @@ class UNet(nn.Module):
         seeds: (B,) int64, each image's own, needed in training mode for stochastic depth; or what `encoder.draw` made
         of them, on the device of the images, for which no seed has to be read in the forward pass.
 
-        Returns logits (B, 1, H, W).
+        Returns logits (B, num_outputs, H, W).
         """
         height, width = images.shape[-2:]
         stride = self.encoder.strides[-1]
@@ -76,7 +79,7 @@ def build_model(config: ModelConfig, seed: int) -> tuple[UNet, list[dict[str, st
     """Build a U-Net with the starting weights of `config.init`; what is random is drawn from `seed` alone.
 
     Returns the model, whose forward pass takes fp32 images (B, 3, H, W) of any size, as `normalise` makes them, and
-    gives logits (B, 1, H, W); and the lineage of its weights: what they come from, and under which licence.
+    gives logits (B, num_outputs, H, W); and the lineage of its weights: what they come from, and under which licence.
 
     Raises InputError where weights are not there, are damaged, or are of another network.
     """

@@ -269,7 +269,7 @@ class CheckpointedDecoder(BilinearDecoder):
     convolutions."""
 
     def forward(self, encoder_features: list[Tensor]) -> Tensor:
-        """encoder_features: the encoder's, finest first. Returns logits (B, 1, H, W) at full size."""
+        """encoder_features: the encoder's, finest first. Returns logits (B, num_outputs, H, W) at full size."""
         features, skips = encoder_features[-1], self.skips(encoder_features)
         if isinstance(self.center, CenterBlock):
             features = compute_segment_again(self.center, features)

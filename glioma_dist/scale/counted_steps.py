@@ -23,7 +23,7 @@ from glioma_dist.scale.tile_size import largest_gpu_tile
 FILE = Path(__file__).with_name("counted_steps.json")
 LIBRARIES = ("torch", "timm")
 PACKAGE = Path(__file__).parents[1]
-CODE = ("model", "scale", "losses.py")
+CODE = ("model", "scale", "losses")
 """Folders and files of the package that decide what a step holds."""
 NOT_CODE = {
     *("planner.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py", "operations.py"),
@@ -84,8 +84,8 @@ def is_inexact(step: Step, level: Level) -> bool:
 def _find(step: Step, name: str) -> SizeFormula | None:
     """The formula of this name, where the step is of the kind that was counted, whatever its size and batch."""
     model = step.model
-    counted = (ModelConfig.norm, ModelConfig.decoder_channels, DEFAULT_LOSS, 1)
-    if (model.norm, model.decoder_channels, step.loss_name, step.spatial_parallel) != counted:
+    counted = (ModelConfig.norm, ModelConfig.decoder_channels, 1, DEFAULT_LOSS, 1)
+    if (model.norm, model.decoder_channels, model.num_outputs, step.loss_name, step.spatial_parallel) != counted:
         return None
     values = _steps().get(model.encoder, {}).get(name)
     return None if values is None else SizeFormula.of_json(values)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glioma_dist.errors import InputError, one_line
+from glioma_dist.model.unet import UNet
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.step_memory import Allocation, Part, StepMemory
 from glioma_dist.size import Size
@@ -87,7 +88,7 @@ def estimate_unet_step(
     """Count one training step of this package: on uint8 images of `size`, which the step normalises.
 
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
-    replaced by fake ones: it is of no use afterwards. loss: takes logits and masks (B, H, W), returns (B,).
+    replaced by fake ones: it is of no use afterwards. loss: takes logits and a batch's masks, returns (B,).
     """
     return _count_unet_step(model, loss, size, batch_size, bf16).at_peak()
 
@@ -109,9 +110,12 @@ def _count_unet_step(
 
     def step(ledger: _StorageLedger) -> tuple[Any, ...]:
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
+        masks = images[:, 0]
+        if isinstance(model, UNet) and model.outputs.target is not None:
+            masks = torch.zeros(batch_size, 2, size.height, size.width, dtype=torch.uint8)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
         return compute_gradients(
-            model, images, images[:, 0], loss, autocast, after_forward=lambda: ledger.name_rest("kept")
+            model, images, masks, loss, autocast, after_forward=lambda: ledger.name_rest("kept")
         )
 
     return _count_step(model, mode, step)

@@ -247,6 +247,8 @@ def _key(step: Step, level: Level, size: str) -> str | None:
         step.model.encoder,
         step.model.norm,
         step.model.decoder_channels,
+        step.model.num_mask_channels,
+        step.model.targets,
         size,
         step.batch_size,
         step.bf16,

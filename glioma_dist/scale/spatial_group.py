@@ -105,6 +105,15 @@ class SpatialGroup:
         for a loss that all processes compute from it is one loss."""
         return values if self.size == 1 else _Total.apply(values, self)
 
+    def whole(self, part: Tensor) -> Tensor:
+        """part: (B, …, rows of this strip, W). Returns the images (B, …, H, W) on all processes, for a loss that all
+        compute from them: the gradient of each strip is that of the image's rows, without a sum over the group."""
+        return part if self.size == 1 else _Whole.apply(part, self.heights, self)
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This strip's rows of images (B, …, H, W)."""
+        return whole if self.size == 1 else whole.split(self.heights, dim=-2)[self.rank]
+
     def gather_tokens(self, tokens: Tensor) -> Tensor:
         """tokens: (B, heads, tokens of this strip, C), a fixed number a unit. Returns those of the whole image, in its
         order; gradients go back to where the tokens came from, summed over the group."""
@@ -245,6 +254,19 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, part: Tensor, heights: list[int], group: SpatialGroup) -> Tensor:
+        ctx.heights, ctx.rank = heights, group.rank
+        rows, width = part.shape[-2:]
+        whole = group.gather(part.reshape(len(part), -1, rows, width), heights)
+        return whole.reshape(*part.shape[:-2], -1, width)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.split(ctx.heights, dim=-2)[ctx.rank], None, None
 
 
 class _Gather(torch.autograd.Function):

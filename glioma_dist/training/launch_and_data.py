@@ -19,7 +19,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import InputError, Interrupted
-from glioma_dist.losses import check_splittable
+from glioma_dist.losses import check_losses
 from glioma_dist.registry import augmentations
 from glioma_dist.scale.spatial_group import SpatialGroup, check_division, strip_edges
 
@@ -70,7 +70,7 @@ def join_spatial_group(config: TrainConfig, context: DistributedContext) -> Spat
             f"give a multiple of {num_groups}"
         )
     strip_edges(config.data.size.height, config.scale.spatial_parallel)
-    check_splittable(config.loss, config.scale.spatial_parallel)
+    check_losses(config.loss, config.scale.spatial_parallel, config.model.num_mask_channels)
     for name in config.data.augment:
         augmentations.load(name, "--data.augment")
     return SpatialGroup.join(context, config.scale.spatial_parallel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -19,7 +20,7 @@ from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import Interrupted, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.losses import segmentation_loss
+from glioma_dist.losses import training_loss
 from glioma_dist.scale.fsdp import clip_gradients
 from glioma_dist.scale.gradients import compute_gradients, read_numbers
 from glioma_dist.scale.loss_scale import overflow, scale_is_exhausted, step_was_skipped
@@ -203,7 +204,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
         trainer.model,
         batch.images,
         batch.masks,
-        lambda logits, masks: segmentation_loss(config.loss, logits, masks, group.total),
+        partial(training_loss(config), group=group),
         context.accelerator.autocast(),
         seeds=batch.seeds,
         # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.

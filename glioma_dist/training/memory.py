@@ -11,7 +11,7 @@ from functools import partial
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, InputError, MemoryFullError, is_out_of_memory
-from glioma_dist.losses import segmentation_loss
+from glioma_dist.losses import training_loss
 from glioma_dist.scale.planner import GIB, Level, Step, advice, count_if_known, device_memory, free_memory, resolve
 from glioma_dist.scale.tile_size import tile_size
 
@@ -31,7 +31,7 @@ def step_of(config: TrainConfig, context: DistributedContext) -> Step:
         shards=context.accelerator.is_fsdp2,
         loss_name=config.loss,
         tile_size=tile_size(config.scale.tile_elements, context.device),
-        loss=partial(segmentation_loss, config.loss),
+        loss=training_loss(config),
     )
 
 

@@ -14,7 +14,7 @@ from glioma_dist.data.batch import Batch
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import dice_from, pixel_counts
-from glioma_dist.losses import segmentation_loss
+from glioma_dist.losses import training_loss
 from glioma_dist.scale.gradients import normalised
 from glioma_dist.scale.kernel_limits import check_forward, forward_fits
 from glioma_dist.scale.tile_size import tile_size
@@ -116,7 +116,7 @@ def _score(trainer: Trainer, image: Batch, overlays: Overlays | None) -> Tensor:
     group.cut(image.height)
     with context.accelerator.autocast():
         logits = trainer.model(normalised(trainer.model, image.images))
-    loss = segmentation_loss(config.loss, logits, image.masks, group.total)
+    loss = training_loss(config)(logits, image.masks, group=group)
     score = dice_from(group.total(pixel_counts(logits.squeeze(1) > 0, image.masks)))
     if overlays is not None:
         overlays.add(image, logits, group)

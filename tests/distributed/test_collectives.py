@@ -82,7 +82,7 @@ def take_step(model: nn.Module, group: SpatialGroup) -> None:
     strip = group.cut(HEIGHT)
     images = torch.randn(1, 3, strip.stop - strip.start, WIDTH)
     logits = model(images, torch.zeros(1, dtype=torch.int64))
-    segmentation_loss("dice", logits, torch.zeros_like(logits[:, 0]), group.total).sum().backward()
+    segmentation_loss("dice", logits, torch.zeros_like(logits[:, 0]), group).sum().backward()
 
 
 @pytest.mark.parametrize(("level", "size"), COUNTS)

@@ -92,7 +92,7 @@ def _take_steps(case: Case) -> dict[str, Tensor]:
         strip = rows.cut(case.height)
         with torch.autocast("cpu", torch.bfloat16, enabled=case.bf16):
             logits = parallel(images[mine, :, strip], torch.arange(BATCH_SIZE)[mine])
-        losses = segmentation_loss("dice+bce", logits, masks[mine, strip], rows.total)
+        losses = segmentation_loss("dice+bce", logits, masks[mine, strip], rows)
         here.accelerator.backward(losses.sum() * (here.num_processes / BATCH_SIZE))
         whole = rows.gather_strip(logits.detach())
         for name, each in (("logits", whole), ("losses", losses.detach())):

@@ -186,12 +186,12 @@ def test_what_cannot_be_used_is_one_line(package, shards, tmp_path, kind):
 
 def split(package: Path) -> str:
     use(package, False)
-    from glioma_dist.losses import check_splittable
+    from glioma_dist.losses import check_losses
 
-    check_splittable("squares+dice", 1)
-    check_splittable("dice+bce", 2)
+    check_losses("squares+dice", 1)
+    check_losses("dice+bce", 2)
     try:
-        check_splittable("squares+dice", 2)
+        check_losses("squares+dice", 2)
     except Exception as error:
         return str(error)
     return ""

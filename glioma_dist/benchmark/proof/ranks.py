@@ -96,7 +96,7 @@ def take_step(
     masks, seeds = (images[:, 0] > 100).to(torch.uint8), torch.arange(count) + 3
 
     def loss(logits: Tensor, masks: Tensor) -> Tensor:
-        return LOSS(logits, masks, *([group.total] if group else []))
+        return LOSS(logits, masks, *([group] if group else []))
 
     factor = num_processes / count
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=False)
