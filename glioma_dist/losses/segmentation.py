@@ -76,9 +76,7 @@ def segmentation_loss(
 
 def training_loss(config: TrainConfig) -> Callable[..., Tensor]:
     """The loss of a training: a function of logits, masks and `group`, as `segmentation_loss`."""
-    return partial(
-        segmentation_loss, config.loss, outputs=Outputs.of(config.model), target_weight=config.target_weight
-    )
+    return partial(segmentation_loss, config.loss, outputs=Outputs.of(config.model), target_weight=config.target_weight)
 
 
 def check_losses(names: str, num_processes: int, num_mask_channels: int = 1) -> None:

@@ -114,9 +114,7 @@ def _count_unet_step(
         if isinstance(model, UNet) and model.outputs.target is not None:
             masks = torch.zeros(batch_size, 2, size.height, size.width, dtype=torch.uint8)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-        return compute_gradients(
-            model, images, masks, loss, autocast, after_forward=lambda: ledger.name_rest("kept")
-        )
+        return compute_gradients(model, images, masks, loss, autocast, after_forward=lambda: ledger.name_rest("kept"))
 
     return _count_step(model, mode, step)
 
