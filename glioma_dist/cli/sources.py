@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from glioma_dist.cli.command import Command
@@ -72,6 +73,7 @@ class SourceConfig:
             raise InputError(f"--frame-minutes {self.frame_minutes}: give a number of minutes above 0")
 
 
+@cache
 def command_of(name: str) -> Command:
     """The command of a source. Raises UnknownNameError and BrokenEntryError of the registry."""
     entry = sources.find(name)

@@ -20,8 +20,10 @@ def soft_dice(logits: Tensor, masks: Tensor, valid: Tensor, total: Total) -> Ten
     section 3, with plain sums below). Of several classes, p = softmax(logits): the mean over the classes of cells; the
     background is left out."""
     probabilities, reference = of_cells(logits, masks, valid)
-    area = probabilities.sum((-2, -1)) + reference.sum((-2, -1))
-    overlap, both = total(torch.stack([(probabilities * reference).sum((-2, -1)), area]))
+    sums = torch.stack(
+        [(probabilities * reference).sum((-2, -1)), probabilities.sum((-2, -1)) + reference.sum((-2, -1))]
+    )
+    overlap, both = total(sums)
     return mean_over_classes(1 - (2 * overlap + SMOOTH) / (both + SMOOTH))
 
 
