@@ -6,8 +6,9 @@ import numpy as np
 
 from glioma_dist.errors import InputError
 
-MARKER_LIMITS = {"boundary": 0.5, "distance": 0.5}
-"""A pixel of the mask is part of a marker where its boundary is below, or its distance at least, this value."""
+MARKER_LIMITS = {"boundary": 0.4, "distance": 0.5}
+"""A pixel of the mask is part of a marker where its boundary is below, or its distance at least, this value.
+docs/guides/touching_cells.md says how the first was chosen, on validation images; the second was not tuned."""
 LEAST_MARKER_PIXELS = 20
 """Of a marker: smaller ones are left out, for they are gaps in a boundary more often than cells."""
 MAX_PIXELS = 2**26
