@@ -1,4 +1,4 @@
-"""Registries of encoders, losses, augmentations, trackers and formats of results by name. Does not import torch.
+"""Registries of encoders, losses, augmentations, trackers, sources of data and formats of results by name. No torch.
 
 An entry is a name, "module:attribute", and metadata; the module is imported only when the entry is loaded. The
 package's own entries are declared in small modules next to the code. Others come from `Registry.register`, or from the
@@ -23,6 +23,7 @@ from glioma_dist.registry_entries import (
     EncoderEntry,
     Entry,
     LossEntry,
+    SourceEntry,
     TrackerEntry,
     UnknownNameError,
     WriterEntry,
@@ -37,12 +38,14 @@ __all__ = [
     "EncoderEntry",
     "LossEntry",
     "Registry",
+    "SourceEntry",
     "TrackerEntry",
     "UnknownNameError",
     "WriterEntry",
     "augmentations",
     "encoders",
     "losses",
+    "sources",
     "trackers",
     "writers",
 ]
@@ -253,4 +256,5 @@ augmentations = Registry(
     "augmentation", "glioma_dist.augmentations", AugmentationEntry, ("glioma_dist.data.augmentation_names",)
 )
 trackers = Registry("tracker", "glioma_dist.trackers", TrackerEntry, ("glioma_dist.training.trackers.names",))
+sources = Registry("source", "glioma_dist.sources", SourceEntry, ("glioma_dist.data.convert.source_names",))
 writers = Registry("format", "glioma_dist.writers", WriterEntry, ("glioma_dist.inference.writers.names",))

@@ -98,6 +98,19 @@ class TrackerEntry(Entry):
 
 
 @dataclass(frozen=True)
+class SourceEntry(Entry):
+    """A kind of labelled data. Its target is called with the folder of the labels and the folder of the images, or
+    None, and returns a `Source` (data/convert/sources.py)."""
+
+    layout: str = ""
+    """What the folder holds, for `--help`, as the end of a sentence."""
+    summary: str = ""
+    """One line for the list of commands."""
+    command: str = ""
+    """module:attribute of its command, where that has flags of its own."""
+
+
+@dataclass(frozen=True)
 class WriterEntry(Entry):
     """A format of predict's results. Its target is called with a path and a `SegmentedImage`, and writes the path: a
     file, or a folder (inference/writers/contract.py)."""

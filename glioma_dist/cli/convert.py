@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_folder_there, check_source
@@ -118,7 +119,7 @@ class CocoConfig:
 
     def validate(self) -> None:
         """Raises InputError for a bad name of a split, and categories that cannot be classes."""
-        _check_split_name(self.split)
+        check_split_name(self.split)
         check_names(self.classes, self.ignore, self.categories)
 
 
@@ -138,6 +139,9 @@ class FolderConfig:
     or the one of _mask, _masks, _cp_masks (Cellpose), _label, _labels, -lbl (MorphoLibJ), '_Simple Segmentation'
     (ilastik) and some more that most masks have; the command prints which. Write --suffix=-cells for one that begins
     with a dash."""
+    mask_from: Literal["values", "alpha"] = "values"
+    """What of a mask's file is the mask: its values, or its alpha channel (transparency), where pixels that are at
+    least half opaque are cell. With alpha, --images and --masks may be one folder of pictures that hold both."""
     split: str = "all"
     """Name of the split, without --split-seed: train, val, test or another name."""
     split_seed: int | None = None
@@ -169,29 +173,40 @@ class FolderConfig:
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
-        is_drawn = self.split_seed is not None
-        why = "without --split-seed" if not is_drawn else "with --split-counts"
-        return idle_flags(
-            self,
-            [
-                ("split", not is_drawn, "with --split-seed, which draws the splits"),
-                ("split_counts", is_drawn, "without --split-seed"),
-                ("split_shares", is_drawn and self.split_counts is None, why),
-            ],
-        )
+        return idle_split_flags(self)
 
     def validate(self) -> None:
         """Raises InputError for a bad name."""
-        _check_split_name(self.split)
-        if self.split_counts is not None and len(self.split_counts) != len(SPLIT_SHARES):
-            given = " ".join(map(str, self.split_counts))
-            raise InputError(f"--split-counts {given}: give three numbers, for train, val and test")
+        check_split_name(self.split)
+        check_split_counts(self.split_counts)
         parse_values(self.classes, self.ignore_value)
         if self.suffix is not None and "/" in self.suffix:
             raise InputError(f"--suffix {self.suffix}: is part of a file's name; give --masks for the folder")
 
 
-def _check_split_name(name: str) -> None:
+def idle_split_flags(config: Any) -> list[str]:
+    """Flags of splits that have no effect, of a config that draws by shares or by counts, each with the reason."""
+    is_drawn = config.split_seed is not None
+    why = "without --split-seed" if not is_drawn else "with --split-counts"
+    return idle_flags(
+        config,
+        [
+            ("split", not is_drawn, "with --split-seed, which draws the splits"),
+            ("split_counts", is_drawn, "without --split-seed"),
+            ("split_shares", is_drawn and config.split_counts is None, why),
+        ],
+    )
+
+
+def check_split_counts(counts: tuple[int, ...] | None) -> None:
+    """Raises InputError where they are not three."""
+    if counts is not None and len(counts) != len(SPLIT_SHARES):
+        given = " ".join(map(str, counts))
+        raise InputError(f"--split-counts {given}: give three numbers, for train, val and test")
+
+
+def check_split_name(name: str) -> None:
+    """Raises InputError for a name that no split can have."""
     if not name.replace("-", "").replace("_", "").isalnum() or name != name.lower():
         raise InputError(f"--split {name}: give a name of lower-case letters and digits, for example train")
 
@@ -224,7 +239,8 @@ def run_coco(config: CocoConfig) -> None:
 
 def run_folder(config: FolderConfig) -> None:
     """Convert."""
-    from glioma_dist.data.convert.folder import Division, convert_folder
+    from glioma_dist.data.convert.division import Division
+    from glioma_dist.data.convert.folder import convert_folder
 
     names, values = parse_values(config.classes, config.ignore_value)
     convert_folder(
@@ -237,6 +253,7 @@ def run_folder(config: FolderConfig) -> None:
         config.group_pattern,
         config.licence,
         config.strict,
+        from_alpha=config.mask_from == "alpha",
         labelling=Labelling(names, config.instances, values=values, ignored_value=config.ignore_value),
     )
 

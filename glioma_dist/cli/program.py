@@ -1,6 +1,7 @@
 """The program `glioma-dist`, also started by `python -m glioma_dist`: find the command and run it.
 
-A command is a row of `COMMANDS`. Its module is imported when it is called.
+A command is a row of `COMMANDS`. Its module is imported when it is called. Each source of data in the registry is a
+command `convert NAME`, also one that another distribution declares.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from importlib import import_module
 import glioma_dist
 from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.command import Command
+from glioma_dist.data.convert.source_names import DECLARED as SOURCES
 from glioma_dist.distributed.exit_codes import VARIABLE
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError, one_line
 
 NAME = "glioma-dist"
+CONVERT = "convert"
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -36,6 +39,18 @@ class Entry:
         return getattr(import_module(module), attribute)
 
 
+@dataclass(frozen=True)
+class SourceCommand(Entry):
+    """A command of a source of data: of its own, or, where `target` is the source's name, that of all sources."""
+
+    def load(self) -> Command:
+        if ":" in self.target:
+            return super().load()
+        from glioma_dist.cli.sources import command_of
+
+        return command_of(self.target)
+
+
 COMMANDS = {
     "train": Entry("glioma_dist.cli.train:TRAIN", "Train a U-Net on shards."),
     "evaluate": Entry("glioma_dist.cli.evaluate:EVALUATE", "Score a checkpoint on shards with Dice."),
@@ -45,8 +60,7 @@ COMMANDS = {
     "app": Entry("glioma_dist.cli.app:APP", "Segment images in the browser."),
     "download livecell": Entry("glioma_dist.cli.download:LIVECELL", "Download LIVECell (non-commercial licence)."),
     "download glioma-c6": Entry("glioma_dist.cli.download:GLIOMA_C6", "Download Glioma C6 (non-commercial licence)."),
-    "convert livecell": Entry("glioma_dist.cli.convert:LIVECELL", "Convert LIVECell to shards."),
-    "convert glioma-c6": Entry("glioma_dist.cli.convert:GLIOMA_C6", "Convert Glioma C6 or a CVAT export to shards."),
+    **{f"convert {each.name}": SourceCommand(each.command or each.name, each.summary) for each in SOURCES},
     "convert coco": Entry("glioma_dist.cli.convert:COCO", "Convert a COCO file and its images to shards."),
     "convert folder": Entry("glioma_dist.cli.convert:FOLDER", "Convert images and their masks to shards."),
     "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
@@ -88,7 +102,7 @@ def run(words: Sequence[str]) -> None:
     """
     for length in (2, 1):
         name = " ".join(words[:length])
-        if len(words) >= length and name in COMMANDS:
+        if len(words) >= length and entry_of(name) is not None:
             run_one(name, words[length:], f"{NAME} {name}")
             return
     group = words[0] if words and any(each.startswith(f"{words[0]} ") for each in COMMANDS) else ""
@@ -108,16 +122,37 @@ def run(words: Sequence[str]) -> None:
 
 def run_one(name: str, words: Sequence[str], prog: str) -> None:
     """Run the command `name` with its flags. prog: the name of the program in its help."""
-    command = COMMANDS[name].load()
+    command = entry_of(name).load()
     config = parse(command.config, words, prog, command.examples)
     command.check(config)
     command.run(config)
+
+
+def entry_of(name: str) -> Entry | None:
+    """Return the command of this name: a row of `COMMANDS`, or `convert` and a source by another of its names or of
+    another distribution; None for an unknown one. Raises BrokenEntryError of the registry."""
+    group, _, source = name.partition(" ")
+    if name in COMMANDS or group != CONVERT or not source or source.startswith("-"):
+        return COMMANDS.get(name)
+    from glioma_dist.registry import UnknownNameError, sources
+
+    try:
+        entry = sources.find(source)
+    except UnknownNameError:
+        return None
+    return COMMANDS.get(f"{CONVERT} {entry.name}") or SourceCommand(entry.name, entry.summary)
 
 
 def overview(group: str = "") -> str:
     """Return the help of the program, or of a group of commands such as convert."""
     prefix = f"{group} " if group else ""
     rows = {name: entry.summary for name, entry in COMMANDS.items() if name.startswith(prefix)}
+    if group == CONVERT:
+        from glioma_dist.registry import sources
+
+        for each in sources.entries():
+            summary = each.summary or f"Of {each.distribution or 'this process'}."
+            rows.setdefault(f"{CONVERT} {each.name}", summary)
     width = max(map(len, rows)) + 2
     lines = [f"usage: {NAME} {prefix}COMMAND [FLAGS]", ""]
     if not group:

@@ -65,6 +65,13 @@ class IndexConfig:
     """Extension of the images in the tars, after the key and a dot. Images must be PNG."""
     mask: str = "mask.png"
     """Extension of the masks in the tars, after the key and a dot. Masks must be PNG, black where there is no cell."""
+    instances: str | None = None
+    """Extension of the PNGs that have a number for each cell. By default: the tars have none."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more classes whose numbers, from 1 on, are the masks' values. By default: all but black is
+    cell."""
+    ignore: bool = False
+    """The masks have the value 255 where nobody labelled; 0 and 1, or the classes' numbers, elsewhere."""
     dataset: str = "unnamed"
     """Name of the data set."""
     split: str = "all"
@@ -74,8 +81,8 @@ class IndexConfig:
 
     def validate(self) -> None:
         """Raises InputError for members that are not PNG."""
-        for flag, ending in (("--image", self.image), ("--mask", self.mask)):
-            if ending.rpartition(".")[2] != "png":
+        for flag, ending in (("--image", self.image), ("--mask", self.mask), ("--instances", self.instances)):
+            if ending is not None and ending.rpartition(".")[2] != "png":
                 raise InputError(f"{flag} {ending}: is not PNG, the only supported format; convert the images first")
 
 
@@ -89,6 +96,10 @@ def list_shards(reader: ShardReader) -> None:
     head = f"{reader.source}: {index['dataset']}, split {index['split']}, licence {index['licence']}"
     print(one_line(head, 2000))
     print(f"{len(reader)} samples in {len(shards)} shards, {num_bytes / 1e6:.1f} MB")
+    has = [f"classes {', '.join(reader.classes)}"] if reader.classes else []
+    has += ["a number for each cell"] * reader.has_instances + ["ignored pixels"] * reader.has_ignore
+    if has:
+        print(one_line(f"labels: {'; '.join(has)}", 2000))
     for shard in shards[:MOST_LINES]:
         print(f"  {shard['name']}  {shard['num_samples']} samples  {shard['bytes']} bytes  {shard['sha256'][:12]}")
     if len(shards) > MOST_LINES:
@@ -136,7 +147,11 @@ def run_index(config: IndexConfig) -> None:
     from glioma_dist.data.shards.reader import ShardReader
 
     members = {"png": config.image, "mask.png": config.mask, "json": "json"}
-    index_folder(Path(config.shards), config.dataset, config.split, config.licence, members)
+    if config.instances is not None:
+        members["instances.png"] = config.instances
+    index_folder(
+        Path(config.shards), config.dataset, config.split, config.licence, members, config.classes, config.ignore
+    )
     list_shards(ShardReader(config.shards))
 
 

@@ -49,28 +49,37 @@ def scale_labels(labels: np.ndarray, size: Size) -> np.ndarray:
     """Scale a mask of class numbers (H, W) uint8, or such a mask with its numbers of cells, (H, W, 2) uint16. A pixel
     whose nearest one is ignored is ignored."""
     mask, *others = (labels,) if labels.ndim == 2 else cv2.split(labels)
-    ignored = _nearest(mask, size) == IGNORE
     is_cell = cells_of(mask)
-    cells = scale_mask(is_cell.view(np.uint8), size) * ~ignored
-    mask, *others = (_scale_numbers(plane, cells, size) for plane in (mask * is_cell, *others))
-    mask[ignored] = IGNORE
+    cells = scale_mask(is_cell.view(np.uint8), size)
+    rows, columns = _nearest(mask.shape[0], size.height), _nearest(mask.shape[1], size.width)
+    ignored = None
+    if mask.max(initial=0) == IGNORE:
+        ignored = mask.take(rows, axis=0).take(columns, axis=1) == IGNORE
+        cells[ignored] = 0
+        mask = mask * is_cell
+    mask, *others = (_scale_numbers(plane, cells, rows, columns) for plane in (mask, *others))
+    if ignored is not None:
+        mask[ignored] = IGNORE
     return mask if labels.ndim == 2 else cv2.merge([mask, *others])
 
 
-def _scale_numbers(numbers: np.ndarray, cells: np.ndarray, size: Size) -> np.ndarray:
-    """Scale numbers of classes or cells (H, W), 0 elsewhere. cells: 1 where the result is not 0, of `size`."""
-    nearest = _nearest(numbers, size)
-    highest = _nearest(cv2.dilate(numbers, NEIGHBOURS), size)
-    return np.where(nearest > 0, nearest, highest) * cells
+def _scale_numbers(numbers: np.ndarray, cells: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Scale numbers of classes or cells (H, W), 0 elsewhere. cells: 1 where the result is not 0; rows, columns: the
+    nearest of each of its rows and columns."""
+    scaled = numbers.take(rows, axis=0).take(columns, axis=1)
+    scaled *= cells
+    row, column = np.nonzero(cells > scaled)
+    scaled[row, column] = cv2.dilate(numbers, NEIGHBOURS)[rows[row], columns[column]]
+    return scaled
 
 
-def _nearest(numbers: np.ndarray, size: Size) -> np.ndarray:
-    # OpenCV's own, even its exact one, takes another pixel here and there: its places are rounded.
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for old, new in zip(numbers.shape, (size.height, size.width), strict=True)
-    )
-    return numbers.take(rows, axis=0).take(columns, axis=1)
+@lru_cache(maxsize=512)
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Which of `old` pixels is the nearest of each of `new`: (new,) int64. OpenCV's own places, even those of its exact
+    scaling, are rounded, and take another pixel here and there."""
+    places = (2 * np.arange(new) + 1) * old // (2 * new)
+    places.flags.writeable = False
+    return places
 
 
 @lru_cache(maxsize=512)

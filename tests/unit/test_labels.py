@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import webdataset
 from helpers import draw_labelled, draw_shards, write_shards
 from PIL import Image
 
+from glioma_dist.cli.program import run
 from glioma_dist.data.mixture import JoinedShards
-from glioma_dist.data.sample import IGNORE, Sample, cells_of
+from glioma_dist.data.sample import IGNORE, Sample, cells_of, decode_classes, encode_image
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
 
@@ -108,3 +110,128 @@ def test_folders_of_other_classes_are_not_joined(tmp_path):
 
 def test_cells_of_leaves_out_what_nobody_labelled():
     np.testing.assert_array_equal(cells_of(np.array([[0, 1, 2, IGNORE]], np.uint8)), [[False, True, True, False]])
+
+
+def write_theirs(folder: Path, samples: list[Sample], ending: str = "labels.png") -> Path:
+    """A tar as another tool writes it, without an index."""
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "0.tar"), encoder=False) as tar:
+        for sample in samples:
+            tar.write(
+                {
+                    "__key__": sample.key,
+                    "input.png": encode_image(sample.image),
+                    "target.png": png_of(sample.mask),
+                    ending: png_of(sample.instances),
+                }
+            )
+    return folder
+
+
+def png_of(labels: np.ndarray) -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(labels).save(packed, "png")
+    return packed.getvalue()
+
+
+THEIRS = ("--image", "input.png", "--mask", "target.png", "--instances", "labels.png", "--classes", *CLASSES)
+
+
+def test_tars_of_others_are_indexed_with_their_labels(tmp_path, capsys):
+    samples = [draw_labelled(number, **KINDS["all"]) for number in range(3)]
+    folder = write_theirs(tmp_path / "theirs", samples)
+    run(["shards", "index", str(folder), *THEIRS, "--ignore"])
+    assert "labels: classes type A, soma; a number for each cell; ignored pixels" in capsys.readouterr().out
+    reader = ShardReader(folder)
+    for place, sample in enumerate(samples):
+        found = reader.read(0, place)
+        np.testing.assert_array_equal(found.mask, sample.mask)
+        np.testing.assert_array_equal(found.instances, sample.instances)
+    sheet = tmp_path / "sheet.png"
+    run(["shards", "inspect", str(folder), "--sheet", str(sheet)])
+    assert sheet.is_file()
+    run(["shards", "verify", str(folder)])
+    assert "all checksums match" in capsys.readouterr().out
+
+
+def test_tars_with_other_values_are_refused_by_name(tmp_path):
+    folder = write_theirs(tmp_path / "theirs", [draw_labelled(0, **KINDS["all"])])
+    run(["shards", "index", str(folder), *THEIRS])
+    with pytest.raises(InputError, match=r"cell-000.mask.png: has the value 255, and the index names 2 classes"):
+        ShardReader(folder).read(0, 0)
+
+
+def test_tars_without_the_named_instances_are_refused(tmp_path):
+    folder = write_theirs(tmp_path / "theirs", [draw_labelled(0, **KINDS["all"])], "cells.png")
+    with pytest.raises(InputError, match=r"sample cell-000 has no labels.png; each sample needs one"):
+        run(["shards", "index", str(folder), *THEIRS])
+    assert not (folder / "index.json").exists()
+
+
+def test_verify_finds_instances_of_another_mask(tmp_path, capsys):
+    sample = draw_labelled(0, **KINDS["all"])
+    folder = write_theirs(tmp_path / "theirs", [replace(sample, instances=np.roll(sample.instances, 5, axis=1))])
+    run(["shards", "index", str(folder), *THEIRS, "--ignore"])
+    with pytest.raises(InputError, match="cells at different pixels"):
+        run(["shards", "verify", str(folder)])
+
+
+INDEXES = {
+    "its has_instances is missing or null": lambda index: index.pop("has_instances"),
+    "its has_ignore is 1, not true or false": lambda index: index.update(has_ignore=1),
+    "its classes are 'x', not a list": lambda index: index.update(classes="x"),
+    "its classes are 1 names": lambda index: index.update(classes=["x"]),
+    "its classes are 255 names": lambda index: index.update(classes=[str(number) for number in range(255)]),
+    "a class is 5, not a name": lambda index: index.update(classes=["x", 5]),
+    "a class is 'xxx": lambda index: index.update(classes=["x", "x" * 61]),
+    r"a class is 'a\x1b": lambda index: index.update(classes=["x", "a\x1b[2J"]),
+    "names a class twice": lambda index: index.update(classes=["x", "x"]),
+}
+
+
+@pytest.mark.parametrize("words", INDEXES)
+def test_what_is_wrong_with_an_index_is_said_in_one_line(tmp_path, words):
+    _, folder = write(tmp_path / "train", **KINDS["all"])
+    index = json.loads((folder / "index.json").read_text())
+    INDEXES[words](index)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError) as caught:
+        ShardReader(folder)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) <= 500
+
+
+def test_a_table_without_instances_is_refused_where_the_index_promises_them(tmp_path):
+    folder = draw_shards(tmp_path / "train", range(2))
+    index = json.loads((folder / "index.json").read_text())
+    index |= {"format_version": 2, "classes": [], "has_instances": True, "has_ignore": False}
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"cell-000: its instances.png is missing or null"):
+        ShardReader(folder).read(0, 0)
+
+
+def colours(mask: np.ndarray) -> bytes:
+    return encode_image(np.stack([mask] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("make", [colours, lambda mask: encode_image(mask.astype(np.uint16)), lambda mask: b"no PNG"])
+def test_masks_of_another_kind_are_one_line(make):
+    with pytest.raises(InputError, match=r"here: (is no grey PNG of 8 bits|not a PNG file)"):
+        decode_classes(make(draw_labelled(0, num_classes=2).mask), "here", 2, False)
+
+
+def test_labels_of_a_palette_are_its_indices():
+    mask = draw_labelled(0, num_classes=2, has_ignore=True).mask
+    picture = Image.fromarray(mask).convert("P")
+    picture.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
+    packed = io.BytesIO()
+    picture.save(packed, "png", bits=8)
+    np.testing.assert_array_equal(decode_classes(packed.getvalue(), "here", 2, True), mask)
+
+
+def test_the_fingerprint_tells_classes_apart(tmp_path):
+    _, folder = write(tmp_path / "train", **KINDS["all"])
+    before = ShardReader(folder).fingerprint
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {"classes": ["soma", "type A"]}))
+    assert ShardReader(folder).fingerprint != before

@@ -218,7 +218,7 @@ def test_labels_of_the_picture_as_viewers_turn_it_are_met(tmp_path, mode):
     assert sample.image.shape == (WIDTH, HEIGHT)
     assert sample.image[sample.mask == 1].mean() == 190
     assert sample.image[sample.mask == 0].max() == 0
-    assert "because the JSON has the size of the picture so turned" in screen
+    assert "because the labels have the size of the picture so turned" in screen
 
 
 def test_exchanged_sizes_without_an_orientation_are_left_out(tmp_path):

@@ -207,8 +207,7 @@ def _examine(segmentation: Segmentation, height: int, width: int) -> tuple[_Prob
             continue
         x, y = polygon[0::2], polygon[1::2]
         low, high_x, high_y = polygon.min(), x.max(), y.max()
-        reach = max(height, width)
-        if not (low >= -reach and max(high_x, high_y) <= 2 * reach):
+        if not is_near(polygon, height, width):
             return (
                 _Problem(COORDINATES_OUTSIDE, True, "coordinate far outside the image, or no number"),
                 [],
@@ -222,6 +221,12 @@ def _examine(segmentation: Segmentation, height: int, width: int) -> tuple[_Prob
     if not drawable and problem is None:
         problem = _Problem(EMPTY_SEGMENTATION, False, "cell without outline (a box only?); not in the mask")
     return problem, drawable, b"|".join(polygon.tobytes() for polygon in drawable)
+
+
+def is_near(numbers: np.ndarray, height: int, width: int) -> bool:
+    """Whether coordinates are numbers that are not far outside an image: others would hang pycocotools."""
+    reach = max(height, width)
+    return bool(numbers.min() >= -reach and numbers.max() <= 2 * reach)
 
 
 def _examine_rle(rle: Rle, height: int, width: int) -> tuple[_Problem | None, list, bytes]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +28,31 @@ class _Annotation(NamedTuple):
 @dataclass
 class CocoImage:
     """An image and its cells. sizes: (width, height) of each record of this name; there should be one. classes: the
-    class number of each cell. ignored: regions whose pixels are ignored."""
+    class number of each cell. ignored: regions whose pixels are ignored.
+
+    read_cells: adds to these what is read, or made of shapes, when the image's turn comes: called with its height and
+    width; raises InputError. group: of images that belong to one split; None: what the name tells. frame: the place in
+    time, from 1, where the source tells it; hours: the time, if it does.
+    """
 
     file_name: str
     sizes: list[tuple[int, int]] = field(default_factory=list)
     cells: list[Segmentation] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
     ignored: list[Segmentation] = field(default_factory=list)
+    read_cells: Callable[[int, int], list[Segmentation]] | None = None
+    group: str | None = None
+    frame: int | None = None
+    hours: float | None = None
+
+    @property
+    def may_have_cells(self) -> bool:
+        """Whether there are cells, or something to read them from."""
+        return bool(self.cells) or self.read_cells is not None
+
+    def cells_in(self, height: int, width: int) -> list[Segmentation]:
+        """All cells of the image, of so many pixels. Raises InputError."""
+        return self.cells if self.read_cells is None else [*self.cells, *self.read_cells(height, width)]
 
     def add(self, segmentation: Segmentation, number: int) -> None:
         """Add a cell of a class, or a region to ignore."""

@@ -15,22 +15,26 @@ from glioma_dist.data.convert.audit import (
     Audit,
 )
 from glioma_dist.data.convert.categories import plain_name
+from glioma_dist.data.convert.division import Division, draw_parts
 from glioma_dist.data.convert.image_folder import walk_files
 from glioma_dist.data.convert.jobs import find_jobs
 from glioma_dist.data.convert.labelling import PLAIN, Labelling
-from glioma_dist.data.convert.prepare import Job, prepare
-from glioma_dist.data.convert.sources import Source, SourceSplit, describe, licence_files
+from glioma_dist.data.convert.mask_pairs import stem_of
+from glioma_dist.data.convert.pages import check_pattern, find_groups
+from glioma_dist.data.convert.prepare import NO_CELL, Job, prepare
+from glioma_dist.data.convert.sources import Source, SourceSplit, licence_files
 from glioma_dist.data.convert.writing import (
     AUDIT_NAME,
     finish,
     refuse_other_division,
+    tell_groups,
     with_progress,
     write_samples,
 )
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardWriter
-from glioma_dist.data.splits import SPLIT_NAMES, check_division, draw_splits
+from glioma_dist.data.splits import SPLIT_NAMES
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_write, check_new_folder
 
@@ -44,37 +48,48 @@ def convert(
     split_counts: tuple[int, int, int] = ARTICLE_COUNTS,
     console: Console | None = None,
     categories: Sequence[str] | None = None,
+    division: Division | None = None,
+    group_pattern: str | None = None,
+    frame_minutes: float | None = None,
     labelling: Labelling = PLAIN,
 ) -> None:
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
     With `split_seed`, a data set without splits of its own is drawn into train, val and test, each of as
-    many samples as `split_counts` says. categories: the names of those whose labels are cells; None: all, except those
-    whose names say otherwise (see `categories.py`). labelling: classes, ignored pixels,
-    instances. Raises InputError where that cannot be, where nothing can be
-    converted, or, with `strict`, at the first defect.
+    many samples as `split_counts` says; `division` says the same in more ways. group_pattern: see `find_groups`.
+    frame_minutes: between two frames, of sources that number them. categories: the names of those whose labels are
+    cells; None: all, except those whose names say otherwise (see `categories.py`). labelling: classes, ignored pixels,
+    instances. Raises InputError where that cannot be, where nothing can be converted, or, with `strict`, at the first
+    defect.
     """
     out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
     check_new_folder("--out", out)
-    if split_seed is not None and source.has_own_splits:
+    if division is None:
+        division = Division(split_seed, split_counts)
+        if split_seed is None and split_counts != ARTICLE_COUNTS:
+            raise InputError("--split-counts needs --split-seed; give both, or omit --split-counts")
+    is_drawn = division.seed is not None
+    if is_drawn and source.has_own_splits:
         names = ", ".join(split.name for split in source.splits)
         raise InputError(f"{source.folder}: has splits of its own ({names}); omit --split-seed")
-    if split_seed is not None:
-        check_division(dict(zip(SPLIT_NAMES, split_counts, strict=True)), split_seed)
-    elif split_counts != ARTICLE_COUNTS:
-        raise InputError("--split-counts needs --split-seed; give both, or omit --split-counts")
-    refuse_other_division(out, SPLIT_NAMES if split_seed is not None else [split.name for split in source.splits])
+    division.check()
+    check_pattern(group_pattern)
+    refuse_other_division(out, SPLIT_NAMES if is_drawn else [split.name for split in source.splits])
     written: dict[str, int] = {}
     used: dict[Path, str] = {}
     _audit_lookalikes(source, audit)
     # All splits get their names at the end, together: half of one draw beside half of another would leak.
     try:
-        with contextlib.ExitStack() as writers, ImageReader() as reader:
+        with contextlib.ExitStack() as writers, ImageReader() as reader, source.reader or contextlib.nullcontext():
             for split in source.splits:
                 jobs = find_jobs(source, split, used, audit, dataset, categories, labelling)
+                if group_pattern is not None:
+                    _group(jobs, group_pattern, console)
+                if frame_minutes is not None:
+                    _time(jobs, frame_minutes)
                 # What is examined to draw splits has its defects noted then, once.
-                part_audit = audit if split_seed is None else Audit()
-                divided = _divide(split, jobs, split_seed, split_counts, audit, console, reader)
+                part_audit = Audit() if is_drawn else audit
+                divided = _divide(split, jobs, division, audit, out, console, reader)
                 for name, part in divided.items():
                     head = {
                         "split": name,
@@ -123,26 +138,36 @@ def _refuse_unknown_choice(source: Source, audit: Audit, flag: str, categories: 
         )
 
 
+def _group(jobs: list[Job], pattern: str, console: Console) -> None:
+    """Give each image the group that its name tells, and print the first groups."""
+    groups = find_groups({job.image.file_name: stem_of(job.image.file_name) for job in jobs}, pattern)
+    for job in jobs:
+        job.image.group = groups[job.image.file_name]
+    tell_groups([job.image.group for job in jobs], console)
+
+
+def _time(jobs: list[Job], frame_minutes: float) -> None:
+    """Give each frame its time."""
+    for job in jobs:
+        if job.image.frame is not None:
+            job.image.hours = (job.image.frame - 1) * frame_minutes / 60
+
+
 def _divide(
     split: SourceSplit,
     jobs: list[Job],
-    seed: int | None,
-    counts: tuple[int, int, int],
+    division: Division,
     audit: Audit,
+    out: Path,
     console: Console,
     reader: ImageReader,
 ) -> dict[str, list[Job]]:
     """The jobs of each split to write: all in one, or drawn among those that can be converted."""
-    if seed is None:
+    if division.seed is None:
         return {split.name: jobs}
     prepared = _prepare_each(with_progress(jobs, "examining", console), audit, reader)
-    usable = {job.key: job for job, sample in prepared if sample is not None}
-    groups = {key: describe(job.image.file_name)[0] for key, job in usable.items()}
-    drawn = draw_splits(usable, dict(zip(SPLIT_NAMES, counts, strict=True)), seed, groups)
-    num_drawn = sum(map(len, drawn.values()))
-    if num_drawn < len(usable):
-        console.print(f"{len(usable) - num_drawn} samples are in no split; --split-counts can ask for them")
-    return {name: [job for key, job in usable.items() if key in keys] for name, keys in drawn.items()}
+    groups = {job.key: sample.metadata["group"] for job, sample in prepared if sample is not None}
+    return draw_parts(jobs, groups, division, audit, out, console)
 
 
 def _write_split(
@@ -163,13 +188,12 @@ def _prepare_each(jobs: Iterable[Job], audit: Audit, reader: ImageReader) -> Ite
     """Each job with its sample; None, with the reason in the audit, where a defect spoils it."""
     # Each image is decoded while the one before is drawn and written, so the jobs run ahead of the images by one.
     ahead, behind = itertools.tee(jobs)
-    images = reader.read_each(job.path for job in ahead if job.image.cells)
+    images = reader.read_each(job.path for job in ahead if job.image.may_have_cells)
     for job in behind:
-        if job.image.cells:
+        if job.image.may_have_cells:
             yield job, prepare(job, next(images), audit)
             continue
-        detail = "listed, but without a cell: an empty field cannot be told from one not labelled"
-        audit.add(IMAGE_WITHOUT_LABELS, job.where, detail, left_out=True)
+        audit.add(IMAGE_WITHOUT_LABELS, job.where, f"listed, {NO_CELL}", left_out=True)
         yield job, None
 
 
@@ -178,7 +202,7 @@ def _audit_unlisted(source: Source, used: dict[Path, str], audit: Audit) -> None
     files = {path for split in source.splits for path in split.images.files}
     for path in sorted(files - used.keys()):
         where = path.relative_to(source.folder).as_posix()
-        audit.add(IMAGE_WITHOUT_LABELS, where, "named in none of the JSONs; not converted", left_out=True)
+        audit.add(IMAGE_WITHOUT_LABELS, where, f"{source.why_unlisted}; not converted", left_out=True)
 
 
 def _audit_lookalikes(source: Source, audit: Audit) -> None:
@@ -195,7 +219,7 @@ def _audit_lookalikes(source: Source, audit: Audit) -> None:
 
 def _files_not_read(source: Source, out: Path) -> list[str]:
     """Files of the source, as paths within it, that no step took, but for what is written to `out` within it."""
-    taken = {path for split in source.splits for path in (split.annotations, *split.images.files)}
+    taken = {path for split in source.splits for path in (*split.label_files, *split.images.files)}
     taken |= set(licence_files(source.folder))
     written = out.resolve()
     found = (path for path in walk_files(source.folder) if path not in taken)

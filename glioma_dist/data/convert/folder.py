@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from glioma_dist.config.data import SPLIT_SHARES
 from glioma_dist.data.convert.audit import (
     DOUBLED_NAME,
     IMAGE_WITHOUT_LABELS,
@@ -25,48 +22,30 @@ from glioma_dist.data.convert.audit import (
     Audit,
 )
 from glioma_dist.data.convert.cells import MAX_COVERAGE
+from glioma_dist.data.convert.division import Division, draw_parts
 from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.convert.mask_labels import MaskLabels, label_mask
-from glioma_dist.data.convert.mask_pairs import NUM_NAMES, Pairs, find_pairs
+from glioma_dist.data.convert.mask_pairs import Pairs, find_pairs
 from glioma_dist.data.convert.pages import Page, check_pattern, find_pages
 from glioma_dist.data.convert.sources import licence_in
-from glioma_dist.data.convert.writing import AUDIT_NAME, finish, refuse_other_division, with_progress, write_samples
+from glioma_dist.data.convert.writing import (
+    AUDIT_NAME,
+    NUM_NAMES,
+    count_of,
+    finish,
+    refuse_other_division,
+    tell_groups,
+    with_progress,
+    write_samples,
+)
 from glioma_dist.data.images.decoding import DecodedImage, orientation_remark
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED, is_transposed, upright
 from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.sample import Sample, cells_of, one_channel
 from glioma_dist.data.shards.reader import ShardWriter
-from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, check_division, draw_shares, draw_splits
+from glioma_dist.data.splits import SPLIT_NAMES
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_write, check_new_folder
-
-
-@dataclass(frozen=True)
-class Division:
-    """How the images become splits. seed: None: one split, `name`. counts: samples for train, val and test; None:
-    `shares` of the groups, all of which are taken."""
-
-    seed: int | None = None
-    counts: tuple[int, int, int] | None = None
-    shares: tuple[float, float, float] = SPLIT_SHARES
-    name: str = WHOLE
-
-    def check(self) -> None:
-        """Raises InputError for counts, shares and seeds that no data can be divided by."""
-        if self.seed is None:
-            return
-        if self.counts is not None:
-            check_division(dict(zip(SPLIT_NAMES, self.counts, strict=True)), self.seed)
-        else:
-            draw_shares(
-                {name: name for name in SPLIT_NAMES}, dict(zip(SPLIT_NAMES, self.shares, strict=True)), self.seed
-            )
-
-    def draw(self, groups: dict[str, str]) -> dict[str, list[str]]:
-        """Keys of each split. groups: key -> group. Raises InputError where there are too few."""
-        if self.counts is not None:
-            return draw_splits(groups, dict(zip(SPLIT_NAMES, self.counts, strict=True)), self.seed, groups)
-        return draw_shares(groups, dict(zip(SPLIT_NAMES, self.shares, strict=True)), self.seed)
 
 
 def convert_folder(
@@ -75,33 +54,36 @@ def convert_folder(
     out: Path,
     dataset: str,
     suffix: str | None = None,
-    division: Division = Division(),
+    division: Division | None = None,
     group_pattern: str | None = None,
     licence: str | None = None,
     strict: bool = False,
     console: Console | None = None,
+    from_alpha: bool = False,
     labelling: Labelling = PLAIN,
 ) -> None:
     """Write `<out>/<split>/` for each split, and `<out>/audit.json`.
 
     suffix: what the masks' names have after the images'; see `find_pairs`. group_pattern: see `find_pages`. licence:
-    None: what a LICENSE file among the images says. labelling: what the masks' values
+    None: what a LICENSE file among the images says. from_alpha: see `Wanted`; without a suffix, the pictures of one
+    folder then hold both. labelling: what the masks' values
     are. Raises InputError where a folder holds no pair, nothing can be
     converted or divided so, or, with `strict`, at the first defect.
     """
+    division = division or Division()
     console, audit = console or Console(stderr=True), Audit(strict)
     check_new_folder("--out", out)
     check_pattern(group_pattern)
     division.check()
     refuse_other_division(out, SPLIT_NAMES if division.seed is not None else [division.name])
-    pairs = find_pairs(images, masks, suffix)
+    pairs = find_pairs(images, masks, suffix, may_be_one=from_alpha)
     _tell_pairs(pairs, images, masks, audit, console)
     licence = licence or licence_in(images)
     has_values = bool(labelling.classes) or labelling.ignored_value is not None
     keeps = {"keeps_values": has_values, "keeps_numbers": labelling.instances and not has_values}
-    pages = find_pages(pairs.pairs, group_pattern, audit, keeps)
+    pages = find_pages(pairs.pairs, group_pattern, audit, {**keeps, "from_alpha": from_alpha})
     if group_pattern is not None:
-        _tell_groups(pages, console)
+        tell_groups([page.group for page in pages], console)
     written: dict[str, int] = {}
     # All splits get their names at the end, together: half of one draw beside half of another would leak.
     try:
@@ -129,20 +111,8 @@ def _divide(pages: list[Page], division: Division, maker: _Maker, out: Path) -> 
     if division.seed is None:
         return {division.name: pages}
     usable = {sample.key for sample in maker.samples(pages, "examining")}
-    try:
-        drawn = division.draw({page.key: page.group for page in pages if page.key in usable})
-    except InputError as error:
-        if maker.audit.defects:
-            # Its reason may be what was left out.
-            out.mkdir(parents=True, exist_ok=True)
-            maker.audit.write(out / AUDIT_NAME)
-            raise type(error)(f"{error}; {len(maker.audit.defects)} defects are in {out / AUDIT_NAME}") from None
-        raise
-    num_drawn = sum(map(len, drawn.values()))
-    if num_drawn < len(usable):
-        maker.console.print(f"{len(usable) - num_drawn} samples are in no split; --split-counts can ask for them")
-    members = {name: set(keys) for name, keys in drawn.items()}
-    return {name: [page for page in pages if page.key in keys] for name, keys in members.items()}
+    groups = {page.key: page.group for page in pages if page.key in usable}
+    return draw_parts(pages, groups, division, maker.audit, out, maker.console)
 
 
 class _Maker:
@@ -239,11 +209,11 @@ class _Maker:
 def _tell_pairs(pairs: Pairs, images: Path, masks: Path, audit: Audit, console: Console) -> None:
     """Print how masks were found and the first without a partner; note all of these."""
     named = f"the image's name and {pairs.suffix}" if pairs.suffix else "the image's name"
-    lines = [f"{_count(len(pairs.pairs), 'image')} with a mask (masks have {named})"]
+    lines = [f"{count_of(len(pairs.pairs), 'image')} with a mask (masks have {named})"]
     for lonely, other in ((pairs.lonely_images, "mask"), (pairs.lonely_masks, "image")):
         if lonely:
             more = f" and {len(lonely) - NUM_NAMES} more" if len(lonely) > NUM_NAMES else ""
-            what = _count(len(lonely), "image" if other == "mask" else "mask")
+            what = count_of(len(lonely), "image" if other == "mask" else "mask")
             lines.append(
                 f"{what} without {'a mask' if other == 'mask' else 'an image'}, left out: "
                 f"{', '.join(lonely[:NUM_NAMES])}{more}"
@@ -256,15 +226,6 @@ def _tell_pairs(pairs: Pairs, images: Path, masks: Path, audit: Audit, console: 
         audit.add(LABELS_WITHOUT_IMAGE, name, f"no image that it is the mask of in {images}", left_out=True)
 
 
-def _tell_groups(pages: list[Page], console: Console) -> None:
-    """Print the first groups, so that a pattern that finds something else is seen."""
-    groups = sorted(Counter(page.group for page in pages).items())
-    named = [f"{name} ({_count(number, 'sample')})" for name, number in groups[:NUM_NAMES]]
-    more = f" and {len(groups) - NUM_NAMES} more" if len(groups) > NUM_NAMES else ""
-    line = f"{_count(len(groups), 'group')}: {', '.join(named)}{more}"
-    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-
-
 def _files_not_read(pairs: Pairs, images: Path, masks: Path, out: Path) -> Iterable[str]:
     """Paths of the other files within their folders, but for what is written to `out`."""
     written = out.resolve()
@@ -274,7 +235,3 @@ def _files_not_read(pairs: Pairs, images: Path, masks: Path, out: Path) -> Itera
             continue
         root = images if path.is_relative_to(images) else masks
         yield path.relative_to(root).as_posix()
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" + ("" if number == 1 else "s")

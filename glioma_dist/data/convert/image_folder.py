@@ -1,4 +1,4 @@
-"""The files of a data set's folder, and which of them a name in a JSON means."""
+"""The files of a data set's folder, and which of them a name in the labels means."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def spelling(name: str) -> str:
 
 
 class ImageFolder:
-    """The TIFF and PNG files below `root`, listed once; `source` is the folder that none may lead out of."""
+    """The TIFF and PNG files below `root`, listed once; `source` is the folder that none may lead out of. suffixes: of
+    other images that are taken, too."""
 
-    def __init__(self, root: Path, source: Path) -> None:
+    def __init__(self, root: Path, source: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> None:
         self.root = root
         self._source = source.resolve()
         self._refuse_outside(root, str(root))
@@ -48,14 +49,14 @@ class ImageFolder:
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._others: dict[str, Path] = {}
         for path in walk_files(root):
-            if path.name.lower().endswith(IMAGE_SUFFIXES):
+            if path.name.lower().endswith(suffixes):
                 self.files.append(path)
                 self._by_name[spelling(path.name)].append(path)
             else:
                 self._others[spelling(path.name)] = path
 
     def locate(self, file_name: str, is_only_one: bool) -> list[Path]:
-        """The files that a name in a JSON may mean: none, one, or several that cannot be told apart.
+        """The files that a name in the labels may mean: none, one, or several that cannot be told apart.
 
         is_only_one: whether no other image of the JSON has the same name without its folder; then a file in
         another folder than named is taken too. A name in another spelling (see `spelling`) is taken where there is
@@ -64,7 +65,7 @@ class ImageFolder:
         name = PurePosixPath(file_name)
         if name.is_absolute() or ".." in name.parts or PureWindowsPath(file_name).drive:
             raise InputError(
-                f"{file_name!r} leads outside the source folder {self._source}; correct the name in the JSON"
+                f"{file_name!r} leads outside the source folder {self._source}; correct the name in the labels"
             )
         self._refuse_outside(self.root / name, file_name)
         candidates = self._by_name.get(spelling(name.name), [])
@@ -82,9 +83,9 @@ class ImageFolder:
         name = PurePosixPath(file_name).name
         other = self._others.get(spelling(name))
         if other is not None:
-            return f"{other}: is there, but only TIFF and PNG are read; save it as PNG, and name that in the JSON"
+            return f"{other}: is there, but only TIFF and PNG are read; save it as PNG, and name that in the labels"
         if self._by_name.get(spelling(name)):
-            return f"no such file in the folder that the JSON names, but {self._by_name[spelling(name)][0]}"
+            return f"no such file in the folder that the labels name, but {self._by_name[spelling(name)][0]}"
         if os.path.isdir(self.root / file_name):
             return f"{self.root / file_name}: is a folder, not a file"
         return f"no such file in {self.root}"
@@ -104,6 +105,6 @@ class ImageFolder:
                 f"{name[:120]!r} is a link that leads back to itself; remove it, or copy the file there"
             ) from None
         except (OSError, ValueError):
-            raise InputError(f"{name[:120]!r} cannot be the name of a file; correct the JSON") from None
+            raise InputError(f"{name[:120]!r} cannot be the name of a file; correct the labels") from None
         if not inside:
             raise InputError(f"{name!r} leads outside the source folder {self._source} (by a link); copy it there")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from glioma_dist.data.convert.audit import DOUBLED_NAME, LABELS_WITHOUT_IMAGE, UNKNOWN_CATEGORY, Audit
-from glioma_dist.data.convert.coco import CocoFile, CocoImage, load_coco
+from glioma_dist.data.convert.coco import CocoFile, CocoImage
 from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.convert.prepare import Job
 from glioma_dist.data.convert.sources import Source, SourceSplit, licence_of
@@ -59,7 +59,7 @@ def find_jobs(
     labelling: Labelling = PLAIN,
 ) -> list[Job]:
     """Find each image's file, and note what is odd about the list itself; `used` gains the files named."""
-    coco = load_coco(split.annotations, categories, labelling)
+    coco = split.read_labels(categories, labelling)
     licence = licence_of(source, coco)
     _audit_labels(split, coco, audit)
     times = Counter(PurePosixPath(image.file_name).name for image in coco.images)

@@ -16,8 +16,6 @@ KNOWN_SUFFIXES = (
     *("-mask", "-masks", "-label", "-labels", "-lbl", "_Simple Segmentation", "_Object Identities"),
 )
 """What people and programs write after a name: Cellpose `_cp_masks`, MorphoLibJ `-lbl`, ilastik the last two."""
-NUM_NAMES = 5
-"""Named on the screen of those without a partner; audit.json has all."""
 
 
 class Pair(NamedTuple):
@@ -40,10 +38,11 @@ class Pairs(NamedTuple):
     not_read: list[Path]
 
 
-def find_pairs(images: Path, masks: Path, suffix: str | None) -> Pairs:
+def find_pairs(images: Path, masks: Path, suffix: str | None, may_be_one: bool = False) -> Pairs:
     """Find each image's mask: the file of the same path and name, without endings, that has `suffix` after its name.
 
     suffix: None: the one of `KNOWN_SUFFIXES` that most masks have. Both folders may be one, or one in the other.
+    may_be_one: in one folder and without a suffix, each picture is its own mask.
     Raises InputError where a folder cannot be read or holds nothing, nothing belongs together, or an image has two
     masks, or a mask two images.
     """
@@ -52,6 +51,9 @@ def find_pairs(images: Path, masks: Path, suffix: str | None) -> Pairs:
     other_files, others_not_read = (files, []) if is_one else _pictures(masks, images)
     _refuse_nothing("--images", images, files, "image (TIFF, PNG or JPEG)")
     _refuse_nothing("--masks", masks, other_files, "mask (TIFF or PNG)", [*not_read, *others_not_read])
+    if is_one and may_be_one and not suffix:
+        pairs = _pair(files, files, "", images)
+        return Pairs(pairs, "", [], [], not_read)
     if is_one and suffix == "":
         raise InputError(f"--suffix '': images and masks are in one folder, {images}; give the end of the masks' names")
     if suffix is None:

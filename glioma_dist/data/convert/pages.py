@@ -42,7 +42,7 @@ def find_pages(
     pattern: a regular expression whose one group, in an image's path without its ending, is its group; None: each file
     is one. keeps: what masks are decoded to, by the names of `Wanted`. Raises InputError where a name does not match.
     """
-    groups = find_groups(pairs, pattern)
+    groups = find_groups({pair.name: pair.stem for pair in pairs}, pattern)
     found: dict[str, tuple[Pair, Planes, Plane, Plane, int | None]] = {}
     for pair in pairs:
         try:
@@ -68,15 +68,18 @@ def find_pages(
     return sorted(pages, key=lambda page: hashlib.sha256(page.key.encode()).digest())
 
 
-def find_groups(pairs: Sequence[Pair], pattern: str | None) -> dict[str, str]:
-    """Name of each pair's image -> its group. Raises InputError where names do not match."""
+def find_groups(stems: Mapping[str, str], pattern: str | None) -> dict[str, str]:
+    """Each image's name -> its group. stems: the same names -> paths without their endings, which are searched.
+
+    Raises InputError where names do not match.
+    """
     if pattern is None:
-        return {pair.name: pair.stem for pair in pairs}
-    matches = {pair.name: re.search(pattern, pair.stem) for pair in pairs}
+        return dict(stems)
+    matches = {name: re.search(pattern, stem) for name, stem in stems.items()}
     missing = [name for name, match in matches.items() if match is None or not match[1]]
     if missing:
         raise InputError(
-            f"--group-pattern {one_line(pattern, 80)}: finds no group in {len(missing)} of {len(pairs)} names, for "
+            f"--group-pattern {one_line(pattern, 80)}: finds no group in {len(missing)} of {len(stems)} names, for "
             f"example {one_line(missing[0], 80)} (searched: the path within --images, without its ending); correct it"
         )
     return {name: match[1] for name, match in matches.items()}

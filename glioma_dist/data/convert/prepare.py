@@ -24,6 +24,8 @@ from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED, is_transp
 from glioma_dist.data.sample import IGNORE, Sample, one_channel
 from glioma_dist.errors import InputError
 
+NO_CELL = "but without a cell: an empty field cannot be told from one not labelled"
+
 
 class Job(NamedTuple):
     """An image to convert: its key, its file, its cells, what its metadata say of where it comes from, and what is made
@@ -55,12 +57,20 @@ def prepare(job: Job, found: DecodedImage | InputError, audit: Audit) -> Sample 
     height, width = found.pixels.shape[:2]
     for size in job.image.sizes:
         if all(size) and size != (width, height):
-            detail = f"the file is {width}x{height}, the JSON says {size[0]}x{size[1]}"
+            detail = f"the file is {width}x{height}, the labels say {size[0]}x{size[1]}"
             if size == (height, width):
                 detail += ", the same turned by 90 degrees"
             audit.add(SIZE_MISMATCH, where, detail, left_out=True)
             return None
-    drawn = _draw(job, job.image.cells, height, width)
+    try:
+        cells = job.image.cells_in(height, width)
+    except InputError as error:
+        audit.add(UNREADABLE_FILE, where, str(error), left_out=True)
+        return None
+    if not cells:
+        audit.add(IMAGE_WITHOUT_LABELS, where, f"listed, {NO_CELL}", left_out=True)
+        return None
+    drawn = _draw(job, cells, height, width)
     for finding in drawn.findings:
         audit.add(finding.kind, where, finding.detail, left_out=finding.spoils)
     if any(finding.spoils for finding in drawn.findings):
@@ -74,11 +84,13 @@ def prepare(job: Job, found: DecodedImage | InputError, audit: Audit) -> Sample 
         "file_name": job.image.file_name,
         "width": width,
         "height": height,
-        "group": group,
-        "time": hours,
+        "group": job.image.group or group,
+        "time": hours if job.image.hours is None else job.image.hours,
         "num_cells": drawn.num_cells,
         "licence": job.licence,
     }
+    if job.image.frame is not None:
+        metadata["frame"] = job.image.frame
     instances = drawn.instances if job.labelling.instances else None
     return Sample(job.key, one_channel(found.pixels), drawn.mask, metadata, instances)
 
@@ -107,7 +119,7 @@ def _as_labelled(job: Job, found: DecodedImage, audit: Audit) -> DecodedImage:
     sizes = {size for size in job.image.sizes if all(size)}
     if is_transposed(found.orientation) and width != height and sizes == {(height, width)}:
         how = HOW_TURNED[found.orientation]
-        detail = f"orientation {found.orientation}: {how}, because the JSON has the size of the picture so turned"
+        detail = f"orientation {found.orientation}: {how}, because the labels have the size of the picture so turned"
         audit.add(ORIENTATION, job.where, detail, left_out=False)
         return found._replace(pixels=upright(found.pixels, found.orientation), orientation=AS_STORED)
     detail = f"{orientation_remark(found.orientation)}; see whether the labels lie on the cells"

@@ -1,19 +1,24 @@
 """Which files make up a data set: the layouts of LIVECell and Glioma C6 as published, and CVAT's export."""
 
+from __future__ import annotations
+
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path, PurePosixPath
 
 from glioma_dist.data.advice import ARCHIVES, data_folder
-from glioma_dist.data.convert.coco import CocoFile
+from glioma_dist.data.convert.coco import CocoFile, load_coco
 from glioma_dist.data.convert.image_folder import ImageFolder, walk_files
+from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.data.images.decoding import IMAGE_SUFFIXES
+from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.splits import WHOLE
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, check_plain, read_bytes
+from glioma_dist.registry import BrokenEntryError
 
 LIVECELL_LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
 LIVECELL_CITATION = "Edlund et al. 2021, Nature Methods 18, doi 10.1038/s41592-021-01249-6"
@@ -34,18 +39,34 @@ LIVECELL_NAME = re.compile(r"(?P<line>[^_]+)_Phase_(?P<well>[A-Z]\d+)_\d+_(?P<d>
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """A split of a data set: its name, its COCO file, and the folder that its images are in."""
+    """A split of a data set: its name, the file or folder of its labels, and the folder that its images are in.
+
+    load: reads the labels, for the names of the categories that are cells (None: all) and what is made of them; None:
+    `annotations` is a COCO file. files: all files that hold labels.
+    """
 
     name: str
     annotations: Path
     images: ImageFolder
+    load: Callable[[Sequence[str] | None, Labelling], CocoFile] | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """The files that hold labels."""
+        return self.files or (self.annotations,)
+
+    def read_labels(self, chosen: Sequence[str] | None, labelling: Labelling = PLAIN) -> CocoFile:
+        """The images with their cells. chosen, labelling: see `load_coco`. Raises InputError."""
+        return load_coco(self.annotations, chosen, labelling) if self.load is None else self.load(chosen, labelling)
 
 
 @dataclass(frozen=True)
 class Source:
     """A data set as found. licence: None where it is to be read from its files; see `licence_of`.
 
-    has_own_splits: whether its authors divided it; otherwise its one split is named `all`.
+    has_own_splits: whether its authors divided it; otherwise its one split is named `all`. why_unlisted: why an image
+    may be without labels, for the audit. reader: reads label images; the conversion closes it.
     """
 
     folder: Path
@@ -53,9 +74,16 @@ class Source:
     has_own_splits: bool = True
     licence: str | None = None
     citation: str | None = None
+    why_unlisted: str = "named in none of the JSONs"
+    reader: ImageReader | None = None
+
+    def changed(self, split: str, licence: str | None) -> Source:
+        """The same with the name of its one split, if it has no splits of its own, and with the licence, if given."""
+        splits = self.splits if self.has_own_splits else [replace(each, name=split) for each in self.splits]
+        return replace(self, splits=splits, licence=licence or self.licence)
 
 
-def find_livecell(source: str | Path) -> Source:
+def find_livecell(source: str | Path, images: Path | None = None) -> Source:
     """LIVECell: `livecell_coco_{train,val,test}.json`, whichever are there, and its images in any folders.
 
     Raises InputError, with what was looked for and found, where there is none.
@@ -74,12 +102,13 @@ def find_livecell(source: str | Path) -> Source:
             files[split] = preferred[0]
     if not files:
         raise _not_found(folder, found, "LIVECell", "livecell_coco_train.json, _val.json or _test.json")
-    images = _images(folder / "images" if (folder / "images").is_dir() else folder, folder)
-    splits = [SourceSplit(name, path, images) for name, path in files.items()]
+    root = images or (folder / "images" if (folder / "images").is_dir() else folder)
+    listed = _images(root, images or folder)
+    splits = [SourceSplit(name, path, listed) for name, path in files.items()]
     return Source(folder, splits, licence=LIVECELL_LICENCE, citation=LIVECELL_CITATION)
 
 
-def find_glioma_c6(source: str | Path) -> Source:
+def find_glioma_c6(source: str | Path, images: Path | None = None) -> Source:
     """Glioma C6 as published, any folder of it, or any data set that CVAT exported as COCO.
 
     Published: `anno_<split>.json` with a folder `images` beside it or in `<split>/`. CVAT:
@@ -98,14 +127,14 @@ def find_glioma_c6(source: str | Path) -> Source:
         wanted = "anno_train.json (published archive) or annotations/instances_*.json (CVAT, COCO 1.0)"
         raise _not_found(folder, found, "Glioma C6", wanted)
     if published:
-        splits = _named_splits(folder, published, _published_images)
+        splits = _named_splits(folder, published, _published_images, images)
         if all(GLIOMA_C6_PARTS & set(path.absolute().parts[-3:-1]) for path in published):
             return Source(folder, splits, licence=GLIOMA_C6_LICENCE, citation=GLIOMA_C6_CITATION)
         return Source(folder, splits)
     if [path.name for path in exported] == ["instances_default.json"]:
-        images = _images(_exported_images(exported[0], "default"), folder)
-        return Source(folder, [SourceSplit(WHOLE, exported[0], images)], has_own_splits=False)
-    return Source(folder, _named_splits(folder, exported, _exported_images))
+        listed = _images(images or _exported_images(exported[0], "default"), images or folder)
+        return Source(folder, [SourceSplit(WHOLE, exported[0], listed)], has_own_splits=False)
+    return Source(folder, _named_splits(folder, exported, _exported_images, images))
 
 
 def find_coco(annotations: Path, images: Path, split: str = WHOLE, licence: str | None = None) -> Source:
@@ -117,6 +146,13 @@ def find_coco(annotations: Path, images: Path, split: str = WHOLE, licence: str 
     check_plain(annotations, os.stat(annotations))
     splits = [SourceSplit(split, annotations, _images(folder, folder))]
     return Source(folder, splits, has_own_splits=False, licence=licence)
+
+
+def check_found(found: object, described: str) -> Source:
+    """What the function of a source returned. Raises BrokenEntryError where it is no `Source`."""
+    if not isinstance(found, Source):
+        raise BrokenEntryError(f"source {described}: returned a {type(found).__name__}, not a Source; correct it")
+    return found
 
 
 def licence_of(source: Source, coco: CocoFile) -> str:
@@ -160,8 +196,11 @@ def describe(file_name: str) -> tuple[str, float | None]:
     return f"{match['line']}_{match['well']}", hours
 
 
-def _named_splits(folder: Path, files: list[Path], images_of: Callable[[Path, str], Path]) -> list[SourceSplit]:
-    """Splits named after what follows `anno_` or `instances_`, in the order train, val, test, others."""
+def _named_splits(
+    folder: Path, files: list[Path], images_of: Callable[[Path, str], Path], images: Path | None
+) -> list[SourceSplit]:
+    """Splits named after what follows `anno_` or `instances_`, in the order train, val, test, others. images: the
+    folder of all images, where it is given."""
     splits: dict[str, SourceSplit] = {}
     for path in files:
         subset = path.stem.split("_", 1)[1]
@@ -170,7 +209,7 @@ def _named_splits(folder: Path, files: list[Path], images_of: Callable[[Path, st
         if name in splits:
             other = splits[name].annotations
             raise InputError(f"{other} and {path}: both are the split {name}; name the folder of one of them")
-        splits[name] = SourceSplit(name, path, _images(images_of(path, subset), folder))
+        splits[name] = SourceSplit(name, path, _images(images or images_of(path, subset), images or folder))
     order = ["train", "val", "test"]
     return sorted(splits.values(), key=lambda split: ([*order, split.name]).index(split.name))
 
@@ -201,7 +240,7 @@ def _not_found(folder: Path, files: list[Path], dataset: str, wanted: str) -> In
     message = f"{folder}: no {dataset} data set: looked for {wanted} here and below; found {found}"
     suffixes = {path.suffix.lower() for path in files}
     if ".xml" in suffixes:
-        advice = "labels in XML ('CVAT for images') are not read: in CVAT, export as 'COCO 1.0', and unpack that"
+        advice = "glioma-dist convert cvat reads XML ('CVAT for images 1.1'); or export as 'COCO 1.0', and unpack that"
     elif suffixes & ARCHIVES:
         advice = "unpack the archive first"
     elif ".json" in suffixes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,8 @@ from glioma_dist.data.splits import WHOLE
 from glioma_dist.errors import InputError, printable
 
 AUDIT_NAME = "audit.json"
+NUM_NAMES = 5
+"""Of groups, or of files without a partner, that the screen names; audit.json has all."""
 Job = TypeVar("Job")
 
 
@@ -56,6 +59,23 @@ def finish(out: Path, audit: Audit, written: Mapping[str, int], console: Console
     for name, count in written.items():
         where = printable(out / name) if count else "not written: no sample of it could be converted"
         console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_groups(groups: Sequence[str], console: Console) -> None:
+    """Print the first groups, each with its number of samples, so that a pattern that finds something else is seen.
+
+    groups: that of each sample.
+    """
+    found = sorted(Counter(groups).items())
+    named = [f"{name} ({count_of(number, 'sample')})" for name, number in found[:NUM_NAMES]]
+    more = f" and {len(found) - NUM_NAMES} more" if len(found) > NUM_NAMES else ""
+    line = f"{count_of(len(found), 'group')}: {', '.join(named)}{more}"
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def count_of(number: int, word: str) -> str:
+    """A number of things in words: 1 image, 2 images."""
+    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def with_progress(jobs: list[Job], label: str, console: Console) -> Iterator[Job]:

@@ -89,6 +89,7 @@ def decode_page(
     zarr: Sequence | None = None,
     keeps_numbers: bool = False,
     keeps_values: bool = False,
+    from_alpha: bool = False,
 ) -> DecodedImage:
     """Decode one page of an image or a mask in this process; see `Wanted`.
 
@@ -104,7 +105,8 @@ def decode_page(
     def decode(file: BinaryIO, num_bytes: int) -> DecodedImage:
         first = file.read(16)
         if is_mask:
-            labels, notes, orientation = _decode_labels(file, num_bytes, where, reserve, directory, first, keeps_values)
+            how = {"from_alpha": from_alpha, "keeps_values": keeps_values}
+            labels, notes, orientation = _decode_labels(file, num_bytes, where, reserve, directory, first, **how)
             mask, num_cells, more = to_mask(labels, where)
             if keeps_numbers or keeps_values:
                 mask = to_numbers(labels, where) if keeps_numbers else to_values(labels, where)
@@ -125,13 +127,15 @@ def _decode_labels(
     reserve: Callable[[int], None],
     directory: int | None,
     first: bytes,
+    from_alpha: bool,
     keeps_values: bool,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Values (H, W) of a mask, notes and orientation."""
+    how = {"is_mask": True, "from_alpha": from_alpha}
     if first[:4] in TIFF_SIGNATURES:
-        return decode_tiff_file(file, num_bytes, where, reserve, directory, is_mask=True)
+        return decode_tiff_file(file, num_bytes, where, reserve, directory, **how)
     if first.startswith(PNG_SIGNATURE):
-        return decode_png_file(file, num_bytes, where, reserve, is_mask=True, keeps_values=keeps_values)
+        return decode_png_file(file, num_bytes, where, reserve, keeps_values=keeps_values, **how)
     if first.startswith(JPEG_SIGNATURE):
         raise InputError(f"{where}: a mask in JPEG, which changes the labels; {HOW}")
     raise _unknown_kind(first, where, "TIFF or PNG")

@@ -45,6 +45,17 @@ def without_colours(values: np.ndarray, page: Directory, where: str) -> np.ndarr
     return grey_of(values, values.shape[2] in (2, 4), where)
 
 
+def alpha_of(values: np.ndarray, has_alpha: bool, where: str) -> np.ndarray:
+    """Where pixels (H, W, S), whose last channel is alpha, are at least half opaque: uint8 (H, W), 0 and 1. Raises
+    InputError where there is no alpha, or all pixels have the same."""
+    is_there = has_alpha and values.ndim == 3 and values.dtype.kind == "u"
+    alpha = values[..., -1] if is_there else np.zeros((0, 0), np.uint8)
+    if not alpha.size or alpha.min() == alpha.max():
+        what = "all pixels are equally opaque" if alpha.size else "has no alpha channel (transparency)"
+        raise InputError(f"{where}: {what}, so it holds no mask; save it with alpha, or omit --mask-from alpha")
+    return (alpha > np.iinfo(alpha.dtype).max // 2).astype(np.uint8)
+
+
 def grey_of(values: np.ndarray, has_alpha: bool, where: str) -> np.ndarray:
     """The one channel of a mask (H, W, S) whose channels are alike. Raises InputError for colours, and where its
     transparency may be the mask."""

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
-from glioma_dist.data.images.labels import NOT_BLACK, grey_of
+from glioma_dist.data.images.labels import NOT_BLACK, alpha_of, grey_of
 from glioma_dist.data.images.limits import COPY_AGAIN, MAX_DECODED_BYTES, check_ratio, check_size
 from glioma_dist.data.images.orientation import AS_STORED, exif_orientation, xmp_orientation
 from glioma_dist.errors import InputError
@@ -58,11 +58,12 @@ def decode_png_file(
     reserve: Callable[[int], None],
     is_mask: bool = False,
     tells_alpha: bool = False,
+    from_alpha: bool = False,
     keeps_values: bool = False,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Pixels, notes and orientation of a PNG; see `decoding.decode_file`. is_mask: see `decode_labels`; (H, W).
-    tells_alpha: note that an alpha channel is dropped. keeps_values: of a mask of fewer than 8 bits, which are not
-    scaled then. Raises InputError."""
+    tells_alpha: note that an alpha channel is dropped. from_alpha: see `Wanted`. keeps_values: of a mask of fewer than
+    8 bits, which are not scaled then. Raises InputError."""
     if num_bytes > MAX_PNG_BYTES:
         raise InputError(f"{where}: has {num_bytes} bytes, more than the {MAX_PNG_BYTES} that are read of a PNG")
     file.seek(0)
@@ -74,10 +75,13 @@ def decode_png_file(
     notes = ("is followed by another PNG in the same file, which is not read",) * (PNG_SIGNATURE in data[chunks.end :])
     if tells_alpha and chunks.header.colour_type in (PNG_GREY_ALPHA, PNG_RGB_ALPHA):
         notes = (*notes, ALPHA_DROPPED)
-    place = data.find(b"PLTE") if is_mask and chunks.header.colour_type == PNG_PALETTE else -1
-    if place > 0 and any(data[place + 4 : place + 7]):
+    if (
+        is_mask
+        and chunks.header.colour_type == PNG_PALETTE
+        and any(data[(place := data.find(b"PLTE") + 4) : place + 3])
+    ):
         notes = (*notes, NOT_BLACK)
-    pixels = decode_labels(data, where) if is_mask else decode_image(data, where)
+    pixels = decode_labels(data, where, from_alpha) if is_mask else decode_image(data, where)
     if keeps_values and chunks.header.depth < 8:
         pixels //= 255 // (2**chunks.header.depth - 1)
     return pixels, notes, _orientation(data, chunks)
@@ -122,13 +126,16 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
     return (pixels > 0).astype(np.uint8)
 
 
-def decode_labels(data: bytes, where: str) -> np.ndarray:
+def decode_labels(data: bytes, where: str, from_alpha: bool = False) -> np.ndarray:
     """Decode a mask's PNG bytes into its values, uint8 or uint16 (H, W): grey, or a palette's indices; fewer than 8
-    bits are scaled to 0 to 255.
+    bits are scaled to 0 to 255. from_alpha: see `alpha_of`.
 
     `where` names the bytes in the InputError that damaged ones and colours raise.
     """
     chunks = _walk(data, where)
+    if from_alpha:
+        values = _decode(data, chunks, cv2.IMREAD_UNCHANGED, where)
+        return alpha_of(values, chunks.header.colour_type in (PNG_GREY_ALPHA, PNG_RGB_ALPHA), where)
     if chunks.header.colour_type == PNG_PALETTE:
         # Read as grey, a palette's indices are its values.
         start = len(PNG_SIGNATURE) + 4

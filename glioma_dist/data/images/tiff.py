@@ -13,7 +13,7 @@ import tifffile
 
 from glioma_dist.data.images import tiff_directories as tag
 from glioma_dist.data.images.jpeg import fault_of_jpeg, fault_of_jpeg_xr
-from glioma_dist.data.images.labels import check_labels, without_colours
+from glioma_dist.data.images.labels import alpha_of, check_labels, without_colours
 from glioma_dist.data.images.limits import COPY_AGAIN, check_ratio, check_size
 from glioma_dist.data.images.lzw import is_valid_lzw
 from glioma_dist.data.images.numbers import SPARE_TIMES
@@ -44,11 +44,13 @@ def decode_tiff_file(
     is_mask: bool = False,
     sample: int | None = None,
     any_kind: bool = False,
+    from_alpha: bool = False,
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Pixels, notes and orientation of a TIFF; see `decoding.decode_file`. num_bytes: the file's length.
 
     offset: where the directory of the page to take begins, in bytes; None: the file's only picture. is_mask: take
-    values as they are stored, of any kind of number (H, W). sample, any_kind: see `Wanted`. Raises InputError.
+    values as they are stored, of any kind of number (H, W). sample, any_kind, from_alpha: see `Wanted`. Raises
+    InputError.
     """
     if offset is None:
         directories = read_directories(file, num_bytes, where)
@@ -75,6 +77,8 @@ def decode_tiff_file(
     except Exception as error:
         # A damaged TIFF surfaces as whatever the parser or any of a dozen codecs happened to trip over.
         raise _cannot_decode(page, where, error) from None
+    if is_mask and from_alpha:
+        return alpha_of(pixels, page.number(tag.SAMPLES, 1) in (2, 4), where), (*notes, *more), orientation_of(page)
     if is_mask:
         return without_colours(pixels, page, where), (*notes, *more), orientation_of(page)
     pixels, colour_notes = to_image(pixels, page, where, sample)

@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     values that are not 8 or 16 bit are brought to that; alpha and lossy files are then remarked on. label: names the
     page in errors, in place of its number. zarr: the image within the OME-Zarr `path`, and its frame, channel and
     depth, from 0. keeps_numbers, keeps_values: a mask's pixels stay the numbers of a label image, or the values of
-    classes, uint16.
+    classes, uint16. from_alpha: a mask is where the picture is at least half opaque.
     """
 
     path: str | Path
@@ -51,6 +51,7 @@ class Wanted(NamedTuple):
     zarr: tuple[str, int, int, int] | None = None
     keeps_numbers: bool = False
     keeps_values: bool = False
+    from_alpha: bool = False
 
 
 class NoAnswerError(Exception):

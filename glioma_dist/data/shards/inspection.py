@@ -10,16 +10,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from glioma_dist.data.sample import Sample
+from glioma_dist.data.sample import IGNORE, Sample, cells_of
 from glioma_dist.data.shards.cache import CHUNK_BYTES
-from glioma_dist.data.shards.checks import SHARD_NAME_PATTERN
-from glioma_dist.data.shards.index import INDEX_NAME, PLAIN_VERSION, members_name, write_json
+from glioma_dist.data.shards.checks import SHARD_NAME_PATTERN, fault_of_classes
+from glioma_dist.data.shards.index import FORMAT_VERSION, INDEX_NAME, PLAIN_VERSION, members_name, write_json
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.data.shards.tar_members import OUR_MEMBERS, scan_tar, unused_members
+from glioma_dist.data.shards.tar_members import scan_tar, unused_members
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import open_plain
 
+PLAIN_MEMBERS = {extension: extension for extension in ("png", "mask.png", "json")}
+"""Of tars without instances."""
 MOST_NAMES = 20
 """Of unused members, that an index keeps."""
 CELL_PX, LINE_PX = 360, 20
@@ -27,13 +29,24 @@ CELL_PX, LINE_PX = 360, 20
 
 
 def index_folder(
-    folder: Path, dataset: str, split: str, licence: str, members: Mapping[str, str] = OUR_MEMBERS
+    folder: Path,
+    dataset: str,
+    split: str,
+    licence: str,
+    members: Mapping[str, str] = PLAIN_MEMBERS,
+    classes: Sequence[str] = (),
+    has_ignore: bool = False,
 ) -> list[str]:
     """Write index.json and the tables of members for a folder of plain WebDataset tars; index.json last.
 
     Returns the members that no sample took, as `tar: name`. members: what the tars' members end with, by what each is
-    here (see `scan_tar`). Raises InputError where there is an index already, no tar, or one that cannot be used.
+    here (see `scan_tar`). classes, has_ignore: of the masks' values, as in index.json; with both empty all but black is
+    cell. Raises InputError where there is an index already, no tar, or one that cannot be used.
     """
+    labels = {"classes": list(classes), "has_instances": "instances.png" in members, "has_ignore": has_ignore}
+    fault = fault_of_classes(labels)
+    if fault:
+        raise InputError(f"{folder}: {fault}")
     if (folder / INDEX_NAME).exists():
         raise InputError(f"{folder}: holds an {INDEX_NAME} already; remove it first to have it made again")
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
@@ -52,6 +65,9 @@ def index_folder(
             what = f"holds no sample with {' and '.join(members.values())}; name the endings it has{names}"
             raise InputError(one_line(f"{path}: {what}"))
         for member in contents.table:
+            if labels["has_instances"] and "instances.png" not in member:
+                lacks = f"sample {member['key']} has no {members['instances.png']}"
+                raise InputError(f"{path}: {lacks}; each sample needs one, or none: omit --instances")
             if member["key"] in seen:
                 other = seen[member["key"]].name
                 raise InputError(f"{path}: sample {member['key']} is in {other}, too; rename one, or remove it")
@@ -59,6 +75,8 @@ def index_folder(
         unused += [f"{path.name}: {name}" for name in contents.unused]
         shards.append(_write_table(path, contents.table))
     head = {"format_version": PLAIN_VERSION, "dataset": dataset, "split": split, "licence": licence}
+    if any(labels.values()):
+        head |= {"format_version": FORMAT_VERSION, **labels}
     if unused:
         head["unused_members"] = {
             "count": len(unused),
@@ -120,7 +138,11 @@ def verify(reader: ShardReader) -> Iterator[tuple[str, str | None]]:
                 digest.update(reader.source.read_range(shard["name"], start, end))
             # The samples first: what is wrong with one says more than what is wrong with the whole.
             for place in range(shard["num_samples"]):
-                key = reader.read(number, place).key
+                sample = reader.read(number, place)
+                key = sample.key
+                if sample.instances is not None and not np.array_equal(sample.instances > 0, cells_of(sample.mask)):
+                    what = "its mask and its instances have cells at different pixels; convert it again"
+                    raise InputError(f"{reader.source.where(shard['name'])}: sample {key}: {what}")
                 if seen.setdefault(key, shard["name"]) != shard["name"]:
                     where = reader.source.where(shard["name"])
                     raise InputError(f"{where}: sample {key} is in {seen[key]}, too; rename one, or remove it")
@@ -158,7 +180,8 @@ def contact_sheet(samples: list[Sample], draw: Callable[[np.ndarray, np.ndarray]
         size = (max(1, round(scale * width)), max(1, round(scale * height)))
         image = cv2.resize(normalize_intensity(sample.image, "percentile"), size, interpolation=cv2.INTER_AREA)
         # Outlined at the picture's size, or they would vanish in the shrinking of a large one.
-        mask = cv2.resize(sample.mask, size, interpolation=cv2.INTER_NEAREST)
+        mask = np.where(sample.mask == IGNORE, np.uint8(0), sample.mask)
+        mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         sheet[top : top + size[1], left : left + size[0]] = draw(image, mask)
         line = (left + 4, top + CELL_PX + LINE_PX - 6)
         cv2.putText(sheet, sample.key[:44], line, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)

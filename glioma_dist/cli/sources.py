@@ -1,0 +1,112 @@
+"""`glioma-dist convert NAME` for each source of labelled data in the registry, those of other distributions too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from glioma_dist.cli.command import Command
+from glioma_dist.cli.convert import check_split_counts, check_split_name, idle_split_flags
+from glioma_dist.cli.inputs import check_folder_there, check_source
+from glioma_dist.config.data import SPLIT_SHARES
+from glioma_dist.data.convert.labelling import Labelling, check_names
+from glioma_dist.errors import InputError
+from glioma_dist.registry import SourceEntry, sources
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Convert a folder of labelled images to shards."""
+
+    source: Path
+    """Folder with the labels and the images; subfolders are searched, too."""
+    out: Path
+    """Folder to write the splits and audit.json to."""
+    images: Path | None = None
+    """Folder with the images, if it is another one."""
+    split: str = "all"
+    """Name of the split, without --split-seed: train, val, test or another name."""
+    split_seed: int | None = None
+    """Draw train, val and test at random with this seed."""
+    split_shares: tuple[float, float, float] = SPLIT_SHARES
+    """Percentages of the groups for train, val and test, at least one group each, with --split-seed."""
+    split_counts: tuple[int, ...] | None = None
+    """Three numbers, with --split-seed, instead of shares: samples for train, val and test."""
+    group_pattern: str | None = None
+    """Regular expression with one group in round brackets, searched in an image's path without its ending. Images for
+    which it finds the same text belong to the same split: for example '^([A-H][0-9]+)_' for wells. By default: each
+    file is a group, and each sequence of the Cell Tracking Challenge."""
+    frame_minutes: float | None = None
+    """Minutes between two frames, for sources that number their frames (ctc, ctc-silver). By default: the samples have
+    no time."""
+    categories: tuple[str, ...] | None = None
+    """Names of the labels to take as cells, for sources that name them (cvat). By default: all, except names that mean
+    something else, such as background and soma."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more labels that become the classes 1, 2, … of the masks, in this order; others are left out. A
+    pixel of several belongs to the one named last. For sources that name labels (cvat). By default: one class."""
+    ignore: tuple[str, ...] = ()
+    """Names of labels whose pixels are neither cell nor background: training and scores leave them out. Pixels that
+    are part of a cell, too, are cell."""
+    instances: bool = False
+    """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. A pixel
+    of several cells of one class belongs to the smallest."""
+    dataset: str | None = None
+    """Name of the data set. By default: the name of --out."""
+    licence: str | None = None
+    """Licence of the data. By default: the first line of a LICENSE file in --source. Checkpoints trained on the data
+    name it."""
+    strict: bool = False
+    """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
+
+    def without_effect(self) -> list[str]:
+        """Flags that other flags leave without an effect, each with the reason."""
+        return idle_split_flags(self)
+
+    def validate(self) -> None:
+        """Raises InputError for values that cannot be used."""
+        check_split_name(self.split)
+        check_split_counts(self.split_counts)
+        check_names(self.classes, self.ignore, self.categories)
+        if self.frame_minutes is not None and not 0 < self.frame_minutes < float("inf"):
+            raise InputError(f"--frame-minutes {self.frame_minutes}: give a number of minutes above 0")
+
+
+def command_of(name: str) -> Command:
+    """The command of a source. Raises UnknownNameError and BrokenEntryError of the registry."""
+    entry = sources.find(name)
+    layout = entry.layout or f"the source {entry.described}"
+    kind = type("SourceConfig", (SourceConfig,), {"__doc__": f"Convert {layout}, to shards.", "__module__": __name__})
+    named = f"glioma-dist convert {entry.name} --source data/plate_7"
+    examples = (
+        f"{named} --split-seed 0 --out shards/plate_7",
+        f"{named} --split-seed 0 --group-pattern '^([A-H][0-9]+)_' --out shards/plate_7",
+    )
+    return Command(kind, lambda config: run_source(entry, config), examples, check_inputs)
+
+
+def check_inputs(config: SourceConfig) -> None:
+    """Raises InputError for missing inputs."""
+    check_source(config.source)
+    if config.images is not None:
+        check_folder_there("--images", config.images)
+
+
+def run_source(entry: SourceEntry, config: SourceConfig) -> None:
+    """Convert."""
+    from glioma_dist.data.convert.conversion import convert
+    from glioma_dist.data.convert.division import Division
+    from glioma_dist.data.convert.sources import check_found
+
+    found = check_found(sources.load(entry.name)(config.source, config.images), entry.described)
+    convert(
+        found.changed(config.split, config.licence),
+        config.out,
+        config.dataset or config.out.resolve().name,
+        config.strict,
+        categories=config.categories,
+        labelling=Labelling(config.classes, config.instances, config.ignore),
+        division=Division(config.split_seed, config.split_counts, config.split_shares, config.split),
+        group_pattern=config.group_pattern,
+        frame_minutes=config.frame_minutes,
+    )
