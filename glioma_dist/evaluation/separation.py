@@ -64,8 +64,8 @@ def check_separable(height: int, width: int) -> None:
     """Raise InputError for an image that is too large for `separate`."""
     if not is_separable(height, width):
         raise InputError(
-            f"{width}x{height} pixels: touching cells are separated in images of up to {MOST_SEPARATED_PIXELS} pixels; cut it "
-            "into fields, or --write mask overlay probability, for which no cell needs a number"
+            f"{width}x{height} pixels: touching cells are separated in images of up to {MOST_SEPARATED_PIXELS} pixels; "
+            "cut it into fields, or --write mask overlay probability, for which no cell needs a number"
         )
 
 
