@@ -16,22 +16,19 @@ from torch import Tensor
 import glioma_dist as gd
 from glioma_dist.registry import losses
 
-ALPHA, BETA = 0.3, 0.7
-"""Weights of false positives and false negatives."""
 
+@losses.register("soft_jaccard")
+def soft_jaccard(logits: Tensor, masks: Tensor, valid: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """1 - (sum(p m) + 1) / (sum(p) + sum(m) - sum(p m) + 1) of each image, p = sigmoid(logit).
 
-@losses.register("tversky")
-def tversky(logits: Tensor, masks: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-    """Tversky loss of each image (Salehi et al. 2017, arXiv 1706.05721, equation 4).
-
-    logits, masks: (B, H, W), fp32; masks are 0 and 1. total: converts sums over a strip of each image, (N, B), to sums
-    over the whole image, in case several processes share an image. Returns (B,).
+    logits, masks: (B, H, W), fp32; masks are 0 and 1. valid: (B, H, W), False where nobody labelled the pixel. total:
+    converts sums over a strip of each image, (N, B), to sums over the whole image, in case several processes share an
+    image. Returns (B,).
     """
-    probabilities = logits.sigmoid()
+    probabilities = logits.sigmoid() * valid
     sums = torch.stack([(probabilities * masks).sum((1, 2)), probabilities.sum((1, 2)), masks.sum((1, 2))])
     overlap, predicted, labelled = total(sums)
-    false_positives, false_negatives = predicted - overlap, labelled - overlap
-    return 1 - (overlap + 1) / (overlap + ALPHA * false_positives + BETA * false_negatives + 1)
+    return 1 - (overlap + 1) / (predicted + labelled - overlap + 1)
 
 
 def main(shards: str, out: str) -> None:
@@ -43,7 +40,9 @@ def main(shards: str, out: str) -> None:
         workers=0,
     )
     model = gd.ModelConfig(encoder="mit_tiny", decoder_channels=(32, 32, 16, 16, 8))
-    run = gd.train(gd.TrainConfig(data, model, loss="tversky+bce", lr=1e-3, max_steps=8, eval_every=8, out=Path(out)))
+    run = gd.train(
+        gd.TrainConfig(data, model, loss="soft_jaccard+bce", lr=1e-3, max_steps=8, eval_every=8, out=Path(out))
+    )
     print(f"step {run.step}, in {run.best}")
 
 

@@ -1,4 +1,4 @@
-"""Losses written again in numpy, in fp64, from their papers' formulas: one image, pixel by pixel where that is clearest."""
+"""Losses written again in numpy, in fp64, from the formulas of papers, for one image."""
 
 from __future__ import annotations
 

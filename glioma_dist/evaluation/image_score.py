@@ -89,13 +89,6 @@ def score_image(
     return ImageScore(sample.key, mean, tuple(by_class) if len(by_class) > 1 else (), cells)
 
 
-def dice_at_sizes(
-    network: Network, sample: Sample, contrast: Contrast, input_size: Size | None, metric_size: Size | None
-) -> float:
-    """Return the Dice of `score_image`."""
-    return score_image(network, sample, input_size, metric_size, contrast=contrast).dice
-
-
 def _matched(network: Network, maps: np.ndarray, sample: Sample) -> MatchedCells:
     """The cells found in `maps` (C, H, W) against those of the sample. Pixels that nobody labelled belong to none."""
     known = sample.mask != IGNORE

@@ -75,7 +75,7 @@ class EvaluationResult:
 def evaluate(
     config: EvaluateConfig, context: DistributedContext | None = None, workers: WorkerPool | None = None
 ) -> EvaluationResult:
-    """Score a checkpoint on shards with DS, the Dice of the article (`dice_at_sizes`).
+    """Score a checkpoint on shards with DS, the Dice of the article (`score_image`).
 
     Starts no processes: it computes in this one. If the script was started by `accelerate launch`, every process of the
     launch calls it. Every image is scored once, whatever the number of processes.

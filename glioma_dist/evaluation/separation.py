@@ -6,11 +6,12 @@ import numpy as np
 
 from glioma_dist.errors import InputError
 
-MARKER_LIMITS = {"boundary": 0.5, "distance": 0.5}
-"""A pixel of the mask is part of a marker where its boundary is below, or its distance at least, this value."""
+MARKER_LIMITS = {"boundary": 0.4, "distance": 0.5}
+"""A pixel of the mask is part of a marker where its boundary is below, or its distance at least, this value.
+docs/guides/touching_cells.md says how the first was chosen, on validation images; the second was not tuned."""
 LEAST_MARKER_PIXELS = 20
 """Of a marker: smaller ones are left out, for they are gaps in a boundary more often than cells."""
-MAX_PIXELS = 2**26
+MOST_SEPARATED_PIXELS = 2**26
 """Of an image whose cells are separated: 8192x8192. The watershed holds about 24 bytes a pixel."""
 
 
@@ -28,7 +29,7 @@ def separate(mask: np.ndarray, values: np.ndarray, target: str) -> np.ndarray:
         target: what it is, boundary or distance.
 
     Returns int32 (H, W): numbers from 1 in the order of the cells' first pixels, row by row; 0 where there is no cell.
-    Raises InputError for an image of more than `MAX_PIXELS`.
+    Raises InputError for an image of more than `MOST_SEPARATED_PIXELS`.
 
     Source: Meyer 1994, Topographic distance and watershed lines; markers from a boundary class as in Caicedo et al.
     2019, Nucleus segmentation across imaging experiments.
@@ -56,15 +57,15 @@ def separate(mask: np.ndarray, values: np.ndarray, target: str) -> np.ndarray:
 
 def is_separable(height: int, width: int) -> bool:
     """Return whether an image is small enough for `separate`."""
-    return height * width <= MAX_PIXELS
+    return height * width <= MOST_SEPARATED_PIXELS
 
 
 def check_separable(height: int, width: int) -> None:
     """Raise InputError for an image that is too large for `separate`."""
     if not is_separable(height, width):
         raise InputError(
-            f"{width}x{height} pixels: touching cells are separated in images of up to {MAX_PIXELS} pixels; cut it "
-            "into fields, or --write mask overlay probability, for which no cell needs a number"
+            f"{width}x{height} pixels: touching cells are separated in images of up to {MOST_SEPARATED_PIXELS} pixels; "
+            "cut it into fields, or --write mask overlay probability, for which no cell needs a number"
         )
 
 

@@ -85,7 +85,7 @@ def described_flags(text: str) -> dict[str, str]:
 def test_every_flag_has_a_text_and_config_is_one_of_them(name, monkeypatch):
     text = help_of(name, monkeypatch)
     described = described_flags(text)
-    assert described["--config"].startswith("JSON file")
+    assert described["--config"].strip().startswith("JSON file")
     positional = {"study", "shards", "predictions", *({"configs": ["name"], "run-status": ["run"]}.get(name, []))}
     for flag in flags_of(COMMANDS[name].load().config):
         if flag[2:] in positional:
@@ -139,8 +139,8 @@ def test_every_example_line_can_be_parsed(name, example, tmp_path, monkeypatch):
         file.parent.mkdir(parents=True)
         base = parse(COMMANDS[name].load().config, ["--data.train", "shards/glioma_c6/train"])
         file.write_text(json.dumps(to_dict(base)))
-    config = parse(COMMANDS[name].load().config, rest)
-    assert isinstance(config, COMMANDS[name].load().config)
+    kind = COMMANDS[name].load().config
+    assert isinstance(parse(kind, rest), kind)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -18,7 +18,7 @@ from glioma_dist.evaluation.comparison import (
     repetition_means,
     standard_deviation,
 )
-from glioma_dist.evaluation.image_score import dice_at_sizes
+from glioma_dist.evaluation.image_score import score_image
 from glioma_dist.evaluation.network import Network
 from glioma_dist.size import Size
 
@@ -103,7 +103,7 @@ def test_ds_of_random_and_extreme_masks_is_that_of_a_slow_reference(answer, metr
     logits = (answered * 6.0 - 3 + np.random.default_rng(1).normal(0, 0.1, answered.shape)).astype(np.float32)
     for name, mask in masks(18, 24).items():
         sample = Sample(name, np.random.default_rng(2).integers(0, 256, mask.shape, dtype=np.uint8), mask, {})
-        score = dice_at_sizes(Network(Given(logits), CPU), sample, "percentile", Size(20, 16), metric)
+        score = score_image(Network(Given(logits), CPU), sample, Size(20, 16), metric, contrast="percentile").dice
         assert score == pytest.approx(ds_slowly(logits, mask, metric), abs=1e-12), name
 
 

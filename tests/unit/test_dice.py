@@ -14,7 +14,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import dice
-from glioma_dist.evaluation.image_score import dice_at_sizes
+from glioma_dist.evaluation.image_score import score_image
 from glioma_dist.evaluation.network import Network
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.model.unet import build_model
@@ -107,9 +107,9 @@ def ds_slowly(sample: Sample, shrink: int, metric: tuple[int, int]) -> float:
 def test_ds_is_dice_after_both_scalings(shrink, metric):
     for number in range(3):
         sample, model = draw_sample(number), BrightIsCell()
-        score = dice_at_sizes(
-            Network(model, CPU), sample, "percentile", Size(96 // shrink, 80 // shrink), Size(*metric)
-        )
+        score = score_image(
+            Network(model, CPU), sample, Size(96 // shrink, 80 // shrink), Size(*metric), contrast="percentile"
+        ).dice
         assert model.sizes == [(1, 3, 80 // shrink, 96 // shrink)]
         # Where a pixel's share is a half up to rounding it may fall to either side: two pixels are allowed for.
         assert abs(score - ds_slowly(sample, shrink, metric)) < 4 / (metric[0] * metric[1] * 0.3)
@@ -118,7 +118,7 @@ def test_ds_is_dice_after_both_scalings(shrink, metric):
 
 def test_without_sizes_the_image_goes_in_and_is_compared_as_it_is():
     sample, model = draw_sample(7, width=53, height=41), BrightIsCell()
-    score = dice_at_sizes(Network(model, CPU), sample, "percentile", None, None)
+    score = score_image(Network(model, CPU), sample, None, None, contrast="percentile").dice
     assert model.sizes == [(1, 3, 41, 53)]
     assert score == pytest.approx(ds_slowly(sample, 1, (53, 41)), abs=4 / (53 * 41 * 0.3))
 
@@ -143,7 +143,7 @@ def test_evaluation_scores_every_image_and_writes_it_down(checkpoint, shards, tm
     assert scores["dice_mean"] == pytest.approx(np.mean([image["dice"] for image in scores["images"]]), rel=1e-12)
     for image in scores["images"]:
         sample = draw_sample(int(image["key"][-3:]))
-        expected = dice_at_sizes(Network(checkpoint.model, CPU), sample, "percentile", Size(64, 32), None)
+        expected = score_image(Network(checkpoint.model, CPU), sample, Size(64, 32), None, contrast="percentile").dice
         assert image["dice"] == pytest.approx(expected, rel=1e-12)
     assert (scores["num_images"], scores["step"]) == (10, 5)
     assert (scores["input_size"], scores["metric_size"]) == ("64x32", "own")

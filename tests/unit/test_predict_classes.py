@@ -137,7 +137,7 @@ def test_maps_scaled_by_rows_are_those_of_the_whole(checkpoint, tmp_path, runtim
 
 def test_an_image_too_large_to_separate_has_a_mask_and_no_cells(checkpoint, tmp_path, runtime, monkeypatch):
     network = network_of(checkpoint, runtime)
-    monkeypatch.setattr(separation, "MAX_PIXELS", 117 * 89 - 1)
+    monkeypatch.setattr(separation, "MOST_SEPARATED_PIXELS", 117 * 89 - 1)
     config = PredictConfig(checkpoint, str(plate(tmp_path / "plate", 1)), tmp_path / "out")
     (done,) = predict(config, runtime).images
     assert (done.cells, set(done.files)) == (None, {"mask", "overlay"})

@@ -8,7 +8,13 @@ pytest.importorskip("skimage", reason="pip install scikit-image")
 
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.instances import match_cells
-from glioma_dist.evaluation.separation import LEAST_MARKER_PIXELS, MAX_PIXELS, check_separable, numbered, separate
+from glioma_dist.evaluation.separation import (
+    LEAST_MARKER_PIXELS,
+    MOST_SEPARATED_PIXELS,
+    check_separable,
+    numbered,
+    separate,
+)
 
 
 def touching_discs(shape=(80, 150)) -> np.ndarray:
@@ -74,7 +80,7 @@ def test_cells_are_numbered_by_their_first_pixels():
 
 
 def test_too_large_images_are_refused():
-    side = int(MAX_PIXELS**0.5)
+    side = int(MOST_SEPARATED_PIXELS**0.5)
     check_separable(side, side)
     with pytest.raises(InputError, match="touching cells are separated in images of up to"):
         check_separable(side, side + 1)
