@@ -109,6 +109,8 @@ def _flags_of(kind: type, prefix: str) -> list[Flag]:
 def _flag(field: Field[Any], hint: Any, text: str, prefix: str) -> Flag:
     name = field.name.upper() if is_positional(hint) else f"{prefix}{_dashed(field.name)}"
     default = "required" if _has_no_default(field) else told_default(_default(field))
+    if is_positional(hint) and default == "required" and get_origin(get_args(hint)[0]) is tuple:
+        default = ""  # a list of values, which the help does not call required
     if hint is bool:
         return Flag(f"{name}, {prefix}no-{_dashed(field.name)}", "", default, text)
     return Flag(name, "" if is_positional(hint) else placeholder(hint), default, text)
