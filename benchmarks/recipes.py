@@ -119,7 +119,11 @@ def main() -> None:
 
 
 def all_recipes(config: RecipesConfig) -> dict[str, dict[str, Any]]:
-    return RECIPES | (read_yaml(config.more) if config.more else {})
+    """Those of this file and of --more. Raises InputError if that has anything else."""
+    more = {} if config.more is None else read_yaml(config.more)
+    if not isinstance(more, dict) or not all(isinstance(each, dict) for each in more.values()):
+        raise InputError(f"--more {config.more}: give names of recipes, each with its settings")
+    return RECIPES | more
 
 
 def shards_of(config: RecipesConfig, split: int) -> Path:
