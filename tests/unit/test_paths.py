@@ -21,6 +21,7 @@ from glioma_dist.data.shards.storage import SCHEMES
 from glioma_dist.errors import InputError, one_line
 
 NO_PATHS = {
+    "--recipes": "names of recipes",
     "--url": "an http(s) URL, checked by download.addresses",
     "--model.encoder": "a name",
     "--model.init-sha256": "a checksum",

@@ -12,6 +12,7 @@ from helpers import TINY_CHANNELS, draw_sample, load_benchmark
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
+from glioma_dist.size import Size
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, 
 
     out = tmp_path / "out"
     given = benchmark.RecipesConfig(
-        source, out, steps=4, size="32x32", decoder_channels=TINY_CHANNELS, encoders=("mit_b0",)
+        source, out, steps=4, size=Size(32, 32), decoder_channels=TINY_CHANNELS, encoders=("mit_b0",)
     )
     benchmark.convert(benchmark.find_glioma_c6(source), benchmark.shards_of(given, 0), "t98g", split_seed=0)
     config = benchmark.run_config(given, "mit_b0", "smp", 0)
