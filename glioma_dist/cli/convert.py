@@ -178,7 +178,7 @@ class FolderConfig:
     out. By default: none."""
     instances: bool = False
     """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. These are
-    the masks' values. Of masks with one value, and of classes, they are numbers of connected regions."""
+    the masks' values. With --classes, and in masks with one value, connected regions are numbered."""
 
     def without_effect(self) -> list[str]:
         """Flags that other flags leave without an effect, each with the reason."""
