@@ -1,4 +1,4 @@
-"""Losses written again in numpy, in fp64, from their formulas in papers: one image, pixel by pixel where it is clearest."""
+"""Losses again, in numpy and fp64, from the formulas of their papers: one image, pixel by pixel where it is clearest."""
 
 from __future__ import annotations
 
