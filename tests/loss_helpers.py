@@ -1,4 +1,4 @@
-"""Losses again, in numpy and fp64, from the formulas of their papers: one image, pixel by pixel where it is clearest."""
+"""Losses again, in numpy and fp64, from the formulas of their papers: one image, pixel by pixel where clearest."""
 
 from __future__ import annotations
 
