@@ -1,4 +1,4 @@
-"""Losses written again in numpy, in fp64, from the formulas of papers, for one image."""
+"""Losses again, in numpy and fp64, from the formulas of their papers: one image, pixel by pixel where clearest."""
 
 from __future__ import annotations
 
