@@ -156,7 +156,7 @@ def test_hostile_xml_is_one_line(fault, folder, tmp_path):
     refused("cvat", folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize("fault", ["empty", "cut short", "fractions", "another size", "a volume", "a slice"])
+@pytest.mark.parametrize("fault", ["empty", "cut short", "fractions", "another size", "a slice"])
 def test_hostile_tracking_folders_are_one_line(fault, folder, tmp_path):
     (folder / "01").mkdir()
     (folder / "a.png").rename(folder / "01" / "t000.png")
