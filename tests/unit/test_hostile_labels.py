@@ -166,7 +166,7 @@ def test_hostile_tracking_folders_are_one_line(fault, folder, tmp_path):
     values = {
         "fractions": MASKS + 0.5,
         "another size": MASKS[1:] + 1,
-        "a volume": np.ones((3, HEIGHT, WIDTH), np.uint16),
+        "a volume": np.ones((5, HEIGHT, WIDTH), np.uint16),
     }
     tifffile.imwrite(labels, values.get(fault, MASKS + 1))
     if fault in ("empty", "cut short"):
