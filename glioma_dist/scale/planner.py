@@ -252,13 +252,18 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
 
 
 def least_micro_batches(step: Step, memory: float) -> int | None:
-    """In how many micro-batches a device's images fit with the level full; None where they do not, are in as many
+    """In how many micro-batches, tried by halving, a device's images fit with the level full; None where they do not, are in as many
     already, or where the network needs the whole batch at once."""
     images = step.batch_size * step.num_micro_batches
     if step.batch_size == 1 or not allows_micro_batches(step.model):
         return None
-    at_once = min(step.batch_size - 1, largest_batch(replace(step, num_micro_batches=images), "full", memory))
-    return math.ceil(images / at_once) if at_once > 0 else None
+    at_once = step.batch_size
+    while at_once > 1:
+        at_once = math.ceil(at_once / 2)
+        number = math.ceil(images / at_once)
+        if fits(replace(step, batch_size=at_once, num_micro_batches=number), "full", memory):
+            return number
+    return None
 
 
 def _key(step: Step, level: Level, size: str) -> str | None:

@@ -197,7 +197,7 @@ def test_the_planner_counts_the_moving_average(monkeypatch, tmp_path):
 
 def test_full_memory_is_answered_by_a_number_of_micro_batches_that_fits(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    two = replace(STEP, batch_size=2, num_micro_batches=3)
+    two = replace(STEP, batch_size=2, num_micro_batches=3)  # after halves of 3
     memory = planner.count(two, "full").peak * 1.02
     told = planner.advice(STEP, memory, "full")
     assert told.endswith(
