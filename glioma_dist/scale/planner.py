@@ -238,8 +238,7 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     text = f"{asked}: {needs} are needed; there are {memory / GIB:.1f} GiB"
     if chosen:
         return f"{text}: give --scale.activation-checkpointing {chosen}"
-    number = least_micro_batches(step, memory)
-    if number is not None:
+    if (number := least_micro_batches(step, memory)) is not None:
         return f"{text}: give {MICRO_BATCHES} {number}, which changes no result"
     images, size = largest_batch(step, "full", memory), largest_size(step, "full", memory)
     if 0 < images < step.batch_size:
