@@ -32,6 +32,7 @@ WORKSPACES_GIB = 0.2
 (docs/benchmarks/nvidia_h100_80gb_hbm3/proof.md)."""
 """Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
 ADAM_MOMENTS = 2
+MICRO_BATCHES = "--scale.activation-checkpointing full and --scale.gradient-accumulation"
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
 _formulas: dict[str, SizeFormula | None] = {}
@@ -235,18 +236,15 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
     chosen = choose(step, memory, LEVELS if tried is None else LEVELS[LEVELS.index(tried) + 1 :])
     place = f"{step.spatial_parallel} devices" if step.spatial_parallel > 1 else "this device"
     asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on {place}"
-    if step.num_micro_batches > 1:
-        asked = f"a micro-batch of {asked}"
+    asked = asked if step.num_micro_batches == 1 else f"a micro-batch of {asked}"
     needs = ", ".join(
         f"{count(step, level).peak / GIB:.1f} GiB with --scale.activation-checkpointing {level}" for level in LEVELS
     )
     text = f"{asked}: {needs} are needed; there are {memory / GIB:.1f} GiB"
     if chosen:
         return f"{text}: give --scale.activation-checkpointing {chosen}"
-    number = least_micro_batches(step, memory)
-    if number is not None:
-        flags = f"--scale.activation-checkpointing full and --scale.gradient-accumulation {number}"
-        return f"{text}: give {flags}, which changes no result"
+    if (number := least_micro_batches(step, memory)) is not None:
+        return f"{text}: give {MICRO_BATCHES} {number}, which changes no result"
     images, size = largest_batch(step, "full", memory), largest_size(step, "full", memory)
     if 0 < images < step.batch_size:
         batch_size = images * step.num_devices // step.spatial_parallel
@@ -257,13 +255,17 @@ def advice(step: Step, memory: float, tried: Level | None = None) -> str:
 
 
 def least_micro_batches(step: Step, memory: float) -> int | None:
-    """In how many micro-batches a device's images fit with the level full; None where they do not, are in as many
-    already, or where the network needs the whole batch at once."""
+    """In how many micro-batches, tried by halving, a device's images fit with the level full; None where none do."""
     images = step.batch_size * step.num_micro_batches
     if step.batch_size == 1 or not allows_micro_batches(step.model):
         return None
-    at_once = min(step.batch_size - 1, largest_batch(replace(step, num_micro_batches=images), "full", memory))
-    return math.ceil(images / at_once) if at_once > 0 else None
+    at_once = step.batch_size
+    while at_once > 1:
+        at_once = math.ceil(at_once / 2)
+        number = math.ceil(images / at_once)
+        if fits(replace(step, batch_size=at_once, num_micro_batches=number), "full", memory):
+            return number
+    return None
 
 
 def _key(step: Step, level: Level, size: str) -> str | None:

@@ -71,8 +71,9 @@ class Reporter:
         self._curves = CurvesFile(config.out, self._metrics.kept, check, self._warn)
         self._loss_watch = None
         if steps_per_epoch is not None:
-            is_trained = config.model.init not in ("random", "imagenet")
-            self._loss_watch = LossWatch(steps_per_epoch, self._metrics.kept, is_trained)
+            is_trained = config.model.init not in ("random", "imagenet", "timm")
+            warmup = self._learning_rate.warmup_steps
+            self._loss_watch = LossWatch(steps_per_epoch, self._metrics.kept, is_trained, warmup)
         self._metrics.kept = []  # they can be many
         self._trackers = Trackers()
 

@@ -1,7 +1,7 @@
 """Gradient accumulation and the moving average of the weights on several processes: with DDP, FSDP2 and spatial
 parallelism, two processes with micro-batches equal one process with the whole batch, in fp64, to 1e-9."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -10,7 +10,6 @@ import torch
 from engines import fsdp2
 from fp64 import train_in_fp64
 from helpers import rows, run, tiny_config
-from torch import nn
 
 from glioma_dist.config import ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
@@ -25,6 +24,8 @@ NUMBERS = (1, 2, 4)
 ENGINES = {"DDP": 1, "FSDP2": 1, "spatial parallel": 2}
 """Processes that share an image."""
 FILES = (MODEL, EMA, OPTIMIZER)
+SCATTER = ("reduce_scatter_single", "reduce_scatter_tensor")
+"""What FSDP2 of one version of PyTorch or another sends gradients by."""
 
 
 @contextmanager
@@ -141,32 +142,37 @@ def test_weights_that_fsdp2_keeps_gathered_are_gathered_again_after_a_validation
 
 def sent_in_a_step(engine: str, config) -> dict[int, int]:
     """By the number of micro-batches: how often gradients are sent in one step."""
-    from torch.distributed.tensor.debug import CommDebugMode
+    here, calls, counts = DistributedContext.start(), [], {}
+    prepare = loop.prepare
 
-    here, counts, prepare = DistributedContext.start(), {}, loop.prepare
-    calls = []
+    def noting(scatter: Callable) -> Callable:
+        def note(*given, **named):
+            calls.append("scattered")
+            return scatter(*given, **named)
 
-    def hook(_: object, bucket) -> torch.futures.Future:
-        calls.append(bucket.index())
-        sending = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
-        return sending.then(lambda done: done.value()[0] / here.num_processes)
+        return note
 
-    def hooked(*given):
+    def send(_, bucket):
+        calls.append("reduced")
+        sent = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return sent.then(lambda done: done.value()[0] / here.num_processes)
+
+    def watched(*given):
         trainer, state = prepare(*given)
-        model: nn.Module = trainer.model
         if engine == "DDP":
-            model.register_comm_hook(None, hook)
+            trainer.model.register_comm_hook(None, send)
         return trainer, state
 
-    loop.prepare = hooked
-    with engine_of(engine, here):
+    with pytest.MonkeyPatch.context() as patch, engine_of(engine, here):
+        patch.setattr(loop, "prepare", watched)
+        for name in SCATTER:
+            if hasattr(torch.distributed, name):
+                patch.setattr(torch.distributed, name, noting(getattr(torch.distributed, name)))
         for number in NUMBERS:
             calls.clear()
-            each = replace(config, out=config.out / str(number), scale=ScaleConfig(gradient_accumulation=number))
-            with CommDebugMode() as watch:
-                loop.train(each, here)
-            scattered = sum(count for kind, count in watch.get_comm_counts().items() if "reduce_scatter" in str(kind))
-            counts[number] = len(calls) if engine == "DDP" else scattered
+            scale = ScaleConfig(gradient_accumulation=number)
+            loop.train(replace(config, out=config.out / str(number), scale=scale), here)
+            counts[number] = len(calls)
     return counts
 
 
