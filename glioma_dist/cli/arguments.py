@@ -19,7 +19,7 @@ from glioma_dist.cli.help import examples_text, help_registry
 from glioma_dist.config.file import read_config
 from glioma_dist.config.paths import check_path, check_paths
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.loss_names import own_functions
+from glioma_dist.loss_terms import own_functions
 
 Config = TypeVar("Config")
 

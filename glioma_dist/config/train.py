@@ -16,7 +16,8 @@ from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
 from glioma_dist.extras import LIBRARIES, require, require_library
 from glioma_dist.limits import check_batch_size
-from glioma_dist.loss_names import DEFAULT_LOSS, LARGEST_WEIGHT, check_names
+from glioma_dist.loss_names import DEFAULT_LOSS
+from glioma_dist.loss_terms import LARGEST_WEIGHT, check_names
 from glioma_dist.registry import trackers
 
 COST_FIELDS = (

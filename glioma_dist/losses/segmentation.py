@@ -28,7 +28,7 @@ from torch import Tensor
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import InputError, noting
 from glioma_dist.limits import IGNORE
-from glioma_dist.loss_names import terms_of
+from glioma_dist.loss_terms import terms_of
 from glioma_dist.losses.parts import WHOLE, Parts
 from glioma_dist.losses.targets import target_loss
 from glioma_dist.model.outputs import Outputs

@@ -8,6 +8,8 @@ import torch
 from helpers import tiny_config
 
 from glioma_dist.data.loader import Batch
+from glioma_dist.losses import training_loss
+from glioma_dist.model.outputs import Outputs
 from glioma_dist.model.unet import build_model
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.optimizer import make_optimizer
@@ -37,6 +39,8 @@ def test_a_step_waits_for_the_gpu_once(runtime, tmp_path, encoder, optimizer, le
         learning_rate=LearningRate(config.lr),
         guard=StepGuard(model),
         spatial_group=SpatialGroup(),
+        outputs=Outputs(),
+        loss=training_loss(config),
     )
     images = torch.randint(0, 256, (2, 1, 128, 128), dtype=torch.uint8, device=runtime.device)
     batch = Batch(images, (images[:, 0] > 180).to(torch.uint8), torch.tensor([3, 4]), ("one", "other"))

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
-from glioma_dist.loss_names import check_names, terms_of
+from glioma_dist.loss_terms import check_names, terms_of
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.losses.pixels import boundary_weights
 from glioma_dist.model.outputs import Outputs

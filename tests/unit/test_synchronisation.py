@@ -21,9 +21,10 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.data.loader import Batch
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.evaluation.dice import dice
-from glioma_dist.losses import segmentation_loss
+from glioma_dist.losses import segmentation_loss, training_loss
 from glioma_dist.model.encoders.mit import DEEP_STAGE
 from glioma_dist.model.encoders.mit_names import MIT_SHAPES
+from glioma_dist.model.outputs import Outputs
 from glioma_dist.model.unet import UNet, build_model, normalise
 from glioma_dist.registry import encoders
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
@@ -96,6 +97,8 @@ def watch_step(
             learning_rate=LearningRate(config.lr),
             guard=StepGuard(model),
             spatial_group=group,
+            outputs=Outputs(),
+            loss=training_loss(config),
         )
         images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
         batch = Batch(images, images[:, 0], SEEDS, ("one", "other"))
@@ -261,6 +264,8 @@ def test_validation_reads_once(on_gpu, tmp_path):
         context=on_gpu,
         model=model,
         spatial_group=SpatialGroup(),
+        outputs=Outputs(),
+        loss=training_loss(config),
         level="none",
         val=[None] * 5,
         stop=SimpleNamespace(immediate=nullcontext),
