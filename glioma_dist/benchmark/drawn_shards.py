@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 
 from glioma_dist.data.sample import Sample
-from glioma_dist.data.shards.reader import SAMPLES_PER_SHARD, ShardReader, ShardWriter
+from glioma_dist.data.shards.reader import ShardReader
+from glioma_dist.data.shards.writer import SAMPLES_PER_SHARD, ShardWriter
 from glioma_dist.size import Size
 
 NATIVE = Size(2592, 1952)
