@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
@@ -371,6 +372,22 @@ def start_fp16() -> Any:
     here.accelerator.native_amp = True
     here.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE, growth_interval=2)
     return here
+
+
+def change_loss(patch: Any, in_training: bool, function: Callable) -> None:
+    """Have the loss of training steps, or of validations, be `function(own, *its arguments)`."""
+    import torch
+
+    from glioma_dist.losses import segmentation
+
+    own = segmentation.segmentation_loss
+
+    def changed(*arguments: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled() != in_training:
+            return own(*arguments, **named)
+        return function(partial(own, **named), *arguments)
+
+    patch.setattr(segmentation, "segmentation_loss", changed)
 
 
 def load_benchmark(name: str) -> Iterator[ModuleType]:

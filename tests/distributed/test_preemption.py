@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from helpers import REPOSITORY, free_port, rows, run, tiny_config
+from helpers import REPOSITORY, change_loss, free_port, rows, run, tiny_config
 
 from glioma_dist.config.file import to_dict
 from glioma_dist.data.shards.reader import ShardReader
@@ -24,6 +24,8 @@ from glioma_dist.training.snapshot import SnapshotMemory
 
 SECONDS_TO_END = 20.0
 """The promise, without a step and the write of a checkpoint, which take no time here."""
+LOSS = "loss"
+"""Of training steps, with `loop`, or of validations."""
 PHASES: dict[str, tuple[Any, str, int, int]] = {
     # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples, and
     # those whose statistics the first process takes, which are left out here.
@@ -35,25 +37,33 @@ PHASES: dict[str, tuple[Any, str, int, int]] = {
     "claiming the folder": (RunFolder, "claim", 1, 0),
     "loading the first batch": (ShardReader, "read", 3, 0),
     "loading a batch": (ShardReader, "read", 7, 2),
-    "a step": (loop, "segmentation_loss", 2, 2),
-    "validation": (validation, "segmentation_loss", 1, 3),
+    "a step": (loop, LOSS, 2, 2),
+    "validation": (validation, LOSS, 1, 3),
     "copying a checkpoint": (SnapshotMemory, "take", 1, 2),
 }
 RANKS = ((0,), (1,), (0, 1))
 
 
+def _with(acting: Callable, function: Callable) -> Callable:
+    """As a plain function, which is a method where it is put into a class."""
+    return lambda *given, **named: acting(function, *given, **named)
+
+
 def stop_in(phase: str, act: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
     """Have `act` called in a phase of the next training of this process."""
     owner, name, number, _ = PHASES[phase]
-    function, calls = getattr(owner, name), []
+    calls = []
 
-    def acting(*given, **named):
+    def acting(function, *given, **named):
         calls.append(1)
         if len(calls) == number:
             act()
         return function(*given, **named)
 
-    patch.setattr(owner, name, acting)
+    if name == LOSS:
+        change_loss(patch, owner is loop, acting)
+    else:
+        patch.setattr(owner, name, _with(acting, getattr(owner, name)))
 
 
 def stop_everywhere(shards: Path, folder: Path) -> list[tuple]:

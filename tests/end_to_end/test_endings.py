@@ -15,7 +15,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import FIRST_SCALE, draw_sample, rows, run, start, start_fp16, tiny_config, train_here, write_shards
+from helpers import (
+    FIRST_SCALE,
+    change_loss,
+    draw_sample,
+    rows,
+    run,
+    start,
+    start_fp16,
+    tiny_config,
+    train_here,
+    write_shards,
+)
 from test_training import check_same_run
 
 from glioma_dist.config import EvaluateConfig
@@ -49,9 +60,9 @@ def whole(shards, tmp_path_factory, runtime):
 
 def fail_at(monkeypatch, module, name: str, number: int, error: Exception, after: bool = False) -> None:
     """Have the `number`-th call of a function raise `error`, before or after its work; later calls are as before."""
-    function, calls = getattr(module, name), []
+    calls = []
 
-    def failing(*arguments):
+    def failing(function, *arguments):
         calls.append(1)
         if len(calls) != number:
             return function(*arguments)
@@ -62,23 +73,29 @@ def fail_at(monkeypatch, module, name: str, number: int, error: Exception, after
             return function(*arguments)
         raise error
 
-    monkeypatch.setattr(module, name, failing)
+    if name == LOSS:
+        change_loss(monkeypatch, module is loop, failing)
+    else:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments: failing(function, *arguments))
 
 
+LOSS = "loss"
+"""Of training steps, with `loop`, or of validations."""
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 LOST_PROCESS = RuntimeError("Connection closed by peer")
 """As gloo says it of another process that has ended."""
 CASES = {
     # Module, function, call, error, and the step that is saved. A step's forward pass moves running statistics.
-    "memory is full in a step": (loop, "segmentation_loss", 5, FULL, 4, MemoryFullError),
+    "memory is full in a step": (loop, LOSS, 5, FULL, 4, MemoryFullError),
     "memory is full after a step's backward pass": (loop, "clip_gradients", 5, FULL, 4, MemoryFullError),
-    "another process dies during a step": (loop, "segmentation_loss", 2, LOST_PROCESS, 1, UnavailableError),
-    "a stop during a step": (loop, "segmentation_loss", 2, StopRequested("SIGTERM"), 2, StopRequested),
-    "a stop during validation": (validation, "segmentation_loss", 2, StopRequested("SIGTERM"), 3, StopRequested),
-    "another process dies during validation": (validation, "segmentation_loss", 2, LOST_PROCESS, 3, UnavailableError),
-    "memory is full during the last validation": (validation, "segmentation_loss", 5, FULL, 6, MemoryFullError),
+    "another process dies during a step": (loop, LOSS, 2, LOST_PROCESS, 1, UnavailableError),
+    "a stop during a step": (loop, LOSS, 2, StopRequested("SIGTERM"), 2, StopRequested),
+    "a stop during validation": (validation, LOSS, 2, StopRequested("SIGTERM"), 3, StopRequested),
+    "another process dies during validation": (validation, LOSS, 2, LOST_PROCESS, 3, UnavailableError),
+    "memory is full during the last validation": (validation, LOSS, 5, FULL, 6, MemoryFullError),
     "a gradient is not finite": (loop, "clip_gradients", 3, None, 2, NonFiniteError),
-    "a fault of the program": (loop, "segmentation_loss", 3, ZeroDivisionError("a bug"), 2, ZeroDivisionError),
+    "a fault of the program": (loop, LOSS, 3, ZeroDivisionError("a bug"), 2, ZeroDivisionError),
 }
 
 

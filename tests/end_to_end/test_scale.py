@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import rows, tiny_config
+from helpers import change_loss, rows, tiny_config
 
 from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import MemoryFullError
@@ -67,7 +67,7 @@ def test_a_full_memory_is_explained(shards, tmp_path, runtime, monkeypatch, erro
     def failing(*_given):
         raise error
 
-    monkeypatch.setattr(loop, "segmentation_loss", failing)
+    change_loss(monkeypatch, True, failing)
     monkeypatch.setattr(memory, "SECONDS_FOR_ADVICE", 600)  # other tests may hold this machine's cores
     config = tiny_config(shards, tmp_path / "run", size=Size(96, 64))
     with pytest.raises(MemoryFullError) as caught:
@@ -83,6 +83,6 @@ def test_another_error_stays_itself(shards, tmp_path, runtime, monkeypatch):
     def failing(*_given):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(loop, "segmentation_loss", failing)
+    change_loss(monkeypatch, True, failing)
     with pytest.raises(RuntimeError, match="something else"):
         loop.train(tiny_config(shards, tmp_path / "run"), runtime)

@@ -85,7 +85,7 @@ def take_step(encoder: str, level: str, norm: str = "batch", spatial: int = 1, s
     strip = group.cut(height)
     with mode, Refusing():
         images = torch.zeros(2, 1, strip.stop - strip.start, 64, dtype=torch.uint8)
-        loss = partial(segmentation_loss, "dice+bce", total=group.total)
+        loss = partial(segmentation_loss, "dice+bce", group=group)
         compute_gradients(model, images, images[:, 0], loss, nullcontext)
         gradients = [each.grad for each in model.parameters() if each.grad is not None]
         nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, nn.utils.get_total_norm(gradients))

@@ -99,6 +99,7 @@ def watch_step(
             spatial_group=group,
             outputs=Outputs(),
             loss=training_loss(config),
+            average=None,
         )
         images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
         batch = Batch(images, images[:, 0], SEEDS, ("one", "other"))
@@ -271,6 +272,7 @@ def test_validation_reads_once(on_gpu, tmp_path):
         stop=SimpleNamespace(immediate=nullcontext),
         saver=SimpleNamespace(agree=on_gpu.agree),
         validation_watch=ValidationWatch(),
+        evaluated_weights=nullcontext,
     )
     with put_on(model), Watch(value=1) as watch:
         # Images are copied ahead, as training's batches are.
