@@ -7,6 +7,7 @@ Works on CPUs over gloo, which communicates in threads of its own. It does not r
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -76,7 +77,7 @@ def measure(config: OverlapConfig, here: DistributedContext) -> dict[str, Overla
             model,
             images,
             images[:, 0],
-            lambda logits, masks: segmentation_loss("dice", logits, masks, group.total),
+            partial(segmentation_loss, "dice", group=group),
             here.accelerator.autocast,
             seeds=torch.zeros(1, dtype=torch.int64),
         )

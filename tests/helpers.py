@@ -108,7 +108,7 @@ def draw_labelled(
 def write_shards(
     folder: Path, samples: list[Sample], samples_per_shard: int = 3, classes: tuple[str, ...] = ()
 ) -> Path:
-    labels = {"classes": classes, "has_instances": samples[0].instances is not None}
+    labels = {"classes": classes, "has_instances": any(sample.instances is not None for sample in samples)}
     with ShardWriter(folder, "drawn", folder.name, "CC0", samples_per_shard=samples_per_shard, **labels) as writer:
         for sample in samples:
             writer.write(sample)

@@ -96,7 +96,7 @@ def test_the_blocks_of_the_page_on_own_parts_run(tmp_path):
     """The parts and their package's declaration as the page has them."""
     text = (REPOSITORY / "docs" / "guides" / "own_parts.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     run(run_blocks, [*blocks, CALLS_OF_OWN_PARTS], tmp_path)
 
 
@@ -113,6 +113,13 @@ for shape in ((6, 8), (6, 8, 3)):
 assert encoders.find("plain_cnn").target == "my_parts:PlainCNN"
 
 from pathlib import Path
+import cv2
+Path("labelled").mkdir()
+cv2.imwrite("labelled/x.png", np.zeros((20, 30), np.uint8))
+Path("labelled/x.points.txt").write_text("2 3 9 3 9 8 2 8\\n")
+(split,) = find_points(Path("labelled")).splits
+assert split.name
+
 from glioma_dist.inference.result_folder import open_results
 from glioma_dist.inference.segmented import SegmentedImage
 from glioma_dist.registry import writers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from helpers import REPOSITORY, draw_sample, draw_shards, run, tiny_config
+from helpers import REPOSITORY, draw_labelled, draw_sample, draw_shards, run, tiny_config, write_shards
 from test_examples import run_blocks
 
 import glioma_dist as gd
@@ -23,8 +23,21 @@ def make(folder: Path) -> None:
     cv2.imwrite(str(folder / "images" / "a.png"), draw_sample(9).image)
     (folder / "images" / "b.png").write_bytes(b"nothing")
     trained = gd.train(tiny_config(folder, folder / "runs" / "glioma"))
+    make_other(folder)
     gd.evaluate(gd.EvaluateConfig(trained.best, str(folder / "val"), out=folder / "scores.json", workers=0))
     gd.predict(gd.PredictConfig(trained.best, str(folder / "images"), folder / "masks"))
+
+
+def make_other(folder: Path) -> None:
+    """runs/other and its scores: with several classes, a moving average, and a learning rate that is not constant."""
+    shards = folder / "labelled"
+    for split, numbers in (("train", range(6)), ("val", range(6, 8))):
+        samples = [draw_labelled(number, num_classes=2, has_instances=True) for number in numbers]
+        write_shards(shards / split, samples, classes=("live", "dead"))
+    classes = {"classes": ("live", "dead"), "ema_decay": 0.9, "warmup_steps": 2}
+    other = gd.train(tiny_config(shards, folder / "runs" / "other", max_steps=3, **classes))
+    scored = gd.EvaluateConfig(other.best, str(shards / "val"), out=folder / "other.json", workers=0, instances=True)
+    gd.evaluate(scored)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +57,12 @@ def first_cells(text: str) -> set[str]:
 
 
 def test_the_fields_of_metrics_are_those_of_a_run(work):
-    lines = (work / "runs/glioma/metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows, others = (
+        [json.loads(line) for line in (work / f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+        for name in ("glioma", "other")
+    )
     told = section(METRICS, "metrics.jsonl")
-    assert first_cells(told) == {name for row in rows for name in row}
+    assert first_cells(told) == {name for row in [*rows, *others] for name in row}
     shown = [json.loads(line) for line in re.findall(r"^\{.*\}$", told, re.MULTILINE)]
     assert [list(row) for row in shown] == [list(rows[0]), list(next(row for row in rows if "split" in row))]
     assert (rows[0]["step"], rows[0]["epoch"]) == (1, 0)
@@ -55,10 +70,10 @@ def test_the_fields_of_metrics_are_those_of_a_run(work):
 
 
 def test_the_fields_of_scores_are_those_of_an_evaluation(work):
-    scores = json.loads((work / "scores.json").read_text())
+    scores, others = (json.loads((work / name).read_text()) for name in ("scores.json", "other.json"))
     told = section(METRICS, "scores.json")
-    assert first_cells(told) == set(scores)
-    for name in (*scores["data"], *scores["images"][0]):
+    assert first_cells(told) == {*scores, *others}
+    for name in (*scores["data"], *scores["images"][0], *others["images"][0]):
         assert f"`{name}`" in told
 
 
@@ -75,8 +90,9 @@ def test_the_columns_of_the_tables_are_those_of_a_prediction(work):
 def test_the_files_and_fields_of_a_checkpoint_are_those_of_a_run(work):
     last, best = work / "runs/glioma/last", work / "runs/glioma/best"
     files = first_cells(CHECKPOINT.partition("## manifest.json")[0])
-    assert files == {path.name for path in last.iterdir()}
-    assert files - {"optimizer.safetensors"} == {path.name for path in best.iterdir()}
+    assert files == {path.name for path in (work / "runs/other/last").iterdir()}
+    assert files - {"ema.safetensors"} == {path.name for path in last.iterdir()}
+    assert files - {"ema.safetensors", "optimizer.safetensors"} == {path.name for path in best.iterdir()}
     state = json.loads((last / "state.json").read_text())
     told = section(CHECKPOINT, "state.json")
     assert first_cells(told) == {*state, "scaler", "unwritten_rows"}  # of fp16, and of a disk that was full
@@ -106,4 +122,4 @@ def test_the_blocks_of_a_page_run(page, work):
 def test_the_losses_of_the_page_are_those_of_the_package():
     from glioma_dist.registry import losses
 
-    assert first_cells(section(METRICS, "Loss")) - {"--loss"} == {*losses.names(), "dice+bce"}
+    assert first_cells(section(METRICS, "Loss")) - {"--loss"} == {*losses.names(), "dice+bce", "dice+0.5*bce"}

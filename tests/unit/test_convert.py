@@ -236,7 +236,7 @@ def test_every_defect_is_told_and_only_spoilt_samples_are_left_out(tmp_path, def
     }
     assert samples["twice"].mask[21, 21] == samples["twice"].mask[5, 5] == 1
     summary = json.loads((tmp_path / "out" / "audit.json").read_text())["summary"]
-    assert len(summary) == 12
+    assert len(summary) == 13
     assert summary["size-mismatch"] == {"found": 2, "left_out": 2}
     for kind, counts in summary.items():
         assert sum(line.strip().startswith(kind) for line in screen.splitlines()) == (counts["found"] > 0)
