@@ -35,6 +35,7 @@ from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.training import validation
 from glioma_dist.training.loop import train_step
 from glioma_dist.training.trainer import StepGuard
+from glioma_dist.training.weight_average import WeightAverage
 
 LEVELS = ("none", "selective", "full")
 SEEDS = torch.tensor([3, 4])
@@ -92,6 +93,7 @@ def watch_step(
             optimizer=optimizer,
             guard=StepGuard(model),
             spatial_group=group,
+            average=WeightAverage(model, 0.9),  # which moves without a read or a copy
         )
         images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
         batch = Batch(images, images[:, 0], SEEDS, ("one", "other"))
