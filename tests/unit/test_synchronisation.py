@@ -240,6 +240,8 @@ def test_validation_reads_once(on_gpu, tmp_path):
         stop=SimpleNamespace(immediate=nullcontext),
         saver=SimpleNamespace(agree=on_gpu.agree),
     )
+    with put_on(model):
+        trainer.evaluated_weights = WeightAverage(model, 0.9).in_place_of_weights
     with put_on(model), Watch(value=1) as watch:
         # Images are copied ahead, as training's batches are.
         image = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
