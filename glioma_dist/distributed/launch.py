@@ -128,8 +128,8 @@ def check_settings(environment: Mapping[str, str]) -> None:
     steps = environment.get(ACCUMULATION, "1")
     if steps.strip() != "1":
         raise InputError(
-            f"{_said(environment, ACCUMULATION)}: accelerate's gradient accumulation is not supported: unset it, "
-            "and give --scale.gradient-accumulation to train"
+            f"{_said(environment, ACCUMULATION)}: gradient accumulation is not supported by this setting: "
+            "unset it, and give --scale.gradient-accumulation to train"
         )
     if environment.get(DYNAMO, "no").lower() != "no":
         raise InputError(
