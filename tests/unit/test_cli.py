@@ -68,8 +68,8 @@ def flags_of(kind: type, prefix: str = "--") -> list[str]:
 
 def described_flags(text: str) -> dict[str, str]:
     """Flag of a help -> its text."""
-    # Without a terminal there may be no box around them. Wrapped lines of a text are indented further than flags.
-    inner = [re.sub(r"^[│|] ?", "", line).rstrip("│| ") for line in text.splitlines()]
+    # Without a terminal there may be no box around them.
+    inner = [line.strip("│| ") for line in text.splitlines()]
     found, last = {}, ""
     for line in inner:
         if match := re.match(r"(-h, --help|--[a-z0-9.-]+)", line):
@@ -77,7 +77,7 @@ def described_flags(text: str) -> dict[str, str]:
             rest = re.split(r"  +", line, maxsplit=1)
             found[last] = rest[1] if len(rest) > 1 else ""
         elif last:
-            found[last] += f" {line.strip()}"
+            found[last] += f" {line}"
     return found
 
 
