@@ -407,7 +407,7 @@ def test_a_folder_that_vanishes_stops_at_once(whole, tmp_path, runtime, monkeypa
 
 def test_whatever_is_not_read_is_counted_and_named(tmp_path):
     put_image(tmp_path, "a.tif")
-    for name in ("b.jpg", "c.JPG", "d.czi", "notes", ".DS_Store", "._a.tif", "a.mask.png"):
+    for name in ("b.jpg", "c.JPG", "d.vsi", "notes", ".DS_Store", "._a.tif", "a.mask.png"):
         (tmp_path / name).touch()
     (tmp_path / "deeper").mkdir()
     put_image(tmp_path / "deeper", "e.tif")
@@ -417,7 +417,7 @@ def test_whatever_is_not_read_is_counted_and_named(tmp_path):
     assert [path.name for path in found.paths] == ["a.tif"]
     assert sorted(found.describe().split("; ")) == sorted(
         [
-            "3 files not read (2 .jpg, 1 .czi)",
+            "3 files not read (2 .jpg, 1 .vsi)",
             "1 file without a suffix not read",
             "2 hidden files not read",
             "1 result of glioma-dist predict not read",
@@ -432,9 +432,10 @@ def test_whatever_is_not_read_is_counted_and_named(tmp_path):
     )
     assert find_images(str(tmp_path / "**/*.tif")).describe().count("folder") == 0
     with pytest.raises(
-        InputError, match=r"no \.tif, \.tiff, \.png, \.jpg, \.jpeg, \.zarr there \(1 file not read \(\.czi\)\)"
+        InputError,
+        match=r"no \.tif, \.tiff, \.png, \.jpg, \.jpeg, \.nd2, \.czi, \.lif, \.zarr there \(1 file not read \(\.vsi\)\)",
     ):
-        find_images(str(tmp_path / "d.czi"))
+        find_images(str(tmp_path / "d.vsi"))
 
 
 def test_a_jpeg_beside_tiffs_is_named_on_the_screen(whole, tmp_path):
