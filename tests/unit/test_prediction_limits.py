@@ -133,7 +133,7 @@ def test_predict_computes_images_that_are_too_large_in_parts_and_refuses_such_an
 
     def job(config: PredictConfig, data: DataConfig) -> _Job:
         record = RecordWriter(Place(tmp_path / "out"), Record(), 0)
-        checkpoint = SimpleNamespace(config=SimpleNamespace(data=data), metadata={})
+        checkpoint = SimpleNamespace(config=SimpleNamespace(data=data, model=ModelConfig()), metadata={})
         return _Job(config, checkpoint, network(), results, record, "", {})
 
     done, failed = job(config, DataConfig(transform="random-crop")).do(pictures)

@@ -1,6 +1,6 @@
 """The sources of labelled data by name: each is a command `glioma-dist convert NAME`. Imports no source."""
 
-from glioma_dist.registry_entries import SourceEntry
+from glioma_dist.registry import SourceEntry
 
 _HERE = "glioma_dist.data.convert"
 
