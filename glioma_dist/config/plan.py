@@ -45,7 +45,7 @@ class PlanConfig:
     """Number of GPUs. They can share the batch (DDP), each image (--scale.spatial-parallel), and the weights
     (FSDP2)."""
     gradient_accumulation: int = 1
-    """Number of micro-batches in which a GPU computes its images, as --scale.gradient-accumulation of train. Needs
+    """Micro-batches in which a GPU computes its images (train: --scale.gradient-accumulation). Needs
     --model.norm group and an encoder without batch norm, such as mit_b0."""
     ema_decay: float | None = None
     """Count the moving average of the weights, too, as --ema-decay of train keeps it."""
