@@ -12,7 +12,7 @@ from glioma_dist.config.paths import Url
 from glioma_dist.data.remote_checkpoint import cache_folder
 from glioma_dist.data.shards.storage import Patience, RemoteFolder
 from glioma_dist.errors import InputError
-from glioma_dist.files import cannot_write
+from glioma_dist.files import cannot_write, rename_in_order
 
 MAX_WEIGHT_BYTES = 2**34
 """Of one file: 16 GiB."""
@@ -52,7 +52,7 @@ def fetch_weights(url: Url, sha256: str = "", patience: Patience | None = None) 
                 os.fsync(file.fileno())
                 if sha256 and (found := _digest(Path(name))) != sha256:
                     raise InputError(f"{url}: its SHA-256 is {found}, not that of --model.init-sha256; nothing is used")
-                os.replace(name, kept)
+                rename_in_order((Path(name), kept))
             except BaseException:
                 with suppress(OSError):
                     os.unlink(name)
