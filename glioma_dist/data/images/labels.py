@@ -109,7 +109,7 @@ def _is_smoothed(inside: np.ndarray) -> bool:
 
 def to_numbers(labels: np.ndarray, where: str) -> np.ndarray:
     """The numbers of a label image that `to_mask` has checked, uint16 (H, W); where one is larger than 65,535, all are
-    counted anew, from 1, in their order. Raises InputError for more than 65,535 different ones."""
+    numbered again from 1, in their order. Raises InputError for more than 65,535 different ones."""
     if not labels.size or labels.max() <= MAX_INSTANCES:
         return labels.astype(np.uint16)
     values, places = np.unique(labels, return_inverse=True)
