@@ -63,6 +63,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "flips and contrast": {"lr": 1e-3, "data": {"augment": ["flips", "contrast"]}},
     "slow encoder": {**ADAMW, "lr_schedule": "cosine", "warmup_steps": 10, "encoder_lr_factor": 0.1},
     "frozen encoder": {**ADAMW, "lr_schedule": "cosine", "freeze_encoder": True},
+    "lr 1e-2, one-cycle": {"lr": 1e-2, "lr_schedule": "one-cycle"},
+    "lr 3e-3, cosine": {"lr": 3e-3, "lr_schedule": "cosine", "warmup_steps": 10},
+    "lr 3e-3, cosine, clipped": {"lr": 3e-3, "lr_schedule": "cosine", "warmup_steps": 10, "clip_norm": 1.0},
+    "adamw, lr 3e-3, cosine": {**ADAMW, "lr": 3e-3, "lr_schedule": "cosine", "warmup_steps": 10},
+    "cosine, ema": {"lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 10, "ema_decay": 0.95},
+    "cosine, dice+lovasz": {"lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 10, "loss": "dice+lovasz"},
+    "cosine, dice+focal": {"lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 10, "loss": "dice+focal"},
+    "cosine, group norm": {"lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 10, "model": {"norm": "group"}},
+    "cosine, resized crops": {
+        **{"lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 10},
+        "data": {"transform": "random-resized-crop"},
+    },
 }
 PRETRAINED_ONLY = ("encoder_lr_factor", "freeze_encoder")
 """Settings that are for pretrained encoders."""
@@ -231,7 +243,7 @@ def test_scores(
     """Dice of each test field at full size, by key."""
     run = run_config(config, encoder, recipe, split)
     if not (run.out / "test.json").exists():
-        last = train_smp(run) if recipe == SMP else train(run, context).last
+        last = train_smp(run, context.accelerator.device) if recipe == SMP else train(run, context).last
         evaluate(EvaluateConfig(last, str(shards_of(config, split) / "test"), out=run.out / "test.json"), context)
     return {image["key"]: image["dice"] for image in read_json(run.out / "test.json")["images"]}
 

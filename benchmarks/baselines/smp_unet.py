@@ -28,7 +28,7 @@ from glioma_dist.training.state import TrainState, load_optimizer, state_stages
 LR = 1e-4
 
 
-def train_smp(config: TrainConfig) -> Path:
+def train_smp(config: TrainConfig, device: torch.device) -> Path:
     """Train with AdamW 1e-4, a cosine without warm-up, and the sum of the library's Dice and binary cross-entropy.
 
     config: data, batch size, steps and starting weights. Resumes from `config.out`/smp, which is written every
@@ -41,7 +41,7 @@ def train_smp(config: TrainConfig) -> Path:
         return done
     make_folder(config.out)
     ours, _ = build_model(config.model, config.seed)
-    model = build_smp(config, ours).train()
+    model = build_smp(config, ours).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     first = _resume(config.out / "smp", model, optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -56,8 +56,9 @@ def train_smp(config: TrainConfig) -> Path:
     train, sampler = open_training_data(config.data, config.batch_size, config.seed)
     with closing(training_batches(train, sampler, config.data, first)) as batches:
         for step, batch in enumerate(islice(batches, config.max_steps - first), first + 1):
-            with _drawing_from((config.seed, step)):  # the library's stochastic depth
-                _, loss = compute_gradients(model, batch.images, batch.masks, sum_of_losses, nullcontext())
+            images, masks = batch.images.to(device), batch.masks.to(device)
+            with _drawing_from((config.seed, step), device):  # the library's stochastic depth
+                _, loss = compute_gradients(model, images, masks, sum_of_losses, nullcontext)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -76,7 +77,7 @@ def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
 
     name = encoders.find(config.model.encoder).smp_name
     channels = list(config.model.decoder_channels)
-    with _drawing_from((config.seed, 0)):
+    with _drawing_from((config.seed, 0), torch.device("cpu")):
         model = smp.Unet(name, encoder_weights=None, decoder_interpolation="bilinear", decoder_channels=channels)
     if config.model.init != "random":
         known = ours.state_dict()
@@ -87,10 +88,13 @@ def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
 
 
 @contextmanager
-def _drawing_from(seeds: tuple[int, int]) -> Iterator[None]:
-    """Within it, PyTorch's own generator begins at `seeds`: a resumed run draws what an uninterrupted one does."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seeds[0] * 2**32 + seeds[1])
+def _drawing_from(seeds: tuple[int, int], device: torch.device) -> Iterator[None]:
+    """Within it, PyTorch's own generator of `device` begins at `seeds`: a resumed run draws what an uninterrupted one
+    does."""
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng(devices=[] if on_cpu else [device]):
+        generator = torch.default_generator if on_cpu else torch.cuda.default_generators[device.index or 0]
+        generator.manual_seed(seeds[0] * 2**32 + seeds[1])
         yield
 
 

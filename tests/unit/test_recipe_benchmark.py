@@ -14,6 +14,8 @@ from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
 from glioma_dist.size import Size
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def benchmark():
@@ -81,13 +83,13 @@ def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, 
     benchmark.convert(benchmark.find_glioma_c6(source), benchmark.shards_of(given, 0), "t98g", split_seed=0)
     config = benchmark.run_config(given, "mit_b0", "smp", 0)
     whole, killed = (replace(config, save_every=2, out=tmp_path / name) for name in ("whole", "killed"))
-    smp_unet.train_smp(whole)
+    smp_unet.train_smp(whole, CPU)
     with monkeypatch.context() as patch:
         patch.setattr(smp_unet, "islice", lambda batches, number: iter([next(batches) for _ in range(3)] + [None]))
         with pytest.raises(AttributeError):
-            smp_unet.train_smp(killed)
+            smp_unet.train_smp(killed, CPU)
     assert Checkpoint.read(killed.out / "smp").step == 2
-    last = smp_unet.train_smp(killed)
+    last = smp_unet.train_smp(killed, CPU)
     ours, theirs = (Checkpoint.read(each).tensors(MODEL) for each in (last, whole.out / "last"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
