@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import run, start, tiny_config
+from helpers import change_loss, run, start, tiny_config
 
 from glioma_dist.distributed import leaving
 from glioma_dist.distributed.run_command import run_command
@@ -124,9 +124,9 @@ def fill_memory(config, times: Path) -> None:
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.training import loop, memory
 
-    rank, calls, loss = int(os.environ["RANK"]), [], loop.segmentation_loss
+    rank, calls = int(os.environ["RANK"]), []
 
-    def full(*given):
+    def full(loss, *given):
         calls.append(1)
         if rank == 1 and len(calls) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -137,11 +137,13 @@ def fill_memory(config, times: Path) -> None:
         time.sleep(SECONDS_OF_ADVICE)
         return "the advice"
 
-    loop.segmentation_loss, memory.advice = full, think
-    try:
-        run_command(lambda: loop.train(config, DistributedContext.start()))
-    finally:
-        (times / str(rank)).write_text(str(time.time()))
+    with pytest.MonkeyPatch.context() as patch:
+        change_loss(patch, True, full)
+        patch.setattr(memory, "advice", think)
+        try:
+            run_command(lambda: loop.train(config, DistributedContext.start()))
+        finally:
+            (times / str(rank)).write_text(str(time.time()))
 
 
 def test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full(shards, tmp_path):

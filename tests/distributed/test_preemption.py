@@ -28,7 +28,7 @@ LOSS = "loss"
 """Of training steps, with `loop`, or of validations."""
 PHASES: dict[str, tuple[Any, str, int, int]] = {
     # Where, which function, at which call, and the step of the checkpoint that is left. A start reads two samples, and
-    # those whose statistics the first process takes, which are left out here.
+    # those that the first process looks at, for statistics and warnings, which are left out here.
     "joining groups": (loop, "join_spatial_group", 1, 0),
     "reading the run's folder": (run_folder, "look", 1, 0),
     "reading the data": (preparation, "open_training_data", 1, 0),
@@ -88,6 +88,7 @@ def stop_everywhere(shards: Path, folder: Path) -> list[tuple]:
             here.wait()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(preparation, "training_statistics", lambda *given: None)
+                patch.setattr(preparation, "warnings_on_data", lambda *given: [])
                 stop_in(phase, ask, patch)
                 try:
                     loop.train(config, here)

@@ -3,6 +3,7 @@
 import faulthandler
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import signal
@@ -311,8 +312,9 @@ def test_an_idle_worker_that_died_is_noticed_when_the_run_next_waits(has_results
         if has_results:
             next(stream)
             time.sleep(0.2)
-        multiprocessing.active_children()[0].kill()
-        time.sleep(0.2)
+        worker = multiprocessing.active_children()[0]
+        worker.kill()
+        assert multiprocessing.connection.wait([worker.sentinel], 60)
         with pytest.raises(UnavailableError, match=r"a worker process that reads data died \(signal SIGKILL\)"):
             next(stream)
 

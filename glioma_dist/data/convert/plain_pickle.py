@@ -7,7 +7,9 @@ instructions that data need are carried out; names of functions are compared wit
 from __future__ import annotations
 
 import pickletools
+import struct
 from collections.abc import Callable
+from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -18,6 +20,11 @@ MAX_INSTRUCTIONS = 10**6
 """A file of Cellpose has some hundred, and some ten for each cell."""
 NUMPY = ("numpy.core", "numpy._core")
 """Where NumPy 1 and NumPy 2 have its functions."""
+_OF_DAMAGE = (
+    *(ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, RecursionError, SyntaxError),
+    *(AttributeError, AssertionError, struct.error, TokenError),
+)
+"""What NumPy's reader of headers and pickletools raise at bytes that are not theirs."""
 
 
 class RefusedError(Exception):
@@ -59,7 +66,7 @@ def read_npy_object(file: BinaryIO, where: str) -> Any:
         found = _run(file)
     except RefusedError as error:
         raise InputError(f"{where}: holds {one_line(error, 160)}; {advice}") from None
-    except (ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, RecursionError, SyntaxError) as error:
+    except _OF_DAMAGE as error:
         raise InputError(f"{where}: is damaged ({one_line(error, 120)}); {advice}") from None
     objects = found.value if isinstance(found, _Array) else None
     if not isinstance(objects, list) or len(objects) != 1:
