@@ -108,6 +108,7 @@ class Moment:
 
     then: an errno, with which the call fails; a signal, sent to the process that calls; or a function of the call.
     again: also at every later such call.
+    after: a call that comes first; those before it are not counted. Nothing happens at it.
     """
 
     kind: str
@@ -116,10 +117,15 @@ class Moment:
     then: int | signal.Signals | Callable[[FileCall], int | None]
     number: int = 1
     again: bool = False
+    after: Moment | None = None
     seen: int = 0
     happened: threading.Event = field(default_factory=threading.Event)
 
     def meets(self, call: FileCall) -> bool:
+        if self.after is not None:
+            if self.after.meets(call):
+                self.after = None
+            return False
         if self.kind not in (call.kind, "any") and not (self.kind == "makes" and call.makes):
             return False
         if not fnmatch.fnmatch(call.path, self.path):

@@ -45,7 +45,9 @@ def at_step(step: int, then: Any, **how: Any) -> Moment:
 
 def in_validation(then: Any) -> Moment:
     """While the first validation, after step 3, reads its second image."""
-    return Moment("open", "*/val/*.tar", then, 2)
+    # A start reads some of them, too, to see whether training has the same images.
+    step = Moment("write", "*/metrics.jsonl", 0, write_of_step(EVAL_EVERY))
+    return Moment("open", "*/val/*.tar", then, 2, after=step)
 
 
 @dataclass
