@@ -7,7 +7,7 @@ import signal
 import tempfile
 
 import pytest
-from tiers import begins_at, is_long
+from tiers import begins_at, is_long, is_slow
 
 # Before any test imports them, so that what fails in them says why.
 pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
@@ -33,11 +33,13 @@ def _signals_stay_as_they_are():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files; mark the tests that `make test` leaves to `make test-all`."""
+    """Begin with the longest files; mark the tests that `make test` and `make test-all` leave to others."""
     items.sort(key=lambda item: begins_at(item.nodeid))
     for item in items:
         if is_long(item.nodeid):
             item.add_marker("long")
+        if is_slow(item.nodeid):
+            item.add_marker("slow")
 
 
 def empty_folder() -> str:

@@ -1,4 +1,4 @@
-"""Which tests `make test` leaves to `make test-all`: they are marked `long`.
+"""Which tests `make test` leaves to `make test-all`: they are marked `long`; and which that leaves to `make test-slow`.
 
 The rule: a test is long that takes more than four CPU seconds, or that belongs to a proof repeated over many processes,
 launchers, faults or encoders, as long as quicker tests of the same code are in `make test`. A new test that is as
@@ -6,7 +6,6 @@ expensive gets a line here; `make test-all` prints the slowest twenty.
 """
 
 LONG = {
-    "tests/chaos/test_chaos.py::test_six_faults_of_six_kinds_leave_a_run_as_if_nothing_had_happened": "a dozen runs",
     "tests/distributed/test_any_timm_processes.py": "encoders on two processes",
     "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": "four processes, traced",
     "tests/distributed/test_ends.py::test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full": "it waits",
@@ -77,7 +76,7 @@ LONG = {
     ),
     "tests/end_to_end/test_training.py::test_the_smallest_network_learns_to_see_discs": "a training",
     "tests/faults": "a run each of one or two faults of each kind, and its restart",
-    "tests/fuzz": "300 changed files",
+    "tests/fuzz": "150 changed files",
     "tests/jobs/test_exit_codes.py::test_the_cause_counts_and_not_what_it_did_to_the_other_process": "real launchers",
     "tests/unit/test_bioimageio.py::test_a_package_passes_their_test_and_gives_predicts_mask_at_any_size": "tests",
     "tests/unit/test_bioimageio.py::test_a_package_that_gives_something_else_is_not_written": "a package, tested",
@@ -148,6 +147,65 @@ LONG = {
 }
 """Test, file or folder -> what takes the time."""
 
+WHOLE_IN_SLOW = {
+    "tests/chaos/test_chaos.py::test_six_faults_of_six_kinds_leave_a_run_as_if_nothing_had_happened": (),
+    "tests/distributed/test_accumulation.py::test_a_restarted_run_ends_with_the_same_bits": ("DDP",),
+    "tests/distributed/test_accumulation.py::test_micro_batches_on_two_processes_equal_the_batch_of_one": (
+        "FSDP2",
+        "spatial parallel",
+    ),
+    "tests/distributed/test_every_encoder.py::test_two_processes_with_unequal_shares_equal_one": (
+        *("mit_tiny", "mobilenet_v2", "timm/"),
+    ),
+    "tests/distributed/test_fused_adam.py::test_a_run_moves_between_the_optimizers_of_gpus_and_cpus": (
+        "FSDP2-channels_last",
+        "DDP-contiguous",
+    ),
+    "tests/distributed/test_fused_adam.py::test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself": (
+        *("1", "adam", "sgd"),
+    ),
+    "tests/distributed/test_resume_bits.py::test_a_restarted_run_ends_with_the_same_bits": (
+        *("DDP-1-", "DDP-2-", "DDP-3-none", "FSDP2-2-"),
+    ),
+    "tests/distributed/test_saving_processes.py::test_all_train_on_while_one_writes": ("DDP",),
+    "tests/end_to_end/test_bench_gpu.py::test_a_kernel_that_overflows_fails": (),
+    "tests/end_to_end/test_bench_gpu.py::test_the_rehearsal_runs_every_check": (
+        *("preflight", "interruption", "cpu", "gradients", "repeat", "inference", "attention", "steps", "tiles"),
+        *("memory", "ddp", "spatial", "resume_2", "killed"),
+    ),
+    "tests/end_to_end/test_bench_predict.py::test_the_baseline_is_measured_beside_ours": (),
+    "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": (
+        "1",
+    ),
+    "tests/faults/test_faults.py::test_a_fault_ends_as_promised_and_the_same_command_resumes": (
+        *("SIGKILL between", "SIGKILL to rank 1", "SIGHUP in validation", "optimizer of another run", "ENOSPC at the row"),
+        *("deeply nested", "store out"),
+    ),
+    "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_at_each_level": ("mit_tiny",),
+    "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": (
+        *("mit_tiny", "mobilenet_v2", "vgg19", "resnet50"),
+    ),
+    "tests/unit/test_deterministic.py::test_every_encoder": ("mit_tiny", "mobilenet_v2", "resnet50", "vgg19"),
+    "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": ("68 Mpx",),
+    "tests/unit/test_kernel_limits.py::test_norms_batches_and_strips": ("2 strips",),
+    "tests/unit/test_kernel_limits.py::test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large": (
+        "resnet50",
+        "mobilenet_v2",
+    ),
+    "tests/unit/test_kernel_limits.py::test_without_the_bound_calls_are_too_large": ("none-68", "selective-68"),
+    "tests/unit/test_loss_scale.py::test_a_restarted_run_ends_with_the_same_bits": ("1",),
+    "tests/unit/test_micro_batches.py::test_the_planner_foretells_what_is_counted": ("none-2", "full-2"),
+    "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": ("512x384",),
+    "tests/unit/test_step_formulas.py::test_the_formula_is_exact": ("mit_tiny", "mit_b0", "resnet50", "vgg19"),
+    "tests/unit/test_step_formulas.py::test_the_formula_is_exact_for_each_level": ("selective-True", "full"),
+    "tests/unit/test_synchronisation.py::test_a_step_reads_once_and_copies_nothing_but_what_was_drawn": (
+        *("mit_tiny", "mobilenet_v2", "resnet50", "xception", "efficientnet_lite0"),
+    ),
+    "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": (),
+}
+"""Test -> how the parameters begin that `make test-all` runs, too; with the others it is slow. A test is here whose
+parameters take minutes together: the narrow encoders and small sizes prove the code, `make test-slow` proves the rest."""
+
 LONGEST_FILES = (
     "tests/end_to_end/test_bench_gpu.py",
     "tests/unit/test_step_formulas.py",
@@ -196,3 +254,9 @@ def begins_at(test: str) -> int:
 def is_long(test: str) -> bool:
     """Whether a test's id, as pytest prints it, is of a name in `LONG`."""
     return any(test == name or test.startswith((f"{name}::", f"{name}/", f"{name}[")) for name in LONG)
+
+
+def is_slow(test: str) -> bool:
+    """Whether `WHOLE_IN_SLOW` leaves a test's id, as pytest prints it, to `make test-slow`."""
+    name, _, parameters = test.partition("[")
+    return name in WHOLE_IN_SLOW and not parameters.startswith(WHOLE_IN_SLOW[name])

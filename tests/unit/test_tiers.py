@@ -5,10 +5,10 @@ from itertools import groupby
 
 import pytest
 from helpers import REPOSITORY
-from tiers import LONG, LONGEST_FILES, begins_at, is_long
+from tiers import LONG, LONGEST_FILES, WHOLE_IN_SLOW, begins_at, is_long, is_slow
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", [*LONG, *WHOLE_IN_SLOW])
 def test_each_long_test_is_there(name):
     path, _, test = name.partition("::")
     assert (REPOSITORY / path).exists()
@@ -36,6 +36,14 @@ def test_a_name_is_not_taken_for_a_longer_one():
     assert not is_long("tests/end_to_end/test_study.py.old::test_any")
     assert not is_long("tests/end_to_end/test_study_plans.py::test_any")
     assert not is_long("tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by_and_more")
+
+
+def test_parameters_decide_what_is_slow():
+    name = "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by"
+    assert is_slow(f"{name}[704x512-full]")
+    assert not is_slow(f"{name}[512x384-none]")
+    assert not is_slow(f"{name}_and_more[704x512-full]")
+    assert is_slow("tests/end_to_end/test_bench_gpu.py::test_a_kernel_that_overflows_fails")
 
 
 def test_no_tier_drops_a_test():
