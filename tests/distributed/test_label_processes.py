@@ -77,10 +77,7 @@ def plain(folders, tmp_path_factory):
     found = {}
     for name in LABELS:
         config = make_config(folders, tmp_path_factory.mktemp("plain") / "run", name)
-        batches, step = [], loop.train_step
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "train_step", lambda *given: (batches.append(given[1]), step(*given))[1])
-            loop.train(config)
+        batches = batches_of(config)
         model = build_model(config.model, config.seed)[0].double().train()
         optimizer, losses = torch.optim.SGD(model.parameters(), lr=config.lr), []
         for batch in batches:
@@ -93,6 +90,20 @@ def plain(folders, tmp_path_factory):
             losses.append(loss.item())
         found[name] = losses, model.state_dict()
     return found
+
+
+def batches_of(config) -> list:
+    """The batches of a run on one process."""
+    batches, step = [], loop.train_step
+
+    def noting(training, batch, number):
+        batches.append(batch)
+        return step(training, batch, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", noting)
+        loop.train(config)
+    return batches
 
 
 def loss_of_an_image(name: str, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
