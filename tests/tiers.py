@@ -23,6 +23,7 @@ LONG = {
     "tests/distributed/test_joining.py::test_a_first_process_that_never_answers_does_not_hold_the_others": "it waits",
     "tests/distributed/test_joining.py::test_a_process_whose_peer_never_comes_ends_in_one_line": "it waits",
     "tests/distributed/test_joining.py::test_what_only_the_first_process_cannot_write_ends_all_with_one_line": "6 runs",
+    "tests/distributed/test_label_processes.py": "nine runs on two processes each",
     "tests/distributed/test_launches.py": "real launchers, and every command",
     "tests/distributed/test_machines.py": "two real launchers; two machines, three runs of them",
     "tests/distributed/test_preemption.py::test_wherever_a_process_is_asked_to_stop_all_save_and_end": "many runs",
@@ -117,6 +118,7 @@ LONG = {
     "tests/unit/test_recipe_benchmark.py::test_recipes_are_screened_and_compared_and_nothing_is_computed_twice": (
         "eight runs"
     ),
+    "tests/unit/test_resume_losses.py": "three runs each of 26",
     "tests/unit/test_smp.py::test_logits_and_gradients_are_smps": "encoders of full size",
     "tests/unit/test_step_formulas.py::test_a_plan_that_is_known_is_printed_without_torch": "a new interpreter",
     "tests/unit/test_step_formulas.py::test_a_small_image_takes_at_most_one_count_a_level": "counts",

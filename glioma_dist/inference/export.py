@@ -59,7 +59,7 @@ class ImageToLogits(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (1, 3, H, W) uint8 or, for 16 bits, int32, as taken; grey images are repeated over the channels.
-        Returns logits (1, C, H, W): of one class, above 0 is a cell; `_with_metadata` says what each channel is."""
+        Returns logits (1, C, H, W): of one class, 0 or more is a cell; `_with_metadata` says what each channel is."""
         values = image.to(torch.int64)
         pixels = self._stretched(values) if self.contrast == "percentile" else values // (self.num_values // 256)
         return logits_of(self.model, pixels)

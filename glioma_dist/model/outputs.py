@@ -18,7 +18,7 @@ class Outputs:
     """
 
     num_mask_channels: int = 1
-    """1: a sigmoid, above 0 is a cell. K: a softmax over K classes, of which 0 is the background."""
+    """1: a sigmoid, 0 or more is a cell. K: a softmax over K classes, of which 0 is the background."""
     target: str | None = None
     """The second target, boundary or distance: one channel with a sigmoid."""
 
@@ -41,9 +41,18 @@ class Outputs:
         return None if self.target is None else logits[:, self.num_mask_channels]
 
     def predicted(self, logits: Tensor) -> Tensor:
-        """The number of the class of each pixel, for one class 0 and 1: (B, H, W) uint8."""
+        """The number of the class of each pixel, for one class 0 and 1: (B, H, W) uint8.
+
+        It is the rule of `evaluation.maps.class_map` at a threshold of 0.5, without computing probabilities: a cell is
+        where all classes of cells together are as probable as background or more, and its class is the most probable
+        of them.
+        """
         mask = self.mask_logits(logits)
-        return (mask[:, 0] > 0 if self.num_mask_channels == 1 else mask.argmax(dim=1)).to(torch.uint8)
+        if self.num_mask_channels == 1:
+            return (mask[:, 0] >= 0).to(torch.uint8)
+        cells = mask[:, 1:]
+        is_cell = cells.logsumexp(dim=1) >= mask[:, 0]
+        return ((cells.argmax(dim=1) + 1) * is_cell).to(torch.uint8)
 
     def mask(self, masks: Tensor) -> Tensor:
         """Of a batch's masks, (B, H, W), or (B, 2, H, W) with a second target, the mask: (B, H, W)."""

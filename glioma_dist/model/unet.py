@@ -33,7 +33,7 @@ def _normalise_by(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class UNet(nn.Module):
-    """Gives logits as `outputs` (model/outputs.py) says: by default one a pixel, above 0 is a cell."""
+    """Gives logits as `outputs` (model/outputs.py) says: by default one a pixel, 0 or more is a cell."""
 
     image_mean: Tensor
     image_std: Tensor

@@ -13,6 +13,7 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.evaluation.forward_only import forward_only
+from glioma_dist.evaluation.maps import class_map, maps_of
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss, training_loss
 from glioma_dist.model.outputs import Outputs
@@ -58,9 +59,8 @@ def test_logits_are_split(name):
     assert torch.equal(torch.cat(parts, dim=1), logits)
     predicted = outputs.predicted(logits)
     assert (predicted.dtype, predicted.shape) == (torch.uint8, (2, 64, 64))
-    mask = logits[:, : config.num_mask_channels]
-    expected = mask[:, 0] > 0 if not config.classes else mask.argmax(1)
-    assert torch.equal(predicted, expected.to(torch.uint8))
+    expected = torch.stack([class_map(outputs, maps, 0.5) for maps in maps_of(outputs, logits.double())])
+    assert torch.equal(predicted, expected)
 
 
 @pytest.mark.parametrize("level", ["none", "selective", "full"])
