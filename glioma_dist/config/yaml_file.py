@@ -51,7 +51,7 @@ def _loader() -> type:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             names: set[str] = set()
             for key, _ in node.value:
-                if not isinstance(key.value, str):
+                if key.tag != "tag:yaml.org,2002:str":
                     raise yaml.constructor.ConstructorError(None, None, "a name must be a text", key.start_mark)
                 if key.value in names:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)

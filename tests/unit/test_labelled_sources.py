@@ -155,12 +155,13 @@ def test_every_source_is_written_here():
 
 
 def converted(name: str, folder: Path, out: Path) -> dict[str, np.ndarray]:
-    """Masks by the images' names, without endings."""
+    """Masks by the images' names, without endings. The screen must not say that nothing is a cell."""
     quiet = Console(file=io.StringIO())
     if name in ("folder", "alpha"):
         convert_folder(folder, folder, out, "d", console=quiet, from_alpha=name == "alpha")
     else:
         convert(sources.load(name)(folder, None), out, "d", console=quiet)
+    assert "taken as cells: nothing" not in quiet.file.getvalue()
     return {Path(each.metadata["file_name"]).stem: each.mask for each in read_all(out / "all").values()}
 
 

@@ -96,7 +96,11 @@ def test_plain_values_are_those_of_yaml_1_2(tmp_path, text, value):
         ("", r"mine\.yaml: expected an object of settings, found NoneType"),
         ("a: " + "[" * 5000, "nested too deeply|is no YAML"),
         ("lr: \udc80".encode("utf-8", "surrogateescape").decode("latin-1") + "\x00", "is no YAML"),
-        ("? [a, b]\n: 1", "is no YAML|unknown setting"),
+        ("? [a, b]\n: 1", r"mine\.yaml, line 1: .*a name must be a text"),
+        ("lr: 1e-4\n1: 2", r"mine\.yaml, line 2: .*a name must be a text"),
+        ("~: 2", r"mine\.yaml, line 1: .*a name must be a text"),
+        ("data:\n  true: 2", r"mine\.yaml, line 2: .*a name must be a text"),
+        ("1e-4: 2", r"mine\.yaml, line 1: .*a name must be a text"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, message):

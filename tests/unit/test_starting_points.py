@@ -29,6 +29,7 @@ from glioma_dist.data import remote_weights
 from glioma_dist.errors import InputError, RunError
 from glioma_dist.model.hub import PretrainedUNet
 from glioma_dist.model.pretrained import download
+from glioma_dist.model.pretrained.weight_files import read_weights
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.training.launch_and_data import with_local_weights
 
@@ -300,3 +301,13 @@ def test_a_half_fetched_file_leaves_nothing_behind(server, tmp_path):
         with_local_weights(config_of(init=f"{server.url}/x.pth", init_sha256="0" * 64))
     assert not [path for path in remote_weights.weights_folder().rglob("*") if path.is_file()]
     assert remote_weights.weights_folder() == tmp_path / "cache" / "glioma-dist" / "weights"
+
+
+@pytest.mark.parametrize("content", [b"hello" * 100, b"a.", b"(lt.", b"0", b"}]s.", b"N.", b"\x80\x02h\x07.", b"u" * 9])
+def test_bytes_of_another_file_are_one_line(content, tmp_path):
+    """Many texts begin a pickle by chance; its reader ends in errors of any kind."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.pth: ") as error:
+        read_weights(path)
+    assert "\n" not in str(error.value)

@@ -131,7 +131,8 @@ class Audit:
                     f"{one_line(entry['name'], 80)} ({_count(entry['labels'], 'label')}{entry['why']})"
                     for entry in found
                 ]
-                if names or taken:
+                # Sources that name no labels, such as ROIs, have no categories to tell of.
+                if names or (taken and labels["categories"]):
                     more = f" and {len(names) - MAX_NAMES} more categories" if len(names) > MAX_NAMES else ""
                     lines.append(f"{split}: {title}: {', '.join(names[:MAX_NAMES]) or 'nothing'}{more}")
             if labels["iscrowd"]:

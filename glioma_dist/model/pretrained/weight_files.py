@@ -40,7 +40,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than weights, and what a pickle holds may be a program; nothing of it was run. If you "
             "trust the file, load it in your own program and save model.state_dict() with safetensors.torch.save_file"
         ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (LookupError, TypeError, ArithmeticError, AssertionError) as error:  # bytes that by chance begin a pickle
+        raise InputError(f"{path}: cannot be read as weights (it is another file, or damaged); give another") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read as weights ({_first_line(error)}); give another file") from error
     for name in WRAPPINGS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
