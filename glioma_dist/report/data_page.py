@@ -26,6 +26,8 @@ from glioma_dist.report.html_pages import render
 MAX_QUALITY = 1000
 """Images, evenly spread, whose pictures are looked at for flags: 0.06 s each at LIVECell's size."""
 SECONDS_BETWEEN_LINES = 10.0
+USUAL_SPLITS = {"train": 0, "val": 1, "test": 2}
+"""Their order on the page; splits of other names come after them."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ def report_data(config: DataReportConfig) -> DataReport:
 
 
 def find_splits(given: Sequence[str | Path]) -> list[str | Path]:
-    """Return the folders and URLs of shards; a folder that holds splits stands for all of them."""
+    """Return the folders and URLs of shards; a folder that holds splits stands for all of them, train first."""
     found: list[str | Path] = []
     for each in given:
         splits = []
         if not is_url(str(each)) and not (Path(each) / INDEX_NAME).exists():
-            splits = sorted(path.parent for path in Path(each).glob(f"*/{INDEX_NAME}") if path.parent.name[0] != ".")
+            folders = [path.parent for path in Path(each).glob(f"*/{INDEX_NAME}") if path.parent.name[0] != "."]
+            splits = sorted(folders, key=lambda folder: (USUAL_SPLITS.get(folder.name, len(USUAL_SPLITS)), folder.name))
         found += splits or [each]
     return list(dict.fromkeys(found))
 

@@ -96,12 +96,12 @@ def _findings(data: DataSet) -> list[tuple[bool, str, str]]:
     found = [
         (True, "leak", kinds["leak", True], "Pairs with equal pixels in two splits", "remove one of each"),
         (True, "leak", kinds["leak", False], "Pairs of nearly the same image in two splits", "look at them below"),
-        (True, "leak", groups, "Groups with images in several splits", "the scores are those of known wells or fields"),
+        (True, "leak", groups, "Groups with images in several splits", "scores are too high for new wells"),
         (True, "unreadable", len(data.unreadable), "Images that cannot be read", "see the defects"),
         (True, "two masks", other_masks, "Equal images with different masks", "keep the right one of each pair"),
         (False, "repeated", kinds["repeated", True], "Pairs with equal pixels in one split", "the image counts twice"),
         (False, "repeated", kinds["repeated", False], "Pairs of nearly the same image in one split", "see below"),
-        *((False, flag, count, "Images with this flag", _meaning(flag)) for flag, count in flags.most_common()),
+        *((False, flag, count, "Images", _meaning(flag)) for flag, count in flags.most_common()),
     ]
     return [(is_serious, name, f"{what}: {count} ({more})") for is_serious, name, count, what, more in found if count]
 
@@ -113,9 +113,9 @@ def _meaning(flag: str) -> str:
 def _alike(data: DataSet, pictures: Pictures) -> dict[str, Any]:
     alike, pairs = data.alike, data.alike.pairs
     note = (
-        "Equal pixels, or nearly the same picture: also with other brightness, contrast or sharpness, another size, "
-        "JPEG's losses, a small cut at a side, mirrored, or rotated by quarter turns. Images of one group in one split "
-        "are expected to be alike; in two splits they are a leak."
+        "Pairs of images with equal pixels, or with nearly the same picture. Copies are found, too, that are brighter, "
+        "darker, blurred, scaled, saved as JPEG, slightly cut at a side, mirrored or rotated by 90 degrees. Images of "
+        "one group in one split are expected to be alike. In two splits they are a leak."
     )
     if alike.num_compared < len({sample.digest for sample in data.samples}):
         note += f" Near-duplicates were looked for among {alike.num_compared} images, evenly spread."
@@ -157,16 +157,16 @@ def _images(data: DataSet, pictures: Pictures) -> dict[str, Any]:
     if len(samples) > MAX_ROWS:
         chosen = np.linspace(0, len(samples) - 1, MAX_ROWS - len(cards)).round().astype(int).tolist()
         listed = sorted({*chosen, *cards})
-        table_note = f"{len(listed)} of {len(samples)} images, evenly spread, and all that have a picture."
+        table_note = f"{len(listed)} of {len(samples)} images, evenly spread, and all that have a picture. "
     rows = [_row(data, pictures, place, place in cards) for place in listed]
     counts = Counter(flag for sample in samples for flag in sample.flags)
     flags = [(name, count, _meaning(name)) for name, count in counts.most_common()]
     flags += [(tag, sum(tag in tags for tags in pictures.tags.values()), meaning) for tag, meaning in TAGS.items()]
-    note = "A flag means that an image or its mask deserves a look. It is a rule of thumb."
+    note = "A flag is a rule of thumb: look at the image and its mask. Words in grey only help to find images."
     if data.num_looked < len(samples):
         note += f" Flags of pictures were looked for in {data.num_looked} images, evenly spread."
     kinds = [("Image", "text"), ("Split", "text"), ("Group", "text"), ("Size", "text"), ("Confluence (%)", "number")]
-    kinds += [("Cells", "number"), ("Mean (%)", "number"), ("Contrast (%)", "number"), ("Flags", "flag")]
+    kinds += [("Cells", "number"), ("Brightness (%)", "number"), ("Contrast (%)", "number"), ("Flags", "flag")]
     pictures_note = (
         f"{len(cards)} of {len(samples)} images: with flags, the least and the most covered, and some others. Yellow: "
         "the outlines of the masks."
@@ -175,9 +175,10 @@ def _images(data: DataSet, pictures: Pictures) -> dict[str, Any]:
         "rows": rows,
         "columns": kinds,
         "flags": flags,
+        "quiet_flags": tuple(TAGS),
         "flags_note": note,
         "pictures_note": pictures_note,
-        "table_note": table_note,
+        "table_note": f"{table_note}Click on a heading to sort.",
     }
 
 
@@ -215,7 +216,7 @@ def _defects(data: DataSet) -> dict[str, Any]:
     notes = [f"Images that cannot be read: {len(rows)}."] if rows else ["Every image can be read."]
     for path in audits:
         found, left_out = _audit(path)
-        notes.append(f"{printable(path)}: defects {len(found)}, images left out for them {left_out}.")
+        notes.append(f"{printable(path)}: defects {len(found)}, images left out {left_out}.")
         rows += found
     if not audits:
         notes.append(f"There is no {AUDIT} beside the splits.")

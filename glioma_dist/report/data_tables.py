@@ -43,8 +43,8 @@ class DataSet:
 
 def split_table(data: DataSet) -> dict[str, Any]:
     """Return the columns and rows of the table of splits."""
-    columns = ["Split", "Images", "Shards", "MB", "Groups", "Size", "Kind", "µm a pixel", "Median confluence (%)"]
-    columns += ["Median cells", "Not labelled (%)"]
+    columns = ["Split", "Images", "Shards", "Disk (MB)", "Groups", "Size", "Pixels", "Pixel size (µm)"]
+    columns += ["Median confluence (%)", "Median cells", "Ignored pixels (%)"]
     rows = []
     for split, reader in enumerate(data.readers):
         own = data.of_split(split)
@@ -81,13 +81,13 @@ def histograms(data: DataSet) -> list[tuple[str, str, list[tuple[str, str, Marku
     cells = [float(sample.num_cells) for sample in data.samples if sample.num_cells is not None]
     most = _rounded(max(cells, default=1.0))
     wanted = [
-        ("Confluence", "Share of the labelled pixels that belong to cells.", "confluence (%)", " %", 100.0,
-         lambda sample: 100 * sample.confluence),
+        ("Confluence", "Share of the pixels that belong to cells, without ignored pixels.", "confluence (%)", " %",
+         100.0, lambda sample: 100 * sample.confluence),
         ("Cells in an image", "As the converter counted them.", "cells", "", most, lambda sample: sample.num_cells),
-        ("Brightness", "Mean of the pixels, as a share of the highest value that they can have.", "mean (%)", " %",
-         100.0, lambda sample: 100 * sample.mean),
-        ("Contrast", "From the 0.5th to the 99.5th percentile of the pixels, as such a share.", "contrast (%)", " %",
-         100.0, lambda sample: 100 * sample.contrast),
+        ("Brightness", "Mean pixel value; 100 % is the highest possible: 255 with 8 bits.", "mean (%)", " %", 100.0,
+         lambda sample: 100 * sample.mean),
+        ("Contrast", "Difference between the 99.5th and the 0.5th percentile of the pixel values, in the same unit.",
+         "contrast (%)", " %", 100.0, lambda sample: 100 * sample.contrast),
     ]  # fmt: skip
     return [
         (name, note, plots)
@@ -116,6 +116,6 @@ def _plots(
 
 
 def _rounded(value: float) -> float:
-    """The end of an axis: 1, 2 or 5 times a power of ten, or the next multiple of a tenth of it."""
-    power = 10 ** np.floor(np.log10(max(value, 1.0)))
-    return float(np.ceil(value / power) * power)
+    """The end of an axis: the next multiple of 20 below 100, of 200 from there on, and so on."""
+    step = 2 * 10 ** max(1.0, np.floor(np.log10(max(value, 1.0))) - 1)
+    return float(max(1.0, np.ceil(value / step)) * step)

@@ -93,7 +93,7 @@ def test_the_page_is_one_whole_file_that_says_what_was_put_in(page, folder):
         "in two splits , equal pixels: train: t2.png and val: <b>renamed</b>.png",
         "well0 train: 2, val: 1",
         "plate/<x>.png size-mismatch mask of 3x4",
-        "defects 1, images left out for them 1.",
+        "defects 1, images left out 1.",
         "CC0",
         "0.65",
     ):

@@ -219,7 +219,7 @@ def test_a_real_browser_sorts_searches_and_switches_the_outlines(page, tmp_path)
         browser.click("#search")
         browser.type("FIELD 10")
         assert browser.evaluate(SHOWN) == browser.evaluate(CARDS) == ["field_10.png"]
-        assert browser.evaluate("document.getElementById('shown').innerText") == "1 of 5 images are shown"
+        assert browser.evaluate("document.getElementById('shown').innerText") == "1 of 5 images match"
         browser.evaluate("document.getElementById('search').select()")
         browser.type("no such image")
         assert browser.evaluate(SHOWN) == browser.evaluate(CARDS) == []
