@@ -27,7 +27,8 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale import answers, planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-from glioma_dist.scale.planner import GIB, LEVELS, Step, count
+from glioma_dist.scale.device_memory import GIB
+from glioma_dist.scale.planner import LEVELS, Step, count
 from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size
 from glioma_dist.training.memory import _advice_in_time
