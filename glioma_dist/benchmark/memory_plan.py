@@ -5,6 +5,7 @@ A cached answer is printed without importing torch, because the import takes lon
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import chain
@@ -74,11 +75,12 @@ def _key(plan: PlanConfig, size: Size) -> str | None:
     """Everything that the rows depend on; None if that is known only after the network is made."""
     if plan.smp or not answers.is_own_encoder(plan.model.encoder):
         return None
-    model = (plan.model.encoder, plan.model.norm, plan.model.decoder_channels)
+    network = (plan.model.encoder, plan.model.norm, plan.model.decoder_channels)
+    outputs = (plan.model.num_mask_channels, plan.model.targets)
     libraries = [f"{name} {version(name)}" for name in ("torch", "timm")]
     recipe = (num_moments(plan.optimizer, plan.momentum), plan.freeze_encoder, plan.ema_decay is not None)
     asked = (size, plan.batch_size, plan.gpu_memory, plan.gpus, plan.gradient_accumulation, *recipe)
-    return " ".join(map(str, ("plan", *model, *asked, *libraries, code_fingerprint([]))))
+    return " ".join(map(str, ("plan", *network, *outputs, *asked, *libraries, code_fingerprint([]))))
 
 
 def line(level: dict) -> str:
@@ -103,6 +105,10 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
         flags += f" --model.norm {plan.model.norm}"
     if plan.model.decoder_channels != ModelConfig.decoder_channels:
         flags += f" --model.decoder-channels {channels}"
+    if plan.model.classes:
+        flags += f" --model.classes {shlex.join(plan.model.classes)}"
+    if plan.model.targets != ModelConfig.targets:
+        flags += f" --model.targets {' '.join(plan.model.targets)}"
     if plan.optimizer != PlanConfig.optimizer:
         flags += f" --optimizer {plan.optimizer}"
     if plan.optimizer == "sgd" and plan.momentum != PlanConfig.momentum:

@@ -12,9 +12,10 @@ from glioma_dist.errors import InputError
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
+from glioma_dist.scale.device_memory import GIB, usable
 from glioma_dist.scale.memory_estimator import estimate_unet_step
 from glioma_dist.scale.micro_batches import allows_micro_batches, images_at_once
-from glioma_dist.scale.planner import ADAM_MOMENTS, GIB, Level, Step, count, fits, largest_batch, largest_size, usable
+from glioma_dist.scale.planner import ADAM_MOMENTS, Level, Step, count, fits, largest_batch, largest_size
 from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size

@@ -28,8 +28,9 @@ from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
+from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.operations import forward_operations
-from glioma_dist.scale.planner import GIB, Step, count
+from glioma_dist.scale.planner import Step, count
 from glioma_dist.scale.step_count import count_sent
 from glioma_dist.scale.tile_size import largest_gpu_tile
 

@@ -62,7 +62,7 @@ COMMANDS = {
     "download glioma-c6": Entry("glioma_dist.cli.download:GLIOMA_C6", "Download Glioma C6 (non-commercial licence)."),
     **{f"convert {each.name}": SourceCommand(each.command or each.name, each.summary) for each in SOURCES},
     "convert coco": Entry("glioma_dist.cli.convert:COCO", "Convert a COCO file and its images to shards."),
-    "convert folder": Entry("glioma_dist.cli.convert:FOLDER", "Convert images and their masks to shards."),
+    "convert folder": Entry("glioma_dist.cli.convert_folder:FOLDER", "Convert images and their masks to shards."),
     "shards inspect": Entry("glioma_dist.cli.shards:INSPECT", "List a folder of shards; draw its masks on the images."),
     "shards index": Entry("glioma_dist.cli.shards:INDEX", "Write the index of plain WebDataset tars."),
     "shards report": Entry("glioma_dist.cli.data_report:DATA_REPORT", "Write one HTML page about shards."),

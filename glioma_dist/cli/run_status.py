@@ -13,7 +13,8 @@ import tyro
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_folder_there
 from glioma_dist.config.paths import PathOrUrl
-from glioma_dist.data.shards.storage import is_url, open_folder
+from glioma_dist.data.shards.storage import open_folder
+from glioma_dist.data.shards.urls import is_url
 from glioma_dist.distributed.exit_codes import code_of_launch, read_exit_codes
 from glioma_dist.errors import ExitCode, InputError, one_line
 from glioma_dist.files import parse_json, read_json

@@ -159,7 +159,7 @@ def run_verify(config: VerifyConfig) -> None:
     """Verify all shards. Raises InputError afterwards if one is damaged."""
     from glioma_dist.data.shards.inspection import find_unused, tell_unused, verify
     from glioma_dist.data.shards.reader import ShardReader
-    from glioma_dist.data.shards.storage import is_url
+    from glioma_dist.data.shards.urls import is_url
 
     reader = ShardReader(config.shards)
     list_shards(reader)

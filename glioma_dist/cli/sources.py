@@ -7,17 +7,16 @@ from functools import cache
 from pathlib import Path
 
 from glioma_dist.cli.command import Command
-from glioma_dist.cli.convert import check_split_counts, check_split_name, idle_split_flags
+from glioma_dist.cli.convert_flags import SplitFlags
 from glioma_dist.cli.inputs import check_folder_there, check_source
-from glioma_dist.config.data import SPLIT_SHARES
 from glioma_dist.data.convert.labelling import Labelling, check_names
 from glioma_dist.errors import InputError
 from glioma_dist.registry import SourceEntry, sources
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """Convert a folder of labelled images to shards."""
+class SourceFolders:
+    """Where the labels and the images are, and where their shards go."""
 
     source: Path
     """Folder with the labels and the images; subfolders are searched, too."""
@@ -25,14 +24,12 @@ class SourceConfig:
     """Folder to write the splits and audit.json to."""
     images: Path | None = None
     """Folder with the images, if it is another one."""
-    split: str = "all"
-    """Name of the split, without --split-seed: train, val, test or another name."""
-    split_seed: int | None = None
-    """Draw train, val and test at random with this seed."""
-    split_shares: tuple[float, float, float] = SPLIT_SHARES
-    """Percentages of the groups for train, val and test, at least one group each, with --split-seed."""
-    split_counts: tuple[int, ...] | None = None
-    """Three numbers, with --split-seed, instead of shares: samples for train, val and test."""
+
+
+@dataclass(frozen=True)
+class SourceConfig(SplitFlags, SourceFolders):
+    """Convert a folder of labelled images to shards."""
+
     group_pattern: str | None = None
     """Regular expression with one group in round brackets, searched in an image's path without its ending. Images for
     which it finds the same text belong to the same split: for example '^([A-H][0-9]+)_' for wells. By default: each
@@ -60,14 +57,9 @@ class SourceConfig:
     strict: bool = False
     """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
 
-    def without_effect(self) -> list[str]:
-        """Flags that other flags leave without an effect, each with the reason."""
-        return idle_split_flags(self)
-
     def validate(self) -> None:
         """Raises InputError for values that cannot be used."""
-        check_split_name(self.split)
-        check_split_counts(self.split_counts)
+        super().validate()
         check_names(self.classes, self.ignore, self.categories)
         if self.frame_minutes is not None and not 0 < self.frame_minutes < float("inf"):
             raise InputError(f"--frame-minutes {self.frame_minutes}: give a number of minutes above 0")

@@ -16,7 +16,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.sampler import DeterministicSampler, SampleRef
 from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.data.shards.storage import was_url
+from glioma_dist.data.shards.urls import was_url
 from glioma_dist.errors import InputError, one_line
 
 LONGEST_BLOCK = 1000

@@ -14,7 +14,7 @@ from glioma_dist.config.file import checked
 from glioma_dist.data.near_duplicates import Sketch
 from glioma_dist.data.shards.index import INDEX_NAME
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.data.shards.storage import is_url
+from glioma_dist.data.shards.urls import is_url
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import check_new_file, make_folder, write_atomically
 from glioma_dist.report.data_findings import find_alike

@@ -24,7 +24,7 @@ from glioma_dist.files import read_json
 from glioma_dist.reproduction.execute import command_of, failure, is_finished
 from glioma_dist.reproduction.plan import Job, Plan, RowPlan, Settings
 from glioma_dist.reproduction.protocol import ENCODERS, Claim
-from glioma_dist.training.telemetry import read_rows
+from glioma_dist.training.metrics_file import read_rows
 
 Scores = list[dict[str, float]]
 SIGNIFICANT = 0.05

@@ -10,7 +10,6 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Literal
 
-import psutil
 import torch
 
 from glioma_dist.config import ModelConfig
@@ -18,6 +17,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.fingerprint import code_fingerprint
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
+from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
 from glioma_dist.scale.micro_batches import allows_micro_batches, with_accumulation
 from glioma_dist.scale.step import LEVELS, Level, Step
@@ -25,12 +25,6 @@ from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
-GIB = 2**30
-RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
-WORKSPACES_GIB = 0.2
-"""Of cuBLAS and cuDNN, at most: beside the tensors that are counted, an H100 had 0.09 to 0.18 GiB allocated in a step
-(docs/benchmarks/nvidia_h100_80gb_hbm3/proof.md)."""
-"""Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
 ADAM_MOMENTS = 2
 MICRO_BATCHES = "--scale.activation-checkpointing full and --scale.gradient-accumulation"
 SIDE_STEP = 32
@@ -197,25 +191,6 @@ def padded(size: Size) -> Size:
 def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS) -> Level | None:
     """The quickest level of recomputation with which the step fits into `memory` bytes; None where none does."""
     return next((level for level in among if fits(step, level, memory)), None)
-
-
-def usable(memory: float) -> float:
-    """Bytes for tensors on a GPU of `memory` bytes."""
-    return memory * (1 - RESERVED_SHARE) - RESERVED_GIB * GIB
-
-
-def free_memory(device: torch.device, num_local_processes: int) -> float:
-    """Bytes that a process may fill with tensors on its device, as things stand."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] * (1 - RESERVED_SHARE) - WORKSPACES_GIB * GIB
-    return psutil.virtual_memory().available * (1 - RESERVED_SHARE) / num_local_processes
-
-
-def device_memory(device: torch.device, num_local_processes: int) -> float:
-    """The same of a device that nothing else uses."""
-    if device.type == "cuda":
-        return usable(torch.cuda.get_device_properties(device).total_memory)
-    return psutil.virtual_memory().total * (1 - RESERVED_SHARE) / num_local_processes
 
 
 def resolve(level: Literal["none", "selective", "full", "auto"], step: Step, memory: float) -> Level:

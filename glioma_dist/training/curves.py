@@ -14,8 +14,8 @@ import numpy as np
 
 from glioma_dist.files import write_atomically
 from glioma_dist.training.background import BackgroundCalls
-from glioma_dist.training.telemetry import CURVES
 
+CURVES = "curves.png"
 SECONDS_BETWEEN = 60.0
 """At least, from one drawing to the next: one takes 0.15 CPU seconds, and the first 0.4 more."""
 SECONDS_AT_END, SECONDS_AT_STOP = 60.0, 3.0

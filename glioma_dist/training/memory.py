@@ -13,8 +13,9 @@ from glioma_dist.config.recipe import num_moments
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import training_loss
+from glioma_dist.scale.device_memory import GIB, device_memory, free_memory
 from glioma_dist.scale.micro_batches import images_at_once
-from glioma_dist.scale.planner import GIB, Level, Step, advice, count_if_known, device_memory, free_memory, resolve
+from glioma_dist.scale.planner import Level, Step, advice, count_if_known, resolve
 from glioma_dist.scale.tile_size import tile_size
 
 SECONDS_FOR_ADVICE = 10.0

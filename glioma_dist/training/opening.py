@@ -8,15 +8,15 @@ from glioma_dist.config.file import to_dict
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import RunError
 from glioma_dist.files import write_json_atomically
-from glioma_dist.scale.planner import GIB
-from glioma_dist.training.curves import CurvesFile
+from glioma_dist.scale.device_memory import GIB
+from glioma_dist.training.curves import CURVES, CurvesFile
 from glioma_dist.training.memory import estimate_memory
+from glioma_dist.training.metrics_file import read_rows
 from glioma_dist.training.reporter import Reporter
 from glioma_dist.training.resume import METRICS
 from glioma_dist.training.run_record import RunRecord, describe_start
 from glioma_dist.training.state import TrainState, read_unwritten_rows
 from glioma_dist.training.status import StatusFile, mark_finished
-from glioma_dist.training.telemetry import CURVES, read_rows
 from glioma_dist.training.trainer import Trainer
 
 

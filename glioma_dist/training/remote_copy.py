@@ -12,10 +12,10 @@ from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.files import cannot_write, remove_tree, rename_in_order, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
+from glioma_dist.training.metrics_file import MAX_METRICS_BYTES
 from glioma_dist.training.resume import BEST, CONFIG, LAST, METRICS, RESUMABLE
 from glioma_dist.training.run_record import RUN
 from glioma_dist.training.status import STATUS
-from glioma_dist.training.telemetry import MAX_METRICS_BYTES
 from glioma_dist.training.trackers.names import IDS
 
 MAX_SMALL_BYTES = 2**26

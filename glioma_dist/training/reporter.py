@@ -15,13 +15,14 @@ from glioma_dist.errors import RunError, StopRequested
 from glioma_dist.training.curves import CurvesFile
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.loss_watch import LossWatch
+from glioma_dist.training.metrics_file import DICE_BY_CLASS, MetricsFile
 from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.run_record import RunRecord
 from glioma_dist.training.run_warnings import LOSS, RunWarnings
 from glioma_dist.training.state import TrainState
 from glioma_dist.training.status import STATUS, StatusFile
 from glioma_dist.training.summary import Summary, memory_in_use, summary_line
-from glioma_dist.training.telemetry import DICE_BY_CLASS, DataWait, MetricsFile, TrainingProgress
+from glioma_dist.training.telemetry import DataWait, TrainingProgress
 from glioma_dist.training.trackers.sending import Trackers, Warnings, flat_config
 
 

@@ -15,11 +15,12 @@ from glioma_dist.files import cannot_read, read_json
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, is_whole, kept_folders
 from glioma_dist.model.manifest import EMA, MANIFEST, OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
+from glioma_dist.training.curves import CURVES
 from glioma_dist.training.folder_lock import LOCK
+from glioma_dist.training.metrics_file import read_rows
 from glioma_dist.training.run_record import DAMAGED, RUN
 from glioma_dist.training.state import read_scaler, read_train_state, read_unwritten_rows
 from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
-from glioma_dist.training.telemetry import CURVES, read_rows
 from glioma_dist.training.trackers.names import TRACKED
 
 CONFIG, METRICS, LAST, BEST = "config.json", "metrics.jsonl", "last", "best"

@@ -24,8 +24,8 @@ from glioma_dist.model.checkpoint_writer import Stages, Writer, checkpoint_stage
 from glioma_dist.model.manifest import OPTIMIZER, STATE
 from glioma_dist.model.tensor_files import DamagedError
 from glioma_dist.scale.optimizer import state_names
+from glioma_dist.training.metrics_file import is_row
 from glioma_dist.training.snapshot import SnapshotMemory, check_finite, is_in_parts, trained_names
-from glioma_dist.training.telemetry import is_row
 
 Scaler = dict[str, float | int]
 """The state of fp16's gradient scaler by its own names, as torch.amp.GradScaler.state_dict() gives it."""

@@ -19,7 +19,7 @@ from glioma_dist.errors import StopRequested, UnavailableError
 from glioma_dist.training import lease as lease_module
 from glioma_dist.training import loop, remote_run
 from glioma_dist.training.lease import Lease
-from glioma_dist.training.telemetry import MetricsFile
+from glioma_dist.training.metrics_file import MetricsFile
 
 pytestmark = pytest.mark.usefixtures("no_url_becomes_a_folder")
 URL = Url("s3://cells/run")

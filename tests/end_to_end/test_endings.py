@@ -46,8 +46,8 @@ from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import UNet
 from glioma_dist.size import Size
 from glioma_dist.training import loop, validation
+from glioma_dist.training.metrics_file import MetricsFile
 from glioma_dist.training.status import StatusFile
-from glioma_dist.training.telemetry import MetricsFile
 
 
 @pytest.fixture(scope="module")

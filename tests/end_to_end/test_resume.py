@@ -22,7 +22,7 @@ from glioma_dist.files import partial_name
 from glioma_dist.model import checkpoint_writer
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.training import loop, opening
-from glioma_dist.training.telemetry import MetricsFile
+from glioma_dist.training.metrics_file import MetricsFile
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from glioma_dist.model import checkpoint_writer
 from glioma_dist.size import Size
 from glioma_dist.training import loop, preparation, validation
 from glioma_dist.training.folder_lock import folder_lock
-from glioma_dist.training.telemetry import MetricsFile
+from glioma_dist.training.metrics_file import MetricsFile
 
 FOLDERS = ("last", "best")
 

@@ -347,8 +347,8 @@ def read_run(folder: Path) -> None:
     from glioma_dist.config import TrainConfig
     from glioma_dist.config.file import read_config
     from glioma_dist.errors import RunError
+    from glioma_dist.training.metrics_file import MetricsFile
     from glioma_dist.training.resume import holds_run, look
-    from glioma_dist.training.telemetry import MetricsFile
 
     refused: RunError | None = None
     config = None

@@ -17,7 +17,8 @@ from rich.console import Console
 from scipy import ndimage
 
 from glioma_dist.cli.arguments import parse
-from glioma_dist.cli.convert import CocoConfig, FolderConfig, LivecellConfig
+from glioma_dist.cli.convert import CocoConfig, LivecellConfig
+from glioma_dist.cli.convert_folder import FolderConfig
 from glioma_dist.cli.program import run
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.folder import convert_folder

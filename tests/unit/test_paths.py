@@ -17,7 +17,7 @@ from glioma_dist.cli.program import COMMANDS
 from glioma_dist.config import EvaluateConfig, PredictConfig, TrainConfig
 from glioma_dist.config.file import read_config, to_dict
 from glioma_dist.config.paths import URL_SCHEMES, WRITABLE_SCHEMES, Url, check_path, path_flags, path_or_url
-from glioma_dist.data.shards.storage import SCHEMES
+from glioma_dist.data.shards.urls import SCHEMES
 from glioma_dist.errors import InputError, one_line
 
 NO_PATHS = {

@@ -16,6 +16,7 @@ from helpers import REPOSITORY, TINY_CHANNELS, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glioma_dist.benchmark import memory_plan
 from glioma_dist.benchmark.memory_plan import choice
 from glioma_dist.benchmark.spatial_parallel_report import estimated
 from glioma_dist.cli.arguments import parse
@@ -27,7 +28,8 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, normalise
 from glioma_dist.scale import answers, planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-from glioma_dist.scale.planner import GIB, LEVELS, Step, count
+from glioma_dist.scale.device_memory import GIB
+from glioma_dist.scale.planner import LEVELS, Step, count
 from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size
 from glioma_dist.training.memory import _advice_in_time
@@ -41,6 +43,8 @@ TINY = Step(
     loss=partial(segmentation_loss, "dice"),
 )
 
+OUTPUTS = {"classes": ("live", "dead"), "targets": ("mask", "boundary")}
+"""Of a model with three classes, the background among them, and a second target."""
 MALLOPT_MMAP_THRESHOLD = -3
 """From glibc's malloc.h."""
 
@@ -125,7 +129,7 @@ def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, g
     """A shell runs it, with a program in place of accelerate that says what it was given."""
     level = {"name": "x", "size": "96x64", "fits": True, "bf16": True, "fsdp2": False, "spatial_parallel": 1}
     level |= {"activation_checkpointing": "selective", **changes}
-    plan = PlanConfig((Size(96, 64),), ModelConfig("mit_tiny", norm="group"), batch_size=8, gpus=gpus)
+    plan = PlanConfig((Size(96, 64),), ModelConfig("mit_tiny", norm="group", **OUTPUTS), batch_size=8, gpus=gpus)
     monkeypatch.chdir(REPOSITORY if is_clone else tmp_path)
     command = choice(plan, Size(96, 64), [level])["command"]
     for name, text in (("accelerate", 'printf "%s\\n" "$@"'), ("glioma-dist", f'{sys.executable} -m glioma_dist "$@"')):
@@ -142,6 +146,27 @@ def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, g
     config = parse(TrainConfig, rest[program + 1 :])
     assert (config.data.size, config.batch_size, config.model.norm) == (Size(96, 64), 8, "group")
     assert config.scale.spatial_parallel == level["spatial_parallel"]
+    assert (config.model.classes, config.model.targets) == (OUTPUTS["classes"], OUTPUTS["targets"])
+
+
+@pytest.mark.parametrize("changed", OUTPUTS)
+def test_a_plan_is_not_answered_with_the_memory_of_another_number_of_outputs(changed):
+    """Each level's answer is kept in the cache of `own_cache`: the second question differs in the outputs alone."""
+    one, several = (
+        PlanConfig((Size(64, 64),), ModelConfig("mit_tiny", decoder_channels=TINY_CHANNELS, **outputs))
+        for outputs in ({}, {changed: OUTPUTS[changed]})
+    )
+    assert memory_plan._key(one, Size(64, 64)) != memory_plan._key(several, Size(64, 64))
+
+
+def test_outputs_are_counted_as_the_network_has_them():
+    model = replace(TINY.model, **OUTPUTS)
+    found, known = (count(replace(TINY, model=each), "none") for each in (model, TINY.model))
+    of_weights = [sum(weight.nbytes for weight in UNet(each).parameters()) for each in (model, TINY.model)]
+    assert found.parameters - known.parameters == of_weights[0] - of_weights[1] > 0
+    logits = (model.num_outputs - 1) * TINY.size.width * TINY.size.height * 4
+    assert model.num_outputs == 4
+    assert found.peak - known.peak > logits
 
 
 def test_an_answer_is_not_taken_from_other_code(monkeypatch):

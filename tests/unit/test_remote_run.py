@@ -23,9 +23,9 @@ from glioma_dist.errors import ExitCode, InputError, RunError, StopRequested, Un
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import build_model
 from glioma_dist.training import lease, remote_run
+from glioma_dist.training.metrics_file import MetricsFile
 from glioma_dist.training.remote_run import staged
 from glioma_dist.training.state import TrainState
-from glioma_dist.training.telemetry import MetricsFile
 
 pytestmark = pytest.mark.usefixtures("no_url_becomes_a_folder")
 URL = Url("s3://cells/run")

@@ -23,9 +23,9 @@ from glioma_dist.model.checkpoint_writer import file_entry
 from glioma_dist.model.hub import model_card
 from glioma_dist.model.manifest import MANIFEST, STATE
 from glioma_dist.model.unet import build_model
+from glioma_dist.training.metrics_file import MetricsFile, read_rows
 from glioma_dist.training.resume import look
 from glioma_dist.training.state import TrainState, read_scaler, read_train_state
-from glioma_dist.training.telemetry import MetricsFile, read_rows
 
 DEEP = ("deep", "deeper", "deepest")
 OTHERS: list[Any] = [

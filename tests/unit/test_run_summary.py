@@ -20,12 +20,13 @@ from glioma_dist.report.curves import MAX_POINTS, Curve, draw_curves
 from glioma_dist.scale import planner
 from glioma_dist.size import Size
 from glioma_dist.training import curves, telemetry
-from glioma_dist.training.curves import CurvesFile
+from glioma_dist.training.curves import CURVES, CurvesFile
 from glioma_dist.training.loop import train
 from glioma_dist.training.memory import estimate_memory, step_of
+from glioma_dist.training.metrics_file import MetricsFile
 from glioma_dist.training.run_record import RUN
 from glioma_dist.training.summary import Summary, memory_in_use, summary_line
-from glioma_dist.training.telemetry import CURVES, DataWait, MetricsFile, TrainingProgress, duration, estimate
+from glioma_dist.training.telemetry import DataWait, TrainingProgress, duration, estimate
 
 THIS = {
     "seconds": 7800.0,

@@ -15,8 +15,8 @@ from glioma_dist.model import checkpoint_writer, tensor_files
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, kept_folders
 from glioma_dist.model.manifest import MANIFEST, MODEL, OPTIMIZER, STATE
 from glioma_dist.model.unet import build_model
+from glioma_dist.training.metrics_file import MetricsFile
 from glioma_dist.training.state import TrainState, load_optimizer, load_weights
-from glioma_dist.training.telemetry import MetricsFile
 
 
 def make(seed: int, config) -> SimpleNamespace:

@@ -10,7 +10,8 @@ from helpers import draw_shards
 
 from glioma_dist.data.loader import evaluation_samples
 from glioma_dist.data.shards.reader import ShardReader
-from glioma_dist.data.shards.storage import Patience, RemoteFolder, check_url, is_url, open_folder
+from glioma_dist.data.shards.storage import Patience, RemoteFolder, open_folder
+from glioma_dist.data.shards.urls import check_url, is_url
 from glioma_dist.errors import InputError
 
 pytest.importorskip("aiohttp", reason="needs the extra cloud")

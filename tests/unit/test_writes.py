@@ -23,7 +23,7 @@ ALLOWED = {
     "glioma_dist/inference/writers/png.py: write_palette_png": "a path that its caller renames",
     "glioma_dist/files.py: write_atomically": "the function that all others call",
     "glioma_dist/model/tensor_files.py: write_tensors": "in a checkpoint's folder, which is renamed as a whole",
-    "glioma_dist/training/telemetry.py: MetricsFile.__init__": "rows are appended; a torn last one is taken out",
+    "glioma_dist/training/metrics_file.py: MetricsFile.__init__": "rows are appended; a torn last one is taken out",
     "glioma_dist/distributed/run_command.py: drop_closed_output": "the null device",
     "glioma_dist/distributed/run_command.py: run_command": "the null device, in place of an output that was closed",
     "glioma_dist/training/folder_lock.py: folder_lock": "a lock file, which has no content",

@@ -18,7 +18,8 @@ from glioma_dist.benchmark.proof.trainings import step_config, train_here, varia
 from glioma_dist.benchmark.watched_steps import watched_steps
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import MemoryFullError
-from glioma_dist.scale.planner import RESERVED_SHARE, WORKSPACES_GIB, count
+from glioma_dist.scale.device_memory import RESERVED_SHARE, WORKSPACES_GIB
+from glioma_dist.scale.planner import count
 from glioma_dist.size import Size
 from glioma_dist.training.memory import step_of
 from glioma_dist.training.trainer import Trainer

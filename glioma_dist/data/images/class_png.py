@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from glioma_dist.data.images.png import PNG_GREY, PNG_PALETTE, decode_image, decode_labels, decode_mask
+from glioma_dist.data.images.png import decode_image, decode_labels, decode_mask
+from glioma_dist.data.images.png_chunks import PNG_GREY, PNG_PALETTE
 from glioma_dist.errors import InputError
 from glioma_dist.limits import IGNORE
 

@@ -15,7 +15,8 @@ from glioma_dist.data.images.limits import MAX_FILE_BYTES
 from glioma_dist.data.images.microscope import FORMATS, Place, decode_microscope_plane
 from glioma_dist.data.images.ome_zarr import decode_zarr_plane
 from glioma_dist.data.images.orientation import AS_STORED, HOW_TURNED
-from glioma_dist.data.images.png import PNG_SIGNATURE, decode_png_file
+from glioma_dist.data.images.png import decode_png_file
+from glioma_dist.data.images.png_chunks import PNG_SIGNATURE
 from glioma_dist.data.images.tiff import decode_tiff_file
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read, check_plain

@@ -1,5 +1,5 @@
-"""PNG bytes to pixels. Size and checksums are looked at before a decoder sees the bytes, and it sees only the chunks
-that pixels are made of: no colour profile, no compressed text, no orientation, no animation."""
+"""PNG bytes to pixels. A decoder sees only the chunks that pixels are made of, after they were checked: no colour
+profile, no compressed text, no orientation, no animation."""
 
 from __future__ import annotations
 
@@ -7,48 +7,33 @@ import binascii
 import struct
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from glioma_dist.data.images.labels import NOT_BLACK, alpha_of, grey_of
-from glioma_dist.data.images.limits import COPY_AGAIN, MAX_DECODED_BYTES, check_ratio, check_size
+from glioma_dist.data.images.limits import COPY_AGAIN, MAX_DECODED_BYTES
 from glioma_dist.data.images.orientation import AS_STORED, exif_orientation, xmp_orientation
+from glioma_dist.data.images.png_chunks import (
+    NEEDED,
+    PNG_GREY,
+    PNG_GREY_ALPHA,
+    PNG_PALETTE,
+    PNG_RGB,
+    PNG_RGB_ALPHA,
+    PNG_SIGNATURE,
+    PngChunks,
+    only_chunks,
+    walk_chunks,
+)
 from glioma_dist.errors import InputError
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# PNG's colour types (PNG specification, section 11.2.1), and how many channels OpenCV makes of each.
-PNG_GREY, PNG_RGB, PNG_PALETTE, PNG_GREY_ALPHA, PNG_RGB_ALPHA = 0, 2, 3, 4, 6
-CHANNELS = {PNG_GREY: 1, PNG_RGB: 3, PNG_PALETTE: 3, PNG_GREY_ALPHA: 4, PNG_RGB_ALPHA: 4}
 FILTER_NONE, FILTER_UP = 0, 2
-NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 ALPHA_DROPPED = "has an alpha channel (transparency), which is not taken"
 MAX_PNG_BYTES = MAX_DECODED_BYTES
 MAX_TEXT_BYTES = 2**20
 """Of a compressed text that may hold an orientation, unpacked."""
-
-
-class _Header(NamedTuple):
-    width: int
-    height: int
-    depth: int
-    colour_type: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the pixels as OpenCV decodes them."""
-        return self.width * self.height * CHANNELS.get(self.colour_type, 4) * (2 if self.depth == 16 else 1)
-
-
-class _Chunks(NamedTuple):
-    """A PNG taken apart: its header, (kind, start, end) of the data of each chunk that pixels do not need, what the
-    pixels are packed into, and where the PNG ends."""
-
-    header: _Header
-    others: list[tuple[bytes, int, int]]
-    packed: list[memoryview]
-    end: int
 
 
 def decode_png_file(
@@ -69,7 +54,7 @@ def decode_png_file(
     file.seek(0)
     reserve(num_bytes)
     data = file.read()
-    chunks = _walk(data, where)
+    chunks = walk_chunks(data, where)
     counting = 4 * chunks.header.width * chunks.header.height if is_mask else 0
     reserve(num_bytes + chunks.header.num_bytes + counting)
     notes = ("is followed by another PNG in the same file, which is not read",) * (PNG_SIGNATURE in data[chunks.end :])
@@ -93,7 +78,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
     `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
     """
-    chunks = _walk(data, where)
+    chunks = walk_chunks(data, where)
     rows = _grey_rows(data, chunks)
     if rows is not None:
         return rows
@@ -115,7 +100,7 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
 
     `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
     """
-    chunks = _walk(data, where)
+    chunks = walk_chunks(data, where)
     mask = _unpack_bits(data, chunks)
     if mask is not None:
         return mask
@@ -132,7 +117,7 @@ def decode_labels(data: bytes, where: str, from_alpha: bool = False) -> np.ndarr
 
     `where` names the bytes in the InputError that damaged ones and colours raise.
     """
-    chunks = _walk(data, where)
+    chunks = walk_chunks(data, where)
     if from_alpha:
         values = _decode(data, chunks, cv2.IMREAD_UNCHANGED, where)
         return alpha_of(values, chunks.header.colour_type in (PNG_GREY_ALPHA, PNG_RGB_ALPHA), where)
@@ -142,14 +127,14 @@ def decode_labels(data: bytes, where: str, from_alpha: bool = False) -> np.ndarr
         head = bytearray(data[start : start + 17])
         head[13] = PNG_GREY
         head += struct.pack(">I", zlib.crc32(head))
-        data = _only((b"IHDR", b"IDAT", b"IEND"), b"".join((data[:start], head, data[start + 21 :])))
+        data = only_chunks((b"IHDR", b"IDAT", b"IEND"), b"".join((data[:start], head, data[start + 21 :])))
     values = _decode(data, chunks, cv2.IMREAD_UNCHANGED, where)
     return values if values.ndim == 2 else grey_of(values, values.shape[2] == 4, where)
 
 
-def _decode(data: bytes, chunks: _Chunks, flags: int, where: str) -> np.ndarray:
+def _decode(data: bytes, chunks: PngChunks, flags: int, where: str) -> np.ndarray:
     if chunks.others:
-        data = _only(NEEDED, data)
+        data = only_chunks(NEEDED, data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
@@ -161,65 +146,7 @@ def _decode(data: bytes, chunks: _Chunks, flags: int, where: str) -> np.ndarray:
     return pixels
 
 
-def _walk(data: bytes, where: str) -> _Chunks:
-    """Walk the chunks of a PNG: complete, every checksum right, a sane size, one picture.
-
-    Some versions of OpenCV return a half-grey image for a file cut short, so its decoder is not asked.
-    """
-    if not data.startswith(PNG_SIGNATURE):
-        raise InputError(f"{where}: not a PNG file (its first bytes are {data[:8]!r})")
-    view, start, header, kind, others, packed = memoryview(data), len(PNG_SIGNATURE), None, b"", [], []
-    while kind != b"IEND":
-        if start + 12 > len(data):
-            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
-        length, kind = struct.unpack_from(">I4s", data, start)
-        end = start + 12 + length
-        if end > len(data):
-            raise InputError(f"{where}: the PNG is cut short at {len(data)} bytes; {COPY_AGAIN}")
-        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            raise InputError(f"{where}: the PNG is damaged (wrong checksum of the chunk at byte {start}); {COPY_AGAIN}")
-        if header is None:
-            header = _read_header(data, start, kind, length, where)
-        elif kind == b"IDAT":
-            packed.append(view[start + 8 : end - 4])
-        elif kind not in NEEDED:
-            others.append((kind, start + 8, end - 4))
-            if kind == b"acTL" and length >= 4:
-                _refuse_animation(int.from_bytes(view[start + 8 : start + 12], "big"), where)
-        start = end
-    if header.depth >= 8:  # of fewer bits a pixel, one byte may hold thousands
-        check_ratio(header.num_bytes, len(data), where)
-    return _Chunks(header, others, packed, start)
-
-
-def _read_header(data: bytes, start: int, kind: bytes, length: int, where: str) -> _Header:
-    if kind != b"IHDR" or length != 13:
-        raise InputError(f"{where}: the PNG does not begin with its header: it is damaged; {COPY_AGAIN}")
-    header = _Header(*struct.unpack_from(">IIBB", data, start + 8))
-    channels = CHANNELS.get(header.colour_type, 4)
-    check_size(header.width, header.height, where, channels, 2 if header.depth == 16 else 1)
-    return header
-
-
-def _refuse_animation(num_frames: int, where: str) -> None:
-    if num_frames > 1:
-        raise InputError(
-            f"{where}: a stack of {num_frames} pages (an animated PNG), not one image; save each page as its own file"
-        )
-
-
-def _only(kinds: tuple[bytes, ...], data: bytes) -> bytes:
-    """The PNG with these chunks alone. Transparency is none that pixels are made of (NEEDED): alpha is dropped."""
-    parts, start, kind = [data[: len(PNG_SIGNATURE)]], len(PNG_SIGNATURE), b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, start)
-        if kind in kinds:
-            parts.append(data[start : start + 12 + length])
-        start += 12 + length
-    return b"".join(parts)
-
-
-def _unpack_bits(data: bytes, chunks: _Chunks) -> np.ndarray | None:
+def _unpack_bits(data: bytes, chunks: PngChunks) -> np.ndarray | None:
     """The mask in a PNG of one bit a pixel, grey, without filters, as `encode_mask` writes them: a quarter of the time
     that a PNG library takes. `data` is checked already. None for any other PNG, also where pixels are missing."""
     width, height, *kind = struct.unpack_from(">IIBBBBB", data, len(PNG_SIGNATURE) + 8)
@@ -233,7 +160,7 @@ def _unpack_bits(data: bytes, chunks: _Chunks) -> np.ndarray | None:
     return None if rows[:, 0].any() else np.unpackbits(rows[:, 1:], axis=1, count=width)
 
 
-def _grey_rows(data: bytes, chunks: _Chunks) -> np.ndarray | None:
+def _grey_rows(data: bytes, chunks: PngChunks) -> np.ndarray | None:
     """The image in a PNG of 8 or 16 bits a pixel, grey, each row unfiltered or the difference to the row above, as
     `encode_image` writes them: a third to a half of the time that a PNG library takes. `data` is checked already. None
     for any other PNG, also where pixels are missing."""
@@ -268,7 +195,7 @@ def inflate(packed: bytes, num_bytes: int) -> np.ndarray | None:
     return found if len(found) == num_bytes else None
 
 
-def _orientation(data: bytes, chunks: _Chunks) -> int:
+def _orientation(data: bytes, chunks: PngChunks) -> int:
     """What the file says of how it is to be turned, in any of the places where programs write it; 1: not at all."""
     for kind, start, end in chunks.others:
         found = AS_STORED

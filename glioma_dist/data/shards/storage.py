@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -20,10 +19,10 @@ from typing import Any
 from glioma_dist import files
 from glioma_dist.data.shards.bodies import AnswerError, NoRangesError, Span, Take
 from glioma_dist.data.shards.transfer import read_span, stream_span
+from glioma_dist.data.shards.urls import check_url, is_url
 from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.extras import install_command
 
-SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 HTTP_TIMEOUT, HTTP_TOO_MANY = 408, 429
 """The two answers of the 400s that may be others the next time."""
 MAX_RETRY_AFTER = 60.0
@@ -43,31 +42,6 @@ class Patience:
     attempts: int = 5
     seconds: float = 30.0
     wait_seconds: float = 0.5
-
-
-def is_url(text: str) -> bool:
-    """Whether a user means a URL, though maybe one that is not allowed."""
-    return "://" in text or "::" in text or text.startswith("pipe:")
-
-
-def was_url(path: Path) -> bool:
-    """Whether a path was made of a URL, of whose two slashes a path keeps one."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
-
-
-def check_url(url: str) -> None:
-    """Raises InputError for a URL of a scheme that is not allowed, of several joined ones, or with what is secret."""
-    scheme = url.partition("://")[0]
-    if scheme not in SCHEMES or "::" in url or not re.fullmatch(r"[a-z0-9]+://[^\s\x00-\x1f]+", url):
-        raise InputError(
-            f"{url!r} is no URL that shards are read from: give a folder, or a URL that begins with one of "
-            f"{', '.join(scheme + '://' for scheme in SCHEMES)}"
-        )
-    if re.search(r"[?#]", url) or "@" in url.split("/")[2]:
-        raise InputError(
-            f"{url.partition('://')[0]}://…: a URL with a user, a query or a fragment would be written to config.json "
-            "as it is; give the plain URL, and credentials through the environment"
-        )
 
 
 class LocalFolder:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from glioma_dist.evaluation.network import Network
 from glioma_dist.model.unet import unwrapped
-from glioma_dist.scale.planner import free_memory
+from glioma_dist.scale.device_memory import free_memory
 
 FREE_SHARE = 0.9
 """Of the memory that is free now: what other programs take meanwhile comes from the rest."""

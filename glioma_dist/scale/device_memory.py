@@ -1,0 +1,32 @@
+"""How many bytes of a device's memory tensors may fill."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+GIB = 2**30
+RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
+"""Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
+WORKSPACES_GIB = 0.2
+"""Of cuBLAS and cuDNN, at most: beside the tensors that are counted, an H100 had 0.09 to 0.18 GiB allocated in a step
+(docs/benchmarks/nvidia_h100_80gb_hbm3/proof.md)."""
+
+
+def usable(memory: float) -> float:
+    """Bytes for tensors on a GPU of `memory` bytes."""
+    return memory * (1 - RESERVED_SHARE) - RESERVED_GIB * GIB
+
+
+def free_memory(device: torch.device, num_local_processes: int) -> float:
+    """Bytes that a process may fill with tensors on its device, as things stand."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] * (1 - RESERVED_SHARE) - WORKSPACES_GIB * GIB
+    return psutil.virtual_memory().available * (1 - RESERVED_SHARE) / num_local_processes
+
+
+def device_memory(device: torch.device, num_local_processes: int) -> float:
+    """The same of a device that nothing else uses."""
+    if device.type == "cuda":
+        return usable(torch.cuda.get_device_properties(device).total_memory)
+    return psutil.virtual_memory().total * (1 - RESERVED_SHARE) / num_local_processes
