@@ -176,11 +176,15 @@ WHOLE_IN_SLOW = {
         *("memory", "ddp", "spatial", "resume_2", "killed"),
     ),
     "tests/end_to_end/test_bench_predict.py::test_the_baseline_is_measured_beside_ours": (),
-    "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": (
-        "1",
-    ),
+    "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": ("1",),
     "tests/faults/test_faults.py::test_a_fault_ends_as_promised_and_the_same_command_resumes": (
-        *("SIGKILL between", "SIGKILL to rank 1", "SIGHUP in validation", "optimizer of another run", "ENOSPC at the row"),
+        *(
+            "SIGKILL between",
+            "SIGKILL to rank 1",
+            "SIGHUP in validation",
+            "optimizer of another run",
+            "ENOSPC at the row",
+        ),
         *("deeply nested", "store out"),
     ),
     "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_at_each_level": ("mit_tiny",),
@@ -206,7 +210,7 @@ WHOLE_IN_SLOW = {
     "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": (),
 }
 """Test -> how the parameters begin that `make test-all` runs, too; with the others it is slow. A test is here whose
-parameters take minutes together: the narrow encoders and small sizes prove the code, `make test-slow` proves the rest."""
+parameters take minutes together: narrow encoders and small sizes prove the code, `make test-slow` proves the rest."""
 
 LONGEST_FILES = (
     "tests/end_to_end/test_bench_gpu.py",
