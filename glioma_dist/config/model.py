@@ -16,6 +16,9 @@ WORDS = ("random", "imagenet", "timm")
 """Values of --model.init that are no place."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
+MAX_DECODER_CHANNELS = 4096
+"""More than any network has; a config from elsewhere may ask for memory that nobody has."""
+
 
 def is_weight_file(init: str) -> bool:
     """Whether starting weights are a single file, by its name."""
@@ -69,8 +72,9 @@ class ModelConfig:
     def validate(self) -> None:
         encoders.find(self.encoder, "--model.encoder")
         self._check_outputs()
-        if min(self.decoder_channels) < 1:
-            raise InputError(f"--model.decoder-channels {self.decoder_channels}: each must be 1 or more")
+        if not all(1 <= number <= MAX_DECODER_CHANNELS for number in self.decoder_channels):
+            told = one_line(" ".join(map(str, self.decoder_channels)), 120)
+            raise InputError(f"--model.decoder-channels {told}: each must be from 1 to {MAX_DECODER_CHANNELS}")
         if self.init_sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.init_sha256):
             raise InputError(f"--model.init-sha256 {one_line(self.init_sha256, 80)}: give 64 digits of 0-9 and a-f")
         if self.init_sha256 and (self.init in WORDS or not is_weight_file(self.init)):
