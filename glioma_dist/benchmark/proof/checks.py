@@ -121,7 +121,7 @@ CHECKS = (
             for level in _LEVELS
             for kind in ("allocated", "fits")
         ),
-        seconds=55,
+        seconds=120,
     ),
     Check(
         "ddp",
