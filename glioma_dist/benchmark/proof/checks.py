@@ -121,7 +121,7 @@ CHECKS = (
             for level in _LEVELS
             for kind in ("allocated", "fits")
         ),
-        seconds=120,
+        seconds=180,
     ),
     Check(
         "ddp",
