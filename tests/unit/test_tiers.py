@@ -39,11 +39,20 @@ def test_a_name_is_not_taken_for_a_longer_one():
 
 
 def test_parameters_decide_what_is_slow():
-    name = "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by"
-    assert is_slow(f"{name}[704x512-full]")
-    assert not is_slow(f"{name}[512x384-none]")
-    assert not is_slow(f"{name}_and_more[704x512-full]")
+    name = "tests/unit/test_micro_batches.py::test_the_planner_foretells_what_is_counted"
+    assert is_slow(f"{name}[selective-4]")
+    assert not is_slow(f"{name}[none-2]")
+    assert not is_slow(f"{name}_and_more[selective-4]")
     assert is_slow("tests/end_to_end/test_bench_gpu.py::test_a_kernel_that_overflows_fails")
+
+
+def test_each_beginning_of_parameters_is_one_of_a_test_that_runs(request):
+    """Else a parameter that was renamed would have left `make test-all`."""
+    running = [item.nodeid for item in request.session.items]
+    for name, beginnings in WHOLE_IN_SLOW.items():
+        of_test = [node.partition("[")[2] for node in running if node.partition("[")[0] == name]
+        for beginning in beginnings if of_test else ():
+            assert any(each.startswith(beginning) for each in of_test), (name, beginning)
 
 
 def test_no_tier_drops_a_test():
