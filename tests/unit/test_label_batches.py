@@ -159,7 +159,9 @@ def distance_plainly(instances: np.ndarray) -> np.ndarray:
     depth = 1 + (ndimage.distance_transform_edt(inner) if not inner.all() else np.zeros(inner.shape))
     depth = depth.astype(np.float32)
     deepest = ndimage.maximum(depth, instances, np.arange(65536)).astype(np.float32)
-    return np.where(instances > 0, np.rint(depth * (np.float32(254) / np.maximum(deepest, 1))[instances]), 0).astype(np.uint8)
+    return np.where(instances > 0, np.rint(depth * (np.float32(254) / np.maximum(deepest, 1))[instances]), 0).astype(
+        np.uint8
+    )
 
 
 @pytest.mark.parametrize("number", range(6))
