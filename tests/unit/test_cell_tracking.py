@@ -1,5 +1,7 @@
-"""Folders of the Cell Tracking Challenge with a fault in each sequence: each costs one frame and one line."""
+"""Folders of the Cell Tracking Challenge with a fault in each sequence: each costs one frame and one line; and the
+flags of each source's command."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 import tifffile
 from rich.console import Console
 
+from glioma_dist.cli.arguments import parse
+from glioma_dist.cli.sources import command_of
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
@@ -97,3 +101,16 @@ def test_two_files_of_labels_of_a_frame_are_refused(tmp_path, name):
     labels.with_name("man_seg_000.tif").write_bytes(labels.read_bytes())
     with pytest.raises(InputError, match=r"both are labels of 01/t000\.tif; keep one"):
         sources.load(name)(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", [each for each in sources.names() if not sources.find(each).command])
+def test_a_command_has_only_flags_with_an_effect_on_its_source(name):
+    flags = {field.name for field in dataclasses.fields(command_of(name).config)}
+    assert ("frame_minutes" in flags) == (name in KINDS)
+    assert flags & {"categories", "classes", "ignore"} == (
+        {"categories", "classes", "ignore"} if name == "cvat" else set()
+    )
+    assert {"source", "out", "images", "instances", "split_seed", "group_pattern"} <= flags
+    unknown = {"cvat": "--frame-minutes"}.get(name, "--categories")
+    with pytest.raises(InputError, match=f"unknown flag {unknown}"):
+        parse(command_of(name).config, ["--source", "a", "--out", "b", unknown, "3"])
