@@ -1,8 +1,6 @@
 """ImageNet against random starting weights, run after run on the same images: `python benchmarks/starting_weights.py
 --help`."""
 
-import csv
-import io
 import statistics
 import sys
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import torch
 
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from glioma_dist.csv_tables import csv_table
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.distributed.context import DistributedContext
@@ -95,11 +94,7 @@ def one_run(
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_atomically(path, csv_table(COLUMNS, rows))
 
 
 def table(rows: list[dict]) -> str:

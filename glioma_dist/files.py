@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from glioma_dist.errors import DiskFullError, InputError, UnavailableError
+from glioma_dist.errors import DiskFullError, InputError, UnavailableError, one_line
 
 MAX_JSON_BYTES = 2**26
 """Of a JSON file that a run or a converter wrote; those of COCO, which are larger, are read elsewhere."""
@@ -196,9 +196,18 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 
 def parse_json(data: bytes | str, where: Path | str) -> Any:
-    """The content of JSON text. Raises InputError naming `where` for what is no JSON or is nested too deeply."""
+    """The content of JSON text. Raises InputError naming `where` for what is no JSON, is nested too deeply, or has a
+    name twice in one object, of which Python's parser keeps the last and others the first."""
+
+    def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            repeated = next(name for name in content if sum(name == each for each, _ in pairs) > 1)
+            raise InputError(f"{where}: {one_line(repr(repeated), 80)} is there twice in one object; keep one of them")
+        return content
+
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=without_repetition)
     except RecursionError:
         raise InputError(f"{where}: is no JSON that can be read (nested too deeply)") from None
     except ValueError as error:

@@ -21,11 +21,16 @@ class Term(NamedTuple):
 
 
 def terms_of(text: str) -> tuple[Term, ...]:
-    """The losses of a flag such as `dice+0.5*bce`. Raises InputError for a weight that is none; the names are not
-    looked up."""
+    """The losses of a flag such as `dice+0.5*bce`. Raises InputError for a weight that is none, and where a name is
+    missing; the names are not looked up."""
     found = []
     for part in text.split("+"):
         weight, times, name = part.rpartition("*")
+        if not name.strip():
+            raise InputError(
+                f"--loss {one_line(repr(text), 100)}: a name is missing before or after {'*' if times else '+'}; "
+                f"give one loss, or several as dice+0.5*bce (known: {', '.join(losses.names())})"
+            )
         value = 1.0 if not times else math.nan
         with suppress(ValueError):
             value = float(weight) if times else value

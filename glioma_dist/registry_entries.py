@@ -108,6 +108,10 @@ class SourceEntry(Entry):
     """One line for the list of commands."""
     command: str = ""
     """module:attribute of its command, where that has flags of its own."""
+    names_labels: bool = True
+    """Whether labels have names, so that --categories, --classes and --ignore have an effect."""
+    numbers_frames: bool = True
+    """Whether frames are numbered, so that --frame-minutes has an effect."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ LONG = {
     "tests/distributed/test_saving_processes.py::test_all_train_on_while_one_writes": "runs of two processes",
     "tests/distributed/test_spatial_parallel.py::test_bands_equal_whole_images_in_fp64": "large images, four strips",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
+    "tests/distributed/test_training_recipes.py::test_a_frozen_encoder_with_batch_norm_is_the_same_on_two_processes": (
+        "runs of two processes"
+    ),
     "tests/distributed/test_training_recipes.py::test_two_processes_equal_one_and_their_checkpoints_are_everybody_s": (
         "recipe by engine, three runs each"
     ),
@@ -48,6 +51,7 @@ LONG = {
     "tests/end_to_end/test_bench_resolution.py::test_the_peer_is_measured_beside_ours": "a process",
     "tests/end_to_end/test_bench_scaling.py::test_each_engine_is_measured_once": "launches",
     "tests/end_to_end/test_data_report.py::test_a_real_browser_filters_sorts_and_has_no_error": "a browser",
+    "tests/end_to_end/test_endings.py::test_a_stop_between_micro_batches_is_a_stop_after_the_step": "five runs",
     "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": "runs",
     "tests/end_to_end/test_endings.py::test_what_only_has_the_name_of_a_checkpoint_stops_no_run": "a run each of 11",
     "tests/end_to_end/test_examples.py::test_an_example_runs_by_the_command_in_its_first_lines[estimate_memory.py]": (
@@ -75,6 +79,7 @@ LONG = {
     "tests/end_to_end/test_training.py::test_killed_while_a_checkpoint_is_written_a_run_goes_on_as_if_nothing_was": (
         "two runs each of 13 moments"
     ),
+    "tests/end_to_end/test_touching_cells.py": "a training",
     "tests/end_to_end/test_training.py::test_the_smallest_network_learns_to_see_discs": "a training",
     "tests/faults": "a run each of one or two faults of each kind, and its restart",
     "tests/fuzz": "75 changed files",
@@ -180,6 +185,7 @@ WHOLE_IN_SLOW = {
         *("preflight", "gradients", "attention", "spatial", "killed"),
     ),
     "tests/end_to_end/test_bench_predict.py::test_the_baseline_is_measured_beside_ours": (),
+    "tests/end_to_end/test_endings.py::test_a_stop_between_micro_batches_is_a_stop_after_the_step": "five runs",
     "tests/end_to_end/test_endings.py::test_steps_that_overflow_fp16_are_repeated_and_a_restart_changes_no_bit": ("1",),
     "tests/faults/test_faults.py::test_a_fault_ends_as_promised_and_the_same_command_resumes": (
         *(

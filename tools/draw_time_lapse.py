@@ -9,8 +9,6 @@ Names are Incucyte's: drawn_A1_2_01d04h00m.png is field 2 of well A1. The area o
 drawn masks, as summary.csv has the predicted one: `glioma-dist growth runs/growth/plate/drawn.csv --out runs/drawn`.
 """
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import cv2
 import numpy as np
 
 from glioma_dist.cli.arguments import parse
+from glioma_dist.csv_tables import csv_table
 from glioma_dist.data.sample import encode_image
 from glioma_dist.demo.drawing import GLIOMA, Cell, cell_mask, draw_image, place_cells
 from glioma_dist.distributed.run_command import run_command
@@ -108,11 +107,10 @@ def run(config: TimeLapseConfig) -> None:
             for hour, picture, confluence in draw_field(config, well, field):
                 name = f"drawn_A{well + 1}_{field + 1}_{hour // 24:02d}d{hour % 24:02d}h00m.png"
                 write_atomically(config.out / name, encode_image(picture))
-                rows.append((str(config.out / name), LOOK.width, LOOK.height, confluence))
+                row = (str(config.out / name), LOOK.width, LOOK.height, confluence)
+                rows.append(dict(zip(COLUMNS, row, strict=True)))
         print(f"{config.out}: well A{well + 1} doubles in {config.doubling_hours[well]:g} h", flush=True)
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *rows])
-    write_atomically(config.out / "drawn.csv", text.getvalue())
+    write_atomically(config.out / "drawn.csv", csv_table(COLUMNS, rows))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,13 @@ def run(config: DataReportConfig) -> None:
 
     report = report_data(config)
     pairs, groups = counted(report.num_leaks, "pair"), counted(report.num_shared_groups, "group")
+    shared = ""  # with one split nothing can be in two
+    if report.num_splits > 1:
+        has_any = report.num_leaks or report.num_shared_groups
+        shared = f" {pairs} alike and {groups} in two splits," if has_any else " nothing in two splits,"
     print(
-        f"{report.path}: {counted(report.num_images, 'image')}, {pairs} alike and {groups} in two splits, "
-        f"{report.num_flagged} with a flag, {report.num_unreadable} unreadable; {report.num_bytes / 1e6:.1f} MB"
+        f"{report.path}: {counted(report.num_images, 'image')},{shared} {report.num_flagged} with a flag, "
+        f"{report.num_unreadable} unreadable; {report.num_bytes / 1e6:.1f} MB"
     )
 
 

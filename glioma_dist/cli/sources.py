@@ -34,18 +34,6 @@ class SourceConfig(SplitFlags, SourceFolders):
     """Regular expression with one group in round brackets, searched in an image's path without its ending. Images for
     which it finds the same text belong to the same split: for example '^([A-H][0-9]+)_' for wells. By default: each
     file is a group, and each sequence of the Cell Tracking Challenge."""
-    frame_minutes: float | None = None
-    """Minutes between two frames, for sources that number their frames (ctc, ctc-silver). By default: the samples have
-    no time."""
-    categories: tuple[str, ...] | None = None
-    """Names of the labels to take as cells, for sources that name them (cvat). By default: all, except names that mean
-    something else, such as background and soma."""
-    classes: tuple[str, ...] = ()
-    """Names of two or more labels that become the classes 1, 2, … of the masks, in this order; others are left out. A
-    pixel of several belongs to the one named last. For sources that name labels (cvat). By default: one class."""
-    ignore: tuple[str, ...] = ()
-    """Names of labels whose pixels are neither cell nor background: training and scores leave them out. Pixels that
-    are part of a cell, too, are cell."""
     instances: bool = False
     """Write a number for each cell, too: for --model.targets boundary or distance, and for counts of cells. A pixel
     of several cells of one class belongs to the smallest."""
@@ -57,10 +45,37 @@ class SourceConfig(SplitFlags, SourceFolders):
     strict: bool = False
     """Stop at the first defect. By default: leave out images that a defect makes unusable, and continue."""
 
+
+@dataclass(frozen=True)
+class NameFlags:
+    """Of sources whose labels have names."""
+
+    categories: tuple[str, ...] | None = None
+    """Names of the labels to take as cells. By default: all, except names that mean something else, such as background
+    and soma."""
+    classes: tuple[str, ...] = ()
+    """Names of two or more labels that become the classes 1, 2, … of the masks, in this order; others are left out. A
+    pixel of several belongs to the one named last. By default: one class."""
+    ignore: tuple[str, ...] = ()
+    """Names of labels whose pixels are neither cell nor background: training and scores leave them out. Pixels that
+    are part of a cell, too, are cell."""
+
     def validate(self) -> None:
-        """Raises InputError for values that cannot be used."""
+        """Raises InputError for names that cannot be classes."""
         super().validate()
         check_names(self.classes, self.ignore, self.categories)
+
+
+@dataclass(frozen=True)
+class FrameFlags:
+    """Of sources that number their frames."""
+
+    frame_minutes: float | None = None
+    """Minutes between two frames. By default: the samples have no time."""
+
+    def validate(self) -> None:
+        """Raises InputError for what is no time."""
+        super().validate()
         if self.frame_minutes is not None and not 0 < self.frame_minutes < float("inf"):
             raise InputError(f"--frame-minutes {self.frame_minutes}: give a number of minutes above 0")
 
@@ -70,7 +85,10 @@ def command_of(name: str) -> Command:
     """The command of a source. Raises UnknownNameError and BrokenEntryError of the registry."""
     entry = sources.find(name)
     layout = entry.layout or f"the source {entry.described}"
-    kind = type("SourceConfig", (SourceConfig,), {"__doc__": f"Convert {layout}, to shards.", "__module__": __name__})
+    # Only flags that have an effect on this source.
+    bases = (*[NameFlags] * entry.names_labels, *[FrameFlags] * entry.numbers_frames, SourceConfig)
+    words = {"__doc__": f"Convert {layout}, to shards.", "__module__": __name__}
+    kind = dataclass(frozen=True)(type("SourceConfig", bases, words))
     named = f"glioma-dist convert {entry.name} --source data/plate_7"
     examples = (
         f"{named} --split-seed 0 --out shards/plate_7",
@@ -92,15 +110,16 @@ def run_source(entry: SourceEntry, config: SourceConfig) -> None:
     from glioma_dist.data.convert.division import Division
     from glioma_dist.data.convert.sources import check_found
 
+    names = config if isinstance(config, NameFlags) else NameFlags()
     found = check_found(sources.load(entry.name)(config.source, config.images), entry.described)
     convert(
         found.changed(config.split, config.licence),
         config.out,
         config.dataset or config.out.resolve().name,
         config.strict,
-        categories=config.categories,
-        labelling=Labelling(config.classes, config.instances, config.ignore),
+        categories=names.categories,
+        labelling=Labelling(names.classes, config.instances, names.ignore),
         division=Division(config.split_seed, config.split_counts, config.split_shares, config.split),
         group_pattern=config.group_pattern,
-        frame_minutes=config.frame_minutes,
+        frame_minutes=config.frame_minutes if isinstance(config, FrameFlags) else None,
     )

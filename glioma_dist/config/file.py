@@ -55,6 +55,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     """Make a config from the values of `to_dict`. Raises InputError naming `where` for unknown names and bad values."""
+    if values is None:
+        raise InputError(f"{where}: has no settings; give some, such as lr: 0.0001, or omit it")
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected an object of settings, found {type(values).__name__}")
     known = [f.name for f in dataclasses.fields(kind)]

@@ -57,7 +57,9 @@ def scale_labels(labels: np.ndarray, size: Size) -> np.ndarray:
         ignored = mask.take(rows, axis=0).take(columns, axis=1) == IGNORE
         cells[ignored] = 0
         mask = mask * is_cell
-    mask, *others = (_scale_numbers(plane, cells, rows, columns) for plane in (mask, *others))
+    is_binary = mask.max(initial=0) <= 1  # then the cells' pixels are all there is to know
+    scaled = cells.astype(mask.dtype) if is_binary else _scale_numbers(mask, cells, rows, columns)
+    mask, *others = (scaled, *(_scale_numbers(plane, cells, rows, columns) for plane in others))
     if ignored is not None:
         mask[ignored] = IGNORE
     return mask if labels.ndim == 2 else cv2.merge([mask, *others])
@@ -68,7 +70,8 @@ def _scale_numbers(numbers: np.ndarray, cells: np.ndarray, rows: np.ndarray, col
     nearest of each of its rows and columns."""
     scaled = numbers.take(rows, axis=0).take(columns, axis=1)
     scaled *= cells
-    row, column = np.nonzero(cells > scaled)
+    # Several times quicker than np.nonzero of two dimensions.
+    row, column = np.divmod(np.flatnonzero(cells > scaled), scaled.shape[1])
     scaled[row, column] = cv2.dilate(numbers, NEIGHBOURS)[rows[row], columns[column]]
     return scaled
 

@@ -61,18 +61,22 @@ def distance_of(instances: np.ndarray) -> np.ndarray:
     It is MAX_DISTANCE * d / D, where d is 1 plus the Euclidean distance in pixels to the nearest pixel at a cell's edge
     (one with another number among its 8 neighbours), and D the largest d of the same cell. instances: uint16 (H, W);
     returns uint8 (H, W)."""
-    inner = (instances > 0) & ~_differs(instances, 1)
+    is_cell = instances > 0
+    inner = is_cell & ~_differs(instances, 1)
     # Within a cell the nearest edge is always its own: that of another cell lies behind it.
     depth = cv2.distanceTransform(inner.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # From here on pixels of cells only, which are few.
+    places = np.flatnonzero(is_cell)
+    numbers, depths = instances.take(places), depth.take(places)
     if inner.all():  # no edge at all
-        depth[:] = 0
-    depth += 1
-    flat = instances.ravel()
+        depths[:] = 0
+    depths += 1
     deepest = np.zeros(int(instances.max(initial=0)) + 1, np.float32)
-    np.maximum.at(deepest, flat, depth.ravel())
+    np.maximum.at(deepest, numbers, depths)
     scale = np.divide(MAX_DISTANCE, deepest, out=np.zeros_like(deepest), where=deepest > 0)
-    scale[0] = 0
-    return np.rint(depth * scale.take(instances)).astype(np.uint8)
+    distances = np.zeros(instances.shape, np.uint8)
+    distances.reshape(-1)[places] = np.rint(depths * scale.take(numbers))
+    return distances
 
 
 SECOND_TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"boundary": boundary_of, "distance": distance_of}

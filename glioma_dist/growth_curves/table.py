@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from glioma_dist.config.paths import Url
+from glioma_dist.csv_tables import plain_text
 from glioma_dist.data.shards.storage import open_folder
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, read_bytes
@@ -193,7 +194,7 @@ def parse_table(data: bytes, where: str) -> Table:
                 f"{where}: row {number} has {len(line)} cells, its head {len(columns)}; is a value with a "
                 f"{'comma' if delimiter == ',' else 'delimiter'} not in quotes?"
             )
-        cells = [cell.strip() for cell in line] + [""] * (len(columns) - len(line))
+        cells = [plain_text(cell.strip()) for cell in line] + [""] * (len(columns) - len(line))
         if any(cells):
             rows.append(dict(zip(columns, cells, strict=False)))
     return Table(where, columns, rows, delimiter != ",")

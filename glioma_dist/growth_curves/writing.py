@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from glioma_dist import __version__
 from glioma_dist.config.file import to_dict
 from glioma_dist.config.growth import GrowthConfig
 from glioma_dist.config.paths import Url
+from glioma_dist.csv_tables import csv_table
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import (
     cannot_read,
@@ -103,11 +102,7 @@ def write_files(folder: Path, result: GrowthResult, config: GrowthConfig) -> lis
 
 def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
     """A table. Numbers have `DIGITS` digits; what is unknown is empty."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
+    return csv_table(columns, ({name: _short(value) for name, value in row.items()} for row in rows))
 
 
 def _short(value: Any) -> Any:

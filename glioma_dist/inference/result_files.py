@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glioma_dist.config.paths import Url
+from glioma_dist.csv_tables import plain_text
 from glioma_dist.errors import InputError, RunError, one_line
 from glioma_dist.files import (
     cannot_write,
@@ -57,7 +58,7 @@ def listed_in(table: str) -> frozenset[str]:
     if not table.startswith(",".join(COLUMNS)):
         return frozenset()
     columns = [column for column in (rows[0].keys() - own if rows else ()) if not is_optional(str(column))]
-    return frozenset(row[column] for row in rows for column in columns if row[column])
+    return frozenset(plain_text(row[column]) for row in rows for column in columns if row[column])
 
 
 def check_folder(folder: Path, names: Sequence[str], entries: Sequence[WriterEntry]) -> None:

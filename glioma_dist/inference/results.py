@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from glioma_dist.config.paths import Url
+from glioma_dist.csv_tables import csv_table
 from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
 from glioma_dist.evaluation.separation import is_separable
 from glioma_dist.files import remove_quietly, write_atomically
@@ -155,7 +154,7 @@ def write_summary(path: Path, images: Sequence[PredictedImage], kinds: Sequence[
     """Write the table: a row per image, with a column for each of the formats `kinds`."""
     rows = [image.row() for image in images]
     optional = dict.fromkeys(column for row in rows for column in row if is_optional(column))
-    write_atomically(path, _csv((*COLUMNS, *optional, *kinds), rows))
+    write_atomically(path, csv_table((*COLUMNS, *optional, *kinds), rows))
 
 
 def is_optional(column: str) -> bool:
@@ -177,17 +176,9 @@ def _class_confluence(segmented: SegmentedImage) -> dict[str, float]:
 def write_failed(path: Path, failures: Sequence[Failure]) -> None:
     """Write the table of the images without a result; no file if there are none."""
     if failures:
-        write_atomically(path, _csv(FAILED_COLUMNS, [vars(failure) for failure in failures]))
+        write_atomically(path, csv_table(FAILED_COLUMNS, [vars(failure) for failure in failures]))
     else:
         remove_quietly(path)
-
-
-def _csv(columns: Sequence[str], rows: Sequence[dict]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def describe_failures(failures: Sequence[Failure], num_images: int, table: Path | Url) -> str:

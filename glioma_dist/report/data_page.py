@@ -35,6 +35,7 @@ class DataReport:
     """The report that was written."""
 
     path: Path
+    num_splits: int
     num_images: int
     num_leaks: int
     """Pairs of images that are alike and in different splits."""
@@ -67,6 +68,7 @@ def report_data(config: DataReportConfig) -> DataReport:
     write_atomically(config.out, page, by_several=True)
     return DataReport(
         config.out,
+        len(readers),
         len(samples),
         sum(pair.kind == "leak" for pair in alike.pairs),
         len(alike.shared_groups),

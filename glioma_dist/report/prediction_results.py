@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glioma_dist.config.paths import Url
+from glioma_dist.csv_tables import plain_text
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_read, parse_json, read_bytes
@@ -137,7 +138,7 @@ def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]
     delimiter = max(TABLE_DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = [line for line in reader if any(line)]
+        lines = [list(map(plain_text, line)) for line in reader if any(line)]
     except csv.Error as error:
         raise InputError(f"{where}: is no table that can be read ({one_line(error, 200)})") from None
     if not lines:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
+from glioma_dist.csv_tables import csv_table
 from glioma_dist.files import write_atomically
 from glioma_dist.report.style import (
     BLUE,
@@ -73,12 +72,8 @@ def write_report(rows: list[dict], folder: Path) -> None:
 def csv_text(rows: list[dict]) -> str:
     """All rows and columns; lists and tables in a cell are joined with spaces."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _flat(value) for name, value in row.items()})
-    return file.getvalue()
+    flat = ({name: _flat(value) for name, value in row.items()} for row in rows)
+    return csv_table(names, flat, line_end="\n")
 
 
 def _flat(value: object) -> object:

@@ -188,6 +188,29 @@ def test_two_processes_equal_one_and_their_checkpoints_are_everybody_s(shards, t
         torch.testing.assert_close(ours[key], tensor, rtol=FP64, atol=FP64, msg=lambda text, key=key: f"{key} {text}")
 
 
+def test_a_frozen_encoder_with_batch_norm_is_the_same_on_two_processes(shards, tmp_path):
+    """Its running statistics stay those of the start, on every process and after a resume; the decoder's move."""
+    fields = {"encoder": "mobilenet_v2", "norm": "batch", "val": None, "batch_size": 2}
+    first = tiny_config(shards, tmp_path / "start", max_steps=1, **fields)
+    train_with_ddp(first)
+    init = str(first.out / "last")
+    config = tiny_config(shards, tmp_path / "one", max_steps=3, freeze_encoder=True, init=init, **fields)
+    train_with_ddp(config)
+    moving = replace(config, out=tmp_path / "two")
+    run(train_with_ddp, replace(moving, max_steps=2), num_processes=2)
+    run(train_with_ddp, moving, num_processes=2)
+    check_close(rows(moving.out), rows(config.out), FP64)
+    start = build_model(config.model, config.seed)[0].double().state_dict()
+    ours, theirs = (Checkpoint.read(each.out / "last").tensors(MODEL) for each in (moving, config))
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=FP64, atol=FP64, msg=lambda text, key=key: f"{key} {text}")
+    for tensors in (ours, theirs):
+        still = {key for key, tensor in tensors.items() if torch.equal(tensor, start[key])}
+        assert {key for key in start if key.startswith("encoder.")} <= still
+        assert any("running_mean" in key for key in still)
+        assert not any("running_mean" in key for key in still if key.startswith("decoder."))
+
+
 def test_another_horizon_is_refused_in_one_line(shards, tmp_path, weights, runtime):
     config = make_config(shards, tmp_path / "run", weights, "adam, poly")
     loop.train(replace(config, max_steps=2), runtime)

@@ -29,7 +29,7 @@ from helpers import (
 )
 from test_training import check_same_run
 
-from glioma_dist.config import EvaluateConfig
+from glioma_dist.config import EvaluateConfig, ScaleConfig
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import (
     ExitCode,
@@ -128,6 +128,21 @@ def test_a_run_that_ended_early_is_saved_and_resumes_bit_for_bit(whole, shards, 
     assert (status["step"], status["checkpoint_step"]) == (saved, saved)
     loop.train(config, runtime)
     check_same_run(config.out, whole)
+
+
+def test_a_stop_between_micro_batches_is_a_stop_after_the_step(shards, tmp_path, runtime, monkeypatch):
+    """Whichever of a step's micro-batches is being computed: no gradient of it is lost or added twice."""
+    scale = ScaleConfig(gradient_accumulation=2)
+    undisturbed = tiny_config(shards, tmp_path / "whole", scale=scale, norm="group", max_steps=4, save_every=1)
+    loop.train(undisturbed, runtime)
+    for number in (3, 4):  # of the losses: the first and the second micro-batch of step 2
+        config = replace(undisturbed, out=tmp_path / f"stopped at {number}")
+        with monkeypatch.context() as patch:
+            fail_at(patch, loop, LOSS, number, StopRequested("SIGTERM"))
+            with pytest.raises(StopRequested, match="checkpoint saved at step 2"):
+                loop.train(config, runtime)
+        loop.train(config, runtime)
+        check_same_run(config.out, undisturbed.out)
 
 
 def test_weights_that_have_begun_to_move_are_not_saved(shards, tmp_path, runtime, monkeypatch):

@@ -41,12 +41,14 @@ NOT_RUN = {
         "a whole training; test_recipes.py trains by each recipe at tiny size"
     ),
     "    glioma-dist convert coco --annotations cells.json": "a file of labels; test_convert_labels.py converts so",
-    "    accelerate launch train.py --data.train shards/cells/train": (
+    "    accelerate launch --config_file accelerate_configs/gpu.yaml train.py --data.train shards/cells/train": (
         "a whole training; test_outputs.py trains with a second target at tiny size"
     ),
     "    glioma-dist evaluate --checkpoint runs/cells/best": "its network; test_evaluate_classes.py scores cells",
     "    glioma-dist predict --checkpoint runs/cells/best": "its network; test_class_writers.py writes these formats",
-    "accelerate launch train.py --data.train fit": "data that are not in the repository; benchmarks/touching_cells.py",
+    "accelerate launch --config_file accelerate_configs/cpu.yaml train.py --data.train fit": (
+        "data that are not in the repository; benchmarks/touching_cells.py"
+    ),
     "tensorboard --logdir": "a server, until it is stopped",
     "accelerate launch --config_file accelerate_configs/gpu.yaml -m glioma_dist bench": "hours; test_bench_resolution",
     "glioma-dist app": "a server, until it is stopped; test_app.py has one",

@@ -69,6 +69,18 @@ def test_onnx_has_all_channels_and_names_them(checkpoint, tmp_path):
     np.testing.assert_allclose(shares, maps, atol=1e-3)
 
 
+def test_onnx_of_16_bits_has_the_classes_of_predict(checkpoint, tmp_path):
+    pytest.importorskip("onnx", reason="needs the extra export")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
+    image = draw_sample(2, width=70, height=45, dtype=np.uint16).image
+    assert export(checkpoint, tmp_path / "model.onnx", bits=16, images=[image]).num_other == 0
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"image": as_input(image)})
+    outputs = Outputs.of(load_model(checkpoint)[1].config.model)
+    found = outputs.predicted(torch.from_numpy(logits))[0].numpy()
+    np.testing.assert_array_equal(found, predicted(checkpoint, image)[1])
+
+
 def test_a_package_of_bioimageio_gives_maps(checkpoint, tmp_path):
     """It is written only if it passes their test. Its output has a channel for each class and the second target."""
     pytest.importorskip("bioimageio.core", reason="needs the extra bioimageio")

@@ -449,7 +449,6 @@ def test_a_config_file_with_a_wrong_value_is_refused_by_name(values, fragment):
             ("--data.augment flops", "did you mean flips?", "rand-augment"),
         ),
         ({"data": {"train": ["x"]}, "loss": "dise"}, ("--loss dise", "did you mean dice?", "bce")),
-        ({"data": {"train": ["x"]}, "loss": "dice+"}, ("--loss", "unknown")),
         ({"data": {"train": ["x"]}, "loss": "bce+bce"}, ("--loss bce+bce", "once")),
         ({"data": {"train": ["x"]}, "model": {"encoder": "mit_b9"}}, ("--model.encoder mit_b9", "did you mean mit_b")),
     ],
@@ -459,6 +458,26 @@ def test_a_name_that_nothing_is_registered_under_is_answered_with_the_nearest(tm
     with pytest.raises(InputError) as error:
         parse(TrainConfig, ["--config", str(tmp_path / "config.json")])
     check_line(error, *fragments)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.yaml", "", "a.yaml: has no settings"),
+        ("a.yaml", "# lr: 0.1\n", "a.yaml: has no settings"),
+        ("a.json", "null", "a.json: has no settings"),
+        ("a.yaml", "data:\n", "a.yaml: data: has no settings"),
+        ("a.json", '{"loss": "dice", "loss": "bce"}', "a.json: 'loss' is there twice"),
+        ("a.json", '{"data": {"size": "64x64", "size": "32x32"}}', "a.json: 'size' is there twice"),
+        ("a.yaml", "loss: dice\nloss: bce\n", "loss is there twice"),
+    ],
+)
+def test_a_config_file_without_settings_or_with_one_twice_is_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as error:
+        parse(TrainConfig, ["--config", str(tmp_path / name)])
+    check_line(error, said)
+    assert "NoneType" not in str(error.value)
 
 
 def test_a_config_file_without_what_is_needed_is_refused():

@@ -150,6 +150,41 @@ def test_second_targets_are_what_a_slow_way_gives(name):
         np.testing.assert_allclose(found, SLOWLY[name](instances), atol=0.501 if name == "distance" else 0)
 
 
+def distance_plainly(instances: np.ndarray) -> np.ndarray:
+    """All pixels at once, as the documentation defines it, in fp32."""
+    padded = np.pad(instances, 1, mode="edge")
+    square = np.ones((3, 3))
+    differs = ndimage.grey_dilation(padded, footprint=square) != ndimage.grey_erosion(padded, footprint=square)
+    inner = (instances > 0) & ~differs[1:-1, 1:-1]
+    depth = 1 + (ndimage.distance_transform_edt(inner) if not inner.all() else np.zeros(inner.shape))
+    depth = depth.astype(np.float32)
+    deepest = ndimage.maximum(depth, instances, np.arange(65536)).astype(np.float32)
+    return np.where(instances > 0, np.rint(depth * (np.float32(254) / np.maximum(deepest, 1))[instances]), 0).astype(
+        np.uint8
+    )
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_distances_and_scaled_numbers_are_exactly_those_of_a_plain_way(number):
+    """To the bit: a training must not depend on how quickly its targets are computed."""
+    generator = np.random.default_rng(number)
+    blobs = ndimage.gaussian_filter(generator.normal(size=(120, 150)), 1 + number)
+    instances = ndimage.label(blobs > np.quantile(blobs, (0.0, 0.2, 0.5, 0.7, 0.9, 1.0)[number]))[0].astype(np.uint16)
+    instances[:, 60:] *= 700 // max(1, instances.max())  # numbers with gaps, and cells that touch along a line
+    np.testing.assert_array_equal(SECOND_TARGETS["distance"](instances), distance_plainly(instances))
+    labels = np.stack([(instances > 0).astype(np.uint16), instances], axis=-1)
+    for size in (Size(150, 128), Size(75, 60), Size(217, 203), Size(64, 160)):
+        scaled = scale_labels(labels, size)
+        rows, columns = (
+            (2 * np.arange(new) + 1) * old // (2 * new) for new, old in ((size.height, 120), (size.width, 150))
+        )
+        cells = scale_mask(labels[..., 0].astype(np.uint8), size)
+        for plane in (0, 1):
+            nearest = labels[rows][:, columns, plane]
+            around = ndimage.maximum_filter(labels[..., plane], 3, mode="constant")[rows][:, columns]
+            np.testing.assert_array_equal(scaled[..., plane], np.where(nearest > 0, nearest, around) * cells)
+
+
 @pytest.mark.parametrize("name", SECOND_TARGETS)
 def test_nothing_is_learned_of_ignored_pixels(name):
     sample = draw_labelled(3, **ALL)

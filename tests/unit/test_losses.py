@@ -93,6 +93,14 @@ def test_a_weight_that_is_none_is_refused(text):
         terms_of(text)
 
 
+@pytest.mark.parametrize("text", ["", " ", "+", "dice+", "+bce", "dice++bce", "dice+ +bce", "2*", "dice+0.5*"])
+def test_a_missing_name_is_refused_with_the_value_and_the_choices(text):
+    with pytest.raises(InputError) as error:
+        check_names(text, has_classes=False)
+    assert f"--loss {text!r}: a name is missing" in str(error.value)
+    assert all(name in str(error.value) for name in losses.names())
+
+
 @pytest.mark.parametrize(
     ("text", "has_classes", "said"),
     [

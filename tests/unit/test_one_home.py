@@ -22,6 +22,7 @@ HOMES = {
         set(),
     ),
     "drawing from a generator of the process": (r"torch\.(rand|randn|randint|randperm)\((?![^\n]*generator)", set()),
+    "writing CSV": (r"csv\.(Dict)?[wW]riter\(|to_csv\(", {"csv_tables.py"}),
     "a process's peak memory": (r"clear_refs|VmHWM|max_memory_allocated", {"benchmark/peak_memory.py"}),
 }
 """Idea -> what its code has in it, and the module that has it."""

@@ -93,7 +93,7 @@ def test_plain_values_are_those_of_yaml_1_2(tmp_path, text, value):
         ("lr: !!python/object/apply:os.system [true]", r"mine\.yaml, line 1: .*could not determine a constructor"),
         ("lr: {", r"mine\.yaml, line 1: is no YAML"),
         ("- lr", r"mine\.yaml: expected an object of settings, found list"),
-        ("", r"mine\.yaml: expected an object of settings, found NoneType"),
+        ("", r"mine\.yaml: has no settings"),
         ("a: " + "[" * 5000, "nested too deeply|is no YAML"),
         ("lr: \udc80".encode("utf-8", "surrogateescape").decode("latin-1") + "\x00", "is no YAML"),
         ("? [a, b]\n: 1", r"mine\.yaml, line 1: .*a name must be a text"),

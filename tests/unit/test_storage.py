@@ -2,17 +2,23 @@
 
 import os
 import time
+from itertools import islice
 
 import numpy as np
 import pytest
 from faulty_server import files_of, patience_for, serve
-from helpers import draw_shards
+from helpers import draw_labelled, draw_shards, write_shards
 
-from glioma_dist.data.loader import evaluation_samples
+from glioma_dist.config import DataConfig
+from glioma_dist.data.loader import evaluation_samples, training_batches
+from glioma_dist.data.sampler import DeterministicSampler
+from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.storage import Patience, RemoteFolder, open_folder
 from glioma_dist.data.shards.urls import check_url, is_url
+from glioma_dist.data.targets import SECOND_TARGETS
 from glioma_dist.errors import InputError
+from glioma_dist.size import Size
 
 pytest.importorskip("aiohttp", reason="needs the extra cloud")
 QUICK = patience_for(None, attempts=3)
@@ -33,6 +39,9 @@ def check_same_samples(reader: ShardReader, expected: ShardReader) -> None:
             assert (found.key, found.metadata) == (wanted.key, wanted.metadata)
             np.testing.assert_array_equal(found.image, wanted.image)
             np.testing.assert_array_equal(found.mask, wanted.mask)
+            assert (found.instances is None) == (wanted.instances is None)
+            if wanted.instances is not None:
+                np.testing.assert_array_equal(found.instances, wanted.instances)
 
 
 def test_a_server_gives_the_samples_of_the_folder_and_no_more_bytes_than_theirs(server, shards):
@@ -42,6 +51,53 @@ def test_a_server_gives_the_samples_of_the_folder_and_no_more_bytes_than_theirs(
     tars = [byte_range for path, byte_range in server.requests if path.endswith(".tar")]
     assert len(tars) == len(local)
     assert None not in tars
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Shards of format 2: two classes, ignored pixels, and a number for each cell."""
+    folder = tmp_path_factory.mktemp("labelled")
+    samples = [draw_labelled(number, num_classes=2, has_ignore=True, has_instances=True) for number in range(6)]
+    write_shards(folder / "train", samples, 2, ("live", "dead"))
+    return folder
+
+
+@pytest.mark.parametrize("is_cached", [False, True], ids=["by range", "into the cache"])
+@pytest.mark.parametrize("fault", [None, "error", "drop", "short", "changed"])
+def test_labels_of_format_2_come_whole_from_a_url(labelled, tmp_path, fault, is_cached):
+    local = ShardReader(labelled / "train")
+    assert local.index["format_version"] == 2
+    spared = "index" if fault == "changed" else "nothing"
+    with serve(files_of(labelled)) as server:
+        server.faults = lambda path, number: fault if number % 4 == 0 and spared not in path else None
+        cache = ShardCache(tmp_path, 10**8) if is_cached else None
+        reader = ShardReader(f"{server.url}/train", cache, patience_for(fault, attempts=4))
+        check_same_samples(reader, local)
+        assert (reader.classes, reader.has_ignore, reader.has_instances) == (("live", "dead"), True, True)
+        asked = len(server.requests)
+        check_same_samples(reader, local)
+    assert (len(server.requests) == asked) == is_cached
+    assert len(list(tmp_path.glob("*.tar"))) == (3 if is_cached else 0)
+
+
+@pytest.mark.parametrize("is_cached", [False, True], ids=["by range", "into the cache"])
+@pytest.mark.parametrize("target", SECOND_TARGETS)
+def test_workers_make_the_batches_of_the_folder_from_labels_at_a_url(labelled, tmp_path, target, is_cached):
+    made = []
+    with serve(files_of(labelled)) as server:
+        for place, workers in ((str(labelled / "train"), 0), (f"{server.url}/train", 2)):
+            config = DataConfig(train=(place,), size=Size(64, 64), workers=workers, augment=("flips",))
+            cache = ShardCache(tmp_path, 10**8) if is_cached and workers else None
+            reader = ShardReader(place, cache, QUICK)
+            order = DeterministicSampler(reader.shard_sizes, 2, seed=1)
+            batches = training_batches(reader, order, config, targets=("mask", target))
+            made.append(list(islice(batches, 4)))
+            batches.close()
+    for one, other in zip(*made, strict=True):
+        assert one.masks.shape == (2, 2, 64, 64)
+        assert one.masks[:, 1].any()
+        for each in ("images", "masks", "seeds"):
+            np.testing.assert_array_equal(getattr(one, each), getattr(other, each))
 
 
 @pytest.mark.parametrize("fault", ["error", "stall", "drop", "short", "changed", "empty"])

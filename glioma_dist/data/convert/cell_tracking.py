@@ -6,10 +6,11 @@ tell: each cell has one. Naming: https://celltrackingchallenge.net/datasets
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.data.images.worker import Wanted
 from glioma_dist.errors import InputError
 
+MARKERS = re.compile(r"man_track\d{1,9}\.tif", re.ASCII)
 LABELS = re.compile(r"man_seg_?(?P<frame>\d{1,9})(?P<slice>_\d+)?\.tif", re.ASCII)
 SEQUENCE = re.compile(r"(?P<number>\d{2,9})_(?P<kind>GT|ST)", re.ASCII)
 
@@ -43,6 +45,7 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
     reader = ImageReader()  # another one than that of the images, which is always one image ahead
     entries: list[CocoImage] = []
     files: list[Path] = []
+    labels: dict[str, Path] = {}
     for path in walk_files(folder):
         sequence, found = SEQUENCE.fullmatch(path.parent.parent.name), LABELS.fullmatch(path.name)
         if path.parent.name != "SEG" or sequence is None or found is None or sequence["kind"] != kind:
@@ -51,8 +54,10 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
             raise InputError(f"{path}: labels of one slice of a volume; only data sets of one plane are read")
         above = path.parent.parent.parent
         name = (above.relative_to(folder) / sequence["number"] / f"t{found['frame']}.tif").as_posix()
+        if labels.setdefault(name, path) != path:
+            raise InputError(f"{labels[name]} and {path.name}: both are labels of {name}; keep one of them")
         markers = above / f"{sequence['number']}_GT" / "TRA" / f"man_track{found['frame']}.tif"
-        read = partial(_read_cells, reader, path, markers if markers.is_file() else None)
+        read = partial(_read_cells, reader, path, markers if _has_markers(markers.parent) else None)
         group = name.rpartition("/")[0]
         entries.append(CocoImage(name, read_cells=read, group=group, frame=int(found["frame"]) + 1))
         files += [path, markers]
@@ -66,10 +71,21 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
     return replace(one_split(folder, folder, listed, lambda *_: coco, "has no labels", taken), reader=reader)
 
 
+@lru_cache(maxsize=64)
+def _has_markers(folder: Path) -> bool:
+    return any(MARKERS.fullmatch(name) for name in (os.listdir(folder) if folder.is_dir() else ()))
+
+
 def _read_cells(reader: ImageReader, path: Path, markers: Path | None, height: int, width: int) -> list[Segmentation]:
-    """The cells of a label image. Raises InputError where it cannot be read, or some cells have only a marker."""
+    """The cells of a label image. Raises InputError where it cannot be read, or some cells have only a marker.
+
+    markers: their file; None where no frame of the sequence has one."""
     labels = _numbers(reader, path, height, width)
     if markers is not None:
+        if not markers.is_file():
+            raise InputError(
+                f"{markers}: is missing, and other frames have theirs: nobody can tell whether all cells are outlined"
+            )
         marked = _numbers(reader, markers, height, width)
         missing = np.setdiff1d(marked, marked[labels > 0])
         if missing.any():

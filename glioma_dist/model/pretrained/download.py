@@ -17,6 +17,12 @@ from torch.hub import get_dir, load_state_dict_from_url
 
 SECONDS_WITHOUT_A_BYTE = 8.0
 """Given up after that. The libraries' own retries take minutes in all."""
+SLOW_SECONDS = 60.0
+LEAST_BYTES = 60 * 2**10
+"""That come within `SLOW_SECONDS`, or the server counts as silent: one that sends a byte a second would take years."""
+HUB_CHUNK_BYTES = 2**16
+"""That the hub's client gathers before it writes them. Its own 10 MiB take longer than `SECONDS_WITHOUT_A_BYTE` over a
+line of 10 Mbit/s, during which the file does not grow."""
 POLL_SECONDS = 0.2
 THREAD = "download"
 
@@ -77,7 +83,8 @@ def from_url(url: str) -> dict[str, Any]:
 
 
 def within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> Any:
-    """What `fetch` returns or raises; NotReachedError where nothing in `folder` grows for `SECONDS_WITHOUT_A_BYTE`.
+    """What `fetch` returns or raises; NotReachedError where nothing in `folder` grows for `SECONDS_WITHOUT_A_BYTE`, or
+    less than `LEAST_BYTES` come in `SLOW_SECONDS`.
 
     A thread that is given up does not keep the process from ending. what: told on the screen, because it can take long.
     """
@@ -91,17 +98,22 @@ def within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> An
         except BaseException as error:
             ended.append((None, error))
 
-    with _quiet_hub():
+    with _watched_hub():
         thread = threading.Thread(target=work, daemon=True, name=THREAD)
         thread.start()
         size, since = _bytes_below(folder), time.monotonic()
+        before, start = size, since
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            found = _bytes_below(folder)
+            found, now = _bytes_below(folder), time.monotonic()
             if found != size:
-                size, since = found, time.monotonic()
-            elif time.monotonic() - since > SECONDS_WITHOUT_A_BYTE and thread.is_alive():
+                size, since = found, now
+            elif now - since > SECONDS_WITHOUT_A_BYTE and thread.is_alive():
                 raise NotReachedError(f"nothing came for {SECONDS_WITHOUT_A_BYTE:g} s")
+            if now - start > SLOW_SECONDS:
+                if found - before < LEAST_BYTES and thread.is_alive():
+                    raise NotReachedError(f"only {max(0, found - before)} bytes came in {SLOW_SECONDS:g} s")
+                before, start = found, now
     value, error = ended[0]
     if error is not None:
         raise error
@@ -109,15 +121,17 @@ def within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> An
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Without the client's bars and its line for each retry."""
-    verbosity, were_off = logging.get_verbosity(), bars_are_off()
+def _watched_hub() -> Iterator[None]:
+    """Without the client's bars and its line for each retry, and writing often enough that its files can be watched."""
+    verbosity, were_off, chunk_bytes = logging.get_verbosity(), bars_are_off(), constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = HUB_CHUNK_BYTES
     logging.set_verbosity(logging.CRITICAL)
     if not were_off:
         disable_progress_bars()
     try:
         yield
     finally:
+        constants.DOWNLOAD_CHUNK_SIZE = chunk_bytes
         # A thread that was given up would continue to write.
         if not any(thread.name == THREAD for thread in threading.enumerate()):
             logging.set_verbosity(verbosity)
