@@ -35,6 +35,7 @@ COST_FIELDS = (
     "save_every",
     "save_every_minutes",
     "keep_last",
+    "keep_every",
     "out",
     "stage",
     "resume",
@@ -123,6 +124,9 @@ class TrainConfig:
     """Minutes between checkpoints `last`, beside those at fixed steps. By default: at fixed steps only."""
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
+    keep_every: int | None = None
+    """Keep the checkpoint of every so many steps for good, in steps/, with hashes of all batches and losses, so that
+    glioma-dist verify can compute any stretch of the run again. By default: none is kept."""
     deterministic: bool = False
     """On a GPU, make all runs of the same command on the same machine bit-identical. This is slower. On a CPU they are
     always bit-identical."""
@@ -153,7 +157,7 @@ class TrainConfig:
         if not 0 < self.target_weight <= LARGEST_WEIGHT:
             raise InputError(f"--target-weight {self.target_weight}: give a number above 0, for example 1")
         check_batch_size(self.batch_size)
-        for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
+        for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
