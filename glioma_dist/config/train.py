@@ -10,7 +10,7 @@ from typing import Literal
 from glioma_dist.config.data import DataConfig
 from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
-from glioma_dist.config.paths import OutputPath
+from glioma_dist.config.paths import OutputPath, Url
 from glioma_dist.config.recipe import LrSchedule, OptimizerName, check_recipe, idle_flags_of_recipe
 from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
@@ -161,6 +161,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+        if self.keep_every is not None and isinstance(self.out, Url):
+            raise InputError(
+                f"--keep-every {self.keep_every}: keeps checkpoints in a local folder; give one as --out, or omit it"
+            )
         if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
             raise InputError(f"--save-every-minutes {self.save_every_minutes}: give a number above 0, for example 10")
         check_recipe(self)

@@ -27,7 +27,7 @@ class Batch:
     height: int | None = None
     """Rows of the whole images; the batch may hold a strip of them."""
     digests: tuple[bytes, ...] = ()
-    """SHA-256 of each sample's whole image and mask, its key and its seed (`sample_digest`), where they are asked for."""
+    """SHA-256 of each sample's whole image and mask, its key and its seed (`sample_digest`), where asked for."""
 
     @classmethod
     def of(cls, handle: BatchHandle, flat: Tensor) -> Batch:

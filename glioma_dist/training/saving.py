@@ -51,7 +51,7 @@ class CheckpointSaver:
         hashes: StepHashes | None = None,
         is_kept: Callable[[TrainState], bool] = lambda state: False,
     ) -> None:
-        """hashes: of the steps, which are written before each `last`. is_kept: whether that of a state stays in steps/."""
+        """hashes: of the steps, written before each `last`. is_kept: whether that of a state stays in steps/."""
         self.begun = self.saved = TrainState()
         """Of the newest `last` that was begun, and of the newest that is complete on all processes."""
         self._config, self._context, self._folder, self._metadata = config, context, folder, metadata

@@ -1,7 +1,7 @@
-"""hashes.jsonl: what a run with --keep-every commits to, so that any stretch of it can be computed again and compared.
+"""hashes.jsonl: what a run with --keep-every notes, so that any stretch of it can be computed again and compared.
 
-A row for each step: SHA-256 of its batch, its loss and its Dice. A row for each kept checkpoint: SHA-256 of its manifest,
-and so of all its files. Each row has a hash of itself and of all rows before it: the last one stands for the whole file.
+A row for each step: SHA-256 of its batch, its loss and its Dice. A row for each kept checkpoint: SHA-256 of its
+manifest, and so of all its files. Each row has a hash of itself and of all rows before it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Noted:
         """First and last step of each part of the run that can be computed again: from the start, or from a kept
         checkpoint, to the next one; all steps between are noted. The first step is one whose checkpoint is there."""
         ends = [0, *sorted(self.kept)]
-        pairs = zip(ends, ends[1:], strict=False)
+        pairs = pairwise(ends)
         return [(a, b) for a, b in pairs if all(step in self.steps for step in range(a + 1, b + 1))]
 
 
