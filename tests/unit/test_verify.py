@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import damage_sample, rows, run, seal, tiny_config
 from safetensors.torch import load_file, save_file
 
@@ -17,8 +16,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
-from glioma_dist.training import loop
-from glioma_dist.training.folder_lock import folder_lock
+from glioma_dist.training import loop, verification
 from glioma_dist.training.step_hashes import CHAIN, KEPT, link, read_noted
 from glioma_dist.training.verification import verify
 
@@ -91,17 +89,18 @@ def test_a_run_keeps_checkpoints_and_notes_each_step(whole):
         assert (checkpoint.step, checkpoint.manifest.identity) == (step, identity)
 
 
-def test_all_stretches_are_equal_bit_for_bit_and_the_run_stays_as_it_is(whole, runtime, capsys):
+def test_all_stretches_are_equal_bit_for_bit_and_the_run_stays_as_it_is(whole, runtime, capsys, monkeypatch):
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in sorted(whole.out.rglob("*")) if path.is_file()}
 
     before = files()
-    with folder_lock(whole.out):  # in another process this is a run that is still going
-        result = verify(flags_for(whole, stretches=99, train=()), runtime)
+    monkeypatch.setattr(verification, "is_held", lambda folder: folder == whole.out)
+    result = verify(flags_for(whole, stretches=99, train=()), runtime)
     assert [tuple(each) for each in result.stretches] == [(0, 2), (2, 4), (4, 6)]
     said = capsys.readouterr().out
     assert said.count("batches, losses and weights equal, bit for bit") == 3
     assert result.chain in said
+    assert "still going" in said
     assert files() == before
 
 
@@ -113,7 +112,7 @@ def flip_shard(config, runtime):
 def reindex(config, runtime):
     index = config.out.parent / "shards" / "train" / "index.json"
     content = json.loads(index.read_text())
-    content["shards"] = content["shards"][:-1]
+    content["shards"][0]["sha256"] = "0" * 64
     index.write_text(json.dumps(content))
     return "data: ", {}
 
@@ -234,10 +233,7 @@ def test_a_resumed_run_is_noted_as_one_that_was_not(whole, copied, tmp_path, run
     with pytest.raises(InputError):  # other data than it has begun with
         loop.train(resumed, runtime)
     loop.train(replace(resumed, data=replace(resumed.data, val=None)), runtime)
-    steps = [read_noted(out).steps for out in (whole.out, resumed.out)]
-    assert steps[0] == steps[1] or [
-        {name: each for name, each in row.items() if name != CHAIN} for row in steps[0].values()
-    ] == [{name: each for name, each in row.items() if name != CHAIN} for row in steps[1].values()]
+    assert read_noted(resumed.out).steps == read_noted(whole.out).steps
     assert read_noted(resumed.out).stretches() == [(0, 2), (2, 3), (3, 4), (4, 6)]
 
 
@@ -272,4 +268,3 @@ def test_the_flag_is_checked_and_is_no_setting_of_science(shards, tmp_path):
         tiny_config(shards, tmp_path / "run", keep_every=0).validate()
     with pytest.raises(InputError, match="--keep-every 2: keeps checkpoints in a local folder"):
         from_dict(TrainConfig, to_dict(tiny_config(shards, "s3://b/run", keep_every=2))).validate()
-    assert torch.is_grad_enabled()
