@@ -42,7 +42,7 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
                 if trainer.hashes is None:
                     cut_hashes(config.out, state.step, trainer.folder.check)
                 else:
-                    trainer.hashes.open(state.step)
+                    trainer.hashes.begin(state.step)
                 if trainer.folder.checkpoint is not None:
                     trainer.warnings.resume(config.out)
                 start["warnings"] = trainer.warnings.entries

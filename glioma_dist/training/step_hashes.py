@@ -44,7 +44,7 @@ class StepHashes:
         self._file: MetricsFile | None = None
         self._chain = ""
 
-    def open(self, resume_step: int) -> None:
+    def begin(self, resume_step: int) -> None:
         """Open the file, on the first process. Rows after `resume_step` are removed. Raises InputError."""
         self._file = MetricsFile(self._out / HASHES, resume_step, self._check)
         rows, self._file.kept = self._file.kept, []

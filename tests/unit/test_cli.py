@@ -86,7 +86,8 @@ def test_every_flag_has_a_text_and_config_is_one_of_them(name, monkeypatch):
     text = help_of(name, monkeypatch)
     described = described_flags(text)
     assert described["--config"].strip().startswith("JSON file")
-    positional = {"study", "shards", "predictions", *({"configs": ["name"], "run-status": ["run"], "verify": ["run"]}.get(name, []))}
+    of_one = {"configs": ["name"], "run-status": ["run"], "verify": ["run"]}
+    positional = {"study", "shards", "predictions", *of_one.get(name, [])}
     for flag in flags_of(COMMANDS[name].load().config):
         if flag[2:] in positional:
             assert re.search(rf"^[│| ]+\[?{flag[2:].upper()}\b", text, re.MULTILINE)
