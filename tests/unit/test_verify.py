@@ -252,6 +252,7 @@ def train_and_verify(config: TrainConfig) -> list[tuple[int, int]]:
     return [tuple(each) for each in verify(VerifyConfig(str(config.out), stretches=9), here).stretches]
 
 
+@pytest.mark.equality(flag="DDP, verified stretch", encoder="mit_tiny", processes=2, kind="bits")
 def test_two_processes_verify_bits_and_one_verifies_their_losses(shards, tmp_path, runtime, capsys):
     config = tiny_config(shards, tmp_path / "run", **SMALL | {"max_steps": 4})
     assert run(train_and_verify, config, num_processes=2) == [[(0, 2), (2, 4)]] * 2
