@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 from equality import rows
 from equality.write_table import BEGIN, CELL, END, PAGE, table_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def marked_tests() -> set[str]:
