@@ -237,6 +237,17 @@ def test_a_resumed_run_is_noted_as_one_that_was_not(whole, copied, tmp_path, run
     assert read_noted(resumed.out).stretches() == [(0, 2), (2, 3), (3, 4), (4, 6)]
 
 
+def test_killed_before_it_noted_a_kept_checkpoint_a_run_notes_it_when_it_resumes(copied, tmp_path, runtime):
+    config = replace(copied, out=tmp_path / "killed", schedule_steps=6, data=replace(copied.data, val=None))
+    loop.train(replace(config, max_steps=4), runtime)
+    *before, last = hash_rows(config.out)
+    assert (last["step"], KEPT in last) == (4, True)
+    write_chain(config.out, before)
+    loop.train(config, runtime)
+    assert hash_rows(config.out)[: len(before) + 1] == [*before, last]
+    assert read_noted(config.out).stretches() == [(0, 2), (2, 4), (4, 6)]
+
+
 def test_without_the_flag_a_resumed_run_forgets_what_it_computes_again(copied, runtime):
     out = copied.out
     for name in ("last", "last.1"):
