@@ -144,6 +144,7 @@ LONG = {
     "tests/unit/test_large_images.py::test_of_a_convolutional_network_only_some_strips_are_under_way": "48 strips",
     "tests/unit/test_large_images.py::test_memory_stays_within_the_limit_in_strips": "a large image, twice",
     "tests/unit/test_large_images.py::test_strips_give_what_the_whole_image_gives_in_fp64": "four networks, twice each",
+    "tests/unit/test_verify.py::test_two_processes_verify_bits_and_one_verifies_their_losses": "runs of processes",
     "tests/unit/test_worker_pool.py::test_ending_a_pool_leaves_no_process_and_no_open_file": "looks at all objects",
     "tests/unit/test_worker_pool.py::test_runs_that_share_a_pool_leave_nothing_in_it": "looks at all objects",
 }

@@ -10,7 +10,7 @@ from typing import Literal
 from glioma_dist.config.data import DataConfig
 from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
-from glioma_dist.config.paths import OutputPath
+from glioma_dist.config.paths import OutputPath, Url
 from glioma_dist.config.recipe import LrSchedule, OptimizerName, check_recipe, idle_flags_of_recipe
 from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
@@ -35,6 +35,7 @@ COST_FIELDS = (
     "save_every",
     "save_every_minutes",
     "keep_last",
+    "keep_every",
     "out",
     "stage",
     "resume",
@@ -123,6 +124,9 @@ class TrainConfig:
     """Minutes between checkpoints `last`, beside those at fixed steps. By default: at fixed steps only."""
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
+    keep_every: int | None = None
+    """Keep the checkpoint of every so many steps for good, in steps/, with hashes of all batches and losses, so that
+    glioma-dist verify can compute any stretch of the run again. By default: none is kept."""
     deterministic: bool = False
     """On a GPU, make all runs of the same command on the same machine bit-identical. This is slower. On a CPU they are
     always bit-identical."""
@@ -153,10 +157,14 @@ class TrainConfig:
         if not 0 < self.target_weight <= LARGEST_WEIGHT:
             raise InputError(f"--target-weight {self.target_weight}: give a number above 0, for example 1")
         check_batch_size(self.batch_size)
-        for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
+        for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+        if self.keep_every is not None and isinstance(self.out, Url):
+            raise InputError(
+                f"--keep-every {self.keep_every}: keeps checkpoints in a local folder; give one as --out, or omit it"
+            )
         if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
             raise InputError(f"--save-every-minutes {self.save_every_minutes}: give a number above 0, for example 10")
         check_recipe(self)

@@ -77,6 +77,7 @@ def training_batches(
     device: torch.device = CPU,
     pool: WorkerPool | None = None,
     targets: Sequence[str] = ONLY_MASK,
+    with_digests: bool = False,
 ) -> Generator[Batch]:
     """Yield this process's slots of batches number `first_step`, `first_step` + 1, … without end.
 
@@ -91,6 +92,7 @@ def training_batches(
         device: of the batches. On a CUDA device the next batch is copied while the current one is computed.
         pool: running workers (`start_workers`); by default `config.workers` are started, and end with the generator.
         targets: `ModelConfig.targets`; a second one is made of the samples' instances (targets.py).
+        with_digests: give each batch the SHA-256 of its samples, computed by who prepares them.
 
     Yields `Batch`es; close the generator to end the workers. Raises InputError for samples that cannot be used, or if
     `num_processes` does not divide the batch; UnavailableError if a worker is lost. Without instances for a second
@@ -110,7 +112,7 @@ def training_batches(
     num_workers = config.workers if pool is None else pool.num_workers
     num_planes = 3 + len(targets)
     ring = _make_ring(num_workers, num_planes * share * (rows.stop - rows.start) * config.size.width)
-    job = TrainingJob(samples, reader, sampler, config, slots, rows, ring, targets)
+    job = TrainingJob(samples, reader, sampler, config, slots, rows, ring, targets, with_digests)
     return _Work(job, num_workers, seconds_to_answer, pool).batches(count(first_step), device, is_last=True)
 
 

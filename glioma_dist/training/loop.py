@@ -127,6 +127,11 @@ class TrainingLoop:
         disk."""
         self._saver.wait()
         problem = self.reporter.problem if self.reporter else None
+        if self.trainer.hashes is not None:
+            try:
+                self.trainer.hashes.close()
+            except RunError as error:
+                problem = problem or error
         self.trainer.context.agree(None if isinstance(problem, StopRequested) else problem)
 
     def _take_step(self) -> None:
@@ -143,6 +148,8 @@ class TrainingLoop:
         self._in_step = False
         self.state = replace(self.state, step=step + 1)
         self._saver.reserve()
+        if trainer.hashes is not None:
+            trainer.hashes.add(step + 1, batch.digests, *scores[:2])
         if self.reporter:
             self.reporter.step(step + 1, trainer.epoch(self.state), scores.loss, scores.dice)
 
