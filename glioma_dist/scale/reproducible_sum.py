@@ -91,7 +91,9 @@ class ExactSum:
         """
         gradient, parameter.grad = parameter.grad, None
         values = gradient.double()
-        self._greatest[number] = torch.maximum(self._greatest[number], values.abs().amax().nan_to_num(math.inf, posinf=math.inf))
+        self._greatest[number] = torch.maximum(
+            self._greatest[number], values.abs().amax().nan_to_num(math.inf, posinf=math.inf)
+        )
         limit = 2.0**self._image_bits
         values = (values * self._scales[number]).round_().clamp_(-limit, limit).nan_to_num_(nan=0.0)
         # By index of the parameter's shape, so that strides, as of channels_last, do not matter.
@@ -134,9 +136,7 @@ class ExactSum:
         self._is_repeated = False
         total = sum_of_all(self._total) if self.is_finite else self._total
         parts = total.split([each.numel() for each in self._parameters])
-        for parameter, part, current, greatest in zip(
-            self._parameters, parts, self._current, self._found, strict=True
-        ):
+        for parameter, part, current, greatest in zip(self._parameters, parts, self._current, self._found, strict=True):
             if greatest == NO_GRADIENT:
                 continue
             unit = math.ldexp(1.0, current - self.unit_bits) if self.is_finite else math.nan

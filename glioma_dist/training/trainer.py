@@ -28,6 +28,7 @@ from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.data_watch import DataWatch
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.overlays import Overlays
+from glioma_dist.training.reproducible import ReproducibleSteps
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.run_warnings import RunWarnings
 from glioma_dist.training.saving import CheckpointSaver
@@ -100,6 +101,8 @@ class Trainer:
     """Processes that read and prepare images, in training and in validation."""
     average: WeightAverage | None = None
     """Of the weights, where --ema-decay asks for one."""
+    reproducible: ReproducibleSteps | None = None
+    """With --reproducible: gradients and sums that do not depend on the number of processes."""
     guard: StepGuard = field(init=False)
     saver: CheckpointSaver = field(init=False)
     data_wait: DataWait = field(init=False, default_factory=DataWait)
@@ -111,7 +114,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
-        parts = (self.folder, self.metadata, self.model, self.optimizer, self.average)
+        parts = (self.folder, self.metadata, self.model, self.optimizer, self.average, self.reproducible)
         saver = CheckpointSaver(self.config, self.context, *parts)
         object.__setattr__(self, "saver", saver)
         object.__setattr__(self, "warnings", RunWarnings(self.folder.say))
@@ -131,6 +134,7 @@ class Trainer:
             device=self.context.device,
             pool=self.workers,
             targets=self.config.model.targets,
+            may_differ=self.config.reproducible,
         )
         return self._noted(batches, first_step)
 

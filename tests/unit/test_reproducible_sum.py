@@ -32,14 +32,15 @@ def take(weights, images) -> None:
 
 def step(weights, exact: ExactSum, images) -> int:
     """Take a step as one process does. Returns its number of passes."""
-    for number in (1, 2):
+    num_passes, fits = 0, False
+    while not fits:
         exact.begin()
         take(weights, images)
-        if exact.measure(alone):
-            break
+        fits = exact.measure(alone)
+        num_passes += 1
     exact.finish(alone)
     exact.accept()
-    return number
+    return num_passes
 
 
 def drawn(num_images: int, size: float = 1.0, seed: int = 0) -> list[list[torch.Tensor]]:
