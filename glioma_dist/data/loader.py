@@ -104,7 +104,7 @@ def training_batches(
             f"--batch-size {sampler.batch_size} cannot be shared by {num_processes} processes: give a "
             f"multiple of {num_processes}"
         )
-    slots = range(rank * sampler.batch_size // num_processes, (rank + 1) * sampler.batch_size // num_processes)
+    slots = own_slots(sampler.batch_size, rank, num_processes)
     read = cache_samples if config.cache_in_memory else NormalizedSamples
     samples = read(reader, config, len(targets) > 1)
     rows = rows or slice(0, config.size.height)
@@ -113,6 +113,11 @@ def training_batches(
     ring = _make_ring(num_workers, num_planes * len(slots) * (rows.stop - rows.start) * config.size.width)
     job = TrainingJob(samples, reader, sampler, config, slots, rows, ring, targets)
     return _Work(job, num_workers, seconds_to_answer, pool).batches(count(first_step), device, is_last=True)
+
+
+def own_slots(batch_size: int, rank: int, num_processes: int) -> range:
+    """The slots of a batch that a process computes; shares differ by one image at most."""
+    return range(batch_size * rank // num_processes, batch_size * (rank + 1) // num_processes)
 
 
 class ValidationImages:

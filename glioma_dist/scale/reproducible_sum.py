@@ -33,8 +33,8 @@ Reduce = Callable[[Tensor], Tensor]
 class ExactSum:
     """The sum of the gradients of all images of a batch: the same bits for any order and any split over processes.
 
-    Use: `begin()`; for each image a backward pass, during which hooks take each gradient and free it; `measure(reduce)`,
-    which says whether the gradients fit their scales, and otherwise the passes are to be repeated; `finish(reduce)`,
+    Use: `begin()`; for each image a backward pass, during which hooks take each gradient and free it;
+    `measure(reduce)`, which says whether the gradients fit their scales, and otherwise the passes are to be repeated; `finish(reduce)`,
     after which `grad` of each parameter is the mean over the batch; `accept()`, once the weights have moved.
 
     Args:
@@ -117,7 +117,7 @@ class ExactSum:
             if self._is_repeated:
                 error = InputError(
                     "--reproducible: the gradients of a repeated step differ from those of its first pass, so a kernel "
-                    "of this network is not deterministic on this device; give another --model.encoder, or omit the flag"
+                    "of this network is not deterministic on this device; give another --model.encoder"
                 )
                 error.is_shared = True
                 raise error

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
+from glioma_dist.data.loader import own_slots
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.environment import device_name
 from glioma_dist.errors import InputError, one_line
@@ -117,11 +118,6 @@ class ReproducibleSteps:
         return values
 
 
-def own_slots(batch_size: int, rank: int, num_processes: int) -> range:
-    """The slots of a batch that a process computes; shares differ by one image at most."""
-    return range(batch_size * rank // num_processes, batch_size * (rank + 1) // num_processes)
-
-
 def sums_in_order(rows: Tensor) -> list[float]:
     """The sum of each column, added in the order of the rows: (N, columns) fp64, the same on any device."""
     return [float(sum(column)) for column in zip(*rows.tolist(), strict=True)]
@@ -171,11 +167,10 @@ def describe_arithmetic(config: TrainConfig, context: DistributedContext, level:
     }
     for rank, other in enumerate(context.gather_objects([here])):
         if other != here:
-            error = InputError(
+            raise InputError(
                 f"--reproducible: processes {context.rank} and {rank} compute differently ({_changes(here, other)}); "
                 "launch on equal machines, or omit the flag"
             )
-            raise error
     return here
 
 

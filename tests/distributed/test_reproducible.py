@@ -9,7 +9,7 @@ import torch
 from helpers import rows, run, tiny_config
 
 from glioma_dist.config import ScaleConfig
-from glioma_dist.data.loader import training_batches
+from glioma_dist.data.loader import own_slots
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from glioma_dist.training.reproducible import ARITHMETIC, EXPONENTS
 FILES = (MODEL, OPTIMIZER, EMA)
 RECIPES = {
     "adam": {"optimizer": "adam", "clip_norm": 0.5, "ema_decay": 0.5},
-    "sgd": {"optimizer": "sgd", "scale": ScaleConfig(activation_checkpointing="selective")},
+    "sgd": {"optimizer": "sgd", "max_steps": 3, "scale": ScaleConfig(activation_checkpointing="selective")},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "scale": ScaleConfig(activation_checkpointing="full")},
 }
 
@@ -45,7 +45,9 @@ def digest(config) -> tuple:
         if checkpoint.has(file):
             for name, tensor in sorted(checkpoint.tensors(file).items()):
                 found.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return found.hexdigest(), rows(config.out), checkpoint.metadata[EXPONENTS]
+    # A run that is to end at another step is validated there, too.
+    told = [row for row in rows(config.out) if "split" not in row or row["step"] % config.eval_every == 0]
+    return found.hexdigest(), told, checkpoint.metadata[EXPONENTS]
 
 
 def check_counts(config, folder, counts, moves=()) -> None:
@@ -70,7 +72,7 @@ def check_counts(config, folder, counts, moves=()) -> None:
 def test_bits_do_not_depend_on_the_processes(shards, tmp_path, recipe):
     """Shares of a batch of 5 are unequal."""
     config = config_of(shards, tmp_path, **RECIPES[recipe])
-    check_counts(config, tmp_path, (1, 3), moves=((2, 1, 2), (3, 3, 0), (1, 4, 0)))
+    check_counts(config, tmp_path, (1, 3), moves=((2, 1, 2), (1, config.max_steps, 0)))
 
 
 def test_without_the_flag_they_do(shards, tmp_path):
@@ -138,19 +140,13 @@ def test_threads_are_as_before_after_a_run(shards, tmp_path):
 def test_what_cannot_be_had_is_one_line(shards, tmp_path, changes, told):
     with pytest.raises(InputError, match=told) as refused:
         loop.train(config_of(shards, tmp_path / "run", **changes))
-    assert "\n" not in str(refused.value) and len(str(refused.value)) <= 500
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) <= 500
 
 
 def test_shares_of_a_batch_cover_it_once():
-    from glioma_dist.training.reproducible import own_slots
-
     for batch_size in range(1, 14):
         for number in range(1, batch_size + 1):
             shares = [own_slots(batch_size, rank, number) for rank in range(number)]
             assert [slot for share in shares for slot in share] == list(range(batch_size))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1 <= min(map(len, shares))
-
-
-def test_the_loader_and_the_sums_take_the_same_slots():
-    """Their two formulas stand in two modules of different layers."""
-    assert "rank * sampler.batch_size // num_processes" in __import__("inspect").getsource(training_batches)
