@@ -34,8 +34,9 @@ class ExactSum:
     """The sum of the gradients of all images of a batch: the same bits for any order and any split over processes.
 
     Use: `begin()`; for each image a backward pass, during which hooks take each gradient and free it;
-    `measure(reduce)`, which says whether the gradients fit their scales, and otherwise the passes are to be repeated; `finish(reduce)`,
-    after which `grad` of each parameter is the mean over the batch; `accept()`, once the weights have moved.
+    `measure(reduce)`, which says whether the gradients fit their scales, and otherwise the passes are to be repeated;
+    `finish(reduce)`, after which `grad` of each parameter is the mean over the batch; `accept()`, once the weights have
+    moved.
 
     Args:
         parameters: that are trained, on one device.
