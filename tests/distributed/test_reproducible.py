@@ -134,7 +134,7 @@ def test_threads_are_as_before_after_a_run(shards, tmp_path):
         ({"scale": ScaleConfig(spatial_parallel=2)}, "--scale.spatial-parallel"),
         ({"scale": ScaleConfig(compile=True)}, "--scale.compile"),
         ({"scale": ScaleConfig(cudnn_benchmark=True)}, "--scale.cudnn-benchmark"),
-        ({"encoder": "resnet18"}, "an encoder without batch norm"),
+        ({"encoder": "mobilenet_v2"}, "an encoder without batch norm"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(shards, tmp_path, changes, told):
