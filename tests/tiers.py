@@ -29,6 +29,7 @@ LONG = {
     "tests/distributed/test_preemption.py::test_wherever_a_process_is_asked_to_stop_all_save_and_end": "many runs",
     "tests/distributed/test_processes.py::test_a_run_resumes_with_another_number_of_processes": "four runs",
     "tests/distributed/test_processes.py::test_the_real_launcher_trains_one_model_on_two_processes": "a real launcher",
+    "tests/distributed/test_reproducible.py::test_bits_do_not_depend_on_the_processes": "four launches each",
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
     "tests/distributed/test_saving_processes.py::test_all_train_on_while_one_writes": "runs of two processes",

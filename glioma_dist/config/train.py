@@ -11,7 +11,13 @@ from glioma_dist.config.data import DataConfig
 from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.paths import OutputPath, Url
-from glioma_dist.config.recipe import LrSchedule, OptimizerName, check_recipe, idle_flags_of_recipe
+from glioma_dist.config.recipe import (
+    LrSchedule,
+    OptimizerName,
+    check_recipe,
+    check_reproducible_settings,
+    idle_flags_of_recipe,
+)
 from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
 from glioma_dist.extras import LIBRARIES, require, require_library
@@ -130,6 +136,10 @@ class TrainConfig:
     deterministic: bool = False
     """On a GPU, make all runs of the same command on the same machine bit-identical. This is slower. On a CPU they are
     always bit-identical."""
+    reproducible: bool = False
+    """Make the weights after any number of steps bit-identical on any number of processes, on equal hardware and with
+    equal versions. It implies --deterministic and computes each image alone, on a CPU with one thread a process. It
+    needs a network without batch norm: --model.norm group and an encoder such as mit_b0. docs/reproducible.md."""
     track: tuple[str, ...] = ()
     """Experiment trackers that also get what metrics.jsonl gets: tensorboard, wandb, mlflow, trackio, another one that
     accelerate knows (aim, clearml, comet_ml, dvclive, swanlab), or one that you registered."""
@@ -183,6 +193,8 @@ class TrainConfig:
                 "--deterministic and --scale.cudnn-benchmark cannot be combined: cuDNN would choose its algorithms by "
                 "their time, and their results differ in the last bits; omit one of them"
             )
+        if self.reproducible:
+            check_reproducible_settings(self)
         if self.patience is not None and self.data.val is None:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:

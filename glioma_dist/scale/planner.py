@@ -54,6 +54,8 @@ def _on_each(memory: StepMemory, step: Step) -> StepMemory:
     if step.num_devices > 1:  # DDP holds a gradient of every trained parameter all the time
         memory = replace(memory, gradients=memory.optimizer // ADAM_MOMENTS)
     memory = with_accumulation(memory, step)
+    if step.has_exact_sum:  # 8 bytes a number, as both moments of Adam, instead of 4
+        memory = replace(memory, gradients=memory.optimizer)
     memory = replace(memory, optimizer=memory.optimizer * step.num_moments // ADAM_MOMENTS)
     memory = _shard(memory, step) if step.shards else memory
     # The moving average of weights and running statistics has their types and their layout.

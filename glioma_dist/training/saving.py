@@ -19,6 +19,7 @@ from glioma_dist.model.checkpoint_writer import Stages, Writer
 from glioma_dist.scale.loss_scale import scaler_state
 from glioma_dist.training.in_thread import InThread
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.reproducible import ReproducibleSteps
 from glioma_dist.training.resume import BEST, LAST
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.snapshot import SnapshotMemory
@@ -48,6 +49,7 @@ class CheckpointSaver:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         average: WeightAverage | None = None,
+        reproducible: ReproducibleSteps | None = None,
         hashes: StepHashes | None = None,
         is_kept: Callable[[TrainState], bool] = lambda state: False,
     ) -> None:
@@ -56,7 +58,7 @@ class CheckpointSaver:
         """Of the newest `last` that was begun, and of the newest that is complete on all processes."""
         self._config, self._context, self._folder, self._metadata = config, context, folder, metadata
         self._model, self._optimizer, self._reporter = model, optimizer, None
-        self._average = average and average.tensors
+        self._average, self._reproducible = average and average.tensors, reproducible
         self._hashes, self._is_kept = hashes, is_kept
         self._writer = Writer(context.rank, context.num_processes, context.gather_objects, folder.check)
         self._memory, self._is_reserved = SnapshotMemory(), False
@@ -148,6 +150,8 @@ class CheckpointSaver:
         if self._reporter and name == LAST and self._reporter.unwritten_rows:
             # The checkpoint can lie on a disk that has space.
             metadata = metadata | {"unwritten_rows": list(self._reporter.unwritten_rows)}
+        if self._reproducible is not None and name == LAST:
+            metadata = metadata | self._reproducible.metadata()
         return state_stages(
             config.out / name,
             config,

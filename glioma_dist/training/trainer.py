@@ -29,6 +29,7 @@ from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.data_watch import DataWatch
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.overlays import Overlays
+from glioma_dist.training.reproducible import ReproducibleSteps
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.run_warnings import RunWarnings
 from glioma_dist.training.saving import CheckpointSaver
@@ -102,6 +103,8 @@ class Trainer:
     """Processes that read and prepare images, in training and in validation."""
     average: WeightAverage | None = None
     """Of the weights, where --ema-decay asks for one."""
+    reproducible: ReproducibleSteps | None = None
+    """With --reproducible: gradients and sums that do not depend on the number of processes."""
     guard: StepGuard = field(init=False)
     saver: CheckpointSaver = field(init=False)
     data_wait: DataWait = field(init=False, default_factory=DataWait)
@@ -119,8 +122,9 @@ class Trainer:
         has_share = self.spatial_group.rank == 0
         hashes = StepHashes(self.config.out, self.folder.check, has_share) if is_kept else None
         object.__setattr__(self, "hashes", hashes)
-        parts = (self.folder, self.metadata, self.model, self.optimizer, self.average, hashes, self.is_kept)
-        saver = CheckpointSaver(self.config, self.context, *parts)
+        parts = (self.folder, self.metadata, self.model, self.optimizer, self.average)
+        saved = (self.reproducible, hashes, self.is_kept)
+        saver = CheckpointSaver(self.config, self.context, *parts, *saved)
         object.__setattr__(self, "saver", saver)
         object.__setattr__(self, "warnings", RunWarnings(self.folder.say))
 
@@ -140,6 +144,7 @@ class Trainer:
             pool=self.workers,
             targets=self.config.model.targets,
             with_digests=self.hashes is not None,
+            may_differ=self.config.reproducible,
         )
         return self._noted(batches, first_step)
 
