@@ -92,6 +92,7 @@ LONG = {
     "tests/unit/test_convert.py::test_every_real_mask_is_the_union_by_the_coco_api": "real images",
     "tests/unit/test_deterministic.py::test_every_encoder": "every encoder",
     "tests/unit/test_deterministic.py::test_every_layer_of_spatial_parallelism": "encoders, two levels",
+    "tests/unit/test_frozen_norms.py::test_each_encoders_norms_are_frozen_or_there_are_none": "every encoder",
     "tests/unit/test_gpu_types.py::test_every_layer_of_every_encoder_gives_bf16": "every encoder",
     "tests/unit/test_hostile_shards.py::test_a_tar_of_very_many_members_takes_little_memory": "65,536 members",
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",

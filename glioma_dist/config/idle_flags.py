@@ -41,4 +41,10 @@ def idle_flags_of_training(config: Any) -> list[str]:
         ("stage", "://" in str(config.out), "without a URL as --out"),
     ]
     scale = [("gradient_accumulation", not config.reproducible, "with --reproducible")]
-    return idle_flags(data, metadata, "--data.") + idle_flags(config.scale, scale, "--scale.") + idle_flags(config, own)
+    model = [("encoder_norm", not config.freeze_encoder, "with --freeze-encoder")]
+    return (
+        idle_flags(data, metadata, "--data.")
+        + idle_flags(config.model, model, "--model.")
+        + idle_flags(config.scale, scale, "--scale.")
+        + idle_flags(config, own)
+    )

@@ -33,6 +33,11 @@ def check_recipe(config: Any) -> None:
             "--freeze-encoder: the encoder would keep random weights; give --model.init imagenet or a checkpoint, or "
             "omit the flag"
         )
+    if config.model.encoder_norm == "frozen" and config.model.init == "random":
+        raise InputError(
+            "--model.encoder-norm frozen: the norms of random weights have no statistics; give --model.init imagenet "
+            "or a checkpoint, or omit the flag"
+        )
     _check_schedule(config)
 
 

@@ -253,6 +253,7 @@ def _key(step: Step, level: Level, size: str) -> str | None:
     metadata = (
         step.model.encoder,
         step.model.norm,
+        step.model.encoder_norm,
         step.model.decoder_channels,
         step.model.num_mask_channels,
         step.model.targets,

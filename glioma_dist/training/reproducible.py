@@ -133,8 +133,8 @@ def check_reproducible(config: TrainConfig, context: DistributedContext, model: 
     if found:
         raise InputError(
             f"--reproducible: batch norm takes its statistics over the whole batch ({found[0]}), and each image is "
-            f"computed alone; give --model.norm group and an encoder without batch norm, such as mit_b0, instead of "
-            f"{config.model.encoder}; or --freeze-encoder"
+            f"computed alone; give --model.encoder-norm frozen and --model.init imagenet, or an encoder without batch "
+            f"norm, such as mit_b0, instead of {config.model.encoder}"
         )
 
 
