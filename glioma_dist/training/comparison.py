@@ -30,10 +30,12 @@ class Compared:
 
 def why_not_bits(start: dict[str, Any], again: dict[str, Any]) -> list[str]:
     """Return what differs between two starts of run.json, so that their bits may differ: nothing where bits are to be
-    equal. The version and commit of this package are not looked at: a change of them should change no bit."""
+    equal. The version and commit of this package are not looked at: a change of them should change no bit. Nor is the
+    number of processes of a run with --reproducible."""
     found = []
+    any_number = bool(start.get("reproducible") and again.get("reproducible"))
     for name in ("processes", "engine", "mixed_precision", "threads", "deterministic", "scale", "numerics", "versions"):
-        ours, theirs = _of_results(name, again.get(name)), _of_results(name, start.get(name))
+        ours, theirs = (_of_results(name, each.get(name), any_number) for each in (again, start))
         if isinstance(ours, dict) and isinstance(theirs, dict):
             found += [
                 f"{each} {theirs.get(each)} -> {ours.get(each)}"
@@ -134,11 +136,16 @@ def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> f
     return sum(float((one[name].double() - other[name].double()).square().sum()) for name in floats) ** 0.5
 
 
-def _of_results(name: str, value: Any) -> Any:
-    """The part of a value that decides results."""
+def _of_results(name: str, value: Any, any_number: bool) -> Any:
+    """The part of a value that decides results. any_number: whether the number of processes decides nothing."""
     if name == "processes":
-        return [each.get("device") for each in value or () if isinstance(each, dict)]
+        devices = [each.get("device") for each in value or () if isinstance(each, dict)]
+        return sorted(set(map(str, devices))) if any_number else devices
+    if name == "engine" and any_number:
+        return None
     ignored = {"scale": {"timeout_s"}, "versions": {"glioma_dist"}}.get(name, set())
+    if name == "scale" and any_number:
+        ignored = ignored | {"gradient_accumulation"}
     return {key: each for key, each in value.items() if key not in ignored} if isinstance(value, dict) else value
 
 

@@ -165,10 +165,11 @@ def describe_arithmetic(config: TrainConfig, context: DistributedContext, level:
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
     }
-    for rank, other in enumerate(context.gather_objects([here])):
-        if other != here:
+    first, *others = context.gather_objects([here])
+    for rank, other in enumerate(others, start=1):
+        if other != first:
             raise InputError(
-                f"--reproducible: processes {context.rank} and {rank} compute differently ({_changes(here, other)}); "
+                f"--reproducible: processes 0 and {rank} compute differently ({_told(first, other)}); "
                 "launch on equal machines, or omit the flag"
             )
     return here
@@ -178,7 +179,7 @@ def check_same_arithmetic(config: TrainConfig, checkpoint: Checkpoint, now: dict
     """Raises OtherRunError where a run was computed in another way: its bits would change."""
     before = checkpoint.metadata.get(ARITHMETIC)
     if before != now:
-        told = _changes(before, now) if isinstance(before, dict) else "its checkpoint does not tell"
+        told = _told(before, now) if isinstance(before, dict) else "its checkpoint does not tell"
         raise OtherRunError(
             f"--out {config.out}: --reproducible, and the run was computed in another way ({told}); resume it in the "
             "same way, or give another --out"
@@ -195,6 +196,11 @@ def read_exponents(checkpoint: Checkpoint) -> dict[str, int]:
     return found
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _told(before: dict[str, Any], now: dict[str, Any]) -> str:
+    return one_line("; ".join(changes(before, now)), 250)
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a text for each name whose value differs."""
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    return one_line("; ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names), 250)
+    return [f"{name} {one_line(before.get(name), 60)} -> {one_line(now.get(name), 60)}" for name in names]

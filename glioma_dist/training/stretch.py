@@ -13,6 +13,7 @@ from glioma_dist.files import link_files, read_json, write_json_atomically
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.checkpoint_writer import file_entry
 from glioma_dist.model.manifest import MANIFEST, STATE
+from glioma_dist.training.reproducible import ARITHMETIC
 from glioma_dist.training.resume import LAST, SCHEDULE_STEPS
 from glioma_dist.training.run_record import RUN
 from glioma_dist.training.step_hashes import kept_folder
@@ -76,8 +77,11 @@ def config_of(
     )
 
 
-def put_start(run: Path, stretch: Stretch, out: Path) -> None:
-    """Give the new folder `out` the checkpoint to resume from: the kept one, as of a run that never validates."""
+def put_start(run: Path, stretch: Stretch, out: Path, arithmetic: dict[str, Any] | None) -> None:
+    """Give the new folder `out` the checkpoint to resume from: the kept one, as of a run that never validates.
+
+    arithmetic: of a run with --reproducible, as it is here, so that another machine can compute the stretch.
+    """
     out.mkdir()
     if stretch.first == 0:
         return
@@ -87,6 +91,8 @@ def put_start(run: Path, stretch: Stretch, out: Path) -> None:
     state["position"] = {"step": stretch.first}
     state["fingerprints"]["val"] = None
     state.pop("unwritten_rows", None)
+    if arithmetic is not None:
+        state[ARITHMETIC] = arithmetic
     write_json_atomically(last / STATE, state)
     manifest["files"][STATE] = file_entry(last / STATE)
     write_json_atomically(last / MANIFEST, manifest)

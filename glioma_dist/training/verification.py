@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import read_config
@@ -30,7 +30,8 @@ from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.training.comparison import Compared, code_note, compare, why_not_bits
 from glioma_dist.training.folder_lock import is_held
 from glioma_dist.training.loop import train
-from glioma_dist.training.resume import CONFIG
+from glioma_dist.training.reproducible import ARITHMETIC, changes, describe_arithmetic, fixed_cpu_arithmetic
+from glioma_dist.training.resume import CONFIG, LAST
 from glioma_dist.training.run_record import RUN
 from glioma_dist.training.step_hashes import Noted, kept_folder, read_noted
 from glioma_dist.training.stretch import Stretch, config_of, put_start, starts_of
@@ -144,7 +145,8 @@ def _verify_stretch(
     try:
         starts = _on_main(here, lambda: starts_of(run, stretch))
         settings = _on_main(here, lambda: config_of(run, stretch, out, config.train, starts[-1]))
-        _on_main(here, lambda: put_start(run, stretch, out))
+        arithmetic = _arithmetic(settings, here)
+        _on_main(here, lambda: put_start(run, stretch, out, arithmetic))
         try:
             with redirect_stdout(io.StringIO()):
                 train(settings, here, workers)
@@ -161,10 +163,25 @@ def _verify_stretch(
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _arithmetic(settings: TrainConfig, context: DistributedContext) -> dict[str, Any] | None:
+    """What the bits of a run with --reproducible depend on, as it is here. All processes call it together."""
+    if not settings.reproducible:
+        return None
+    level: Any = settings.scale.activation_checkpointing
+    with fixed_cpu_arithmetic(True):
+        return describe_arithmetic(settings, context, level)
+
+
 def _judge(config: VerifyConfig, run: Path, noted: Noted, stretch: Stretch, out: Path, starts: list) -> Compared:
     """Compare, and print a line for each thing that there is to say."""
     again = read_json(out / RUN)["starts"][-1]
-    reasons = list(dict.fromkeys(reason for start in starts for reason in why_not_bits(start, again)))
+    reasons = [reason for start in starts for reason in why_not_bits(start, again)]
+    before, now = (
+        Checkpoint.read(each).metadata.get(ARITHMETIC) for each in (kept_folder(run, stretch.last), out / LAST)
+    )
+    if isinstance(before, dict) and isinstance(now, dict):
+        reasons += changes(before, now)
+    reasons = list(dict.fromkeys(reasons))
     notes = dict.fromkeys(filter(None, (code_note(start, again) for start in starts)))
     found = compare(run, noted, stretch, out, config.tolerance if reasons else None)
     how = (

@@ -2,21 +2,29 @@
 any number of workers, and with a restart on another number of processes in between."""
 
 import hashlib
+import json
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import rows, run, tiny_config
+from hash_chain import hash_rows, write_chain
+from helpers import rows, run, seal, tiny_config
+from torch import nn
 
 from glioma_dist.config import ScaleConfig
+from glioma_dist.config.verify import VerifyConfig
 from glioma_dist.data.loader import own_slots
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
-from glioma_dist.model.manifest import EMA, MODEL, OPTIMIZER
+from glioma_dist.model.manifest import EMA, MODEL, OPTIMIZER, STATE
 from glioma_dist.size import Size
 from glioma_dist.training import loop
-from glioma_dist.training.reproducible import ARITHMETIC, EXPONENTS
+from glioma_dist.training.reproducible import ARITHMETIC, EXPONENTS, check_reproducible
+from glioma_dist.training.step_hashes import KEPT, kept_folder, read_noted
+from glioma_dist.training.verification import verify
 
 FILES = (MODEL, OPTIMIZER, EMA)
 RECIPES = {
@@ -68,6 +76,26 @@ def check_counts(config, folder, counts, moves=()) -> None:
     assert Checkpoint.read(moving.out / "last" if moves else own.out / "last").step == config.max_steps
 
 
+@pytest.mark.equality(flag="--reproducible, a restart", encoder="mit_tiny", processes="1, 2, 3", kind="bits")
+def test_a_run_on_one_two_or_three_processes_ends_with_the_same_bits(shards, tmp_path, runtime, capsys):
+    """And one that is resumed on another number of processes; and each can be verified on one process."""
+    config = config_of(shards, tmp_path, batch_size=6, keep_every=2, ema_decay=0.5, clip_norm=0.5)
+    one, two, three, moving = (replace(config, out=tmp_path / name) for name in ("1", "2", "3", "moving"))
+    loop.train(one, runtime)
+    run(train_in_fp32, two, replace(moving, max_steps=2), num_processes=2)
+    run(train_in_fp32, three, moving, num_processes=3)
+    expected = digest(one)
+    assert [digest(each) == expected for each in (two, three, moving)] == [True] * 3
+    noted = read_noted(one.out).steps
+    assert [read_noted(each.out).steps == noted for each in (two, three, moving)] == [True] * 3
+    record = json.loads((moving.out / "run.json").read_text())
+    assert [len(each["processes"]) for each in record["starts"]] == [2, 3]
+    capsys.readouterr()
+    verify(VerifyConfig(str(moving.out), stretches=9), runtime)
+    assert capsys.readouterr().out.count("batches, losses and weights equal, bit for bit") == 2
+
+
+@pytest.mark.equality(flag="--reproducible, {recipe}", encoder="mit_tiny", processes="1, 2, 3", kind="bits")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_bits_do_not_depend_on_the_processes(shards, tmp_path, recipe):
     """Shares of a batch of 5 are unequal."""
@@ -127,21 +155,52 @@ def test_threads_are_as_before_after_a_run(shards, tmp_path):
         torch.set_num_threads(before)
 
 
+@pytest.mark.equality(flag="--reproducible, {flag}", encoder="{encoder}", processes=1, kind="refused")
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("flag", "encoder", "changes", "told"),
     [
-        ({"norm": "batch"}, "give --model.norm group"),
-        ({"scale": ScaleConfig(spatial_parallel=2)}, "--scale.spatial-parallel"),
-        ({"scale": ScaleConfig(compile=True)}, "--scale.compile"),
-        ({"scale": ScaleConfig(cudnn_benchmark=True)}, "--scale.cudnn-benchmark"),
-        ({"encoder": "mobilenet_v2"}, "an encoder without batch norm"),
+        ("--model.norm batch", "mit_tiny", {"norm": "batch"}, "give --model.norm group"),
+        ("--scale.spatial-parallel", "mit_tiny", {"scale": ScaleConfig(spatial_parallel=2)}, "spatial-parallel"),
+        ("--scale.compile", "mit_tiny", {"scale": ScaleConfig(compile=True)}, "--scale.compile"),
+        ("--scale.cudnn-benchmark", "mit_tiny", {"scale": ScaleConfig(cudnn_benchmark=True)}, "cudnn-benchmark"),
+        ("--model.encoder-norm batch", "mobilenet_v2", {}, "--model.encoder-norm frozen"),
     ],
 )
-def test_what_cannot_be_had_is_one_line(shards, tmp_path, changes, told):
+def test_what_cannot_be_had_is_one_line(shards, tmp_path, flag, encoder, changes, told):
     with pytest.raises(InputError, match=told) as refused:
-        loop.train(config_of(shards, tmp_path / "run", **changes))
+        loop.train(config_of(shards, tmp_path / "run", encoder=encoder, **changes))
     assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith("--reproducible")
     assert len(str(refused.value)) <= 500
+
+
+@pytest.mark.equality(flag="--reproducible, {launch}", encoder="mit_tiny", processes="1", kind="refused")
+@pytest.mark.parametrize("launch", ["FSDP2", "fp16"])
+def test_launches_that_cannot_be_had_are_one_line(shards, tmp_path, launch):
+    accelerator = SimpleNamespace(is_fsdp2=launch == "FSDP2", scaler=object() if launch == "fp16" else None)
+    with pytest.raises(InputError, match=rf"--reproducible cannot be combined with {launch}.*launch with"):
+        check_reproducible(config_of(shards, tmp_path), SimpleNamespace(accelerator=accelerator), nn.Identity())
+
+
+def test_another_machine_verifies_a_stretch_up_to_rounding(shards, tmp_path, runtime, capsys):
+    """The kept checkpoints are said to be of another processor, with hashes that fit."""
+    config = config_of(shards, tmp_path / "run", val=None, keep_every=2, batch_size=2)
+    loop.train(config, runtime)
+    found = hash_rows(config.out)
+    for row in found:
+        if KEPT in row:
+            folder = kept_folder(config.out, row["step"])
+            state = json.loads((folder / STATE).read_text())
+            state[ARITHMETIC]["instructions"] = "ANOTHER"
+            (folder / STATE).unlink()  # it is the file of last/, too
+            (folder / STATE).write_text(json.dumps(state))
+            seal(folder)
+            row[KEPT] = Checkpoint.read(folder).manifest.identity
+    write_chain(config.out, found)
+    shutil.rmtree(config.out / "last")
+    capsys.readouterr()
+    verify(VerifyConfig(str(config.out), stretches=9), runtime)
+    assert capsys.readouterr().out.count("not bits: instructions ANOTHER -> ") == 2
 
 
 def test_shares_of_a_batch_cover_it_once():

@@ -110,7 +110,12 @@ def test_norms_stay_as_they_are_in_a_training_with_any_level(shards, tmp_path, r
         config = tiny_config(
             *(shards, tmp_path / level),
             **{"encoder": "mobilenet_v2", "init": str(start), "norm": "group", "encoder_norm": "frozen", "val": None},
-            **{"size": Size(32, 32), "batch_size": 2, "max_steps": 1, "scale": ScaleConfig(activation_checkpointing=level)},
+            **{
+                "size": Size(32, 32),
+                "batch_size": 2,
+                "max_steps": 1,
+                "scale": ScaleConfig(activation_checkpointing=level),
+            },
         )
         loop.train(config, runtime)
         found[level] = load_file(config.out / "last" / "model.safetensors")
@@ -125,7 +130,9 @@ def test_norms_stay_as_they_are_in_a_training_with_any_level(shards, tmp_path, r
 
 def test_the_planner_counts_them():
     settings = {"tile_size": CPU_TILE, "loss": partial(segmentation_loss, "dice")}
-    steps = [Step(replace(FROZEN, encoder_norm=kind), Size(64, 64), 2, False, **settings) for kind in ("frozen", "batch")]
+    steps = [
+        Step(replace(FROZEN, encoder_norm=kind), Size(64, 64), 2, False, **settings) for kind in ("frozen", "batch")
+    ]
     frozen, batch = (planner.count(step, "none") for step in steps)
     tensors = [each for norm in norms_of(build(FROZEN)).values() for each in (norm.weight, norm.bias)]
     # Adam's two moments in fp32, and its number of steps.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hash_chain import hash_rows, write_chain
 from helpers import damage_sample, rows, run, seal, tiny_config
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +18,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
 from glioma_dist.training import loop, verification
-from glioma_dist.training.step_hashes import CHAIN, KEPT, link, read_noted
+from glioma_dist.training.step_hashes import KEPT, read_noted
 from glioma_dist.training.verification import verify
 
 SMALL = {"decoder_channels": (2, 2, 2, 2, 2), "max_steps": 6, "eval_every": 3, "keep_every": 2}
@@ -50,20 +51,6 @@ def refused(config: TrainConfig, runtime, **changes) -> str:
         verify(flags_for(config, **changes), runtime)
     assert len(str(error.value)) <= 500
     return str(error.value)
-
-
-def write_chain(out: Path, rows_: list[dict]) -> None:
-    """Write hashes.jsonl as a forger would, with hashes that fit."""
-    chain, lines = "", []
-    for row in rows_:
-        row = {name: value for name, value in row.items() if name != CHAIN}
-        chain = link(chain, row)
-        lines.append(json.dumps({**row, CHAIN: chain}))
-    (out / "hashes.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def hash_rows(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "hashes.jsonl").read_text().splitlines()]
 
 
 def change_weight(folder: Path) -> None:
