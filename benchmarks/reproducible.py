@@ -112,7 +112,7 @@ def print_bytes() -> None:
     print("\n| Encoder, size | Sent a step (MiB) | with the flag | Memory (MiB), selective | with the flag |")
     print("|---|---|---|---|---|")
     for encoder, size in COUNTED:
-        model, loss = ModelConfig(encoder=encoder, norm="group"), partial(segmentation_loss, "dice")
+        model, loss = ModelConfig(encoder=encoder), partial(segmentation_loss, "dice")  # these steps are stored
         plain = Step(model, size, 1, True, num_devices=2, tile_size=largest_gpu_tile(), loss=loss)
         one, other = (planner.count(step, "selective") for step in (plain, replace(plain, has_exact_sum=True)))
         sent = one.gradients / MIB

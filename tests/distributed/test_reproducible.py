@@ -3,16 +3,15 @@ any number of workers, and with a restart on another number of processes in betw
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hash_chain import hash_rows, write_chain
-from helpers import rows, run, seal, start, tiny_config
+from helpers import draw_shards, rows, run, seal, tiny_config
+from killing import kill_at
 from torch import nn
 
 from glioma_dist.config import ScaleConfig
@@ -45,26 +44,6 @@ def train_in_fp32(*configs) -> None:
     here = DistributedContext.start()
     for config in configs:
         loop.train(config, here)
-
-
-def train_and_be_killed(step: int, *configs) -> None:
-    """Train; all processes of the last run are killed before its step number `step`, which counts from 0."""
-    here, take = DistributedContext.start(), loop.train_step
-
-    def killed(trainer, batch, number):
-        if number == step and trainer.config.out == configs[-1].out:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return take(trainer, batch, number)
-
-    loop.train_step = killed
-    for config in configs:
-        loop.train(config, here)
-
-
-def kill(step: int, *configs, num_processes: int) -> None:
-    ended = start(train_and_be_killed, step, *configs, num_processes=num_processes).wait()
-    told = "\n".join(each.stderr[-3000:] for each in ended)
-    assert [each.exit_code for each in ended] == [-signal.SIGKILL] * num_processes, told
 
 
 def digest(config) -> tuple:
@@ -104,7 +83,7 @@ def test_a_run_on_one_two_or_three_processes_ends_with_the_same_bits(shards, tmp
     config = config_of(shards, tmp_path, batch_size=6, keep_every=2, ema_decay=0.5, clip_norm=0.5)
     one, two, three, moving = (replace(config, out=tmp_path / name) for name in ("1", "2", "3", "moving"))
     loop.train(one, runtime)
-    kill(3, two, moving, num_processes=2)
+    kill_at(3, two, moving, num_processes=2)
     run(train_in_fp32, three, moving, num_processes=3)
     expected = digest(one)
     assert [digest(each) == expected for each in (two, three, moving)] == [True] * 3
@@ -138,8 +117,10 @@ def test_without_the_flag_they_do(shards, tmp_path):
 @pytest.mark.parametrize("batch_size", [12, 10])
 def test_the_whole_proof(shards, tmp_path, batch_size):
     """50 steps on 1 to 4 processes, and a run that is killed, ended and resumed on all of these numbers."""
-    config = config_of(shards, tmp_path, batch_size=batch_size, max_steps=50, eval_every=25, ema_decay=0.9)
-    kill(8, replace(config, out=tmp_path / "moving", save_every=3), num_processes=3)
+    train = (str(draw_shards(tmp_path / "train", range(26))),)
+    fields = {"batch_size": batch_size, "max_steps": 50, "eval_every": 25, "ema_decay": 0.9}
+    config = config_of(shards, tmp_path, train=train, **fields)
+    kill_at(8, replace(config, out=tmp_path / "moving", save_every=3), num_processes=3)
     assert (tmp_path / "moving" / "last").is_dir()
     check_counts(config, tmp_path, (1, 2, 3, 4), moves=((2, 11, 2), (4, 23, 0), (3, 37, 0), (1, 50, 2)))
 

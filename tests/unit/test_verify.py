@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hash_chain import hash_rows, write_chain
 from helpers import damage_sample, rows, run, seal, tiny_config
+from killing import kill_at
 from safetensors.torch import load_file, save_file
 
 from glioma_dist.config import TrainConfig
@@ -17,6 +18,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
+from glioma_dist.size import Size
 from glioma_dist.training import loop, verification
 from glioma_dist.training.step_hashes import KEPT, read_noted
 from glioma_dist.training.verification import verify
@@ -233,6 +235,32 @@ def test_killed_before_it_noted_a_kept_checkpoint_a_run_notes_it_when_it_resumes
     loop.train(config, runtime)
     assert hash_rows(config.out)[: len(before) + 1] == [*before, last]
     assert read_noted(config.out).stretches() == [(0, 2), (2, 4), (4, 6)]
+
+
+def test_killed_between_kept_checkpoints_with_workers_and_an_average_a_run_is_verified(shards, tmp_path, runtime):
+    fields = {**SMALL, "max_steps": 5, "eval_every": 9, "size": Size(32, 32), "ema_decay": 0.5, "val": None}
+    config = tiny_config(shards, tmp_path / "run", workers=1, **fields)
+    kill_at(3, config)
+    assert {row["step"] for row in hash_rows(config.out)} <= {1, 2}
+    loop.train(config, runtime)
+    whole = tiny_config(shards, tmp_path / "whole", **fields)
+    loop.train(whole, runtime)
+    noted = read_noted(config.out)
+    assert noted.steps == read_noted(whole.out).steps
+    assert noted.stretches() == [(0, 2), (2, 4), (4, 5)]
+    result = verify(VerifyConfig(str(config.out), stretches=9), runtime)
+    assert len(result.stretches) == 3
+
+
+def test_a_row_that_a_kill_has_cut_is_named_or_left_out(copied, runtime):
+    """The last row may be cut by a kill, as in metrics.jsonl; any other is named."""
+    path = copied.out / "hashes.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert read_noted(copied.out).stretches() == [(0, 2), (2, 4)]
+    verify(flags_for(copied), runtime)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], lines[2][:40] + "\n", *lines[3:]]))
+    assert "line 3" in refused(copied, runtime)
 
 
 def test_without_the_flag_a_resumed_run_forgets_what_it_computes_again(copied, runtime):
