@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 
 from helpers import start
 
@@ -25,9 +27,19 @@ def _train(step: int, *configs: TrainConfig) -> None:
 
     def killed(trainer, batch, number):
         if number == step and trainer.config.out == configs[-1].out:
+            _wait_for_all(configs[-1].out.with_name("to_be_killed"), here)
             os.kill(os.getpid(), signal.SIGKILL)
         return take(trainer, batch, number)
 
     loop.train_step = killed
     for config in configs:
         loop.train(config, here)
+
+
+def _wait_for_all(folder: Path, here: DistributedContext) -> None:
+    """Until all processes are here, by files: one that still communicated would notice that another is gone, and save
+    what it can."""
+    folder.mkdir(exist_ok=True)
+    (folder / str(here.rank)).touch()
+    while len(list(folder.iterdir())) < here.num_processes:
+        time.sleep(0.01)

@@ -53,7 +53,10 @@ class VerifyResult:
 def read_settings(config: VerifyConfig) -> TrainConfig:
     """Return the settings of the run. Raises InputError where they cannot be read, or name code that the flags do
     not."""
-    settings = read_config(TrainConfig, Path(config.run) / CONFIG)
+    path = Path(config.run) / CONFIG
+    if not path.exists():
+        raise InputError(f"RUN {config.run}: has no {CONFIG}; give the --out of a training with --keep-every")
+    settings = read_config(TrainConfig, path)
     own = own_functions(settings.loss)
     if (own or config.loss is not None) and config.loss != settings.loss:
         what = f"it names code ({one_line(', '.join(own), 100)}): " if own else ""

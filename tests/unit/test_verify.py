@@ -188,8 +188,13 @@ def name_code(config, runtime):
     return "give the same --loss", {}
 
 
+def without_config(config, runtime):
+    (config.out / "config.json").unlink()
+    return "has no config.json; give the --out of a training with --keep-every", {}
+
+
 CHANGES = (flip_shard, reindex, flip_weight, reseal_weight, forge_weight, forge_start, forge_batch, change_config)
-CHANGES += (change_hash, change_row, without_hashes, without_stretch, name_code)
+CHANGES += (change_hash, change_row, without_hashes, without_stretch, without_config, name_code)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
