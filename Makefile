@@ -24,7 +24,7 @@ LOWEST_TESTS ?= tests/unit tests/distributed
 # One process more than cores, because many tests wait for other processes.
 PYTEST_QUICKLY := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-lowest test-slow faults fuzz lint bench docs gpu gpu-test gpu-bench clean
+.PHONY: setup demo test test-all test-lowest test-slow equality faults fuzz lint bench docs gpu gpu-test gpu-bench clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) .ci/install.py
@@ -52,6 +52,11 @@ test-lowest: $(LOWEST)/.installed
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+equality: setup
+	rm -f runs/equality.jsonl && mkdir -p runs
+	EQUALITY_TABLE=runs/equality.jsonl $(BIN)/python -m pytest -m equality tests
+	PYTHONPATH=tests $(BIN)/python -m equality.write_table runs/equality.jsonl
 
 faults: setup
 	FAULTS_TABLE=runs/faults.json $(BIN)/python -m pytest tests/faults

@@ -233,6 +233,17 @@ def rename_in_order(*renames: tuple[Path, Path]) -> None:
     sync(renames[-1][1].parent)
 
 
+def link_files(source: Path, target: Path) -> None:
+    """Give all files of a folder second names in the new folder `target`, so that they stay if the first ones go."""
+    remove_tree(target)
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        try:
+            os.link(path, target / path.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, target / path.name)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder, a file or a link that may be there, as far as that can be done."""
     if path.is_dir() and not path.is_symlink():

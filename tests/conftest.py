@@ -7,6 +7,7 @@ import signal
 import tempfile
 
 import pytest
+from equality.rows import note_rows, write_row
 from tiers import begins_at, is_long, is_slow
 
 # Before any test imports them, so that what fails in them says why.
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("long")
         if is_slow(item.nodeid):
             item.add_marker("slow")
+    note_rows(items)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Write rows of docs/equality.md, where the environment asks for them."""
+    write_row(report)
 
 
 def empty_folder() -> str:

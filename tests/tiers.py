@@ -29,6 +29,7 @@ LONG = {
     "tests/distributed/test_preemption.py::test_wherever_a_process_is_asked_to_stop_all_save_and_end": "many runs",
     "tests/distributed/test_processes.py::test_a_run_resumes_with_another_number_of_processes": "four runs",
     "tests/distributed/test_processes.py::test_the_real_launcher_trains_one_model_on_two_processes": "a real launcher",
+    "tests/distributed/test_reproducible.py::test_bits_do_not_depend_on_the_processes": "four launches each",
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
     "tests/distributed/test_saving_processes.py::test_all_train_on_while_one_writes": "runs of two processes",
@@ -96,6 +97,7 @@ LONG = {
     "tests/unit/test_convert.py::test_every_real_mask_is_the_union_by_the_coco_api": "real images",
     "tests/unit/test_deterministic.py::test_every_encoder": "every encoder",
     "tests/unit/test_deterministic.py::test_every_layer_of_spatial_parallelism": "encoders, two levels",
+    "tests/unit/test_frozen_norms.py::test_each_encoders_norms_are_frozen_or_there_are_none": "every encoder",
     "tests/unit/test_gpu_types.py::test_every_layer_of_every_encoder_gives_bf16": "every encoder",
     "tests/unit/test_hostile_shards.py::test_a_tar_of_very_many_members_takes_little_memory": "65,536 members",
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": "steps of 68 to 270 Mpx in many tiles",
@@ -149,6 +151,7 @@ LONG = {
     "tests/unit/test_large_images.py::test_of_a_convolutional_network_only_some_strips_are_under_way": "48 strips",
     "tests/unit/test_large_images.py::test_memory_stays_within_the_limit_in_strips": "a large image, twice",
     "tests/unit/test_large_images.py::test_strips_give_what_the_whole_image_gives_in_fp64": "four networks, twice each",
+    "tests/unit/test_verify.py::test_two_processes_verify_bits_and_one_verifies_their_losses": "runs of processes",
     "tests/unit/test_worker_pool.py::test_ending_a_pool_leaves_no_process_and_no_open_file": "looks at all objects",
     "tests/unit/test_worker_pool.py::test_runs_that_share_a_pool_leave_nothing_in_it": "looks at all objects",
 }

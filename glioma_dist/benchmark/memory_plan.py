@@ -75,7 +75,7 @@ def _key(plan: PlanConfig, size: Size) -> str | None:
     """Everything that the rows depend on; None if that is known only after the network is made."""
     if plan.smp or not answers.is_own_encoder(plan.model.encoder):
         return None
-    network = (plan.model.encoder, plan.model.norm, plan.model.decoder_channels)
+    network = (plan.model.encoder, plan.model.norm, plan.model.encoder_norm, plan.model.decoder_channels)
     outputs = (plan.model.num_mask_channels, plan.model.targets)
     libraries = [f"{name} {version(name)}" for name in ("torch", "timm")]
     recipe = (num_moments(plan.optimizer, plan.momentum), plan.freeze_encoder, plan.ema_decay is not None)
@@ -103,6 +103,8 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
     flags = f"--data.size {size} --model.encoder {plan.model.encoder} --batch-size {plan.batch_size}"
     if plan.model.norm != ModelConfig.norm:
         flags += f" --model.norm {plan.model.norm}"
+    if plan.model.encoder_norm != ModelConfig.encoder_norm:
+        flags += f" --model.encoder-norm {plan.model.encoder_norm}"
     if plan.model.decoder_channels != ModelConfig.decoder_channels:
         flags += f" --model.decoder-channels {channels}"
     if plan.model.classes:
@@ -114,7 +116,9 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
     if plan.optimizer == "sgd" and plan.momentum != PlanConfig.momentum:
         flags += f" --momentum {plan.momentum}"
     if plan.freeze_encoder:
-        flags += " --freeze-encoder --model.init imagenet"
+        flags += " --freeze-encoder"
+    if plan.freeze_encoder or plan.model.encoder_norm == "frozen":
+        flags += " --model.init imagenet"
     if level["spatial_parallel"] > 1:
         flags += f" --scale.spatial-parallel {level['spatial_parallel']}"
     if plan.gradient_accumulation > 1:

@@ -70,9 +70,9 @@ def _parsed(kind: type[Config], argv: list[str], prog: str | None, examples: Seq
         raise InputError(f"{_flag_of(argv, str(error))}{error}") from None
 
 
-def _refuse_loss_of_file(loss: str, argv: Sequence[str], file: Path) -> None:
+def _refuse_loss_of_file(loss: str | None, argv: Sequence[str], file: Path) -> None:
     """Raise InputError where a file alone names a function that would be run: files come from others."""
-    if own_functions(loss) and not any(word.partition("=")[0] == "--loss" for word in argv):
+    if loss and own_functions(loss) and not any(word.partition("=")[0] == "--loss" for word in argv):
         raise InputError(
             f"--config {file}: its loss is {one_line(loss, 100)}, a function that would be run; if you trust it, "
             f"repeat it: --loss {one_line(shlex.quote(loss), 100)}"

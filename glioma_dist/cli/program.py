@@ -68,6 +68,7 @@ COMMANDS = {
     "shards report": Entry("glioma_dist.cli.data_report:DATA_REPORT", "Write one HTML page about shards."),
     "shards verify": Entry("glioma_dist.cli.shards:VERIFY", "Check every byte of a folder of shards."),
     "run-status": Entry("glioma_dist.cli.run_status:RUN_STATUS", "Print how a run stands, for people and job scripts."),
+    "verify": Entry("glioma_dist.cli.verify:VERIFY", "Compute stretches of a run again, and compare."),
     "encoders": Entry("glioma_dist.cli.encoders:ENCODERS", "List the encoders with their costs."),
     "plan": Entry("glioma_dist.cli.plan:PLAN", "Estimate the memory of a step, and what fits a GPU."),
     "bench resolution": Entry("glioma_dist.cli.bench:RESOLUTION", "Measure steps at several image sizes."),

@@ -40,4 +40,11 @@ def idle_flags_of_training(config: Any) -> list[str]:
         ("target_weight", len(config.model.targets) > 1, "without a second target in --model.targets"),
         ("stage", "://" in str(config.out), "without a URL as --out"),
     ]
-    return idle_flags(data, metadata, "--data.") + idle_flags(config, own)
+    scale = [("gradient_accumulation", not config.reproducible, "with --reproducible")]
+    model = [("encoder_norm", not config.freeze_encoder, "with --freeze-encoder")]
+    return (
+        idle_flags(data, metadata, "--data.")
+        + idle_flags(config.model, model, "--model.")
+        + idle_flags(config.scale, scale, "--scale.")
+        + idle_flags(config, own)
+    )

@@ -46,6 +46,10 @@ class ModelConfig:
     download."""
     norm: Literal["batch", "group"] = "batch"
     """The decoder's normalisation. Batch norm takes its statistics over all processes."""
+    encoder_norm: Literal["batch", "frozen"] = "batch"
+    """Batch norms of a convolutional encoder: batch (statistics of each batch, over all processes), or frozen
+    (statistics, weights and biases stay those of --model.init, so that an image's result does not depend on the other
+    images of its batch)."""
     decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
     """Channels of the decoder's blocks, from the coarsest to full size."""
     classes: tuple[str, ...] = ()

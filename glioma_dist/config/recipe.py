@@ -33,7 +33,26 @@ def check_recipe(config: Any) -> None:
             "--freeze-encoder: the encoder would keep random weights; give --model.init imagenet or a checkpoint, or "
             "omit the flag"
         )
+    if config.model.encoder_norm == "frozen" and config.model.init == "random":
+        raise InputError(
+            "--model.encoder-norm frozen: the norms of random weights have no statistics; give --model.init imagenet "
+            "or a checkpoint, or omit the flag"
+        )
     _check_schedule(config)
+
+
+def check_reproducible_settings(config: Any) -> None:
+    """Raises InputError for settings with which the bits of a run would depend on the number of processes, or that
+    nobody has proved."""
+    refused = (
+        ("--scale.spatial-parallel", config.scale.spatial_parallel > 1, "omit one of them"),
+        ("--scale.compile", config.scale.compile, "omit one of them"),
+        ("--scale.cudnn-benchmark", config.scale.cudnn_benchmark, "cuDNN would choose its algorithms by their time"),
+        ("--model.norm batch", config.model.norm == "batch", "each image is computed alone; give --model.norm group"),
+    )
+    for flag, is_given, why in refused:
+        if is_given:
+            raise InputError(f"--reproducible and {flag} cannot be combined: {why}")
 
 
 def check_momentum(momentum: float) -> None:

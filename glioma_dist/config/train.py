@@ -10,8 +10,14 @@ from typing import Literal
 from glioma_dist.config.data import DataConfig
 from glioma_dist.config.idle_flags import idle_flags_of_training
 from glioma_dist.config.model import ModelConfig
-from glioma_dist.config.paths import OutputPath
-from glioma_dist.config.recipe import LrSchedule, OptimizerName, check_recipe, idle_flags_of_recipe
+from glioma_dist.config.paths import OutputPath, Url
+from glioma_dist.config.recipe import (
+    LrSchedule,
+    OptimizerName,
+    check_recipe,
+    check_reproducible_settings,
+    idle_flags_of_recipe,
+)
 from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
 from glioma_dist.extras import LIBRARIES, require, require_library
@@ -35,6 +41,7 @@ COST_FIELDS = (
     "save_every",
     "save_every_minutes",
     "keep_last",
+    "keep_every",
     "out",
     "stage",
     "resume",
@@ -123,9 +130,16 @@ class TrainConfig:
     """Minutes between checkpoints `last`, beside those at fixed steps. By default: at fixed steps only."""
     keep_last: int = 2
     """Number of checkpoints to keep; a run resumes from the newest undamaged one of `last`, `last.1`, …"""
+    keep_every: int | None = None
+    """Keep the checkpoint of every so many steps for good, in steps/, with hashes of all batches and losses, so that
+    glioma-dist verify can compute any stretch of the run again. By default: none is kept."""
     deterministic: bool = False
     """On a GPU, make all runs of the same command on the same machine bit-identical. This is slower. On a CPU they are
     always bit-identical."""
+    reproducible: bool = False
+    """Make the weights after any number of steps bit-identical on any number of processes, on equal hardware and with
+    equal versions. It implies --deterministic and computes each image alone, on a CPU with one thread a process. It
+    needs a network without batch norm: --model.norm group and an encoder such as mit_b0. docs/reproducible.md."""
     track: tuple[str, ...] = ()
     """Experiment trackers that also get what metrics.jsonl gets: tensorboard, wandb, mlflow, trackio, another one that
     accelerate knows (aim, clearml, comet_ml, dvclive, swanlab), or one that you registered."""
@@ -153,10 +167,14 @@ class TrainConfig:
         if not 0 < self.target_weight <= LARGEST_WEIGHT:
             raise InputError(f"--target-weight {self.target_weight}: give a number above 0, for example 1")
         check_batch_size(self.batch_size)
-        for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last"):
+        for name in ("epochs", "max_steps", "eval_every", "patience", "save_every", "keep_last", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+        if self.keep_every is not None and isinstance(self.out, Url):
+            raise InputError(
+                f"--keep-every {self.keep_every}: keeps checkpoints in a local folder; give one as --out, or omit it"
+            )
         if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
             raise InputError(f"--save-every-minutes {self.save_every_minutes}: give a number above 0, for example 10")
         check_recipe(self)
@@ -175,6 +193,8 @@ class TrainConfig:
                 "--deterministic and --scale.cudnn-benchmark cannot be combined: cuDNN would choose its algorithms by "
                 "their time, and their results differ in the last bits; omit one of them"
             )
+        if self.reproducible:
+            check_reproducible_settings(self)
         if self.patience is not None and self.data.val is None:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
         if not 0 <= self.seed < 2**63:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,24 +26,36 @@ class Batch:
     keys: tuple[str, ...]
     height: int | None = None
     """Rows of the whole images; the batch may hold a strip of them."""
+    digests: tuple[bytes, ...] = ()
+    """SHA-256 of each sample's whole image and mask, its key and its seed (`sample_digest`), where asked for."""
 
     @classmethod
     def of(cls, handle: BatchHandle, flat: Tensor) -> Batch:
         """Make a batch of the pixels in `flat` (`split_flat`), on any device, without a copy."""
-        return cls(
-            *split_flat(flat, handle.shape, handle.num_planes), torch.tensor(handle.seeds), handle.keys, handle.height
-        )
+        images, masks = split_flat(flat, handle.shape, handle.num_planes)
+        return cls(images, masks, torch.tensor(handle.seeds), handle.keys, handle.height, handle.digests)
 
     def to(self, device: torch.device) -> Batch:
         move = {"device": device, "non_blocking": True}
-        return Batch(self.images.to(**move), self.masks.to(**move), self.seeds, self.keys, self.height)
+        return replace(self, images=self.images.to(**move), masks=self.masks.to(**move))
 
     def strip(self, rows: slice) -> Batch:
         """Only some rows of the images."""
-        return Batch(self.images[:, :, rows], self.masks[..., rows, :], self.seeds, self.keys, self.height)
+        return replace(self, images=self.images[:, :, rows], masks=self.masks[..., rows, :])
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.masks.pin_memory(), self.seeds, self.keys, self.height)
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
+
+
+def sample_digest(image: np.ndarray, mask: np.ndarray, key: str, seed: int) -> bytes:
+    """SHA-256 of a sample as it is trained on, the same however the batch is shared by processes.
+
+    image: (H, W) or (H, W, 3) uint8. mask: (H, W) or (planes, H, W) uint8.
+    """
+    digest = hashlib.sha256(f"{key}\0{seed}\0{image.shape}\0{mask.shape}\0".encode(errors="surrogateescape"))
+    for array in (image, mask):
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()
 
 
 def image_tensor(image: np.ndarray) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from glioma_dist.config import DataConfig
 from glioma_dist.config.scale import strip_edges
 from glioma_dist.data.augmentations import draw_flips
-from glioma_dist.data.batch import channels_first
+from glioma_dist.data.batch import channels_first, sample_digest
 from glioma_dist.data.mixture import MixtureSampler, Shards
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.sample_cache import CachedSamples, NormalizedSamples
@@ -97,13 +97,15 @@ class TrainingJob(_Job):
         rows: slice,
         ring: SharedMemoryRing | None,
         targets: Sequence[str],
+        with_digests: bool = False,
     ) -> None:
+        """with_digests: as of `training_batches`."""
         super().__init__(reader, ring)
         self.samples, self.sampler, self.config, self.slots, self.rows = samples, sampler, config, slots, rows
-        self.targets = targets
+        self.targets, self.with_digests = targets, with_digests
 
     def make(self, task: int, place: int | None, note: Note) -> BatchHandle:
-        images, masks, keys, seeds = [], [], [], []
+        images, masks, keys, seeds, digests = [], [], [], [], []
         height, width = self.rows.stop - self.rows.start, self.config.size.width
         # Grey images are written straight to their place in the batch.
         num_planes = len(self.targets)
@@ -116,6 +118,8 @@ class TrainingJob(_Job):
             image, mask = prepare_training_sample(
                 sample, self.config, each.seed, table, out if is_whole else (None, None), self.targets
             )
+            if self.with_digests:
+                digests.append(sample_digest(image, mask, sample.key, each.seed))
             images.append(_put(image[self.rows], out[0]))
             masks.append(_put(mask[..., self.rows, :], out[1]))
             keys.append(sample.key)
@@ -123,7 +127,8 @@ class TrainingJob(_Job):
         shape, flat = room.shape, room.flat
         if any(image.ndim == 3 for image in images):
             shape, flat = self._write_colours(images, masks, place)
-        return BatchHandle(shape, tuple(seeds), tuple(keys), self.config.size.height, flat, num_planes)
+        known = (tuple(seeds), tuple(keys), self.config.size.height, flat, num_planes, tuple(digests))
+        return BatchHandle(shape, *known)
 
     def _write_colours(
         self, images: list[np.ndarray], masks: list[np.ndarray], place: int | None

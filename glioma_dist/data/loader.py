@@ -77,6 +77,8 @@ def training_batches(
     device: torch.device = CPU,
     pool: WorkerPool | None = None,
     targets: Sequence[str] = ONLY_MASK,
+    with_digests: bool = False,
+    may_differ: bool = False,
 ) -> Generator[Batch]:
     """Yield this process's slots of batches number `first_step`, `first_step` + 1, … without end.
 
@@ -90,28 +92,34 @@ def training_batches(
         rows: of each image; by default all.
         device: of the batches. On a CUDA device the next batch is copied while the current one is computed.
         pool: running workers (`start_workers`); by default `config.workers` are started, and end with the generator.
+        may_differ: whether shares may differ by one image where `num_processes` does not divide the batch.
         targets: `ModelConfig.targets`; a second one is made of the samples' instances (targets.py).
+        with_digests: give each batch the SHA-256 of its samples, computed by who prepares them.
 
     Yields `Batch`es; close the generator to end the workers. Raises InputError for samples that cannot be used, or if
     `num_processes` does not divide the batch; UnavailableError if a worker is lost. Without instances for a second
     target, the call itself raises InputError.
     """
     check_instances(reader, targets)
-    if sampler.batch_size % num_processes:
+    if sampler.batch_size % num_processes and not may_differ:
         raise InputError(
             f"--batch-size {sampler.batch_size} cannot be shared by {num_processes} processes: give a "
             f"multiple of {num_processes}"
         )
-    share = sampler.batch_size // num_processes
-    slots = range(rank * share, (rank + 1) * share)
+    slots = own_slots(sampler.batch_size, rank, num_processes)
     read = cache_samples if config.cache_in_memory else NormalizedSamples
     samples = read(reader, config, len(targets) > 1)
     rows = rows or slice(0, config.size.height)
     num_workers = config.workers if pool is None else pool.num_workers
     num_planes = 3 + len(targets)
-    ring = _make_ring(num_workers, num_planes * share * (rows.stop - rows.start) * config.size.width)
-    job = TrainingJob(samples, reader, sampler, config, slots, rows, ring, targets)
+    ring = _make_ring(num_workers, num_planes * len(slots) * (rows.stop - rows.start) * config.size.width)
+    job = TrainingJob(samples, reader, sampler, config, slots, rows, ring, targets, with_digests)
     return _Work(job, num_workers, seconds_to_answer, pool).batches(count(first_step), device, is_last=True)
+
+
+def own_slots(batch_size: int, rank: int, num_processes: int) -> range:
+    """The slots of a batch that a process computes; shares differ by one image at most."""
+    return range(batch_size * rank // num_processes, batch_size * (rank + 1) // num_processes)
 
 
 class ValidationImages:

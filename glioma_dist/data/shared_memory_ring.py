@@ -55,7 +55,7 @@ class BatchHandle:
 
     shape: of the images, (B, channels, H, W). height: of the whole images, of which the batch may hold a strip.
     flat: masks and images in one piece, see `split_flat`; None where they lie at a place of a ring. num_planes: of each
-    mask.
+    mask. digests: as of `Batch`.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +64,7 @@ class BatchHandle:
     height: int
     flat: np.ndarray | None
     num_planes: int = 1
+    digests: tuple[bytes, ...] = ()
 
 
 class SharedMemoryRing:

@@ -18,7 +18,7 @@ from torch import Tensor
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import to_dict
 from glioma_dist.errors import RunError
-from glioma_dist.files import cannot_write, read_bytes, remove_tree, rename_in_order, write_json_atomically
+from glioma_dist.files import cannot_write, link_files, read_bytes, remove_tree, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint import kept_folders, sibling
 from glioma_dist.model.manifest import EMA, FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
 from glioma_dist.model.tensor_files import FlatTensors, write_tensors
@@ -102,11 +102,13 @@ def checkpoint_stages(
     num_parts: int,
     keep: int,
     check: Callable[[Tensors], None] = lambda tensors: None,
+    also: Path | None = None,
 ) -> Stages:
     """The stages of `write_checkpoint`. Only the first one needs to run before training continues.
 
     take: called in the first stage; returns the tensors that this process writes, by MODEL, OPTIMIZER and EMA. check:
-    called with each of them in the second; raises RunError where they are not to be written.
+    called with each of them in the second; raises RunError where they are not to be written. also: a folder that gets
+    the same files for good, before `folder` has them.
     """
     new = sibling(folder, "new")
     taken: list[tuple[str, Tensors | None]] = []
@@ -128,7 +130,7 @@ def checkpoint_stages(
         if writer.number == 0:
             writer.check()
             files = {name: entry for part in parts for name, entry in part.items()}
-            _finish(folder, new, config, metadata, files, keep)
+            _finish(folder, new, config, metadata, files, keep, also)
 
     try:
         yield begin
@@ -152,7 +154,13 @@ def _begin(new: Path) -> None:
 
 
 def _finish(
-    folder: Path, new: Path, config: TrainConfig, metadata: dict[str, Any], files: dict[str, dict[str, Any]], keep: int
+    folder: Path,
+    new: Path,
+    config: TrainConfig,
+    metadata: dict[str, Any],
+    files: dict[str, dict[str, Any]],
+    keep: int,
+    also: Path | None,
 ) -> None:
     """Write what is no tensor, and put the new folder in the old one's place."""
     state = {"format_version": FORMAT_VERSION, **metadata, "config": to_dict(config)}
@@ -160,9 +168,20 @@ def _finish(
     files[STATE] = file_entry(new / STATE)
     write_json_atomically(new / MANIFEST, {"format_version": FORMAT_VERSION, "files": dict(sorted(files.items()))})
     try:
+        if also is not None:
+            _keep(new, also)
         _rotate(folder, new, keep)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def _keep(new: Path, kept: Path) -> None:
+    """Give the files of the new folder second names in `kept`, whose parent is made where it is missing."""
+    kept.parent.mkdir(exist_ok=True)
+    linked = sibling(kept, "new")
+    link_files(new, linked)
+    remove_tree(kept)  # of a run that went back behind it
+    rename_in_order((linked, kept))
 
 
 def _rotate(folder: Path, new: Path, keep: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,3 +40,9 @@ def replace_modules(model: nn.Module, new_of: Callable[[str, nn.Module], nn.Modu
         for name, child in list(holder._modules.items()):
             if child in replacements:
                 holder.add_module(name, replacements[child])
+
+
+def depends_on_batch(module: nn.Module) -> bool:
+    """Whether a layer, its children aside, takes or keeps statistics over the images of a batch."""
+    buffers = dict(module.named_buffers(recurse=False))
+    return isinstance(module, _BatchNorm) or any(name.startswith("running_") for name in buffers)

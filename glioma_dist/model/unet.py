@@ -42,6 +42,10 @@ class UNet(nn.Module):
         super().__init__()
         self.outputs = Outputs.of(config)
         self.encoder = build_encoder(config.encoder)
+        if config.encoder_norm == "frozen" and not self.encoder.freeze_norms():
+            raise InputError(
+                f"--model.encoder-norm frozen: {config.encoder} has no batch norm to freeze; omit the flag"
+            )
         self.decoder = BilinearDecoder(
             self.encoder.channels,
             self.encoder.strides,

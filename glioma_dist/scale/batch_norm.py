@@ -10,10 +10,9 @@ import sys
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from glioma_dist.errors import InputError
-from glioma_dist.model.modules import rebuild, replace_modules
+from glioma_dist.model.modules import depends_on_batch, rebuild, replace_modules
 from glioma_dist.scale.batch_norm_layer import GpuBatchNorm2d, ProcessesBatchNorm2d
 
 
@@ -57,9 +56,3 @@ def counterparts_on(device: torch.device) -> dict[type[nn.Module], type[nn.Modul
 
         found |= timm_batch_norm.GPU_COUNTERPARTS if on_gpu else timm_batch_norm.CPU_COUNTERPARTS
     return found
-
-
-def depends_on_batch(module: nn.Module) -> bool:
-    """Whether a layer, its children aside, takes or keeps statistics over the images of a batch."""
-    buffers = dict(module.named_buffers(recurse=False))
-    return isinstance(module, _BatchNorm) or any(name.startswith("running_") for name in buffers)

@@ -85,8 +85,8 @@ def is_inexact(step: Step, level: Level) -> bool:
 def _find(step: Step, name: str) -> SizeFormula | None:
     """The formula of this name, where the step is of the kind that was counted, whatever its size and batch."""
     model = step.model
-    counted = (ModelConfig.norm, ModelConfig.decoder_channels, 1, DEFAULT_LOSS, 1, False)
-    network = (model.norm, model.decoder_channels, model.num_outputs)
+    counted = (ModelConfig.norm, ModelConfig.encoder_norm, ModelConfig.decoder_channels, 1, DEFAULT_LOSS, 1, False)
+    network = (model.norm, model.encoder_norm, model.decoder_channels, model.num_outputs)
     if (*network, step.loss_name, step.spatial_parallel, step.freeze_encoder) != counted:
         return None
     values = _steps().get(model.encoder, {}).get(name)

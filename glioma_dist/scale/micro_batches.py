@@ -14,7 +14,7 @@ from torch import nn
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
-from glioma_dist.scale.batch_norm import depends_on_batch
+from glioma_dist.model.modules import depends_on_batch
 from glioma_dist.scale.step import Step
 from glioma_dist.scale.step_count import build_without_weights
 from glioma_dist.scale.step_memory import StepMemory
@@ -46,8 +46,8 @@ def check_micro_batches(model: nn.Module, config: ModelConfig, num_micro_batches
     advice = "give --model.norm group"
     if in_encoder:
         advice = (
-            f"give an encoder without batch norm, such as mit_b0, and --model.norm group; --model.encoder "
-            f"{config.encoder} has {len(in_encoder)}"
+            f"give --model.norm group, and --model.encoder-norm frozen with starting weights, or an encoder without "
+            f"batch norm, such as mit_b0; --model.encoder {config.encoder} has {len(in_encoder)}"
         )
     raise InputError(
         f"{told}: batch norm takes its statistics over the whole batch ({found[0]}), so micro-batches would change the "
@@ -74,3 +74,11 @@ def with_accumulation(memory: StepMemory, step: Step) -> StepMemory:
     rows = math.ceil(step.size.height / step.spatial_parallel)
     others = (step.num_micro_batches - 1) * step.batch_size * rows * step.size.width
     return replace(memory, gradients=memory.optimizer // 2, kept=memory.kept + others * BYTES_OF_A_PIXEL)
+
+
+def with_exact_sum(memory: StepMemory) -> StepMemory:
+    """The memory of a step that adds gradients as 64-bit integers: 8 bytes a number, as both moments of Adam, and at
+    its end, when no activations are left, the 4 bytes of the mean, too."""
+    passes = replace(memory, gradients=memory.optimizer)
+    end = replace(memory, gradients=memory.optimizer * 3 // 2, kept=0, momentary=0)
+    return max(passes, end, key=lambda each: each.peak)

@@ -19,7 +19,7 @@ from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
-from glioma_dist.scale.micro_batches import allows_micro_batches, with_accumulation
+from glioma_dist.scale.micro_batches import allows_micro_batches, with_accumulation, with_exact_sum
 from glioma_dist.scale.step import LEVELS, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
@@ -54,6 +54,7 @@ def _on_each(memory: StepMemory, step: Step) -> StepMemory:
     if step.num_devices > 1:  # DDP holds a gradient of every trained parameter all the time
         memory = replace(memory, gradients=memory.optimizer // ADAM_MOMENTS)
     memory = with_accumulation(memory, step)
+    memory = with_exact_sum(memory) if step.has_exact_sum else memory
     memory = replace(memory, optimizer=memory.optimizer * step.num_moments // ADAM_MOMENTS)
     memory = _shard(memory, step) if step.shards else memory
     # The moving average of weights and running statistics has their types and their layout.
@@ -251,6 +252,7 @@ def _key(step: Step, level: Level, size: str) -> str | None:
     metadata = (
         step.model.encoder,
         step.model.norm,
+        step.model.encoder_norm,
         step.model.decoder_channels,
         step.model.num_mask_channels,
         step.model.targets,

@@ -41,6 +41,8 @@ class Step:
     num_moments: int = 2
     """Numbers that the optimizer keeps for each weight: Adam's two moments, SGD's momentum, or none."""
     freeze_encoder: bool = False
+    has_exact_sum: bool = False
+    """Whether gradients are added as 64-bit integers (--reproducible)."""
     tile_size: TileSize = field(kw_only=True)
     """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)

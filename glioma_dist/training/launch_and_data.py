@@ -74,7 +74,7 @@ def join_spatial_group(config: TrainConfig, context: DistributedContext) -> Spat
     """
     check_division(config.scale.spatial_parallel, context.num_processes)
     num_groups = context.num_processes // config.scale.spatial_parallel
-    if config.batch_size % num_groups:
+    if config.batch_size < num_groups or (config.batch_size % num_groups and not config.reproducible):
         sharing = "processes" if config.scale.spatial_parallel == 1 else "groups of processes"
         raise InputError(
             f"--batch-size {config.batch_size} cannot be shared by {num_groups} {sharing}: "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import checked
@@ -31,6 +32,7 @@ from glioma_dist.training.opening import open_reporter
 from glioma_dist.training.preparation import prepare
 from glioma_dist.training.remote_run import staged
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.reproducible import fixed_cpu_arithmetic
 from glioma_dist.training.result import TrainResult
 from glioma_dist.training.resume import LAST
 from glioma_dist.training.run_folder import RunFolder
@@ -63,11 +65,13 @@ def train(
         StopRequested: a signal (Ctrl-C, SIGTERM) asked the run to stop; it is saved, and the same call resumes it.
     """
     config = checked(TrainConfig, config)
-    chosen = Numerics(config.scale.tf32, config.scale.cudnn_benchmark, config.deterministic)
+    is_deterministic = config.deterministic or config.reproducible
+    chosen = Numerics(config.scale.tf32, config.scale.cudnn_benchmark, is_deterministic)
     started = nullcontext(workers) if workers else start_workers(config.data)
     with started as pool, given_or_own(context, config.scale.timeout_s) as here, numerics(chosen):
         try:
-            return _train(config, here, pool)
+            with fixed_cpu_arithmetic(config.reproducible):
+                return _train(config, here, pool)
         except Interrupted as interrupted:  # before there was anything to save
             raise interrupted.request from interrupted
 
@@ -127,6 +131,11 @@ class TrainingLoop:
         disk."""
         self._saver.wait()
         problem = self.reporter.problem if self.reporter else None
+        if self.trainer.hashes is not None:
+            try:
+                self.trainer.hashes.close()
+            except RunError as error:
+                problem = problem or error
         self.trainer.context.agree(None if isinstance(problem, StopRequested) else problem)
 
     def _take_step(self) -> None:
@@ -143,6 +152,8 @@ class TrainingLoop:
         self._in_step = False
         self.state = replace(self.state, step=step + 1)
         self._saver.reserve()
+        if trainer.hashes is not None:
+            trainer.hashes.add(step + 1, batch.digests, *scores[:2])
         if self.reporter:
             self.reporter.step(step + 1, trainer.epoch(self.state), scores.loss, scores.dice)
 
@@ -200,26 +211,16 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     any weight moves, where the loss of any image is not finite.
     """
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
-    logits, losses = compute_gradients(
-        trainer.model,
-        batch.images,
-        batch.masks,
-        partial(trainer.loss, group=group),
-        context.accelerator.autocast,
-        seeds=batch.seeds,
-        # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
-        factor=context.num_processes / config.batch_size,
-        backward=context.accelerator.backward,
-        num_micro_batches=config.scale.gradient_accumulation,
-        no_sync=partial(context.accelerator.no_sync, trainer.model),
-    )
-
+    logits, losses = _gradients(trainer, batch)
     with torch.no_grad():
         outputs = trainer.outputs
         counts = class_counts(outputs.predicted(logits), outputs.mask(batch.masks), outputs.num_mask_channels)
         scores = dice_from(group.total(counts)).mean(dim=1)
-        sums = torch.stack([losses.double().sum() / group.size, scores.sum() / group.size])
-        sums = context.accelerator.reduce(sums, reduction="sum")
+        if trainer.reproducible is not None:
+            sums = trainer.reproducible.sums(losses, scores)
+        else:
+            sums = torch.stack([losses.double().sum() / group.size, scores.sum() / group.size])
+            sums = context.accelerator.reduce(sums, reduction="sum")
     # Averaged over the processes by now, and so finite on all or on none.
     norm = clip_gradients(trainer.model, context, config.clip_norm)
     overflows = overflow(context.accelerator, trainer.optimizer)
@@ -246,6 +247,8 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     is_skipped = step_was_skipped(context.accelerator, trainer.optimizer, overflows)
     if trainer.average is not None and not is_skipped:
         trainer.average.update(step + 1)
+    if trainer.reproducible is not None:
+        trainer.reproducible.accept()
     trainer.guard.weights_move = False
     trainer.optimizer.zero_grad()
     if is_skipped:
@@ -253,6 +256,29 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
             raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
         return None
     return Scores(loss / config.batch_size, score / config.batch_size)
+
+
+def _gradients(trainer: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Give each parameter the mean gradient of the whole batch. Returns logits and losses of this process's images."""
+    config, context = trainer.config, trainer.context
+    compute = partial(
+        compute_gradients,
+        trainer.model,
+        batch.images,
+        batch.masks,
+        partial(trainer.loss, group=trainer.spatial_group),
+        context.accelerator.autocast,
+        seeds=batch.seeds,
+        backward=context.accelerator.backward,
+    )
+    if trainer.reproducible is not None:
+        return trainer.reproducible.compute(partial(compute, num_micro_batches=len(batch.images)))
+    return compute(
+        # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
+        factor=context.num_processes / config.batch_size,
+        num_micro_batches=config.scale.gradient_accumulation,
+        no_sync=partial(context.accelerator.no_sync, trainer.model),
+    )
 
 
 def _shared(error: RunError) -> RunError:

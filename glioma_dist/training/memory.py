@@ -25,16 +25,18 @@ SECONDS_FOR_ADVICE = 10.0
 def step_of(config: TrainConfig, context: DistributedContext) -> Step:
     """What one device does in a step of the run."""
     num_images = max(1, config.batch_size * config.scale.spatial_parallel // context.num_processes)
+    num_micro_batches = num_images if config.reproducible else config.scale.gradient_accumulation
     return Step(
         config.model,
         config.data.size,
-        batch_size=images_at_once(num_images, config.scale.gradient_accumulation),
+        batch_size=images_at_once(num_images, num_micro_batches),
         bf16=context.accelerator.mixed_precision != "no",
         num_devices=context.num_processes,
         spatial_parallel=config.scale.spatial_parallel,
         shards=context.accelerator.is_fsdp2,
         loss_name=config.loss,
-        num_micro_batches=config.scale.gradient_accumulation,
+        num_micro_batches=num_micro_batches,
+        has_exact_sum=config.reproducible,
         has_average=config.ema_decay is not None,
         num_moments=num_moments(config.optimizer, config.momentum),
         freeze_encoder=config.freeze_encoder,

@@ -17,6 +17,7 @@ from glioma_dist.training.resume import METRICS
 from glioma_dist.training.run_record import RunRecord, describe_start
 from glioma_dist.training.state import TrainState, read_unwritten_rows
 from glioma_dist.training.status import StatusFile, mark_finished
+from glioma_dist.training.step_hashes import cut_hashes
 from glioma_dist.training.trainer import Trainer
 
 
@@ -38,6 +39,10 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
                 print(f"{config.out}: the run is finished, at step {state.step}", flush=True)
             else:
                 write_json_atomically(config.out / "config.json", to_dict(config))
+                if trainer.hashes is None:
+                    cut_hashes(config.out, state.step, trainer.folder.check)
+                else:
+                    trainer.hashes.begin(state.step)
                 if trainer.folder.checkpoint is not None:
                     trainer.warnings.resume(config.out)
                 start["warnings"] = trainer.warnings.entries

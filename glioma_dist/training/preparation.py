@@ -29,6 +29,15 @@ from glioma_dist.training.launch_and_data import (
 )
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.memory import choose_level
+from glioma_dist.training.reproducible import (
+    ARITHMETIC,
+    ReproducibleSteps,
+    check_reproducible,
+    check_same_arithmetic,
+    describe_arithmetic,
+    pinned_level,
+    read_exponents,
+)
 from glioma_dist.training.resume import SCHEDULE_STEPS, check_same_data, check_same_schedule
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState, load_optimizer, load_weights, read_scaler
@@ -77,8 +86,14 @@ def prepare(
         model.encoder.freeze()
     if context.num_processes > 1:
         model = synchronise_batch_norm(model, context.device)
-    check_micro_batches(model, config.model, config.scale.gradient_accumulation, config.batch_size // group.dp_size)
-    kind = choose_level(config, context)
+    if not config.reproducible:
+        check_micro_batches(model, config.model, config.scale.gradient_accumulation, config.batch_size // group.dp_size)
+    kind = pinned_level(config, old) or choose_level(config, context)
+    if config.reproducible:
+        check_reproducible(config, context, model)
+        metadata[ARITHMETIC] = describe_arithmetic(config, context, kind)
+        if old is not None:
+            check_same_arithmetic(config, old, metadata[ARITHMETIC])
     scale_model(model, resolve_layout(config, context), kind, group, context.device, context.accelerator.is_fsdp2)
     model.to(context.device)
     optimizer = make_optimizer(model, config, context.accelerator.scaler is not None)
@@ -88,14 +103,22 @@ def prepare(
         check_same_schedule(config, old, rate.num_steps)
         state = load_weights(old, model)
     choose_shards(model, context)
-    model, optimizer = context.accelerator.prepare(model, optimizer)
+    if config.reproducible:  # unwrapped: DDP would send gradients, and average them in an order of its own
+        model = context.accelerator.prepare_model(model, evaluation_mode=True)
+        optimizer = context.accelerator.prepare_optimizer(optimizer)
+    else:
+        model, optimizer = context.accelerator.prepare(model, optimizer)
     fix_buckets(model)
     if old is not None:
         load_optimizer(old, context.accelerator.unwrap_model(model), optimizer)
         load_scaler_state(context.accelerator, read_scaler(old))
+    steps = None
+    if config.reproducible:
+        exponents = read_exponents(old) if old is not None else None
+        steps = ReproducibleSteps(context.accelerator.unwrap_model(model), context, config.batch_size, exponents)
     average = make_average(config, context.accelerator.unwrap_model(model), old)
     parts = (train, val, sampler, model, optimizer, rate, kind, group, metadata, folder, stop, pool)
-    trainer = Trainer(config, context, *parts, average=average)
+    trainer = Trainer(config, context, *parts, average=average, reproducible=steps)
     for kind, text in warnings:
         trainer.warnings.tell(kind, text)
     return trainer, state

@@ -13,7 +13,7 @@ from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.files import cannot_write, remove_tree, rename_in_order, write_atomically
 from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.training.metrics_file import MAX_METRICS_BYTES
-from glioma_dist.training.resume import BEST, CONFIG, LAST, METRICS, RESUMABLE
+from glioma_dist.training.resume import BEST, CONFIG, HASHES, LAST, METRICS, RESUMABLE
 from glioma_dist.training.run_record import RUN
 from glioma_dist.training.status import STATUS
 from glioma_dist.training.trackers.names import IDS
@@ -70,7 +70,7 @@ def bring_here(
     _fetch(store, index.last, run, LAST, say)
     parts = [store.read_all(part.name, part.bytes) for part in index.metrics if part.bytes <= MAX_METRICS_BYTES]
     write_atomically(run / METRICS, b"".join(parts))
-    for name in (CONFIG, RUN, STATUS, IDS):
+    for name in (CONFIG, RUN, STATUS, HASHES, IDS):
         data = store.read_optional(name, MAX_SMALL_BYTES)
         if data is not None:
             write_atomically(run / name, data)

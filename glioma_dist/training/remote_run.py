@@ -25,7 +25,7 @@ from glioma_dist.errors import InputError, Interrupted, RunError, StopRequested,
 from glioma_dist.files import MAX_JSON_BYTES, remove_tree
 from glioma_dist.training.lease import LEASE, Lease
 from glioma_dist.training.remote_copy import bring_here, newest_here, remove_leftovers
-from glioma_dist.training.resume import BEST, LAST
+from glioma_dist.training.resume import BEST, HASHES, LAST
 from glioma_dist.training.stage import Stage, default_stage, warn
 from glioma_dist.training.status import mark_not_uploaded
 from glioma_dist.training.trackers.names import IDS
@@ -37,7 +37,7 @@ SECONDS_AFTER_STOP = 25.0
 """From a request to stop, or an error, until the upload is given up: launchers kill after 30 s."""
 OWN_NAMES = {
     *(INDEX, LEASE, "checkpoints", "metrics", "metrics.jsonl", "config.json", "run.json", "status.json", "curves.png"),
-    *("run.json.damaged", IDS),
+    *("run.json.damaged", HASHES, IDS),
 }
 """What a run can have written to a URL before its first checkpoint."""
 

@@ -24,11 +24,16 @@ from glioma_dist.training.status import MAX_STATUS_BYTES, STATUS
 from glioma_dist.training.trackers.names import TRACKED
 
 CONFIG, METRICS, LAST, BEST = "config.json", "metrics.jsonl", "last", "best"
+HASHES, STEPS = "hashes.jsonl", "steps"
+"""Of runs with --keep-every (step_hashes.py)."""
 SCHEDULE_STEPS = "schedule_steps"
 """In a checkpoint's metadata: the steps that its learning-rate schedule extends over, where there is one."""
 RESUMABLE = ".resumable"
 """An empty file: last/ was complete here once. Tells a run that lost it from one that ended before its first."""
-BEFORE_FIRST_CHECKPOINT = {CONFIG, METRICS, STATUS, RUN, DAMAGED, LOCK, CURVES, *TRACKED, "last.new", "best.new"}
+BEFORE_FIRST_CHECKPOINT = {
+    *(CONFIG, METRICS, STATUS, RUN, DAMAGED, LOCK, CURVES, HASHES, STEPS),
+    *(*TRACKED, "last.new", "best.new"),
+}
 
 
 class OtherRunError(InputError):

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.environment import device_name, find_own_commit, versions
@@ -112,7 +114,9 @@ def describe_start(config: TrainConfig, context: DistributedContext, level: str,
         "mixed_precision": precision,
         "scale": asdict(resolve_layout(config, context))
         | {"activation_checkpointing": level, "tile_elements": tile_size(elements, context.device).elements},
-        "deterministic": config.deterministic,
+        "threads": torch.get_num_threads(),
+        "deterministic": config.deterministic or config.reproducible,
+        "reproducible": config.reproducible,
         "numerics": numerics_in_force(),
         "versions": versions(),
         "commit": find_own_commit(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,12 @@ from glioma_dist.model.checkpoint_writer import Stages, Writer
 from glioma_dist.scale.loss_scale import scaler_state
 from glioma_dist.training.in_thread import InThread
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.reproducible import ReproducibleSteps
 from glioma_dist.training.resume import BEST, LAST
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.snapshot import SnapshotMemory
 from glioma_dist.training.state import TrainState, state_stages
+from glioma_dist.training.step_hashes import StepHashes, kept_folder
 from glioma_dist.training.weight_average import WeightAverage
 
 SECONDS_PER_MINUTE = 60.0
@@ -46,12 +49,17 @@ class CheckpointSaver:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         average: WeightAverage | None = None,
+        reproducible: ReproducibleSteps | None = None,
+        hashes: StepHashes | None = None,
+        is_kept: Callable[[TrainState], bool] = lambda state: False,
     ) -> None:
+        """hashes: of the steps, written before each `last`. is_kept: whether that of a state stays in steps/."""
         self.begun = self.saved = TrainState()
         """Of the newest `last` that was begun, and of the newest that is complete on all processes."""
         self._config, self._context, self._folder, self._metadata = config, context, folder, metadata
         self._model, self._optimizer, self._reporter = model, optimizer, None
-        self._average = average and average.tensors
+        self._average, self._reproducible = average and average.tensors, reproducible
+        self._hashes, self._is_kept = hashes, is_kept
         self._writer = Writer(context.rank, context.num_processes, context.gather_objects, folder.check)
         self._memory, self._is_reserved = SnapshotMemory(), False
         self._queue: deque[_Write] = deque()
@@ -83,6 +91,8 @@ class CheckpointSaver:
             self.wait(alone)
         writer = self._alone if alone else self._writer
         self._context.whereabouts.at(f"saving {name}/ of step {state.step}")
+        if self._hashes is not None and name == LAST:
+            self._hashes.save(writer, alone)
         write = _Write(name, state, self._stages(name, state, writer))
         write.run_first_stage(writer)
         self._queue.append(write)
@@ -140,6 +150,8 @@ class CheckpointSaver:
         if self._reporter and name == LAST and self._reporter.unwritten_rows:
             # The checkpoint can lie on a disk that has space.
             metadata = metadata | {"unwritten_rows": list(self._reporter.unwritten_rows)}
+        if self._reproducible is not None and name == LAST:
+            metadata = metadata | self._reproducible.metadata()
         return state_stages(
             config.out / name,
             config,
@@ -152,6 +164,7 @@ class CheckpointSaver:
             scaler_state(accelerator) if name == LAST else None,
             memory=self._memory,
             average=self._average,
+            also=kept_folder(config.out, state.step) if name == LAST and self._is_kept(state) else None,
         )
 
     def _start(self) -> None:
@@ -185,6 +198,8 @@ class CheckpointSaver:
         if write.name == LAST:
             self.saved = write.state
             self._folder.mark_resumable()
+            if self._hashes is not None and self._is_kept(write.state):
+                self._hashes.keep(write.state.step)
             if self._reporter:
                 self._reporter.saved(write.state.step)
         if self._context.is_main:

@@ -57,21 +57,22 @@ def state_stages(
     *,
     memory: SnapshotMemory,
     average: dict[str, Tensor] | None = None,
+    also: Path | None = None,
 ) -> Stages:
     """The stages of a checkpoint of the unwrapped `model`; with the optimizer where training is to resume from it, and
     with the moving average of the weights where there is one.
 
     All processes take them together. Where each has a part of every tensor, each writes its own. The last `keep`
-    checkpoints stay. The first stage copies the tensors to `memory`; after it, training may continue. Stages raise
-    InputError where one process cannot write, and the first one NonFiniteError where a weight or a value of the
-    optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
+    checkpoints stay, and this one in `also`. The first stage copies the tensors to `memory`; after it, training may
+    continue. Stages raise InputError where one process cannot write, and the first one NonFiniteError where a weight or
+    a value of the optimizer is not finite: such a checkpoint could not be resumed from. The ones before then stay.
     """
     where = {key: value for key, value in dataclasses.asdict(state).items() if value != math.inf}
     metadata = {**metadata, "position": where, **({"scaler": _plain_numbers(scaler)} if scaler else {})}
     num_parts = writer.count if is_in_parts(model) else 1
     take = partial(memory.take, model, optimizer, state.step, writer, average)
     check = partial(check_finite, step=state.step)
-    return checkpoint_stages(folder, config, metadata, take, writer, num_parts, keep, check)
+    return checkpoint_stages(folder, config, metadata, take, writer, num_parts, keep, check, also)
 
 
 def _plain_numbers(scaler: dict[str, Any]) -> Scaler:

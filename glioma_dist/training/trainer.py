@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -21,6 +21,7 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.signals import StopSignal
+from glioma_dist.errors import RunError
 from glioma_dist.losses import training_loss
 from glioma_dist.model.outputs import Outputs
 from glioma_dist.scale.planner import Level
@@ -28,10 +29,12 @@ from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.data_watch import DataWatch
 from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.overlays import Overlays
+from glioma_dist.training.reproducible import ReproducibleSteps
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.run_warnings import RunWarnings
 from glioma_dist.training.saving import CheckpointSaver
 from glioma_dist.training.state import TrainState
+from glioma_dist.training.step_hashes import StepHashes
 from glioma_dist.training.telemetry import DataWait
 from glioma_dist.training.validation_watch import ValidationWatch
 from glioma_dist.training.weight_average import WeightAverage
@@ -100,6 +103,8 @@ class Trainer:
     """Processes that read and prepare images, in training and in validation."""
     average: WeightAverage | None = None
     """Of the weights, where --ema-decay asks for one."""
+    reproducible: ReproducibleSteps | None = None
+    """With --reproducible: gradients and sums that do not depend on the number of processes."""
     guard: StepGuard = field(init=False)
     saver: CheckpointSaver = field(init=False)
     data_wait: DataWait = field(init=False, default_factory=DataWait)
@@ -108,11 +113,18 @@ class Trainer:
     """Examples of each validation, for trackers."""
     validation_watch: ValidationWatch = field(init=False, default_factory=ValidationWatch)
     warnings: RunWarnings = field(init=False)
+    hashes: StepHashes | None = field(init=False)
+    """Of batches and losses, where --keep-every asks for them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", StepGuard(self.model))
+        is_kept = self.config.keep_every is not None
+        has_share = self.spatial_group.rank == 0
+        hashes = StepHashes(self.config.out, self.folder.check, has_share) if is_kept else None
+        object.__setattr__(self, "hashes", hashes)
         parts = (self.folder, self.metadata, self.model, self.optimizer, self.average)
-        saver = CheckpointSaver(self.config, self.context, *parts)
+        saved = (self.reproducible, hashes, self.is_kept)
+        saver = CheckpointSaver(self.config, self.context, *parts, *saved)
         object.__setattr__(self, "saver", saver)
         object.__setattr__(self, "warnings", RunWarnings(self.folder.say))
 
@@ -131,6 +143,8 @@ class Trainer:
             device=self.context.device,
             pool=self.workers,
             targets=self.config.model.targets,
+            with_digests=self.hashes is not None,
+            may_differ=self.config.reproducible,
         )
         return self._noted(batches, first_step)
 
@@ -171,6 +185,9 @@ class Trainer:
         if "validation_images" in vars(self):
             self.validation_images.close()
         self.saver.close()
+        if self.hashes is not None:
+            with suppress(RunError):  # the run has ended, and said why
+                self.hashes.close()
 
     @cached_property
     def outputs(self) -> Outputs:
@@ -206,4 +223,10 @@ class Trainer:
 
     def checkpoint_is_due(self, state: TrainState) -> bool:
         every = self.config.save_every
-        return self.is_milestone(state) or bool(every and state.step and state.step % every == 0)
+        is_due = bool(every and state.step and state.step % every == 0)
+        return self.is_milestone(state) or is_due or self.is_kept(state)
+
+    def is_kept(self, state: TrainState) -> bool:
+        """Whether the checkpoint of this step stays for good: by --keep-every, and the last one of such a run."""
+        every = self.config.keep_every
+        return bool(every and state.step) and (state.step % every == 0 or self.finished(state))

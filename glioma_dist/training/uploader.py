@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ from pathlib import Path
 from glioma_dist.data.remote_checkpoint import FOLDER, INDEX, MANIFEST, CheckpointIndex, Entry, Part
 from glioma_dist.data.shards.store import ChangedError, Store
 from glioma_dist.errors import InputError, RunError, UnavailableError
-from glioma_dist.files import cannot_read, cannot_write, remove_tree
+from glioma_dist.files import cannot_read, cannot_write, link_files, remove_tree
 from glioma_dist.training.lease import Lease
 
 METRICS = "metrics.jsonl"
@@ -231,17 +229,6 @@ class Uploader:
         parts = {part.name for part in old.metrics} - {part.name for part in self.index.metrics}
         names = [each for name in sorted(gone) for each in self._store.names(f"{FOLDER}/{name}")]
         self._store.remove(sorted(names, key=lambda each: not each.endswith(MANIFEST)) + sorted(parts))
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Give all files of a folder second names in the new folder `target`, so that they stay if the first ones go."""
-    remove_tree(target)
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        try:
-            os.link(path, target / path.name)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, target / path.name)
 
 
 def small_files(run: Path) -> Iterator[tuple[str, bytes]]:

@@ -20,6 +20,7 @@ from glioma_dist.scale.tile_size import tile_size
 from glioma_dist.size import Size
 from glioma_dist.training.overlays import Overlays
 from glioma_dist.training.reporter import Reporter
+from glioma_dist.training.reproducible import sums_in_order
 from glioma_dist.training.resume import BEST
 from glioma_dist.training.run_warnings import UNIFORM_PREDICTION
 from glioma_dist.training.state import TrainState
@@ -75,8 +76,10 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
         overlays.begin()
     # On the device, and read once: for each read the CPU waits for the GPU.
     num_classes = trainer.outputs.num_mask_channels - 1
-    total = torch.zeros(NUM_SUMS + num_classes, dtype=torch.float64, device=context.device)
     num_images = len(trainer.val)
+    # With --reproducible a row for each image: they are added in one order, whichever process has them.
+    num_rows = num_images if trainer.config.reproducible else 1
+    total = torch.zeros(num_rows, NUM_SUMS + num_classes, dtype=torch.float64, device=context.device)
     num_own = len(range(group.dp_rank, num_images, group.dp_size))
     with trainer.evaluated_weights(), closing(iter(trainer.validation_images)) as images:
         for number in range(math.ceil(num_images / group.dp_size)):
@@ -85,10 +88,10 @@ def validation_scores(trainer: Trainer, overlays: Overlays | None = None) -> Sco
             trainer.saver.agree(problem)
             sums = _score(trainer, image, overlays)
             if number < num_own:
-                total += sums
+                total[(group.dp_rank + number * group.dp_size) % num_rows] += sums
             trainer.validation_watch.tell(min(num_images, (number + 1) * group.dp_size), num_images)
     trainer.model.train()
-    loss, score, count, *others = context.sum(total).tolist()
+    loss, score, count, *others = sums_in_order(context.sum(total))
     trainer.validation_watch.counted(others[: NUM_SUMS - 3])
     return Scores(loss / count, score / count, tuple(each / count for each in others[NUM_SUMS - 3 :]))
 

@@ -76,6 +76,7 @@ def plain(shards, tmp_path_factory):
     return config
 
 
+@pytest.mark.equality(flag="{engine}, micro-batches, EMA", encoder="mit_tiny", processes=2, kind="1e-9")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_micro_batches_on_two_processes_equal_the_batch_of_one(plain, tmp_path, engine):
     scales = [ScaleConfig(gradient_accumulation=number, spatial_parallel=ENGINES[engine]) for number in NUMBERS]
@@ -106,6 +107,7 @@ def train_in_fp32(engine: str, *configs) -> None:
             loop.train(config, here)
 
 
+@pytest.mark.equality(flag="{engine}, restart", encoder="mit_tiny", processes=2, kind="bits")
 @pytest.mark.parametrize("engine", ["DDP", "FSDP2"])
 def test_a_restarted_run_ends_with_the_same_bits(shards, tmp_path, engine):
     """With a validation before the restart, after which nothing of the average may be left in the weights."""

@@ -86,6 +86,7 @@ def test_training_on_several_processes_equals_one(shards, tmp_path, num_processe
         check_close(ours, theirs, tolerance)
 
 
+@pytest.mark.equality(flag="DDP, activation checkpointing {kind}", encoder="mit_tiny", processes=2, kind="1e-9")
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
 def test_in_double_precision_every_weight_and_buffer_of_two_processes_equals_one(shards, tmp_path, kind):
     """Whatever the two compute again. In fp32 the last bits of a sum decide on which side of a ReLU a pixel falls, and
@@ -208,6 +209,7 @@ def refuse(config) -> str:
     return "no error"
 
 
+@pytest.mark.equality(flag="batch of 4", encoder="mit_tiny", processes=3, kind="refused")
 def test_processes_that_do_not_divide_the_batch_are_refused_on_all(shards, tmp_path):
     messages = run(refuse, tiny_config(shards, tmp_path / "run"), num_processes=3)
     assert all("--batch-size 4 cannot be shared by 3 processes" in message for message in messages), messages

@@ -52,6 +52,7 @@ BASES = {
     "merge": "--checkpoint BEST --out OUT",
     "report": "PREDS --out OUT/report.html",
     "run-status": "OUT",
+    "verify": "OUT",
     "shards inspect": "SHARDS/val",
     "shards index": "TARS",
     "shards verify": "SHARDS/val",

@@ -55,6 +55,7 @@ BASES = {
     "convert coco": "--annotations IMAGE --images FOLDER --out OUT",
     "convert folder": "--images FOLDER --masks FOLDER --out OUT",
     "run-status": "FOLDER",
+    "verify": "FOLDER",
     "shards inspect": "SHARDS",
     "shards index": "FOLDER",
     "shards verify": "SHARDS",

@@ -37,6 +37,9 @@ NOT_RUN = {
     "glioma-dist train --data.train shards/livecell/train --data.val shards/livecell/val --track tensorboard": (
         "a whole training; test_trackers.py trains with TensorBoard at tiny size"
     ),
+    "glioma-dist train --data.train shards/glioma_c6/train --keep-every 200": (
+        "a whole training; test_verify.py trains and verifies at tiny size"
+    ),
     'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)"': (
         "a whole training; test_recipes.py trains by each recipe at tiny size"
     ),

@@ -79,6 +79,7 @@ def many_tiles(monkeypatch) -> None:
     monkeypatch.setattr(tiled_statistics, "CHUNK_NUMBERS", 700)
 
 
+@pytest.mark.equality(flag="activation checkpointing {kind}", encoder="mit_tiny", processes=1, kind="1e-9")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (50, 33), (32, 32)])

@@ -86,7 +86,8 @@ def test_every_flag_has_a_text_and_config_is_one_of_them(name, monkeypatch):
     text = help_of(name, monkeypatch)
     described = described_flags(text)
     assert described["--config"].strip().startswith("JSON file")
-    positional = {"study", "shards", "predictions", *({"configs": ["name"], "run-status": ["run"]}.get(name, []))}
+    of_one = {"configs": ["name"], "run-status": ["run"], "verify": ["run"]}
+    positional = {"study", "shards", "predictions", *of_one.get(name, [])}
     for flag in flags_of(COMMANDS[name].load().config):
         if flag[2:] in positional:
             assert re.search(rf"^[│| ]+\[?{flag[2:].upper()}\b", text, re.MULTILINE)
@@ -220,7 +221,7 @@ def test_no_command_is_lost():
     groups |= {"download": ["livecell", "glioma-c6"], "export": ["onnx", "bioimageio"]}
     groups |= {"bench": ["resolution", "predict", "gpu", "scaling", "spatial-parallel"]}
     single = ["train", "evaluate", "predict", "encoders", "plan", "app", "merge", "demo", "reproduce", "configs"]
-    single += ["run-status", "growth", "report"]
+    single += ["run-status", "growth", "report", "verify"]
     assert set(COMMANDS) == {*single, *(f"{group} {each}" for group, names in groups.items() for each in names)}
 
 

@@ -65,16 +65,20 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
     )
 
 
+@pytest.mark.equality(flag="micro-batches", encoder="{name}", processes=1, kind="1e-9")
 @pytest.mark.parametrize("name", NARROW)
-def test_micro_batches_equal_the_batch_or_are_refused(name, monkeypatch):
+def test_micro_batches_equal_the_batch_or_are_refused(name, monkeypatch, record_property):
     """Every registered encoder: without batch norm, five images in two and in four uneven parts equal the batch, with
     stochastic depth; with it, they are refused by the name of the layer."""
     narrow_everything(monkeypatch)
     model = build(name)
     config = ModelConfig(encoder=name, norm="group")
     if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules()):
-        with pytest.raises(InputError, match=rf"\(encoder\..*such as mit_b0, and --model.norm group; .* {name} has"):
+        with pytest.raises(
+            InputError, match=rf"\(encoder\..*--model.norm group, and .*frozen.*such as mit_b0; .* {name} has"
+        ):
             check_micro_batches(model, config, 2, NUM_IMAGES)
+        record_property("equality kind", "refused")
         check_micro_batches(model.eval(), config, 2, NUM_IMAGES)  # of frozen statistics images do not depend
         return
     check_micro_batches(model, config, NUM_IMAGES, NUM_IMAGES)

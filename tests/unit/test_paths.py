@@ -299,6 +299,7 @@ def test_what_cannot_be_written_to_is_refused_in_one_line(kind, url):
 
 TAKE_URLS = {
     "run-status": {"RUN": "read"},
+    "verify": {"--train": "read"},
     "train": {"--data.train": "read", "--data.val": "read", "--model.init": "read", "--out": "written"},
     "evaluate": {"--checkpoint": "read", "--data": "read", "--out": "written"},
     "growth": {"PREDICTIONS": "read", "--out": "written"},

@@ -29,7 +29,7 @@ ALLOWED = {
     "glioma_dist/training/folder_lock.py: folder_lock": "a lock file, which has no content",
     "glioma_dist/training/folder_lock.py: is_held": "the same file, which must be there",
     "glioma_dist/training/reporter.py: Reporter.__enter__": "opens trackers, no file",
-    "glioma_dist/training/uploader.py: link_files": "second names in a folder of this process, removed when it is sent",
+    "glioma_dist/files.py: link_files": "second names in a folder that is renamed, or removed when it is sent",
     "glioma_dist/data/remote_checkpoint.py: _download_file": "in a new folder, which is renamed as a whole",
     "glioma_dist/data/remote_checkpoint.py: _write": "in a new folder, which is renamed as a whole",
     "glioma_dist/reproduction/execute.py: launcher.launch": "a log that the entry points append to",

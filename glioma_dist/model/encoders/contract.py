@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from glioma_dist.errors import InputError, RunError, one_line
+from glioma_dist.model.modules import depends_on_batch
 from glioma_dist.registry import encoders
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -81,6 +82,8 @@ class Encoder(nn.Module):
     convolutions, linear layers and norms are drawn as `initialise` says, and the constructor's others stay."""
     is_frozen = False
     """Whether `freeze` was called."""
+    has_frozen_norms = False
+    """Whether `freeze_norms` was called."""
     classifiers: tuple[str, ...] = CLASSIFIERS
     """Names at the top of a file of weights that are of no use here."""
 
@@ -100,9 +103,27 @@ class Encoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def freeze_norms(self) -> bool:
+        """Keep running statistics, weights and biases of all batch norms as they are from now on, as FrozenBatchNorm2d
+        of torchvision and Detectron2 does; all else is trained. Returns whether there is a batch norm."""
+        self.has_frozen_norms = True
+        norms = self._batch_norms()
+        for norm in norms:
+            norm.requires_grad_(False)
+        self.train(self.training)
+        return bool(norms)
+
     def train(self, mode: bool = True) -> Encoder:
-        """As `nn.Module.train`; a frozen encoder stays in evaluation mode."""
-        return super().train(mode and not self.is_frozen)
+        """As `nn.Module.train`; a frozen encoder and frozen norms stay in evaluation mode."""
+        super().train(mode and not self.is_frozen)
+        if self.has_frozen_norms:
+            for norm in self._batch_norms():
+                norm.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.Module]:
+        """As they are now: other classes may have taken the place of those that the constructor made."""
+        return [module for module in self.modules() if depends_on_batch(module)]
 
     def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
         """images: (B, 3, H, W) float, H and W multiples of 32, normalised with ImageNet's mean and standard deviation.
