@@ -28,6 +28,9 @@ RUN_ELSEWHERE = {
     "docs/checkpoint_format.md": "tests/end_to_end/test_reference_pages.py",
 }
 """Page, or page and language -> the test that runs all its blocks."""
+ON_GPUS = (
+    "accelerate launch --config_file accelerate_configs/multi_gpu.yaml train.py --data.train shards/livecell/train"
+)
 NOT_RUN = {
     "git clone <address": "README's test runs the same targets; CI runs them on a clean machine",
     "python benchmarks/starting_weights.py": "22 CPU minutes, on data that are not in the repository",
@@ -39,6 +42,12 @@ NOT_RUN = {
     ),
     "glioma-dist train --data.train shards/glioma_c6/train --keep-every 200": (
         "a whole training; test_verify.py trains and verifies at tiny size"
+    ),
+    f"{ON_GPUS} \\\n  --model.encoder mit_b3 --model.norm group --reproducible": (
+        "a launch on GPUs; test_reproducible.py launches such trainings at tiny size"
+    ),
+    f"{ON_GPUS} \\\n  --model.encoder resnet50 --model.init imagenet": (
+        "a launch on GPUs, and a download; test_frozen_norms.py trains such a network"
     ),
     'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)"': (
         "a whole training; test_recipes.py trains by each recipe at tiny size"

@@ -116,6 +116,7 @@ WITHOUT_PATHS = (
     "benchmarks/convert.py",
     "benchmarks/count_steps.py",
     "benchmarks/overlap.py",
+    "benchmarks/reproducible.py",
     "benchmarks/sampler_cost.py",
     "benchmarks/saving.py",
     "encoders",
