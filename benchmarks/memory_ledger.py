@@ -1,4 +1,4 @@
-"""Adds the memory of training steps on GPUs to docs/benchmarks/memory_ledger.md: `python benchmarks/memory_ledger.py`."""
+"""Adds the steps that `glioma-dist bench gpu` measured to the ledger: `python benchmarks/memory_ledger.py`."""
 
 from pathlib import Path
 

@@ -5,7 +5,6 @@ python benchmarks/module_memory.py --device cuda --contributor me # prints rows 
 """
 
 import ctypes
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable

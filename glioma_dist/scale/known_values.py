@@ -97,7 +97,7 @@ class KnownValues(TorchDispatchMode):
                     return None
             elif isinstance(leaf, Tensor) and (leaf.numel() > MAX_ELEMENTS or leaf.device.type == "meta"):
                 return None
-            elif isinstance(leaf, torch.device) and leaf.type != "cpu":
+            if isinstance(leaf, torch.device) and leaf.type != "cpu":
                 return None
             found.append(value)
         return found
