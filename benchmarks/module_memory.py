@@ -72,10 +72,10 @@ def image(num_images: int = 2, side: int = 256) -> Tensor:
     return torch.zeros(num_images, 3, side, side)
 
 
-def words(length: int = 128, **more: Tensor) -> dict[str, Tensor]:
-    """Two texts and what is to be said of each of their words."""
-    text = torch.arange(2 * length).reshape(2, length) % 500
-    return {"input_ids": text, "labels": text} | more
+def words() -> dict[str, Tensor]:
+    """Two texts of 128 words, which words count, and what is to be said of each."""
+    text = torch.arange(256).reshape(2, 128)
+    return {"input_ids": text, "attention_mask": torch.ones_like(text), "labels": text}
 
 
 def of_smp(kind: str, encoder: str) -> Network:
@@ -95,7 +95,8 @@ def of_transformers(model: str, config: str, inputs: Callable[[], Any], **settin
     return Network("transformers", lambda: build(getattr(transformers, config)(**settings)), inputs)
 
 
-WORDS = {"vocab_size": 1000, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+LARGER = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
 NETWORKS = {
     "U-Net resnet18": of_smp("Unet", "resnet18"),
     "U-Net++ mobilenet_v2": of_smp("UnetPlusPlus", "mobilenet_v2"),
@@ -114,17 +115,10 @@ NETWORKS = {
     "efficientnet_lite0": of_timm("efficientnet_lite0"),
     "maxvit_pico": of_timm("maxvit_pico_rw_256"),
     "SegFormer b0": of_transformers("SegformerForSemanticSegmentation", "SegformerConfig", image),
-    "BERT": of_transformers(
-        *("BertForMaskedLM", "BertConfig"),
-        lambda: words(attention_mask=torch.ones(2, 128, dtype=torch.long)),
-        **WORDS,
-        hidden_size=256,
-    ),
-    "GPT-2": of_transformers(
-        *("GPT2LMHeadModel", "GPT2Config"), words, vocab_size=1000, n_embd=256, n_layer=4, n_head=4
-    ),
+    "BERT": of_transformers("BertForMaskedLM", "BertConfig", words, vocab_size=1000, **SMALL),
+    "GPT-2": of_transformers("GPT2LMHeadModel", "GPT2Config", words, vocab_size=1000, n_embd=256, n_layer=4, n_head=4),
     "wav2vec 2.0": of_transformers(
-        *("Wav2Vec2Model", "Wav2Vec2Config"), lambda: torch.zeros(2, 16000), **WORDS, hidden_size=256, layerdrop=0.0
+        "Wav2Vec2Model", "Wav2Vec2Config", lambda: torch.zeros(2, 16000), layerdrop=0.0, **LARGER
     ),
 }
 """Name -> what is compared: 20 networks, of their authors' code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -26,6 +27,8 @@ from glioma_dist.scale.storage_ledger import StorageLedger, count_step
 
 NUM_LARGEST = 10
 """Operations in `ModuleStepMemory.largest_kept`."""
+Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+"""Of a call: the positional ones, and those with names."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision -> the type in which autocast computes."""
 
@@ -72,18 +75,29 @@ def estimate_step_memory(
         raise InputError(f"{kind} has no parameter that requires a gradient: no step trains it")
     if not callable(optimizer):
         raise InputError(f"optimizer {one_line(repr(optimizer), 80)}: give a class or a function, as torch.optim.AdamW")
+    counting = partial(_count_module_step, module, make_inputs, loss or partial(_default_loss, kind), optimizer)
+    ledger = counting(AUTOCAST[precision])
+    return ModuleStepMemory(**vars(ledger.at_peak()), moment=ledger.at, largest_kept=ledger.largest_kept(NUM_LARGEST))
+
+
+def _count_module_step(
+    module: nn.Module,
+    make_inputs: Callable[[KnownValues], Arguments],
+    loss: Callable[[Any], Tensor],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    autocast_type: torch.dtype | None,
+) -> StorageLedger:
     mode, known = FakeTensorMode(allow_non_fake_inputs=True), KnownValues()
-    copied = _fake_copy(module, mode)
-    loss = loss or partial(_default_loss, kind)
-    ledgers: list[StorageLedger] = []
+    copied, kind = _fake_copy(module, mode), type(module).__name__
+    ledgers: deque[StorageLedger] = deque(maxlen=1)
 
     def step(ledger: StorageLedger) -> tuple[Any, ...]:
         ledgers.append(ledger)
-        with known, _named_modules(copied, ledger):
+        with _named_modules(copied, ledger):
             known.learn_constants(module, copied)
             arguments, named = make_inputs(known)
             ledger.describe(tree_leaves_of((arguments, named), Tensor), "input")
-            with torch.autocast("cpu", AUTOCAST[precision], enabled=precision != "fp32"):
+            with torch.autocast("cpu", autocast_type, enabled=autocast_type is not None):
                 outputs = copied(*arguments, **named)
             losses = loss(outputs)
             _check_loss(losses, kind)
@@ -92,12 +106,16 @@ def estimate_step_memory(
             losses.sum().backward()
         return arguments, named, outputs, losses
 
-    with _uncompiled(copied), drawn_from_zero(), _explained(kind, ledgers):
-        ledger = count_step(copied, mode, step, optimizer)
-    return ModuleStepMemory(**vars(ledger.at_peak()), moment=ledger.at, largest_kept=ledger.largest_kept(NUM_LARGEST))
-
-
-Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+    count = partial(count_step, copied, mode, step, optimizer, known)
+    with _uncompiled(copied), _explained(kind, ledgers):
+        with drawn_from_zero():
+            ledger = count()
+        unused = [each for each in copied.parameters() if each.requires_grad and each.grad is None]
+        if unused:  # an optimizer has no states for them
+            copied.zero_grad()
+            with drawn_from_zero():
+                ledger = count(unused)
+    return ledger
 
 
 def _maker_of_inputs(inputs: Any, dtype: torch.dtype) -> Callable[[KnownValues], Arguments]:
@@ -143,7 +161,7 @@ def _check_loss(losses: Any, kind: str) -> None:
 
 
 @contextmanager
-def _explained(kind: str, ledgers: list[StorageLedger]) -> Generator[None]:
+def _explained(kind: str, ledgers: Sequence[StorageLedger]) -> Generator[None]:
     """Names the operation at which a step could not be counted."""
     try:
         yield
@@ -151,8 +169,8 @@ def _explained(kind: str, ledgers: list[StorageLedger]) -> Generator[None]:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
-            f"{kind} or its loss looks at the values of a tensor ({one_line(error, 100)}{_place(ledgers)}) that depend "
-            "on its weights, or on inputs that were given as a shape: give example inputs, or count the part of it "
+            f"{kind}, its loss or its optimizer looks at values of a tensor ({one_line(error, 100)}{_place(ledgers)}) "
+            "that depend on weights, or on inputs that were given as a shape: give example inputs, or count the part "
             "that does not"
         ) from error
     except UnsupportedOperatorException as error:
@@ -167,7 +185,7 @@ def _explained(kind: str, ledgers: list[StorageLedger]) -> Generator[None]:
         ) from error
 
 
-def _place(ledgers: list[StorageLedger]) -> str:
+def _place(ledgers: Sequence[StorageLedger]) -> str:
     return f" in {one_line(ledgers[0].module, 80)}" if ledgers and ledgers[0].module else ""
 
 
@@ -185,10 +203,9 @@ def _named_modules(module: nn.Module, ledger: StorageLedger) -> Iterator[None]:
 
     handles = []
     for name, part in module.named_modules():
-        handles += [
-            part.register_forward_pre_hook(partial(enter, name)),
-            part.register_forward_hook(leave, always_call=True),
-        ]
+        plain = ".".join(each for each in name.split(".") if each != "_orig_mod")  # of torch.compile
+        handles.append(part.register_forward_pre_hook(partial(enter, plain)))
+        handles.append(part.register_forward_hook(leave, always_call=True))
     try:
         yield
     finally:

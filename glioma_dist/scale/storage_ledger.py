@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,15 +131,18 @@ def count_step(
     mode: FakeTensorMode,
     step: Callable[[StorageLedger], tuple[Any, ...]],
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    above: AbstractContextManager | None = None,
+    unused: Sequence[nn.Parameter] = (),
 ) -> StorageLedger:
     """Count `step`, which makes the gradients of `model`'s fake parameters, and the optimizer's step after it.
 
-    step: returns what a training step holds until its end. make_optimizer: takes the parameters.
+    step: returns what a training step holds until its end. make_optimizer: takes the parameters. above: a mode of
+    PyTorch in which everything runs, and which sees each operation first. unused: parameters that get no gradient.
     """
-    with mode, StorageLedger() as ledger:
+    with mode, StorageLedger() as ledger, above or nullcontext():
         ledger.name("parameters", (*model.parameters(), *model.buffers()))
         optimizer = make_optimizer(list(model.parameters()))
-        _make_states(optimizer, model, ledger)
+        _make_states(optimizer, model, ledger, unused)
         ledger.begin_step()
         _held = step(ledger)
         ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
@@ -147,22 +151,26 @@ def count_step(
     return ledger
 
 
-def _make_states(optimizer: torch.optim.Optimizer, model: nn.Module, ledger: StorageLedger) -> None:
+def _make_states(
+    optimizer: torch.optim.Optimizer, model: nn.Module, ledger: StorageLedger, unused: Sequence[nn.Parameter]
+) -> None:
     """Count the optimizer's states, as Adam's moments, which it allocates in its first step and keeps.
 
     Adam processes one parameter after another and frees its temporary memory for each. So it runs on one parameter of
     each size only, which shows the peak, and the moments of all other parameters are added. Other optimizers run on
     all.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    idle = set(map(id, unused))
+    trained = [each for each in model.parameters() if each.requires_grad and id(each) not in idle]
     first = {(each.numel(), each.dtype): each for each in reversed(trained)}
     if _is_plain_adam(optimizer):
         (group,) = optimizer.param_groups
         group["params"] = [each for each in trained if first[each.numel(), each.dtype] is each]
-    stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        stepped = group["params"]
+    else:
+        stepped = trained
     for parameter in stepped:
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     ledger.name_rest("optimizer")
