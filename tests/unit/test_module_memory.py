@@ -1,10 +1,11 @@
 """Counting a step of any module: inputs, losses, optimizers and values of all kinds, and other libraries' networks."""
 
+import re
 from functools import partial
 
 import pytest
 import torch
-from helpers import load_benchmark
+from helpers import REPOSITORY, load_benchmark
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -283,3 +284,12 @@ def test_a_network_far_larger_than_this_machine_is_counted_and_nothing_is_left_i
     assert estimate_step_memory(module, (1, 10**6)).peak > 4 * 10**11 * FLOAT
     assert not module[0]._forward_hooks
     assert module[0].weight.device.type == "meta"
+
+
+def test_the_block_of_the_page_runs(capsys):
+    page = (REPOSITORY / "docs" / "memory.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "(2, 3, 512, 704)" in block
+    exec(block.replace("(2, 3, 512, 704)", "(2, 3, 64, 64)"), {})
+    peak, *parts = map(int, capsys.readouterr().out.splitlines()[0].split())
+    assert peak >= sum(parts) > 0
