@@ -6,10 +6,12 @@ random.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
@@ -32,10 +34,18 @@ ONLY_SHAPES = frozenset(
 
 @contextmanager
 def drawn_from_zero() -> Generator[None]:
-    """Within it, random numbers are those of seed 0. After it, those that would have come without it come."""
+    """Within it, random numbers of PyTorch, Python and NumPy are those of seed 0. After it, those come that would have
+    come without it."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
-        yield
+        random.setstate(random.Random(0).getstate())
+        np.random.set_state(np.random.RandomState(0).get_state())
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
 
 
 class KnownValues(TorchDispatchMode):
@@ -76,10 +86,13 @@ class KnownValues(TorchDispatchMode):
                 raise
             return tree_map_only(Tensor, self.make_fake, _compute(func, values, structure))
         made, made_structure = tree_flatten(result)
-        if values is not None and all(not isinstance(each, Tensor) or each.numel() <= MAX_ELEMENTS for each in made):
-            found = tree_flatten(_compute(func, values, structure))[0]
-            self._note(made, found)
-        else:
+        is_small = all(not isinstance(each, Tensor) or each.numel() <= MAX_ELEMENTS for each in made)
+        is_noted = False
+        if values is not None and is_small:
+            with suppress(RuntimeError, IndexError):  # of memory that nothing was written into yet
+                self._note(made, tree_flatten(_compute(func, values, structure))[0])
+                is_noted = True
+        if not is_noted:
             self._forget(_written(func, args, kwargs))
         return tree_unflatten(made, made_structure)
 

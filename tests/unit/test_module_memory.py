@@ -1,8 +1,10 @@
 """Counting a step of any module: inputs, losses, optimizers and values of all kinds, and other libraries' networks."""
 
+import random
 import re
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY, load_benchmark
@@ -15,7 +17,7 @@ from glioma_dist.scale.module_memory import estimate_step_memory
 FLOAT = 4
 MIB = 2**20
 TOLERANCE = 0.10
-QUICK = ("U-Net resnet18", "LR-ASPP mobilenet_v3", "convnext_atto", "BERT", "GPT-2")
+QUICK = ("U-Net resnet18", "PSPNet resnet18", "convnext_atto", "BERT", "GPT-2")
 LINEAR = nn.Linear(8, 8)
 
 
@@ -25,21 +27,19 @@ def benchmark():
     yield from load_benchmark("module_memory")
 
 
-def check_against_the_allocator(benchmark, name: str) -> None:
+@pytest.mark.parametrize("name", QUICK)
+def test_what_is_counted_is_what_pytorch_allocates(benchmark, monkeypatch, name):
+    """Images of a quarter of the size that the table has."""
+    monkeypatch.setattr(benchmark.image, "__defaults__", (2, 128))
     found = benchmark.compare(name, torch.device("cpu"))
     assert abs(found.difference) <= TOLERANCE, found
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_what_is_counted_is_what_pytorch_allocates(benchmark, name):
-    check_against_the_allocator(benchmark, name)
 
 
 @pytest.mark.slow
 def test_so_it_is_for_all_twenty(benchmark):
     assert len(benchmark.NETWORKS) == 20
-    for name in benchmark.NETWORKS.keys() - set(QUICK):
-        check_against_the_allocator(benchmark, name)
+    found = [benchmark.compare(name, torch.device("cpu")) for name in benchmark.NETWORKS]
+    assert [each for each in found if abs(each.difference) > TOLERANCE] == []
 
 
 class Named(nn.Module):
@@ -279,6 +279,20 @@ def test_what_cannot_be_counted_is_one_line(given, expected):
     assert len(str(error.value)) <= 500
 
 
+def test_random_numbers_are_drawn_as_if_nothing_had_been_estimated():
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), random.random(), float(np.random.rand())
+
+    module = Calls(lambda x: x * sum(draw()))
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    expected = draw()
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+    estimate_step_memory(module, (2, 8))
+    assert draw() == expected
+
+
 def test_a_network_far_larger_than_this_machine_is_counted_and_nothing_is_left_in_it():
     module = nn.Sequential(nn.Linear(10**6, 10**5, device="meta"))
     assert estimate_step_memory(module, (1, 10**6)).peak > 4 * 10**11 * FLOAT
@@ -289,7 +303,12 @@ def test_a_network_far_larger_than_this_machine_is_counted_and_nothing_is_left_i
 def test_the_block_of_the_page_runs(capsys):
     page = (REPOSITORY / "docs" / "memory.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert "(2, 3, 512, 704)" in block
-    exec(block.replace("(2, 3, 512, 704)", "(2, 3, 64, 64)"), {})
+    for large, small in (
+        ("(2, 3, 512, 704)", "(2, 3, 64, 64)"),
+        ('"lraspp_mobilenet_v3_large", weights=None, weights_backbone=None', '"squeezenet1_1", weights=None'),
+    ):
+        assert large in block
+        block = block.replace(large, small)
+    exec(block, {})
     peak, *parts = map(int, capsys.readouterr().out.splitlines()[0].split())
     assert peak >= sum(parts) > 0
