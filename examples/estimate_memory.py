@@ -23,10 +23,10 @@ def loss_of_torchvision(output: dict[str, Tensor]) -> Tensor:
 
 def show(name: str, module: nn.Module, loss, sizes: list[gd.Size]) -> None:
     for size in sizes:
-        for bf16 in (False, True):
-            memory = gd.estimate_step_memory(module, (1, 3, size.height, size.width), loss, bf16=bf16)
+        for precision in ("fp32", "bf16"):
+            memory = gd.estimate_step_memory(module, (1, 3, size.height, size.width), loss, precision=precision)
             kept = f"{memory.kept / 2**30:.2f} GiB of activations"
-            print(f"{name}, {size}, {'bf16' if bf16 else 'fp32'}: {memory.peak / 2**30:.2f} GiB, {kept}")
+            print(f"{name}, {size}, {precision}: {memory.peak / 2**30:.2f} GiB, {kept}")
 
 
 sizes = [gd.Size.parse(text) for text in sys.argv[1:]]

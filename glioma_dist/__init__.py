@@ -22,7 +22,7 @@ InputError. docs/api.md has an example of each name.
     results    TrainResult, EvaluationResult, PredictionResult, GrowthResult, PredictionReport
     models     build_model, load_model, normalise, PretrainedUNet, Encoder
     data       ShardReader, ShardWriter, Sample, DeterministicSampler, training_batches, Batch
-    memory     estimate_step_memory, StepMemory, checkpoint_activations
+    memory     estimate_step_memory, ModuleStepMemory, StepMemory, checkpoint_activations
     errors     RunError, InputError
 
 Names are imported when they are first used: `import glioma_dist` imports no large library.
@@ -69,8 +69,9 @@ _HOMES = {
     "training_batches": "data.loader",
     "Batch": "data.loader",
     "checkpoint_activations": "scale.activation_checkpointing",
-    "estimate_step_memory": "scale.memory_estimator",
-    "StepMemory": "scale.memory_estimator",
+    "estimate_step_memory": "scale.module_memory",
+    "StepMemory": "scale.step_memory",
+    "ModuleStepMemory": "scale.step_memory",
     "InputError": "errors",
     "RunError": "errors",
 }
@@ -88,6 +89,7 @@ __all__ = [
     "InferenceScaleConfig",
     "InputError",
     "ModelConfig",
+    "ModuleStepMemory",
     "PredictConfig",
     "PredictionReport",
     "PredictionResult",
@@ -143,7 +145,8 @@ if TYPE_CHECKING:
     from glioma_dist.model.unet import build_model, load_model, normalise
     from glioma_dist.report.prediction_page import PredictionReport, report_prediction
     from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-    from glioma_dist.scale.memory_estimator import StepMemory, estimate_step_memory
+    from glioma_dist.scale.module_memory import estimate_step_memory
+    from glioma_dist.scale.step_memory import ModuleStepMemory, StepMemory
     from glioma_dist.size import Size
     from glioma_dist.training.loop import train
     from glioma_dist.training.result import TrainResult

@@ -27,7 +27,8 @@ CODE = ("model", "scale", "losses")
 """Folders and files of the package that decide what a step holds."""
 NOT_CODE = {
     *("planner.py", "device_memory.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py"),
-    *("operations.py", "micro_batches.py", "optimizer.py", "parameter_groups.py"),
+    *("operations.py", "micro_batches.py", "optimizer.py", "parameter_groups.py", "module_memory.py"),
+    "known_values.py",
     *("checkpoint.py", "checkpoint_writer.py", "hub.py", "licences.py", "manifest.py", "tensor_files.py", "pretrained"),
 }
 """Of these folders what decides nothing of it."""

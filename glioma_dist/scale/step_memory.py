@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 Part = Literal["parameters", "optimizer", "gradients", "kept", "momentary"]
 PARTS: tuple[Part, ...] = get_args(Part)
+Phase = Literal["forward", "backward", "optimizer"]
 Coefficients = tuple[int, int, int, int]
 """Bytes that do not depend on the size, per unit of height, per unit of width, and per unit of both."""
 NOTHING: Coefficients = (0, 0, 0, 0)
@@ -31,6 +32,36 @@ class StepMemory:
     @property
     def peak(self) -> int:
         return self.parameters + self.optimizer + self.gradients + self.kept + self.momentary
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in a step something happens."""
+
+    phase: Phase
+    operation: str
+    """PyTorch's name of it, as "aten.convolution.default"."""
+    module: str
+    """The module that runs it in the forward pass, as `named_modules` names it; empty for the whole module."""
+
+
+@dataclass(frozen=True)
+class KeptTensors:
+    """What one operation of one module makes in the forward pass and keeps for the backward pass."""
+
+    module: str
+    operation: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class ModuleStepMemory(StepMemory):
+    """The same of a step of any module: also when in the step it is, and what takes it."""
+
+    moment: Moment
+    """The operation with which most memory is in use."""
+    largest_kept: tuple[KeptTensors, ...]
+    """The largest of what stays from the forward to the backward pass, the largest first."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def test_every_public_name_is_on_the_page():
         "EvaluationResult",
         "GrowthResult",
         "InferenceScaleConfig",
+        "ModuleStepMemory",
         "PredictionReport",
         "PredictionResult",
         "StepMemory",

@@ -212,7 +212,7 @@ def test_ctrl_c_stops_a_call_and_its_work_is_saved(shards, tmp_path, where, expe
 
 NOT_CALLED = (
     *("Batch", "Encoder", "EvaluationResult", "GrowthResult", "PredictionReport", "PredictionResult", "StepMemory"),
-    "TrainResult",
+    *("ModuleStepMemory", "TrainResult"),
 )
 """Classes that a user is given, or derives from."""
 

@@ -12,7 +12,8 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.memory_estimator import estimate_step_memory, estimate_unet_step
+from glioma_dist.scale.memory_estimator import estimate_unet_step
+from glioma_dist.scale.module_memory import estimate_step_memory
 from glioma_dist.size import Size
 
 LOSS = partial(segmentation_loss, "dice")
@@ -140,7 +141,7 @@ class CannotBeCopied(nn.Linear):
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        (LooksAtValues(), "LooksAtValues or its loss looks at the values of a tensor"),
+        (LooksAtValues(), "LooksAtValues, its loss or its optimizer looks at values of a tensor"),
         (CannotBeCopied(4, 4), "CannotBeCopied cannot be copied"),
         (nn.LazyLinear(4), "LazyLinear has layers whose sizes are not known yet"),
         (nn.ReLU(), "ReLU has no parameter that requires a gradient"),
@@ -156,15 +157,16 @@ def test_what_cannot_be_counted_is_named(module, expected):
 @pytest.mark.parametrize(
     ("shape", "loss", "expected"),
     [
-        ((-1, 4), torch.sum, r"input_shape \(-1, 4\): give whole numbers"),
-        ((2.0, 4), torch.sum, "input_shape"),
-        ("2x4", torch.sum, "input_shape 2x4"),
-        (torch.zeros(2, 4), torch.sum, "input_shape"),
+        ((-1, 4), torch.sum, r"inputs \(-1, 4\): give a shape, whole numbers"),
+        ((2.0, 4), torch.sum, "inputs"),
+        ("2x4", torch.sum, "inputs 2x4"),
+        ((), torch.sum, "inputs"),
+        ({"inputs": 4}, torch.sum, "inputs"),
         ((2, 4), lambda _: None, "loss: gave NoneType for what Linear returns"),
         ((2, 4), lambda _: 1.0, "loss: gave float"),
         ((2, 4), lambda output: output.detach().sum(), "loss: gave a tensor without a gradient"),
     ],
-    ids=["negative", "fractions", "text", "tensor", "no-loss", "number", "detached"],
+    ids=["negative", "fractions", "text", "empty", "numbers", "no-loss", "number", "detached"],
 )
 def test_a_shape_or_a_loss_that_is_none_is_named(shape, loss, expected):
     with pytest.raises(InputError, match=expected):

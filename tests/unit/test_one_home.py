@@ -12,7 +12,7 @@ HOMES = {
     "counting operations": (r"\bFlopCounterMode\b", {"scale/operations.py"}),
     "the step's arithmetic": (
         r"\bbackward\(loss|\bloss(es)?\b[^\n]*\.backward\(",
-        {"scale/gradients.py", "scale/memory_estimator.py"},
+        {"scale/gradients.py", "scale/module_memory.py"},
     ),  # there: of any module
     "signs of a full memory": (r"bad_alloc|can't allocate memory|alloc_failed", {"errors.py"}),
     "variables of a launch": (r"ACCELERATE\|FSDP", {"distributed/launched.py"}),

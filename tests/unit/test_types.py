@@ -26,7 +26,7 @@ scores: gd.EvaluationResult = gd.evaluate(gd.EvaluateConfig(best, "shards/test")
 dice: float = scores.mean_dice + sum(image.dice for image in scores.images)
 masks: gd.PredictionResult = gd.predict(gd.PredictConfig(best, images="plate", out=Path("masks")))
 sizes: list[tuple[str, float]] = [(str(each.files["mask"]), each.confluence) for each in masks.images]
-memory: gd.StepMemory = gd.estimate_step_memory(nn.Linear(4, 4), (2, 4), loss, bf16=True)
+memory: gd.StepMemory = gd.estimate_step_memory(nn.Linear(4, 4), (2, 4), loss, precision="bf16")
 num_bytes: int = memory.peak
 reader = gd.ShardReader("shards/train")
 sampler = gd.DeterministicSampler(reader.shard_sizes, 4, 0)
@@ -44,7 +44,7 @@ WRONG = [
     "gd.Size('64x64')",
     "run.best_loss + 1",
     "scores.dice_mean",
-    "gd.estimate_step_memory(nn.Linear(4, 4), (2, 4))",
+    "gd.estimate_step_memory(nn.Linear(4, 4), (2, 4), precision='fp8')",
     "gd.traim",
 ]
 

@@ -1,0 +1,188 @@
+"""Counts the bytes of all tensor storages alive at once in a training step on fake tensors."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from glioma_dist.scale.step_memory import Allocation, KeptTensors, Moment, Part, Phase, StepMemory
+
+_DEVICE = torch.ops.prim.device.default
+
+
+@dataclass(eq=False)
+class _Entry:
+    num_bytes: int
+    born: int
+    source: Moment
+    died: int | None = None
+    part: Part = "momentary"
+
+
+class StorageLedger(TorchDispatchMode):
+    """Writes down all storages that operations make, from their making to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self.phase: Phase = "forward"
+        self.module = ""
+        """Name of the module that runs."""
+        self._operation: Any = None
+        self._moment = 0
+        self._entries: list[_Entry] = []
+        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Forget the dead, and look for the peak again."""
+        self._entries = [entry for entry in self._entries if entry.died is None]
+        self.begin = self._moment
+        self.peak, self._peak_moment, self.at = self.alive, self._moment, self.now()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is _DEVICE:  # PyTorch asks for it more often than it computes
+            return func(*args, **(kwargs or {}))
+        self._operation = func
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._enter(leaf)
+        return result
+
+    def now(self) -> Moment:
+        """The pass of the step that runs, its last operation, and the module that runs it."""
+        return Moment(self.phase, "" if self._operation is None else str(self._operation), self.module)
+
+    def name(self, part: Part, tensors: Iterable[Tensor]) -> None:
+        """Say what the storages of `tensors` are for."""
+        for tensor in tensors:
+            self._enter(tensor).part = part
+
+    def describe(self, tensors: Iterable[Tensor], operation: str) -> None:
+        """Say where tensors come from that no operation of the module makes."""
+        for tensor in tensors:
+            self._enter(tensor).source = Moment(self.phase, operation, self.module)
+
+    def note(self, part: Part, num_bytes: int) -> None:
+        """Count memory that is allocated from now to the end and that no tensor represents."""
+        self._add(_Entry(num_bytes, self._moment + 1, self.now(), part=part))
+
+    def name_rest(self, part: Part) -> None:
+        """Say what all storages are for that are alive and have no name yet."""
+        for entry in self._entries:
+            if entry.died is None and entry.part == "momentary":
+                entry.part = part
+
+    def allocations(self) -> list[Allocation]:
+        """All storages that were alive in the step, or since before it."""
+        return [Allocation(entry.num_bytes, entry.born, entry.died, entry.part) for entry in self._entries]
+
+    def at_peak(self) -> StepMemory:
+        """What was alive at the moment of the peak."""
+        sums: dict[Part, int] = {"parameters": 0, "optimizer": 0, "gradients": 0, "kept": 0, "momentary": 0}
+        for entry in self._entries:
+            if entry.born <= self._peak_moment and (entry.died is None or entry.died > self._peak_moment):
+                sums[entry.part] += entry.num_bytes
+        return StepMemory(**sums)
+
+    def largest_kept(self, number: int) -> tuple[KeptTensors, ...]:
+        """The operations whose results take most memory between the forward and the backward pass."""
+        sums: Counter[tuple[str, str]] = Counter()
+        for entry in self._entries:
+            if entry.part == "kept":
+                sums[entry.source.module, entry.source.operation] += entry.num_bytes
+        return tuple(KeptTensors(*source, num_bytes) for source, num_bytes in sums.most_common(number))
+
+    def _enter(self, tensor: Tensor) -> _Entry:
+        storage = tensor.untyped_storage()
+        if storage not in self._known:
+            entry = _Entry(storage.nbytes(), self._moment + 1, self.now())
+            self._known[storage] = entry
+            self._add(entry)
+            weakref.finalize(storage, self._free, entry)
+        return self._known[storage]
+
+    def _add(self, entry: _Entry) -> None:
+        self._moment = entry.born
+        self._entries.append(entry)
+        self.alive += entry.num_bytes
+        if self.alive > self.peak:
+            self.peak, self._peak_moment, self.at = self.alive, self._moment, entry.source
+
+    def _free(self, entry: _Entry) -> None:
+        self._moment += 1
+        entry.died = self._moment
+        self.alive -= entry.num_bytes
+
+
+def count_step(
+    model: nn.Module,
+    mode: FakeTensorMode,
+    step: Callable[[StorageLedger], tuple[Any, ...]],
+    make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    above: AbstractContextManager | None = None,
+    unused: Sequence[nn.Parameter] = (),
+) -> StorageLedger:
+    """Count `step`, which makes the gradients of `model`'s fake parameters, and the optimizer's step after it.
+
+    step: returns what a training step holds until its end. make_optimizer: takes the parameters. above: a mode of
+    PyTorch in which everything runs, and which sees each operation first. unused: parameters that get no gradient.
+    """
+    with mode, StorageLedger() as ledger, above or nullcontext():
+        ledger.name("parameters", (*model.parameters(), *model.buffers()))
+        optimizer = make_optimizer(list(model.parameters()))
+        _make_states(optimizer, model, ledger, unused)
+        ledger.begin_step()
+        _held = step(ledger)
+        ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
+        ledger.phase, ledger.module = "optimizer", ""
+        optimizer.step()
+    return ledger
+
+
+def _make_states(
+    optimizer: torch.optim.Optimizer, model: nn.Module, ledger: StorageLedger, unused: Sequence[nn.Parameter]
+) -> None:
+    """Count the optimizer's states, as Adam's moments, which it allocates in its first step and keeps.
+
+    Adam processes one parameter after another and frees its temporary memory for each. So it runs on one parameter of
+    each size only, which shows the peak, and the moments of all other parameters are added. Other optimizers run on
+    all.
+    """
+    idle = set(map(id, unused))
+    trained = [each for each in model.parameters() if each.requires_grad and id(each) not in idle]
+    first = {(each.numel(), each.dtype): each for each in reversed(trained)}
+    if _is_plain_adam(optimizer):
+        (group,) = optimizer.param_groups
+        group["params"] = [each for each in trained if first[each.numel(), each.dtype] is each]
+        stepped = group["params"]
+    else:
+        stepped = trained
+    for parameter in stepped:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    ledger.name_rest("optimizer")
+    if _is_plain_adam(optimizer):
+        for parameter in trained:
+            representative = first[parameter.numel(), parameter.dtype]
+            if representative is not parameter:
+                ledger.note("optimizer", sum(each.nbytes for each in optimizer.state[representative].values()))
+
+
+def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it processes one parameter after another, as Adam does on a CPU if nothing else is asked for."""
+    (group, *others) = optimizer.param_groups
+    quick = group.get("foreach") or group.get("fused")
+    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and not others and not quick
