@@ -24,6 +24,8 @@ NO_PATHS = {
     "--recipes": "names of recipes",
     "--url": "an http(s) URL, checked by download.addresses",
     "--model.encoder": "a name",
+    "--network": "a name",
+    "--contributor": "a name",
     "--model.init-sha256": "a checksum",
     "--encoder": "a name",
     "--checks": "names",
