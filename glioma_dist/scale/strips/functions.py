@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.scale.strips import convolution, norms, pointwise, shapes, sums, windows
 from glioma_dist.scale.strips.exchange import whole
-from glioma_dist.scale.strips.rows import map_tensors, rows_of, shape_of, tensors_in
+from glioma_dist.scale.strips.rows import is_exact, map_tensors, rows_of, shape_of, tensors_in
 
 RULES: dict[str, Callable[..., Any]] = {
     "conv2d": convolution.conv2d,
@@ -120,24 +120,23 @@ class StripFunctions(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = name_of(function)
-        here = getattr(function, "of_strips", None)
         is_cut = any(rows_of(each) is not None for each in tensors_in((args, kwargs)))
         if name in DRAWN:
             raise self.refusal(name, "draws at random: the processes would draw other numbers than one")
-        if here is None and not is_cut and name not in DROPOUTS:
+        if not is_exact(function) and not is_cut and name not in DROPOUTS:
             return function(*args, **kwargs)
         if self.hooks != _saving_hooks() and name not in LOOKED_AT and is_cut:
             raise self.refusal(name, "is within torch.utils.checkpoint or hooks of saved tensors: split what is inside")
         before, self.is_within = self.is_within, True
         try:
-            return here(*args, **kwargs) if here is not None else self._call(name, function, args, kwargs)
+            return self._call(name, function, args, kwargs)
         finally:
             self.is_within = before
 
     def _call(self, name: str, function: Any, args: tuple, kwargs: dict) -> Any:
         if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             raise self.refusal(str(function))
-        if name in LOOKED_AT:
+        if is_exact(function) or name in LOOKED_AT:
             return function(*args, **kwargs)
         if name in DROPOUTS:
             return self._dropout(name, *args, **kwargs)

@@ -18,6 +18,12 @@ from glioma_dist.scale.strips.exchange import recut, shared
 from glioma_dist.scale.strips.functions import StripFunctions
 from glioma_dist.scale.strips.rows import Rows, map_tensors, mark, rows_of, tensors_in, unmark
 
+KNOWN_FUNCTIONS = {
+    ("glioma_dist.scale.batch_norm_layer", "_NormaliseOverProcesses"),
+    ("glioma_dist.scale.batch_norm_layer", "_NormaliseOnGpus"),
+    ("torch.nn.modules._functions", "SyncBatchNorm"),
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "RegisterPostBackwardFunction"),
+}
 M = TypeVar("M", bound=nn.Module)
 OWN_FUNCTIONS = exchange.OWN_FUNCTIONS + convolution.OWN_FUNCTIONS + norms.OWN_FUNCTIONS
 
@@ -79,9 +85,13 @@ class SplitModule(nn.Module):
         return map_tensors(lambda each: _as_output(each, rows), _checked(found))
 
 
-def compute_watched(module: Any, compute: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    """Compute in strips; in the first computation of its kind, with a look at all that PyTorch does."""
-    kind = (module.training, torch.is_grad_enabled(), tuple(tuple(each.shape) for each in tensors_in((args, kwargs))))
+def compute_watched(
+    module: Any, compute: Callable[..., Any], args: tuple, kwargs: dict, layers: tuple[int, ...] = ()
+) -> Any:
+    """Compute in strips; in the first computation of its kind, with a look at all that PyTorch does. layers: what tells
+    parts of a module apart."""
+    shapes = tuple(tuple(each.shape) for each in tensors_in((args, kwargs)))
+    kind = (layers, module.training, torch.is_grad_enabled(), shapes)
     functions = StripFunctions(module)
     if kind in module.watched:
         with functions:
@@ -161,4 +171,5 @@ def _check_graph(functions: StripFunctions, found: Any) -> None:
 
 
 def _is_known(kind: Any) -> bool:
-    return kind in OWN_FUNCTIONS
+    """Whether a gradient is right of which each process has the strip: ours, norms over all processes, FSDP2's."""
+    return kind in OWN_FUNCTIONS or (getattr(kind, "__module__", ""), getattr(kind, "__name__", "")) in KNOWN_FUNCTIONS

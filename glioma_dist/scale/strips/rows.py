@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -59,7 +59,7 @@ class Rows:
         return self.cut_at([edge * size // self.size for edge in self.edges])
 
 
-_NAME = "_rows_of_the_map"
+_NAME, _EXACT = "_rows_of_the_map", "_is_exact_in_strips"
 
 
 def mark(tensor: Tensor, rows: Rows) -> Tensor:
@@ -88,6 +88,21 @@ def marked(tensor: Tensor) -> Rows:
     if rows is None:
         raise AssertionError("no rows are noted")
     return rows
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def exact(function: F) -> F:
+    """A decorator: the function takes marked tensors and marks what it returns. It must ask PyTorch's
+    `handle_torch_function` for whoever listens."""
+    setattr(function, _EXACT, True)
+    return function
+
+
+def is_exact(function: Any) -> bool:
+    """Whether `exact` was said of a function."""
+    return getattr(function, _EXACT, False)
 
 
 def shape_of(tensor: Tensor) -> list[int]:
