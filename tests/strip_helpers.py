@@ -3,13 +3,12 @@
 import copy
 import threading
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.scale.strips.parallel import output_rows, spatial_parallel
+from glioma_dist.scale.strips.parallel import spatial_parallel
 from glioma_dist.scale.strips.rows import tensors_in
 
 TOLERANCE = 1e-9
@@ -99,32 +98,27 @@ def weights_of(number: int, output: Tensor, group: SpatialGroup | None) -> Tenso
         shape[2] = group.known[number]
     generator = torch.Generator().manual_seed(number)
     weights = torch.randn(shape, generator=generator, dtype=torch.float64).to(output.dtype)
-    return weights if shape == list(output.shape) else weights[:, :, output_rows(group, shape[2])]
+    return weights if shape == list(output.shape) else weights[:, :, group.rows_of(shape[2])]
 
 
 def split_equals_whole(
-    module: nn.Module, images: Tensor, heights: list[int], tolerance: float = TOLERANCE
+    module: nn.Module,
+    images: Tensor,
+    heights: list[int],
+    tolerance: float = TOLERANCE,
+    split: Callable[[nn.Module, SpatialGroup], nn.Module] = spatial_parallel,
 ) -> dict[str, float]:
     """Assert that threads with strips of `heights` rows compute what one does with whole images: outputs, gradients of
-    weights and images, buffers. Returns the largest difference of each, in units of the largest number."""
+    weights and images, buffers. Returns the largest difference of each, in units of the largest number. split: makes
+    one process's module of a copy of `module`."""
     assert sum(heights) == images.shape[2]
     plain = step(copy.deepcopy(module), images, None)
     sizes = {int(name.split()[1]): each.shape[2] for name, each in plain.items() if "output" in name and each.ndim == 4}
-    edges = [0, *accumulate(heights)]
 
     def compute(group: ThreadGroup) -> dict[str, Tensor]:
-        group.heights, group.known = list(heights), sizes
-        split = spatial_parallel(copy.deepcopy(module), group)
-        own = images[:, :, edges[group.rank] : edges[group.rank + 1]]
-        found = step(split, own, group)
-        for _ in range(1):  # the second computation is not watched
-            split.zero_grad()
-            with torch.no_grad():
-                for buffer, start in zip(split.buffers(), copy.deepcopy(module).buffers(), strict=True):
-                    buffer.copy_(start)
-            again = step(split, own, group)
-        assert list(again) == list(found)
-        return again
+        own = images[:, :, group.cut_at(heights)]
+        group.known = sizes
+        return step(split(copy.deepcopy(module), group), own, group)
 
     found = on_threads(len(heights), compute)
     return compare(plain, found, tolerance)

@@ -113,8 +113,8 @@ class ScaleConfig:
         has_tensor_cores = mixed_precision in ("bf16", "fp16") or self.tf32
         return device_type == "cuda" and has_tensor_cores and norm == "batch"
 
-    def validate(self, encoder: str) -> None:
-        """Check the settings for `encoder`. Raises InputError."""
+    def validate(self) -> None:
+        """Check the settings. Raises InputError."""
         check_spatial_parallel(self.spatial_parallel)
         check_tile_elements(self.tile_elements)
         check_timeout("--scale.timeout-s", self.timeout_s)

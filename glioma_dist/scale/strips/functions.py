@@ -27,7 +27,6 @@ RULES: dict[str, Callable[..., Any]] = {
     "adaptive_avg_pool2d": windows.adaptive_avg_pool2d,
     "pad": windows.pad,
     "interpolate": windows.interpolate,
-    "upsample": windows.interpolate,
     "pixel_shuffle": windows.pixel_shuffle,
     "batch_norm": norms.batch_norm,
     "instance_norm": norms.instance_norm,
@@ -78,7 +77,8 @@ ALONG = {
 }
 """Functions along dimensions: where these are among the arguments."""
 GATHERED = frozenset(
-    """roll flip rot90 repeat_interleave index_select gather take_along_dim adaptive_max_pool2d grid_sample unfold fold
+    """roll flip rot90 repeat_interleave index_select gather take_along_dim adaptive_max_pool2d
+    max_pool2d_with_indices grid_sample unfold fold
     pixel_unshuffle conv1d conv3d baddbmm addmm cumulative_trapezoid cdist tril triu""".split()
 )
 """Functions that get the whole map."""

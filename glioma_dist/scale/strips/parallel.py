@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -35,12 +36,14 @@ def spatial_parallel(module: M, group: SpatialGroup) -> M:
 
     Args:
         module: any module, on any device.
-        group: the processes that share each image. `group.cut(height)` gives the rows of this one.
+        group: the processes that share each image, as `SpatialGroup.over()`. `group.cut(height)` gives the rows of this
+            one.
 
     Call it with strips (B, C, rows, W) of the height that was cut last; tensors of other dimensions are taken for the
-    same on all processes. Maps (B, C, h, W) come back as strips, cut in proportion to the images (`output_rows`); what
-    has no rows, as the classes of an image, comes back whole. The gradients of weights are one addend each of those of
-    the whole image: sum them over the group.
+    same on all processes. Maps (B, C, h, W) come back as strips, cut in proportion to the images (`group.rows_of(h)`),
+    for a loss of these rows. What has no rows, as the classes of an image, comes back whole, for a loss that all
+    processes compute. The gradients of weights are one addend each of those of the whole image: sum them over the
+    group. Batch norms take their statistics over the group.
 
     Returns `module`.
 
@@ -57,18 +60,9 @@ def spatial_parallel(module: M, group: SpatialGroup) -> M:
     return module
 
 
-def output_rows(group: SpatialGroup, height: int) -> slice:
-    """This process's rows of an output of `height` rows."""
-    rows = image_rows(group).scaled(height)
-    return slice(rows.start, rows.stop)
-
-
 def image_rows(group: SpatialGroup) -> Rows:
     """The cut of the images that a group works on."""
-    edges = [0]
-    for height in group.heights:
-        edges.append(edges[-1] + height)
-    return Rows(group, 2, tuple(edges))
+    return Rows(group, 2, tuple(accumulate(group.heights, initial=0)))
 
 
 class SplitModule(nn.Module):
@@ -96,8 +90,14 @@ def compute_watched(
     if kind in module.watched:
         with functions:
             return compute(*args, **kwargs)
-    with _Watch(functions), functions:
-        found = compute(*args, **kwargs)
+    watch = _Watch(functions)
+    try:
+        with watch, functions:
+            found = compute(*args, **kwargs)
+    except RuntimeError:
+        if watch.refusal is not None:  # scripted code turns any error into one without a word
+            raise watch.refusal from None
+        raise
     _check_graph(functions, found)
     module.watched.add(kind)
     return found
@@ -145,12 +145,13 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, functions: StripFunctions) -> None:
         super().__init__()
-        self.functions = functions
+        self.functions, self.refusal = functions, None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.functions.is_within and any(rows_of(each) is not None for each in tensors_in((args, kwargs))):
-            raise self.functions.refusal(str(function))
+            self.refusal = self.functions.refusal(str(function))
+            raise self.refusal
         return function(*args, **kwargs)
 
 

@@ -15,7 +15,7 @@ from glioma_dist.scale.strips.rows import map_tensors, mark, marked, rows_of, sh
 _OPERATORS = """add sub mul div truediv floordiv mod pow rsub radd rmul rdiv rtruediv rpow iadd isub imul idiv itruediv
 ipow neg pos abs and or xor eq ne lt le gt ge"""
 _MATHEMATICS = """add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow float_power neg
-negative abs absolute sign sgn sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin
+negative positive abs absolute sign sgn sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin
 acos atan atan2 erf erfc erfinv reciprocal floor ceil round trunc frac clamp clamp_min clamp_max clip maximum minimum
 fmax fmin lerp addcmul addcdiv hypot logaddexp where masked_fill eq ne lt le gt ge logical_and logical_or logical_not
 logical_xor bitwise_and bitwise_or bitwise_not isnan isinf isfinite nan_to_num xlogy logit sigmoid threshold"""
