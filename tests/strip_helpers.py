@@ -148,5 +148,3 @@ def compare(plain: dict[str, Tensor], found: list[dict[str, Tensor]], tolerance:
     for name in {name for each in found for name in each} - set(plain):
         raise AssertionError(f"{name} is only there in strips")
     return differences
-
-

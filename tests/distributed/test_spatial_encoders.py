@@ -11,6 +11,7 @@ import torch
 from encoder_helpers import DEEPER, narrow_everything
 from helpers import TINY_CHANNELS, run
 from strip_helpers import TOLERANCE, compare, step
+from test_every_encoder import shard
 from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
@@ -26,7 +27,7 @@ SMP = ("Unet", "UnetPlusPlus", "FPN", "DeepLabV3", "DeepLabV3Plus", "PSPNet", "M
 TORCHVISION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 
-def compare_encoders(cases: list[tuple[str, str]], size: int) -> dict[str, float]:
+def compare_encoders(cases: list[tuple[str, ...]], size: int) -> dict[str, float]:
     """Of one step of each U-Net, `size` processes to an image: its largest difference."""
     from glioma_dist.distributed.context import DistributedContext
     from glioma_dist.scale.spatial_group import SpatialGroup
@@ -35,10 +36,10 @@ def compare_encoders(cases: list[tuple[str, str]], size: int) -> dict[str, float
     group = SpatialGroup.join(here, size)
     with pytest.MonkeyPatch.context() as patch:
         narrow_everything(patch)
-        return {f"{name} {level}": _compare_encoder(name, level, here, group) for name, level in cases}
+        return {" ".join(case): _compare_encoder(here, group, *case) for case in cases}
 
 
-def _compare_encoder(name, level, here, group) -> float:
+def _compare_encoder(here, group, name: str, level: str, engine: str = "DDP") -> float:
     from glioma_dist.losses import segmentation_loss
     from glioma_dist.model.unet import build_model
     from glioma_dist.scale.activation_checkpointing import checkpoint_activations
@@ -52,7 +53,10 @@ def _compare_encoder(name, level, here, group) -> float:
     model = synchronise_batch_norm(copy.deepcopy(plain), here.device)
     checkpoint_activations(model, level)
     split_spatially(model, group)
-    model = here.accelerator.prepare_model(model)
+    if engine == "FSDP2":
+        shard(model, here)
+    else:
+        model = here.accelerator.prepare_model(model)
     seeds, share = torch.arange(BATCH_SIZE), BATCH_SIZE // group.dp_size
     own, strip = slice(group.dp_rank * share, (group.dp_rank + 1) * share), group.cut(HEIGHT)
     expected, found = plain(images, seeds), model(images[own, :, strip], seeds[own])
@@ -64,8 +68,11 @@ def _compare_encoder(name, level, here, group) -> float:
 
 
 def all_of(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+    from torch.distributed.tensor import DTensor
+
     found = {"output": logits.detach()}
-    found |= {f"gradient {name}": each.grad for name, each in model.named_parameters()}
+    for name, each in model.named_parameters():
+        found[f"gradient {name}"] = each.grad.full_tensor() if isinstance(each.grad, DTensor) else each.grad
     return found | {f"buffer {name}": each for name, each in model.named_buffers()}
 
 
@@ -122,9 +129,9 @@ def build_other(name: str) -> nn.Module:
 
 
 def test_a_few_encoders_on_two_processes():
-    cases = list(zip(QUICK, ("full", "none", "full"), strict=True))
+    cases = [*zip(QUICK, ("full", "none", "full"), strict=True), (QUICK[2], "none", "FSDP2")]
     found = run(compare_encoders, cases, 2, num_processes=2, timeout=240)
-    assert [list(each) for each in found] == [[f"{name} {level}" for name, level in cases]] * 2
+    assert [list(each) for each in found] == [[" ".join(case) for case in cases]] * 2
 
 
 @pytest.mark.slow

@@ -107,7 +107,10 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "reshape": lambda x, w: x.reshape(len(x), 2, 2, -1, WIDTH).flatten(1, 2),
     "reshape batch": lambda x, w: x.permute(0, 2, 3, 1).reshape(-1, 4).view(len(x), -1, WIDTH, 4),
     "view": lambda x, w: [windows(x, 2), windows(x, 7)],
-    "expand": lambda x, w: x.mean(1, keepdim=True).expand(-1, 4, -1, -1) + x.unsqueeze(1).expand(2, 3, 4, 13, WIDTH)[:, 1],
+    "view_as": lambda x, w: [x.view_as(x), x.view_as(x.flatten(2)).view_as(x)],
+    "expand": lambda x, w: (
+        x.mean(1, keepdim=True).expand(-1, 4, -1, -1) + x.unsqueeze(1).expand(2, 3, 4, 13, WIDTH)[:, 1]
+    ),
     "repeat": lambda x, w: [x.repeat(1, 2, 1, 1), x.repeat(1, 1, 2, 1)],
     "cat": lambda x, w: [torch.cat([x, -x], 1), torch.concat([x, x], 2)],
     "__getitem__": lambda x, w: [x[:, 1:3], x[..., ::2, 1:], x[:, :, 2:-1], x[0], x[:, :, 5], x[:, None], x[:, [0, 2]]],
@@ -136,7 +139,10 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "unfold": lambda x, w: functional.fold(functional.unfold(x, 3, padding=1), (13, WIDTH), 3, padding=1),
     "conv1d": lambda x, w: functional.conv1d(x.flatten(2), w[:, :, None]),
     "conv3d": lambda x, w: functional.conv3d(x[:, None], w[None, None, None, :2]),
-    "addmm": lambda x, w: [torch.baddbmm(x[:, 0], x[:, 1], x.new_ones(2, WIDTH, WIDTH)), x[0, 0].T.addmm(w.new_zeros(WIDTH, 4), w.new_zeros(4, 13))],
+    "addmm": lambda x, w: [
+        torch.baddbmm(x[:, 0], x[:, 1], x.new_ones(2, WIDTH, WIDTH)),
+        x[0, 0].T.addmm(w.new_zeros(WIDTH, 4), w.new_zeros(4, 13)),
+    ],
     "trapezoid": lambda x, w: torch.cumulative_trapezoid(x, dim=2),
     "dropout": lambda x, w: functional.dropout(x, 0.0) + functional.dropout2d(x, 0.5, training=False),
     "positions": lambda x, w: x + functional.interpolate(w[None, None], x.shape[2:], mode="bilinear"),
@@ -145,8 +151,20 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
 }
 
 ELSEWHERE = frozenset(
-    ("sum", "var", "norm", "linalg_norm", "matmul batch", "bmm", "linear", "__getitem__", "__iter__", "permute", "chunk")
-    + ("select", "stack", "t", "max", "sort", "rms_norm", "moveaxis", "mean")
+    (
+        "sum",
+        "var",
+        "norm",
+        "linalg_norm",
+        "matmul batch",
+        "bmm",
+        "linear",
+        "__getitem__",
+        "__iter__",
+        "permute",
+        "chunk",
+    )
+    + ("select", "stack", "t", "view_as", "max", "sort", "rms_norm", "moveaxis", "mean")
 )
 """Functions after which rows are in another dimension than that of images. Their results are made whole in the end."""
 

@@ -135,4 +135,3 @@ def compute_norm(features: Tensor, norm: Any) -> Tensor:
 
 def _bessel(count: int) -> float:
     return count / max(1, count - 1)
-

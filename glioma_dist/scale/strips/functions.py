@@ -48,6 +48,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": sums.scaled_dot_product_attention,
     "reshape": shapes.reshape,
     "view": shapes.view,
+    "view_as": shapes.view_as,
     "flatten": shapes.flatten,
     "unflatten": shapes.unflatten,
     "expand": shapes.expand,

@@ -56,6 +56,11 @@ def view(input: Tensor, *shape: Any) -> Tensor:
     return reshape(input, *shape, call="view" if input.is_contiguous() else "reshape")
 
 
+def view_as(input: Tensor, other: Tensor) -> Tensor:
+    """As Tensor.view_as. Autograd functions call it for what they return as it was given, as FSDP2's do."""
+    return mark(input.view_as(input), marked(input)) if input is other else view(input, shape_of(other))
+
+
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """As torch.flatten."""
     shape, first, last = shape_of(input), start_dim % input.ndim, end_dim % input.ndim
