@@ -59,7 +59,7 @@ class SpatialGroup:
 
     @classmethod
     def over(cls, group: dist.ProcessGroup | None = None) -> SpatialGroup:
-        """All processes of `group`, by default of the launch, share each image. torch.distributed must be set up."""
+        """All processes of `group`, by default of the launch, share each image."""
         return cls(dist.get_world_size(group), dist.get_rank(group), group=group)
 
     def cut(self, height: int) -> slice:
@@ -74,11 +74,7 @@ class SpatialGroup:
         return slice(edges[self.rank], edges[self.rank + 1])
 
     def cut_at(self, heights: Sequence[int]) -> slice:
-        """As `cut`, with any number of rows, one or more, for each process. For `spatial_parallel`; layers of this
-        package's U-Nets need whole units.
-
-        Raises InputError where it is not one number for each process.
-        """
+        """As `cut`, with any number of rows for each process: for `spatial_parallel`."""
         if len(heights) != self.size or min(heights) < 1:
             raise InputError(f"strips of {list(heights)} rows: give 1 or more for each of {self.size} processes")
         self.heights = list(heights)
@@ -88,8 +84,7 @@ class SpatialGroup:
     def rows_of(self, height: int) -> slice:
         """This process's rows of a map of `height` rows that shows the image: in proportion, rounded down."""
         edges = [0, *accumulate(self.heights)]
-        start, stop = (edges[number] * height // edges[-1] for number in (self.rank, self.rank + 1))
-        return slice(start, stop)
+        return slice(*(edges[number] * height // edges[-1] for number in (self.rank, self.rank + 1)))
 
     @property
     def has_previous(self) -> bool:

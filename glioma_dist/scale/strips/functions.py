@@ -17,6 +17,17 @@ from torch.overrides import TorchFunctionMode
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.scale.strips import convolution, norms, pointwise, shapes, sums, windows
 from glioma_dist.scale.strips.exchange import whole
+from glioma_dist.scale.strips.names import (
+    ALONG,
+    COPIES,
+    DIMENSIONS,
+    DRAWN,
+    DROPOUTS,
+    GATHERED,
+    LOOKED_AT,
+    MOVED,
+    POINTWISE,
+)
 from glioma_dist.scale.strips.rows import is_exact, map_tensors, rows_of, shape_of, tensors_in
 
 RULES: dict[str, Callable[..., Any]] = {
@@ -66,40 +77,6 @@ RULES: dict[str, Callable[..., Any]] = {
 }
 """By a function's name, or "get " and an attribute's: what takes its place, with the same arguments."""
 
-MOVED = frozenset(
-    """permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze unbind chunk split select narrow stack t
-    tensor_split channel_shuffle adjoint""".split()
-    + ["get T", "get mT"]
-)
-ALONG = {
-    **dict.fromkeys("softmax log_softmax softmin cumsum cumprod argmax argmin amax amin max min any all".split(), 1),
-    **dict.fromkeys("logsumexp prod sort argsort median glu rms_norm".split(), 1),
-    **{"normalize": 2, "topk": 2},
-}
-"""Functions along dimensions: where these are among the arguments."""
-GATHERED = frozenset(
-    """roll flip rot90 repeat_interleave index_select gather take_along_dim adaptive_max_pool2d
-    max_pool2d_with_indices grid_sample unfold fold
-    pixel_unshuffle conv1d conv3d baddbmm addmm cumulative_trapezoid cdist tril triu""".split()
-)
-"""Functions that get the whole map."""
-DRAWN = frozenset(
-    """alpha_dropout feature_alpha_dropout native_dropout bernoulli bernoulli_ rand randn randint randperm rand_like
-    randn_like randint_like normal normal_ uniform_ random_ exponential_ multinomial poisson rrelu rrelu_""".split()
-)
-DROPOUTS = frozenset("dropout dropout_ dropout1d dropout2d dropout3d feature_dropout".split())
-LOOKED_AT = frozenset(
-    """dim is_contiguous is_floating_point is_complex element_size get_device __hash__ __repr__ __format__ __str__
-    register_hook register_post_accumulate_grad_hook retain_grad new_zeros new_ones new_empty new_full new_tensor
-    result_type is_tensor is_storage is_grad_enabled""".split()
-    + [
-        f"get {each}"
-        for each in """dtype device requires_grad is_cuda is_cpu is_mps is_meta layout grad_fn is_leaf is_quantized
-        is_sparse is_mkldnn is_nested ndim itemsize _version output_nr _base _backward_hooks""".split()
-    ]
-)
-"""Functions that look at no element."""
-
 
 def name_of(function: Any) -> str:
     """A function's name; of the getter of an attribute, "get " and the attribute's."""
@@ -143,9 +120,9 @@ class StripFunctions(TorchFunctionMode):
             return self._dropout(name, *args, **kwargs)
         if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
             return pointwise.pointwise(name, function, args, kwargs)
-        if name in pointwise.COPIES or name == "get data" or (name == "view" and _is_type(args)):
+        if name in COPIES or name == "get data" or (name == "view" and _is_type(args)):
             return pointwise.copied(function, args, kwargs)
-        if name in pointwise.POINTWISE:
+        if name in POINTWISE:
             return pointwise.pointwise(name, function, args, kwargs)
         if name in RULES:
             return RULES[name](*args, **kwargs)
@@ -189,8 +166,7 @@ def _is_type(args: tuple) -> bool:
 
 def _along(name: str, function: Any, args: tuple, kwargs: dict) -> Any:
     place = ALONG[name]
-    default = {"normalize": 1, "glu": -1, "topk": -1, "sort": -1, "argsort": -1, "rms_norm": -1}.get(name)
-    dim = kwargs.get("dim", args[place] if len(args) > place else default)
+    dim = kwargs.get("dim", args[place] if len(args) > place else DIMENSIONS.get(name))
     input, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
     kwargs = {key: each for key, each in kwargs.items() if key != "input"}
     if name == "rms_norm":

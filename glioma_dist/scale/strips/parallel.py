@@ -141,7 +141,7 @@ def _checked(found: Any) -> Any:
 
 
 class _Watch(TorchDispatchMode):
-    """Refuses what reaches a strip and is no function of a table: compiled and scripted code, operators of libraries."""
+    """Refuses what reaches a strip and is no function of a table: scripted code, operators of other libraries."""
 
     def __init__(self, functions: StripFunctions) -> None:
         super().__init__()

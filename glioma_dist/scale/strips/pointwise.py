@@ -12,25 +12,6 @@ from glioma_dist.errors import InputError
 from glioma_dist.scale.strips.exchange import aligned
 from glioma_dist.scale.strips.rows import map_tensors, mark, marked, rows_of, shape_of, tensors_in
 
-_OPERATORS = """add sub mul div truediv floordiv mod pow rsub radd rmul rdiv rtruediv rpow iadd isub imul idiv itruediv
-ipow neg pos abs and or xor eq ne lt le gt ge"""
-_MATHEMATICS = """add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow float_power neg
-negative positive abs absolute sign sgn sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin
-acos atan atan2 erf erfc erfinv reciprocal floor ceil round trunc frac clamp clamp_min clamp_max clip maximum minimum
-fmax fmin lerp addcmul addcdiv hypot logaddexp where masked_fill eq ne lt le gt ge logical_and logical_or logical_not
-logical_xor bitwise_and bitwise_or bitwise_not isnan isinf isfinite nan_to_num xlogy logit sigmoid threshold"""
-_ACTIVATIONS = """relu relu6 leaky_relu elu selu celu gelu silu mish hardtanh hardswish hardsigmoid hardshrink softplus
-softshrink softsign tanhshrink logsigmoid log_sigmoid tanh sigmoid threshold copy"""
-_COPIES = """clone contiguous detach to type type_as float double half bfloat16 int long bool cpu cuda requires_grad_
-zeros_like ones_like full_like empty_like zero_ fill_ __invert__ get_data"""
-
-POINTWISE = frozenset(
-    {f"__{each}__" for each in _OPERATORS.split()}
-    | {name for each in (_MATHEMATICS + " " + _ACTIVATIONS).split() for name in (each, each + "_")}
-)
-COPIES = frozenset(_COPIES.split())
-"""Functions of one tensor that give another one of its shape; what else they are given is only looked at."""
-
 
 def pointwise(name: str, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """Compute on the rows of the first tensor that is cut; the others get the same."""
