@@ -22,7 +22,7 @@ InputError. docs/api.md has an example of each name.
     results    TrainResult, EvaluationResult, PredictionResult, GrowthResult, PredictionReport
     models     build_model, load_model, normalise, PretrainedUNet, Encoder
     data       ShardReader, ShardWriter, Sample, DeterministicSampler, training_batches, Batch
-    memory     estimate_step_memory, ModuleStepMemory, StepMemory, checkpoint_activations
+    memory     estimate_step_memory, ModuleStepMemory, StepMemory, checkpoint_activations, spatial_parallel, SpatialGroup
     errors     RunError, InputError
 
 Names are imported when they are first used: `import glioma_dist` imports no large library.
@@ -69,6 +69,8 @@ _HOMES = {
     "training_batches": "data.loader",
     "Batch": "data.loader",
     "checkpoint_activations": "scale.activation_checkpointing",
+    "spatial_parallel": "scale.strips.parallel",
+    "SpatialGroup": "scale.spatial_group",
     "estimate_step_memory": "scale.module_memory",
     "StepMemory": "scale.step_memory",
     "ModuleStepMemory": "scale.step_memory",
@@ -101,6 +103,7 @@ __all__ = [
     "ShardReader",
     "ShardWriter",
     "Size",
+    "SpatialGroup",
     "StepMemory",
     "TrainConfig",
     "TrainResult",
@@ -114,6 +117,7 @@ __all__ = [
     "normalise",
     "predict",
     "report_prediction",
+    "spatial_parallel",
     "train",
     "training_batches",
 ]
@@ -146,7 +150,9 @@ if TYPE_CHECKING:
     from glioma_dist.report.prediction_page import PredictionReport, report_prediction
     from glioma_dist.scale.activation_checkpointing import checkpoint_activations
     from glioma_dist.scale.module_memory import estimate_step_memory
+    from glioma_dist.scale.spatial_group import SpatialGroup
     from glioma_dist.scale.step_memory import ModuleStepMemory, StepMemory
+    from glioma_dist.scale.strips.parallel import spatial_parallel
     from glioma_dist.size import Size
     from glioma_dist.training.loop import train
     from glioma_dist.training.result import TrainResult

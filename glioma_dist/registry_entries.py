@@ -67,8 +67,9 @@ class EncoderEntry(Entry):
     family: str = "own"
     smp_name: str | None = None
     """Its name in segmentation_models.pytorch, if that library has it."""
-    spatial_parallel: bool = False
-    """Whether it supports spatial parallelism, as a test proves."""
+    has_spatial_layers: bool = False
+    """Whether large images can be computed with it in strips: its layers have counterparts for strips
+    (`scale/spatial_layers.py`), as a test proves."""
 
 
 @dataclass(frozen=True)

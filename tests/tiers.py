@@ -33,6 +33,7 @@ LONG = {
     "tests/distributed/test_resume_bits.py": "engine by level by processes, each three runs",
     "tests/distributed/test_resume_processes.py": "runs of two processes, damaged and resumed",
     "tests/distributed/test_saving_processes.py::test_all_train_on_while_one_writes": "runs of two processes",
+    "tests/distributed/test_spatial_encoders.py": "encoders on two processes",
     "tests/distributed/test_spatial_parallel.py::test_bands_equal_whole_images_in_fp64": "large images, four strips",
     "tests/distributed/test_spatial_parallel_runs.py": "whole runs of two processes",
     "tests/distributed/test_training_recipes.py::test_a_frozen_encoder_with_batch_norm_is_the_same_on_two_processes": (

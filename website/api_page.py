@@ -13,7 +13,10 @@ GROUPS = {
     "Results": ("TrainResult", "EvaluationResult", "PredictionResult", "GrowthResult", "PredictionReport"),
     "Models": ("build_model", "load_model", "normalise", "PretrainedUNet", "Encoder"),
     "Data": ("ShardReader", "ShardWriter", "Sample", "DeterministicSampler", "training_batches", "Batch"),
-    "Memory": ("estimate_step_memory", "ModuleStepMemory", "StepMemory", "checkpoint_activations"),
+    "Memory": (
+        *("estimate_step_memory", "ModuleStepMemory", "StepMemory", "checkpoint_activations"),
+        *("spatial_parallel", "SpatialGroup"),
+    ),
     "Errors": ("RunError", "InputError"),
 }
 """Heading -> public names, in the order of the page."""

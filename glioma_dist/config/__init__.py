@@ -10,7 +10,7 @@ from glioma_dist.config.inference import EvaluateConfig, PredictConfig
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.report import ReportConfig
 from glioma_dist.config.scale import (
-    SPATIAL_PARALLEL_ENCODERS,
+    SPATIAL_LAYERS_ENCODERS,
     InferenceScaleConfig,
     ScaleConfig,
     check_spatial_parallel,
@@ -20,7 +20,7 @@ from glioma_dist.config.train import COST_FIELDS, TrainConfig
 __all__ = [
     "ARTICLE_SMALL",
     "COST_FIELDS",
-    "SPATIAL_PARALLEL_ENCODERS",
+    "SPATIAL_LAYERS_ENCODERS",
     "DataConfig",
     "EvaluateConfig",
     "InferenceScaleConfig",

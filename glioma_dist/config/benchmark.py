@@ -178,7 +178,7 @@ class SpatialParallelConfig:
     def validate(self) -> None:
         for name in (self.encoder, self.estimated_encoder):
             ModelConfig(encoder=name).validate()
-            check_spatial_parallel(max(self.spatial_parallel, default=1), name)
+            check_spatial_parallel(max(self.spatial_parallel, default=1))
         if not self.spatial_parallel or min(self.spatial_parallel) < 1 or not self.levels:
             raise InputError("--spatial-parallel, --levels: give one or more values of each")
         for size in (*self.sizes, self.estimated_size):

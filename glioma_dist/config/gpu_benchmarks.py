@@ -9,7 +9,7 @@ from typing import Literal
 
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.paths import LocalPath
-from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, strip_edges
+from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder
 from glioma_dist.limits import check_batch_size, check_workers
@@ -80,8 +80,6 @@ class ScalingConfig:
         if any(number < 1 for number in self.num_gpus):
             raise InputError(f"--num-gpus {' '.join(map(str, self.num_gpus))}: give 1 or more")
         if "spatial" in self.engines:
-            if self.encoder not in SPATIAL_PARALLEL_ENCODERS:
-                raise InputError(f"--engines spatial: not supported with {self.encoder}; use --engines ddp fsdp2")
             largest = max(self.num_gpus, default=1)
             for size in self.sizes:
                 try:

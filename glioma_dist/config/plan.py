@@ -10,7 +10,7 @@ from pathlib import Path
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.recipe import OptimizerName, check_momentum
-from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, check_gradient_accumulation
+from glioma_dist.config.scale import UNIT_ROWS, check_gradient_accumulation
 from glioma_dist.config.train import check_ema_decay
 from glioma_dist.errors import InputError
 from glioma_dist.extras import require
@@ -102,7 +102,7 @@ def parse_memory(text: str) -> float:
 
 def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:
     """Return over how many GPUs each image may be split, so that the groups of GPUs can share the batch equally."""
-    most = math.ceil(size.height / UNIT_ROWS) if plan.model.encoder in SPATIAL_PARALLEL_ENCODERS else 1
+    most = math.ceil(size.height / UNIT_ROWS)
     divisors = [number for number in range(1, min(plan.gpus, most) + 1) if plan.gpus % number == 0]
     # Images are shared by the groups, and cut into micro-batches of at least one image in each.
     least = plan.gpus * plan.gradient_accumulation

@@ -162,7 +162,7 @@ class TrainConfig:
     def validate(self) -> None:
         self.data.validate()
         self.model.validate()
-        self.scale.validate(self.model.encoder)
+        self.scale.validate()
         check_names(self.loss, bool(self.model.classes))
         if not 0 < self.target_weight <= LARGEST_WEIGHT:
             raise InputError(f"--target-weight {self.target_weight}: give a number above 0, for example 1")

@@ -81,7 +81,7 @@ def load_network(
     if note and context.is_main:
         print(note, flush=True)
     whole_images = forward_only(model) if context.device.type == "cpu" and num_processes == 1 else None
-    check_spatial_parallel(num_processes, checkpoint.config.model.encoder)
+    check_spatial_parallel(num_processes)
     group = SpatialGroup.join(context, num_processes)
     size = tile_size("auto", context.device)
     checkpoint_activations(model, "none", size)  # nothing is kept here; maps too large for a GPU's kernels go in tiles

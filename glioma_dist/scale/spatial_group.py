@@ -7,9 +7,9 @@ process has and sends tensors between the strips; `spatial_layers.py` has the la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.distributed as dist
@@ -57,6 +57,11 @@ class SpatialGroup:
             ]
         return cls(size, rank, dp_rank, dp_size, groups[dp_rank])
 
+    @classmethod
+    def over(cls, group: dist.ProcessGroup | None = None) -> SpatialGroup:
+        """All processes of `group`, by default of the launch, share each image."""
+        return cls(dist.get_world_size(group), dist.get_rank(group), group=group)
+
     def cut(self, height: int) -> slice:
         """This process's rows of an image `height` rows high. Layers take the image to have this height until the next
         call, in the backward pass, too.
@@ -67,6 +72,19 @@ class SpatialGroup:
         self.units = [math.ceil((stop - start) / UNIT_ROWS) for start, stop in pairwise(edges)]
         self.heights = [stop - start for start, stop in pairwise(edges)]
         return slice(edges[self.rank], edges[self.rank + 1])
+
+    def cut_at(self, heights: Sequence[int]) -> slice:
+        """As `cut`, with any number of rows for each process: for `spatial_parallel`."""
+        if len(heights) != self.size or min(heights) < 1:
+            raise InputError(f"strips of {list(heights)} rows: give 1 or more for each of {self.size} processes")
+        self.heights = list(heights)
+        first = sum(heights[: self.rank])
+        return slice(first, first + heights[self.rank])
+
+    def rows_of(self, height: int) -> slice:
+        """This process's rows of a map of `height` rows that shows the image: in proportion, rounded down."""
+        edges = [0, *accumulate(self.heights)]
+        return slice(*(edges[number] * height // edges[-1] for number in (self.rank, self.rank + 1)))
 
     @property
     def has_previous(self) -> bool:
@@ -166,13 +184,14 @@ class SpatialGroup:
 
     def _start(self, transfers: list[tuple[int, Tensor, Tensor]]) -> list[dist.Work]:
         """Begin transfers: (which neighbour, what is sent, what is received)."""
-        here = self.dp_rank * self.size + self.rank
+        group = self.group or dist.group.WORLD
         operations = []
         for where, sent, received in transfers:
+            peer = dist.get_global_rank(group, self.rank + where)
             if sent.numel():
-                operations.append(dist.P2POp(dist.isend, sent, here + where, self.group))
+                operations.append(dist.P2POp(dist.isend, sent, peer, group))
             if received.numel():
-                operations.append(dist.P2POp(dist.irecv, received, here + where, self.group))
+                operations.append(dist.P2POp(dist.irecv, received, peer, group))
         return dist.batch_isend_irecv(operations) if operations else []
 
 

@@ -20,6 +20,7 @@ from glioma_dist.model.upsampling import BilinearUpsample, upsample, upsample_gr
 from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder, TiledBlock
 from glioma_dist.scale.spatial_convolution import SpatialConv2d, reaches_over, window_of
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders
+from glioma_dist.scale.strips.encoder import split_encoder
 from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.scale.tiled_statistics import GroupStatistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
@@ -41,15 +42,19 @@ def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None
     """Make `model`, in place, work on this process's strip of each image. Weights and their names do not change.
 
     tile_size: for tiles of group norms; by default the size for the device that computes. Call it after
-    `checkpoint_activations`. Raises InputError if a layer is not known to be exact in strips.
+    `checkpoint_activations`. An encoder without layers for strips computes function by function (`strips/`). Raises
+    InputError if a layer is not known to be exact in strips.
     """
     if group.size == 1:
         return
-    tiled_layers = [layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None]
+    if not model.encoder.has_spatial_layers:
+        split_encoder(model.encoder, group)
+    done = set() if model.encoder.has_spatial_layers else set(model.encoder.modules())
+    tiled_layers = [layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None and not done]
     blocks = [module for module in model.modules() if isinstance(module, TiledBlock)]
     # Tiles bring the rows that these convolutions need with them. The other blocks go in tiles only where their maps
     # are too large, and then compute these layers as plain ones.
-    in_tiles = {
+    in_tiles = done | {
         inner
         for module in (*tiled_layers, *(block for block in blocks if block.always))
         for inner in module.modules()
@@ -63,10 +68,11 @@ def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None
     for module in model.modules():
         if isinstance(module, SpatialGroupNorm):
             module.tile_size = tile_size
-    for layer in tiled_layers:
-        layer.run_tiles = partial(layer.run_tiles, group=group)
-    for layer in model.encoder.attention_layers():
-        layer.gather_tokens = group.gather_tokens
+    if not done:
+        for layer in tiled_layers:
+            layer.run_tiles = partial(layer.run_tiles, group=group)
+        for layer in model.encoder.attention_layers():
+            layer.gather_tokens = group.gather_tokens
 
 
 def _split_layer(name: str, module: nn.Module, group: SpatialGroup) -> nn.Module | None:

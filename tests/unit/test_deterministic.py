@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS
+from glioma_dist.config.scale import SPATIAL_LAYERS_ENCODERS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
@@ -120,7 +120,7 @@ def test_every_level_and_norm(level, norm):
     take_step("mit_tiny", level, norm)
 
 
-@pytest.mark.parametrize("encoder", sorted({"mit_tiny", "vgg19", "resnet50"} & set(SPATIAL_PARALLEL_ENCODERS)))
+@pytest.mark.parametrize("encoder", sorted({"mit_tiny", "vgg19", "resnet50"} & set(SPATIAL_LAYERS_ENCODERS)))
 @pytest.mark.parametrize("level", ["none", "full"])
 def test_every_layer_of_spatial_parallelism(encoder, level):
     take_step(encoder, level, "group", spatial=3)

@@ -18,7 +18,7 @@ import glioma_dist.inference.large.memory as memory
 import glioma_dist.inference.large.picture as picture
 import glioma_dist.inference.large.reading as reading
 from glioma_dist.config import ModelConfig, PredictConfig
-from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS
+from glioma_dist.config.scale import SPATIAL_LAYERS_ENCODERS
 from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.data.transforms import normalize_intensity
@@ -77,7 +77,7 @@ def strips_of(network: Network, image: np.ndarray, num_strips: int, spill: bool,
 
 
 def test_the_families_are_all_that_can_be_split():
-    assert {name[:3] for name in SPATIAL_PARALLEL_ENCODERS} == {name[:3] for name in FAMILIES}
+    assert {name[:3] for name in SPATIAL_LAYERS_ENCODERS} == {name[:3] for name in FAMILIES}
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -235,7 +235,7 @@ def test_names_of_timms_models_are_left_to_timm():
         "timm/convnext_tiny.fb_in1k",
         "glioma_dist.model.encoders.any_timm:AnyTimmEncoder",
     )
-    assert not entry.spatial_parallel
+    assert not entry.has_spatial_layers
     for name in ("timm/", "timm/../x", "timm/a b", "timm/a/b"):
         with pytest.raises(UnknownNameError):
             encoders.find(name)
@@ -284,7 +284,7 @@ def test_no_module_asks_for_an_encoders_family():
 
 
 def test_an_entry_says_what_config_needs():
-    assert encoders.find("resnet50").spatial_parallel
+    assert encoders.find("resnet50").has_spatial_layers
     assert encoders.find("mit_tiny").smp_name is None
     assert encoders.find("gernet_l").smp_name == "tu-gernet_l"
     assert encoders.find("dpn92").smp_name == "dpn92"

@@ -190,7 +190,7 @@ def test_so_it_does_with_each_optimizer(in_precision, optimizer, kernel, tmp_pat
         check(watch, num_drawn(model))
 
 
-SHARED = [each.name for each in encoders.entries() if each.spatial_parallel]
+SHARED = [each.name for each in encoders.entries() if each.has_spatial_layers]
 QUICK_OF_SHARED = {
     "mit_tiny": [(level, norm) for level in LEVELS for norm in ("batch", "group")],
     "mit_b0": [("selective", "group"), ("full", "batch")],

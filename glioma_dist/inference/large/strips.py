@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glioma_dist.config.scale import SPATIAL_PARALLEL_ENCODERS, UNIT_ROWS, strip_edges
+from glioma_dist.config.scale import SPATIAL_LAYERS_ENCODERS, UNIT_ROWS, strip_edges
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.maps import by_rows, maps_of
@@ -24,9 +24,9 @@ from glioma_dist.scale.spatial_layers import split_spatially
 
 
 def can_be_split(network: Network) -> bool:
-    """Return whether this network can be computed in strips: whether spatial parallelism supports its encoder and
-    layers."""
-    if network.encoder not in SPATIAL_PARALLEL_ENCODERS or not isinstance(unwrapped(network.model), UNet):
+    """Return whether this network can be computed in strips: whether its encoder and its layers have counterparts for
+    strips."""
+    if network.encoder not in SPATIAL_LAYERS_ENCODERS or not isinstance(unwrapped(network.model), UNet):
         return False
     try:
         split_model(network, TurnsGroup(2, 2 * UNIT_ROWS))

@@ -80,6 +80,9 @@ class Encoder(nn.Module):
     draws_own_weights = False
     """Whether the random weights are those that the constructor drew (with torch, from --seed). By default those of
     convolutions, linear layers and norms are drawn as `initialise` says, and the constructor's others stay."""
+    has_spatial_layers = False
+    """Whether spatial parallelism can replace its layers by class (`scale/spatial_layers.py`), because between them it
+    only adds maps and joins channels. Other encoders compute strips function by function (`scale/strips/`)."""
     is_frozen = False
     """Whether `freeze` was called."""
     has_frozen_norms = False
@@ -149,8 +152,7 @@ class Encoder(nn.Module):
 
     def attention_layers(self) -> Sequence[AttentionLayer]:
         """All layers that attend. Selective activation checkpointing keeps what they attend to; spatial parallelism
-        gathers their keys and values. Layers of other kinds in a network that is split over processes are
-        known by their class (`scale/spatial_layers.py`), and refused by name where they are not known."""
+        gathers their keys and values where `has_spatial_layers`."""
         return []
 
     def tileable_layers(self) -> Sequence[TileableLayer]:

@@ -47,6 +47,7 @@ class MitEncoder(Encoder):
     """
 
     strides = (4, 8, 16, 32)
+    has_spatial_layers = True
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ DECLARED = tuple(
         "glioma_dist.model.encoders.mit:MitEncoder",
         family="mit",
         smp_name=None if name == "mit_tiny" else name,
-        spatial_parallel=True,
+        has_spatial_layers=True,
     )
     for name in MIT_SHAPES
 )

@@ -45,6 +45,7 @@ class TimmEncoder(Encoder):
             each.act = nn.Identity()
         replace_modules(model, _narrow)
         self._rectified = source.rectified
+        self.has_spatial_layers = source.has_spatial_layers
         last = out_modules[-1].split(".")[0]
         names = [child for child, _ in model.named_children()]
         left_out = tuple(names[names.index(last) + 1 :])

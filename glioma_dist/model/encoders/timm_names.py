@@ -31,8 +31,8 @@ class TimmModel:
     """Names of the article, of segmentation_models.pytorch and of timm, as `Entry.aliases`."""
     smp_name: str | None = None
     """In segmentation_models.pytorch; by default its name is ours."""
-    spatial_parallel: bool = False
-    """Whether tests/distributed/test_spatial_parallel.py proves that its images may be split."""
+    has_spatial_layers: bool = False
+    """As `Encoder.has_spatial_layers`."""
 
 
 _UNUSED_CLASSIFIER = {"mlp_ratio": 2**-12}
@@ -110,7 +110,7 @@ TIMM_MODELS: dict[str, TimmModel] = {
     "resnet50": TimmModel(
         "resnet50",
         aliases=("tu_resnet50",),
-        spatial_parallel=True,
+        has_spatial_layers=True,
     ),
     "resnext50_32x4d": TimmModel(
         "resnext50_32x4d",
@@ -127,7 +127,7 @@ TIMM_MODELS: dict[str, TimmModel] = {
     "vgg19": TimmModel(
         "vgg19",
         options=_UNUSED_CLASSIFIER,
-        spatial_parallel=True,
+        has_spatial_layers=True,
         center=True,
     ),
     "xception": TimmModel(
@@ -148,7 +148,7 @@ DECLARED = (
             aliases=model.aliases,
             family="timm",
             smp_name=model.smp_name or name,
-            spatial_parallel=model.spatial_parallel,
+            has_spatial_layers=model.has_spatial_layers,
         )
         for name, model in TIMM_MODELS.items()
     ),
