@@ -22,7 +22,8 @@ InputError. docs/api.md has an example of each name.
     results    TrainResult, EvaluationResult, PredictionResult, GrowthResult, PredictionReport
     models     build_model, load_model, normalise, PretrainedUNet, Encoder
     data       ShardReader, ShardWriter, Sample, DeterministicSampler, training_batches, Batch
-    memory     estimate_step_memory, ModuleStepMemory, StepMemory, checkpoint_activations, spatial_parallel, SpatialGroup
+    memory     estimate_step_memory, ModuleStepMemory, StepMemory, checkpoint_activations
+    strips     spatial_parallel, SpatialGroup
     errors     RunError, InputError
 
 Names are imported when they are first used: `import glioma_dist` imports no large library.
