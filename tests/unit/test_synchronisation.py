@@ -100,6 +100,7 @@ def watch_step(
             outputs=Outputs(),
             loss=training_loss(config),
             average=None,
+            reproducible=None,
         )
         images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
         batch = Batch(images, images[:, 0], SEEDS, ("one", "other"))
@@ -273,6 +274,7 @@ def test_validation_reads_once(on_gpu, tmp_path):
         saver=SimpleNamespace(agree=on_gpu.agree),
         validation_watch=ValidationWatch(),
         evaluated_weights=nullcontext,
+        reproducible=None,
     )
     with put_on(model), Watch(value=1) as watch:
         # Images are copied ahead, as training's batches are.
