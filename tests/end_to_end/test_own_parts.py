@@ -164,7 +164,6 @@ REFUSED = {
     ),
     "a loss of another shape": (True, ("--loss", "wrong_loss"), "return one number an image"),
     "an image of another shape": (True, ("--data.augment", "wrong_shape"), "return an image and a mask of the same"),
-    "not proved for strips": (True, ("--model.encoder", "two_maps", "--scale.spatial-parallel", "2"), "not supported"),
 }
 
 

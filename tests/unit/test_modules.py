@@ -20,7 +20,7 @@ from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 
 FAMILIES = {"MitEncoder", "TimmEncoder", "MIT_SHAPES", "TIMM_MODELS"}
-IN_PLACE = {("fsdp.py", 1)}
+IN_PLACE = {("encoder.py", 1), ("parallel.py", 1), ("fsdp.py", 1)}
 """Files that may give an object another class, and how often; the reason stands there."""
 
 

@@ -127,7 +127,6 @@ def test_what_cannot_be_is_skipped_with_its_reason():
         ),
         ({"sizes": ()}, "--sizes"),
         ({"encoder": "unet++"}, "unet"),
-        ({"encoder": "densenet169"}, "--engines"),
         ({"workers": -1}, "--workers -1"),
         ({"timeout_s": 0.0}, "--timeout-s"),
     ],
