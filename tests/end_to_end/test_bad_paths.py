@@ -75,6 +75,7 @@ BASES = {
     "benchmarks/starting_weights.py": "--source SHARDS --out OUT",
     "benchmarks/recipes.py": "--source SHARDS --out OUT --screen",
     "benchmarks/chaos.py": "--out OUT",
+    "benchmarks/module_memory.py": "--out OUT",
 }
 """The shortest valid flags of each command; what is tested is added to them, or replaces theirs."""
 UNUSED = {

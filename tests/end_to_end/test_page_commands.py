@@ -32,6 +32,7 @@ ON_GPUS = (
     "accelerate launch --config_file accelerate_configs/multi_gpu.yaml train.py --data.train shards/livecell/train"
 )
 NOT_RUN = {
+    "group = gd.SpatialGroup.over()": "needs several processes; test_spatial_encoders.py has them",
     "git clone <address": "README's test runs the same targets; CI runs them on a clean machine",
     "python benchmarks/starting_weights.py": "22 CPU minutes, on data that are not in the repository",
     "pip install --constraint": "installs 6 GB; CI's job `wheel` installs the package",
