@@ -32,7 +32,7 @@ from glioma_dist.cli.arguments import parse
 from glioma_dist.distributed.environment import find_own_commit, find_version
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_atomically, write_json_atomically
+from glioma_dist.files import check_new_folder, make_folder, write_atomically, write_json_atomically
 
 MIB = 2**20
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "segmentation-models-pytorch")
@@ -271,6 +271,9 @@ def ledger_row(row: Comparison, gpu: str, contributor: str) -> LedgerRow:
 
 def main(config: ModuleMemoryConfig) -> None:
     """Compare the networks and write the page, or print rows for the ledger."""
+    if config.device != "cuda":
+        check_new_folder("--out", config.out)
+        make_folder(config.out)
     device, rows = describe_device(config.device), []
     for name in config.network or NETWORKS:
         rows.append(compare_in_process(name, config.device))
@@ -285,7 +288,6 @@ def main(config: ModuleMemoryConfig) -> None:
         "command": " ".join(["python", "benchmarks/module_memory.py", *sys.argv[1:]]),
     }
     content = {"metadata": metadata, "rows": [asdict(row) for row in rows]}
-    config.out.mkdir(parents=True, exist_ok=True)
     write_json_atomically(config.out / "module_memory.json", content)
     write_atomically(config.out / "module_memory.md", page(content))
 
