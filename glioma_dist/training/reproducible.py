@@ -6,9 +6,11 @@ are added in the order of their slots in the batch.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,10 @@ EXPONENTS, ARITHMETIC = "gradient_exponents", "arithmetic"
 MAX_EXPONENT = 1024
 CPU_BRANCH = "MKL_CBWR"
 """With it, Intel's MKL chooses no algorithm by the alignment of its operands."""
+BRANCHES = {1: "OFF", 2: "AUTO"}
+"""Of mkl_types.h: MKL_CBWR_BRANCH_OFF, MKL_CBWR_AUTO."""
+ALL_SETTINGS = -1
+"""MKL_CBWR_ALL."""
 
 
 @contextmanager
@@ -53,6 +59,17 @@ def fixed_cpu_arithmetic(is_reproducible: bool) -> Iterator[None]:
         torch.set_num_threads(num_threads)
         if branch is None:
             os.environ.pop(CPU_BRANCH, None)
+
+
+def cpu_branch() -> str | int | None:
+    """What MKL does, whatever the variable says: it reads it once, when it first computes. Where PyTorch has no
+    MKL of its own, the variable. Asking counts as the first use."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        found = library.mkl_serv_cbwr_get(ALL_SETTINGS)
+    except (OSError, AttributeError):
+        return os.environ.get(CPU_BRANCH)
+    return BRANCHES.get(found, found)
 
 
 class ReproducibleSteps:
@@ -161,7 +178,7 @@ def describe_arithmetic(config: TrainConfig, context: DistributedContext, level:
         "device": device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        CPU_BRANCH: os.environ.get(CPU_BRANCH),
+        CPU_BRANCH: cpu_branch(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
     }
