@@ -5,10 +5,11 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 
 import pytest
 from equality.rows import note_rows, write_row
-from tiers import begins_at, is_long, is_slow
+from tiers import FIRST_IN_CI, begins_at, is_long, is_slow
 
 # Before any test imports them, so that what fails in them says why.
 pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
@@ -35,12 +36,19 @@ def _signals_stay_as_they_are():
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; mark the tests that `make test` and `make test-all` leave to others."""
+    taken: Counter[str] = Counter()
+    for item in items:
+        if is_slow(item.nodeid):
+            item.add_marker("slow")
+        name = item.nodeid.partition("[")[0]
+        if name in FIRST_IN_CI and item.get_closest_marker("slow") is None:
+            taken[name] += 1
+            if taken[name] > FIRST_IN_CI[name]:
+                item.add_marker("slow")
     items.sort(key=lambda item: begins_at(item.nodeid))
     for item in items:
         if is_long(item.nodeid):
             item.add_marker("long")
-        if is_slow(item.nodeid):
-            item.add_marker("slow")
     note_rows(items)
 
 

@@ -84,7 +84,7 @@ LONG = {
     "tests/end_to_end/test_touching_cells.py": "a training",
     "tests/end_to_end/test_training.py::test_the_smallest_network_learns_to_see_discs": "a training",
     "tests/faults": "a run each of one or two faults of each kind, and its restart",
-    "tests/fuzz": "75 changed files",
+    "tests/fuzz": "45 changed files",
     "tests/jobs/test_exit_codes.py::test_the_cause_counts_and_not_what_it_did_to_the_other_process": "real launchers",
     "tests/unit/test_bioimageio.py::test_a_package_passes_their_test_and_gives_predicts_mask_at_any_size": "tests",
     "tests/unit/test_bioimageio.py::test_a_package_that_gives_something_else_is_not_written": "a package, tested",
@@ -184,6 +184,7 @@ WHOLE_IN_SLOW = {
     "tests/distributed/test_training_recipes.py::test_two_processes_equal_one_and_their_checkpoints_are_everybody_s": (
         *("DDP-", "FSDP2-adamw", "strips-adam,", "strips-frozen, sgd"),
     ),
+    "tests/distributed/test_fsdp.py::test_parts_of_two_checkpoints_are_not_taken_for_one": (),
     "tests/end_to_end/test_bench_gpu.py::test_a_kernel_that_overflows_fails": (),
     "tests/end_to_end/test_bench_gpu.py::test_the_rehearsal_runs_every_check": (
         *("preflight", "gradients", "attention", "spatial", "killed"),
@@ -203,6 +204,7 @@ WHOLE_IN_SLOW = {
     "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_at_each_level": ("mit_tiny-full-1",),
     "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": (*("mit_tiny", "resnet50"),),
     "tests/unit/test_deterministic.py::test_every_encoder": ("mit_tiny", "mobilenet_v2", "resnet50", "vgg19"),
+    "tests/unit/test_hostile_shards.py::test_a_tar_of_very_many_members_takes_little_memory": (),
     "tests/unit/test_kernel_limits.py::test_no_call_of_a_step_is_too_large": ("68 Mpx-full",),
     "tests/unit/test_kernel_limits.py::test_norms_batches_and_strips": (),
     "tests/unit/test_kernel_limits.py::test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large": (
@@ -211,6 +213,7 @@ WHOLE_IN_SLOW = {
     ),
     "tests/unit/test_kernel_limits.py::test_without_the_bound_calls_are_too_large": ("none-68",),
     "tests/unit/test_loss_scale.py::test_a_restarted_run_ends_with_the_same_bits": ("1",),
+    "tests/unit/test_micro_batches.py::test_auto_takes_the_level_that_a_micro_batch_fits": (),
     "tests/unit/test_micro_batches.py::test_the_planner_foretells_what_is_counted": ("none-2", "full-2"),
     "tests/unit/test_model.py::test_the_encoder_is_transformers_own_to_the_last_bit": (
         *("True-mit_b0", "False-mit_b0", "True-mit_tiny", "False-mit_tiny"),
@@ -222,6 +225,8 @@ WHOLE_IN_SLOW = {
     "tests/unit/test_planner.py::test_no_attention_matrix_at_native_size": (),
     "tests/unit/test_planner.py::test_the_largest_batch_and_size_are_what_counting_finds_there": (),
     "tests/unit/test_step_formulas.py::test_a_plan_that_is_known_is_printed_without_torch": (),
+    "tests/unit/test_recipe_benchmark.py::test_recipes_are_screened_and_compared_and_nothing_is_computed_twice": (),
+    "tests/unit/test_step_formulas.py::test_moments_that_are_never_the_peak_are_left_out": (),
     "tests/unit/test_step_formulas.py::test_the_formula_is_exact": ("mit_b0", "resnet50"),
     "tests/unit/test_step_formulas.py::test_the_formula_is_exact_for_each_level": (),
     "tests/unit/test_step_formulas.py::test_what_is_not_counted_is_close": ("resnet50-none", "mit_tiny-selective"),
@@ -231,10 +236,49 @@ WHOLE_IN_SLOW = {
     "tests/unit/test_synchronisation.py::test_a_step_reads_once_and_copies_nothing_but_what_was_drawn": (
         *("mit_tiny", "mobilenet_v2", "resnet50", "xception", "efficientnet_lite0"),
     ),
+    "tests/unit/test_tile_size.py::test_the_studys_network_fits_at_native_size": (),
+    "tests/unit/test_weights.py::test_imagenet_weights_without_a_network_are_one_line_without_minutes_of_retries": (),
     "tests/unit/test_tile_size.py::test_a_gpus_tiles_need_far_fewer_launches_than_a_cpus": (),
 }
 """Test -> how the parameters begin that `make test-all` runs, too; with the others it is slow. A test is here whose
 parameters take minutes together: narrow encoders and small sizes prove the code, `make test-slow` proves the rest."""
+
+FIRST_IN_CI = {
+    "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": 2,
+    "tests/distributed/test_fsdp.py::test_three_steps_equal_the_plain_model_s": 1,
+    "tests/distributed/test_fused_adam.py::test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself": 2,
+    "tests/distributed/test_label_processes.py::test_every_engine_equals_a_plain_loop_at_every_level": 1,
+    "tests/distributed/test_launches.py::test_launchers_without_settings_train_one_model": 1,
+    "tests/distributed/test_processes.py::test_training_on_several_processes_equals_one": 2,
+    "tests/distributed/test_reproducible.py::test_bits_do_not_depend_on_the_processes": 1,
+    "tests/distributed/test_spatial_parallel_runs.py::test_training_in_rows_equals_one_process": 1,
+    "tests/distributed/test_training_recipes.py::test_two_processes_equal_one_and_their_checkpoints_are_everybody_s": 5,
+    "tests/end_to_end/test_bench_gpu.py::test_the_rehearsal_runs_every_check": 3,
+    "tests/end_to_end/test_endings.py::test_what_only_has_the_name_of_a_checkpoint_stops_no_run": 5,
+    "tests/end_to_end/test_launch_program.py::test_the_program_trains_under_a_launcher_as_without": 1,
+    "tests/end_to_end/test_resume.py::test_a_disk_that_takes_no_more_is_one_line_at_every_write": 7,
+    "tests/faults/test_faults.py::test_a_fault_ends_as_promised_and_the_same_command_resumes": 4,
+    "tests/unit/test_compile.py::test_each_kind_of_layer_has_one_graph_in_every_encoder": 1,
+    "tests/unit/test_convert.py::test_every_real_mask_is_the_union_by_the_coco_api": 1,
+    "tests/unit/test_deterministic.py::test_every_layer_of_spatial_parallelism": 2,
+    "tests/unit/test_extras.py::test_pip_takes_the_command_where_no_index_has_the_project": 3,
+    "tests/unit/test_freezing.py::test_only_the_decoder_gets_gradients_and_the_encoder_stays_as_it_is": 6,
+    "tests/unit/test_frozen_norms.py::test_each_encoders_norms_are_frozen_or_there_are_none": 6,
+    "tests/unit/test_gpu_types.py::test_every_layer_of_every_encoder_gives_bf16": 6,
+    "tests/unit/test_large_images.py::test_strips_give_what_the_whole_image_gives_in_fp64": 4,
+    "tests/unit/test_micro_batches.py::test_the_planner_foretells_what_is_counted": 1,
+    "tests/unit/test_prediction_limits.py::test_no_call_of_a_prediction_is_too_large": 1,
+    "tests/unit/test_resume_losses.py::test_every_loss": 4,
+    "tests/unit/test_resume_losses.py::test_every_optimizer_with_every_schedule": 4,
+    "tests/unit/test_smp.py::test_logits_and_gradients_are_smps": 2,
+    "tests/unit/test_step_formulas.py::test_the_formula_is_exact": 1,
+    "tests/unit/test_synchronisation.py::test_norms_over_processes_do_not_read_from_the_gpu": 3,
+    "tests/unit/test_timm_models.py::test_a_step_lowers_the_loss_and_the_state_comes_back": 6,
+    "tests/unit/test_timm_models.py::test_each_encoder_at_the_articles_size_and_an_odd_one": 5,
+    "tests/unit/test_timm_models.py::test_recomputation_changes_nothing": 5,
+}
+"""Test -> of how many of its parameters, the first ones, `make test-all` makes do; with the others it is slow. They are
+of one kind, and each is proved by `make test-slow`."""
 
 LONGEST_FILES = (
     "tests/end_to_end/test_bench_gpu.py",

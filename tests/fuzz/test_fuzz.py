@@ -18,7 +18,7 @@ import pytest
 from forks import Forks, wait_until
 from targets import TARGETS
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "75"))
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "45"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 SECONDS_AN_INPUT = 30
 MIB_AN_INPUT = 600

@@ -5,10 +5,10 @@ from itertools import groupby
 
 import pytest
 from helpers import REPOSITORY
-from tiers import LONG, LONGEST_FILES, WHOLE_IN_SLOW, begins_at, is_long, is_slow
+from tiers import FIRST_IN_CI, LONG, LONGEST_FILES, WHOLE_IN_SLOW, begins_at, is_long, is_slow
 
 
-@pytest.mark.parametrize("name", [*LONG, *WHOLE_IN_SLOW])
+@pytest.mark.parametrize("name", [*LONG, *WHOLE_IN_SLOW, *FIRST_IN_CI])
 def test_each_long_test_is_there(name):
     path, _, test = name.partition("::")
     assert (REPOSITORY / path).exists()
