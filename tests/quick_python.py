@@ -121,11 +121,10 @@ def _kill_group(pid: int) -> None:
 
 def _become(request: dict, streams: list[int]) -> None:
     """Do what a new interpreter would do, and end as it would."""
-    import atexit
     import runpy
     import tempfile
-    import threading
-    import traceback
+
+    from fork_server import end_after
 
     os.setsid()
     for number in PASSED_ON:
@@ -141,9 +140,10 @@ def _become(request: dict, streams: list[int]) -> None:
     tempfile.tempdir = None
     os.chdir(request["folder"])
     sys.executable = request["executable"]
-    words, code = request["words"], 1
+    words = request["words"]
     paths = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
-    try:
+
+    def work() -> None:
         if words[0] == "-m":
             sys.path[:0] = [request["folder"], *paths]
             sys.argv = words[1:]
@@ -152,16 +152,5 @@ def _become(request: dict, streams: list[int]) -> None:
             sys.path[:0] = [os.path.dirname(os.path.abspath(words[0])), *paths]
             sys.argv = words
             runpy.run_path(words[0], run_name="__main__")
-        code = 0
-    except SystemExit as ended:
-        if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code & 255)
+
+    end_after(work)

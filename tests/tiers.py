@@ -172,7 +172,7 @@ WHOLE_IN_SLOW = {
         "DDP-contiguous",
     ),
     "tests/distributed/test_fused_adam.py::test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself": (
-        *("1", "adam", "sgd"),
+        *("1", "adam"),
     ),
     "tests/distributed/test_resume_bits.py::test_a_restarted_run_ends_with_the_same_bits": (
         *("DDP-2-full", "FSDP2-2-"),
@@ -246,7 +246,6 @@ parameters take minutes together: narrow encoders and small sizes prove the code
 FIRST_IN_CI = {
     "tests/distributed/test_collectives.py::test_all_processes_communicate_in_the_same_order": 2,
     "tests/distributed/test_fsdp.py::test_three_steps_equal_the_plain_model_s": 1,
-    "tests/distributed/test_fused_adam.py::test_fp16_overflow_is_known_where_the_optimizer_skips_steps_itself": 2,
     "tests/distributed/test_label_processes.py::test_every_engine_equals_a_plain_loop_at_every_level": 1,
     "tests/distributed/test_launches.py::test_launchers_without_settings_train_one_model": 1,
     "tests/distributed/test_processes.py::test_training_on_several_processes_equals_one": 2,

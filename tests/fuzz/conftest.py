@@ -13,6 +13,6 @@ from forks import PRELOADED, Forks
 def fuzz_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     tests = Path(__file__).parents[1]
     with Forks(
-        tmp_path_factory.mktemp("batches"), [tests, tests / "fuzz", tests / "unit"], (*PRELOADED, "helpers")
+        tmp_path_factory.mktemp("batches"), [tests, tests / "fuzz", tests / "unit"], (*PRELOADED, "helpers", "batch")
     ) as forks:
         yield forks
