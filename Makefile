@@ -1,6 +1,6 @@
 # make setup   an environment in .venv (or VENV=DIR) with all that is needed
 # make demo    the main job, end to end, on drawn images
-# make test    the tests that are quick; make test-all: all that need no GPU (tests/tiers.py: what is in which)
+# make test    the tests that are quick; make test-all: all that need no GPU (tests/tiers.csv: what is in which)
 # make test-lowest   quick tests with the oldest versions that pyproject.toml allows, in an environment of their own
 # make lint    style and types; make bench: the converters' speed
 # make faults  every fault of docs/reliability.md; make fuzz: 10,000 changed files (INPUTS=N, SEED=N)

@@ -5,11 +5,11 @@ import os
 import shutil
 import signal
 import tempfile
-from collections import Counter
+from collections import defaultdict
 
 import pytest
 from equality.rows import note_rows, write_row
-from tiers import FIRST_IN_CI, begins_at, is_long, is_slow
+from tiers import begins_at, tiers_of
 
 # Before any test imports them, so that what fails in them says why.
 pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
@@ -36,19 +36,18 @@ def _signals_stay_as_they_are():
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; mark the tests that `make test` and `make test-all` leave to others."""
-    taken: Counter[str] = Counter()
+    ids = defaultdict(list)
     for item in items:
-        if is_slow(item.nodeid):
+        if item.get_closest_marker("slow") is None:
+            ids[item.nodeid.partition("[")[0]].append(item.nodeid)
+    tiers = {name: tiers_of(name, each) for name, each in ids.items()}
+    for item in items:
+        long, slow = tiers.get(item.nodeid.partition("[")[0], ((), ()))
+        if item.nodeid in slow:
             item.add_marker("slow")
-        name = item.nodeid.partition("[")[0]
-        if name in FIRST_IN_CI and item.get_closest_marker("slow") is None:
-            taken[name] += 1
-            if taken[name] > FIRST_IN_CI[name]:
-                item.add_marker("slow")
-    items.sort(key=lambda item: begins_at(item.nodeid))
-    for item in items:
-        if is_long(item.nodeid):
+        elif item.nodeid in long:
             item.add_marker("long")
+    items.sort(key=lambda item: begins_at(item.nodeid))
     note_rows(items)
 
 

@@ -1,19 +1,23 @@
-"""The table of the long tests names tests that are there, and leaves some of each kind to `make test`."""
+"""The table of the long tests names tests that are there, and leaves some of each kind to `make test-all`."""
 
 import re
 from itertools import groupby
 
 import pytest
 from helpers import REPOSITORY
-from tiers import FIRST_IN_CI, LONG, LONGEST_FILES, WHOLE_IN_SLOW, begins_at, is_long, is_slow
+from tiers import LONGEST_FILES, begins_at, chosen, share_of, shares, tiers_of
 
 
-@pytest.mark.parametrize("name", [*LONG, *WHOLE_IN_SLOW, *FIRST_IN_CI])
-def test_each_long_test_is_there(name):
-    path, _, test = name.partition("::")
-    assert (REPOSITORY / path).exists()
-    if test:
-        assert re.search(rf"^def {test.partition('[')[0]}\(", (REPOSITORY / path).read_text(), re.MULTILINE)
+def test_each_test_of_the_table_is_there():
+    for name in shares():
+        path, _, test = name.partition("::")
+        assert (REPOSITORY / path).exists(), name
+        if test:
+            assert re.search(rf"^def {test}\(", (REPOSITORY / path).read_text(), re.MULTILINE), name
+
+
+def test_the_table_is_in_order():
+    assert list(shares()) == sorted(shares())
 
 
 @pytest.mark.parametrize("file", LONGEST_FILES)
@@ -29,30 +33,39 @@ def test_the_longest_files_are_begun_first_and_their_tests_stay_together(request
     assert len([file for file, _ in groupby(files)]) == len(set(files))
 
 
-def test_a_name_is_not_taken_for_a_longer_one():
-    assert is_long("tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by[704x512-full]")
-    assert is_long("tests/faults/test_faults.py::test_any")
-    assert is_long("tests/end_to_end/test_study.py::test_any[1]")
-    assert not is_long("tests/end_to_end/test_study.py.old::test_any")
-    assert not is_long("tests/end_to_end/test_study_plans.py::test_any")
-    assert not is_long("tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by_and_more")
+def test_a_row_is_of_a_test_a_file_or_a_folder_and_no_longer_name(monkeypatch):
+    rows = {"tests/a.py::test_one": ("1", "2"), "tests/b.py": ("0", ""), "tests/faults": ("0", "3")}
+    monkeypatch.setattr("tiers.shares", lambda: rows)
+    assert share_of("tests/a.py::test_one") == ("1", "2")
+    assert share_of("tests/b.py::test_any") == ("0", "")
+    assert share_of("tests/faults/test_any.py::test_any") == ("0", "3")
+    assert share_of("tests/a.py::test_one_and_more") == ("", "")
+    assert share_of("tests/b.py.old::test_any") == ("", "")
 
 
-def test_parameters_decide_what_is_slow():
-    name = "tests/unit/test_micro_batches.py::test_the_planner_foretells_what_is_counted"
-    assert is_slow(f"{name}[selective-4]")
-    assert not is_slow(f"{name}[none-2]")
-    assert not is_slow(f"{name}_and_more[selective-4]")
-    assert is_slow("tests/end_to_end/test_bench_gpu.py::test_a_kernel_that_overflows_fails")
+def test_a_cell_takes_all_a_number_or_what_begins_so():
+    ids = [f"t[{name}]" for name in ("mit_tiny-1", "mit_tiny-2", "vgg19-1", "vgg19-2", "xception")]
+    assert chosen("", ids) == ids
+    assert chosen("0", ids) == []
+    assert chosen("1", ids) == ids[:1]
+    assert chosen("2", ids) == [ids[0], ids[2]]
+    assert chosen("9", ids) == ids
+    assert chosen("mit_tiny|xc", ids) == [ids[0], ids[1], ids[4]]
 
 
-def test_each_beginning_of_parameters_is_one_of_a_test_that_runs(request):
-    """Else a parameter that was renamed would have left `make test-all`."""
-    running = [item.nodeid for item in request.session.items]
-    for name, beginnings in WHOLE_IN_SLOW.items():
-        of_test = [node.partition("[")[2] for node in running if node.partition("[")[0] == name]
-        for beginning in beginnings if of_test else ():
-            assert any(each.startswith(beginning) for each in of_test), (name, beginning)
+def test_make_test_takes_its_share_of_what_make_test_all_runs(monkeypatch):
+    monkeypatch.setattr("tiers.shares", lambda: {"t": ("1", "b|c")})
+    assert tiers_of("t", ["t[a]", "t[b]", "t[c]"]) == ({"t[c]"}, {"t[a]"})
+    assert tiers_of("other", ["other"]) == (set(), set())
+
+
+def test_each_beginning_of_parameters_is_one_of_a_test(request):
+    """Else a parameter that was renamed would have left `make test-all`. Of the tests that were collected."""
+    every = [item.nodeid for item in request.session.items]
+    for name, (_, cell) in shares().items():
+        ids = [each for each in every if each.partition("[")[0] == name]
+        for beginning in cell.split("|") if ids and cell and not cell.isdecimal() else ():
+            assert chosen(beginning, ids), (name, beginning)
 
 
 def test_no_tier_drops_a_test():
