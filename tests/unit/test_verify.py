@@ -120,26 +120,25 @@ def reseal_weight(config, runtime):
     return "steps/000004 is another checkpoint", {}
 
 
-def forge_weight(config, runtime):
-    folder = config.out / "steps" / "000006"
+def change_kept_and_its_hash(run, step):
+    """The weights of a kept checkpoint, with a chain of hashes that fits them."""
+    folder = run / "steps" / f"{step:06}"
     change_weight(folder)
-    found = hash_rows(config.out)
+    found = hash_rows(run)
     for row in found:
-        if row["step"] == 6 and KEPT in row:
+        if row["step"] == step and KEPT in row:
             row[KEPT] = Checkpoint.read(folder).manifest.identity
-    write_chain(config.out, found)
+    write_chain(run, found)
+
+
+def forge_weight(config, runtime):
+    change_kept_and_its_hash(config.out, 6)
     shutil.rmtree(config.out / "last")
     return "steps 5 to 6: weights: ", {"stretches": 3}
 
 
 def forge_start(config, runtime):
-    folder = config.out / "steps" / "000002"
-    change_weight(folder)
-    found = hash_rows(config.out)
-    for row in found:
-        if row["step"] == 2 and KEPT in row:
-            row[KEPT] = Checkpoint.read(folder).manifest.identity
-    write_chain(config.out, found)
+    change_kept_and_its_hash(config.out, 2)
     return "steps 1 to 2: weights: ", {"stretches": 3}
 
 
