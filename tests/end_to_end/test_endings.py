@@ -332,7 +332,8 @@ def test_a_worker_that_dies_while_the_run_writes_is_noticed_later(whole, shards,
     assert "Traceback" not in ended.stderr
     if number != 8:
         assert "worker" in ended.stderr
-        assert "checkpoint saved at step 2" in ended.stderr
+        # Step 3 was taken where its batch had been read before.
+        assert re.search(r"checkpoint saved at step [23]\b", ended.stderr), ended.stderr
         run(train_here, config)
     assert rows(config.out) == rows(whole)
 
