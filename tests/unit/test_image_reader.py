@@ -178,19 +178,19 @@ def directory(following: int) -> bytes:
 def test_chains_of_directories_end(tmp_path, reader):
     path = tmp_path / "a.tif"
     path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory(8))
-    assert "leads back" in refused(reader, path, 2)
+    assert "leads back" in refused(reader, path)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory(14) + directory(8))
-    assert "leads back" in refused(reader, path, 2)
+    assert "leads back" in refused(reader, path)
     long = b"".join(directory(8 + 6 * number) for number in range(1, 300_001))
     path.write_bytes(b"II*\0" + struct.pack("<I", 8) + long)
-    assert "more than 4096 pages" in refused(reader, path, 5)
+    assert "more than 4096 pages" in refused(reader, path)
     path.write_bytes(b"II+\0" + struct.pack("<HHQ", 8, 0, 16) + struct.pack("<QQ", 0, 16))
-    assert "leads back" in refused(reader, path, 2)
+    assert "leads back" in refused(reader, path)
     sub = struct.pack("<HHHII", 1, 330, 4, 1, 8) + struct.pack("<I", 0)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8) + sub)
-    assert refused(reader, path, 2)
+    assert refused(reader, path)
     path.write_bytes(b"II*\0" + struct.pack("<I", 10**6) + directory(0))
-    assert "cut short" in refused(reader, path, 2)
+    assert "cut short" in refused(reader, path)
 
 
 def peak_kilobytes(reader: ImageReader) -> int:
