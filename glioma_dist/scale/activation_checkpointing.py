@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 from glioma_dist.model.upsampling import BilinearUpsample
 from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
+from glioma_dist.scale.offload import ActivationOffload
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.step import IN_TILES, LEVELS, Level
 from glioma_dist.scale.tile_size import TileSize, default_tile_size
 from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
@@ -41,7 +43,7 @@ ATTENTION_KERNELS = (
 
 
 def checkpoint_activations(
-    model: UNet, level: Literal["none", "selective", "full"], tile_size: TileSize | None = None
+    model: UNet, level: Level, tile_size: TileSize | None = None
 ) -> None:
     """Make `model` compute activations again in its backward pass instead of keeping them.
 
@@ -52,18 +54,19 @@ def checkpoint_activations(
     full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
+    offload: full, and what it keeps waits in host memory (`offload.py`).
     At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
 
     tile_size: by default the size for the device that computes.
 
     Raises InputError for another level, and for a model that is no U-Net of this package.
     """
-    if level not in ("none", "selective", "full"):
-        raise InputError(f"level {one_line(repr(level), 80)}: give none, selective or full")
+    if level not in LEVELS:
+        raise InputError(f"level {one_line(repr(level), 80)}: give none, selective, full or offload")
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
-    kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level == "full" else LargeDecoder}
-    settings = {DecoderBlock: {"always": level == "full", "tile_size": tile_size}}
+    kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level in IN_TILES else LargeDecoder}
+    settings = {DecoderBlock: {"always": level in IN_TILES, "tile_size": tile_size}}
     replace_modules(
         model,
         lambda _, module: (
@@ -79,9 +82,11 @@ def checkpoint_activations(
         for layer in attention:
             layer.attend = RememberedAttention(layer.attend, memory)
         model.encoder.run_segment = partial(compute_again_but_attention, memory)
-    if level == "full":
+    if level in IN_TILES:
         for layer in model.encoder.tileable_layers():
             layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
+    if level == "offload":
+        ActivationOffload().attach(model)
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from glioma_dist.scale.answers import is_own_encoder
 from glioma_dist.scale.memory_estimator import estimate_unet_step, trace_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
-from glioma_dist.scale.step import Level, Step
+from glioma_dist.scale.step import IN_TILES, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.size import Size
 
@@ -56,7 +56,7 @@ def has_formula(step: Step, level: Level) -> bool:
     32. Only for a batch of one, because larger batches are rarely asked for."""
     sides = (step.size.height, step.size.width)
     return (
-        level != "full"
+        level not in IN_TILES
         and step.spatial_parallel == 1
         and step.batch_size == 1
         and all(side % UNIT == 0 and side >= LEAST_UNITS * UNIT for side in sides)
@@ -67,7 +67,7 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
     """The memory of the step at any size, from one trace; None where a count at another size shows that it is no
     formula."""
     formula = trace_formula(step, level)
-    return formula if level == "full" or is_exact(formula, step, level) else None
+    return formula if level in IN_TILES or is_exact(formula, step, level) else None
 
 
 def trace_formula(step: Step, level: Level) -> SizeFormula:
@@ -75,11 +75,11 @@ def trace_formula(step: Step, level: Level) -> SizeFormula:
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
-        allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
+        allocations, begin, host = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
     largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
     pixels = traced.width * traced.height
-    # At least two bytes an element.
-    return SizeFormula.of_trace(allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, 2 * FORMULA_ELEMENTS * pixels // largest)
+    most_pixels = 2 * FORMULA_ELEMENTS * pixels // largest  # at least two bytes an element
+    return SizeFormula.of_trace(allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, most_pixels, host)
 
 
 def is_exact(formula: SizeFormula, step: Step, level: Level) -> bool:
