@@ -42,9 +42,7 @@ ATTENTION_KERNELS = (
 """What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
 
 
-def checkpoint_activations(
-    model: UNet, level: Level, tile_size: TileSize | None = None
-) -> None:
+def checkpoint_activations(model: UNet, level: Level, tile_size: TileSize | None = None) -> None:
     """Make `model` compute activations again in its backward pass instead of keeping them.
 
     Its weights, their names and its results do not change.

@@ -61,7 +61,7 @@ def _count_unet_step(
         if isinstance(model, UNet) and model.outputs.target is not None:
             masks = torch.zeros(batch_size, 2, size.height, size.width, dtype=torch.uint8)
         autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
-        compute = partial(compute_gradients, after_forward=partial(ledger.name_rest, "kept"))
+        compute = partial(compute_gradients, after_forward=lambda _: ledger.name_rest("kept"))
         return compute(model, images, masks, loss, autocast, num_micro_batches=num_micro_batches)
 
     return count_step(model, mode, step), host.sizes

@@ -213,4 +213,3 @@ class _Pass:
         if self._arriving is not None:
             self._host.wait(self._arriving.done)
             self._arriving = None
-
