@@ -25,7 +25,7 @@ from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 from glioma_dist.model.upsampling import BilinearUpsample
 from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
-from glioma_dist.scale.offload import ActivationOffload
+from glioma_dist.scale.offload import offload_activations
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.step import IN_TILES, LEVELS, Level
 from glioma_dist.scale.tile_size import TileSize, default_tile_size
@@ -64,7 +64,9 @@ def checkpoint_activations(model: UNet, level: Level, tile_size: TileSize | None
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
     kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level in IN_TILES else LargeDecoder}
-    settings = {DecoderBlock: {"always": level in IN_TILES, "tile_size": tile_size}}
+    goes = level == "offload"
+    of_blocks = {"always": level in IN_TILES, "tile_size": tile_size, "reuses_gradient": goes}
+    settings = {DecoderBlock: of_blocks, BilinearDecoder: {"lets_go": goes}}
     replace_modules(
         model,
         lambda _, module: (
@@ -83,8 +85,8 @@ def checkpoint_activations(model: UNet, level: Level, tile_size: TileSize | None
     if level in IN_TILES:
         for layer in model.encoder.tileable_layers():
             layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
-    if level == "offload":
-        ActivationOffload().attach(model)
+    if goes:
+        offload_activations(model)
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
@@ -192,6 +194,8 @@ class TiledBlock(DecoderBlock):
     always = True
     """Whether the block is computed in tiles at any size, or only if a kernel cannot take its maps."""
     tile_size: TileSize | None = None
+    reuses_gradient = False
+    """Whether the gradient of the first convolution's output takes the place of that of the second's."""
 
     def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
         """As DecoderBlock's; with `head` what it makes of the block's output."""
@@ -248,6 +252,7 @@ class TiledBlock(DecoderBlock):
             statistics=statistics,
             group=self.spatial_group,
             size=self.tile_size,
+            reuses_gradient=self.reuses_gradient and convolution is self.conv2,
         )
 
 
@@ -271,14 +276,19 @@ class CheckpointedDecoder(BilinearDecoder):
     """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
     convolutions."""
 
+    lets_go = False
+    """Whether it empties the list of the encoder's maps, so that each may leave the device after its last use."""
+
     def forward(self, encoder_features: list[Tensor]) -> Tensor:
         """encoder_features: the encoder's, finest first. Returns logits (B, num_outputs, H, W) at full size."""
         features, skips = encoder_features[-1], self.skips(encoder_features)
+        if self.lets_go:
+            encoder_features.clear()
         if isinstance(self.center, CenterBlock):
             features = compute_segment_again(self.center, features)
-        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
-            features = compute_again(block, features, skip, norms=block)
-        return self.blocks[-1](features, skips[-1], self.head)
+        for block in self.blocks[:-1]:
+            features = compute_again(block, features, skips.pop(0), norms=block)
+        return self.blocks[-1](features, *skips, self.head)
 
 
 def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from glioma_dist.errors import InputError
+from glioma_dist.scale.device_memory import GIB
+
 
 class HostMemory:
     """Memory that is allocated in the first step and used again in each further one. Beside a CPU: copies are complete
@@ -133,6 +136,16 @@ class ImaginaryMemory(HostMemory):
 
     def release(self, memory: Any) -> None:
         """As HostMemory's."""
+
+
+def check_host_memory(needed: int, free: float) -> None:
+    """Raises InputError if activations of `needed` bytes for each device do not fit the `free` bytes of the host."""
+    if needed > free:
+        raise InputError(
+            f"--scale.activation-checkpointing offload: {needed / GIB:.1f} GiB of host memory are needed for each "
+            f"device, and {free / GIB:.1f} GiB are free; give --scale.activation-checkpointing full or a "
+            "smaller --batch-size"
+        )
 
 
 def _unlock(locked: dict[int, Tensor | None]) -> None:

@@ -25,28 +25,46 @@ from glioma_dist.size import Size
 
 
 def estimate_unet_step(
-    model: nn.Module, loss: Callable, size: Size, batch_size: int = 1, bf16: bool = False, num_micro_batches: int = 1
+    model: nn.Module,
+    loss: Callable,
+    size: Size,
+    batch_size: int = 1,
+    bf16: bool = False,
+    num_micro_batches: int = 1,
+    in_backward: bool = False,
 ) -> StepMemory:
     """Count one training step of this package: on uint8 images of `size`, which the step normalises.
 
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
     replaced by fake ones: it is of no use afterwards. loss: takes logits and a batch's masks, returns (B,).
+    in_backward: whether each weight moves as soon as its gradient is complete.
     """
-    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches)
+    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches, in_backward)
     return replace(ledger.at_peak(), host=sum(host))
 
 
 def trace_unet_step(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    size: Size,
+    batch_size: int = 1,
+    bf16: bool = False,
+    in_backward: bool = False,
 ) -> tuple[list[Allocation], int, list[int]]:
     """All storages of the step that `estimate_unet_step` counts, the moment at which it begins, and the bytes of each
     storage that waits in host memory."""
-    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16)
+    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16, in_backward=in_backward)
     return ledger.allocations(), ledger.begin, host
 
 
 def _count_unet_step(
-    model: nn.Module, loss: Callable, size: Size, batch_size: int, bf16: bool, num_micro_batches: int = 1
+    model: nn.Module,
+    loss: Callable,
+    size: Size,
+    batch_size: int,
+    bf16: bool,
+    num_micro_batches: int = 1,
+    in_backward: bool = False,
 ) -> tuple[StorageLedger, list[int]]:
     mode = FakeTensorMode()
     host = ImaginaryMemory(mode)
@@ -64,7 +82,7 @@ def _count_unet_step(
         compute = partial(compute_gradients, after_forward=lambda _: ledger.name_rest("kept"))
         return compute(model, images, masks, loss, autocast, num_micro_batches=num_micro_batches)
 
-    return count_step(model, mode, step), host.sizes
+    return count_step(model, mode, step, in_backward=in_backward), host.sizes
 
 
 def compute_as_on_gpu(model: nn.Module) -> None:

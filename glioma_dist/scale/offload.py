@@ -17,10 +17,26 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from glioma_dist.model.layer_norm import StreamLayerNorm
+from glioma_dist.model.unet import UNet
 from glioma_dist.scale.host_memory import HostMemory, LockedMemory
+from glioma_dist.scale.tile_size import CPU_ELEMENTS
 
 MIN_BYTES = 2**16
 """A smaller storage stays on the device: to start its copy takes longer than the copy."""
+
+
+def offload_activations(model: UNet) -> None:
+    """Have `model`, checkpointed in full, keep in host memory what its segments and blocks keep.
+
+    What is kept between segments then takes no memory of the device, so segments are as short as can be; and layer
+    norms widen a part of their tokens at a time, because what one layer holds is most of what is left.
+    """
+    ActivationOffload().attach(model)
+    model.encoder.has_short_segments = True
+    for module in model.encoder.modules():
+        if isinstance(module, StreamLayerNorm):
+            module.elements_at_once = CPU_ELEMENTS
 
 
 class ActivationOffload:
@@ -111,6 +127,7 @@ class _Pass:
         self._parcels: weakref.WeakKeyDictionary[Any, weakref.ref[_Parcel]] = weakref.WeakKeyDictionary()
         self._order: list[tuple[int, weakref.ref[_Parcel]]] = []
         """Of each tensor that was saved: the number of autograd's latest node then, and its storage."""
+        self._largest = 0
         self._leaving: _Travelling | None = None
         self._arriving: _Travelling | None = None
 
@@ -138,6 +155,7 @@ class _Pass:
             self._retire_leaving()
             memory, done = self._host.leave(self._host.flat(storage, self._device))
             parcel = _Parcel(storage, version, self._host, memory)
+            self._largest = max(self._largest, parcel.num_bytes)
             self._parcels[storage] = weakref.ref(parcel)
             self._leaving = _Travelling(parcel, storage, done)
         self._order.append((torch.autograd._get_sequence_nr(), weakref.ref(parcel)))
@@ -176,14 +194,19 @@ class _Pass:
         return _Travelling(parcel, storage, done)
 
     def _following(self, number: int) -> _Parcel | None:
-        """The storage to be fetched next; None where it is there already, or on its way."""
+        """The storage to be fetched ahead; None where it is there already, or on its way, or one of the largest.
+
+        Those are fetched when they are needed. Beside one that is in use and its gradient, at the peak of the step, a
+        third of their size would be half as much again.
+        """
         if self._arriving is not None:
             return None
         current = self._order[number][1]()
         for each in self._in_order_of_use(number):
             parcel = each()
             if parcel is not None and parcel is not current:
-                return parcel if parcel.on_device() is None else None
+                is_large = 2 * parcel.num_bytes >= self._largest
+                return None if is_large or parcel.on_device() is not None else parcel
         return None
 
     def _in_order_of_use(self, number: int) -> Iterator[weakref.ref[_Parcel]]:

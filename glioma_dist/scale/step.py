@@ -45,6 +45,8 @@ class Step:
     num_moments: int = 2
     """Numbers that the optimizer keeps for each weight: Adam's two moments, SGD's momentum, or none."""
     freeze_encoder: bool = False
+    optimizer_in_backward: bool = False
+    """Whether each gradient is freed as soon as it is complete."""
     has_exact_sum: bool = False
     """Whether gradients are added as 64-bit integers (--reproducible)."""
     tile_size: TileSize = field(kw_only=True)

@@ -40,7 +40,8 @@ def count_at_size(step: Step, level: Level) -> StepMemory:
     """Count the step of one device at its own size."""
     model, size, _ = model_of_one_device(step, level)
     with _named(step):
-        return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
+        asked = (step.loss, size, step.batch_size, step.bf16)
+        return estimate_unet_step(model, *asked, in_backward=step.optimizer_in_backward)
 
 
 def count_sent(step: Step, level: Level) -> tuple[int, int]:
@@ -75,7 +76,8 @@ def trace_formula(step: Step, level: Level) -> SizeFormula:
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
-        allocations, begin, host = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
+        asked = (step.loss, traced, step.batch_size, step.bf16, step.optimizer_in_backward)
+        allocations, begin, host = trace_unet_step(model, *asked)
     largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
     pixels = traced.width * traced.height
     most_pixels = 2 * FORMULA_ELEMENTS * pixels // largest  # at least two bytes an element
