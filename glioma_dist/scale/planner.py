@@ -192,43 +192,36 @@ def padded(size: Size) -> Size:
     return Size(*(math.ceil(side / SIDE_STEP) * SIDE_STEP for side in (size.width, size.height)))
 
 
-def choose(
-    step: Step, memory: float, among: Sequence[Level] = LEVELS, host_memory: float | None = None
-) -> Level | None:
+def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS, host: float | None = None) -> Level | None:
     """The quickest level of recomputation with which the step fits into `memory` bytes, and where offload may be taken
-    into `host_memory` bytes of the host; None where none does."""
-    among = [level for level in among if level in ON_DEVICE or host_memory is not None]
+    into `host` bytes of the host; None where none does."""
+    among = [level for level in among if level in ON_DEVICE or host is not None]
     found = next((level for level in among if fits(step, level, memory)), None)
-    return None if found == "offload" and count(step, found).host > (host_memory or 0) else found
+    return None if found == "offload" and count(step, found).host > (host or 0) else found
 
 
-def resolve(
-    level: Literal["none", "selective", "full", "offload", "auto"],
-    step: Step,
-    memory: float,
-    host_memory: float | None = None,
-) -> Level:
-    """`level`, and for auto the quickest that fits; offload only where `host_memory` bytes of the host are known.
+def resolve(level: Level | Literal["auto"], step: Step, memory: float, host: float | None = None) -> Level:
+    """`level`, and for auto the quickest that fits; offload only where `host` bytes of the host are known.
     Raises InputError where none fits, and where offload needs more of the host."""
     if level != "auto":
         check_kernels(step, level)
-        if level == "offload" and host_memory is not None:
-            check_host_memory(count(step, level).host, host_memory)
+        if level == "offload" and host is not None:
+            check_host_memory(count(step, level).host, host)
         return level
     if not any(kernels_fit(step, each) for each in LEVELS):
         check_kernels(step, "full")
-    chosen = choose(step, memory, host_memory=host_memory)
+    chosen = choose(step, memory, host=host)
     if chosen is None:
-        told = advice(step, memory, host_memory=host_memory)
+        told = advice(step, memory, host=host)
         raise InputError(f"--scale.activation-checkpointing auto: {told}")
     return chosen
 
 
-def advice(step: Step, memory: float, tried: Level | None = None, host_memory: float | None = None) -> str:
-    """In words: what a step needs, and which flags make it fit into `memory` bytes, and `host_memory` of the host;
+def advice(step: Step, memory: float, tried: Level | None = None, host: float | None = None) -> str:
+    """In words: what a step needs, and which flags make it fit into `memory` bytes, and `host` of the host;
     `tried` is known not to."""
-    levels = ON_DEVICE if host_memory is None else LEVELS
-    chosen = choose(step, memory, levels if tried is None else LEVELS[LEVELS.index(tried) + 1 :], host_memory)
+    levels = ON_DEVICE if host is None else LEVELS
+    chosen = choose(step, memory, levels if tried is None else LEVELS[LEVELS.index(tried) + 1 :], host)
     place = f"{step.spatial_parallel} devices" if step.spatial_parallel > 1 else "this device"
     asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on {place}"
     asked = asked if step.num_micro_batches == 1 else f"a micro-batch of {asked}"

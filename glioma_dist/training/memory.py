@@ -97,7 +97,7 @@ def explain_full_memory(config: TrainConfig, context: DistributedContext, tried:
         raise full from error
 
 
-def _advice_in_time(step: Step, memory: float, tried: Level, host_memory: float | None) -> str:
+def _advice_in_time(step: Step, memory: float, tried: Level, host_memory: float | None = None) -> str:
     """What fits; if it cannot be found within `SECONDS_FOR_ADVICE`, the command that finds it."""
     found: list[str] = []
 
