@@ -3,6 +3,9 @@
 import copy
 import gc
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.registry import encoders
 from glioma_dist.scale import offload
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-from glioma_dist.scale.host_memory import HostMemory
+from glioma_dist.scale.host_memory import HostMemory, LockedMemory
 from glioma_dist.scale.offload import ActivationOffload, offload_of
 from glioma_dist.scale.tile_size import TileSize
 
@@ -129,7 +132,7 @@ class Twice(nn.Module):
 
 def test_a_map_that_is_kept_twice_leaves_once_and_no_weight_leaves():
     torch.manual_seed(0)
-    model, host, layouts = Twice(), Stream(), []
+    model, host = Twice(), Stream()
     plain = copy.deepcopy(model)
     ActivationOffload(host, min_bytes=1).attach(model)
     images = torch.randn(1, 4, 8, 8, requires_grad=True)
@@ -141,7 +144,6 @@ def test_a_map_that_is_kept_twice_leaves_once_and_no_weight_leaves():
     expected = torch.autograd.grad(plain(images), [images, plain.weight])
     assert torch.equal(images.grad, expected[0])
     assert torch.equal(model.weight.grad, expected[1])
-    del layouts
 
 
 def test_what_is_small_stays_and_what_leaves_is_let_go_of():
@@ -202,3 +204,70 @@ def test_without_gradients_nothing_moves():
         ours.eval()(draw()[0])
     assert host.log == []
     assert offload.MIN_BYTES == 2**16
+
+
+class FakeStreams:
+    """What `LockedMemory` asks of CUDA, on a machine without one: notes the order of its calls."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.calls: list[str] = []
+        self.registered: set[int] = set()
+        cudart = SimpleNamespace(cudaHostRegister=self.register, cudaHostUnregister=self.unregister)
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.stream("side"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.stream("main"))
+        monkeypatch.setattr(torch.cuda, "stream", self.within)
+
+    def stream(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name,
+            wait_stream=lambda other: self.calls.append(f"{name} waits for {other.name}"),
+            record_event=lambda: self.calls.append(f"{name} notes") or name,
+            wait_event=lambda event: self.calls.append(f"{name} waits for an event of {event}"),
+            synchronize=lambda: self.calls.append(f"the CPU waits for {name}"),
+        )
+
+    @contextmanager
+    def within(self, stream: SimpleNamespace) -> Iterator[None]:
+        self.calls.append(f"on {stream.name}")
+        yield
+
+    def register(self, place: int, num_bytes: int, flags: int) -> int:
+        assert place not in self.registered
+        self.registered.add(place)
+        return 0
+
+    def unregister(self, place: int) -> None:
+        self.registered.remove(place)
+
+
+def test_beside_a_gpu_copies_wait_for_what_comes_before_and_pages_are_locked_once(monkeypatch):
+    cuda = FakeStreams(monkeypatch)
+    host = LockedMemory(torch.device("cpu"))
+    source = torch.arange(64, dtype=torch.uint8)
+    copy = ["side waits for main", "on side", "side notes"]
+    for _ in range(2):
+        cuda.calls.clear()
+        memory, done = host.leave(source)
+        host.wait(done)
+        back = host.arrive(memory, target := torch.empty_like(source))
+        host.wait(back)
+        assert cuda.calls == 2 * [*copy, "main waits for an event of side"]
+        assert torch.equal(target, source)
+        host.release(memory)
+    assert len(cuda.registered) == 1
+    cuda.calls.clear()
+    memory, _ = host.leave(torch.zeros(65, dtype=torch.uint8))  # another size: the first is given up
+    assert cuda.calls == ["the CPU waits for side", *copy]
+    assert cuda.registered == {memory.data_ptr()}
+    del host
+    gc.collect()
+    assert cuda.registered == set()
+
+
+def test_memory_that_cannot_be_locked_is_used_as_it_is(monkeypatch):
+    FakeStreams(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 2))
+    host = LockedMemory(torch.device("cpu"))
+    memory, _ = host.leave(torch.ones(64, dtype=torch.uint8))
+    assert torch.equal(memory, torch.ones(64, dtype=torch.uint8))
