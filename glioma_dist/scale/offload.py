@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class ActivationOffload:
     def __init__(self, host: HostMemory | None = None, min_bytes: int | None = None) -> None:
         self.host = host
         self.min_bytes = MIN_BYTES if min_bytes is None else min_bytes
-        self._running: list[tuple[_Pass, saved_tensors_hooks]] = []
+        self._running: list[AbstractContextManager | saved_tensors_hooks] = []
         self._last: _Pass | None = None
 
     def __deepcopy__(self, memo: dict) -> ActivationOffload:
@@ -67,20 +68,21 @@ class ActivationOffload:
     def begin(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A hook before a forward pass."""
         del model
-        device = inputs[0].device
+        device = next((each.device for each in inputs if isinstance(each, Tensor)), None)
+        if device is None:  # DDP is once called without images (`buckets.py`)
+            self._running.append(nullcontext())
+            return
         if self.host is None:
             self.host = LockedMemory(device) if device.type == "cuda" else HostMemory()
         if self._last is not None:
             self._last.settle()
         self._last = _Pass(self.host, device, self.min_bytes)
-        hooks = saved_tensors_hooks(self._last.pack, self._last.unpack)
-        hooks.__enter__()
-        self._running.append((self._last, hooks))
+        self._running.append(saved_tensors_hooks(self._last.pack, self._last.unpack))
+        self._running[-1].__enter__()
 
     def end(self, *_: Any) -> None:
         """A hook after a forward pass, also one that failed."""
-        _, hooks = self._running.pop()
-        hooks.__exit__()
+        self._running.pop().__exit__(None, None, None)
 
 
 def offload_of(model: nn.Module) -> ActivationOffload | None:
