@@ -21,11 +21,19 @@ from glioma_dist.registry import encoders
 from glioma_dist.scale import counted_steps, step_count
 from glioma_dist.scale.kernel_limits import largest_pixels_of_kernels
 from glioma_dist.scale.planner import Level, Step
+from glioma_dist.scale.step import IN_TILES
 from glioma_dist.scale.step_memory import NOTHING, PARTS, SizeFormula
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
-COUNTED: tuple[tuple[Level, bool], ...] = (("none", False), ("none", True), ("selective", True), ("full", True))
+COUNTED: tuple[tuple[Level, bool, bool], ...] = (
+    ("none", False, False),
+    ("none", True, False),
+    ("selective", True, False),
+    ("full", True, False),
+    ("offload", True, False),
+    ("offload", True, True),
+)
 """Those of `glioma-dist plan`."""
 LINE_UNITS = ((48, 44), (96, 88))
 """Widths and heights of images of 2.2 and 8.7 million pixels."""
@@ -42,25 +50,26 @@ class CountStepsConfig:
 def count_encoder(name: str) -> dict[str, dict]:
     """Formulas of the steps of one image, and the pixels that a GPU's kernels can take."""
     found: dict[str, dict] = {}
-    for level, bf16 in COUNTED:
+    for level, bf16, in_backward in COUNTED:
         step = Step(
             ModelConfig(encoder=name),
             Size(64, 64),
             1,
             bf16,
+            optimizer_in_backward=in_backward,
             tile_size=largest_gpu_tile(),
             loss=partial(segmentation_loss, DEFAULT_LOSS),
         )
-        formula, kind = step_count.trace_formula(step, level), counted_steps.name_of(level, bf16)
+        formula, kind = step_count.trace_formula(step, level), counted_steps.name_of(level, bf16, in_backward)
         are_exact = not any(name.endswith(counted_steps.CLOSE) for name in found)
-        if level == "full" and are_exact:
+        if level in IN_TILES and are_exact:
             formula = straight(formula)
-        elif level != "full" and step_count.is_exact(formula, step, level):
+        elif level not in IN_TILES and step_count.is_exact(formula, step, level):
             formula = pruned(formula)
         else:  # maps are padded, or the last upsampling goes in pieces
             formula = line_between(step, level, formula.max_pixels)
-            kind += "" if level == "full" else counted_steps.CLOSE
-        found[kind] = asdict(formula)
+            kind += "" if level in IN_TILES else counted_steps.CLOSE
+        found[kind] = {key: each for key, each in asdict(formula).items() if key != "host" or any(each)}
     pixels = {name_of: largest_pixels_of_kernels(name, full) for name_of, full in (("full", True), ("other", False))}
     return found | {"kernel_pixels": pixels}
 
@@ -73,7 +82,8 @@ def line_between(step: Step, level: Level, max_pixels: int) -> SizeFormula:
     )
     slopes = [(getattr(high, part) - getattr(low, part)) // (large - small) for part in PARTS]
     moment = tuple((getattr(low, part) - slope * small, 0, 0, slope) for part, slope in zip(PARTS, slopes, strict=True))
-    return SizeFormula((moment,), max_pixels)
+    host = (high.host - low.host) // (large - small)
+    return SizeFormula((moment,), max_pixels, (low.host - host * small, 0, 0, host))
 
 
 def pruned(formula: SizeFormula) -> SizeFormula:
@@ -103,7 +113,9 @@ def straight(formula: SizeFormula) -> SizeFormula:
         for (const, slope), moment in largest
         if not any(c >= const and s >= slope and (c, s) != (const, slope) for (c, s), _ in largest)
     ]
-    return SizeFormula(tuple(kept) or (tuple([NOTHING] * 5),), formula.max_pixels)
+    const, h, w, both = formula.host
+    host = (const + h * height + w * width, 0, 0, both)
+    return SizeFormula(tuple(kept) or (tuple([NOTHING] * 5),), formula.max_pixels, host)
 
 
 def write_table(config: CountStepsConfig) -> None:

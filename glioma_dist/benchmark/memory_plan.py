@@ -20,8 +20,8 @@ from glioma_dist.scale import answers
 from glioma_dist.size import Size
 
 NAME_WIDTH = 36
-COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "fits", "batch", "largest size")
-"""Those of StepMemory's parts, then what fits, the largest batch, the largest size."""
+COLUMNS = ("params", "grads", "optim", "kept", "rest", "peak", "host", "copies", "fits", "batch", "largest size")
+"""Those of StepMemory's parts, seconds of copies to the host and back, what fits, the largest batch and size."""
 
 
 def print_plan(plan: PlanConfig) -> None:
@@ -37,7 +37,7 @@ def print_plan(plan: PlanConfig) -> None:
         first = next(found)  # settings that are refused are refused before anything is printed
         if not levels:
             print(head)
-        columns = COLUMNS[: 6 if memory is None else None]
+        columns = COLUMNS[: 8 if memory is None else None]
         print(f"\n{size!s:<{NAME_WIDTH}}" + "".join(f"{name:>{max(8, len(name) + 2)}}" for name in columns))
         for level in chain([first], found):
             print(line(level), flush=True)
@@ -79,7 +79,15 @@ def _key(plan: PlanConfig, size: Size) -> str | None:
     outputs = (plan.model.num_mask_channels, plan.model.targets)
     libraries = [f"{name} {version(name)}" for name in ("torch", "timm")]
     recipe = (num_moments(plan.optimizer, plan.momentum), plan.freeze_encoder, plan.ema_decay is not None)
-    asked = (size, plan.batch_size, plan.gpu_memory, plan.gpus, plan.gradient_accumulation, *recipe)
+    asked = (
+        size,
+        plan.batch_size,
+        plan.gpu_memory,
+        plan.gpus,
+        plan.gradient_accumulation,
+        *recipe,
+        plan.link_bandwidth,
+    )
     return " ".join(map(str, ("plan", *network, *outputs, *asked, *libraries, code_fingerprint([]))))
 
 
@@ -87,6 +95,7 @@ def line(level: dict) -> str:
     text = f"{level['name']:<{NAME_WIDTH}}" + "".join(
         f"{value:8.2f}" for name, value in level.items() if name.endswith("_gib")
     )
+    text += f"{level.get('copies_s', 0.0):8.2f}"
     if "fits" in level:
         text += f"{'yes' if level['fits'] else 'no':>8}{level['largest_batch']:8}{level['largest_size']:>14}"
     return text
@@ -126,5 +135,7 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
     if plan.ema_decay is not None:
         flags += f" --ema-decay {plan.ema_decay}"
     flags += f" --scale.activation-checkpointing {level['activation_checkpointing']}"
+    if level.get("optimizer_in_backward"):
+        flags += " --scale.optimizer-in-backward"
     command = launch_command(file, "train", launch_flags)
     return {"name": level["name"], "command": f"{command} {flags} --data.train … --out …"}

@@ -20,18 +20,20 @@ from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
-COMPARED: tuple[tuple[str, bool, Level], ...] = (
-    ("fp32", False, "none"),
-    ("bf16", True, "none"),
-    ("bf16, selective", True, "selective"),
-    ("bf16, full", True, "full"),
+COMPARED: tuple[tuple[str, bool, Level, bool], ...] = (
+    ("fp32", False, "none", False),
+    ("bf16", True, "none", False),
+    ("bf16, selective", True, "selective", False),
+    ("bf16, full", True, "full", False),
+    ("bf16, offload", True, "offload", False),
+    ("the same, optimizer in backward", True, "offload", True),
 )
-"""Name, bf16, level of activation checkpointing."""
+"""Name, bf16, level of activation checkpointing, whether the optimizer steps in the backward pass."""
 
 
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
     """Yield the levels at one size as they are estimated; with several GPUs all levels for each number of GPUs per
-    image, and FSDP2 with the last level."""
+    image, and FSDP2 with the level full."""
     loss, moments = partial(segmentation_loss, DEFAULT_LOSS), num_moments(plan.optimizer, plan.momentum)
     if plan.gradient_accumulation > 1 and not allows_micro_batches(plan.model):
         raise InputError(
@@ -39,10 +41,11 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
             "norm, which takes its statistics over the whole batch; give an encoder without it, such as mit_b0"
         )
     for number in spatial_parallel_sizes(plan, size):
-        compared = [(*each, False) for each in COMPARED]
+        is_whole = plan.gpus == plan.gradient_accumulation == 1
+        compared = [(*each, False) for each in COMPARED if is_whole or not each[3]]
         if plan.gpus > 1:
-            compared.append((f"{COMPARED[-1][0]}, FSDP2", *COMPARED[-1][1:], True))
-        for name, bf16, level, shards in compared:
+            compared.append(("bf16, full, FSDP2", True, "full", False, True))
+        for name, bf16, level, in_backward, shards in compared:
             images, num_parts = plan.batch_size * number // plan.gpus, plan.gradient_accumulation
             step = Step(
                 plan.model,
@@ -56,15 +59,21 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
                 has_average=plan.ema_decay is not None,
                 num_moments=moments,
                 freeze_encoder=plan.freeze_encoder,
+                optimizer_in_backward=in_backward,
                 tile_size=largest_gpu_tile(),
                 loss=loss,
             )
-            row = described(f"{name}, {number} GPUs per image" if number > 1 else name, size, count(step, level))
+            memory_of_step = count(step, level)
+            row = described(f"{name}, {number} GPUs per image" if number > 1 else name, size, memory_of_step)
+            # There and back, one image after another: what is copied for a micro-batch is copied for each.
+            copied = 2 * memory_of_step.host * num_parts
             row |= {
                 "bf16": bf16,
                 "activation_checkpointing": level,
                 "spatial_parallel": number,
                 "fsdp2": shards,
+                "optimizer_in_backward": in_backward,
+                "copies_s": copied / (plan.link_bandwidth * 1e9),
             }
             if memory is not None:
                 free = usable(memory)
@@ -97,5 +106,6 @@ def described(name: str, size: Size, memory: StepMemory) -> dict:
         "kept_gib": memory.kept,
         "momentary_gib": memory.momentary,
         "peak_gib": memory.peak,
+        "host_gib": memory.host,
     }
     return {"name": name, "size": str(size)} | {part: value / GIB for part, value in parts.items()}

@@ -34,7 +34,7 @@ class ResolutionConfig:
     """Image sizes to measure, for example 704x512 1472x1120 2592x1952."""
     encoder: str = "mit_b3"
     """The U-Net's encoder."""
-    levels: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
+    levels: tuple[Literal["none", "selective", "full", "offload"], ...] = ("none", "selective", "full")
     """Levels of activation checkpointing to measure; glioma-dist train --help explains them."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ()
     """Precisions to measure. By default: bf16 on a GPU, fp32 on a CPU."""
@@ -155,7 +155,7 @@ class SpatialParallelConfig:
     """Image sizes to measure."""
     spatial_parallel: tuple[int, ...] = (1, 2, 4)
     """Numbers of processes that share an image, each measured."""
-    levels: tuple[Literal["none", "selective", "full"], ...] = ("none", "full")
+    levels: tuple[Literal["none", "selective", "full", "offload"], ...] = ("none", "full")
     """Levels of activation checkpointing to measure."""
     encoder: str = "mit_b0"
     """The encoder of the U-Net that is measured."""

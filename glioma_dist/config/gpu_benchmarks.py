@@ -48,7 +48,7 @@ class ScalingConfig:
     """ddp and fsdp2: each GPU has its own images. spatial: all GPUs share each image."""
     encoder: str = "mit_b3"
     """The U-Net's encoder."""
-    level: Literal["none", "selective", "full"] = "selective"
+    level: Literal["none", "selective", "full", "offload"] = "selective"
     """Level of activation checkpointing."""
     batch_size: int = 1
     """Images in a step: per GPU with ddp and fsdp2, over all GPUs together with spatial."""

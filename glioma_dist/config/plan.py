@@ -49,6 +49,9 @@ class PlanConfig:
     --model.norm group and an encoder without batch norm, such as mit_b0."""
     ema_decay: float | None = None
     """Count the moving average of the weights, too, as --ema-decay of train keeps it."""
+    link_bandwidth: float = 25.0
+    """GB/s at which tensors are copied between a GPU and host memory, for the seconds that the level offload copies:
+    about 12 with PCIe 3 x16, 25 with PCIe 4 x16, 50 with PCIe 5 x16."""
     smp: bool = False
     """Also estimate the same network of segmentation_models.pytorch in fp32 (pip install 'glioma-dist[bench]')."""
     json: Path | None = None
@@ -85,6 +88,8 @@ class PlanConfig:
                 f"--batch-size {self.batch_size}: {self.gpus} GPUs can share neither this batch{parts} nor its images' "
                 f"rows; give a --batch-size that is a multiple of {self.gpus}, or another number of --gpus"
             )
+        if not 0 < self.link_bandwidth < math.inf:
+            raise InputError(f"--link-bandwidth {self.link_bandwidth}: give GB/s above 0, for example 25")
         if self.gpu_memory is not None:
             parse_memory(self.gpu_memory)
         if self.json is not None:

@@ -70,7 +70,7 @@ class ReproduceConfig:
     launch: Path | None = None
     """File for accelerate launch --config_file. By default: the package's gpu.yaml if there is a GPU, else its
     cpu.yaml."""
-    activation_checkpointing: Literal["none", "selective", "full", "auto"] = "auto"
+    activation_checkpointing: Literal["none", "selective", "full", "offload", "auto"] = "auto"
     """Level of activation checkpointing, as --scale.activation-checkpointing. It changes no result beyond rounding."""
     workers: int = 2
     """Worker processes that load data, as --data.workers."""

@@ -70,10 +70,11 @@ class InferenceScaleConfig:
 class ScaleConfig:
     """Time and memory of a step. These flags change no result beyond rounding."""
 
-    activation_checkpointing: Literal["none", "selective", "full", "auto"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full", "offload", "auto"] = "none"
     """Which activations are computed again in the backward pass instead of being kept. selective: the encoder's layers,
-    except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. auto: the
-    fastest level that fits this device's memory, as glioma-dist plan estimates it."""
+    except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. offload:
+    full, and what it keeps waits in host memory. auto: the fastest level that fits the memory of the device (on a GPU
+    also of the host), as glioma-dist plan estimates it."""
     tile_elements: Literal["auto"] | int = "auto"
     """Size of a tile with --scale.activation-checkpointing full, in elements of the widest feature map inside it.
     Larger tiles need fewer kernel launches and more memory: a step of mit_b3 at 2592x1952 takes 1.6 GiB with 4194304
@@ -97,6 +98,10 @@ class ScaleConfig:
     """Number of micro-batches in which a process computes its images of a batch, one after another; their gradients are
     added before the optimizer's step. A step needs the memory of one micro-batch. Needs a network without batch norm:
     --model.norm group and an encoder such as mit_b0."""
+    optimizer_in_backward: bool = False
+    """Move each weight as soon as its gradient is complete, and free the gradient: the gradients of all weights are
+    never held together. For one process, without --clip-norm, gradient accumulation, fp16 and --reproducible. A loss
+    that is not finite still ends the run before any weight moves; a gradient that is not finite ends it after."""
     timeout_s: float = 600.0
     """A process or worker that does not answer for this many seconds counts as lost."""
 
@@ -112,6 +117,24 @@ class ScaleConfig:
             return self.channels_last == "on"
         has_tensor_cores = mixed_precision in ("bf16", "fp16") or self.tf32
         return device_type == "cuda" and has_tensor_cores and norm == "batch"
+
+    def check_optimizer_in_backward(self, clip_norm: float | None, is_reproducible: bool) -> None:
+        """Raises InputError for settings that need all gradients before a weight moves."""
+        refused = (
+            (f"--clip-norm {clip_norm}", clip_norm is not None, "the norm of all gradients is known after the last"),
+            (
+                f"--scale.gradient-accumulation {self.gradient_accumulation}",
+                self.gradient_accumulation > 1,
+                "gradients are complete after the last micro-batch",
+            ),
+            ("--reproducible", is_reproducible, "gradients are added before a weight moves"),
+            (f"--scale.spatial-parallel {self.spatial_parallel}", self.spatial_parallel > 1, "it is for one process"),
+        )
+        for flag, is_given, why in refused if self.optimizer_in_backward else ():
+            if is_given:
+                raise InputError(
+                    f"--scale.optimizer-in-backward and {flag} cannot be combined: {why}; omit one of them"
+                )
 
     def validate(self) -> None:
         """Check the settings. Raises InputError."""

@@ -56,6 +56,7 @@ COST_FIELDS = (
     "scale.compile",
     "scale.spatial_parallel",
     "scale.gradient_accumulation",
+    "scale.optimizer_in_backward",
     "scale.timeout_s",
 )
 """Fields that may change when a run is resumed: where it runs, how long, how often it validates and saves. Data sets
@@ -185,6 +186,7 @@ class TrainConfig:
         check_gradient_accumulation(
             "--scale.gradient-accumulation", self.scale.gradient_accumulation, self.batch_size, self.model.norm
         )
+        self.scale.check_optimizer_in_backward(self.clip_norm, self.reproducible)
         check_trackers(self.track)
         if self.price_per_hour is not None and not 0 < self.price_per_hour < math.inf:
             raise InputError(f"--price-per-hour {self.price_per_hour}: give a number above 0, for example 2.50")

@@ -37,7 +37,7 @@ class Settings:
     counts: tuple[int, int, int] = (15, 5, 10)
     imagenet: tuple[str, ...] = ("hub",)
     """Where ImageNet weights come from: hub, and encoder=FILE for those of files; none where there are none."""
-    activation_checkpointing: Literal["none", "selective", "full", "auto"] = "auto"
+    activation_checkpointing: Literal["none", "selective", "full", "offload", "auto"] = "auto"
     workers: int = 2
 
     def imagenet_file(self, encoder: str) -> str | None:

@@ -10,11 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
@@ -23,11 +22,10 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
-from glioma_dist.model.upsampling import BilinearUpsample
-from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
-from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.scale.tile_size import TileSize, default_tile_size
-from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
+from glioma_dist.scale.offload import offload_activations
+from glioma_dist.scale.step import IN_TILES, LEVELS, Level
+from glioma_dist.scale.tile_size import TileSize
+from glioma_dist.scale.tiled_block import TiledBlock
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 
 _ATEN = torch.ops.aten
@@ -40,9 +38,7 @@ ATTENTION_KERNELS = (
 """What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
 
 
-def checkpoint_activations(
-    model: UNet, level: Literal["none", "selective", "full"], tile_size: TileSize | None = None
-) -> None:
+def checkpoint_activations(model: UNet, level: Level, tile_size: TileSize | None = None) -> None:
     """Make `model` compute activations again in its backward pass instead of keeping them.
 
     Its weights, their names and its results do not change.
@@ -52,18 +48,21 @@ def checkpoint_activations(
     full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
+    offload: full, and what it keeps waits in host memory (`offload.py`).
     At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
 
     tile_size: by default the size for the device that computes.
 
     Raises InputError for another level, and for a model that is no U-Net of this package.
     """
-    if level not in ("none", "selective", "full"):
-        raise InputError(f"level {one_line(repr(level), 80)}: give none, selective or full")
+    if level not in LEVELS:
+        raise InputError(f"level {one_line(repr(level), 80)}: give none, selective, full or offload")
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
-    kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level == "full" else LargeDecoder}
-    settings = {DecoderBlock: {"always": level == "full", "tile_size": tile_size}}
+    kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level in IN_TILES else LargeDecoder}
+    goes = level == "offload"
+    of_blocks = {"always": level in IN_TILES, "tile_size": tile_size, "reuses_gradient": goes}
+    settings = {DecoderBlock: of_blocks, BilinearDecoder: {"lets_go": goes}}
     replace_modules(
         model,
         lambda _, module: (
@@ -79,9 +78,11 @@ def checkpoint_activations(
         for layer in attention:
             layer.attend = RememberedAttention(layer.attend, memory)
         model.encoder.run_segment = partial(compute_again_but_attention, memory)
-    if level == "full":
+    if level in IN_TILES:
         for layer in model.encoder.tileable_layers():
             layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
+    if goes:
+        offload_activations(model)
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
@@ -181,78 +182,6 @@ class _AttentionReplayer(TorchDispatchMode):
         return self.kept.popleft() if func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
 
 
-class TiledBlock(DecoderBlock):
-    """A decoder block that can be computed in tiles. Then only the outputs of its two convolutions exist for all rows;
-    everything between them exists for one tile of rows at a time."""
-
-    spatial_group = SpatialGroup()
-    always = True
-    """Whether the block is computed in tiles at any size, or only if a kernel cannot take its maps."""
-    tile_size: TileSize | None = None
-
-    def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
-        """As DecoderBlock's; with `head` what it makes of the block's output."""
-        if not self.always and not self._too_large(max(self.conv1.in_channels, self.conv1.out_channels), features, 2):
-            features = super().forward(features, skip)
-            return features if head is None else head(features)
-        inputs = [features] if skip is None else [features, skip]
-        parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
-        features = checkpoint_in_tiles(
-            self._upsample_and_convolve,
-            inputs,
-            parameters,
-            inner_channels,
-            ratio=2,
-            group=self.spatial_group,
-            size=self.tile_size,
-        )
-        features = self._normalise_and_convolve(self.norm1, self.conv2, features)
-        if head is not None or self._too_large(features.shape[1], features):
-            return self._normalise_and_convolve(self.norm2, head, features)
-        return functional.relu(self.norm2(features), inplace=True)
-
-    def _too_large(self, channels: int, features: Tensor, ratio: int = 1) -> bool:
-        """Whether a map of `channels`, with `ratio` rows and columns for each of `features`, is too large for a kernel.
-
-        The process with the most rows of an image decides, so that all processes do the same.
-        """
-        num_images, _, height, width = features.shape
-        units = self.spatial_group.units
-        most_rows = height * max(units) // units[self.spatial_group.rank]
-        size = self.tile_size or default_tile_size(features.device)
-        return size.too_large(num_images, channels, ratio * most_rows, ratio * width)
-
-    def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
-        features = BilinearUpsample.forward(self.upsample, features)  # a tile brings the neighbours' rows with it
-        return _convolve(self.conv1, torch.cat([features, *skips], dim=1))
-
-    def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d | None, features: Tensor) -> Tensor:
-        """convolution(relu(norm(features))) in tiles; without a convolution relu(norm(features))."""
-
-        def compute_tile(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-            part = functional.relu(normalise_with(norm, part, mean, variance), inplace=True)
-            return part if convolution is None else _convolve(convolution, part)
-
-        if isinstance(norm, nn.GroupNorm):
-            statistics: Statistics = GroupStatistics(norm, self.spatial_group, self.tile_size)
-        else:
-            statistics = BatchStatistics(norm, isinstance(norm, OVER_PROCESSES), self.tile_size)
-        return checkpoint_in_tiles(
-            compute_tile,
-            [features],
-            [*norm.parameters(), *([] if convolution is None else convolution.parameters())],
-            features.shape[1],
-            statistics=statistics,
-            group=self.spatial_group,
-            size=self.tile_size,
-        )
-
-
-def _convolve(convolution: nn.Conv2d, part: Tensor) -> Tensor:
-    """Compute as a plain convolution, also if the module works on strips: a tile includes the neighbours' rows."""
-    return nn.Conv2d.forward(convolution, part)
-
-
 class LargeDecoder(BilinearDecoder):
     """The plain decoder; its last block computes the head, too, so that both can work on the same tiles."""
 
@@ -268,14 +197,19 @@ class CheckpointedDecoder(BilinearDecoder):
     """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
     convolutions."""
 
+    lets_go = False
+    """Whether it empties the list of the encoder's maps, so that each may leave the device after its last use."""
+
     def forward(self, encoder_features: list[Tensor]) -> Tensor:
         """encoder_features: the encoder's, finest first. Returns logits (B, num_outputs, H, W) at full size."""
         features, skips = encoder_features[-1], self.skips(encoder_features)
+        if self.lets_go:
+            encoder_features.clear()
         if isinstance(self.center, CenterBlock):
             features = compute_segment_again(self.center, features)
-        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
-            features = compute_again(block, features, skip, norms=block)
-        return self.blocks[-1](features, skips[-1], self.head)
+        for block in self.blocks[:-1]:
+            features = compute_again(block, features, skips.pop(0), norms=block)
+        return self.blocks[-1](features, *skips, self.head)
 
 
 def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.loss_names import DEFAULT_LOSS
-from glioma_dist.scale.step import Level, Step
+from glioma_dist.scale.step import IN_TILES, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 
@@ -28,7 +28,7 @@ CODE = ("model", "scale", "losses")
 NOT_CODE = {
     *("planner.py", "device_memory.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py"),
     *("operations.py", "micro_batches.py", "optimizer.py", "parameter_groups.py", "module_memory.py"),
-    "known_values.py",
+    *("known_values.py", "optimizer_in_backward.py"),
     *("checkpoint.py", "checkpoint_writer.py", "hub.py", "licences.py", "manifest.py", "tensor_files.py", "pretrained"),
 }
 """Of these folders what decides nothing of it."""
@@ -48,11 +48,11 @@ UNPADDED_BYTES = 12
 
 
 def find_formula(step: Step, level: Level) -> SizeFormula | None:
-    """The memory of one image at any size, exact for the levels none and selective; for full a straight line in its
-    pixels, with the largest tiles of a GPU. None where the step was not counted."""
+    """The memory of one image at any size, exact for the levels none and selective; for the others a straight line in
+    its pixels, with the largest tiles of a GPU. None where the step was not counted."""
     if step.batch_size != 1 or max(step.size.width, step.size.height) > UNIT * LARGEST_UNITS:
         return None
-    return _find(step, name_of(level, step.bf16))
+    return _find(step, name_of(level, step.bf16, step.optimizer_in_backward))
 
 
 def find_memory(step: Step, level: Level) -> StepMemory | None:
@@ -63,10 +63,12 @@ def find_memory(step: Step, level: Level) -> StepMemory | None:
     size up to which the formula is exact, maps go in tiles and take less.
     """
     height, width = step.batch_size * math.ceil(step.size.height / UNIT), math.ceil(step.size.width / UNIT)
-    name = name_of(level, step.bf16)
+    name = name_of(level, step.bf16, step.optimizer_in_backward)
     formula = _find(step, name)
-    if formula is None or level == "full":
-        if height * width * UNIT**2 < LEAST_CLOSE_PIXELS or (level == "full" and step.tile_size != largest_gpu_tile()):
+    if formula is None or level in IN_TILES:
+        if height * width * UNIT**2 < LEAST_CLOSE_PIXELS or (
+            level in IN_TILES and step.tile_size != largest_gpu_tile()
+        ):
             return None
         formula = formula or _find(step, name + CLOSE)
     if formula is None:
@@ -80,7 +82,7 @@ def find_memory(step: Step, level: Level) -> StepMemory | None:
 
 def is_inexact(step: Step, level: Level) -> bool:
     """Whether it is known that no formula of the step is exact, so that none needs to be traced."""
-    return _find(step, name_of(level, step.bf16) + CLOSE) is not None
+    return _find(step, name_of(level, step.bf16, step.optimizer_in_backward) + CLOSE) is not None
 
 
 def _find(step: Step, name: str) -> SizeFormula | None:
@@ -99,8 +101,8 @@ def find_kernel_pixels(encoder: str, full: bool) -> int | None:
     return _steps().get(encoder, {}).get("kernel_pixels", {}).get("full" if full else "other")
 
 
-def name_of(level: Level, bf16: bool) -> str:
-    return f"{'bf16' if bf16 else 'fp32'} {level}"
+def name_of(level: Level, bf16: bool, in_backward: bool = False) -> str:
+    return f"{'bf16' if bf16 else 'fp32'} {level}{', optimizer in backward' if in_backward else ''}"
 
 
 def conditions() -> dict[str, str]:

@@ -21,7 +21,7 @@ def compute_gradients(
     seeds: Tensor | None = None,
     factor: float = 1.0,
     backward: Callable[[Tensor], None] = Tensor.backward,
-    after_forward: Callable[[], None] = lambda: None,
+    after_forward: Callable[[Tensor], None] = lambda losses: None,
     num_micro_batches: int = 1,
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def compute_gradients(
     images: (B, 1 or 3, H, W) uint8. masks: (B, H, W) of 0 and 1. loss: takes logits and masks, returns (B,).
     autocast: makes the context of a forward pass. seeds: (B,) int64 on the CPU, for models with stochastic depth.
     factor: the sum of the losses is multiplied by it before the backward pass. backward: the engine's. after_forward:
-    is called between the two passes.
+    is called between the two passes, with the losses.
 
     num_micro_batches: the batch is cut into so many parts, as equal as its images allow, which are computed one after
     another; their gradients add up. no_sync: within it, the engine sends no gradients; it is left for the last part.
@@ -58,7 +58,7 @@ def _compute_part(
     seeds: Tensor | None,
     factor: float,
     backward: Callable[[Tensor], None],
-    after_forward: Callable[[], None],
+    after_forward: Callable[[Tensor], None],
 ) -> tuple[Tensor, Tensor]:
     """`compute_gradients` of one micro-batch."""
     drawn = None if seeds is None else draw(model, seeds, images.device)
@@ -66,7 +66,7 @@ def _compute_part(
         # Nothing else refers to the normalised images: a model that does not keep them lets them go.
         logits = model(normalised(model, images)) if drawn is None else model(normalised(model, images), drawn)
     losses = loss(logits, masks)
-    after_forward()
+    after_forward(losses)
     # Not multiplied by 1: the memory estimator would count one number more.
     backward(losses.sum() if factor == 1 else losses.sum() * factor)
     return logits, losses

@@ -24,7 +24,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.model.encoders.contract import COARSEST_STRIDE, build_encoder
 from glioma_dist.scale import counted_steps
 from glioma_dist.scale.memory_estimator import make_fake
-from glioma_dist.scale.step import Level, Step
+from glioma_dist.scale.step import IN_TILES, Level, Step
 from glioma_dist.scale.tile_size import MAX_ELEMENTS, TileSize
 from glioma_dist.size import Size
 
@@ -74,7 +74,7 @@ def kernel_pixels(step: Step, level: Level) -> float:
     """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
     if step.tile_size.max_elements is None:
         return math.inf
-    is_full = level == "full"
+    is_full = level in IN_TILES
     counted = counted_steps.find_kernel_pixels(step.model.encoder, is_full)
     return counted or largest_pixels_of_kernels(step.model.encoder, is_full)
 

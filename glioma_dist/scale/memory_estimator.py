@@ -7,6 +7,7 @@ bytes of every tensor storage alive at once. Workspaces that a kernel takes and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,34 +17,59 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.gradients import compute_gradients
+from glioma_dist.scale.host_memory import ImaginaryMemory
+from glioma_dist.scale.offload import offload_of
 from glioma_dist.scale.step_memory import Allocation, StepMemory
 from glioma_dist.scale.storage_ledger import StorageLedger, count_step
 from glioma_dist.size import Size
 
 
 def estimate_unet_step(
-    model: nn.Module, loss: Callable, size: Size, batch_size: int = 1, bf16: bool = False, num_micro_batches: int = 1
+    model: nn.Module,
+    loss: Callable,
+    size: Size,
+    batch_size: int = 1,
+    bf16: bool = False,
+    num_micro_batches: int = 1,
+    in_backward: bool = False,
 ) -> StepMemory:
     """Count one training step of this package: on uint8 images of `size`, which the step normalises.
 
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
     replaced by fake ones: it is of no use afterwards. loss: takes logits and a batch's masks, returns (B,).
+    in_backward: whether each weight moves as soon as its gradient is complete.
     """
-    return _count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches).at_peak()
+    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches, in_backward)
+    return replace(ledger.at_peak(), host=sum(host))
 
 
 def trace_unet_step(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
-) -> tuple[list[Allocation], int]:
-    """All storages of the step that `estimate_unet_step` counts, and the moment at which it begins."""
-    ledger = _count_unet_step(model, loss, size, batch_size, bf16)
-    return ledger.allocations(), ledger.begin
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    size: Size,
+    batch_size: int = 1,
+    bf16: bool = False,
+    in_backward: bool = False,
+) -> tuple[list[Allocation], int, list[int]]:
+    """All storages of the step that `estimate_unet_step` counts, the moment at which it begins, and the bytes of each
+    storage that waits in host memory."""
+    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16, in_backward=in_backward)
+    return ledger.allocations(), ledger.begin, host
 
 
 def _count_unet_step(
-    model: nn.Module, loss: Callable, size: Size, batch_size: int, bf16: bool, num_micro_batches: int = 1
-) -> StorageLedger:
+    model: nn.Module,
+    loss: Callable,
+    size: Size,
+    batch_size: int,
+    bf16: bool,
+    num_micro_batches: int = 1,
+    in_backward: bool = False,
+) -> tuple[StorageLedger, list[int]]:
     mode = FakeTensorMode()
+    host = ImaginaryMemory(mode)
+    if (offload := offload_of(model)) is not None:
+        offload.host = host
     make_fake(model, mode)
     compute_as_on_gpu(model)
 
@@ -53,10 +79,10 @@ def _count_unet_step(
         if isinstance(model, UNet) and model.outputs.target is not None:
             masks = torch.zeros(batch_size, 2, size.height, size.width, dtype=torch.uint8)
         autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
-        compute = partial(compute_gradients, after_forward=partial(ledger.name_rest, "kept"))
+        compute = partial(compute_gradients, after_forward=lambda _: ledger.name_rest("kept"))
         return compute(model, images, masks, loss, autocast, num_micro_batches=num_micro_batches)
 
-    return count_step(model, mode, step)
+    return count_step(model, mode, step, in_backward=in_backward), host.sizes
 
 
 def compute_as_on_gpu(model: nn.Module) -> None:

@@ -18,9 +18,10 @@ from glioma_dist.fingerprint import code_fingerprint
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
 from glioma_dist.scale.device_memory import GIB
+from glioma_dist.scale.host_memory import check_host_memory
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
 from glioma_dist.scale.micro_batches import allows_micro_batches, with_accumulation, with_exact_sum
-from glioma_dist.scale.step import LEVELS, Level, Step
+from glioma_dist.scale.step import IN_TILES, LEVELS, ON_DEVICE, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
@@ -154,7 +155,9 @@ def _peak_of_one(step: Step, level: Level) -> int:
     try:
         one = replace(step, batch_size=1)
         line = (
-            counted_steps.find_formula(one, level) if level == "full" and one.tile_size == largest_gpu_tile() else None
+            counted_steps.find_formula(one, level)
+            if level in IN_TILES and one.tile_size == largest_gpu_tile()
+            else None
         )
         if line is not None and step.num_devices == 1:
             return _on_each(line.at(*step_count.padded_units(step.size)), step).peak
@@ -189,32 +192,41 @@ def padded(size: Size) -> Size:
     return Size(*(math.ceil(side / SIDE_STEP) * SIDE_STEP for side in (size.width, size.height)))
 
 
-def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS) -> Level | None:
-    """The quickest level of recomputation with which the step fits into `memory` bytes; None where none does."""
-    return next((level for level in among if fits(step, level, memory)), None)
+def choose(step: Step, memory: float, among: Sequence[Level] = LEVELS, host: float | None = None) -> Level | None:
+    """The quickest level of recomputation with which the step fits into `memory` bytes, and where offload may be taken
+    into `host` bytes of the host; None where none does."""
+    among = [level for level in among if level in ON_DEVICE or host is not None]
+    found = next((level for level in among if fits(step, level, memory)), None)
+    return None if found == "offload" and count(step, found).host > (host or 0) else found
 
 
-def resolve(level: Literal["none", "selective", "full", "auto"], step: Step, memory: float) -> Level:
-    """`level`, and for auto the quickest that fits. Raises InputError where none does."""
+def resolve(level: Level | Literal["auto"], step: Step, memory: float, host: float | None = None) -> Level:
+    """`level`, and for auto the quickest that fits; offload only where `host` bytes of the host are known.
+    Raises InputError where none fits, and where offload needs more of the host."""
     if level != "auto":
         check_kernels(step, level)
+        if level == "offload" and host is not None:
+            check_host_memory(count(step, level).host, host)
         return level
     if not any(kernels_fit(step, each) for each in LEVELS):
         check_kernels(step, "full")
-    chosen = choose(step, memory)
+    chosen = choose(step, memory, host=host)
     if chosen is None:
-        raise InputError(f"--scale.activation-checkpointing auto: {advice(step, memory)}")
+        told = advice(step, memory, host=host)
+        raise InputError(f"--scale.activation-checkpointing auto: {told}")
     return chosen
 
 
-def advice(step: Step, memory: float, tried: Level | None = None) -> str:
-    """In words: what a step needs, and which flags make it fit into `memory` bytes; `tried` is known not to."""
-    chosen = choose(step, memory, LEVELS if tried is None else LEVELS[LEVELS.index(tried) + 1 :])
+def advice(step: Step, memory: float, tried: Level | None = None, host: float | None = None) -> str:
+    """In words: what a step needs, and which flags make it fit into `memory` bytes, and `host` of the host;
+    `tried` is known not to."""
+    levels = ON_DEVICE if host is None else LEVELS
+    chosen = choose(step, memory, levels if tried is None else LEVELS[LEVELS.index(tried) + 1 :], host)
     place = f"{step.spatial_parallel} devices" if step.spatial_parallel > 1 else "this device"
     asked = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size} on {place}"
     asked = asked if step.num_micro_batches == 1 else f"a micro-batch of {asked}"
     needs = ", ".join(
-        f"{count(step, level).peak / GIB:.1f} GiB with --scale.activation-checkpointing {level}" for level in LEVELS
+        f"{count(step, level).peak / GIB:.1f} GiB with --scale.activation-checkpointing {level}" for level in levels
     )
     text = f"{asked}: {needs} are needed; there are {memory / GIB:.1f} GiB"
     if chosen:
@@ -261,6 +273,7 @@ def _key(step: Step, level: Level, size: str) -> str | None:
         step.bf16,
         step.loss_name,
         step.freeze_encoder,
+        step.optimizer_in_backward,
         level,
         step.spatial_parallel,
         step.tile_size,

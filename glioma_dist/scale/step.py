@@ -13,9 +13,13 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.size import Size
 
-Level = Literal["none", "selective", "full"]
+Level = Literal["none", "selective", "full", "offload"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """From the quickest step to the smallest."""
+ON_DEVICE: tuple[Level, ...] = LEVELS[:3]
+"""Those that need no memory beside the device's."""
+IN_TILES: tuple[Level, ...] = ("full", "offload")
+"""Those that compute the largest maps in tiles; offload computes what full computes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Step:
     num_moments: int = 2
     """Numbers that the optimizer keeps for each weight: Adam's two moments, SGD's momentum, or none."""
     freeze_encoder: bool = False
+    optimizer_in_backward: bool = False
+    """Whether each gradient is freed as soon as it is complete."""
     has_exact_sum: bool = False
     """Whether gradients are added as 64-bit integers (--reproducible)."""
     tile_size: TileSize = field(kw_only=True)

@@ -17,7 +17,7 @@ from glioma_dist.scale.answers import is_own_encoder
 from glioma_dist.scale.memory_estimator import estimate_unet_step, trace_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
-from glioma_dist.scale.step import Level, Step
+from glioma_dist.scale.step import IN_TILES, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.size import Size
 
@@ -40,7 +40,8 @@ def count_at_size(step: Step, level: Level) -> StepMemory:
     """Count the step of one device at its own size."""
     model, size, _ = model_of_one_device(step, level)
     with _named(step):
-        return estimate_unet_step(model, step.loss, size, step.batch_size, step.bf16)
+        asked = (step.loss, size, step.batch_size, step.bf16)
+        return estimate_unet_step(model, *asked, in_backward=step.optimizer_in_backward)
 
 
 def count_sent(step: Step, level: Level) -> tuple[int, int]:
@@ -56,7 +57,7 @@ def has_formula(step: Step, level: Level) -> bool:
     32. Only for a batch of one, because larger batches are rarely asked for."""
     sides = (step.size.height, step.size.width)
     return (
-        level != "full"
+        level not in IN_TILES
         and step.spatial_parallel == 1
         and step.batch_size == 1
         and all(side % UNIT == 0 and side >= LEAST_UNITS * UNIT for side in sides)
@@ -67,7 +68,7 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
     """The memory of the step at any size, from one trace; None where a count at another size shows that it is no
     formula."""
     formula = trace_formula(step, level)
-    return formula if level == "full" or is_exact(formula, step, level) else None
+    return formula if level in IN_TILES or is_exact(formula, step, level) else None
 
 
 def trace_formula(step: Step, level: Level) -> SizeFormula:
@@ -75,11 +76,12 @@ def trace_formula(step: Step, level: Level) -> SizeFormula:
     traced = Size(TRACE_WIDTH * UNIT, TRACE_HEIGHT * UNIT)
     model, _, _ = model_of_one_device(step, level)
     with _named(step):
-        allocations, begin = trace_unet_step(model, step.loss, traced, step.batch_size, step.bf16)
+        asked = (step.loss, traced, step.batch_size, step.bf16, step.optimizer_in_backward)
+        allocations, begin, host = trace_unet_step(model, *asked)
     largest = max(each.num_bytes for each in allocations if each.part in ("kept", "momentary"))
     pixels = traced.width * traced.height
-    # At least two bytes an element.
-    return SizeFormula.of_trace(allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, 2 * FORMULA_ELEMENTS * pixels // largest)
+    most_pixels = 2 * FORMULA_ELEMENTS * pixels // largest  # at least two bytes an element
+    return SizeFormula.of_trace(allocations, begin, TRACE_HEIGHT, TRACE_WIDTH, most_pixels, host)
 
 
 def is_exact(formula: SizeFormula, step: Step, level: Level) -> bool:

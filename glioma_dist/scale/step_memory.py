@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Part = Literal["parameters", "optimizer", "gradients", "kept", "momentary"]
@@ -28,6 +28,8 @@ class StepMemory:
     """Activations: kept from the forward pass for the backward pass."""
     momentary: int
     """Everything else: tensors of the operations of that moment."""
+    host: int = field(default=0, kw_only=True)
+    """Of host memory, where the level offload keeps activations: not on the device, and no part of `peak`."""
 
     @property
     def peak(self) -> int:
@@ -85,19 +87,29 @@ class SizeFormula:
     """For each moment that can be the peak, in their order: the coefficients of each of `PARTS`."""
     max_pixels: int
     """Pixels of an image beyond which the formula does not hold, because maps may exceed the limits of kernels."""
+    host: Coefficients = NOTHING
+    """Of the bytes in host memory."""
 
     def at(self, height: int, width: int) -> StepMemory:
         """The memory at the peak. height, width: in units of 32 pixels."""
         basis = (1, height, width, height * width)
         peaks = [[sum(map(int.__mul__, basis, coefficients)) for coefficients in moment] for moment in self.moments]
-        return StepMemory(*max(peaks, key=sum))
+        return StepMemory(*max(peaks, key=sum), host=sum(map(int.__mul__, basis, self.host)))
 
     @classmethod
-    def of_trace(cls, trace: Iterable[Allocation], begin: int, height: int, width: int, max_pixels: int) -> SizeFormula:
+    def of_trace(
+        cls,
+        trace: Iterable[Allocation],
+        begin: int,
+        height: int,
+        width: int,
+        max_pixels: int,
+        host_bytes: Iterable[int] = (),
+    ) -> SizeFormula:
         """Make the formula from a step at one size, whose height and width in units are primes that divide no number of
         channels. The bytes of each storage then show whether it grows with the height, the width, both or neither.
 
-        begin: the moment at which the step begins.
+        begin: the moment at which the step begins. host_bytes: of each storage in host memory.
         """
         events: list[tuple[int, int, Part, Coefficients]] = []
         for each in trace:
@@ -121,7 +133,10 @@ class SizeFormula:
             if not any(_reaches(other, total) for other, _ in found):
                 found = [each for each in found if not _reaches(total, each[0])]
                 found.append((total, tuple(alive[name] for name in PARTS)))
-        return cls(tuple(parts for _, parts in found), max_pixels)
+        host = NOTHING
+        for number in host_bytes:
+            host = _added(host, _coefficients(Allocation(number, 0, None, "kept"), height, width))
+        return cls(tuple(parts for _, parts in found), max_pixels, host)
 
     @classmethod
     def of_json(cls, values: dict) -> SizeFormula:
@@ -129,7 +144,10 @@ class SizeFormula:
         found = tuple(tuple(tuple(map(int, each)) for each in moment) for moment in values["moments"])
         if not found or any(len(moment) != len(PARTS) or any(len(each) != 4 for each in moment) for moment in found):
             raise ValueError("no formula of a step's memory")
-        return cls(found, int(values["max_pixels"]))
+        host = tuple(map(int, values.get("host", NOTHING)))
+        if len(host) != len(NOTHING):
+            raise ValueError("no formula of bytes in host memory")
+        return cls(found, int(values["max_pixels"]), host)
 
 
 def _coefficients(allocation: Allocation, height: int, width: int) -> Coefficients:

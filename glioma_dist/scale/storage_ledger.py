@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,22 +134,37 @@ def count_step(
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     above: AbstractContextManager | None = None,
     unused: Sequence[nn.Parameter] = (),
+    in_backward: bool = False,
 ) -> StorageLedger:
     """Count `step`, which makes the gradients of `model`'s fake parameters, and the optimizer's step after it.
 
     step: returns what a training step holds until its end. make_optimizer: takes the parameters. above: a mode of
     PyTorch in which everything runs, and which sees each operation first. unused: parameters that get no gradient.
+    in_backward: whether each weight moves as soon as its gradient is complete.
     """
     with mode, StorageLedger() as ledger, above or nullcontext():
         ledger.name("parameters", (*model.parameters(), *model.buffers()))
         optimizer = make_optimizer(list(model.parameters()))
         _make_states(optimizer, model, ledger, unused)
         ledger.begin_step()
+        if in_backward:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(partial(_let_go_of_gradient, ledger))
         _held = step(ledger)
         ledger.name("gradients", (each.grad for each in model.parameters() if each.grad is not None))
         ledger.phase, ledger.module = "optimizer", ""
-        optimizer.step()
+        if not in_backward:
+            optimizer.step()
     return ledger
+
+
+def _let_go_of_gradient(ledger: StorageLedger, parameter: Tensor) -> None:
+    """In place of Adam's step of one weight: as much temporary memory as it takes on a CPU, at most."""
+    if parameter.grad is not None:
+        ledger.name("gradients", [parameter.grad])
+    _temporary = [torch.empty_like(parameter) for _ in range(2)]
+    parameter.grad = None
 
 
 def _make_states(

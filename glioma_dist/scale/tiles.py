@@ -21,7 +21,7 @@ from glioma_dist.scale.tiled_statistics import Statistics, chunks
 
 TILE_NUMBERS = CPU_ELEMENTS
 """Largest number of elements of the widest map inside a tile on a CPU, if no size is given."""
-NUM_SETTINGS = 7
+NUM_SETTINGS = 8
 """Arguments of `_CheckpointInTiles` before the tensors."""
 
 
@@ -52,6 +52,7 @@ def checkpoint_in_tiles(
     statistics: Statistics | None = None,
     group: SpatialGroup | None = None,
     size: TileSize | None = None,
+    reuses_gradient: bool = False,
 ) -> Tensor:
     """Compute `function(*inputs, mean, variance)`, or `function(*inputs)` without `statistics`, one tile of rows at a
     time.
@@ -65,6 +66,8 @@ def checkpoint_in_tiles(
     statistics: computes mean and variance of the first map over all its rows.
     group: the processes that have the other rows of the image, if `function` needs neighbouring rows of them.
     size: of tiles; by default the size for the device of the maps.
+    reuses_gradient: whether the output's gradient may be written over, because only this function needs it. Where it
+        lies as the first map does, the map's gradient takes its place.
 
     Returns (B, C', ratio * H, ratio * W). Only `inputs` are kept for the backward pass. The gradients are those of
     `function` up to the order of sums.
@@ -74,7 +77,8 @@ def checkpoint_in_tiles(
     device = inputs[0].device
     size = size or (TileSize(TILE_NUMBERS) if device.type == "cpu" else default_tile_size(device))
     tiles = cut(inputs[0], ratio, inner_channels, group, size.widened if statistics else size.elements)
-    return _CheckpointInTiles.apply(function, tiles, size, ratio, statistics, group, len(inputs), *inputs, *trained)
+    settings = (function, tiles, size, ratio, statistics, group, reuses_gradient, len(inputs))
+    return _CheckpointInTiles.apply(*settings, *inputs, *trained)
 
 
 class _CheckpointInTiles(torch.autograd.Function):
@@ -87,6 +91,7 @@ class _CheckpointInTiles(torch.autograd.Function):
         ratio: int,
         statistics: Statistics | None,
         group: SpatialGroup,
+        reuses_gradient: bool,
         num_maps: int,
         *tensors: Tensor,
     ):
@@ -102,7 +107,7 @@ class _CheckpointInTiles(torch.autograd.Function):
                 output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout(part))
             output[:, :, tile.rows(ratio)] = part
         ctx.function, ctx.tiles, ctx.ratio, ctx.statistics, ctx.num_maps = function, tiles, ratio, statistics, num_maps
-        ctx.group, ctx.size = group, size
+        ctx.group, ctx.size, ctx.reuses_gradient = group, size, reuses_gradient
         ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
         return output
 
@@ -118,6 +123,9 @@ class _CheckpointInTiles(torch.autograd.Function):
             _Gradient(each, halo, ctx.size) if needed else None
             for each, halo, needed in zip(inputs, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
         ]
+        first = inputs[0]
+        if ctx.reuses_gradient and map_gradients[0] is not None and _lie_alike(gradient, first):
+            map_gradients[0] = _GradientInPlace(gradient, halos[0])
         totals = _Totals(num_found + len(parameters))
         # One context around all tiles: autocast converts the weights once, and drops them at its end.
         with torch.autocast(**ctx.autocast):
@@ -137,7 +145,8 @@ class _CheckpointInTiles(torch.autograd.Function):
                 inner = iter(gradients[: len(sources)])
                 for number, total in enumerate(map_gradients):
                     if total is not None:
-                        total.add(next(inner), tile.halo_start * (ctx.ratio if number else 1))
+                        factor = ctx.ratio if number else 1
+                        total.add(next(inner), tile.halo_start * factor, tile.stop * factor)
                 totals.add(gradients[len(sources) :])
         if ctx.statistics and map_gradients[0] is not None:
             ctx.statistics.add_gradient(map_gradients[0].inside, inputs[0], found, totals.values[:num_found])
@@ -157,8 +166,9 @@ class _Gradient:
             self.inside = torch.zeros_like(features)
         self.halo = [torch.zeros_like(each) for each in halo]
 
-    def add(self, part: Tensor, start: int) -> None:
-        """Add to the rows from `start` on; before row 0 and after the last is the halo."""
+    def add(self, part: Tensor, start: int, stop: int) -> None:
+        """Add to the rows from `start` on; before row 0 and after the last is the halo. stop: of the tile's own rows,
+        whose gradient is read no more."""
         first = -self.halo[0].shape[2]
         for total in (self.halo[0], self.inside, self.halo[1]):
             from_row, to_row = max(start, first), min(start + part.shape[2], first + total.shape[2])
@@ -171,6 +181,42 @@ class _Gradient:
         if group.size > 1:
             add_to_borders(self.inside, *group.exchange(*self.halo)())
         return self.inside
+
+
+class _GradientInPlace(_Gradient):
+    """The same, in the place of the output's gradient, whose rows are overwritten as they are no longer needed."""
+
+    def __init__(self, gradient: Tensor, halo: tuple[Tensor, Tensor]) -> None:
+        self.inside, self.halo = gradient, [torch.zeros_like(each) for each in halo]
+        self._num_done = 0
+        self._carried = gradient[:, :, :0]
+        """What the tile before gives to the first rows that are not done."""
+
+    def add(self, part: Tensor, start: int, stop: int) -> None:
+        """As _Gradient's. Tiles come in their order."""
+        height = self.inside.shape[2]
+        above, done, own, below, beyond = part.split(
+            _lengths(start, part.shape[2], (0, self._num_done, stop, height)), 2
+        )
+        if above.shape[2]:
+            self.halo[0] += above
+        if beyond.shape[2]:
+            self.halo[1] += beyond
+        self.inside[:, :, self._num_done - done.shape[2] : self._num_done] += done
+        self.inside[:, :, self._num_done : stop] = own
+        self.inside[:, :, self._num_done : self._num_done + self._carried.shape[2]] += self._carried
+        self._num_done, self._carried = stop, below.clone()
+
+
+def _lengths(start: int, num_rows: int, edges: Sequence[int]) -> list[int]:
+    """How many of the rows from `start` on lie before, between and after `edges`."""
+    end = start + num_rows
+    cuts = [start, *(min(max(each, start), end) for each in edges), end]
+    return [stop - begin for begin, stop in pairwise(cuts)]
+
+
+def _lie_alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
 class _Totals:

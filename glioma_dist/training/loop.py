@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
 
 import torch
-from torch import Tensor
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import checked
@@ -22,9 +20,8 @@ from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import Interrupted, NonFiniteError, RunError, StopRequested
 from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.scale.fsdp import clip_gradients
-from glioma_dist.scale.gradients import compute_gradients, read_numbers
+from glioma_dist.scale.gradients import read_numbers
 from glioma_dist.scale.loss_scale import overflow, scale_is_exhausted, step_was_skipped
-from glioma_dist.scale.optimizer import set_learning_rate
 from glioma_dist.training.ending import with_checkpoint, without_checkpoint
 from glioma_dist.training.launch_and_data import explained, join_spatial_group
 from glioma_dist.training.memory import explain_full_memory
@@ -37,6 +34,7 @@ from glioma_dist.training.result import TrainResult
 from glioma_dist.training.resume import LAST
 from glioma_dist.training.run_folder import RunFolder
 from glioma_dist.training.state import TrainState
+from glioma_dist.training.step_gradients import check_loss, compute_mean, let_weights_move, shared
 from glioma_dist.training.trainer import Scores, Trainer
 from glioma_dist.training.validation import validate
 
@@ -211,7 +209,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     any weight moves, where the loss of any image is not finite.
     """
     config, context, group = trainer.config, trainer.context, trainer.spatial_group
-    logits, losses = _gradients(trainer, batch)
+    logits, losses = compute_mean(trainer, batch, step)
     with torch.no_grad():
         outputs = trainer.outputs
         counts = class_counts(outputs.predicted(logits), outputs.mask(batch.masks), outputs.num_mask_channels)
@@ -222,28 +220,21 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
             sums = torch.stack([losses.double().sum() / group.size, scores.sum() / group.size])
             sums = context.accelerator.reduce(sums, reduction="sum")
     # Averaged over the processes by now, and so finite on all or on none.
-    norm = clip_gradients(trainer.model, context, config.clip_norm)
+    in_backward = trainer.in_backward
+    norm = clip_gradients(trainer.model, context, config.clip_norm) if in_backward is None else in_backward.norm()
     overflows = overflow(context.accelerator, trainer.optimizer)
     loss, score, norm, overflows = read_numbers(*sums, norm, overflows)
-    if not math.isfinite(loss):
-        keys = [key for key, value in zip(batch.keys, losses.tolist(), strict=True) if not math.isfinite(value)]
-        named = ", ".join(dict.fromkeys(context.gather_objects(keys)))
-        raise _shared(
-            NonFiniteError(
-                f"step {step + 1}: the loss is {loss} (samples {named}); "
-                f"look at these images, or give a smaller --lr than {config.lr}, in another --out"
-            )
-        )
+    check_loss(trainer, batch, step, loss, losses)
     if context.accelerator.scaler is None and not math.isfinite(norm):  # with fp16 its scale is looked at first
-        raise _shared(
+        raise shared(
             NonFiniteError(
                 f"step {step + 1}: the loss is {loss / config.batch_size} but its gradient is not finite; give a "
                 f"smaller --lr than {config.lr}, in another --out"
             )
         )
-    set_learning_rate(trainer.optimizer, trainer.learning_rate.at(step))
-    trainer.guard.weights_move = True
-    trainer.optimizer.step()
+    if in_backward is None:
+        let_weights_move(trainer, step)
+        trainer.optimizer.step()
     is_skipped = step_was_skipped(context.accelerator, trainer.optimizer, overflows)
     if trainer.average is not None and not is_skipped:
         trainer.average.update(step + 1)
@@ -253,35 +244,6 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> Scores | None:
     trainer.optimizer.zero_grad()
     if is_skipped:
         if scale_is_exhausted(context.accelerator):
-            raise _shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
+            raise shared(NonFiniteError(f"step {step + 1}: its gradient overflows fp16 at any loss scale; use bf16"))
         return None
     return Scores(loss / config.batch_size, score / config.batch_size)
-
-
-def _gradients(trainer: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Give each parameter the mean gradient of the whole batch. Returns logits and losses of this process's images."""
-    config, context = trainer.config, trainer.context
-    compute = partial(
-        compute_gradients,
-        trainer.model,
-        batch.images,
-        batch.masks,
-        partial(trainer.loss, group=trainer.spatial_group),
-        context.accelerator.autocast,
-        seeds=batch.seeds,
-        backward=context.accelerator.backward,
-    )
-    if trainer.reproducible is not None:
-        return trainer.reproducible.compute(partial(compute, num_micro_batches=len(batch.images)))
-    return compute(
-        # The engine averages gradients over processes: this makes of it the mean over the images of the whole batch.
-        factor=context.num_processes / config.batch_size,
-        num_micro_batches=config.scale.gradient_accumulation,
-        no_sync=partial(context.accelerator.no_sync, trainer.model),
-    )
-
-
-def _shared(error: RunError) -> RunError:
-    """Mark an error that every process of the run raises at this point."""
-    error.is_shared = True
-    return error

@@ -13,7 +13,7 @@ from glioma_dist.config.recipe import num_moments
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import training_loss
-from glioma_dist.scale.device_memory import GIB, device_memory, free_memory
+from glioma_dist.scale.device_memory import GIB, device_memory, free_host_memory, free_memory
 from glioma_dist.scale.micro_batches import images_at_once
 from glioma_dist.scale.planner import Level, Step, advice, count_if_known, resolve
 from glioma_dist.scale.tile_size import tile_size
@@ -40,6 +40,7 @@ def step_of(config: TrainConfig, context: DistributedContext) -> Step:
         has_average=config.ema_decay is not None,
         num_moments=num_moments(config.optimizer, config.momentum),
         freeze_encoder=config.freeze_encoder,
+        optimizer_in_backward=config.scale.optimizer_in_backward,
         tile_size=tile_size(config.scale.tile_elements, context.device),
         loss=training_loss(config),
     )
@@ -51,10 +52,19 @@ def choose_level(config: TrainConfig, context: DistributedContext) -> Level:
 
     Raises InputError if no level fits the memory, or if a GPU's kernels cannot take the tensors of the level.
     """
-    if config.scale.activation_checkpointing != "auto":
-        return resolve(config.scale.activation_checkpointing, step_of(config, context), math.inf)
+    level, step = config.scale.activation_checkpointing, step_of(config, context)
+    if level != "auto":
+        free = _free_on_host(context) if level == "offload" else None
+        # To count a step that is not known takes seconds, and on a CPU activations are on the host at every level.
+        is_checked = context.device.type == "cuda" or count_if_known(step, "offload") is not None
+        return resolve(level, step, math.inf, free if is_checked else None)
     free = context.gather_objects([free_memory(context.device, context.num_local_processes)])
-    return resolve("auto", step_of(config, context), min(free))
+    return resolve("auto", step, min(free), _free_on_host(context) if context.device.type == "cuda" else None)
+
+
+def _free_on_host(context: DistributedContext) -> float:
+    """Bytes that each process may fill with activations, the same on all."""
+    return min(context.gather_objects([free_host_memory(context.num_local_processes)]))
 
 
 def estimate_memory(config: TrainConfig, context: DistributedContext, level: Level) -> int | None:
@@ -78,7 +88,8 @@ def explain_full_memory(config: TrainConfig, context: DistributedContext, tried:
         if not is_out_of_memory(error):
             raise
         step, memory = step_of(config, context), device_memory(context.device, context.num_local_processes)
-        advise = partial(_advice_in_time, step, memory, tried)
+        host = free_host_memory(context.num_local_processes) if context.device.type == "cuda" else None
+        advise = partial(_advice_in_time, step, memory, tried, host)
         if context.num_processes == 1:
             raise MemoryFullError(f"{OUT_OF_MEMORY}: {advise()}") from error
         full = MemoryFullError(f"{OUT_OF_MEMORY} on rank {context.rank} with activation checkpointing {tried}")
@@ -86,13 +97,13 @@ def explain_full_memory(config: TrainConfig, context: DistributedContext, tried:
         raise full from error
 
 
-def _advice_in_time(step: Step, memory: float, tried: Level) -> str:
+def _advice_in_time(step: Step, memory: float, tried: Level, host_memory: float | None = None) -> str:
     """What fits; if it cannot be found within `SECONDS_FOR_ADVICE`, the command that finds it."""
     found: list[str] = []
 
     def find() -> None:
         with suppress(Exception):  # the advice is an extra: a thread's traceback would hide the reason
-            found.append(advice(step, memory, tried))
+            found.append(advice(step, memory, tried, host_memory))
 
     # In a thread, which ends with the process.
     thread = threading.Thread(target=find, daemon=True)

@@ -18,6 +18,7 @@ from glioma_dist.scale.fsdp import choose_shards
 from glioma_dist.scale.loss_scale import load_scaler_state
 from glioma_dist.scale.micro_batches import check_micro_batches
 from glioma_dist.scale.optimizer import make_optimizer
+from glioma_dist.scale.optimizer_in_backward import OptimizerInBackward, check_optimizer_in_backward
 from glioma_dist.scale.scale_model import resolve_layout, scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.launch_and_data import (
@@ -88,6 +89,7 @@ def prepare(
         model = synchronise_batch_norm(model, context.device)
     if not config.reproducible:
         check_micro_batches(model, config.model, config.scale.gradient_accumulation, config.batch_size // group.dp_size)
+    check_optimizer_in_backward(config, context)
     kind = pinned_level(config, old) or choose_level(config, context)
     if config.reproducible:
         check_reproducible(config, context, model)
@@ -118,7 +120,8 @@ def prepare(
         steps = ReproducibleSteps(context.accelerator.unwrap_model(model), context, config.batch_size, exponents)
     average = make_average(config, context.accelerator.unwrap_model(model), old)
     parts = (train, val, sampler, model, optimizer, rate, kind, group, metadata, folder, stop, pool)
-    trainer = Trainer(config, context, *parts, average=average, reproducible=steps)
+    in_backward = OptimizerInBackward(optimizer) if config.scale.optimizer_in_backward else None
+    trainer = Trainer(config, context, *parts, average=average, reproducible=steps, in_backward=in_backward)
     for kind, text in warnings:
         trainer.warnings.tell(kind, text)
     return trainer, state

@@ -24,6 +24,7 @@ from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import RunError
 from glioma_dist.losses import training_loss
 from glioma_dist.model.outputs import Outputs
+from glioma_dist.scale.optimizer_in_backward import OptimizerInBackward
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.training.data_watch import DataWatch
@@ -105,6 +106,8 @@ class Trainer:
     """Of the weights, where --ema-decay asks for one."""
     reproducible: ReproducibleSteps | None = None
     """With --reproducible: gradients and sums that do not depend on the number of processes."""
+    in_backward: OptimizerInBackward | None = None
+    """With --scale.optimizer-in-backward: moves each weight as soon as its gradient is complete."""
     guard: StepGuard = field(init=False)
     saver: CheckpointSaver = field(init=False)
     data_wait: DataWait = field(init=False, default_factory=DataWait)

@@ -22,7 +22,7 @@ SHARES = (1, 2)
 """Images of each process."""
 SIDE = 64
 TOLERANCE = 1e-9
-LEVELS = ("none", "selective", "full")
+LEVELS = ("none", "selective", "full", "offload")
 ENGINES = ("DDP", "FSDP2")
 TOGETHER = 4
 NARROW = [name for name in encoders.names() if name not in DEEPER]
@@ -83,6 +83,7 @@ def compare(names: tuple[str, ...], narrow: bool) -> dict[str, dict[str, tuple[f
     here = DistributedContext.start()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glioma_dist.scale.offload.MIN_BYTES", 1)
         if narrow:
             narrow_everything(patch)
         return {name: compare_encoder(name, here, variants_of(name, narrow)) for name in names}
@@ -91,12 +92,13 @@ def compare(names: tuple[str, ...], narrow: bool) -> dict[str, dict[str, tuple[f
 def variants_of(name: str, narrow: bool) -> tuple[tuple[str, str], ...]:
     """Engines and levels to compare. Without attention selective keeps of an encoder what full keeps, and of the
     decoder what none does: narrow encoders are not compared at it. Under FSDP2 every unit is gathered at the level full
-    as it is at none, and once more: of the narrow ones without attention one is compared at none as well."""
+    as it is at none, and once more: of the narrow ones without attention one is compared at none as well. So it is at
+    offload, which has the bits of full with every encoder (tests/unit/test_offload.py)."""
     if name.startswith("mit_") or not narrow:
         return tuple((engine, level) for level in LEVELS for engine in ENGINES)
     return (
         ("DDP", "none"),
-        *((("FSDP2", "none"),) if name == "resnet50" else ()),
+        *((("FSDP2", "none"), ("DDP", "offload"), ("FSDP2", "offload")) if name == "resnet50" else ()),
         ("DDP", "full"),
         ("FSDP2", "full"),
     )

@@ -87,7 +87,7 @@ def test_training_on_several_processes_equals_one(shards, tmp_path, num_processe
 
 
 @pytest.mark.equality(flag="DDP, activation checkpointing {kind}", encoder="mit_tiny", processes=2, kind="1e-9")
-@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+@pytest.mark.parametrize("kind", ["none", "selective", "full", "offload"])
 def test_in_double_precision_every_weight_and_buffer_of_two_processes_equals_one(shards, tmp_path, kind):
     """Whatever the two compute again. In fp32 the last bits of a sum decide on which side of a ReLU a pixel falls, and
     Adam makes steps of them; in fp64 nothing of that is left, and three steps must give the same network."""

@@ -43,6 +43,8 @@ once is enough, as each of its processes takes two seconds to find out how to sh
     [
         *(("DDP", number, kind, TWICE) for number in (1, 2, 3, 4) for kind in ("none", "full")),
         ("DDP", 3, "selective", TWICE),
+        ("DDP", 2, "offload", ONCE),
+        ("FSDP2", 2, "offload", ONCE),
         *(("FSDP2", number, "full", ONCE) for number in (2, 3)),
         *(pytest.param("FSDP2", number, "full", TWICE, marks=pytest.mark.slow) for number in (2, 3)),
     ],

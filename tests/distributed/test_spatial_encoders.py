@@ -129,7 +129,7 @@ def build_other(name: str) -> nn.Module:
 
 
 def test_a_few_encoders_on_two_processes():
-    cases = [*zip(QUICK, ("full", "none", "full"), strict=True), (QUICK[2], "none", "FSDP2")]
+    cases = [*zip(QUICK, ("full", "none", "offload"), strict=True), (QUICK[2], "none", "FSDP2")]
     found = run(compare_encoders, cases, 2, num_processes=2, timeout=240)
     assert [list(each) for each in found] == [[" ".join(case) for case in cases]] * 2
 
@@ -138,7 +138,7 @@ def test_a_few_encoders_on_two_processes():
 @pytest.mark.parametrize(("num_processes", "size"), [(2, 2), (3, 3), (4, 4), (4, 2)])
 def test_every_encoder(num_processes, size):
     """At each level of activation checkpointing; on four processes also two groups of two."""
-    levels = ("none", "full") if num_processes == 2 else ("full",)
+    levels = ("none", "full", "offload") if num_processes == 2 else ("full",)
     cases = [(name, level) for name in OTHERS for level in levels]
     for each in run(compare_encoders, cases, size, num_processes=num_processes, timeout=1800):
         print({name: f"{value:.1e}" for name, value in each.items()})

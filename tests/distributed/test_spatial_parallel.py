@@ -47,6 +47,7 @@ DOUBLE = [
     Case(2, 2, norm="group"),
     Case(2, 2, level="selective"),
     Case(4, 4, level="full"),
+    Case(2, 2, level="offload"),
     Case(2, 4, level="full", norm="group"),
     Case(2, 2, encoder="vgg19"),
     Case(4, 4, encoder="vgg19", level="full"),
@@ -61,6 +62,7 @@ def take_steps(case: Case) -> dict[str, Tensor]:
             narrow(patch, case.encoder)
         if not case.double:
             smooth(patch)
+        patch.setattr("glioma_dist.scale.offload.MIN_BYTES", 1)
         return _take_steps(case)
 
 

@@ -17,7 +17,7 @@ from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.scale import activation_checkpointing, tiled_statistics, tiles
 from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, checkpoint_activations
 
-KINDS = ("selective", "full")
+KINDS = ("selective", "full", "offload")
 
 
 def build(encoder: str = "mit_tiny", norm: str = "batch") -> UNet:
@@ -117,7 +117,7 @@ def take_frozen_step(model: UNet) -> dict[str, Tensor]:
     return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("none", 1), ("selective", 1), ("full", 2)])
+@pytest.mark.parametrize(("kind", "expected"), [("none", 1), ("selective", 1), ("full", 2), ("offload", 2)])
 def test_what_is_computed_twice(kind, expected):
     """Attention, the costliest, is computed again by `all` only; the Mix-FFN by both."""
     model = build()
@@ -166,7 +166,7 @@ def test_two_forward_passes_before_one_backward_pass(kind):
 
 @pytest.mark.parametrize("level", ["auto", "Full", "", None, 3])
 def test_another_level_is_refused(level):
-    with pytest.raises(InputError, match="give none, selective or full"):
+    with pytest.raises(InputError, match="give none, selective, full or offload"):
         checkpoint_activations(build(), level)
 
 

@@ -26,7 +26,7 @@ from glioma_dist.scale.memory_estimator import compute_as_on_gpu
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 
-LEVELS = ("none", "selective", "full")
+LEVELS = ("none", "selective", "full", "offload")
 REFUSED = {
     "AvgPool3d": "avg_pool3d_backward",
     "AdaptiveAvgPool2d": "_adaptive_avg_pool2d_backward",

@@ -400,7 +400,7 @@ def test_the_limit_of_a_control_group_counts(most, tmp_path, monkeypatch):
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
     free = [*memory._free_in(tmp_path, "memory.max", "memory.current")]
     assert free == ([] if most == "max" else [3 * GIB // 2])
-    monkeypatch.setattr(memory, "_free_in_cgroups", lambda: iter(free))
+    monkeypatch.setattr(memory, "free_in_cgroups", lambda: iter(free))
     limit = memory.memory_limit(None) - memory.resident_bytes()
     assert limit > 0
     assert most == "max" or limit <= 3 * GIB // 2

@@ -101,6 +101,7 @@ def watch_step(
             loss=training_loss(config),
             average=None,
             reproducible=None,
+            in_backward=None,
         )
         images = torch.zeros(len(SEEDS), 1, SIDE, SIDE, dtype=torch.uint8, device=CUDA)
         batch = Batch(images, images[:, 0], SEEDS, ("one", "other"))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import ctypes
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,11 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from glioma_dist.evaluation.network import Network
 from glioma_dist.model.unet import unwrapped
-from glioma_dist.scale.device_memory import free_memory
+from glioma_dist.scale.device_memory import free_in_cgroups, free_memory
 
 FREE_SHARE = 0.9
 """Of the memory that is free now: what other programs take meanwhile comes from the rest."""
-CGROUP = Path("/sys/fs/cgroup")
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD, MALLOPT_MMAP_MAX = -1, -3, -4
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
 MAPPED_BYTES, MOST_MAPPED = 2**20, 65536
@@ -51,36 +47,8 @@ def memory_limit(asked: int | None, num_local_processes: int = 1) -> int:
     """
     if asked is not None:
         return asked
-    free = min([psutil.virtual_memory().available, *_free_in_cgroups()])
+    free = min([psutil.virtual_memory().available, *free_in_cgroups()])
     return resident_bytes() + int(free * FREE_SHARE / num_local_processes)
-
-
-def _free_in_cgroups() -> Iterator[int]:
-    """What the limits of this process's control groups leave: of containers, and of jobs of SLURM and systemd."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, name = line.split(":", 2)
-            v2 = controllers == ""
-            if not v2 and "memory" not in controllers.split(","):
-                continue
-            root = CGROUP if v2 else CGROUP / "memory"
-            files = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            folder = root / name.strip("/")
-            for each in (folder, *folder.parents):
-                if each == CGROUP.parent:
-                    break
-                yield from _free_in(each, *files)
-
-
-def _free_in(folder: Path, limit: str, usage: str) -> Iterator[int]:
-    with contextlib.suppress(OSError, ValueError):
-        most = int((folder / limit).read_text())  # "max" where there is none
-        used = int((folder / usage).read_text())
-        cached = 0
-        with contextlib.suppress(OSError, ValueError):
-            told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            cached = int(told.get("inactive_file", 0))  # the system gives it back when somebody needs it
-        yield max(0, most - used + cached)
 
 
 def hand_back_freed_memory() -> None:

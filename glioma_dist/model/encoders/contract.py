@@ -96,6 +96,9 @@ class Encoder(nn.Module):
         """Run a segment of `forward`, from feature map to feature map. Activation checkpointing replaces this function.
         A segment that runs batch norms must be an `nn.Module` that holds them, and no segment may change its input in
         place. An encoder that never calls it keeps all its activations."""
+        self.has_short_segments = False
+        """Whether each segment is as short as can be, because what is kept between segments takes no memory of the
+        device (offload)."""
         self.memory_format: Any = torch.contiguous_format
         """In which `forward` lays out its maps."""
 

@@ -70,7 +70,7 @@ class MitEncoder(Encoder):
             scales = self.stochastic_depth.draw(scales, images.device)
         features, outputs, first = images, [], 0
         for stage in self.segformer["stages"]:
-            for layers in segments_of(len(stage.blocks)):
+            for layers in segments_of(len(stage.blocks), self.has_short_segments):
                 branches = [self.stochastic_depth.of_layer(scales, first + number) for number in layers]
                 features = self.run_segment(partial(stage.compute_layers, layers, branches), features)
             features = features.contiguous(memory_format=self.memory_format)
@@ -281,8 +281,8 @@ def as_map(tokens: Tensor, height: int, width: int) -> Tensor:
     return channels_first.view(*channels_first.shape[:2], height, width)
 
 
-def segments_of(depth: int) -> list[range]:
+def segments_of(depth: int, are_short: bool = False) -> list[range]:
     """A stage's layers one by one, or two by two in deep stages (the third's of b2 and larger): there are so many that
     what recomputation keeps between them outweighs what two of them hold at once."""
-    length = 2 if depth >= DEEP_STAGE else 1
+    length = 2 if depth >= DEEP_STAGE and not are_short else 1
     return [range(first, min(first + length, depth)) for first in range(0, depth, length)]

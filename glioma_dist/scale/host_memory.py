@@ -1,0 +1,155 @@
+"""Memory of the host in which a step's activations wait, and the copies to it and back."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from glioma_dist.errors import InputError
+from glioma_dist.scale.device_memory import GIB
+
+
+class HostMemory:
+    """Memory that is allocated in the first step and used again in each further one. Beside a CPU: copies are complete
+    as soon as they begin."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Tensor]] = {}
+
+    def leave(self, source: Tensor) -> tuple[Any, Any]:
+        """Begin to copy (bytes,) uint8 to the host. Returns where it is, and what to wait for."""
+        memory = self._take(source)
+        memory.copy_(source)
+        return memory, None
+
+    def arrive(self, memory: Any, target: Tensor) -> Any:
+        """Begin to copy it back to `target` (bytes,) uint8. Returns what to wait for."""
+        target.copy_(memory)
+
+    def wait(self, done: Any) -> None:
+        """Have what is computed from now on begin after a copy."""
+
+    def place(self, empty: Tensor, storage: torch.UntypedStorage, *layout: Any) -> Tensor:
+        """Have a tensor lie in a storage. layout: offset, size and strides."""
+        return empty.set_(storage, *layout)
+
+    def flat(self, storage: torch.UntypedStorage, device: torch.device) -> Tensor:
+        """All of a storage on a device, (bytes,) uint8."""
+        return self.place(torch.empty(0, dtype=torch.uint8, device=device), storage)
+
+    def release(self, memory: Any) -> None:
+        """Nothing needs it any more. Copies that have begun come before those that follow."""
+        self._free.setdefault(len(memory), []).append(memory)
+
+    def _take(self, source: Tensor) -> Tensor:
+        free = self._free.get(len(source))
+        if free:
+            return free.pop()
+        self._give_up()  # images have another size now, or nothing is free
+        return torch.empty(len(source), dtype=torch.uint8)
+
+    def _give_up(self) -> None:
+        self._free.clear()
+
+
+class LockedMemory(HostMemory):
+    """The same beside a GPU: page-locked, so that copies on a stream of their own pass beside the computation.
+
+    Pages are locked once, when memory is allocated. Where the system locks no more, the CPU waits for the copies.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._locked: dict[int, Tensor] = {}
+        weakref.finalize(self, _unlock, self._locked).atexit = False
+
+    def leave(self, source: Tensor) -> tuple[Any, Any]:
+        """As HostMemory's. The source must stay until the copy has been waited for."""
+        memory = self._take(source)
+        return memory, self._copy(memory, source)
+
+    def arrive(self, memory: Any, target: Tensor) -> Any:
+        """As HostMemory's. The target must stay until the copy has been waited for."""
+        return self._copy(target, memory)
+
+    def wait(self, done: Any) -> None:
+        """As HostMemory's: the current stream waits, the CPU does not."""
+        torch.cuda.current_stream(self._device).wait_event(done)
+
+    def _copy(self, target: Tensor, source: Tensor) -> Any:
+        # Before the other stream is entered: what is computed now made the source, or used the target's memory.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+            return self._stream.record_event()
+
+    def _take(self, source: Tensor) -> Tensor:
+        memory = super()._take(source)
+        if memory.data_ptr() not in self._locked:
+            if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), len(memory), 0)) == 0:
+                self._locked[memory.data_ptr()] = memory
+            else:  # CUDA keeps the error for the next call that asks
+                with suppress(RuntimeError):
+                    torch.zeros(1, device=self._device)
+        return memory
+
+    def _give_up(self) -> None:
+        if self._free:
+            self._stream.synchronize()
+            for memory in (each for size in self._free.values() for each in size):
+                _unlock({memory.data_ptr(): self._locked.pop(memory.data_ptr(), None)})
+            super()._give_up()
+
+
+class ImaginaryMemory(HostMemory):
+    """No memory, for estimates: only its bytes are counted."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self._mode = mode
+        self.sizes: list[int] = []
+        """Bytes of each storage that was copied to the host."""
+        self.bytes_back = 0
+
+    def leave(self, source: Tensor) -> tuple[Any, Any]:
+        """As HostMemory's."""
+        self.sizes.append(len(source))
+        return None, None
+
+    def arrive(self, memory: Any, target: Tensor) -> Any:
+        """As HostMemory's."""
+        self.bytes_back += len(target)
+
+    def place(self, empty: Tensor, storage: torch.UntypedStorage, *layout: Any) -> Tensor:
+        """As HostMemory's. The cache of fake tensors would keep the storage."""
+        before, self._mode.cache_enabled = self._mode.cache_enabled, False
+        try:
+            return super().place(empty, storage, *layout)
+        finally:
+            self._mode.cache_enabled = before
+
+    def release(self, memory: Any) -> None:
+        """As HostMemory's."""
+
+
+def check_host_memory(needed: int, free: float) -> None:
+    """Raises InputError if activations of `needed` bytes for each device do not fit the `free` bytes of the host."""
+    if needed > free:
+        raise InputError(
+            f"--scale.activation-checkpointing offload: {needed / GIB:.1f} GiB of host memory are needed for each "
+            f"device, and {free / GIB:.1f} GiB are free; give --scale.activation-checkpointing full or a "
+            "smaller --batch-size"
+        )
+
+
+def _unlock(locked: dict[int, Tensor | None]) -> None:
+    for place, memory in locked.items():
+        if memory is not None:
+            torch.cuda.cudart().cudaHostUnregister(place)
+    locked.clear()
