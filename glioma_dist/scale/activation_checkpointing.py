@@ -7,27 +7,25 @@ Outputs, gradients and buffers are those of the plain model: nothing in the mode
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
+from glioma_dist.model.decoder import BilinearDecoder, CenterBlock
+from glioma_dist.model.encoders.contract import compute
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
-from glioma_dist.model.upsampling import BilinearUpsample
-from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
-from glioma_dist.scale.spatial_group import SpatialGroup
-from glioma_dist.scale.tile_size import TileSize, default_tile_size
-from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
+from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan, DecoderPlan, Keeps, of_unit
+from glioma_dist.scale.tile_size import TileSize
+from glioma_dist.scale.tiled_block import TiledBlock
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 
 _ATEN = torch.ops.aten
@@ -41,7 +39,7 @@ ATTENTION_KERNELS = (
 
 
 def checkpoint_activations(
-    model: UNet, level: Literal["none", "selective", "full"], tile_size: TileSize | None = None
+    model: UNet, level: Literal["none", "selective", "full"] | CheckpointPlan, tile_size: TileSize | None = None
 ) -> None:
     """Make `model` compute activations again in its backward pass instead of keeping them.
 
@@ -52,36 +50,35 @@ def checkpoint_activations(
     full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
+    A `CheckpointPlan` says the same of each part; the levels are three of them.
     At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
 
     tile_size: by default the size for the device that computes.
 
     Raises InputError for another level, and for a model that is no U-Net of this package.
     """
-    if level not in ("none", "selective", "full"):
+    plan = LEVEL_PLANS.get(level) if isinstance(level, str) else level
+    if not isinstance(plan, CheckpointPlan):
         raise InputError(f"level {one_line(repr(level), 80)}: give none, selective or full")
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
-    kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level == "full" else LargeDecoder}
-    settings = {DecoderBlock: {"always": level == "full", "tile_size": tile_size}}
+    settings = {
+        id(block): {"always": unit.cut == "tiles", "tile_size": tile_size}
+        for block, unit in zip(model.decoder.blocks, plan.decoder[1:], strict=True)
+    }
     replace_modules(
-        model,
-        lambda _, module: (
-            rebuild(module, kinds[type(module)], **settings.get(type(module), {})) if type(module) in kinds else None
-        ),
+        model, lambda _, module: rebuild(module, TiledBlock, **settings[id(module)]) if id(module) in settings else None
     )
-    if level == "none":
-        return
-    attention = model.encoder.attention_layers()
-    model.encoder.run_segment = compute_segment_again
-    if level == "selective" and attention:
-        memory = AttentionMemory()
-        for layer in attention:
-            layer.attend = RememberedAttention(layer.attend, memory)
-        model.encoder.run_segment = partial(compute_again_but_attention, memory)
-    if level == "full":
-        for layer in model.encoder.tileable_layers():
-            layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
+    model.decoder = rebuild(model.decoder, PlannedDecoder, plan=plan.decoder)
+    attention = model.encoder.attention_layers() if "attention" in plan.segments else ()
+    memory = AttentionMemory() if attention else None
+    for layer in attention:
+        layer.attend = RememberedAttention(layer.attend, memory)
+    keeps_all = set(plan.segments) == {"all"}
+    model.encoder.run_segment = compute if keeps_all else PlannedSegments(model.encoder, plan.segments, memory)
+    for number, layer in enumerate(model.encoder.tileable_layers()):
+        in_tiles = of_unit(plan.layers, number) == "tiles"
+        layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size) if in_tiles else None
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
@@ -103,6 +100,27 @@ def compute_again_but_attention(memory: AttentionMemory, part: Callable[[Tensor]
 
 # Nothing draws from a global generator, so none has its state copied from the GPU and put back.
 _checkpoint = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
+class PlannedSegments:
+    """An encoder's `run_segment`: keeps of each segment what the plan says, by its number in the forward pass."""
+
+    def __init__(self, encoder: nn.Module, plan: Sequence[Keeps], memory: AttentionMemory | None) -> None:
+        self.plan, self.memory, self.number = plan, memory, 0
+        encoder.register_forward_pre_hook(self.begin)
+
+    def begin(self, *_: object) -> None:
+        """A forward pass begins."""
+        self.number = 0
+
+    def __call__(self, part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        keeps = of_unit(self.plan, self.number)
+        self.number += 1
+        if keeps == "all":
+            return part(features)
+        if keeps == "attention" and self.memory is not None:
+            return compute_again_but_attention(self.memory, part, features)
+        return compute_segment_again(part, features)
 
 
 class AttentionMemory:
@@ -181,101 +199,24 @@ class _AttentionReplayer(TorchDispatchMode):
         return self.kept.popleft() if func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
 
 
-class TiledBlock(DecoderBlock):
-    """A decoder block that can be computed in tiles. Then only the outputs of its two convolutions exist for all rows;
-    everything between them exists for one tile of rows at a time."""
+class PlannedDecoder(BilinearDecoder):
+    """Keeps of its center and its blocks what the plan says. The last block computes the head, too, so that both can
+    work on the same tiles."""
 
-    spatial_group = SpatialGroup()
-    always = True
-    """Whether the block is computed in tiles at any size, or only if a kernel cannot take its maps."""
-    tile_size: TileSize | None = None
-
-    def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
-        """As DecoderBlock's; with `head` what it makes of the block's output."""
-        if not self.always and not self._too_large(max(self.conv1.in_channels, self.conv1.out_channels), features, 2):
-            features = super().forward(features, skip)
-            return features if head is None else head(features)
-        inputs = [features] if skip is None else [features, skip]
-        parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
-        features = checkpoint_in_tiles(
-            self._upsample_and_convolve,
-            inputs,
-            parameters,
-            inner_channels,
-            ratio=2,
-            group=self.spatial_group,
-            size=self.tile_size,
-        )
-        features = self._normalise_and_convolve(self.norm1, self.conv2, features)
-        if head is not None or self._too_large(features.shape[1], features):
-            return self._normalise_and_convolve(self.norm2, head, features)
-        return functional.relu(self.norm2(features), inplace=True)
-
-    def _too_large(self, channels: int, features: Tensor, ratio: int = 1) -> bool:
-        """Whether a map of `channels`, with `ratio` rows and columns for each of `features`, is too large for a kernel.
-
-        The process with the most rows of an image decides, so that all processes do the same.
-        """
-        num_images, _, height, width = features.shape
-        units = self.spatial_group.units
-        most_rows = height * max(units) // units[self.spatial_group.rank]
-        size = self.tile_size or default_tile_size(features.device)
-        return size.too_large(num_images, channels, ratio * most_rows, ratio * width)
-
-    def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
-        features = BilinearUpsample.forward(self.upsample, features)  # a tile brings the neighbours' rows with it
-        return _convolve(self.conv1, torch.cat([features, *skips], dim=1))
-
-    def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d | None, features: Tensor) -> Tensor:
-        """convolution(relu(norm(features))) in tiles; without a convolution relu(norm(features))."""
-
-        def compute_tile(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-            part = functional.relu(normalise_with(norm, part, mean, variance), inplace=True)
-            return part if convolution is None else _convolve(convolution, part)
-
-        if isinstance(norm, nn.GroupNorm):
-            statistics: Statistics = GroupStatistics(norm, self.spatial_group, self.tile_size)
-        else:
-            statistics = BatchStatistics(norm, isinstance(norm, OVER_PROCESSES), self.tile_size)
-        return checkpoint_in_tiles(
-            compute_tile,
-            [features],
-            [*norm.parameters(), *([] if convolution is None else convolution.parameters())],
-            features.shape[1],
-            statistics=statistics,
-            group=self.spatial_group,
-            size=self.tile_size,
-        )
-
-
-def _convolve(convolution: nn.Conv2d, part: Tensor) -> Tensor:
-    """Compute as a plain convolution, also if the module works on strips: a tile includes the neighbours' rows."""
-    return nn.Conv2d.forward(convolution, part)
-
-
-class LargeDecoder(BilinearDecoder):
-    """The plain decoder; its last block computes the head, too, so that both can work on the same tiles."""
-
-    def forward(self, encoder_features: list[Tensor]) -> Tensor:
-        """As BilinearDecoder's."""
-        features, skips = self.center(encoder_features[-1]), self.skips(encoder_features)
-        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
-            features = block(features, skip)
-        return self.blocks[-1](features, skips[-1], self.head)
-
-
-class CheckpointedDecoder(BilinearDecoder):
-    """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
-    convolutions."""
+    plan: tuple[DecoderPlan, ...]
 
     def forward(self, encoder_features: list[Tensor]) -> Tensor:
         """encoder_features: the encoder's, finest first. Returns logits (B, num_outputs, H, W) at full size."""
         features, skips = encoder_features[-1], self.skips(encoder_features)
         if isinstance(self.center, CenterBlock):
-            features = compute_segment_again(self.center, features)
-        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
-            features = compute_again(block, features, skip, norms=block)
-        return self.blocks[-1](features, skips[-1], self.head)
+            features = self._compute(self.center, self.plan[0], features)
+        for block, unit, skip in zip(self.blocks[:-1], self.plan[1:-1], skips[:-1], strict=True):
+            features = self._compute(block, unit, features, skip)
+        return self._compute(self.blocks[-1], self.plan[-1], features, skips[-1], self.head)
+
+    @staticmethod
+    def _compute(block: nn.Module, unit: DecoderPlan, *inputs: Any) -> Tensor:
+        return block(*inputs) if unit.keeps == "all" else compute_again(block, *inputs, norms=block)
 
 
 def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:

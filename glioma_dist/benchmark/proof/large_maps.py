@@ -13,8 +13,8 @@ from glioma_dist.benchmark.proof.lines import Findings, Setting, worst
 from glioma_dist.benchmark.proof.steps import build
 from glioma_dist.errors import InputError, is_out_of_memory
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.activation_checkpointing import TiledBlock
 from glioma_dist.scale.planner import Level
+from glioma_dist.scale.tiled_block import TiledBlock
 
 MEGAPIXELS = (68, 100, 135)
 """Of a batch: the upsampled map has 32 channels and passes 2^31 numbers at 67.1, the convolved one, 16, at 134.2."""

@@ -1,0 +1,87 @@
+"""A decoder block that can be computed in tiles of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glioma_dist.model.decoder import DecoderBlock
+from glioma_dist.model.upsampling import BilinearUpsample
+from glioma_dist.scale.batch_norm_layer import OVER_PROCESSES
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.tile_size import TileSize, default_tile_size
+from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
+from glioma_dist.scale.tiles import checkpoint_in_tiles
+
+
+class TiledBlock(DecoderBlock):
+    """A decoder block that can be computed in tiles. Then only the outputs of its two convolutions exist for all rows;
+    everything between them exists for one tile of rows at a time."""
+
+    spatial_group = SpatialGroup()
+    always = True
+    """Whether the block is computed in tiles at any size, or only if a kernel cannot take its maps."""
+    tile_size: TileSize | None = None
+
+    def forward(self, features: Tensor, skip: Tensor | None, head: nn.Conv2d | None = None) -> Tensor:
+        """As DecoderBlock's; with `head` what it makes of the block's output."""
+        if not self.always and not self._too_large(max(self.conv1.in_channels, self.conv1.out_channels), features, 2):
+            features = super().forward(features, skip)
+            return features if head is None else head(features)
+        inputs = [features] if skip is None else [features, skip]
+        parameters, inner_channels = list(self.conv1.parameters()), self.conv1.in_channels
+        features = checkpoint_in_tiles(
+            self._upsample_and_convolve,
+            inputs,
+            parameters,
+            inner_channels,
+            ratio=2,
+            group=self.spatial_group,
+            size=self.tile_size,
+        )
+        features = self._normalise_and_convolve(self.norm1, self.conv2, features)
+        if head is not None or self._too_large(features.shape[1], features):
+            return self._normalise_and_convolve(self.norm2, head, features)
+        return functional.relu(self.norm2(features), inplace=True)
+
+    def _too_large(self, channels: int, features: Tensor, ratio: int = 1) -> bool:
+        """Whether a map of `channels`, with `ratio` rows and columns for each of `features`, is too large for a kernel.
+
+        The process with the most rows of an image decides, so that all processes do the same.
+        """
+        num_images, _, height, width = features.shape
+        units = self.spatial_group.units
+        most_rows = height * max(units) // units[self.spatial_group.rank]
+        size = self.tile_size or default_tile_size(features.device)
+        return size.too_large(num_images, channels, ratio * most_rows, ratio * width)
+
+    def _upsample_and_convolve(self, features: Tensor, *skips: Tensor) -> Tensor:
+        features = BilinearUpsample.forward(self.upsample, features)  # a tile brings the neighbours' rows with it
+        return _convolve(self.conv1, torch.cat([features, *skips], dim=1))
+
+    def _normalise_and_convolve(self, norm: nn.Module, convolution: nn.Conv2d | None, features: Tensor) -> Tensor:
+        """convolution(relu(norm(features))) in tiles; without a convolution relu(norm(features))."""
+
+        def compute_tile(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+            part = functional.relu(normalise_with(norm, part, mean, variance), inplace=True)
+            return part if convolution is None else _convolve(convolution, part)
+
+        if isinstance(norm, nn.GroupNorm):
+            statistics: Statistics = GroupStatistics(norm, self.spatial_group, self.tile_size)
+        else:
+            statistics = BatchStatistics(norm, isinstance(norm, OVER_PROCESSES), self.tile_size)
+        return checkpoint_in_tiles(
+            compute_tile,
+            [features],
+            [*norm.parameters(), *([] if convolution is None else convolution.parameters())],
+            features.shape[1],
+            statistics=statistics,
+            group=self.spatial_group,
+            size=self.tile_size,
+        )
+
+
+def _convolve(convolution: nn.Conv2d, part: Tensor) -> Tensor:
+    """Compute as a plain convolution, also if the module works on strips: a tile includes the neighbours' rows."""
+    return nn.Conv2d.forward(convolution, part)
