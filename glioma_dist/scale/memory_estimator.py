@@ -29,31 +29,47 @@ def estimate_unet_step(
     model: takes normalised images (B, 3, H, W) and returns logits (B, 1, H, W). Its parameters and buffers are
     replaced by fake ones: it is of no use afterwards. loss: takes logits and a batch's masks, returns (B,).
     """
-    return _count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches).at_peak()
+    return count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches).at_peak()
 
 
 def trace_unet_step(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], size: Size, batch_size: int = 1, bf16: bool = False
 ) -> tuple[list[Allocation], int]:
     """All storages of the step that `estimate_unet_step` counts, and the moment at which it begins."""
-    ledger = _count_unet_step(model, loss, size, batch_size, bf16)
+    ledger = count_unet_step(model, loss, size, batch_size, bf16)
     return ledger.allocations(), ledger.begin
 
 
-def _count_unet_step(
-    model: nn.Module, loss: Callable, size: Size, batch_size: int, bf16: bool, num_micro_batches: int = 1
+def count_unet_step(
+    model: nn.Module,
+    loss: Callable,
+    size: Size,
+    batch_size: int,
+    bf16: bool,
+    num_micro_batches: int = 1,
+    begin: Callable[[StorageLedger], None] = lambda ledger: None,
+    after_forward: Callable[[], None] = lambda: None,
 ) -> StorageLedger:
+    """The ledger of the step that `estimate_unet_step` counts.
+
+    begin, after_forward: are called as the step begins, and between its two passes.
+    """
     mode = FakeTensorMode()
     make_fake(model, mode)
     compute_as_on_gpu(model)
 
     def step(ledger: StorageLedger) -> tuple[Any, ...]:
+        def between() -> None:
+            ledger.name_rest("kept")
+            after_forward()
+
+        begin(ledger)
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
         masks = images[:, 0]
         if isinstance(model, UNet) and model.outputs.target is not None:
             masks = torch.zeros(batch_size, 2, size.height, size.width, dtype=torch.uint8)
         autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
-        compute = partial(compute_gradients, after_forward=partial(ledger.name_rest, "kept"))
+        compute = partial(compute_gradients, after_forward=between)
         return compute(model, images, masks, loss, autocast, num_micro_batches=num_micro_batches)
 
     return count_step(model, mode, step)
