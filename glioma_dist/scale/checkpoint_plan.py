@@ -113,3 +113,9 @@ LEVEL_PLANS: dict[str, CheckpointPlan] = {
 }
 """The levels of --scale.activation-checkpointing. The last block begins the backward pass, when nothing is freed yet,
 so it is never computed again as a whole."""
+
+
+def layers_in_tiles(level: str | CheckpointPlan) -> bool:
+    """Whether all tileable layers of the encoder are computed in tiles."""
+    plan = level if isinstance(level, CheckpointPlan) else LEVEL_PLANS[level]
+    return set(plan.layers) == {"tiles"}

@@ -1,268 +1,128 @@
 """The plan of activation checkpointing that computes least a second time within a memory budget.
 
-A step is observed twice on fake tensors, as a whole and in tiles. From that follows what each unit of the network
-keeps, takes for a moment and computes with each choice. A unit's memory is added to what the units before it keep, so
-the cheapest plan is found exactly by dynamic programming over the units (`cheapest_plan`).
+A unit's memory is added to what the units before it keep, so the cheapest plan is found exactly by dynamic programming
+over the units, as the persistent schedules of Rotor (Beaumont et al. 2019, arXiv 1911.13214) are. The plan is then
+counted as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from glioma_dist.scale.checkpoint_plan import (
-    NUM_DECODER_UNITS,
-    PLAIN,
-    CheckpointPlan,
-    Cut,
-    DecoderPlan,
-    Keeps,
-)
-from glioma_dist.scale.memory_estimator import count_unet_step
+from glioma_dist.errors import InputError
+from glioma_dist.scale import answers, planner
+from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
+from glioma_dist.scale.device_memory import GIB
+from glioma_dist.scale.kernel_limits import check_kernels, kernels_fit
 from glioma_dist.scale.step import Step
-from glioma_dist.scale.step_count import model_of_one_device
-from glioma_dist.scale.unit_costs import MemoryCurve, ObservedUnit, Speed, UnitObserver, Work
+from glioma_dist.scale.step_memory import StepMemory
+from glioma_dist.scale.step_units import Option, StepUnits, observe
 
-CPU_SPEED = Speed(1e11, 2e10, 1e-5)
-"""Of a few cores: 100 GFLOP/s and 20 GB/s. A plan depends on the ratios only."""
-GPU_SPEED = Speed(312e12, 2.0e12, 1e-5)
-"""Of an A100 in bf16 (NVIDIA A100 80GB data sheet), and a bare operation of PyTorch (`tile_size.py`)."""
 MOST_STATES = 2**16
 """Beyond it, what units keep is rounded up to this part of what they keep at the level none, so that the number of
 states has a bound. Networks of the package have some hundreds."""
-OBSERVED: dict[Cut, CheckpointPlan] = {
-    cut: CheckpointPlan(("all",), (cut,), (PLAIN, *[DecoderPlan("all", cut)] * (NUM_DECODER_UNITS - 1)))
-    for cut in get_args(Cut)
-}
+NEAR = 0.01
+"""Of the budget. A level whose peak is so near to it is counted: its units' peak may be some bytes more."""
+MOST_COUNTS = 8
+"""Of plans that are counted until one fits."""
 
 
 @dataclass(frozen=True)
-class Option:
-    """One choice for a unit, compared with the level none."""
+class ChosenPlan:
+    """A plan, and what a step with it needs on one device."""
 
-    keeps: Keeps
-    cut: Cut
-    kept: int
-    """Bytes more, or less, from its forward to its backward pass."""
-    forward: int
-    """Peak of its forward pass above what is in use at its begin."""
-    backward: int
-    """Peak of its backward pass, what it computes again included, above what is in use at its begin."""
-    seconds: float
-    """Computed more than at the level none."""
-    flops: float
+    plan: CheckpointPlan
+    memory: StepMemory
+    recomputed_time: float
+    """Estimated time of what is computed more than at the level none, as a share of a step at that level."""
+    recomputed_flops: float
+    """The same of FLOPs."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A segment of the encoder, or the decoder's center or one of its blocks."""
+def choose_plan(step: Step, budget: float) -> ChosenPlan:
+    """The plan that computes least more than the level none, with a counted peak of at most `budget` bytes on a device.
 
-    options: tuple[Option, ...]
-    before: int
-    """Bytes in use at the level none as its forward pass begins."""
-    before_backward: int
-    """The same as its backward pass begins."""
-    layers: tuple[int, ...] = ()
-    """Numbers of its tileable layers."""
-
-
-@dataclass(frozen=True)
-class StepUnits:
-    """A step at the level none, unit by unit."""
-
-    segments: tuple[Unit, ...]
-    decoder: tuple[Unit, ...]
-    at_loss: int
-    """Peak bytes from the end of the last unit to the begin of its backward pass."""
-    rest: int
-    """Peak bytes of all else: the optimizer's step."""
-    kept: int
-    """Bytes that all units keep."""
-    seconds: float
-    """Of the whole step."""
-    flops: float
-
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        return self.segments + self.decoder
-
-    def peak(self, options: Sequence[Option]) -> int:
-        """Peak bytes with one option for each unit."""
-        peak, kept = self.rest, 0
-        for unit, option in zip(self.units, options, strict=True):
-            peak = max(peak, unit.before + kept + option.forward)
-            kept += option.kept
-            peak = max(peak, unit.before_backward + kept + option.backward)
-        return max(peak, self.at_loss + kept)
-
-    def plan(self, options: Sequence[Option]) -> CheckpointPlan:
-        """The plan that takes one option for each unit."""
-        number, cuts = len(self.segments), {}
-        for unit, option in zip(self.segments, options[:number], strict=True):
-            cuts |= dict.fromkeys(unit.layers, option.cut)
-        layers = tuple(cuts.get(each, "whole") for each in range(max(cuts, default=0) + 1))
-        decoder = [DecoderPlan(option.keeps, option.cut) for option in options[number:]]
-        if len(decoder) < NUM_DECODER_UNITS:  # no center
-            decoder.insert(0, PLAIN)
-        return CheckpointPlan(tuple(option.keeps for option in options[:number]), layers, tuple(decoder))
-
-    def options_of(self, plan: CheckpointPlan) -> tuple[Option, ...]:
-        """Inverse of `plan`; where a unit has no such option, the one that does the same."""
-        decoder = plan.decoder[len(plan.decoder) - len(self.decoder) :]
-        found = []
-        for number, unit in enumerate(self.segments):
-            cut = plan.layers[min(unit.layers[0], len(plan.layers) - 1)] if unit.layers else "whole"
-            found.append(_option(unit, plan.segments[min(number, len(plan.segments) - 1)], cut))
-        return (*found, *(_option(unit, each.keeps, each.cut) for unit, each in zip(self.decoder, decoder, strict=True)))
-
-
-def _option(unit: Unit, keeps: Keeps, cut: Cut) -> Option:
-    """The option of a unit. Where nothing attends, attention keeps the input; what has no tiles is whole."""
-    known = {(option.keeps, option.cut): option for option in unit.options}
-    for name in (keeps, "input", "all"):
-        for how in (cut, "whole"):
-            if (name, how) in known:
-                return known[name, how]
-    raise KeyError(keeps)
-
-
-def observe(step: Step) -> StepUnits:
-    """Observe a step. It takes two counts of it."""
-    speed = CPU_SPEED if step.tile_size.max_elements is None else GPU_SPEED
-    (whole, curve), (in_tiles, tiled_curve) = (_observe(step, OBSERVED[cut], speed) for cut in get_args(Cut))
-    last = whole.decoder[-1]
-    loss_end = curve.end if last.begin_backward is None else last.begin_backward
-    observed = whole.segments + whole.decoder
-    ends = _backward_ends(observed, curve)
-    tiled_ends = _backward_ends(in_tiles.segments + in_tiles.decoder, tiled_curve)
-    units = []
-    for number, unit in enumerate(observed):
-        other = (in_tiles.segments + in_tiles.decoder)[number]
-        has_tiles = bool(unit.layers) if number < len(whole.segments) else number >= len(observed) - NUM_BLOCKS
-        sides = [Side(unit, curve, ends[number], whole.forward_end)]
-        sides += [Side(other, tiled_curve, tiled_ends[number], in_tiles.forward_end)] if has_tiles else []
-        units.append(_unit(sides, is_last=unit is last))
-    total = Work()
-    for unit in observed:
-        for work in (unit.forward, unit.backward):
-            total.add(work.seconds, work.flops)
-    number = len(whole.segments)
-    return StepUnits(
-        tuple(units[:number]),
-        tuple(units[number:]),
-        at_loss=curve.peak(last.end, loss_end),
-        rest=curve.peak(ends[0], curve.end),
-        kept=int(curve.in_use[whole.forward_end] - curve.in_use[observed[0].begin]),
-        seconds=total.seconds,
-        flops=total.flops,
+    It depends on its arguments only. Raises InputError where nothing fits, with the least that is possible.
+    """
+    units = find_units(step)
+    if not kernels_fit(step, "none"):
+        check_kernels(step, "full")
+        units = units.in_tiles()
+    limit = budget - _held_besides(units, step)
+    for _ in range(MOST_COUNTS):
+        chosen = _with_levels(units, step, limit, budget)
+        if chosen is None:
+            break
+        found = _described(units, step, chosen)
+        if found.memory.peak <= budget:
+            return found
+        limit -= found.memory.peak - budget
+    least = smallest_plan(units)
+    needed = planner.count(step, units.plan(least)).peak
+    images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
+    raise InputError(
+        f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: the least "
+        f"that is possible is {needed / GIB:.3f} GiB; give {_rounded_up(needed)} or more, or smaller images"
     )
 
 
-NUM_BLOCKS = NUM_DECODER_UNITS - 1
+def _rounded_up(num_bytes: int) -> str:
+    return f"{-(-num_bytes // 2**20)}MiB"
 
 
-def _observe(step: Step, plan: CheckpointPlan, speed: Speed) -> tuple[UnitObserver, MemoryCurve]:
-    model, size, _ = model_of_one_device(step, plan)
-    observer = UnitObserver(model, speed)
-    ledger = count_unet_step(
-        model,
-        step.loss,
-        size,
-        step.batch_size,
-        step.bf16,
-        begin=observer.watch,
-        after_forward=observer.after_forward,
-    )
-    return observer, MemoryCurve(ledger.allocations(), ledger.moment)
+def _described(units: StepUnits, step: Step, options: Sequence[Option]) -> ChosenPlan:
+    plan = units.plan(options)
+    seconds, flops = (sum(getattr(option, name) for option in options) for name in ("seconds", "flops"))
+    return ChosenPlan(plan, planner.count(step, plan), seconds / units.seconds, flops / max(1.0, units.flops))
 
 
-def _backward_ends(units: Sequence[ObservedUnit], curve: MemoryCurve) -> list[int]:
-    """When the backward pass of each unit ends: where the one of the unit before it begins."""
-    ends, next_begin = [], curve.end
-    for unit in units:
-        ends.append(next_begin)
-        next_begin = next_begin if unit.begin_backward is None else unit.begin_backward
-    return ends
+def _held_besides(units: StepUnits, step: Step) -> int:
+    """Bytes that a device holds besides what is counted of one device: gradients of DDP, the average of the weights."""
+    counted = StepMemory(units.parameters, units.optimizer, 0, 0, 0)
+    return planner.on_each_device(counted, step).peak - counted.peak
 
 
-@dataclass(frozen=True)
-class Side:
-    """A unit in one of the two observed steps."""
-
-    unit: ObservedUnit
-    curve: MemoryCurve
-    backward_end: int
-    forward_end: int
-
-    @property
-    def inner(self) -> int:
-        """Bytes that it keeps, its inputs and its output aside."""
-        unit = self.unit
-        return self.curve.kept(unit.begin, unit.end, self.forward_end, but=unit.output)
-
-    def inputs(self) -> dict[int, tuple[int, bool]]:
-        """Bytes of each input, and whether something keeps it."""
-        storages = [(number, self.curve.storages[born]) for number, born in enumerate(self.unit.inputs)]
-        return {
-            number: (each.num_bytes, each.died is None or each.died > self.forward_end) for number, each in storages
-        }
+def _with_levels(units: StepUnits, step: Step, limit: float, budget: float) -> tuple[Option, ...] | None:
+    """The cheapest plan, or a level that is as cheap and fits where the units' sum is some bytes too large."""
+    chosen = cheapest_plan(units, limit)
+    for plan in LEVEL_PLANS.values():
+        level = units.options_of(plan)
+        is_cheaper = chosen is None or _cost(level) < _cost(chosen)
+        is_near = limit < units.peak(level) <= limit + NEAR * budget
+        if is_cheaper and is_near and planner.count(step, units.plan(level)).peak <= budget:
+            return level
+    return chosen
 
 
-def _unit(sides: Sequence[Side], is_last: bool) -> Unit:
-    plain, unit = sides[0], sides[0].unit
-    begin_backward = plain.curve.end if unit.begin_backward is None else unit.begin_backward
-    options: list[Option] = []
-    for side, cut in zip(sides, get_args(Cut), strict=False):
-        options += _options(side, plain, cut, is_last)
-    return Unit(
-        tuple(options),
-        before=int(plain.curve.in_use[unit.begin]),
-        before_backward=int(plain.curve.in_use[begin_backward]),
-        layers=tuple(unit.layers),
-    )
+def _cost(options: Sequence[Option]) -> float:
+    return sum(option.seconds for option in options)
 
 
-def _options(side: Side, plain: Side, cut: Cut, is_last: bool) -> list[Option]:
-    """The choices of a unit in one of the two observed steps."""
-    unit, curve = side.unit, side.curve
-    in_use, kept_inputs = curve.in_use, plain.inputs()
-    forward = curve.peak(unit.begin, unit.end) - int(in_use[unit.begin])
-    base = Work()
-    for work, sign in ((unit.forward, 1), (unit.backward, 1), (plain.unit.forward, -1), (plain.unit.backward, -1)):
-        base.add(sign * work.seconds, sign * work.flops)
-    more = sum(
-        num_bytes for number, (num_bytes, is_kept) in side.inputs().items() if is_kept and not kept_inputs[number][1]
-    )
-    if unit.begin_backward is None:
-        return [Option("all", cut, side.inner - plain.inner + more, forward, 0, max(0.0, base.seconds), base.flops)]
-    backward = curve.peak(unit.begin_backward, side.backward_end) - int(in_use[unit.begin_backward])
-    kept = side.inner - plain.inner + more
-    options = [Option("all", cut, kept, forward, backward, max(0.0, base.seconds), max(0.0, base.flops))]
-    if is_last:
-        return options
-    all_inputs = sum(num_bytes for num_bytes, is_kept in kept_inputs.values() if not is_kept)
-    attention = sum(num_bytes for _, num_bytes in unit.attention)
-    for keeps in ("attention", "input") if attention else ("input",):
-        remembered = attention if keeps == "attention" else 0
-        events = unit.attention if keeps == "attention" else ()
-        # Computed again, while its output's gradient is there; then its backward pass with all that it kept.
-        again = curve.peak_without(unit.begin, unit.end, events) - int(in_use[unit.begin])
-        spared = unit.of_attention if keeps == "attention" else Work()
-        options.append(
-            Option(
-                keeps,
-                cut,
-                remembered - plain.inner + all_inputs,
-                forward,
-                max(again, side.inner - remembered + backward),
-                max(0.0, base.seconds) + unit.forward.seconds - spared.seconds,
-                max(0.0, base.flops) + unit.forward.flops - spared.flops,
-            )
-        )
-    return options
+def find_units(step: Step) -> StepUnits:
+    """Those of the step, from the cache of answers, or observed, which takes as long as counting it twice."""
+    alone = replace(step, num_devices=1, shards=False)
+    key = planner.answer_key(alone, "units", str(step.size))
+    known = answers.read(key)
+    try:
+        return StepUnits.of_json(known or {})
+    except (ValueError, TypeError, KeyError):
+        units = observe(step)
+    answers.write(key, asdict(units))
+    return units
+
+
+def smallest_plan(units: StepUnits) -> tuple[Option, ...]:
+    """Of the plans with the least peak the cheapest."""
+    low, high = 0, units.peak([unit.options[0] for unit in units.units])
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cheapest_plan(units, middle) is not None else (middle, high)
+    found = cheapest_plan(units, high)
+    assert found is not None
+    return found
 
 
 def cheapest_plan(step: StepUnits, budget: float) -> tuple[Option, ...] | None:

@@ -20,7 +20,6 @@ from glioma_dist.scale.kernel_limits import starts_kernel
 from glioma_dist.scale.step_memory import Allocation
 from glioma_dist.scale.storage_ledger import StorageLedger
 
-
 _starts_kernel = lru_cache(None)(starts_kernel)
 
 
