@@ -17,9 +17,10 @@ from glioma_dist.scale import answers, planner
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.kernel_limits import check_kernels, kernels_fit
+from glioma_dist.scale.observed_step import observe
 from glioma_dist.scale.step import Step
 from glioma_dist.scale.step_memory import StepMemory
-from glioma_dist.scale.step_units import Option, StepUnits, observe
+from glioma_dist.scale.step_units import Option, StepUnits
 
 MOST_STATES = 2**16
 """Beyond it, what units keep is rounded up to this part of what they keep at the level none, so that the number of
@@ -42,10 +43,12 @@ class ChosenPlan:
     """The same of FLOPs."""
 
 
-def choose_plan(step: Step, budget: float) -> ChosenPlan:
-    """The plan that computes least more than the level none, with a counted peak of at most `budget` bytes on a device.
+def choose_plan(step: Step, budget: float, counts: bool = True) -> ChosenPlan:
+    """The plan that computes least more than the level none, with a peak of at most `budget` bytes on a device.
 
-    It depends on its arguments only. Raises InputError where nothing fits, with the least that is possible.
+    It depends on its arguments only. counts: whether the step is counted with the plan, and the plan tightened where
+    its peak is larger than the sum of its units; otherwise the memory is that sum. Raises InputError where nothing
+    fits, with the least that is possible.
     """
     units = find_units(step)
     if not kernels_fit(step, "none"):
@@ -56,12 +59,12 @@ def choose_plan(step: Step, budget: float) -> ChosenPlan:
         chosen = _with_levels(units, step, limit, budget)
         if chosen is None:
             break
-        found = _described(units, step, chosen)
+        found = _described(units, step, chosen, counts)
         if found.memory.peak <= budget:
             return found
         limit -= found.memory.peak - budget
-    least = smallest_plan(units)
-    needed = planner.count(step, units.plan(least)).peak
+    plans = [units.plan(smallest_plan(units)), *LEVEL_PLANS.values()]
+    needed = min(planner.count(step, plan).peak for plan in plans)
     images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
     raise InputError(
         f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: the least "
@@ -73,10 +76,11 @@ def _rounded_up(num_bytes: int) -> str:
     return f"{-(-num_bytes // 2**20)}MiB"
 
 
-def _described(units: StepUnits, step: Step, options: Sequence[Option]) -> ChosenPlan:
+def _described(units: StepUnits, step: Step, options: Sequence[Option], counts: bool) -> ChosenPlan:
     plan = units.plan(options)
+    memory = planner.count(step, plan) if counts else planner.on_each_device(units.memory(options), step)
     seconds, flops = (sum(getattr(option, name) for option in options) for name in ("seconds", "flops"))
-    return ChosenPlan(plan, planner.count(step, plan), seconds / units.seconds, flops / max(1.0, units.flops))
+    return ChosenPlan(plan, memory, seconds / units.seconds, flops / max(1.0, units.flops))
 
 
 def _held_besides(units: StepUnits, step: Step) -> int:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -20,6 +21,8 @@ from glioma_dist.scale.kernel_limits import starts_kernel
 from glioma_dist.scale.step_memory import Allocation
 from glioma_dist.scale.storage_ledger import StorageLedger
 
+Like = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Shape, strides and type of a tensor."""
 _starts_kernel = lru_cache(None)(starts_kernel)
 
 
@@ -61,6 +64,8 @@ class ObservedUnit:
     inputs: list[int] = field(default_factory=list)
     """When the storages of its inputs were allocated, which tells them apart."""
     output: int = 0
+    like: Like | None = None
+    """Of its output."""
     attention: list[tuple[int, int]] = field(default_factory=list)
     """Of each call of attention: when it ended, and the bytes that it returned."""
     forward: Work = field(default_factory=Work)
@@ -71,15 +76,39 @@ class ObservedUnit:
     """Numbers of the encoder's tileable layers in it."""
 
 
+class _StandIn(torch.autograd.Function):
+    """In the place of a segment: gives its output and its input's gradient, without contents."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, like: Like, _needs_gradient: Tensor | None) -> Tensor:
+        ctx.like = _like(features)
+        return _empty(like)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _empty(ctx.like), None, None
+
+
+def _like(tensor: Tensor) -> Like:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _empty(like: Like) -> Tensor:
+    shape, stride, dtype = like
+    return torch.empty_strided(shape, stride, dtype=dtype)
+
+
 class UnitObserver:
     """Notes when each unit of `model` computes in a step, and what its operations cost."""
 
-    def __init__(self, model: UNet, speed: Speed) -> None:
+    def __init__(self, model: UNet, speed: Speed, known: Sequence[ObservedUnit] = ()) -> None:
+        """known: the segments as they were observed before. Those without tileable layers are not computed again."""
         self.segments: list[ObservedUnit] = []
         self.decoder: list[ObservedUnit] = []
         self.forward_end = 0
         """When the loss is there."""
-        self._speed, self._now, self._is_forward = speed, None, True
+        self._speed, self._known, self._is_forward = speed, known, True
+        self._now: ObservedUnit | None = None
         self._ledger: StorageLedger | None = None
         self._run = model.encoder.run_segment
         model.encoder.run_segment = self._run_segment
@@ -116,7 +145,13 @@ class UnitObserver:
 
     def _run_segment(self, part: Any, features: Tensor) -> Tensor:
         self._enter(self.segments, (features,))
-        output = self._run(part, features)
+        number = len(self.segments) - 1
+        known = self._known[number] if number < len(self._known) else None
+        if known is not None and not known.layers and known.like is not None:
+            has_gradient = torch.empty(1, requires_grad=True) if known.begin_backward is not None else None
+            output = _StandIn.apply(features, known.like, has_gradient)
+        else:
+            output = self._run(part, features)
         self._leave(output)
         return output
 
@@ -135,6 +170,7 @@ class UnitObserver:
         if not self._is_forward or unit is None:
             return
         unit.end, unit.output, self._now = self._ledger.moment, self._ledger.born(output), None
+        unit.like = _like(output)
         if output.requires_grad:
             output.register_hook(lambda _: self._begin_backward(unit))
 
