@@ -17,6 +17,9 @@ from glioma_dist.scale.checkpoint_plan import (
 )
 from glioma_dist.scale.step_memory import StepMemory
 
+DECODER_SIZES = (NUM_DECODER_UNITS - 1, NUM_DECODER_UNITS)
+"""Units of a decoder, without and with its center."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -131,16 +134,8 @@ class StepUnits:
     @classmethod
     def of_json(cls, values: dict) -> StepUnits:
         """Restore it from `dataclasses.asdict`. Raises ValueError, TypeError or KeyError for other values."""
-        segments, decoder = (
-            tuple(
-                Unit(**{**unit, "options": tuple(Option(**each) for each in unit["options"])}) for unit in values[name]
-            )
-            for name in ("segments", "decoder")
-        )
-        if (
-            not all(unit.options for unit in segments + decoder)
-            or not NUM_DECODER_UNITS - 1 <= len(decoder) <= NUM_DECODER_UNITS
-        ):
+        segments, decoder = (tuple(map(Unit.of_json, values[name])) for name in ("segments", "decoder"))
+        if not all(unit.options for unit in segments + decoder) or len(decoder) not in DECODER_SIZES:
             raise ValueError("no units of a step")
         return cls(**{**values, "segments": segments, "decoder": decoder})
 
