@@ -107,6 +107,9 @@ LONG = {
     "tests/unit/test_kernel_limits.py::test_the_usual_tiles_of_a_gpu": "a step of 68 Mpx in very many tiles",
     "tests/unit/test_kernel_limits.py::test_without_the_bound_calls_are_too_large": "steps of 68 and 135 Mpx",
     "tests/unit/test_loss_scale.py::test_a_restarted_run_ends_with_the_same_bits": "three runs each",
+    "tests/end_to_end/test_memory_budget_runs.py": "runs, and steps that are counted",
+    "tests/unit/test_checkpoint_plans.py": "every encoder",
+    "tests/unit/test_memory_budget.py": "counts many steps",
     "tests/unit/test_memory_estimator.py::test_memory_grows_evenly_with_the_batch_and_bf16_takes_less": (
         "counts many steps"
     ),
