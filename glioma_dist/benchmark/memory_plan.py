@@ -42,7 +42,8 @@ def print_plan(plan: PlanConfig) -> None:
         for level in chain([first], found):
             print(line(level), flush=True)
             levels.append(level)
-    choices = {str(size): choice(plan, size, levels) for size in plan.size} if memory is not None else {}
+    asks = memory is not None or plan.memory_budget is not None
+    choices = {str(size): choice(plan, size, levels) for size in plan.size} if asks else {}
     for size, chosen in choices.items():
         nothing = "no level fits; the last two columns say what would (0: not even one small image)"
         print(f"\n{size}: {chosen['command'] if chosen else nothing}")
@@ -79,16 +80,10 @@ def _key(plan: PlanConfig, size: Size) -> str | None:
     outputs = (plan.model.num_mask_channels, plan.model.targets)
     libraries = [f"{name} {version(name)}" for name in ("torch", "timm")]
     recipe = (num_moments(plan.optimizer, plan.momentum), plan.freeze_encoder, plan.ema_decay is not None)
-    asked = (
-        size,
-        plan.batch_size,
-        plan.gpu_memory,
-        plan.gpus,
-        plan.gradient_accumulation,
-        *recipe,
-        plan.link_bandwidth,
+    asked = (size, plan.batch_size, plan.gpu_memory, plan.memory_budget, plan.gpus, plan.gradient_accumulation, *recipe)
+    return " ".join(
+        map(str, ("plan", *network, *outputs, *asked, plan.link_bandwidth, *libraries, code_fingerprint([])))
     )
-    return " ".join(map(str, ("plan", *network, *outputs, *asked, *libraries, code_fingerprint([]))))
 
 
 def line(level: dict) -> str:
@@ -98,12 +93,18 @@ def line(level: dict) -> str:
     text += f"{level.get('copies_s', 0.0):8.2f}"
     if "fits" in level:
         text += f"{'yes' if level['fits'] else 'no':>8}{level['largest_batch']:8}{level['largest_size']:>14}"
+    if "keeps" in level:
+        text += (
+            f"\n  keeps: {level['keeps']}\n  computed again: {level['recomputed_flops']:.1%} of the step's FLOPs, "
+            f"estimated {level['recomputed_time']:.1%} of its time"
+        )
     return text
 
 
 def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
-    """The quickest level in bf16 that fits, and the command for it."""
-    level = next((each for each in levels if each["size"] == str(size) and each.get("fits") and each.get("bf16")), None)
+    """The quickest level in bf16 that fits, or the plan for the memory budget, and the command for it."""
+    fit = "memory_budget" if plan.memory_budget is not None else "fits"
+    level = next((each for each in levels if each["size"] == str(size) and each.get(fit) and each.get("bf16")), None)
     if level is None:
         return None
     several = "fsdp2.yaml" if level["fsdp2"] else "multi_gpu.yaml"
@@ -134,7 +135,10 @@ def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:
         flags += f" --scale.gradient-accumulation {plan.gradient_accumulation}"
     if plan.ema_decay is not None:
         flags += f" --ema-decay {plan.ema_decay}"
-    flags += f" --scale.activation-checkpointing {level['activation_checkpointing']}"
+    if plan.memory_budget is not None:
+        flags += f" --scale.memory-budget {shlex.quote(plan.memory_budget)}"
+    else:
+        flags += f" --scale.activation-checkpointing {level['activation_checkpointing']}"
     if level.get("optimizer_in_backward"):
         flags += " --scale.optimizer-in-backward"
     command = launch_command(file, "train", launch_flags)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
+from glioma_dist.config.byte_size import parse_bytes
 from glioma_dist.config.plan import PlanConfig, spatial_parallel_sizes
 from glioma_dist.config.recipe import num_moments
 from glioma_dist.errors import InputError
@@ -13,6 +14,7 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale.device_memory import GIB, usable
+from glioma_dist.scale.memory_budget import choose_plan
 from glioma_dist.scale.memory_estimator import estimate_unet_step
 from glioma_dist.scale.micro_batches import allows_micro_batches, images_at_once
 from glioma_dist.scale.planner import ADAM_MOMENTS, Level, Step, count, fits, largest_batch, largest_size
@@ -34,7 +36,6 @@ COMPARED: tuple[tuple[str, bool, Level, bool], ...] = (
 def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[dict]:
     """Yield the levels at one size as they are estimated; with several GPUs all levels for each number of GPUs per
     image, and FSDP2 with the level full."""
-    loss, moments = partial(segmentation_loss, DEFAULT_LOSS), num_moments(plan.optimizer, plan.momentum)
     if plan.gradient_accumulation > 1 and not allows_micro_batches(plan.model):
         raise InputError(
             f"--gradient-accumulation {plan.gradient_accumulation}: --model.encoder {plan.model.encoder} has batch "
@@ -46,23 +47,8 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
         if plan.gpus > 1:
             compared.append(("bf16, full, FSDP2", True, "full", False, True))
         for name, bf16, level, in_backward, shards in compared:
-            images, num_parts = plan.batch_size * number // plan.gpus, plan.gradient_accumulation
-            step = Step(
-                plan.model,
-                size,
-                images_at_once(images, num_parts),
-                bf16,
-                plan.gpus,
-                number,
-                shards,
-                num_micro_batches=num_parts,
-                has_average=plan.ema_decay is not None,
-                num_moments=moments,
-                freeze_encoder=plan.freeze_encoder,
-                optimizer_in_backward=in_backward,
-                tile_size=largest_gpu_tile(),
-                loss=loss,
-            )
+            num_parts = plan.gradient_accumulation
+            step = replace(step_of(plan, size, number, bf16, shards), optimizer_in_backward=in_backward)
             memory_of_step = count(step, level)
             row = described(f"{name}, {number} GPUs per image" if number > 1 else name, size, memory_of_step)
             # There and back, one image after another: what is copied for a micro-batch is copied for each.
@@ -82,13 +68,59 @@ def levels_of(plan: PlanConfig, size: Size, memory: float | None) -> Iterator[di
                 row["largest_batch"] = most * plan.gpus // number
                 row["largest_size"] = str(largest_size(step, level, free) or "none")
             yield row
+        if plan.memory_budget is not None:
+            yield budget_row(plan, size, number)
     if plan.smp:
         # Not in bf16: autocast on a GPU computes its softmax in fp32; a CPU's, with which steps are counted, does not.
-        model = build_smp(plan.model.encoder)()
+        model, loss = build_smp(plan.model.encoder)(), partial(segmentation_loss, DEFAULT_LOSS)
+        moments = num_moments(plan.optimizer, plan.momentum)
         images = plan.batch_size // plan.gpus
         memory = estimate_unet_step(model, loss, size, images, bf16=False)
         memory = replace(memory, optimizer=memory.optimizer * moments // ADAM_MOMENTS)
         yield described("smp, fp32", size, memory)
+
+
+def step_of(plan: PlanConfig, size: Size, num_spatial: int, bf16: bool, shards: bool = False) -> Step:
+    """What one GPU does in a step. num_spatial: GPUs that share each image."""
+    return Step(
+        plan.model,
+        size,
+        images_at_once(plan.batch_size * num_spatial // plan.gpus, plan.gradient_accumulation),
+        bf16,
+        plan.gpus,
+        num_spatial,
+        shards,
+        num_micro_batches=plan.gradient_accumulation,
+        has_average=plan.ema_decay is not None,
+        num_moments=num_moments(plan.optimizer, plan.momentum),
+        freeze_encoder=plan.freeze_encoder,
+        tile_size=largest_gpu_tile(),
+        loss=partial(segmentation_loss, DEFAULT_LOSS),
+    )
+
+
+def budget_row(plan: PlanConfig, size: Size, num_spatial: int) -> dict:
+    """The plan for the memory budget; the memory is the sum over the network's units, which training counts again.
+
+    Raises InputError where nothing fits.
+    """
+    budget = parse_bytes("--memory-budget", str(plan.memory_budget), "8GiB")
+    step = step_of(plan, size, num_spatial, bf16=True)
+    try:
+        chosen = choose_plan(step, budget, counts=False)
+    except InputError as error:
+        raise InputError(f"--memory-budget: {error}") from error
+    name = f"bf16, budget {plan.memory_budget}"
+    row = described(f"{name}, {num_spatial} GPUs per image" if num_spatial > 1 else name, size, chosen.memory)
+    return row | {
+        "bf16": True,
+        "memory_budget": plan.memory_budget,
+        "keeps": str(chosen.plan),
+        "spatial_parallel": num_spatial,
+        "fsdp2": False,
+        "recomputed_time": chosen.recomputed_time,
+        "recomputed_flops": chosen.recomputed_flops,
+    }
 
 
 def build_smp(encoder: str) -> Callable:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glioma_dist.config.byte_size import parse_bytes
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.recipe import OptimizerName, check_momentum
@@ -41,6 +42,9 @@ class PlanConfig:
     gpu_memory: str | None = None
     """Memory of one GPU, for example 24GiB or 24GB. Then the output also says which levels fit, the largest batch and
     size, and the command to run."""
+    memory_budget: str | None = None
+    """Also choose what each part of the network keeps so that a step in bf16 takes at most this memory of each GPU, for
+    example 8GiB (train: --scale.memory-budget), and print how much of the step is then computed again."""
     gpus: int = 1
     """Number of GPUs. They can share the batch (DDP), each image (--scale.spatial-parallel), and the weights
     (FSDP2)."""
@@ -92,6 +96,8 @@ class PlanConfig:
             raise InputError(f"--link-bandwidth {self.link_bandwidth}: give GB/s above 0, for example 25")
         if self.gpu_memory is not None:
             parse_memory(self.gpu_memory)
+        if self.memory_budget is not None:
+            parse_bytes("--memory-budget", self.memory_budget, "8GiB")
         if self.json is not None:
             check_new_file("--json", self.json)
 

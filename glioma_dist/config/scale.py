@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from glioma_dist.config.byte_size import parse_bytes
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.limits import check_timeout
 from glioma_dist.registry import encoders
@@ -75,6 +76,10 @@ class ScaleConfig:
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. offload:
     full, and what it keeps waits in host memory. auto: the fastest level that fits the memory of the device (on a GPU
     also of the host), as glioma-dist plan estimates it."""
+    memory_budget: str | None = None
+    """Memory of a step on each device, for example 8GiB, 900MiB or 8GB, weights and optimizer included. Instead of a
+    level, the activations to keep are chosen for each part of the network so that as little as possible is computed
+    again. Cannot be combined with a level of --scale.activation-checkpointing. By default: the level decides."""
     tile_elements: Literal["auto"] | int = "auto"
     """Size of a tile with --scale.activation-checkpointing full, in elements of the widest feature map inside it.
     Larger tiles need fewer kernel launches and more memory: a step of mit_b3 at 2592x1952 takes 1.6 GiB with 4194304
@@ -136,8 +141,20 @@ class ScaleConfig:
                     f"--scale.optimizer-in-backward and {flag} cannot be combined: {why}; omit one of them"
                 )
 
+    @property
+    def budget_bytes(self) -> int | None:
+        """The bytes of `memory_budget`. Raises InputError."""
+        if self.memory_budget is None:
+            return None
+        return parse_bytes("--scale.memory-budget", self.memory_budget, "8GiB")
+
     def validate(self) -> None:
         """Check the settings. Raises InputError."""
+        if self.budget_bytes is not None and self.activation_checkpointing not in ("none", "auto"):
+            raise InputError(
+                f"--scale.memory-budget {one_line(self.memory_budget, 40)} chooses what is computed again, and so does "
+                f"--scale.activation-checkpointing {self.activation_checkpointing}: omit one of them"
+            )
         check_spatial_parallel(self.spatial_parallel)
         check_tile_elements(self.tile_elements)
         check_timeout("--scale.timeout-s", self.timeout_s)

@@ -49,6 +49,7 @@ COST_FIELDS = (
     "track",
     "price_per_hour",
     "scale.activation_checkpointing",
+    "scale.memory_budget",
     "scale.tile_elements",
     "scale.channels_last",
     "scale.tf32",

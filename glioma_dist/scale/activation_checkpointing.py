@@ -7,7 +7,7 @@ Outputs, gradients and buffers are those of the plain model: nothing in the mode
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -19,11 +19,13 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.model.decoder import BilinearDecoder, CenterBlock, DecoderBlock
+from glioma_dist.model.decoder import BilinearDecoder, CenterBlock
+from glioma_dist.model.encoders.contract import compute
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
+from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan, DecoderPlan, Keeps, of_unit
 from glioma_dist.scale.offload import offload_activations
-from glioma_dist.scale.step import IN_TILES, LEVELS, Level
+from glioma_dist.scale.step import Level
 from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.scale.tiled_block import TiledBlock
 from glioma_dist.scale.tiles import checkpoint_in_tiles
@@ -38,7 +40,7 @@ ATTENTION_KERNELS = (
 """What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
 
 
-def checkpoint_activations(model: UNet, level: Level, tile_size: TileSize | None = None) -> None:
+def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size: TileSize | None = None) -> None:
     """Make `model` compute activations again in its backward pass instead of keeping them.
 
     Its weights, their names and its results do not change.
@@ -49,39 +51,36 @@ def checkpoint_activations(model: UNet, level: Level, tile_size: TileSize | None
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
     offload: full, and what it keeps waits in host memory (`offload.py`).
+    A `CheckpointPlan` says the same of each part; the levels are four of them.
     At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
 
     tile_size: by default the size for the device that computes.
 
     Raises InputError for another level, and for a model that is no U-Net of this package.
     """
-    if level not in LEVELS:
+    plan = LEVEL_PLANS.get(level) if isinstance(level, str) else level
+    if not isinstance(plan, CheckpointPlan):
         raise InputError(f"level {one_line(repr(level), 80)}: give none, selective, full or offload")
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
-    kinds = {DecoderBlock: TiledBlock, BilinearDecoder: CheckpointedDecoder if level in IN_TILES else LargeDecoder}
-    goes = level == "offload"
-    of_blocks = {"always": level in IN_TILES, "tile_size": tile_size, "reuses_gradient": goes}
-    settings = {DecoderBlock: of_blocks, BilinearDecoder: {"lets_go": goes}}
+    settings = {
+        id(block): {"always": unit.cut == "tiles", "tile_size": tile_size, "reuses_gradient": plan.offloads}
+        for block, unit in zip(model.decoder.blocks, plan.decoder[1:], strict=True)
+    }
     replace_modules(
-        model,
-        lambda _, module: (
-            rebuild(module, kinds[type(module)], **settings.get(type(module), {})) if type(module) in kinds else None
-        ),
+        model, lambda _, module: rebuild(module, TiledBlock, **settings[id(module)]) if id(module) in settings else None
     )
-    if level == "none":
-        return
-    attention = model.encoder.attention_layers()
-    model.encoder.run_segment = compute_segment_again
-    if level == "selective" and attention:
-        memory = AttentionMemory()
-        for layer in attention:
-            layer.attend = RememberedAttention(layer.attend, memory)
-        model.encoder.run_segment = partial(compute_again_but_attention, memory)
-    if level in IN_TILES:
-        for layer in model.encoder.tileable_layers():
-            layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
-    if goes:
+    model.decoder = rebuild(model.decoder, PlannedDecoder, plan=plan.decoder, lets_go=plan.offloads)
+    attention = model.encoder.attention_layers() if "attention" in plan.segments else ()
+    memory = AttentionMemory() if attention else None
+    for layer in attention:
+        layer.attend = RememberedAttention(layer.attend, memory)
+    keeps_all = set(plan.segments) == {"all"}
+    model.encoder.run_segment = compute if keeps_all else PlannedSegments(model.encoder, plan.segments, memory)
+    for number, layer in enumerate(model.encoder.tileable_layers()):
+        in_tiles = of_unit(plan.layers, number) == "tiles"
+        layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size) if in_tiles else None
+    if plan.offloads:
         offload_activations(model)
 
 
@@ -104,6 +103,27 @@ def compute_again_but_attention(memory: AttentionMemory, part: Callable[[Tensor]
 
 # Nothing draws from a global generator, so none has its state copied from the GPU and put back.
 _checkpoint = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
+class PlannedSegments:
+    """An encoder's `run_segment`: keeps of each segment what the plan says, by its number in the forward pass."""
+
+    def __init__(self, encoder: nn.Module, plan: Sequence[Keeps], memory: AttentionMemory | None) -> None:
+        self.plan, self.memory, self.number = plan, memory, 0
+        encoder.register_forward_pre_hook(self.begin)
+
+    def begin(self, *_: object) -> None:
+        """A forward pass begins."""
+        self.number = 0
+
+    def __call__(self, part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        keeps = of_unit(self.plan, self.number)
+        self.number += 1
+        if keeps == "all":
+            return part(features)
+        if keeps == "attention" and self.memory is not None:
+            return compute_again_but_attention(self.memory, part, features)
+        return compute_segment_again(part, features)
 
 
 class AttentionMemory:
@@ -182,20 +202,11 @@ class _AttentionReplayer(TorchDispatchMode):
         return self.kept.popleft() if func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
 
 
-class LargeDecoder(BilinearDecoder):
-    """The plain decoder; its last block computes the head, too, so that both can work on the same tiles."""
+class PlannedDecoder(BilinearDecoder):
+    """Keeps of its center and its blocks what the plan says. The last block computes the head, too, so that both can
+    work on the same tiles."""
 
-    def forward(self, encoder_features: list[Tensor]) -> Tensor:
-        """As BilinearDecoder's."""
-        features, skips = self.center(encoder_features[-1]), self.skips(encoder_features)
-        for block, skip in zip(self.blocks[:-1], skips[:-1], strict=True):
-            features = block(features, skip)
-        return self.blocks[-1](features, skips[-1], self.head)
-
-
-class CheckpointedDecoder(BilinearDecoder):
-    """Keeps the input of each block, and of the last one, whose maps have the image's own size, the outputs of its two
-    convolutions."""
+    plan: tuple[DecoderPlan, ...]
 
     lets_go = False
     """Whether it empties the list of the encoder's maps, so that each may leave the device after its last use."""
@@ -206,10 +217,14 @@ class CheckpointedDecoder(BilinearDecoder):
         if self.lets_go:
             encoder_features.clear()
         if isinstance(self.center, CenterBlock):
-            features = compute_segment_again(self.center, features)
-        for block in self.blocks[:-1]:
-            features = compute_again(block, features, skips.pop(0), norms=block)
-        return self.blocks[-1](features, *skips, self.head)
+            features = self._compute(self.center, self.plan[0], features)
+        for block, unit in zip(self.blocks[:-1], self.plan[1:-1], strict=True):
+            features = self._compute(block, unit, features, skips.pop(0))
+        return self._compute(self.blocks[-1], self.plan[-1], features, *skips, self.head)
+
+    @staticmethod
+    def _compute(block: nn.Module, unit: DecoderPlan, *inputs: Any) -> Tensor:
+        return block(*inputs) if unit.keeps == "all" else compute_again(block, *inputs, norms=block)
 
 
 def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -29,6 +29,7 @@ NOT_CODE = {
     *("planner.py", "device_memory.py", "answers.py", "counted_steps.py", "fsdp.py", "buckets.py", "loss_scale.py"),
     *("operations.py", "micro_batches.py", "optimizer.py", "parameter_groups.py", "module_memory.py"),
     *("known_values.py", "optimizer_in_backward.py"),
+    *("memory_budget.py", "observed_step.py", "step_units.py", "unit_costs.py"),
     *("checkpoint.py", "checkpoint_writer.py", "hub.py", "licences.py", "manifest.py", "tensor_files.py", "pretrained"),
 }
 """Of these folders what decides nothing of it."""

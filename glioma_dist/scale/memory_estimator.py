@@ -39,7 +39,7 @@ def estimate_unet_step(
     replaced by fake ones: it is of no use afterwards. loss: takes logits and a batch's masks, returns (B,).
     in_backward: whether each weight moves as soon as its gradient is complete.
     """
-    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches, in_backward)
+    ledger, host = count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches, in_backward)
     return replace(ledger.at_peak(), host=sum(host))
 
 
@@ -53,11 +53,11 @@ def trace_unet_step(
 ) -> tuple[list[Allocation], int, list[int]]:
     """All storages of the step that `estimate_unet_step` counts, the moment at which it begins, and the bytes of each
     storage that waits in host memory."""
-    ledger, host = _count_unet_step(model, loss, size, batch_size, bf16, in_backward=in_backward)
+    ledger, host = count_unet_step(model, loss, size, batch_size, bf16, in_backward=in_backward)
     return ledger.allocations(), ledger.begin, host
 
 
-def _count_unet_step(
+def count_unet_step(
     model: nn.Module,
     loss: Callable,
     size: Size,
@@ -65,7 +65,13 @@ def _count_unet_step(
     bf16: bool,
     num_micro_batches: int = 1,
     in_backward: bool = False,
+    begin: Callable[[StorageLedger], None] = lambda ledger: None,
+    after_forward: Callable[[], None] = lambda: None,
 ) -> tuple[StorageLedger, list[int]]:
+    """The ledger of the step that `estimate_unet_step` counts, and the bytes of each storage that waits in host memory.
+
+    begin, after_forward: are called as the step begins, and between its two passes.
+    """
     mode = FakeTensorMode()
     host = ImaginaryMemory(mode)
     if (offload := offload_of(model)) is not None:
@@ -74,12 +80,17 @@ def _count_unet_step(
     compute_as_on_gpu(model)
 
     def step(ledger: StorageLedger) -> tuple[Any, ...]:
+        def between(_: Tensor) -> None:
+            ledger.name_rest("kept")
+            after_forward()
+
+        begin(ledger)
         images = torch.zeros(batch_size, 1, size.height, size.width, dtype=torch.uint8)
         masks = images[:, 0]
         if isinstance(model, UNet) and model.outputs.target is not None:
             masks = torch.zeros(batch_size, 2, size.height, size.width, dtype=torch.uint8)
         autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
-        compute = partial(compute_gradients, after_forward=lambda _: ledger.name_rest("kept"))
+        compute = partial(compute_gradients, after_forward=between)
         return compute(model, images, masks, loss, autocast, num_micro_batches=num_micro_batches)
 
     return count_step(model, mode, step, in_backward=in_backward), host.sizes

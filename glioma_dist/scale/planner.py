@@ -17,6 +17,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.fingerprint import code_fingerprint
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.host_memory import check_host_memory
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
@@ -34,20 +35,26 @@ _formulas: dict[str, SizeFormula | None] = {}
 """Those of this process, by their keys."""
 
 
-def count(step: Step, level: Level) -> StepMemory:
+def count(step: Step, level: Level | CheckpointPlan) -> StepMemory:
     """Memory of one device in a step with recomputation `level`. Nothing is counted for the package's encoders as they
     are by default (`counted_steps.py`): there it is exact, or within 7 %. For others a second question is answered from
-    a file, and so are those about other sizes where one formula holds for all (`step_count.py`)."""
-    return _on_each(_by_table(step, level) or _by_formula(step, level) or _at_size(step, level), step)
+    a file, and so are those about other sizes where one formula holds for all (`step_count.py`). A plan is counted at
+    the step's size."""
+    if isinstance(level, CheckpointPlan):
+        return on_each_device(_at_size(step, level), step)
+    return on_each_device(_by_table(step, level) or _by_formula(step, level) or _at_size(step, level), step)
 
 
-def count_if_known(step: Step, level: Level) -> StepMemory | None:
+def count_if_known(step: Step, level: Level | CheckpointPlan) -> StepMemory | None:
     """`count` where the package has the answer, which takes milliseconds; None where it would be traced."""
-    memory = _by_table(step, level)
-    return None if memory is None else _on_each(memory, step)
+    if isinstance(level, CheckpointPlan):  # counted when it was chosen
+        memory = answers.read_memory(answer_key(step, level, str(step.size)))
+    else:
+        memory = _by_table(step, level)
+    return None if memory is None else on_each_device(memory, step)
 
 
-def _on_each(memory: StepMemory, step: Step) -> StepMemory:
+def on_each_device(memory: StepMemory, step: Step) -> StepMemory:
     """With what the devices of a launch hold besides, or share, and what the step's optimizer and average keep.
 
     Steps are counted with Adam. Another optimizer keeps less all the time, and needs at most as much beside it.
@@ -81,7 +88,7 @@ def _by_formula(step: Step, level: Level) -> StepMemory | None:
 
 def _find_formula(step: Step, level: Level) -> SizeFormula | None:
     """Known to this process, known to the cache, or traced; that there is none is known as well."""
-    key = _key(step, level, "any size")
+    key = answer_key(step, level, "any size")
     if key is None:
         return None  # it would be traced for each question
     if key not in _formulas:
@@ -95,8 +102,8 @@ def _find_formula(step: Step, level: Level) -> SizeFormula | None:
     return _formulas[key]
 
 
-def _at_size(step: Step, level: Level) -> StepMemory:
-    key = _key(step, level, str(step.size))
+def _at_size(step: Step, level: Level | CheckpointPlan) -> StepMemory:
+    key = answer_key(step, level, str(step.size))
     memory = answers.read_memory(key)
     if memory is None:
         memory = step_count.count_at_size(step, level)
@@ -160,7 +167,7 @@ def _peak_of_one(step: Step, level: Level) -> int:
             else None
         )
         if line is not None and step.num_devices == 1:
-            return _on_each(line.at(*step_count.padded_units(step.size)), step).peak
+            return on_each_device(line.at(*step_count.padded_units(step.size)), step).peak
         return count(one, level).peak
     except InputError:
         half = Size(step.size.width, max(SIDE_STEP, step.size.height // 2 // SIDE_STEP * SIDE_STEP))
@@ -256,7 +263,7 @@ def least_micro_batches(step: Step, memory: float) -> int | None:
     return None
 
 
-def _key(step: Step, level: Level, size: str) -> str | None:
+def answer_key(step: Step, level: str | CheckpointPlan, size: str) -> str | None:
     """All that an answer depends on; None where that cannot be told, so that the answer is not kept."""
     code = _code(step.model)
     if code is None:

@@ -14,6 +14,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
@@ -26,14 +27,15 @@ GRAPHS_PER_KIND = 4
 def scale_model(
     model: UNet,
     scale: ScaleConfig,
-    level: Level,
+    level: Level | CheckpointPlan,
     group: SpatialGroup,
     device: torch.device | None = None,
     shards: bool = False,
 ) -> None:
     """Change, in place, how `model` computes and what it keeps, but not its results.
 
-    level: `scale.activation_checkpointing` with auto resolved for this device (`planner.resolve`). group: the processes
+    level: `scale.activation_checkpointing` with auto resolved for this device (`planner.resolve`), or the plan for
+    `scale.memory_budget` (`memory_budget.choose_plan`). group: the processes
     that share each image. device: the device that will compute, needed if `scale.tile_elements` is a number. shards:
     whether FSDP2 will shard the weights.
     """

@@ -17,7 +17,6 @@ from glioma_dist.model.layout import layout_of
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 from glioma_dist.model.upsampling import BilinearUpsample, upsample, upsample_gradient
-from glioma_dist.scale.activation_checkpointing import CheckpointedDecoder
 from glioma_dist.scale.spatial_convolution import SpatialConv2d, reaches_over, window_of
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders
 from glioma_dist.scale.strips.encoder import split_encoder
@@ -61,7 +60,7 @@ def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None
         for inner in module.modules()
         if isinstance(inner, nn.Conv2d | BilinearUpsample)
     }
-    if isinstance(model.decoder, CheckpointedDecoder):
+    if getattr(model.decoder.blocks[-1], "always", False):
         in_tiles.add(model.decoder.head)
     replace_modules(model, lambda name, module: None if module in in_tiles else _split_layer(name, module, group))
     for block in blocks:

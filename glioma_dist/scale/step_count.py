@@ -14,6 +14,7 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.answers import is_own_encoder
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.memory_estimator import estimate_unet_step, trace_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
@@ -36,7 +37,7 @@ FORMULA_ELEMENTS = 2**31
 """Elements of a map up to which every level computes it in the same way as a smaller map."""
 
 
-def count_at_size(step: Step, level: Level) -> StepMemory:
+def count_at_size(step: Step, level: Level | CheckpointPlan) -> StepMemory:
     """Count the step of one device at its own size."""
     model, size, _ = model_of_one_device(step, level)
     with _named(step):
@@ -106,7 +107,7 @@ def _named(step: Step) -> Iterator[None]:
         ) from error
 
 
-def model_of_one_device(step: Step, level: Level) -> tuple[UNet, Size, ImaginarySpatialGroup]:
+def model_of_one_device(step: Step, level: Level | CheckpointPlan) -> tuple[UNet, Size, ImaginarySpatialGroup]:
     """The model as one device has it, and the size of its strip."""
     model, group = build_without_weights(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
     if step.freeze_encoder:

@@ -39,6 +39,8 @@ class StorageLedger(TorchDispatchMode):
         self.phase: Phase = "forward"
         self.module = ""
         """Name of the module that runs."""
+        self.look: Callable[[Any, tuple, dict, Any], None] | None = None
+        """Is called after each operation with its arguments and its result."""
         self._operation: Any = None
         self._moment = 0
         self._entries: list[_Entry] = []
@@ -59,11 +61,22 @@ class StorageLedger(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._enter(leaf)
+        if self.look is not None:
+            self.look(func, args, kwargs or {}, result)
         return result
 
     def now(self) -> Moment:
         """The pass of the step that runs, its last operation, and the module that runs it."""
         return Moment(self.phase, "" if self._operation is None else str(self._operation), self.module)
+
+    @property
+    def moment(self) -> int:
+        """Number of the last allocation or freeing."""
+        return self._moment
+
+    def born(self, tensor: Tensor) -> int:
+        """The moment at which the storage of a tensor was allocated, which no other storage has."""
+        return self._enter(tensor).born
 
     def name(self, part: Part, tensors: Iterable[Tensor]) -> None:
         """Say what the storages of `tensors` are for."""

@@ -13,7 +13,9 @@ from glioma_dist.config.recipe import num_moments
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import OUT_OF_MEMORY, InputError, MemoryFullError, is_out_of_memory
 from glioma_dist.losses import training_loss
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.device_memory import GIB, device_memory, free_host_memory, free_memory
+from glioma_dist.scale.memory_budget import choose_plan
 from glioma_dist.scale.micro_batches import images_at_once
 from glioma_dist.scale.planner import Level, Step, advice, count_if_known, resolve
 from glioma_dist.scale.tile_size import tile_size
@@ -46,13 +48,15 @@ def step_of(config: TrainConfig, context: DistributedContext) -> Step:
     )
 
 
-def choose_level(config: TrainConfig, context: DistributedContext) -> Level:
-    """The run's level of activation checkpointing: the setting, or for auto what the planner finds; the same on all
-    processes.
+def choose_level(config: TrainConfig, context: DistributedContext) -> Level | CheckpointPlan:
+    """The run's level of activation checkpointing: the setting, for auto what the planner finds, or the plan for a
+    memory budget; the same on all processes.
 
-    Raises InputError if no level fits the memory, or if a GPU's kernels cannot take the tensors of the level.
+    Raises InputError if nothing fits the memory, or if a GPU's kernels cannot take the tensors of the level.
     """
     level, step = config.scale.activation_checkpointing, step_of(config, context)
+    if (budget := config.scale.budget_bytes) is not None:
+        return context.gather_objects([_choose_plan(step, budget)])[0]  # one decides, should the devices differ
     if level != "auto":
         free = _free_on_host(context) if level == "offload" else None
         # To count a step that is not known takes seconds, and on a CPU activations are on the host at every level.
@@ -67,7 +71,14 @@ def _free_on_host(context: DistributedContext) -> float:
     return min(context.gather_objects([free_host_memory(context.num_local_processes)]))
 
 
-def estimate_memory(config: TrainConfig, context: DistributedContext, level: Level) -> int | None:
+def _choose_plan(step: Step, budget: int) -> CheckpointPlan:
+    try:
+        return choose_plan(step, budget).plan
+    except InputError as error:
+        raise InputError(f"--scale.memory-budget: {error}") from error
+
+
+def estimate_memory(config: TrainConfig, context: DistributedContext, level: Level | CheckpointPlan) -> int | None:
     """Peak bytes of a step on one device; None where they would have to be traced, which takes seconds."""
     with suppress(InputError):
         memory = count_if_known(step_of(config, context), level)
@@ -76,7 +87,9 @@ def estimate_memory(config: TrainConfig, context: DistributedContext, level: Lev
 
 
 @contextmanager
-def explain_full_memory(config: TrainConfig, context: DistributedContext, tried: Level) -> Iterator[None]:
+def explain_full_memory(
+    config: TrainConfig, context: DistributedContext, tried: Level | CheckpointPlan
+) -> Iterator[None]:
     """Turn an error that says that the device's memory is full into a MemoryFullError that says what fits.
 
     To find what fits takes seconds. With several processes the error is raised first, so that the others do not wait;
@@ -97,13 +110,13 @@ def explain_full_memory(config: TrainConfig, context: DistributedContext, tried:
         raise full from error
 
 
-def _advice_in_time(step: Step, memory: float, tried: Level, host_memory: float | None = None) -> str:
+def _advice_in_time(step: Step, memory: float, tried: Level | CheckpointPlan, host_memory: float | None = None) -> str:
     """What fits; if it cannot be found within `SECONDS_FOR_ADVICE`, the command that finds it."""
     found: list[str] = []
 
     def find() -> None:
         with suppress(Exception):  # the advice is an extra: a thread's traceback would hide the reason
-            found.append(advice(step, memory, tried, host_memory))
+            found.append(advice(step, memory, None if isinstance(tried, CheckpointPlan) else tried, host_memory))
 
     # In a thread, which ends with the process.
     thread = threading.Thread(target=find, daemon=True)

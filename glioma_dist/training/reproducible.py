@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import STATE
 from glioma_dist.model.tensor_files import DamagedError
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.micro_batches import batch_norms
 from glioma_dist.scale.planner import LEVELS, Level
 from glioma_dist.scale.reproducible_sum import ExactSum
@@ -155,22 +156,29 @@ def check_reproducible(config: TrainConfig, context: DistributedContext, model: 
         )
 
 
-def pinned_level(config: TrainConfig, checkpoint: Checkpoint | None) -> Level | None:
-    """The level that `auto` was resolved to when the run began; None where it is to be resolved."""
-    if not config.reproducible or checkpoint is None or config.scale.activation_checkpointing != "auto":
+def pinned_level(config: TrainConfig, checkpoint: Checkpoint | None) -> Level | CheckpointPlan | None:
+    """What `auto` or a memory budget was resolved to when the run began; None where it is to be resolved."""
+    is_chosen = config.scale.activation_checkpointing == "auto" or config.scale.memory_budget is not None
+    if not config.reproducible or checkpoint is None or not is_chosen:
         return None
     level = checkpoint.metadata.get(ARITHMETIC, {}).get("activation_checkpointing")
-    return level if level in LEVELS else None
+    if level in LEVELS:
+        return level
+    with suppress(InputError):
+        return CheckpointPlan.parse(str(level))
+    return None
 
 
-def describe_arithmetic(config: TrainConfig, context: DistributedContext, level: Level) -> dict[str, Any]:
+def describe_arithmetic(
+    config: TrainConfig, context: DistributedContext, level: Level | CheckpointPlan
+) -> dict[str, Any]:
     """What the bits of a run depend on besides its settings of science. All processes call it together.
 
     Raises InputError where processes differ.
     """
     device = context.device
     here = {
-        "activation_checkpointing": level,
+        "activation_checkpointing": str(level),
         "tile_elements": tile_size(config.scale.tile_elements, device).elements,
         "channels_last": resolve_layout(config, context).channels_last,
         "tf32": config.scale.tf32,

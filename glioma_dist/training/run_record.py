@@ -92,10 +92,11 @@ class RunRecord:
         return []
 
 
-def describe_start(config: TrainConfig, context: DistributedContext, level: str, step: int) -> dict[str, Any]:
+def describe_start(config: TrainConfig, context: DistributedContext, level: object, step: int) -> dict[str, Any]:
     """The entry of a start, as JSON values. All processes call it together.
 
-    level: of activation checkpointing, with `auto` resolved. step: from which the run starts or resumes.
+    level: of activation checkpointing, with `auto` resolved, or the plan for a memory budget. step: from which the run
+    starts or resumes.
     """
     here = {"host": platform.node(), "device": device_name(context.device)}
     precision, elements = context.accelerator.mixed_precision, config.scale.tile_elements
@@ -113,7 +114,7 @@ def describe_start(config: TrainConfig, context: DistributedContext, level: str,
         "engine": _engine(context),
         "mixed_precision": precision,
         "scale": asdict(resolve_layout(config, context))
-        | {"activation_checkpointing": level, "tile_elements": tile_size(elements, context.device).elements},
+        | {"activation_checkpointing": str(level), "tile_elements": tile_size(elements, context.device).elements},
         "threads": torch.get_num_threads(),
         "deterministic": config.deterministic or config.reproducible,
         "reproducible": config.reproducible,

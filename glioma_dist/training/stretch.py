@@ -51,11 +51,12 @@ def config_of(
     """Return the settings that compute `stretch` in the folder `out`: the run's own, without validation.
 
     train: folders of the data, where they have moved. start: of run.json; its level of activation checkpointing and its
-    tiles are taken, which may be chosen by the GPU.
+    tiles are taken, which may be chosen by the GPU. The plan for a memory budget is chosen again.
     """
     checkpoint = Checkpoint.read(kept_folder(run, stretch.last))
     config, known = checkpoint.config, (start or {}).get("scale", {})
-    chosen = {name: known[name] for name in ("activation_checkpointing", "tile_elements") if name in known}
+    names = ["tile_elements"] if config.scale.memory_budget else ["activation_checkpointing", "tile_elements"]
+    chosen = {name: known[name] for name in names if name in known}
     folders = {"train": tuple(train)} if train else {}
     return replace(
         config,

@@ -24,6 +24,7 @@ from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import RunError
 from glioma_dist.losses import training_loss
 from glioma_dist.model.outputs import Outputs
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.optimizer_in_backward import OptimizerInBackward
 from glioma_dist.scale.planner import Level
 from glioma_dist.scale.spatial_group import SpatialGroup
@@ -94,7 +95,7 @@ class Trainer:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
-    level: Level
+    level: Level | CheckpointPlan
     spatial_group: SpatialGroup
     metadata: dict
     """Content of checkpoints besides the train state: lineage, fingerprints."""

@@ -14,9 +14,9 @@ from glioma_dist.data.batch import Batch
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.errors import InputError, Interrupted, NonFiniteError, RunError
 from glioma_dist.evaluation.dice import class_counts, dice_from
+from glioma_dist.scale.checkpoint_plan import layers_in_tiles
 from glioma_dist.scale.gradients import normalised
 from glioma_dist.scale.kernel_limits import check_forward, forward_fits
-from glioma_dist.scale.step import IN_TILES
 from glioma_dist.scale.tile_size import tile_size
 from glioma_dist.size import Size
 from glioma_dist.training.overlays import Overlays
@@ -113,7 +113,7 @@ def _next_image(trainer: Trainer, images: Iterator[Batch]) -> tuple[Batch | None
 
 def _check_size(trainer: Trainer, image: Batch) -> None:
     """Raises InputError for an image, larger than those of training, that is too large for a GPU's kernels."""
-    config, in_tiles = trainer.config, trainer.level in IN_TILES
+    config, in_tiles = trainer.config, layers_in_tiles(trainer.level)
     size = Size(image.images.shape[-1], image.height)
     asked = (config.model.encoder, size, trainer.spatial_group.size)
     tiles = tile_size(config.scale.tile_elements, trainer.context.device)

@@ -148,7 +148,7 @@ def _verify_stretch(
     try:
         starts = _on_main(here, lambda: starts_of(run, stretch))
         settings = _on_main(here, lambda: config_of(run, stretch, out, config.train, starts[-1]))
-        arithmetic = _arithmetic(settings, here)
+        arithmetic = _arithmetic(settings, here, starts[-1])
         _on_main(here, lambda: put_start(run, stretch, out, arithmetic))
         try:
             with redirect_stdout(io.StringIO()):
@@ -166,11 +166,16 @@ def _verify_stretch(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _arithmetic(settings: TrainConfig, context: DistributedContext) -> dict[str, Any] | None:
-    """What the bits of a run with --reproducible depend on, as it is here. All processes call it together."""
+def _arithmetic(settings: TrainConfig, context: DistributedContext, start: dict) -> dict[str, Any] | None:
+    """What the bits of a run with --reproducible depend on, as it is here. All processes call it together.
+
+    start: of run.json, which has the plan for a memory budget.
+    """
     if not settings.reproducible:
         return None
     level: Any = settings.scale.activation_checkpointing
+    if settings.scale.memory_budget is not None:
+        level = (start.get("scale") or {}).get("activation_checkpointing")
     with fixed_cpu_arithmetic(True):
         return describe_arithmetic(settings, context, level)
 

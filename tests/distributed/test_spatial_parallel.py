@@ -13,6 +13,7 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import build_model
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.batch_norm import synchronise_batch_norm
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
 
@@ -28,7 +29,7 @@ class Case:
     num_processes: int
     encoder: str = "mit_tiny"
     norm: str = "batch"
-    level: str = "none"
+    level: str | CheckpointPlan = "none"
     height: int = 150
     """Five units of 32 rows, the last not whole."""
     width: int = 64
@@ -36,10 +37,18 @@ class Case:
     bf16: bool = False
 
     @property
+    def level_name(self) -> str:
+        return self.level if isinstance(self.level, str) else "plan"
+
+    @property
     def id(self) -> str:
-        return f"{self.encoder}-{self.norm}-{self.level}-{self.height}-{self.rows} of {self.num_processes}"
+        return f"{self.encoder}-{self.norm}-{self.level_name}-{self.height}-{self.rows} of {self.num_processes}"
 
 
+MIXED = CheckpointPlan.parse(
+    "encoder input, all, attention x2; layers tiles, whole; "
+    "decoder all whole, input tiles, all tiles, input whole, all whole, all tiles"
+)
 DOUBLE = [
     Case(2, 2, height=1952, width=32),
     Case(4, 4, height=1952, width=32),
@@ -49,6 +58,7 @@ DOUBLE = [
     Case(4, 4, level="full"),
     Case(2, 2, level="offload"),
     Case(2, 4, level="full", norm="group"),
+    Case(2, 4, level=MIXED, norm="group"),
     Case(2, 2, encoder="vgg19"),
     Case(4, 4, encoder="vgg19", level="full"),
     Case(2, 2, encoder="resnet50"),

@@ -117,6 +117,7 @@ def text_flags(kind: Any, prefix: str = "--") -> set[str]:
 WITHOUT_PATHS = (
     "benchmarks/convert.py",
     "benchmarks/count_steps.py",
+    "benchmarks/memory_budget.py",
     "benchmarks/overlap.py",
     "benchmarks/reproducible.py",
     "benchmarks/sampler_cost.py",

@@ -29,6 +29,7 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model, normalise
 from glioma_dist.scale import answers, memory_estimator, planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.host_memory import HostMemory
@@ -294,7 +295,15 @@ def test_no_attention_matrix_at_native_size():
         assert widest_map // 4 < seen.num_bytes <= widest_map < tokens * keys * 2 / 10
 
 
-@pytest.mark.parametrize(("size", "kind"), [("512x384", "none"), ("640x512", "selective"), ("704x512", "full")])
+MIXED = CheckpointPlan.parse(
+    "encoder input x2, attention x2, all; layers tiles x2, whole; "
+    "decoder all whole x2, input whole, all tiles, input tiles, all whole"
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"), [("512x384", "none"), ("640x512", "selective"), ("704x512", "full"), ("640x512", MIXED)], ids=str
+)
 def test_counted_is_what_a_process_grows_by(size, kind):
     """The peak resident memory above what the libraries and a small step had taken before."""
     model, size = ModelConfig(encoder="mit_b0"), Size.parse(size)
@@ -302,7 +311,7 @@ def test_counted_is_what_a_process_grows_by(size, kind):
     assert count(replace(TINY, model=model, size=size), kind).peak == pytest.approx(measured, rel=0.15)
 
 
-def measure_growth(model_config: ModelConfig, size: Size, kind: str) -> int:
+def measure_growth(model_config: ModelConfig, size: Size, kind: str | CheckpointPlan) -> int:
     """Bytes by which the resident memory grows, at most, from before the model is built through two steps."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(MALLOPT_MMAP_THRESHOLD, 2**16)  # whatever is freed goes back at once: no gaps are counted
@@ -313,7 +322,7 @@ def measure_growth(model_config: ModelConfig, size: Size, kind: str) -> int:
     return resident("VmHWM") - before
 
 
-def take_steps(model_config: ModelConfig, size: Size, kind: str) -> None:
+def take_steps(model_config: ModelConfig, size: Size, kind: str | CheckpointPlan) -> None:
     model = UNet(model_config)
     checkpoint_activations(model, kind)
     optimizer = torch.optim.Adam(model.parameters())

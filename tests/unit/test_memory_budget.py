@@ -1,0 +1,215 @@
+"""The plan for a memory budget: against an exhaustive search, against counted steps, and against the levels."""
+
+import itertools
+import json
+import random
+from dataclasses import asdict, replace
+from functools import partial
+
+import pytest
+from encoder_helpers import narrow
+from helpers import TINY_CHANNELS
+
+from glioma_dist.benchmark import memory_plan
+from glioma_dist.cli.arguments import parse
+from glioma_dist.config import ModelConfig, ScaleConfig, TrainConfig
+from glioma_dist.config.plan import PlanConfig
+from glioma_dist.errors import InputError
+from glioma_dist.losses import segmentation_loss
+from glioma_dist.scale import memory_budget, planner
+from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
+from glioma_dist.scale.memory_budget import cheapest_plan, choose_plan, find_units, smallest_plan
+from glioma_dist.scale.observed_step import observe
+from glioma_dist.scale.planner import LEVELS
+from glioma_dist.scale.step import Step
+from glioma_dist.scale.step_count import count_at_size
+from glioma_dist.scale.step_units import Option, StepUnits, Unit
+from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
+from glioma_dist.size import Size
+
+STEPS = {
+    "mit_tiny": Step(
+        ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS),
+        Size(512, 384),
+        1,
+        bf16=False,
+        tile_size=CPU_TILE,
+        loss=partial(segmentation_loss, "dice"),
+    ),
+}
+STEPS["mit_tiny on strips of a GPU"] = replace(
+    STEPS["mit_tiny"], bf16=True, spatial_parallel=2, num_devices=2, tile_size=largest_gpu_tile()
+)
+STEPS["resnet50"] = replace(
+    STEPS["mit_tiny"],
+    model=ModelConfig(encoder="resnet50", decoder_channels=TINY_CHANNELS, norm="group"),
+    bf16=True,
+    tile_size=largest_gpu_tile(),
+)
+LARGER = 0.02
+"""By how much, as a share, a counted peak may be larger than the sum of its units."""
+SMALLER = 0.12
+"""The same for smaller: the sum counts a block's output that is kept for nobody."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        narrow(patch, "resnet50")
+        patch.setattr(planner.counted_steps, "_steps", dict)  # of encoders as they are
+        yield
+
+
+def draw_units(generator: random.Random, number: int) -> StepUnits:
+    """Units of drawn sizes."""
+
+    def draw_option(keeps: str) -> Option:
+        return Option(keeps, "whole", *(generator.randrange(-20, 60) for _ in range(3)), generator.random(), 1.0)
+
+    units = [
+        Unit(
+            tuple(draw_option(keeps) for keeps in ("all", "attention", "input")[: generator.randint(1, 3)]),
+            generator.randrange(50),
+            generator.randrange(50),
+        )
+        for _ in range(number)
+    ]
+    zeros = {"rest": 30, "kept": 100, "parameters": 10, "optimizer": 20, "seconds": 1.0, "flops": 1.0}
+    return StepUnits(tuple(units[:-5]), tuple(units[-5:]), before_loss=10, at_loss=generator.randrange(60), **zeros)
+
+
+@pytest.mark.parametrize("most_states", [memory_budget.MOST_STATES, 2])
+def test_no_plan_of_all_is_cheaper(monkeypatch, most_states):
+    """Every combination of drawn options, with exact states; with few states the plan fits, and is no cheaper."""
+    monkeypatch.setattr(memory_budget, "MOST_STATES", most_states)
+    generator = random.Random(0)
+    num_found = 0
+    for _ in range(60):
+        units = draw_units(generator, 7)
+        every = list(itertools.product(*(unit.options for unit in units.units)))
+        for budget in (40, 80, 120, 200, 400):
+            fitting = [sum(each.seconds for each in way) for way in every if units.peak(way) <= budget]
+            found = cheapest_plan(units, budget)
+            if found is None:
+                assert not fitting or most_states == 2
+                continue
+            num_found += 1
+            assert units.peak(found) <= budget
+            cost = sum(option.seconds for option in found)
+            assert cost == pytest.approx(min(fitting)) or (most_states == 2 and cost > min(fitting))
+        if most_states > 2:
+            least = min(map(units.peak, every))
+            assert units.peak(smallest_plan(units)) == least or least < 0
+    assert num_found > 100
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_units_of_a_step_add_up_to_its_memory(name):
+    """At each level, and with options drawn at random."""
+    step = STEPS[name]
+    units, generator = find_units(step), random.Random(name)
+    ways = [units.options_of(LEVEL_PLANS[level]) for level in LEVELS]
+    ways += [tuple(generator.choice(unit.options) for unit in units.units) for _ in range(2)]
+    for options in ways:
+        assert units.options_of(units.plan(options)) == options
+        counted = count_at_size(step, units.plan(options)).peak
+        assert (1 - LARGER) * counted <= units.peak(options) <= (1 + SMALLER) * counted
+        assert units.memory(options).peak == units.peak(options)
+    assert units.peak(ways[0]) == count_at_size(step, "none").peak
+    assert StepUnits.of_json(json.loads(json.dumps(asdict(units)))) == units
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_plan_fits_its_budget_and_computes_no_more_than_a_level_that_fits(name):
+    step = STEPS[name]
+    units = find_units(step)
+    peaks = {level: planner.count(step, LEVEL_PLANS[level]).peak for level in LEVELS}
+    levels = {level: units.options_of(LEVEL_PLANS[level]) for level in LEVELS}
+    for level, peak in peaks.items():
+        chosen = choose_plan(step, peak)
+        assert chosen.memory == planner.count(step, chosen.plan)
+        assert chosen.memory.peak <= peak
+        for attribute, found in (("seconds", chosen.recomputed_time), ("flops", chosen.recomputed_flops)):
+            of_level = sum(getattr(option, attribute) for option in levels[level]) / getattr(units, attribute)
+            assert found <= of_level * (1 + 1e-9)
+    assert choose_plan(step, peaks["none"]).recomputed_time == 0
+    between = choose_plan(step, (peaks["none"] + min(peaks.values())) / 2)
+    assert between.recomputed_time > 0
+    assert between.plan not in LEVEL_PLANS.values()
+
+
+def test_a_larger_budget_never_computes_more_again():
+    for units in map(find_units, STEPS.values()):
+        low, high = units.peak(smallest_plan(units)), units.peak([unit.options[0] for unit in units.units])
+        costs = []
+        for part in range(41):
+            found = cheapest_plan(units, low + (high - low) * part / 40)
+            costs.append(sum(option.seconds for option in found))
+        assert costs == sorted(costs, reverse=True)
+        assert costs[0] > costs[20] > costs[-1] == 0
+
+
+def test_a_step_is_observed_once_and_the_plan_is_the_same(monkeypatch):
+    first = choose_plan(STEPS["mit_tiny"], 150e6)
+    monkeypatch.setattr(memory_budget, "observe", None)
+    assert choose_plan(STEPS["mit_tiny"], 150e6) == first
+    again = observe(STEPS["mit_tiny"])
+    assert again == find_units(STEPS["mit_tiny"])
+
+
+def test_gradients_of_ddp_and_a_moving_average_are_within_the_budget():
+    step = replace(STEPS["mit_tiny"], num_devices=2, has_average=True)
+    alone, shared = (choose_plan(each, 150e6) for each in (STEPS["mit_tiny"], step))
+    assert shared.memory.peak <= 150e6
+    assert shared.memory.gradients >= 0.9 * shared.memory.parameters
+    assert shared.recomputed_time >= alone.recomputed_time
+
+
+def test_a_frozen_encoder_has_nothing_to_compute_again():
+    step = replace(STEPS["mit_tiny"], freeze_encoder=True)
+    units = observe(step)
+    assert all(option.kept >= 0 for unit in units.segments for option in unit.options)
+    level = count_at_size(step, "full").peak
+    assert choose_plan(step, level).memory.peak <= level
+
+
+def test_a_tile_per_layer_where_a_gpus_kernels_need_it(monkeypatch):
+    """Beyond the size at which whole layers are too large for a kernel, no layer is computed as a whole."""
+    monkeypatch.setattr(memory_budget, "kernels_fit", lambda step, level: level == "full")
+    chosen = choose_plan(STEPS["mit_tiny"], 200e6)
+    assert set(chosen.plan.layers) == {"tiles"}
+    assert chosen.memory.peak <= 200e6
+
+
+@pytest.mark.parametrize("text", ["8", "GiB", "-1GiB", "8 gigabytes", "0GiB", ""])
+def test_what_is_no_number_of_bytes_is_refused(text):
+    with pytest.raises(InputError, match=r"--scale\.memory-budget"):
+        ScaleConfig(memory_budget=text).validate()
+    with pytest.raises(InputError, match="--memory-budget"):
+        PlanConfig((Size(64, 64),), memory_budget=text).validate()
+
+
+def test_a_budget_and_a_level_are_refused_together():
+    for level in ("none", "auto"):
+        ScaleConfig(memory_budget="8GiB", activation_checkpointing=level).validate()
+    for level in ("selective", "full"):
+        with pytest.raises(InputError, match=f"--scale.activation-checkpointing {level}: omit one of them"):
+            ScaleConfig(memory_budget="8GiB", activation_checkpointing=level).validate()
+
+
+def test_the_plan_command_tells_what_is_kept_and_the_command_to_train(tmp_path, capsys):
+    model = STEPS["mit_tiny"].model
+    plan = PlanConfig((Size(512, 384),), model, memory_budget="110MB", json=tmp_path / "plan.json")
+    memory_plan.print_plan(plan)
+    told = capsys.readouterr().out
+    row = json.loads((tmp_path / "plan.json").read_text())["levels"][-1]
+    assert row["peak_gib"] <= 110e6 / 2**30
+    assert CheckpointPlan.parse(row["keeps"]) not in LEVEL_PLANS.values()
+    assert f"keeps: {row['keeps']}" in told
+    assert f"computed again: {row['recomputed_flops']:.1%} of the step's FLOPs" in told
+    flags = told.rpartition("train.py ")[2].partition(" --data.train")[0].split()
+    config = parse(TrainConfig, [*flags, "--data.train", "x"])
+    assert config.scale.memory_budget == "110MB"
+    with pytest.raises(InputError, match=r"--memory-budget: 0.001 GiB .* the least that is possible is"):
+        memory_plan.print_plan(replace(plan, memory_budget="1MB"))
