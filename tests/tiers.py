@@ -113,7 +113,7 @@ LONG = {
     "tests/unit/test_growth.py::test_the_blocks_of_the_guide_run": "four commands, one a prediction",
     "tests/unit/test_networks.py::test_predicted_masks_of_held_out_fields_score_what_the_card_says": "fields of 1 Mpx",
     "tests/unit/test_offload.py::test_the_bits_are_those_of_the_level_full": "every encoder",
-    "tests/unit/test_optimizer_in_backward.py::test_a_run_and_a_resumed_one_have_the_bits_of_plain_steps": "four runs each",
+    "tests/unit/test_optimizer_in_backward.py::test_a_run_and_a_resumed_one_have_the_bits_of_plain_steps": "runs",
     "tests/unit/test_planner.py::test_advice_never_offers_what_was_tried": "counts many steps",
     "tests/unit/test_planner.py::test_auto_takes_the_quickest_that_fits": "counts many steps",
     "tests/unit/test_planner.py::test_counted_is_what_a_process_grows_by": "a real step of full size",
