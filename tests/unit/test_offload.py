@@ -86,7 +86,6 @@ def check_equal(ours: dict[str, Tensor], full: dict[str, Tensor]) -> None:
     assert [name for name, each in full.items() if not torch.equal(each, ours[name])] == []
 
 
-@pytest.mark.equality(flag="activation checkpointing offload", encoder="{name}", processes=1, kind="bits")
 @pytest.mark.parametrize("name", [name for name in encoders.names() if name not in DEEPER])
 def test_the_bits_are_those_of_the_level_full(name, monkeypatch):
     """Two steps, of images of two sizes: memory is given up, too."""
