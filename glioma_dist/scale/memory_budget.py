@@ -25,7 +25,7 @@ from glioma_dist.scale.step_units import Option, StepUnits
 MOST_STATES = 2**16
 """Beyond it, what units keep is rounded up to this part of what they keep at the level none, so that the number of
 states has a bound. Networks of the package have some hundreds."""
-NEAR = 0.01
+NEAR = 0.05
 """Of the budget. A level whose units' sum is larger by more than that is not counted."""
 MOST_COUNTS = 8
 """Of plans that are counted until one fits."""
