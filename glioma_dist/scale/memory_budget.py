@@ -67,8 +67,8 @@ def choose_plan(step: Step, budget: float, counts: bool = True) -> ChosenPlan:
     best = _cheapest_level(units, step, budget, best, counts) or best
     if best is not None:
         return best
-    plans = [units.plan(smallest_plan(units)), *LEVEL_PLANS.values()]
-    needed = min(planner.count(step, plan).peak for plan in plans)
+    ways = (smallest_plan(units), *map(units.options_of, LEVEL_PLANS.values()))
+    needed = min(planner.count(step, units.plan(options)).peak for options in ways)
     images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
     raise InputError(
         f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: the least "
