@@ -25,8 +25,8 @@ from glioma_dist.scale.step_units import Option, StepUnits
 MOST_STATES = 2**16
 """Beyond it, what units keep is rounded up to this part of what they keep at the level none, so that the number of
 states has a bound. Networks of the package have some hundreds."""
-NEAR = 0.01
-"""Of the budget. A level whose peak is so near to it is counted: its units' peak may be some bytes more."""
+NEAR = 0.05
+"""Of the budget. A level whose units' sum is larger by more than that is not counted."""
 MOST_COUNTS = 8
 """Of plans that are counted until one fits."""
 
@@ -54,17 +54,21 @@ def choose_plan(step: Step, budget: float, counts: bool = True) -> ChosenPlan:
     if not kernels_fit(step, "none"):
         check_kernels(step, "full")
         units = units.in_tiles()
-    limit = budget - _held_besides(units, step)
+    limit, best = budget - _held_besides(units, step), None
     for _ in range(MOST_COUNTS):
-        chosen = _with_levels(units, step, limit, budget)
+        chosen = cheapest_plan(units, limit)
         if chosen is None:
             break
         found = _described(units, step, chosen, counts)
         if found.memory.peak <= budget:
-            return found
+            best = found
+            break
         limit -= found.memory.peak - budget
-    plans = [units.plan(smallest_plan(units)), *LEVEL_PLANS.values()]
-    needed = min(planner.count(step, plan).peak for plan in plans)
+    best = _cheapest_level(units, step, budget, best, counts) or best
+    if best is not None:
+        return best
+    ways = (smallest_plan(units), *map(units.options_of, LEVEL_PLANS.values()))
+    needed = min(planner.count(step, units.plan(options)).peak for options in ways)
     images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
     raise InputError(
         f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: the least "
@@ -89,20 +93,20 @@ def _held_besides(units: StepUnits, step: Step) -> int:
     return planner.on_each_device(counted, step).peak - counted.peak
 
 
-def _with_levels(units: StepUnits, step: Step, limit: float, budget: float) -> tuple[Option, ...] | None:
-    """The cheapest plan, or a level that is as cheap and fits where the units' sum is some bytes too large."""
-    chosen = cheapest_plan(units, limit)
-    for plan in LEVEL_PLANS.values():
-        level = units.options_of(plan)
-        is_cheaper = chosen is None or _cost(level) < _cost(chosen)
-        is_near = limit < units.peak(level) <= limit + NEAR * budget
-        if is_cheaper and is_near and planner.count(step, units.plan(level)).peak <= budget:
-            return level
-    return chosen
-
-
-def _cost(options: Sequence[Option]) -> float:
-    return sum(option.seconds for option in options)
+def _cheapest_level(
+    units: StepUnits, step: Step, budget: float, best: ChosenPlan | None, counts: bool
+) -> ChosenPlan | None:
+    """A level that is counted to fit and computes less again than the best plan so far; None where none does. The sum
+    of its units may be some bytes more than the budget, or tightening may have missed it."""
+    for plan in LEVEL_PLANS.values():  # from the cheapest on
+        options = units.options_of(plan)
+        seconds = sum(option.seconds for option in options) / units.seconds
+        is_cheaper = best is None or seconds < best.recomputed_time
+        if is_cheaper and units.peak(options) + _held_besides(units, step) <= (1 + NEAR) * budget:
+            found = _described(units, step, options, counts)
+            if found.memory.peak <= budget:
+                return found
+    return None
 
 
 def find_units(step: Step) -> StepUnits:

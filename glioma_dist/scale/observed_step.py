@@ -32,7 +32,9 @@ def observe(step: Step) -> StepUnits:
     """Observe a step. It takes as long as counting it twice, or less: in tiles only what can be is computed."""
     speed = CPU_SPEED if step.tile_size.max_elements is None else GPU_SPEED
     whole, curve, states = _observe(step, OBSERVED["whole"], speed)
-    in_tiles, tiled_curve, _ = _observe(step, OBSERVED["tiles"], speed, whole.segments)
+    # Strips that are computed function by function know how they are cut, which a stand-in would not.
+    known = whole.segments if step.spatial_parallel == 1 else ()
+    in_tiles, tiled_curve, _ = _observe(step, OBSERVED["tiles"], speed, known)
     last = whole.decoder[-1]
     loss_end = curve.end if last.begin_backward is None else last.begin_backward
     observed = whole.segments + whole.decoder

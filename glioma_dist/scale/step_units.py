@@ -141,10 +141,11 @@ class StepUnits:
 
 
 def _option(unit: Unit, keeps: Keeps, cut: Cut) -> Option:
-    """The option of a unit. Where nothing attends, attention keeps the input; what has no tiles is whole."""
+    """The option of a unit. Where nothing attends, attention keeps the input; what has no tiles is whole, and what has
+    nothing but tiles is in tiles."""
     known = {(option.keeps, option.cut): option for option in unit.options}
     for name in (keeps, "input", "all"):
-        for how in (cut, "whole"):
+        for how in (cut, "whole", "tiles"):
             if (name, how) in known:
                 return known[name, how]
     raise KeyError(keeps)
