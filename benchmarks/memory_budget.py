@@ -21,7 +21,7 @@ from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.scale.memory_budget import choose_plan
 from glioma_dist.scale.planner import count
-from glioma_dist.scale.step import Step
+from glioma_dist.scale.step import ON_DEVICE, Step
 from glioma_dist.scale.tile_size import CPU_TILE
 from glioma_dist.size import Size, SizeFlag
 
@@ -45,7 +45,7 @@ class MemoryBudgetConfig:
 def measure(config: MemoryBudgetConfig) -> None:
     loss = partial(segmentation_loss, "dice")
     step = Step(ModelConfig(encoder=config.encoder), config.size, 1, False, tile_size=CPU_TILE, loss=loss)
-    plans = dict(LEVEL_PLANS)
+    plans: dict[str, CheckpointPlan] = {level: LEVEL_PLANS[level] for level in ON_DEVICE}
     peaks = {name: count(step, plan).peak for name, plan in plans.items()}
     half = (peaks["none"] + peaks["full"]) // 2
     for name, budget in (("selective", peaks["selective"]), ("half-way", half), ("full", peaks["full"])):

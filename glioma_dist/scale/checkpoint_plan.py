@@ -17,6 +17,7 @@ Cut = Literal["whole", "tiles"]
 NUM_DECODER_UNITS = 6
 """Of a decoder: its center, which most encoders leave out, and five blocks."""
 TIMES = " x"
+OFFLOAD = "; offload"
 Unit = TypeVar("Unit")
 
 
@@ -59,17 +60,19 @@ class CheckpointPlan:
             )
 
     def __str__(self) -> str:
-        return f"encoder {_runs(self.segments)}; layers {_runs(self.layers)}; decoder {_runs(self.decoder)}"
+        text = f"encoder {_runs(self.segments)}; layers {_runs(self.layers)}; decoder {_runs(self.decoder)}"
+        return text + OFFLOAD * self.offloads
 
     @classmethod
     def parse(cls, text: str) -> CheckpointPlan:
         """Inverse of str. Raises InputError."""
         try:
-            encoder, layers, decoder = text.split("; ")
+            encoder, layers, decoder = text.removesuffix(OFFLOAD).split("; ")
             return cls(
                 tuple(_one_of(each, Keeps) for each in _units(encoder, "encoder ")),
                 tuple(_one_of(each, Cut) for each in _units(layers, "layers ")),
                 tuple(DecoderPlan.parse(each) for each in _units(decoder, "decoder ")),
+                text.endswith(OFFLOAD),
             )
         except ValueError as error:
             raise InputError(f"{one_line(text, 120)}: is no plan of activation checkpointing") from error

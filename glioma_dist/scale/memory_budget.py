@@ -18,7 +18,7 @@ from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.kernel_limits import check_kernels, kernels_fit
 from glioma_dist.scale.observed_step import observe
-from glioma_dist.scale.step import Step
+from glioma_dist.scale.step import ON_DEVICE, Step
 from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.step_units import Option, StepUnits
 
@@ -67,7 +67,7 @@ def choose_plan(step: Step, budget: float, counts: bool = True) -> ChosenPlan:
     best = _cheapest_level(units, step, budget, best, counts) or best
     if best is not None:
         return best
-    ways = (smallest_plan(units), *map(units.options_of, LEVEL_PLANS.values()))
+    ways = (smallest_plan(units), *(units.options_of(LEVEL_PLANS[level]) for level in ON_DEVICE))
     needed = min(planner.count(step, units.plan(options)).peak for options in ways)
     images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
     raise InputError(
@@ -98,7 +98,7 @@ def _cheapest_level(
 ) -> ChosenPlan | None:
     """A level that is counted to fit and computes less again than the best plan so far; None where none does. The sum
     of its units may be some bytes more than the budget, or tightening may have missed it."""
-    for plan in LEVEL_PLANS.values():  # from the cheapest on
+    for plan in (LEVEL_PLANS[level] for level in ON_DEVICE):  # from the cheapest on
         options = units.options_of(plan)
         seconds = sum(option.seconds for option in options) / units.seconds
         is_cheaper = best is None or seconds < best.recomputed_time

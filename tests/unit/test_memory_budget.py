@@ -20,8 +20,7 @@ from glioma_dist.scale import memory_budget, planner
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.scale.memory_budget import cheapest_plan, choose_plan, find_units, smallest_plan
 from glioma_dist.scale.observed_step import observe
-from glioma_dist.scale.planner import LEVELS
-from glioma_dist.scale.step import Step
+from glioma_dist.scale.step import ON_DEVICE, Step
 from glioma_dist.scale.step_count import count_at_size
 from glioma_dist.scale.step_units import Option, StepUnits, Unit
 from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
@@ -109,7 +108,7 @@ def test_the_units_of_a_step_add_up_to_its_memory(name):
     """At each level, and with options drawn at random."""
     step = STEPS[name]
     units, generator = find_units(step), random.Random(name)
-    ways = [units.options_of(LEVEL_PLANS[level]) for level in LEVELS]
+    ways = [units.options_of(LEVEL_PLANS[level]) for level in ON_DEVICE]
     ways += [tuple(generator.choice(unit.options) for unit in units.units) for _ in range(2)]
     for options in ways:
         assert units.options_of(units.plan(options)) == options
@@ -124,8 +123,8 @@ def test_the_units_of_a_step_add_up_to_its_memory(name):
 def test_a_plan_fits_its_budget_and_computes_no_more_than_a_level_that_fits(name):
     step = STEPS[name]
     units = find_units(step)
-    peaks = {level: planner.count(step, LEVEL_PLANS[level]).peak for level in LEVELS}
-    levels = {level: units.options_of(LEVEL_PLANS[level]) for level in LEVELS}
+    peaks = {level: planner.count(step, LEVEL_PLANS[level]).peak for level in ON_DEVICE}
+    levels = {level: units.options_of(LEVEL_PLANS[level]) for level in ON_DEVICE}
     for level, peak in peaks.items():
         chosen = choose_plan(step, peak)
         assert chosen.memory == planner.count(step, chosen.plan)
