@@ -6,6 +6,7 @@ Works on a CPU, in fp32.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -16,9 +17,10 @@ from glioma_dist.cli.arguments import parse
 from glioma_dist.config import ModelConfig
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.unet import UNet, build_model, normalise
+from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
+from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.memory_budget import choose_plan
 from glioma_dist.scale.planner import count
 from glioma_dist.scale.step import ON_DEVICE, Step
@@ -73,8 +75,7 @@ def build(config: ModelConfig, plan: CheckpointPlan) -> UNet:
 
 def take_step(model: UNet, size: Size, loss: partial) -> None:
     images = torch.zeros(1, 1, size.height, size.width, dtype=torch.uint8)
-    logits = model(normalise(images), torch.zeros(1, dtype=torch.int64))
-    loss(logits, images[:, 0]).sum().backward()
+    compute_gradients(model, images, images[:, 0], loss, nullcontext, seeds=torch.zeros(1, dtype=torch.int64))
     model.zero_grad()
 
 

@@ -22,6 +22,8 @@ from glioma_dist.errors import InputError, one_line
 
 NO_PATHS = {
     "--recipes": "names of recipes",
+    "--memory-budget": "a number of bytes",
+    "--scale.memory-budget": "a number of bytes",
     "--url": "an http(s) URL, checked by download.addresses",
     "--model.encoder": "a name",
     "--network": "a name",
