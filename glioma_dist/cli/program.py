@@ -6,9 +6,7 @@ command `convert NAME`, also one that another distribution declares.
 
 from __future__ import annotations
 
-import atexit
 import difflib
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -91,20 +89,12 @@ def main() -> None:
     """Run the command that this process's arguments name: the console script."""
     if sys.argv[1:2] == ["run-status"]:  # which reads the codes of a launch, and is no process of it
         os.environ.pop(VARIABLE, None)
-    _end_quickly()
     run_command(lambda: run(sys.argv[1:]))
 
 
 def run_script(name: str) -> None:
     """Run the command `name`, for a script of one command such as train.py."""
-    _end_quickly()
     run_command(lambda: run_one(name, sys.argv[1:], sys.argv[0].rpartition("/")[2]))
-
-
-def _end_quickly() -> None:
-    """Have Python, as it ends, not look once more through the objects of all libraries for those that refer to each
-    other: beside PyTorch this takes one or two seconds."""
-    atexit.register(gc.freeze)
 
 
 def run(words: Sequence[str]) -> None:
