@@ -45,6 +45,7 @@ def modules_of(script: str, *arguments: object) -> set[str]:
         command, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == "", "a library complains, maybe as Python ends"
     return set(json.loads(ended.stdout.rpartition("MODULES ")[2]))
 
 
