@@ -67,8 +67,10 @@ class _NormaliseTokens(torch.autograd.Function):
 
 def _gradients(gradient: Tensor, tokens: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> tuple:
     wide_gradient, wide_tokens = gradient.to(weight.dtype), tokens.to(weight.dtype)
+    # The kernel reads the moments as if they were contiguous. Those of some tokens of several images are not.
+    moments = mean.contiguous(), scale.contiguous()
     return torch.ops.aten.native_layer_norm_backward(
-        wide_gradient, wide_tokens, weight.shape, mean, scale, weight, bias, [True, True, True]
+        wide_gradient, wide_tokens, weight.shape, *moments, weight, bias, [True, True, True]
     )
 
 

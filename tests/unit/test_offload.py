@@ -99,6 +99,20 @@ def test_the_bits_are_those_of_the_level_full(name, monkeypatch):
     assert host.num_on_the_way <= 2
 
 
+def test_in_bf16_only_the_sums_of_layer_norms_differ(monkeypatch):
+    """Layer norms widen some tokens of two images at a time; all else has the same bits."""
+    monkeypatch.setattr(offload, "CPU_ELEMENTS", 1000)
+    full, ours = pair("mit_tiny", Stream())
+    norms = {name for name, module in full.named_modules() if isinstance(module, nn.LayerNorm)}
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (gradients(model, *draw(2, 96)) for model in (ours, full))
+    summed = [key for key in expected if key.removeprefix("gradient of ").rpartition(".")[0] in norms]
+    assert len(summed) == 2 * len(norms)
+    for key in summed:
+        torch.testing.assert_close(found.pop(key), expected.pop(key), rtol=1e-5, atol=1e-6)
+    check_equal(found, expected)
+
+
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_a_model_that_is_copied_and_one_of_two_passes_before_a_backward_pass(norm):
     full, ours = pair("mit_tiny", Stream(), norm)
