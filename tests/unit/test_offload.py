@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from encoder_helpers import DEEPER, narrow_everything
+from encoder_helpers import narrow_everything, slow_if_deeper
 from helpers import TINY_CHANNELS
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ def check_equal(ours: dict[str, Tensor], full: dict[str, Tensor]) -> None:
     assert [name for name, each in full.items() if not torch.equal(each, ours[name])] == []
 
 
-@pytest.mark.parametrize("name", [name for name in encoders.names() if name not in DEEPER])
+@pytest.mark.parametrize("name", map(slow_if_deeper, encoders.names()))
 def test_the_bits_are_those_of_the_level_full(name, monkeypatch):
     """Two steps, of images of two sizes: memory is given up, too."""
     narrow_everything(monkeypatch)
