@@ -31,6 +31,7 @@ from glioma_dist.inference.large.strips import compute_in_strips
 from glioma_dist.inference.large.tiles import blend_weights, compute_in_tiles, least_side, tile_spans
 from glioma_dist.inference.segmenting import Plan, choose, segment, segment_by_parts
 from glioma_dist.model.unet import build_model, normalise
+from glioma_dist.scale import device_memory
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 
 GIB = 2**30
@@ -398,7 +399,7 @@ def test_the_limit_of_a_control_group_counts(most, tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text(f"{most}\n")
     (tmp_path / "memory.current").write_text(f"{2 * GIB}\n")
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
-    free = [*memory._free_in(tmp_path, "memory.max", "memory.current")]
+    free = [*device_memory._free_in(tmp_path, "memory.max", "memory.current")]
     assert free == ([] if most == "max" else [3 * GIB // 2])
     monkeypatch.setattr(memory, "free_in_cgroups", lambda: iter(free))
     limit = memory.memory_limit(None) - memory.resident_bytes()

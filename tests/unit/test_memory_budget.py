@@ -10,7 +10,7 @@ import pytest
 from encoder_helpers import narrow
 from helpers import TINY_CHANNELS
 
-from glioma_dist.benchmark import memory_plan
+from glioma_dist.benchmark import memory_plan, plan_levels
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import ModelConfig, ScaleConfig, TrainConfig
 from glioma_dist.config.plan import PlanConfig
@@ -197,7 +197,8 @@ def test_a_budget_and_a_level_are_refused_together():
             ScaleConfig(memory_budget="8GiB", activation_checkpointing=level).validate()
 
 
-def test_the_plan_command_tells_what_is_kept_and_the_command_to_train(tmp_path, capsys):
+def test_the_plan_command_tells_what_is_kept_and_the_command_to_train(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(plan_levels, "COMPARED", plan_levels.COMPARED[1:2])
     size = Size(250, 190)  # of which no formula is traced
     step = replace(STEPS["mit_tiny"], size=size, bf16=True, tile_size=largest_gpu_tile())
     units = find_units(step)
