@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import pytest
 from equality.rows import note_rows, write_row
-from tiers import begins_at, tiers_of
+from tiers import COLLECTED, begins_at, tiers_of
 
 # Before any test imports them, so that what fails in them says why.
 pytest.register_assert_rewrite("contract", "disk", "forks", "inputs", "run_contents", "stage", "streams", "sweeps")
@@ -34,8 +34,9 @@ def _signals_stay_as_they_are():
     assert not changed, f"the test leaves {', '.join(changed)} with another handler"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the longest files; mark the tests that `make test` and `make test-all` leave to others."""
+    config.stash[COLLECTED] = [item.nodeid for item in items]
     ids = defaultdict(list)
     for item in items:
         if item.get_closest_marker("slow") is None:

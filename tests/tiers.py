@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 TABLE = Path(__file__).with_name("tiers.csv")
+COLLECTED = pytest.StashKey[list[str]]()
+"""In a run's config: the ids of all tests that were collected, before a tier was chosen."""
 
 LONGEST_FILES = (
     "tests/end_to_end/test_bench_gpu.py",

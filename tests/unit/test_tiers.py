@@ -5,7 +5,7 @@ from itertools import groupby
 
 import pytest
 from helpers import REPOSITORY
-from tiers import LONGEST_FILES, begins_at, chosen, share_of, shares, tiers_of
+from tiers import COLLECTED, LONGEST_FILES, begins_at, chosen, share_of, shares, tiers_of
 
 
 def test_each_test_of_the_table_is_there():
@@ -61,7 +61,7 @@ def test_make_test_takes_its_share_of_what_make_test_all_runs(monkeypatch):
 
 def test_each_beginning_of_parameters_is_one_of_a_test(request):
     """Else a parameter that was renamed would have left `make test-all`. Of the tests that were collected."""
-    every = [item.nodeid for item in request.session.items]
+    every = request.config.stash[COLLECTED]
     for name, (_, cell) in shares().items():
         ids = [each for each in every if each.partition("[")[0] == name]
         for beginning in cell.split("|") if ids and cell and not cell.isdecimal() else ():
