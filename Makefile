@@ -24,6 +24,9 @@ LOWEST_TESTS ?= tests/unit tests/distributed
 # One process more than cores, because many tests wait for other processes.
 PYTEST_QUICKLY := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 
+# Python keeps what it has compiled, whatever the environment says: the tests start many interpreters.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test test-all test-lowest test-slow equality faults fuzz lint bench docs gpu gpu-test gpu-bench clean
 setup: $(VENV)/.installed
 

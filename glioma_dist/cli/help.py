@@ -39,18 +39,22 @@ def help_registry(*kinds: type) -> ConstructorRegistry:
     the command line before tyro reads it.
     """
     registry, inside = ConstructorRegistry(), set()
+    known: dict[Any, PrimitiveConstructorSpec | UnsupportedTypeAnnotationError] = {}  # tyro asks 15 times for a flag
 
     @registry.primitive_rule
     def plain_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
-        key = ("value", str(info.type))
+        key = ("value", str(info.type), frozenset(info.markers))
         if key in inside:
             return None
-        inside.add(key)
-        try:
-            spec = ConstructorRegistry.get_primitive_spec(info)
-        finally:
-            inside.discard(key)
-        return replace(spec, metavar=_plain(spec.metavar)) if isinstance(spec, PrimitiveConstructorSpec) else spec
+        if key not in known:
+            inside.add(key)
+            try:
+                spec = ConstructorRegistry.get_primitive_spec(info)
+            finally:
+                inside.discard(key)
+            is_value = isinstance(spec, PrimitiveConstructorSpec)
+            known[key] = replace(spec, metavar=_plain(spec.metavar)) if is_value else spec
+        return known[key]
 
     @registry.struct_rule
     def plain_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
