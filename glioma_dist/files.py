@@ -217,8 +217,10 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
-        repeated = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise RepeatedNameError(f"{one_line(repr(repeated), 80)} is there twice in one object")
+        for name, _ in pairs:
+            if name in seen:
+                raise RepeatedNameError(f"{one_line(repr(name), 80)} is there twice in one object")
+            seen.add(name)
     return content
 
 
