@@ -197,21 +197,31 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 def parse_json(data: bytes | str, where: Path | str) -> Any:
     """The content of JSON text. Raises InputError naming `where` for what is no JSON, is nested too deeply, or has a
-    name twice in one object, of which Python's parser keeps the last and others the first."""
-
-    def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            repeated = next(name for name in content if sum(name == each for each, _ in pairs) > 1)
-            raise InputError(f"{where}: {one_line(repr(repeated), 80)} is there twice in one object; keep one of them")
-        return content
-
+    name twice in one object."""
     try:
-        return json.loads(data, object_pairs_hook=without_repetition)
+        return json.loads(data, object_pairs_hook=unique_names)
     except RecursionError:
         raise InputError(f"{where}: is no JSON that can be read (nested too deeply)") from None
+    except RepeatedNameError as error:
+        raise InputError(f"{where}: {error}; keep one of them") from None
     except ValueError as error:
         raise InputError(f"{where}: is no JSON ({error})") from None
+
+
+class RepeatedNameError(ValueError):
+    """A name is there twice in one JSON object: Python's parser keeps the last, others the first."""
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `object_pairs_hook`. Raises RepeatedNameError."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise RepeatedNameError(f"{one_line(repr(name), 80)} is there twice in one object")
+            seen.add(name)
+    return content
 
 
 def sync(path: Path) -> None:

@@ -26,7 +26,6 @@ def separate(mask: np.ndarray, values: np.ndarray, target: str) -> np.ndarray:
         mask: (H, W), above 0 where there is a cell.
         values: float (H, W), the network's second output after the sigmoid, from 0 to 1.
         target: what it is, boundary or distance.
-        target: what it is, boundary or distance.
 
     Returns int32 (H, W): numbers from 1 in the order of the cells' first pixels, row by row; 0 where there is no cell.
     Raises InputError for an image of more than `MOST_SEPARATED_PIXELS`.

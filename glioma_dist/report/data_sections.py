@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import glioma_dist
 from glioma_dist.data.shards.storage import LocalFolder
 from glioma_dist.errors import InputError, printable
-from glioma_dist.files import read_bytes
+from glioma_dist.files import read_json
 from glioma_dist.inference.quality import FLAGS as PICTURE_FLAGS
 from glioma_dist.report.data_findings import WORDS
 from glioma_dist.report.data_pictures import MAX_PAIRS, TAGS, Pictures
@@ -228,10 +227,10 @@ def _defects(data: DataSet) -> dict[str, Any]:
 def _audit(path: Path) -> tuple[list[tuple[str, str, str]], int]:
     """The defects that a converter wrote, and for how many an image was left out; none of a file that is no audit."""
     try:
-        defects = json.loads(read_bytes(path, MAX_AUDIT_BYTES))["defects"]
+        defects = read_json(path, MAX_AUDIT_BYTES)["defects"]
         found = [tuple(printable(each[name])[:500] for name in ("where", "kind", "detail")) for each in defects]
         return found, len({each["where"] for each in defects if each["left_out"]})
-    except (InputError, ValueError, KeyError, TypeError, RecursionError):
+    except (InputError, KeyError, TypeError):
         return [], 0
 
 

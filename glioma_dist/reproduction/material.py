@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from glioma_dist.data.shards.subsets import link_subset, write_singly
 from glioma_dist.data.splits import SPLIT_NAMES, draw_repetitions, read_splits, write_splits
 from glioma_dist.data.transforms import resize_image, resize_mask
 from glioma_dist.errors import InputError
-from glioma_dist.files import write_atomically
+from glioma_dist.files import read_json, write_atomically
 from glioma_dist.reproduction.plan import Settings, default_picture
 from glioma_dist.reproduction.protocol import Study
 from glioma_dist.size import Size
@@ -99,4 +98,4 @@ def group_of(key: str, metadata: dict, group_by: str) -> str:
 def read_groups(settings: Settings) -> dict[str, str] | None:
     """The group of each image, as the splits were drawn; None where they were drawn without."""
     read_splits(settings.splits_file)  # raises InputError where it is damaged
-    return json.loads(settings.splits_file.read_text()).get("groups")
+    return read_json(settings.splits_file).get("groups")

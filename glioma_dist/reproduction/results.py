@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ def read_scores(row: RowPlan) -> Scores:
     found = []
     for path in row.scores:
         if (path.parent / path.name.replace("scores_", "evaluate_").replace(".json", ".finished.json")).exists():
-            found.append({image["key"]: image["dice"] for image in json.loads(path.read_text())["images"]})
+            found.append({image["key"]: image["dice"] for image in read_json(path)["images"]})
     return found
 
 
@@ -190,7 +189,7 @@ def describe_data(settings: Settings) -> dict[str, Any]:
     found = {}
     for name, folder in folders.items():
         if (folder / "index.json").is_file():
-            index = json.loads((folder / "index.json").read_text())
+            index = read_json(folder / "index.json")
             found[name] = {key: index[key] for key in ("dataset", "num_samples", "licence")}
     return found
 

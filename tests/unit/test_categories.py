@@ -12,6 +12,7 @@ from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.convert import GLIOMA_C6
 from glioma_dist.data.convert.cells import as_segmentation, draw_cells
 from glioma_dist.data.convert.coco import load_coco
+from glioma_dist.data.convert.labelling import Labelling
 from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.errors import InputError
 
@@ -169,3 +170,12 @@ def test_the_same_category_twice_is_one_line(tmp_path):
 def test_masks_of_a_background_category_are_those_without_it():
     cells = [as_segmentation(square(2, 2, 9))]
     np.testing.assert_array_equal(draw_cells(cells, HEIGHT, WIDTH).mask, draw_cells(cells * 2, HEIGHT, WIDTH).mask)
+
+
+def test_an_id_of_two_classes_is_refused(tmp_path):
+    """The first of the two names would take the labels of both."""
+    records = (CELL, {**CELL, "name": "Type A"}, {"id": 2, "name": "Type B"})
+    path = write_coco(tmp_path / "a.json", [image_record(1, "a.tif")], [annotation(1, 1, square(2, 2, 5))], records)
+    assert [entry["taken"] for entry in load_coco(path).categories] == [True, True]
+    with pytest.raises(InputError, match=r"a\.json: the category id 1 names two classes \(cell and Type A\)"):
+        load_coco(path, labelling=Labelling(("cell", "type a", "Type B")))

@@ -150,6 +150,14 @@ def test_second_targets_are_what_a_slow_way_gives(name):
         np.testing.assert_allclose(found, SLOWLY[name](instances), atol=0.501 if name == "distance" else 0)
 
 
+def test_boundaries_reach_two_pixels_from_another_cell_and_from_the_background():
+    """As the page of touching cells says; the edge of the image is no boundary."""
+    instances = np.zeros((7, 30), np.uint16)
+    instances[:, :10], instances[:, 10:20] = 3, 8
+    expected = np.isin(np.arange(30), (8, 9, 10, 11, 18, 19))
+    np.testing.assert_array_equal(SECOND_TARGETS["boundary"](instances), np.broadcast_to(expected, instances.shape))
+
+
 def distance_plainly(instances: np.ndarray) -> np.ndarray:
     """All pixels at once, as the documentation defines it, in fp32."""
     padded = np.pad(instances, 1, mode="edge")

@@ -18,7 +18,7 @@ from test_convert import read_all
 from glioma_dist.data.convert.cells import Rle, as_segmentation
 from glioma_dist.data.convert.coco import CocoImage, load_coco
 from glioma_dist.data.convert.conversion import convert
-from glioma_dist.data.convert.cvat import find_cvat
+from glioma_dist.data.convert.cvat import find_cvat, load_cvat
 from glioma_dist.data.convert.folder import convert_folder
 from glioma_dist.data.convert.labelling import Labelling
 from glioma_dist.registry import sources
@@ -313,3 +313,19 @@ def test_a_frame_with_cells_that_have_only_a_marker_is_left_out(drawn, tmp_path)
         tifffile.imwrite(tmp_path / "01_GT" / "TRA" / f"man_track{number:03d}.tif", markers)
     assert converted("ctc", tmp_path, tmp_path / "out").keys() == {"t000"}
     assert "1 cells have a marker in TRA and no outline" in (tmp_path / "out" / "audit.json").read_text()
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 75, 120, 330])
+def test_ellipses_of_cvat_turn_clockwise(tmp_path, degrees):
+    """As OpenCV draws them, whose angles are clockwise where y points down, but for pixels at the edge."""
+    path = tmp_path / "annotations.xml"
+    path.write_text(
+        f'<annotations><image name="a.png" width="{WIDTH}" height="{HEIGHT}"><ellipse label="c" cx="28.5" cy="20.5" '
+        f'rx="16" ry="5" rotation="{degrees}"/></image></annotations>'
+    )
+    (image,) = load_cvat(path).images
+    (cell,) = image.cells_in(HEIGHT, WIDTH)
+    drawn = np.zeros((HEIGHT, WIDTH), np.uint8)
+    cv2.ellipse(drawn, (28, 20), (16, 5), degrees, 0, 360, 1, -1)
+    edge = cv2.dilate(drawn, np.ones((3, 3))) != cv2.erode(drawn, np.ones((3, 3)))
+    np.testing.assert_array_equal(pixels_of(cell, HEIGHT, WIDTH)[~edge], drawn[~edge] > 0)

@@ -73,6 +73,48 @@ def test_small_gaps_in_a_boundary_are_no_cells():
     assert separate(mask, boundary, "boundary").max() == 2
 
 
+@pytest.mark.parametrize(
+    ("target", "marks", "does_not"), [("boundary", 0.399, 0.4), ("distance", 0.5, 0.499)], ids=["boundary", "distance"]
+)
+def test_markers_begin_at_the_documented_limits(target, marks, does_not):
+    """Of the page's table: boundary below 0.4, distance of at least 0.5."""
+    mask = np.ones((12, 30), np.uint8)
+    values = np.full(mask.shape, does_not)
+    assert separate(mask, values, target).max() == 1
+    values[3:9, 2:9], values[3:9, 20:27] = marks, marks
+    assert separate(mask, values, target).max() == 2
+
+
+def test_corners_join_pixels_of_a_cell_and_no_markers():
+    mask = np.ones((14, 14), np.uint8)
+    boundary = np.ones(mask.shape)
+    boundary[2:7, 2:7], boundary[7:12, 7:12] = 0.1, 0.1
+    assert separate(mask, boundary, "boundary").max() == 2
+    # Without a marker, an area whose parts meet at a corner is one cell.
+    corner = np.zeros((14, 14), np.uint8)
+    corner[2:7, 2:7], corner[7:12, 7:12] = 1, 1
+    np.testing.assert_array_equal(separate(corner, np.ones(corner.shape), "boundary"), corner)
+    # With one, it grows over the corner: no pixel of the mask is left without a cell.
+    boundary[7:12, 7:12] = 1
+    np.testing.assert_array_equal(separate(corner, boundary, "boundary"), corner)
+
+
+@pytest.mark.parametrize("target", ["boundary", "distance"])
+@pytest.mark.parametrize("ridge", [9, 17, 26])
+def test_markers_grow_to_the_ridge_between_them(target, ridge):
+    """And not to half of the way: at column 17 only both are the same."""
+    mask = np.zeros((9, 37), np.uint8)
+    mask[1:8, 1:36] = 1
+    x = np.arange(mask.shape[1])
+    heights = np.broadcast_to(0.95 - 0.01 * abs(x - ridge), mask.shape).copy()
+    heights[2:7, 2:7], heights[2:7, 30:35] = 0.05, 0.05
+    values = heights if target == "boundary" else 1 - heights
+    found = separate(mask, values, target)
+    assert found.max() == 2
+    assert (found[:, :ridge] == mask[:, :ridge]).all()
+    assert (found[:, ridge + 1 :] == 2 * mask[:, ridge + 1 :]).all()
+
+
 def test_cells_are_numbered_by_their_first_pixels():
     labels = np.array([[0, 7, 7], [3, 0, 7], [3, 9, 0]])
     np.testing.assert_array_equal(numbered(labels), [[0, 1, 1], [2, 0, 1], [2, 3, 0]])

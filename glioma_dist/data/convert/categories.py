@@ -40,12 +40,16 @@ def plain_name(name: object) -> str:
 
 
 def read_categories(
-    records: list, chosen: Sequence[str] | None, is_ignored: Callable[[str], bool] = lambda _: False
+    records: list,
+    chosen: Sequence[str] | None,
+    is_ignored: Callable[[str], bool] = lambda _: False,
+    class_of: Callable[[str, bool], int] = lambda *_: 1,
 ) -> dict[str, Category]:
     """Id -> category, of a COCO file's records. chosen: the names that are cells; None: all but those that by their
     names are none. is_ignored: whether a name is one whose pixels are to be ignored: such a category is taken, too.
+    class_of: the class number of a name that is taken (`Labelling.class_of`).
 
-    Raises InputError where one id is that of cells and of something else.
+    Raises InputError where one id is that of cells and of something else, or of two classes.
     """
     wanted = None if chosen is None else {plain_name(name) for name in chosen}
     found: dict[str, Category] = {}
@@ -57,11 +61,12 @@ def read_categories(
             if is_ignored(name):
                 category = Category(name, True, ", ignored")
             first = found.setdefault(number, category)
-            if first.taken != category.taken or is_ignored(first.name) != is_ignored(name):
+            is_of_one_kind = first.taken == category.taken and is_ignored(first.name) == is_ignored(name)
+            if not is_of_one_kind or (category.taken and class_of(first.name, False) != class_of(name, False)):
+                what = "two classes" if is_of_one_kind else "both cells and something else"
                 names = f"{one_line(first.name, 80)} and {one_line(name, 80)}"
                 raise InputError(
-                    f"the category id {one_line(number, 40)} names both cells and something else ({names}); give each "
-                    "category its own id"
+                    f"the category id {one_line(number, 40)} names {what} ({names}); give each category its own id"
                 )
     return found
 

@@ -11,7 +11,7 @@ from glioma_dist.data.convert.categories import count_labels, identity, read_cat
 from glioma_dist.data.convert.cells import Segmentation, as_segmentation, as_whole
 from glioma_dist.data.convert.labelling import PLAIN, Labelling
 from glioma_dist.errors import InputError
-from glioma_dist.files import read_bytes
+from glioma_dist.files import RepeatedNameError, read_bytes, unique_names
 from glioma_dist.limits import IGNORE
 
 MAX_COCO_BYTES = 2**30
@@ -98,7 +98,8 @@ def load_coco(path: str | Path, chosen: Sequence[str] | None = None, labelling: 
     chosen = labelling.chosen(chosen)
     images, by_id, shared_ids = _read_images(content["images"])
     try:
-        categories = read_categories(_values(content.get("categories")), chosen, labelling.takes)
+        records = _values(content.get("categories"))
+        categories = read_categories(records, chosen, labelling.takes, labelling.class_of)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     coco = CocoFile(path, list(images.values()), Counter(), shared_ids, _licences(content))
@@ -130,9 +131,11 @@ def _read_json(path: Path) -> object:
         # The bytes are let go before the text is parsed.
         text = data.decode("utf-8-sig")
         del data
-        return json.loads(text, object_hook=_compact)
+        return json.loads(text, object_pairs_hook=lambda pairs: _compact(unique_names(pairs)))
     except RecursionError:
         raise InputError(f"{path}: is no JSON that can be read (nested too deeply); export it again") from None
+    except RepeatedNameError as error:
+        raise InputError(f"{path}: {error}; keep one of them, or export it again") from None
     except ValueError as error:
         raise InputError(f"{path}: is no JSON ({str(error)[:80]}); export it again") from None
 

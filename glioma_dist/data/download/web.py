@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import io
 import queue
 import re
 import threading
@@ -48,15 +49,39 @@ class Answer:
 
     def pieces(self, seconds: float) -> Iterator[bytes]:
         """The body as it comes. Raises FAILURES: OSError where fewer than MIN_BYTES come within `seconds`."""
-        since, num_bytes = time.monotonic(), 0
+        # Only below http.client can this be told: it reads the sizes of chunks, and what follows the last one, as
+        # lines, and a line that comes byte by byte never lets a read time out.
+        if self.response.fp is not None:  # an empty body is read already
+            self.response.fp = io.BufferedReader(_Paced(self.response.fp, seconds))
         while piece := self.response.read1(PIECE_BYTES):
             yield piece
-            num_bytes += len(piece)
-            now = time.monotonic()
-            if now - since > seconds:
-                if num_bytes < MIN_BYTES:
-                    raise TimeoutError(f"only {num_bytes} bytes came within {seconds:g} s")
-                since, num_bytes = now, 0
+
+
+class _Paced(io.RawIOBase):
+    """A buffered connection, each read of which raises TimeoutError where it is too slow."""
+
+    def __init__(self, connection: Any, seconds: float) -> None:
+        self._connection, self._seconds = connection, seconds
+        self._since, self._num_bytes = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        now = time.monotonic()
+        if now - self._since > self._seconds:
+            if self._num_bytes < MIN_BYTES:
+                raise TimeoutError(f"only {self._num_bytes} bytes came within {self._seconds:g} s")
+            self._since, self._num_bytes = now, 0
+        # At most one read of the socket.
+        data = self._connection.read1(len(buffer))
+        buffer[: len(data)] = data
+        self._num_bytes += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._connection.close()
+        super().close()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -16,6 +16,7 @@ from glioma_dist.data.images import tiff_directories as tag
 from glioma_dist.data.images.limits import credible_pixel_size
 from glioma_dist.data.images.tiff_directories import Directory
 from glioma_dist.data.images.tiff_stacks import IMAGEJ_PLANES, MAX_DESCRIPTION_BYTES, OME_PIXELS, OME_SIZE
+from glioma_dist.files import unique_names
 
 MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0} | {
     "nm": 1e-3,
@@ -205,7 +206,7 @@ def _shaped(description: bytes, num_pages: int) -> Told:
     if not description.startswith(b'{"shape"'):
         return Told(places)
     try:
-        told = json.loads(description.rstrip(b"\0"))
+        told = json.loads(description.rstrip(b"\0"), object_pairs_hook=unique_names)
         shape, axes = [int(size) for size in told["shape"]], str(told["axes"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return Told(places)

@@ -20,6 +20,7 @@ from glioma_dist.data.images.tiff_directories import (
     Directory,
 )
 from glioma_dist.errors import InputError
+from glioma_dist.files import unique_names
 
 NIH_HEADER, FLUOVIEW_HEADER = 43314, 34361
 NIH_SLICES = 256
@@ -126,7 +127,7 @@ def _shaped(description: bytes, page: Directory) -> int:
     if not description.startswith(b'{"shape"'):
         return 1
     try:
-        shape = json.loads(description.rstrip(b"\0"))["shape"]
+        shape = json.loads(description.rstrip(b"\0"), object_pairs_hook=unique_names)["shape"]
         num_values = math.prod(int(size) for size in shape)
     except (ValueError, TypeError, KeyError, RecursionError):
         return 1

@@ -170,7 +170,9 @@ def read_metadata(data: bytes, where: str) -> dict:
     Raises InputError where it is no JSON object.
     """
     try:
-        metadata = json.loads(data, parse_constant=lambda _: None, parse_float=_finite) if data else {}
+        metadata = json.loads(
+            data or b"{}", object_pairs_hook=files.unique_names, parse_constant=lambda _: None, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         what = "is nested too deeply" if isinstance(error, RecursionError) else f"is no JSON ({error})"
         raise InputError(one_line(f"{where}: {what}; correct it, or omit it")) from None
@@ -225,7 +227,7 @@ def _parse(data: bytes, max_items: int) -> object:
     # Before anything is made of it: a mebibyte of `[],[],` becomes thirty of objects.
     if sum(map(data.count, (b",", b"[", b"{"))) > max_items:
         raise ValueError(f"more than {max_items} values")
-    return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    return json.loads(data.decode("utf-8"), object_pairs_hook=files.unique_names, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> None:
