@@ -84,7 +84,7 @@ class PredictConfig:
     docs/guides/open_results.md says which programs open them."""
     memory: str = "auto"
     """Memory that this process may occupy, for example 4GiB. An image that needs more is computed in strips or tiles.
-    auto: what is free on this machine now, within the limit of its container or job."""
+    auto: 90 % of what is free on this machine now, within the limit of its container or job."""
     scale: InferenceScaleConfig = field(default_factory=InferenceScaleConfig)
     raw_weights: bool = False
     """Use the weights as the optimizer left them, also where training has kept their moving average (--ema-decay). By

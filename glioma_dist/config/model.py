@@ -57,8 +57,8 @@ class ModelConfig:
     By default: one class, cell or not."""
     targets: tuple[Literal["mask", "boundary", "distance"], ...] = ("mask",)
     """What the network predicts: mask, or mask and a second target that tells touching cells apart: boundary (pixels
-    near another cell or the background) or distance (to the cell's edge). The shards must have a number for each
-    cell."""
+    near another cell or the background) or distance (of a pixel to its cell's edge). The shards must have a number for
+    each cell."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", encoders.canonical(self.encoder))

@@ -43,8 +43,9 @@ class PlanConfig:
     """Memory of one GPU, for example 24GiB or 24GB. Then the output also says which levels fit, the largest batch and
     size, and the command to run."""
     memory_budget: str | None = None
-    """Also choose what each part of the network keeps so that a step in bf16 takes at most this memory of each GPU, for
-    example 8GiB (train: --scale.memory-budget), and print how much of the step is then computed again."""
+    """Also print the row of this memory budget: for a step in bf16 that takes at most this memory of each GPU, for
+    example 8GiB, what each part of the network keeps, and how much of the step is computed again (train:
+    --scale.memory-budget)."""
     gpus: int = 1
     """Number of GPUs. They can share the batch (DDP), each image (--scale.spatial-parallel), and the weights
     (FSDP2)."""
@@ -54,8 +55,8 @@ class PlanConfig:
     ema_decay: float | None = None
     """Count the moving average of the weights, too, as --ema-decay of train keeps it."""
     link_bandwidth: float = 25.0
-    """GB/s at which tensors are copied between a GPU and host memory, for the seconds that the level offload copies:
-    about 12 with PCIe 3 x16, 25 with PCIe 4 x16, 50 with PCIe 5 x16."""
+    """Speed of copies between a GPU and host memory in GB/s: about 12 with PCIe 3 x16, 25 with PCIe 4 x16, 50 with
+    PCIe 5 x16. The column copies, the seconds that the level offload needs for its copies, follows from it."""
     smp: bool = False
     """Also estimate the same network of segmentation_models.pytorch in fp32 (pip install 'glioma-dist[bench]')."""
     json: Path | None = None

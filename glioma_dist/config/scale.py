@@ -74,17 +74,20 @@ class ScaleConfig:
     activation_checkpointing: Literal["none", "selective", "full", "offload", "auto"] = "none"
     """Which activations are computed again in the backward pass instead of being kept. selective: the encoder's layers,
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. offload:
-    full, and what it keeps waits in host memory. auto: the fastest level that fits the memory of the device (on a GPU
-    also of the host), as glioma-dist plan estimates it."""
+    as full, and what full keeps on the GPU is kept in the computer's main memory (host memory). auto: the first of
+    none, selective and full that fits the free memory, as glioma-dist plan estimates it; on a GPU then offload, if the
+    host has enough memory."""
     memory_budget: str | None = None
-    """Memory of a step on each device, for example 8GiB, 900MiB or 8GB, weights and optimizer included. Instead of a
-    level, the activations to keep are chosen for each part of the network so that as little as possible is computed
-    again. Cannot be combined with a level of --scale.activation-checkpointing. By default: the level decides."""
+    """Most memory that a step may take on each device, weights and optimizer included: 8GiB, 900MiB or 8GB, for
+    example. Which activations to keep is then chosen for each part of the network, so that as little as possible is
+    computed again. Cannot be combined with selective, full or offload of --scale.activation-checkpointing. By default:
+    no budget; the level decides."""
     tile_elements: Literal["auto"] | int = "auto"
-    """Size of a tile with --scale.activation-checkpointing full, in elements of the widest feature map inside it.
-    Larger tiles need fewer kernel launches and more memory: a step of mit_b3 at 2592x1952 takes 1.6 GiB with 4194304
-    and 1.7 GiB with 16777216. auto: 4194304 on a CPU; 4194304 to 16777216 on a GPU, depending on its memory bandwidth.
-    The size changes the order of sums, so run.json records it."""
+    """Size of a tile, in elements of the widest feature map inside it. Tiles are used with the levels full and offload
+    of --scale.activation-checkpointing, and where --scale.memory-budget chooses them. Larger tiles need fewer kernel
+    launches and more memory: with the level full, a step of mit_b3 at 2592x1952 takes 1.6 GiB with 4194304 and 1.7 GiB
+    with 16777216 (counted, bf16). auto: 4194304 on a CPU; 4194304 to 16777216 on a GPU, depending on its memory
+    bandwidth. The size changes the order of sums, so run.json records it."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Store feature maps in channels-last layout, which tensor cores use. auto: on for a GPU that computes in bf16,
     fp16 or TF32 with --model.norm batch, off otherwise."""
@@ -104,9 +107,10 @@ class ScaleConfig:
     added before the optimizer's step. A step needs the memory of one micro-batch. Needs a network without batch norm:
     --model.norm group and an encoder such as mit_b0."""
     optimizer_in_backward: bool = False
-    """Move each weight as soon as its gradient is complete, and free the gradient: the gradients of all weights are
-    never held together. For one process, without --clip-norm, gradient accumulation, fp16 and --reproducible. A loss
-    that is not finite still ends the run before any weight moves; a gradient that is not finite ends it after."""
+    """Change each weight as soon as its gradient is complete, and free the gradient, so that the gradients of all
+    weights are never held together. For one process, without --clip-norm, gradient accumulation, fp16 and
+    --reproducible. If a loss is not finite, the run ends before any weight changes; if only a gradient is not finite,
+    it ends after some have changed, and this step is not saved."""
     timeout_s: float = 600.0
     """A process or worker that does not answer for this many seconds counts as lost."""
 
@@ -126,13 +130,13 @@ class ScaleConfig:
     def check_optimizer_in_backward(self, clip_norm: float | None, is_reproducible: bool) -> None:
         """Raises InputError for settings that need all gradients before a weight moves."""
         refused = (
-            (f"--clip-norm {clip_norm}", clip_norm is not None, "the norm of all gradients is known after the last"),
+            (f"--clip-norm {clip_norm}", clip_norm is not None, "it needs the gradients of all weights together"),
             (
                 f"--scale.gradient-accumulation {self.gradient_accumulation}",
                 self.gradient_accumulation > 1,
-                "gradients are complete after the last micro-batch",
+                "a gradient is complete only after the last micro-batch",
             ),
-            ("--reproducible", is_reproducible, "gradients are added before a weight moves"),
+            ("--reproducible", is_reproducible, "it adds the gradients of all images before any weight changes"),
             (f"--scale.spatial-parallel {self.spatial_parallel}", self.spatial_parallel > 1, "it is for one process"),
         )
         for flag, is_given, why in refused if self.optimizer_in_backward else ():

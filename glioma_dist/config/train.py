@@ -141,7 +141,7 @@ class TrainConfig:
     reproducible: bool = False
     """Make the weights after any number of steps bit-identical on any number of processes, on equal hardware and with
     equal versions. It implies --deterministic and computes each image alone, on a CPU with one thread a process. It
-    needs a network without batch norm: --model.norm group and an encoder such as mit_b0. docs/reproducible.md."""
+    needs a network without batch norm: --model.norm group and an encoder such as mit_b0 (docs/reproducible.md)."""
     track: tuple[str, ...] = ()
     """Experiment trackers that also get what metrics.jsonl gets: tensorboard, wandb, mlflow, trackio, another one that
     accelerate knows (aim, clearml, comet_ml, dvclive, swanlab), or one that you registered."""

@@ -5,8 +5,8 @@ lighting. So each picture is flattened first, and two pictures are compared in t
 by their correlation, then what is alike there in more detail, after one is aligned to the other, block by block. The
 median over the blocks counts: an edge of a plate that two fields share fills only some blocks.
 
-It recognises a copy with other brightness, contrast or gamma, with JPEG's losses, blurred, scaled to another size,
-cut by up to 5 % of a side, mirrored, or rotated by quarter turns, and most copies with strong noise. It does not
+It recognises a copy with other brightness or contrast, with JPEG's losses, blurred, scaled to another size, cut by up
+to 5 % of a side, mirrored, or rotated by quarter turns, and most copies with another gamma or strong noise. It does not
 recognise a small window of a picture, or one rotated by another angle. Measured: docs/guides/data_report.md.
 """
 
@@ -26,8 +26,8 @@ LEAST_COARSE = 0.35
 """Correlation of small versions above which a pair is looked at in detail. 3 of 2,926 pairs of different real fields
 have it."""
 LEAST_SIMILARITY = 0.5
-"""Median correlation of the blocks above which two pictures count as the same. Different real fields have 0.24 at most;
-copies with the changes named above 0.8 and more (gamma 1.6: 0.67)."""
+"""Median correlation of the blocks above which two pictures count as the same. Different real fields have 0.27 at most;
+docs/guides/data_report.md has those of copies."""
 BLOCKS_A_SIDE = 4
 BLOCK_ROWS = 512
 """Pictures that are compared with all others in one matrix product."""

@@ -62,7 +62,7 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
     if not isinstance(plan, CheckpointPlan):
         raise InputError(f"level {one_line(repr(level), 80)}: give none, selective, full or offload")
     if not isinstance(model, UNet):
-        raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the first value of build_model")
+        raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the one that build_model returns")
     settings = {
         id(block): {"always": unit.cut == "tiles", "tile_size": tile_size, "reuses_gradient": plan.offloads}
         for block, unit in zip(model.decoder.blocks, plan.decoder[1:], strict=True)

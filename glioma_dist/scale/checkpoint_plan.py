@@ -55,7 +55,7 @@ class CheckpointPlan:
         if not self.segments or not self.layers or len(self.decoder) != NUM_DECODER_UNITS:
             raise InputError(
                 f"a plan of activation checkpointing for {len(self.segments)} segments, {len(self.layers)} layers and "
-                f"{len(self.decoder)} units of the decoder: give one segment, one layer or more, and "
+                f"{len(self.decoder)} units of the decoder: give at least one segment, at least one layer, and "
                 f"{NUM_DECODER_UNITS} units of the decoder"
             )
 
@@ -75,7 +75,9 @@ class CheckpointPlan:
                 text.endswith(OFFLOAD),
             )
         except ValueError as error:
-            raise InputError(f"{one_line(text, 120)}: is no plan of activation checkpointing") from error
+            raise InputError(
+                f"{one_line(text, 120)}: is not a plan of activation checkpointing as run.json records it"
+            ) from error
 
 
 def of_unit(units: Sequence[Unit], number: int) -> Unit:

@@ -142,9 +142,9 @@ def check_host_memory(needed: int, free: float) -> None:
     """Raises InputError if activations of `needed` bytes for each device do not fit the `free` bytes of the host."""
     if needed > free:
         raise InputError(
-            f"--scale.activation-checkpointing offload: {needed / GIB:.1f} GiB of host memory are needed for each "
-            f"device, and {free / GIB:.1f} GiB are free; give --scale.activation-checkpointing full or a "
-            "smaller --batch-size"
+            f"--scale.activation-checkpointing offload: each device needs {needed / GIB:.1f} GiB of host memory, and "
+            f"its share of what is free is {free / GIB:.1f} GiB (a fifth is left to the system); give "
+            "--scale.activation-checkpointing full or a smaller --batch-size"
         )
 
 

@@ -123,9 +123,9 @@ def check_kernels(step: Step, level: Level) -> None:
         fitting = f"at most --data.size {_largest_size(size, most / step.batch_size, step.spatial_parallel)}"
     raise InputError(
         f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {size}: a GPU would get "
-        f"{device_pixels(step) / 1e6:.1f} million pixels, and its kernels take tensors of less than 2^31 numbers, with "
-        f"{step.model.encoder} and --scale.activation-checkpointing {level} those of {most / 1e6:.1f} million pixels: "
-        f"give {fitting}"
+        f"{device_pixels(step) / 1e6:.1f} million pixels. With {step.model.encoder} and "
+        f"--scale.activation-checkpointing {level} it can have {most / 1e6:.1f} million at most, because its kernels "
+        f"take tensors of less than 2^31 numbers: give {fitting}"
     )
 
 
@@ -155,8 +155,8 @@ def check_forward(
     limit = tile_size.max_elements or MAX_ELEMENTS
     most = _known_or_counted(encoder, in_tiles, limit)
     raise InputError(
-        f"an image of {size}: a GPU's kernels take tensors of at most {limit} numbers, with {encoder} those of "
-        f"{most / 1e6:.1f} million pixels on each GPU: {advice} {_largest_size(size, most, num_strips)} at most"
+        f"an image of {size}: with {encoder} a GPU can have {most / 1e6:.1f} million pixels at most, because its "
+        f"kernels take tensors of at most {limit} numbers: {advice} {_largest_size(size, most, num_strips)} at most"
     )
 
 

@@ -29,7 +29,8 @@ def load_scaler_state(accelerator: Accelerator, state: dict[str, float] | None) 
     valid = valid and all(type(value) in (int, float) for value in state.values()) and 0 < state["scale"] < float("inf")
     if not valid:
         raise InputError(
-            f"the checkpoint's fp16 loss scale holds {state!r:.200}; numbers for {', '.join(wanted)} belong there"
+            f"the checkpoint's fp16 loss scale holds {state!r:.200} instead of numbers for {', '.join(wanted)}; resume "
+            "from another checkpoint"
         )
     accelerator.scaler.load_state_dict(state)
 

@@ -157,7 +157,7 @@ def _default_loss(kind: str, outputs: Any) -> Tensor:
 def _check_loss(losses: Any, kind: str) -> None:
     if not isinstance(losses, Tensor) or not losses.requires_grad:
         given = "a tensor without a gradient" if isinstance(losses, Tensor) else type(losses).__name__
-        raise InputError(f"loss: gave {given} for what {kind} returns; return a tensor of it")
+        raise InputError(f"loss: returned {given}; return a tensor computed from what {kind} returns")
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def _fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
         isinstance(each, UninitializedParameter | UninitializedBuffer)
         for each in (*module.parameters(), *module.buffers())
     ):
-        raise InputError(f"{kind} has layers whose sizes are not known yet; call it once before")
+        raise InputError(f"{kind} has layers whose sizes are not known yet; call it once with inputs first")
     known: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         with mode:

@@ -55,7 +55,10 @@ def reaches_over(name: str, layer: nn.Conv2d | nn.MaxPool2d) -> bool:
     """
     window = window_of(layer)
     if not 0 < window.kernel - 2 * window.padding <= window.stride or getattr(layer, "ceil_mode", False):
-        raise InputError(f"--scale.spatial-parallel: {name} is {layer}, which is not known to be exact in strips")
+        raise InputError(
+            f"--scale.spatial-parallel: {name} is {layer}, which is not known to be exact in strips; give another "
+            "--model.encoder, or omit the flag"
+        )
     return window.above > 0 or window.below > 0
 
 

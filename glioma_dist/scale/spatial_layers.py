@@ -83,7 +83,8 @@ def _split_layer(name: str, module: nn.Module, group: SpatialGroup) -> nn.Module
         return rebuild(module, SPATIAL_LAYERS[type(module)], spatial_group=group)
     if not isinstance(module, PER_PIXEL) and next(module.children(), None) is None:
         raise InputError(
-            f"--scale.spatial-parallel: {name} is a {type(module).__name__}, which is not known to be exact in strips"
+            f"--scale.spatial-parallel: {name} is a {type(module).__name__}, which is not known to be exact in strips; "
+            "give another --model.encoder, or omit the flag"
         )
     return None
 

@@ -195,7 +195,10 @@ STEP = Step(
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (STEP, "1 image of 16448x16448: .* 270.5 million .* those of 134.2 .*: give --scale.activation-check.* full$"),
+        (
+            STEP,
+            "1 image of 16448x16448: .* 270.5 million .* 134.2 million at.*: give --scale.activation-check.* full$",
+        ),
         (replace(STEP, batch_size=2, model=ModelConfig(encoder="resnet50")), "at most --data.size 8160x8160$"),
         (replace(STEP, size=Size(8256, 8256), batch_size=7), "give --batch-size 6$"),
         (replace(STEP, model=ModelConfig(encoder="vgg19")), "give at most --data.size 5792x5792$"),

@@ -192,7 +192,7 @@ def test_what_is_no_number_of_bytes_is_refused(text):
 def test_a_budget_and_a_level_are_refused_together():
     for level in ("none", "auto"):
         ScaleConfig(memory_budget="8GiB", activation_checkpointing=level).validate()
-    for level in ("selective", "full"):
+    for level in ("selective", "full", "offload"):
         with pytest.raises(InputError, match=f"--scale.activation-checkpointing {level}: omit one of them"):
             ScaleConfig(memory_budget="8GiB", activation_checkpointing=level).validate()
 

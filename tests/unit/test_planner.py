@@ -224,7 +224,7 @@ def test_host_memory_that_is_not_there_is_refused_in_one_line():
     step = replace(TINY, size=Size(512, 384))
     host = count(step, "offload").host
     assert planner.resolve("offload", step, 0, host) == "offload"
-    with pytest.raises(InputError, match=r"offload: .* GiB of host memory are needed for each device, and .* are free"):
+    with pytest.raises(InputError, match=r"offload: each device needs .* of host memory, and its share of .* is"):
         planner.resolve("offload", step, 0, host - 1)
     assert "\n" not in planner.advice(step, GIB / 2**10, host=host)
     assert all(count(step, level).host == 0 for level in ON_DEVICE)

@@ -76,6 +76,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "nelement": lambda input: torch.Size(shape_of(input)).numel(),
 }
 """By a function's name, or "get " and an attribute's: what takes its place, with the same arguments."""
+UNKNOWN = "is not known to be exact in strips: replace it, or give another network (docs/spatial_parallelism.md)"
+"""Why a function is refused, in most cases, and what to do."""
 
 
 def name_of(function: Any) -> str:
@@ -100,7 +102,7 @@ class StripFunctions(TorchFunctionMode):
         name = name_of(function)
         is_cut = any(rows_of(each) is not None for each in tensors_in((args, kwargs)))
         if name in DRAWN:
-            raise self.refusal(name, "draws at random: the processes would draw other numbers than one")
+            raise self.refusal(name, "draws random numbers, which would differ between processes: pass them in")
         if not is_exact(function) and not is_cut and name not in DROPOUTS:
             return function(*args, **kwargs)
         if self.hooks != _saving_hooks() and name not in LOOKED_AT and is_cut:
@@ -141,7 +143,7 @@ class StripFunctions(TorchFunctionMode):
             raise self.refusal(name, "draws at random: give a rate of 0, or use evaluation mode")
         return input
 
-    def refusal(self, name: str, reason: str = "is not known to be exact in strips") -> InputError:
+    def refusal(self, name: str, reason: str = UNKNOWN) -> InputError:
         """The error that names a function and the module that called it."""
         return InputError(f"spatial_parallel: {one_line(name, 80)}, called by {self._caller()}, {reason}")
 

@@ -54,7 +54,10 @@ def spatial_parallel(module: M, group: SpatialGroup) -> M:
         raise InputError(f"spatial_parallel: group is a {type(group).__name__}; give a SpatialGroup")
     if group.size > 1:
         if "forward" in vars(module):
-            raise InputError(f"spatial_parallel: {type(module).__name__} has a forward of its own; split what calls it")
+            raise InputError(
+                f"spatial_parallel: the forward of this {type(module).__name__} was replaced on the object; split the "
+                "module that contains it"
+            )
         module.__class__ = _split_class(type(module))
         module.spatial_group, module.watched = group, set()
     return module
@@ -113,8 +116,8 @@ def _as_strip(tensor: Tensor, rows: Rows) -> Tensor:
         return tensor
     if tensor.shape[2] != rows.stop - rows.start:
         raise InputError(
-            f"spatial_parallel: an input {tuple(tensor.shape)} of process {rows.group.rank} has not the "
-            f"{rows.stop - rows.start} rows of its strip; call group.cut(height) and give these rows"
+            f"spatial_parallel: process {rows.group.rank} got an input {tuple(tensor.shape)}, and its strip has "
+            f"{rows.stop - rows.start} rows; call group.cut(height) and give the rows that it returns"
         )
     return mark(tensor.view_as(tensor), rows)  # the caller's tensor stays without a note
 
@@ -136,7 +139,8 @@ def _checked(found: Any) -> Any:
             _checked(each)
         return found
     raise InputError(
-        f"spatial_parallel: returns a {type(found).__name__}; tensors, and lists, tuples and dicts of them are known"
+        f"spatial_parallel: the network returns a {type(found).__name__}; return tensors, or lists, tuples or dicts of "
+        "tensors"
     )
 
 
@@ -164,7 +168,8 @@ def _check_graph(functions: StripFunctions, found: Any) -> None:
         kind = getattr(node, "_forward_cls", None)
         if isinstance(node, BackwardCFunction) and not _is_known(kind):
             raise functions.refusal(
-                getattr(kind, "__name__", type(node).__name__), "is an autograd function of its own"
+                getattr(kind, "__name__", type(node).__name__),
+                "is an autograd.Function, which would see only its own strip",
             )
         following = [each for each, _ in node.next_functions if each is not None and each not in seen]
         seen.update(following)

@@ -16,7 +16,9 @@ from glioma_dist.scale.strips.rows import map_tensors, mark, marked, rows_of, sh
 def pointwise(name: str, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """Compute on the rows of the first tensor that is cut; the others get the same."""
     if kwargs.get("out") is not None:
-        raise InputError(f"spatial_parallel: {name} writes to `out`, which is not known to be exact in strips")
+        raise InputError(
+            f"spatial_parallel: {name} writes to `out`, which is not known to be exact in strips; take what it returns"
+        )
     given = list(tensors_in((args, kwargs)))
     first = next(each for each in given if rows_of(each) is not None)
     in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
@@ -24,7 +26,7 @@ def pointwise(name: str, function: Callable[..., Any], args: tuple, kwargs: dict
         first = given[0]
         if rows_of(first) is None:
             raise InputError(
-                f"spatial_parallel: {name} changes in place a tensor that all processes have by one that is cut"
+                f"spatial_parallel: {name} changes a whole tensor in place by one that is cut; write to a new tensor"
             )
     rows = marked(first)
     place = rows.dim - first.ndim
