@@ -34,9 +34,9 @@ class CheckpointSaver:
     """Writes <out>/last, from which training can resume, and <out>/best, the model alone.
 
     All processes call `save` together, with the same arguments. Weights, optimizer and moving average must not change
-    between it and `let_tensors_change`: a thread copies them meanwhile, or the GPU has the copies in its queue. A thread
-    writes the files, one checkpoint at a time. It talks to no other process. That a write has ended on
-    all of them is noticed where they agree anyway, by `agree`, or in `wait`, always in their main threads.
+    between it and `let_tensors_change`: a thread copies them meanwhile, or a GPU has the copies in its queue. Another
+    thread writes the files, one checkpoint at a time. It talks to no other process. That a write has ended on all of
+    them is noticed where they agree anyway, by `agree`, or in `wait`, always in their main threads.
 
     Where a `best` cannot be written, no `last` is written before it is: none tells of a `best` that is not there.
     """
