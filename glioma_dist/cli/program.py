@@ -125,7 +125,12 @@ def run(words: Sequence[str]) -> None:
 def run_one(name: str, words: Sequence[str], prog: str) -> None:
     """Run the command `name` with its flags. prog: the name of the program in its help."""
     command = entry_of(name).load()
-    config = parse(command.config, words, prog, command.examples)
+    try:
+        config = parse(command.config, words, prog, command.examples)
+    except InputError as error:
+        # All processes of a launch on one machine have the same flags: the first refuses them for all.
+        error.is_shared = os.environ.get("LOCAL_RANK", "0") != "0"
+        raise
     command.check(config)
     command.run(config)
 

@@ -28,6 +28,21 @@ def check_launch_file(flag: str, file: Path) -> None:
         raise InputError(f"{flag} {file}: is no file of accelerate's settings; name one of accelerate_configs/")
 
 
+def first_process_told(line: str) -> bool:
+    """Whether the first process of this launch on this machine has left the same line for the launcher.
+
+    The file of each process is in a folder of its own, which has its local rank as its name.
+    """
+    file, rank = Path(os.environ.get(REPORT_VARIABLE, "")), os.environ.get("LOCAL_RANK", "0")
+    if rank == "0" or file.parent.name != rank:
+        return False
+    try:
+        told = json.loads(read_bytes(file.parent.with_name("0") / file.name, MAX_LAUNCH_FILE_BYTES))
+        return told["message"]["message"] == line
+    except (OSError, InputError, ValueError, KeyError, TypeError):
+        return False
+
+
 def tell_launcher(line: str) -> None:
     """Have the launcher of several processes end its report with `line`.
 
