@@ -6,14 +6,17 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from engines import fsdp2
 from helpers import change_loss, run, start, tiny_config
 
 from glioma_dist.cli import program
+from glioma_dist.config import ScaleConfig, TrainConfig
 from glioma_dist.distributed import launcher, leaving
 from glioma_dist.distributed import run_command as run_commands
 from glioma_dist.distributed.run_command import run_command
@@ -150,6 +153,36 @@ def test_flags_are_refused_by_the_first_process_alone_and_what_one_finds_by_that
     assert second.value == (len(commands) + 1) * [ExitCode.USER_ERROR]
     assert first.stderr.count("error: ") == first.stderr.count("\n") == len(commands)
     assert second.stderr == "error: only here\n"
+
+
+def refuse_launch(config: TrainConfig, with_fsdp2: bool) -> int:
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_SPEAK", 0)
+        here = DistributedContext.start()
+        with fsdp2(here) if with_fsdp2 else nullcontext(), pytest.raises(SystemExit) as ended:
+            run_command(lambda: loop.train(config, here))
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("fields", "with_fsdp2", "expected"),
+    [
+        ({"batch_size": 3}, False, "--batch-size 3 cannot be shared by 2 processes"),
+        ({"reproducible": True, "norm": "group"}, True, "--reproducible cannot be combined with FSDP2"),
+        ({"scale": ScaleConfig(optimizer_in_backward=True)}, False, "--scale.optimizer-in-backward: weights would"),
+    ],
+    ids=["batch size", "FSDP2", "optimizer in backward"],
+)
+def test_what_the_launch_does_not_allow_is_told_once(shards, tmp_path, fields, with_fsdp2, expected):
+    """Without a launcher that ends the others, too."""
+    config = tiny_config(shards, tmp_path / "run", **fields)
+    first, second = start(refuse_launch, config, with_fsdp2, num_processes=2).wait()
+    assert (first.value, second.value) == (ExitCode.USER_ERROR, ExitCode.USER_ERROR)
+    assert first.stderr.startswith(f"error: {expected}"), first.stderr
+    assert (first.stderr.count("\n"), second.stderr) == (1, "")
 
 
 def fail_as_watchdog() -> None:
