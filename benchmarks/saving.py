@@ -9,7 +9,9 @@ but gets no CPU is left out, so that other programs on the machine change little
 
 import statistics
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,9 @@ from glioma_dist.training import in_thread, loop
 from glioma_dist.training.saving import CheckpointSaver
 
 SCHEDULER = Path("/proc/thread-self/schedstat")
+SAVE, CHANGE, STEP = "save", "let tensors change", "step"
+WRITE, COPY = "checkpoint", "copies for checkpoints"
+"""Names of threads."""
 SHORT_S = 0.01
 """A process that has nothing to write takes less."""
 
@@ -65,14 +70,11 @@ class Span:
 class Times:
     """What was done, in order."""
 
-    waits: list[Span] = field(default_factory=list)
-    """Training in `save`."""
-    writes: list[Span] = field(default_factory=list)
-    """A thread at the files of a checkpoint."""
-    steps: list[Span] = field(default_factory=list)
+    of: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    """By what it was: SAVE, CHANGE, STEP, or the name of another thread."""
 
-    def noting(self, kind: str, function: Callable) -> Callable:
-        """`function`, whose calls are noted."""
+    def noting(self, kind: str | None, function: Callable) -> Callable:
+        """`function`, whose calls are noted. kind: of them; by default the thread's name."""
 
         def noted(*given: Any, **named: Any) -> Any:
             began, delayed, used = time.perf_counter(), seconds_without_cpu(), time.thread_time()
@@ -81,23 +83,40 @@ class Times:
             finally:
                 ended = time.perf_counter()
                 took = ended - began - (seconds_without_cpu() - delayed)
-                getattr(self, kind).append(Span(began, ended, took, took - (time.thread_time() - used)))
+                span = Span(began, ended, took, took - (time.thread_time() - used))
+                self.of[kind or threading.current_thread().name].append(span)
 
         return noted
 
+    def waits(self) -> list[Span]:
+        """Training for each checkpoint: in `save`, and until the copy is there before the next weights change."""
+        waits = []
+        for save in self.of[SAVE]:
+            change = next((each for each in self.of[CHANGE] if each.begin >= save.end), None)
+            beside = [save] if change is None else [save, change]
+            took, waited = sum(each.took for each in beside), sum(each.waited for each in beside)
+            waits.append(Span(save.begin, beside[-1].end, took, waited))
+        return waits
+
     def rows(self) -> dict[str, tuple[float, float]]:
-        """Means of `took` and `waited` in ms, without the first step and the thread that allocates beside it."""
-        writes = [write for write in self.writes[1:] if write.took > SHORT_S]
-        steps = self.steps[1:]
+        """Means of `took` and `waited` in ms, without the first step, beside which memory is allocated."""
+        writes = [write for write in self.of[WRITE] if write.took > SHORT_S]
+        steps, waits = self.of[STEP][1:], self.waits()
         beside = [step for step in steps if any(step.begin < each.end and each.begin < step.end for each in writes)]
         free = [step for step in steps if step not in beside]
         return {
-            "training waits for the first checkpoint": _mean(self.waits[:1]),
-            f"training waits for a later checkpoint ({len(self.waits) - 1})": _mean(self.waits[1:]),
-            f"the thread writes a checkpoint ({len(writes)})": _mean(writes),
+            "training waits for the first checkpoint": _mean(waits[:1]),
+            f"training waits for a later checkpoint ({len(waits) - 1})": _mean(waits[1:]),
+            f"a thread copies the tensors ({len(self.of[COPY])})": _mean(self.of[COPY]),
+            f"a thread writes a checkpoint ({len(writes)})": _mean(writes),
             f"a step without a write ({len(free)})": _mean(free),
             f"a step beside a write ({len(beside)})": _mean(beside),
         }
+
+    def shares(self) -> tuple[float, float]:
+        """The waits for the first checkpoint and for a later one (mean), as shares of the time to write one (mean)."""
+        first, later, _, write = (took for took, _ in list(self.rows().values())[:4])
+        return first / write, later / write
 
 
 def _mean(spans: list[Span]) -> tuple[float, float]:
@@ -142,9 +161,10 @@ def measure(config: SavingConfig) -> None:
             save_every=config.save_every,
             out=Path(shared) / "run",
         )
-        CheckpointSaver.save = times.noting("waits", CheckpointSaver.save)
-        in_thread.InThread._run = times.noting("writes", in_thread.InThread._run)
-        loop.train_step = times.noting("steps", loop.train_step)
+        CheckpointSaver.save = times.noting(SAVE, CheckpointSaver.save)
+        CheckpointSaver.let_tensors_change = times.noting(CHANGE, CheckpointSaver.let_tensors_change)
+        in_thread.InThread._run = times.noting(None, in_thread.InThread._run)
+        loop.train_step = times.noting(STEP, loop.train_step)
         loop.train(run, here)
         here.wait()
         if here.is_main:
@@ -155,6 +175,8 @@ def measure(config: SavingConfig) -> None:
             print("\n| What | Mean (ms) | Of it waiting (ms) |\n|---|---|---|")
             for name, (took, waited) in times.rows().items():
                 print(f"| {name} | {took:.0f} | {waited:.0f} |")
+            first, later = times.shares()
+            print(f"\nThe wait, as a share of the write: {100 * first:.1f} % (first), {100 * later:.1f} % (later).")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from glioma_dist.cli.arguments import parse
 from glioma_dist.cli.command import Command
 from glioma_dist.data.convert.source_names import DECLARED as SOURCES
 from glioma_dist.distributed.exit_codes import VARIABLE
+from glioma_dist.distributed.launcher import alike_on_a_machine
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError, one_line
 
@@ -125,7 +126,8 @@ def run(words: Sequence[str]) -> None:
 def run_one(name: str, words: Sequence[str], prog: str) -> None:
     """Run the command `name` with its flags. prog: the name of the program in its help."""
     command = entry_of(name).load()
-    config = parse(command.config, words, prog, command.examples)
+    with alike_on_a_machine():
+        config = parse(command.config, words, prog, command.examples)
     command.check(config)
     command.run(config)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from glioma_dist.errors import InputError
@@ -26,6 +28,32 @@ def check_launch_file(flag: str, file: Path) -> None:
         settings = None
     if not isinstance(settings, dict) or "compute_environment" not in settings:
         raise InputError(f"{flag} {file}: is no file of accelerate's settings; name one of accelerate_configs/")
+
+
+@contextmanager
+def alike_on_a_machine() -> Iterator[None]:
+    """Context manager: what its body refuses, all processes of a launch on one machine refuse: it depends on flags and
+    environment alone. The first process of each machine speaks for the others."""
+    try:
+        yield
+    except InputError as error:
+        error.is_shared = os.environ.get("LOCAL_RANK", "0") != "0"
+        raise
+
+
+def first_process_told(line: str) -> bool:
+    """Whether the first process of this launch on this machine has left the same line for the launcher.
+
+    The file of each process is in a folder of its own, which has its local rank as its name.
+    """
+    file, rank = Path(os.environ.get(REPORT_VARIABLE, "")), os.environ.get("LOCAL_RANK", "0")
+    if rank == "0" or file.parent.name != rank:
+        return False
+    try:
+        told = json.loads(read_bytes(file.parent.with_name("0") / file.name, MAX_LAUNCH_FILE_BYTES))
+        return told["message"]["message"] == line
+    except (OSError, InputError, ValueError, KeyError, TypeError):
+        return False
 
 
 def tell_launcher(line: str) -> None:

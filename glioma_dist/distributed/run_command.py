@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 
 from glioma_dist.distributed.exit_codes import note_end, note_start
-from glioma_dist.distributed.launcher import tell_launcher
+from glioma_dist.distributed.launcher import first_process_told, tell_launcher
 from glioma_dist.distributed.leaving import bound_exit, leave
 from glioma_dist.distributed.lost_processes import Loss, find_loss
 from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
@@ -43,7 +43,7 @@ def run_command(function: Callable[[], None]) -> None:
 
     Most errors are seen by every process of a launch at once. The first process then speaks for all, and the others
     wait a few seconds, because the launcher ends all as soon as one has ended. An error that only one of the others
-    sees is told by that one, after the same few seconds.
+    sees is told by that one, after the same few seconds; a line that the first process has told is not told again.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start, as by `>&-`
@@ -128,15 +128,20 @@ def _tell_of(ending: RunError) -> None:
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
-    if is_first or not ending.is_shared:
+    # A first process that is slow to end has spoken, and its launcher has not ended this one yet.
+    if is_first or not (ending.is_shared or first_process_told(_line(ending))):
         _print(ending)
 
 
 def _print(ending: RunError) -> None:
-    word = "stopped" if isinstance(ending, StopRequested) else "error"
-    line = f"{word}: {one_line(ending)}"
+    line = _line(ending)
     _tell(f"{line}\n")
     tell_launcher(line)
+
+
+def _line(ending: RunError) -> str:
+    word = "stopped" if isinstance(ending, StopRequested) else "error"
+    return f"{word}: {one_line(ending)}"
 
 
 def _hear_no_more_requests(handler: signal.Handlers | Callable = signal.SIG_IGN) -> None:

@@ -93,9 +93,17 @@ class FlatTensors:
         `content` waits until they are here.
         """
         gpu = next((tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"), None)
+        if gpu is None:
+            if tensors:  # in one call, so that other threads of Python run
+                torch._foreach_copy_([self.tensors[name] for name in tensors], list(tensors.values()))
+            return
         for name, tensor in tensors.items():
-            self.tensors[name].copy_(tensor, non_blocking=gpu is not None)
-        self._wait = (lambda: None) if gpu is None else _arrival(gpu)
+            self.tensors[name].copy_(tensor, non_blocking=True)
+        self._wait = _arrival(gpu)
+
+    def filled_by(self, wait: Callable[[], None]) -> None:
+        """Another thread copies the tensors; `wait` returns when it has ended. `content` waits for it."""
+        self._wait = wait
 
     def not_finite(self) -> list[str]:
         """Names of the tensors that hold a NaN or an infinity. Waits as `content`; any thread may ask."""

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.launcher import alike_on_a_machine
 from glioma_dist.errors import InputError
 
 FLAG = "--scale.optimizer-in-backward"
 
 
+@alike_on_a_machine()
 def check_optimizer_in_backward(config: TrainConfig, context: DistributedContext) -> None:
     """Raises InputError if the launch does not allow what `config` asks for."""
     if not config.scale.optimizer_in_backward:

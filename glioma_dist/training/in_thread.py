@@ -10,15 +10,18 @@ Result = TypeVar("Result")
 
 
 class InThread(Generic[Result]):
-    """Starts `work` in a thread of its own, which does not keep a process alive that was told to end at once."""
+    """Starts `work` in a thread of its own, which does not keep a process alive that was told to end at once.
 
-    def __init__(self, work: Callable[[], Result]) -> None:
+    name: of the thread.
+    """
+
+    def __init__(self, work: Callable[[], Result], name: str) -> None:
         self._work: Callable[[], Result] = work
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._done = threading.Event()
         try:
-            threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
+            threading.Thread(target=self._run, name=name, daemon=True).start()
         except RuntimeError:  # the system gives this process no more threads
             self._run()
 

@@ -22,6 +22,7 @@ from glioma_dist.data.shards.storage import Patience
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.data.shared_images import notes_on_shared_data
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.launcher import alike_on_a_machine
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import InputError, Interrupted, UnavailableError, one_line
@@ -67,6 +68,7 @@ def interruptible(work: Callable[[], Result], context: DistributedContext, stop:
     return result
 
 
+@alike_on_a_machine()
 def join_spatial_group(config: TrainConfig, context: DistributedContext) -> SpatialGroup:
     """The processes that share this one's images.
 

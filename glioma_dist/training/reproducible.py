@@ -21,6 +21,7 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.data.loader import own_slots
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.environment import device_name
+from glioma_dist.distributed.launcher import alike_on_a_machine
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import STATE
@@ -141,6 +142,7 @@ def sums_in_order(rows: Tensor) -> list[float]:
     return [float(sum(column)) for column in zip(*rows.tolist(), strict=True)]
 
 
+@alike_on_a_machine()
 def check_reproducible(config: TrainConfig, context: DistributedContext, model: nn.Module) -> None:
     """Raises InputError where the launch or the network cannot be had with --reproducible. model: as it is trained."""
     if context.accelerator.is_fsdp2:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written while it trains: training waits for a copy of the tensors, not for the disk."""
+"""Checkpoints of a run, written while it trains: a thread copies the tensors and writes them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ SECONDS_PER_MINUTE = 60.0
 class CheckpointSaver:
     """Writes <out>/last, from which training can resume, and <out>/best, the model alone.
 
-    All processes call `save` together, with the same arguments. It returns when the tensors are copied to host memory;
-    a thread writes the files, one checkpoint at a time. The thread talks to no other process. That a write has ended on
-    all of them is noticed where they agree anyway, by `agree`, or in `wait`, always in their main threads.
+    All processes call `save` together, with the same arguments. Weights, optimizer and moving average must not change
+    between it and `let_tensors_change`: a thread copies them meanwhile, or a GPU has the copies in its queue. Another
+    thread writes the files, one checkpoint at a time. It talks to no other process. That a write has ended on all of
+    them is noticed where they agree anyway, by `agree`, or in `wait`, always in their main threads.
 
     Where a `best` cannot be written, no `last` is written before it is: none tells of a `best` that is not there.
     """
@@ -102,6 +103,10 @@ class CheckpointSaver:
             self._start()
         if alone:
             self.wait(alone)
+
+    def let_tensors_change(self) -> None:
+        """Call it before weights, optimizer or moving average change: wait until what `save` began is copied."""
+        self._memory.wait()
 
     def agree(self, problem: RunError | None, *marks: bool) -> list[bool]:
         """`DistributedContext.agree`, where the processes also notice the end of a write. Raises why one failed."""
@@ -235,7 +240,7 @@ class _Write:
             work = self.stages.send(self.results)
         except StopIteration:
             return False
-        self.running = InThread(work)
+        self.running = InThread(work, "checkpoint")
         return True
 
     def go_on(self, writer: Writer) -> bool:

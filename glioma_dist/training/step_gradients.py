@@ -15,7 +15,9 @@ from glioma_dist.training.trainer import Trainer
 
 
 def let_weights_move(trainer: Trainer, step: int) -> None:
-    """Set the step's learning rate. From now on weights that have moved cannot be put back."""
+    """Set the step's learning rate. From now on weights that have moved cannot be put back. Waits until a checkpoint of
+    the step before has its copies."""
+    trainer.saver.let_tensors_change()
     set_learning_rate(trainer.optimizer, trainer.learning_rate.at(step))
     trainer.guard.weights_move = True
 

@@ -182,7 +182,10 @@ class Trainer:
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Within it, the model has the weights that are evaluated: their moving average, where there is one."""
-        return nullcontext() if self.average is None else self.average.in_place_of_weights()
+        if self.average is None:
+            return nullcontext()
+        self.saver.let_tensors_change()
+        return self.average.in_place_of_weights()
 
     def close(self) -> None:
         """Have the workers, which may outlive the run, forget its validation images; wait for a write under way."""

@@ -6,16 +6,21 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from engines import fsdp2
 from helpers import change_loss, run, start, tiny_config
 
-from glioma_dist.distributed import leaving
+from glioma_dist.cli import program
+from glioma_dist.config import ScaleConfig, TrainConfig
+from glioma_dist.distributed import launcher, leaving
+from glioma_dist.distributed import run_command as run_commands
 from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import ExitCode, UnavailableError
+from glioma_dist.errors import ExitCode, InputError, UnavailableError
 
 SECONDS_OF_ADVICE = 8.0
 
@@ -94,6 +99,90 @@ def test_the_first_process_of_a_machine_says_why_it_ends_though_its_launcher_end
     (ended,) = start(end_and_be_asked_to, local_rank, is_shared).wait()
     assert ended.exit_code == ExitCode.UNAVAILABLE
     assert ended.stderr.count("error: machine-a does not answer\n") == is_told
+
+
+def refuse(folder: Path, told: str) -> None:
+    """Refuse, as the second process of a launcher, what the first has refused with the line `told`."""
+    for rank in ("0", "1"):
+        (folder / rank).mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_SPEAK", 0)
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", launcher.REPORT_VARIABLE: str(folder / "0" / "error.json")}
+        if told:
+            launcher.tell_launcher(told)
+        os.environ |= {"RANK": "1", "LOCAL_RANK": "1", launcher.REPORT_VARIABLE: str(folder / "1" / "error.json")}
+        run_command(lambda: raise_input_error("--reproducible cannot be had"))
+
+
+def raise_input_error(message: str) -> None:
+    raise InputError(message)
+
+
+@pytest.mark.parametrize(
+    ("told", "num_lines"), [("error: --reproducible cannot be had", 0), ("error: another reason", 1), ("", 1)]
+)
+def test_a_refusal_that_the_first_process_has_told_is_not_told_again(tmp_path, told, num_lines):
+    """Even where the first process ends slowly, so that the launcher does not end this one in time."""
+    (ended,) = start(refuse, tmp_path, told).wait()
+    assert ended.exit_code == ExitCode.USER_ERROR
+    assert ended.stderr == num_lines * "error: --reproducible cannot be had\n"
+
+
+def refuse_flags(commands: tuple[str, ...]) -> list[int]:
+    """Run commands with a flag that none has, and one that the second process alone refuses; their exit codes."""
+    codes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_SPEAK", 0)
+        patch.setattr(run_commands, "bound_exit", lambda code: None)
+        for name in commands:
+            with pytest.raises(SystemExit) as ended:
+                run_command(lambda name=name: program.run_one(name, ["--no-such-flag", "1"], name))
+            codes.append(ended.value.code)
+        if os.environ["RANK"] == "1":
+            with pytest.raises(SystemExit) as ended:
+                run_command(lambda: raise_input_error("only here"))
+            codes.append(ended.value.code)
+    return codes
+
+
+def test_flags_are_refused_by_the_first_process_alone_and_what_one_finds_by_that_one():
+    """Without a launcher that ends the others, too."""
+    commands = tuple(program.COMMANDS)
+    first, second = start(refuse_flags, commands, num_processes=2).wait()
+    assert first.value == len(commands) * [ExitCode.USER_ERROR]
+    assert second.value == (len(commands) + 1) * [ExitCode.USER_ERROR]
+    assert first.stderr.count("error: ") == first.stderr.count("\n") == len(commands)
+    assert second.stderr == "error: only here\n"
+
+
+def refuse_launch(config: TrainConfig, with_fsdp2: bool) -> int:
+    from glioma_dist.distributed.context import DistributedContext
+    from glioma_dist.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_SPEAK", 0)
+        here = DistributedContext.start()
+        with fsdp2(here) if with_fsdp2 else nullcontext(), pytest.raises(SystemExit) as ended:
+            run_command(lambda: loop.train(config, here))
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("fields", "with_fsdp2", "expected"),
+    [
+        ({"batch_size": 3}, False, "--batch-size 3 cannot be shared by 2 processes"),
+        ({"reproducible": True, "norm": "group"}, True, "--reproducible cannot be combined with FSDP2"),
+        ({"scale": ScaleConfig(optimizer_in_backward=True)}, False, "--scale.optimizer-in-backward: weights would"),
+    ],
+    ids=["batch size", "FSDP2", "optimizer in backward"],
+)
+def test_what_the_launch_does_not_allow_is_told_once(shards, tmp_path, fields, with_fsdp2, expected):
+    """Without a launcher that ends the others, too."""
+    config = tiny_config(shards, tmp_path / "run", **fields)
+    first, second = start(refuse_launch, config, with_fsdp2, num_processes=2).wait()
+    assert (first.value, second.value) == (ExitCode.USER_ERROR, ExitCode.USER_ERROR)
+    assert first.stderr.startswith(f"error: {expected}"), first.stderr
+    assert (first.stderr.count("\n"), second.stderr) == (1, "")
 
 
 def fail_as_watchdog() -> None:

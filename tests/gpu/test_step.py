@@ -38,9 +38,13 @@ def test_a_step_waits_for_the_gpu_once(runtime, tmp_path, encoder, optimizer, le
         optimizer=optimizer,
         learning_rate=LearningRate(config.lr),
         guard=StepGuard(model),
+        saver=SimpleNamespace(let_tensors_change=lambda: None),
         spatial_group=SpatialGroup(),
         outputs=Outputs(),
         loss=training_loss(config),
+        average=None,
+        reproducible=None,
+        in_backward=None,
     )
     images = torch.randint(0, 256, (2, 1, 128, 128), dtype=torch.uint8, device=runtime.device)
     batch = Batch(images, (images[:, 0] > 180).to(torch.uint8), torch.tensor([3, 4]), ("one", "other"))

@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from helpers import rows, tiny_config
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from glioma_dist.config import ScaleConfig
 from glioma_dist.errors import InputError, NonFiniteError, StopRequested
 from glioma_dist.files import cannot_write
 from glioma_dist.model import checkpoint_writer, tensor_files
@@ -22,8 +24,10 @@ from glioma_dist.model.checkpoint import Checkpoint, kept_folders
 from glioma_dist.model.manifest import MODEL, OPTIMIZER
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.optimizer import make_adam
+from glioma_dist.size import Size
 from glioma_dist.training import loop, preparation, saving, snapshot
 from glioma_dist.training.run_folder import RunFolder
+from glioma_dist.training.saving import CheckpointSaver
 
 SECONDS_TO_HOLD = 60
 """So that a training that waits for a disk which is held fails, and does not hang."""
@@ -88,6 +92,15 @@ def before_step(number: int, act):
         yield
 
 
+@contextmanager
+def before_end(act):
+    """Have `act` called when the run has taken its last step and waits for what is written."""
+    end = loop.TrainingLoop._end_well
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.TrainingLoop, "_end_well", lambda training: act() or end(training))
+        yield
+
+
 def bits(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
@@ -132,6 +145,39 @@ def test_a_checkpoint_holds_the_weights_of_its_step(whole, shards, tmp_path, run
     loop.train(config, runtime)
     (ours,) = [folder for folder in kept_folders(whole / "last") if Checkpoint.read(folder).step == 2]
     assert bits(ours) == bits(config.out / "last")
+
+
+@pytest.mark.parametrize("in_backward", [False, True], ids=["after", "in_backward"])
+def test_tensors_are_copied_during_the_next_step_and_change_only_then(
+    shards, tmp_path, runtime, monkeypatch, in_backward
+):
+    """A thread that copies begins late: when the next step has computed its losses, running statistics included. It is
+    slow, too: weights, optimizer and moving average that did not wait for it would have changed by then."""
+    small = {"decoder_channels": (2, 2, 2, 2, 2), "size": Size(32, 32), "ema_decay": 0.5, "keep_last": 9}
+    scale = ScaleConfig(optimizer_in_backward=in_backward)
+    fields = {**small, "max_steps": 3, "save_every": 1, "eval_every": 3, "scale": scale}
+    whole, config = (tiny_config(shards, tmp_path / name, **fields) for name in ("whole", "late"))
+    loop.train(whole, runtime)
+    copy, move, has_losses = tensor_files.FlatTensors.copy_, CheckpointSaver.let_tensors_change, threading.Event()
+    late = []
+
+    def copying(flat, tensors):
+        if threading.current_thread() is not threading.main_thread():
+            late.append(has_losses.wait(SECONDS_TO_HOLD))
+            time.sleep(0.1)
+        copy(flat, tensors)
+
+    def moving(saver):
+        has_losses.set()
+        move(saver)
+        has_losses.clear()
+
+    monkeypatch.setattr(tensor_files.FlatTensors, "copy_", copying)
+    monkeypatch.setattr(CheckpointSaver, "let_tensors_change", moving)
+    with before_end(has_losses.set):
+        loop.train(config, runtime)
+    assert late == [True] * 9, "weights, optimizer and average of three steps"
+    check_equal(config.out, whole.out)
 
 
 def test_a_request_to_stop_waits_for_the_write_and_saves_the_last_step(shards, tmp_path, runtime, disk):
@@ -265,6 +311,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(shards, tmp_p
     def breaking(memory, model, optimizer, step, *others):
         copies = take(memory, model, optimizer, step, *others)
         if step >= 2 and OPTIMIZER in copies:
+            memory.wait()
             moments = copies[OPTIMIZER].tensors
             moments[next(iter(moments))].fill_(math.inf)
         return copies
@@ -285,6 +332,7 @@ def test_the_memory_is_used_again(shards, tmp_path):
     for step in (1, 2):
         optimizer.step()
         weights, moments = memory.take(model, optimizer, step, checkpoint_writer.ALONE).values()
+        memory.wait()
         found.append([{name: each.data_ptr() for name, each in kept.tensors.items()} for kept in (weights, moments)])
         tensor_files.write_tensors(tmp_path / MODEL, weights)
         tensor_files.write_tensors(tmp_path / OPTIMIZER, moments)
