@@ -162,9 +162,9 @@ def test_what_cannot_be_counted_is_named(module, expected):
         ("2x4", torch.sum, "inputs 2x4"),
         ((), torch.sum, "inputs"),
         ({"inputs": 4}, torch.sum, "inputs"),
-        ((2, 4), lambda _: None, "loss: gave NoneType for what Linear returns"),
-        ((2, 4), lambda _: 1.0, "loss: gave float"),
-        ((2, 4), lambda output: output.detach().sum(), "loss: gave a tensor without a gradient"),
+        ((2, 4), lambda _: None, "loss: returned NoneType; return a tensor computed from what Linear returns"),
+        ((2, 4), lambda _: 1.0, "loss: returned float"),
+        ((2, 4), lambda output: output.detach().sum(), "loss: returned a tensor without a gradient"),
     ],
     ids=["negative", "fractions", "text", "empty", "numbers", "no-loss", "number", "detached"],
 )

@@ -78,7 +78,7 @@ def test_what_no_kernel_takes_is_refused_before_it_is_computed(encoder, side):
     with KernelCalls(lambda *_: pytest.fail("a kernel was started")), pytest.raises(InputError) as refused:
         cell_probability(refusing, noise(side), None, Size(side, side))
     told = re.fullmatch(
-        rf"an image of {side}x{side}: .* with {encoder} .*: give --input-size (\S+) at most", str(refused.value)
+        rf"an image of {side}x{side}: with {encoder} .*: give --input-size (\S+) at most", str(refused.value)
     )
     fitting = Size.parse(told[1])
     assert 64 <= fitting.width < side

@@ -25,6 +25,7 @@ NOT_HANDED_IN = {
     "data/images/row_worker.py": "what this process tells the one that decodes",
     "data/images/worker.py": "the same",
     "inference/large/reading.py": "the same, the other way round",
+    "distributed/launcher.py": "what processes of a launch tell each other",
     "distributed/environment.py": "pip's record of an installation",
     "distributed/whereabouts.py": "what processes of a launch tell each other",
     "reproduction/execute.py": "a copy of a value",
