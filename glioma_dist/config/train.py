@@ -144,7 +144,7 @@ class TrainConfig:
     needs a network without batch norm: --model.norm group and an encoder such as mit_b0 (docs/reproducible.md)."""
     track: tuple[str, ...] = ()
     """Experiment trackers that also get what metrics.jsonl gets: tensorboard, wandb, mlflow, trackio, another one that
-    accelerate knows (aim, clearml, comet_ml, dvclive, swanlab), or one that you registered."""
+    accelerate knows (clearml, comet_ml, dvclive, swanlab), or one that you registered."""
     price_per_hour: float | None = None
     """Price of an hour of the whole run, all its GPUs together, in any currency: the last line then has the cost."""
     out: OutputPath = Path("runs/run")

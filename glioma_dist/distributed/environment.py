@@ -54,7 +54,7 @@ def versions() -> dict[str, str | None]:
     return {
         "glioma_dist": glioma_dist.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "cudnn": None if cudnn is None else str(cudnn),
         "driver": find_driver(),

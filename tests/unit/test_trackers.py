@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import draw_shards, rows, run, tiny_config
+from helpers import draw_shards, rows, run, start, tiny_config
 
 from glioma_dist import extras
 from glioma_dist.config import TrainConfig
@@ -28,7 +28,7 @@ from glioma_dist.training.overlays import MAX_SIDE, PREDICTED, REFERENCE, Overla
 from glioma_dist.training.run_record import RUN
 from glioma_dist.training.trackers import sending
 from glioma_dist.training.trackers.contract import TrackedRun, Tracker
-from glioma_dist.training.trackers.names import FOLDER, IDS
+from glioma_dist.training.trackers.names import DECLARED, FOLDER, IDS
 from glioma_dist.training.trackers.sending import Trackers, Warnings, flat_config
 
 METHODS = ("open", "store_config", "log", "log_images", "finish")
@@ -103,6 +103,9 @@ def test_trackers_get_what_metrics_gets_and_change_no_bit(material, tmp_path, ow
         first, *middle, last = recorder.calls
         assert (first[0], last, len(recorder.threads)) == ("config", ("finish",), 1)
         assert threading.get_ident() not in recorder.threads
+        # Of these classes and none derived from them, as torch.__version__ is: some libraries cannot write others.
+        assert {type(each) for each in first[1].values()} <= {bool, int, float, str}
+        assert {type(each) for name, *values in middle if name == "log" for each in values[0].values()} <= {int, float}
         lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
         logged = [call for call in middle if call[0] == "log"]
         for line, (_, values, step) in zip(lines, logged, strict=True):
@@ -248,7 +251,7 @@ def test_names_and_prices_that_cannot_be_used_are_refused(tmp_path, own):
 
 def test_settings_are_single_values_by_dotted_name(tmp_path):
     flat = flat_config(
-        tiny_config(tmp_path, tmp_path / "run"), {"engine": "DDP", "versions": {"torch": "2", "x": None}}
+        tiny_config(tmp_path, tmp_path / "run"), {"engine": "DDP", "versions": {"torch": torch.__version__, "x": None}}
     )
     assert flat["data.size"] == "64x64"
     assert flat["data.augment"] == "flips sharpen contrast"
@@ -385,6 +388,29 @@ def test_wandb_offline_keeps_one_run(material, tmp_path):
     assert {each.stem for each in written} == {f"run-{run_id}"}
     assert all(each.stat().st_size > 1000 for each in written)
     assert len(list((out / FOLDER / "wandb").glob("*/files/media/images/val/overlay_1_*.png"))) == 2
+
+
+OFFLINE = {
+    **{"WANDB_MODE": "offline", "MLFLOW_ALLOW_FILE_STORE": "true", "CLEARML_OFFLINE_MODE": "1"},
+    **{"COMET_START_ONLINE": "0", "SWANLAB_MODE": "offline"},
+}
+
+
+def track_in(folder: Path, name: str, material: Path, out: Path) -> None:
+    """A run that is stopped and resumed in one process."""
+    os.chdir(folder)  # some libraries write where a run is started
+    config = tracked(material, out, track=(name,))
+    train(replace(config, max_steps=2))
+    train(config)
+
+
+@pytest.mark.parametrize("entry", DECLARED, ids=lambda entry: entry.name)
+def test_every_tracker_takes_all_that_it_is_sent(entry, material, tmp_path):
+    pytest.importorskip(entry.library, reason=f"of the tracker {entry.name}")
+    folders = {name: str(tmp_path) for name in ("HOME", "TRACKIO_DIR", "COMET_OFFLINE_DIRECTORY")}
+    (ended,) = start(track_in, tmp_path, entry.name, material, tmp_path / "run", environment=OFFLINE | folders).wait()
+    assert ended.exit_code == 0, ended.stderr[-3000:]
+    assert "--track" not in ended.stdout + ended.stderr
 
 
 def test_a_run_without_trackers_leaves_nothing_of_them(material, tmp_path):

@@ -18,7 +18,6 @@ DECLARED = (
     TrackerEntry("wandb", f"{_HERE}.wandb:open_wandb", library="wandb"),
     TrackerEntry("mlflow", f"{_HERE}.mlflow:open_mlflow", library="mlflow"),
     TrackerEntry("trackio", f"{_HERE}.trackio:open_trackio", library="trackio"),
-    TrackerEntry("aim", _BY_NAME, library="aim", package="aim"),
     TrackerEntry("clearml", _BY_NAME, library="clearml", package="clearml"),
     TrackerEntry("comet_ml", _BY_NAME, library="comet_ml", package="comet-ml"),
     TrackerEntry("dvclive", _BY_NAME, library="dvclive", package="dvclive"),

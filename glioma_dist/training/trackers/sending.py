@@ -165,8 +165,8 @@ def flat_config(config: Any, start: Mapping[str, Any]) -> dict[str, Setting]:
                 add(f"{prefix}{name}.", value)
             elif isinstance(value, list | tuple):
                 flat[f"{prefix}{name}"] = " ".join(without_credentials(str(each)) for each in value)
-            elif isinstance(value, str):
-                flat[f"{prefix}{name}"] = without_credentials(value)
+            elif isinstance(value, str):  # or of a class of its own, as torch.__version__ is, which YAML cannot write
+                flat[f"{prefix}{name}"] = without_credentials(str(value))
             else:
                 flat[f"{prefix}{name}"] = "none" if value is None else value
 
