@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glioma_dist.files import partial_name, remove_tree, sync
@@ -15,14 +15,15 @@ from glioma_dist.files import partial_name, remove_tree, sync
 def replace_by(new: Path, path: Path) -> None:
     """Rename a complete file or folder to `path`, in place of what is there. A folder's old one is moved to beside
     `new` first, so a kill in between leaves none. Raises OSError."""
-    for attempt in range(10):  # others may put theirs in this place meanwhile
-        try:
+    for attempt in range(10):  # others may move it, or put theirs in its place, at any moment
+        with suppress(FileNotFoundError):
             if path.is_dir() and not path.is_symlink():
                 os.rename(path, new.with_name(f"{new.name}.old{attempt}"))
+        try:
             os.replace(new, path)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and (path.exists() or not new.exists()):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR):
                 raise
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
