@@ -60,12 +60,13 @@ def test_make_test_takes_its_share_of_what_make_test_all_runs(monkeypatch):
 
 
 def test_each_beginning_of_parameters_is_one_of_a_test(request):
-    """Else a parameter that was renamed would have left `make test-all`. Of the tests that were collected."""
+    """Else a parameter that was renamed would have left a tier. Of the tests that were collected."""
     every = request.config.stash[COLLECTED]
-    for name, (_, cell) in shares().items():
+    for name, (in_test, in_test_all) in shares().items():
         ids = [each for each in every if each.partition("[")[0] == name]
-        for beginning in cell.split("|") if ids and cell and not cell.isdecimal() else ():
-            assert chosen(beginning, ids), (name, beginning)
+        for cell, those in ((in_test_all, ids), (in_test, chosen(in_test_all, ids))):
+            for beginning in cell.split("|") if ids and cell and not cell.isdecimal() else ():
+                assert chosen(beginning, those), (name, beginning)
 
 
 def test_no_tier_drops_a_test():
