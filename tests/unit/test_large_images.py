@@ -401,7 +401,11 @@ def test_the_limit_of_a_control_group_counts(most, tmp_path, monkeypatch):
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
     free = [*device_memory._free_in(tmp_path, "memory.max", "memory.current")]
     assert free == ([] if most == "max" else [3 * GIB // 2])
-    monkeypatch.setattr(memory, "free_in_cgroups", lambda: iter(free))
+    for module in (memory, device_memory):
+        monkeypatch.setattr(module, "free_in_cgroups", lambda: iter(free))
+    for free_bytes in (device_memory.free_memory(torch.device("cpu"), 1), device_memory.free_host_memory(1)):
+        assert free_bytes > 0
+        assert most == "max" or free_bytes <= 3 * GIB // 2
     limit = memory.memory_limit(None) - memory.resident_bytes()
     assert limit > 0
     assert most == "max" or limit <= 3 * GIB // 2
