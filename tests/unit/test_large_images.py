@@ -1,9 +1,11 @@
 """Images larger than the memory: strips equal the whole, tiles join without seams, files in place of arrays."""
 
+import gc
 import itertools
 import math
 import re
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +394,17 @@ def test_memory_that_is_no_number_of_bytes_is_refused(text):
     with pytest.raises(InputError, match=r"^--memory .*give a number with a unit") as found:
         PredictConfig(checkpoint="x", images="x", out="y", memory=text).validate()
     assert len(str(found.value)) <= 500
+
+
+def test_an_estimate_is_counted_once_and_keeps_no_network_alive(monkeypatch):
+    network, counted = make_network("mit_tiny"), []
+    monkeypatch.setattr(memory, "_count", lambda model, *sides: counted.append(sides) or len(counted))
+    assert [memory.image_bytes(network, *sides) for sides in ((64, 96), (64, 96), (96, 64))] == [1, 1, 2]
+    assert counted == [(64, 96), (96, 64)]
+    model = weakref.ref(network.model)
+    del network
+    gc.collect()
+    assert model() is None
 
 
 @pytest.mark.parametrize("most", ["max", str(3 * GIB)])
