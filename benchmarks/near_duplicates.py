@@ -1,4 +1,4 @@
-"""How well the data report finds near-duplicates, by changed copies of fields, and what the report's parts take.
+"""How well the data report finds near-duplicates, by changed copies of fields, and how long its parts take.
 
     python benchmarks/near_duplicates.py t98g/images/default livecell/images
 
@@ -87,7 +87,7 @@ def main(*folders: str) -> None:
                 writer.write(Sample(f"{number:05d}", part, (part > np.median(part)).astype(np.uint8)))
         reader = ShardReader(Path(folder) / "all")
         for flags, name in (
-            (False, "read an image of 512x384 and count"),
+            (False, "read an image of 512x384 and count its cells"),
             (True, "the same, with the flags of its picture"),
         ):
             seconds = _seconds(lambda flags=flags: list(examine([reader], [flags] * len(images))))
@@ -97,13 +97,13 @@ def main(*folders: str) -> None:
     for number in TIMED:
         drawn = _draw(number)
         seconds = _seconds(lambda drawn=drawn: find_near_duplicates(drawn))
-        print(f"| find alike pairs among {number:,} images at first sight | {seconds:.1f} s |")
+        print(f"| compare all pairs of {number:,} images at 32x32 pixels | {seconds:.1f} s |")
     seconds = _seconds(lambda: [similarity(*pair) for pair in alike])
-    print(f"| look at such a pair in detail | {1e3 * seconds / len(alike):.0f} ms |")
+    print(f"| compare an alike pair at 128x128 pixels | {1e3 * seconds / len(alike):.0f} ms |")
 
 
 def _draw(number: int) -> list[Sketch]:
-    """Sketches of noise, of which no two are alike at first sight: only the search is timed."""
+    """Sketches of noise, of which no two are alike at 32x32 pixels, so that no pair is compared further."""
     generator = np.random.default_rng(0)
     fine = np.zeros((128, 128), np.int8)
     drawn = generator.standard_normal((number, 32, 32)).astype(np.float32)

@@ -32,7 +32,7 @@ BLOCKS_A_SIDE = 4
 BLOCK_ROWS = 512
 """Pictures that are compared with all others in one matrix product."""
 MAX_LOOKED_AT = 4000
-"""Pairs that are looked at in detail, 0.02 s each: those of different splits first, then the most alike."""
+"""Pairs that are looked at in detail, 0.01 s each: those of different splits first, then the most alike."""
 LOCAL, FLOOR, HIGHEST = 1 / 8, 0.5, 2.0
 """Of the flattening: width of the neighbourhood as a share of the side; how much of the whole picture's deviation is
 added to that of the neighbourhood, so that noise is not enlarged where nothing is; and the largest value."""

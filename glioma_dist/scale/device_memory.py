@@ -28,10 +28,10 @@ def usable(memory: float) -> float:
 
 
 def free_memory(device: torch.device, num_local_processes: int) -> float:
-    """Bytes that a process may fill with tensors on its device, as things stand."""
+    """Bytes that a process may fill with tensors on its device, as things stand: on a CPU on machine and cgroup."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] * (1 - RESERVED_SHARE) - WORKSPACES_GIB * GIB
-    return psutil.virtual_memory().available * (1 - RESERVED_SHARE) / num_local_processes
+    return _free_on_host() * (1 - RESERVED_SHARE) / num_local_processes
 
 
 def device_memory(device: torch.device, num_local_processes: int) -> float:
@@ -43,8 +43,11 @@ def device_memory(device: torch.device, num_local_processes: int) -> float:
 
 def free_host_memory(num_local_processes: int) -> float:
     """Bytes of host memory that a process may fill with activations, as things stand on machine and cgroup."""
-    free = min([psutil.virtual_memory().available, *free_in_cgroups()])
-    return free * HOST_SHARE / num_local_processes
+    return _free_on_host() * HOST_SHARE / num_local_processes
+
+
+def _free_on_host() -> int:
+    return min([psutil.virtual_memory().available, *free_in_cgroups()])
 
 
 def free_in_cgroups() -> Iterator[int]:

@@ -114,7 +114,7 @@ def _bits_differ(run: Path, stretch: Stretch, again: Path) -> str | None:
 
 
 def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is not None and other is not None and one.dtype == other.dtype and torch.equal(one, other)
+    return _fits(one, other) and torch.equal(one, other)
 
 
 def _too_far(run: Path, stretch: Stretch, again: Path, notes: list[str]) -> str | None:
@@ -123,12 +123,22 @@ def _too_far(run: Path, stretch: Stretch, again: Path, notes: list[str]) -> str 
         return None
     ends = (kept_folder(run, stretch.first), kept_folder(run, stretch.last), again / LAST)
     start, end, found = (Checkpoint.read(each).tensors(MODEL) for each in ends)
+    wrong = [name for name in sorted({*end, *found}) if not _fits(end.get(name), found.get(name))]
+    if wrong:
+        return (
+            f"weights: {ends[1]}: {len(wrong)} tensors are not of the network that was trained, the first is "
+            f"{one_line(wrong[0], 100)}"
+        )
     way, distance = (_distance(one, end) for one in (start, found))
     share = distance / way if way else float(distance > 0)
     notes.append(f"the weights end {share:.1e} of the stretch's way apart")
     if share <= LARGEST_DISTANCE:
         return None
     return f"weights: {ends[1]}: {share:.2f} of the stretch's way from what these steps give"
+
+
+def _fits(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape and one.dtype == other.dtype
 
 
 def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import STATE
 from glioma_dist.model.tensor_files import DamagedError
-from glioma_dist.scale.checkpoint_plan import CheckpointPlan
+from glioma_dist.scale.checkpoint_plan import TIMES, CheckpointPlan
 from glioma_dist.scale.micro_batches import batch_norms
 from glioma_dist.scale.planner import LEVELS, Level
 from glioma_dist.scale.reproducible_sum import ExactSum
@@ -43,6 +44,8 @@ BRANCHES = {1: "OFF", 2: "AUTO"}
 """Of mkl_types.h: MKL_CBWR_BRANCH_OFF, MKL_CBWR_AUTO."""
 ALL_SETTINGS = -1
 """MKL_CBWR_ALL."""
+TOO_MANY_UNITS = re.compile(rf"{TIMES}(?!\d{{1,4}}(?:[,;]|$))")
+"""In the text of a plan: no network has so many, and to list them would fill the memory."""
 
 
 @contextmanager
@@ -166,8 +169,9 @@ def pinned_level(config: TrainConfig, checkpoint: Checkpoint | None) -> Level | 
     level = checkpoint.metadata.get(ARITHMETIC, {}).get("activation_checkpointing")
     if level in LEVELS:
         return level
-    with suppress(InputError):
-        return CheckpointPlan.parse(str(level))
+    if not TOO_MANY_UNITS.search(str(level)):
+        with suppress(InputError):
+            return CheckpointPlan.parse(str(level))
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -142,8 +143,22 @@ def read_noted(out: Path) -> Noted:
                 f"{path}: line {number} (step {row['step']}) is not what the run wrote: its hash does not match; "
                 "restore the file from a copy"
             )
+        if not _is_noted(content):  # hashes that fit can be made by anybody
+            raise InputError(
+                f"{path}: line {number} (step {row['step']}) is no row that a run writes; restore the file from a copy"
+            )
         if KEPT in content:
-            noted.kept[row["step"]] = str(content[KEPT])
+            noted.kept[row["step"]] = content[KEPT]
         else:
             noted.steps[row["step"]] = content
     return Noted(noted.steps, noted.kept, chain)
+
+
+def _is_noted(row: dict[str, Any]) -> bool:
+    """Whether a row has the values of a kept checkpoint, or of a step: what is not finite would equal any number."""
+    if KEPT in row:
+        return isinstance(row[KEPT], str)
+    has_batch = "batch" in row and isinstance(row["batch"], str | None)
+    return has_batch and all(
+        isinstance(row.get(name), int | float) and math.isfinite(row[name]) for name in ("loss", "dice")
+    )

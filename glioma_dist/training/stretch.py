@@ -30,7 +30,8 @@ class Stretch(NamedTuple):
 
 
 def starts_of(run: Path, stretch: Stretch) -> list[dict[str, Any]]:
-    """Return the entries of run.json of the starts that computed these steps. Raises InputError where none says so."""
+    """Return the entries of run.json of the starts that computed these steps. Raises InputError where none says so, or
+    one is not as a run writes it."""
     content = read_json(run / RUN)
     starts = content.get("starts") if isinstance(content, dict) else None
     starts = [each for each in starts or () if isinstance(each, dict) and isinstance(each.get("from_step"), int)]
@@ -42,6 +43,13 @@ def starts_of(run: Path, stretch: Stretch) -> list[dict[str, Any]]:
             found.append(owner)
     if not found:
         raise InputError(f"{run / RUN}: names no start that computed {stretch}; restore it from a copy")
+    for start in found:
+        for name in ("scale", "versions"):
+            if not isinstance(start.get(name, {}), dict):
+                raise InputError(
+                    f"{run / RUN}: {name} of the start from step {start['from_step']} is no JSON object; restore it "
+                    "from a copy"
+                )
     return found
 
 
@@ -90,7 +98,8 @@ def put_start(run: Path, stretch: Stretch, out: Path, arithmetic: dict[str, Any]
     link_files(kept_folder(run, stretch.first), last)
     state, manifest = read_json(last / STATE), read_json(last / MANIFEST)
     state["position"] = {"step": stretch.first}
-    state["fingerprints"]["val"] = None
+    if isinstance(state.get("fingerprints"), dict):  # otherwise the training refuses it
+        state["fingerprints"]["val"] = None
     state.pop("unwritten_rows", None)
     if arithmetic is not None:
         state[ARITHMETIC] = arithmetic

@@ -130,7 +130,8 @@ def _changed_data(config: VerifyConfig, run: Path, stretch: Stretch) -> list[str
     checkpoint = Checkpoint.read(kept_folder(run, stretch.last))
     data = replace(checkpoint.config.data, **({"train": tuple(config.train)} if config.train else {}))
     shards, _ = open_training_data(data, checkpoint.config.batch_size, checkpoint.config.seed)
-    if shards.fingerprint == checkpoint.metadata["fingerprints"]["train"]:
+    known = checkpoint.metadata.get("fingerprints")
+    if isinstance(known, dict) and shards.fingerprint == known.get("train"):
         return []
     return [f"data: {' '.join(data.train)}: its index.json names other samples than the run was trained on"]
 

@@ -24,6 +24,7 @@ from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import EMA, MODEL, OPTIMIZER, STATE
+from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.size import Size
 from glioma_dist.training import loop
 from glioma_dist.training.reproducible import (
@@ -33,6 +34,7 @@ from glioma_dist.training.reproducible import (
     EXPONENTS,
     check_reproducible,
     cpu_branch,
+    pinned_level,
 )
 from glioma_dist.training.step_hashes import KEPT, kept_folder, read_noted
 from glioma_dist.training.verification import verify
@@ -228,6 +230,15 @@ def test_another_machine_verifies_a_stretch_up_to_rounding(shards, tmp_path, run
     capsys.readouterr()
     verify(VerifyConfig(str(config.out), stretches=9), runtime)
     assert capsys.readouterr().out.count("not bits: instructions ANOTHER -> ") == 2
+
+
+@pytest.mark.parametrize(("number", "is_taken"), [(9, True), (123_456, False)])
+def test_the_plan_of_a_checkpoint_is_taken_unless_it_has_more_units_than_a_network(shards, tmp_path, number, is_taken):
+    config = config_of(shards, tmp_path, scale=ScaleConfig(memory_budget="8GiB"))
+    plan = CheckpointPlan(("input",) * number, ("tiles",), LEVEL_PLANS["full"].decoder)
+    for text in (str(plan), str(plan).replace(f"x{number}", f"x {number:_}")):
+        checkpoint = SimpleNamespace(metadata={ARITHMETIC: {"activation_checkpointing": text}})
+        assert pinned_level(config, checkpoint) == (plan if is_taken and text == str(plan) else None)
 
 
 def test_shares_of_a_batch_cover_it_once():

@@ -95,6 +95,20 @@ def test_each_fault_costs_its_frame_and_one_line(tmp_path, name):
         assert "\n" not in told[f"all/{number:02d}/t000.tif"]
 
 
+def test_markers_that_came_after_a_conversion_count_in_the_next_one(tmp_path):
+    """Of the same process, as in a notebook."""
+    told = []
+    for number, has_markers in enumerate((False, True)):
+        _, labels, _ = draw(tmp_path / "data", "GT", "01", has_markers)
+        write(labels, np.tri(HEIGHT, WIDTH, -30, dtype=np.uint16))  # an outline too few
+        out = tmp_path / f"out{number}"
+        convert(sources.load("ctc")(tmp_path / "data", None), out, "d", console=Console(file=io.StringIO()))
+        told.append([defect["detail"] for defect in json.loads((out / "audit.json").read_text())["defects"]])
+    assert told[0] == []
+    assert len(told[1]) == 1
+    assert "have a marker in TRA and no outline here" in told[1][0]
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_two_files_of_labels_of_a_frame_are_refused(tmp_path, name):
     _, labels, _ = draw(tmp_path, KINDS[name], "01")

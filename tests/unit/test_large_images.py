@@ -1,9 +1,11 @@
 """Images larger than the memory: strips equal the whole, tiles join without seams, files in place of arrays."""
 
+import gc
 import itertools
 import math
 import re
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -394,6 +396,17 @@ def test_memory_that_is_no_number_of_bytes_is_refused(text):
     assert len(str(found.value)) <= 500
 
 
+def test_an_estimate_is_counted_once_and_keeps_no_network_alive(monkeypatch):
+    network, counted = make_network("mit_tiny"), []
+    monkeypatch.setattr(memory, "_count", lambda model, *sides: counted.append(sides) or len(counted))
+    assert [memory.image_bytes(network, *sides) for sides in ((64, 96), (64, 96), (96, 64))] == [1, 1, 2]
+    assert counted == [(64, 96), (96, 64)]
+    model = weakref.ref(network.model)
+    del network
+    gc.collect()
+    assert model() is None
+
+
 @pytest.mark.parametrize("most", ["max", str(3 * GIB)])
 def test_the_limit_of_a_control_group_counts(most, tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text(f"{most}\n")
@@ -401,7 +414,11 @@ def test_the_limit_of_a_control_group_counts(most, tmp_path, monkeypatch):
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
     free = [*device_memory._free_in(tmp_path, "memory.max", "memory.current")]
     assert free == ([] if most == "max" else [3 * GIB // 2])
-    monkeypatch.setattr(memory, "free_in_cgroups", lambda: iter(free))
+    for module in (memory, device_memory):
+        monkeypatch.setattr(module, "free_in_cgroups", lambda: iter(free))
+    for free_bytes in (device_memory.free_memory(torch.device("cpu"), 1), device_memory.free_host_memory(1)):
+        assert free_bytes > 0
+        assert most == "max" or free_bytes <= 3 * GIB // 2
     limit = memory.memory_limit(None) - memory.resident_bytes()
     assert limit > 0
     assert most == "max" or limit <= 3 * GIB // 2

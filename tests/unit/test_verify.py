@@ -1,11 +1,14 @@
 """`glioma-dist verify`: a run's stretches computed again, and what is named where something was changed."""
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hash_chain import hash_rows, write_chain
 from helpers import damage_sample, rows, run, seal, tiny_config
 from killing import kill_at
@@ -17,7 +20,7 @@ from glioma_dist.config.verify import VerifyConfig
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
-from glioma_dist.model.manifest import MODEL
+from glioma_dist.model.manifest import MODEL, STATE
 from glioma_dist.size import Size
 from glioma_dist.training import loop, verification
 from glioma_dist.training.step_hashes import KEPT, read_noted
@@ -55,11 +58,15 @@ def refused(config: TrainConfig, runtime, **changes) -> str:
     return str(error.value)
 
 
-def change_weight(folder: Path) -> None:
-    """Change one weight of a checkpoint, and its manifest with it."""
-    tensors = load_file(folder / MODEL)
+def add_to_one(tensors: dict[str, torch.Tensor]) -> None:
     name = next(name for name, each in tensors.items() if each.is_floating_point() and each.ndim > 1)
     tensors[name].view(-1)[0] += 1e-3
+
+
+def change_weight(folder: Path, change: Callable[[dict[str, torch.Tensor]], None] = add_to_one) -> None:
+    """Change one weight of a checkpoint, and its manifest with it."""
+    tensors = load_file(folder / MODEL)
+    change(tensors)
     (folder / MODEL).unlink()  # it may be the file of another checkpoint, too
     save_file(tensors, folder / MODEL)
     seal(folder)
@@ -120,10 +127,11 @@ def reseal_weight(config, runtime):
     return "steps/000004 is another checkpoint", {}
 
 
-def change_kept_and_its_hash(run, step):
-    """The weights of a kept checkpoint, with a chain of hashes that fits them."""
+def change_kept_and_its_hash(run, step, change=change_weight):
+    """A kept checkpoint, by default its weights, with a chain of hashes that fits it."""
     folder = run / "steps" / f"{step:06}"
-    change_weight(folder)
+    change(folder)
+    seal(folder)
     found = hash_rows(run)
     for row in found:
         if row["step"] == step and KEPT in row:
@@ -147,6 +155,60 @@ def forge_batch(config, runtime):
     next(row for row in found if row["step"] == 1)["batch"] = "0" * 64
     write_chain(config.out, found)
     return "data: the batch of step 1", {"stretches": 3}
+
+
+def forge_row(config, runtime):
+    found = hash_rows(config.out)
+    del next(row for row in found if row["step"] == 3)["dice"]
+    write_chain(config.out, found)
+    return "(step 3) is no row that a run writes", {}
+
+
+def forge_number(config, runtime):
+    """Up to rounding, infinity would equal anything."""
+    for path in (config.out / "hashes.jsonl", config.out / "metrics.jsonl"):
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        next(row for row in found if row["step"] == 3 and "loss" in row)["loss"] = math.inf
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    write_chain(config.out, hash_rows(config.out))
+    return "(step 3) is no row that a run writes", {}
+
+
+def forge_record(config, runtime):
+    change_record(config, versions=["numpy 0.1"])
+    return "run.json: versions of the start from step 0 is no JSON object", {}
+
+
+def change_record(config, **values):
+    record = json.loads((config.out / "run.json").read_text())
+    record["starts"][0] |= values
+    (config.out / "run.json").write_text(json.dumps(record))
+
+
+def forge_tensor(config, runtime):
+    """Of a run on another machine, whose weights are compared up to rounding."""
+    change_record(config, versions={"numpy": "0.1"})
+
+    def rename(tensors):
+        name = next(iter(tensors))
+        tensors[f"{name}.other"] = tensors.pop(name)
+
+    change_kept_and_its_hash(config.out, 6, lambda folder: change_weight(folder, rename))
+    shutil.rmtree(config.out / "last")
+    return "2 tensors are not of the network that was trained, the first is ", {"stretches": 3}
+
+
+def without_data(config, runtime):
+    """A checkpoint that says nothing of the data."""
+
+    def forget(folder):
+        state = json.loads((folder / STATE).read_text())
+        del state["fingerprints"]
+        (folder / STATE).unlink()
+        (folder / STATE).write_text(json.dumps(state))
+
+    change_kept_and_its_hash(config.out, 2, forget)
+    return "says nothing of the data that the run was trained on", {"stretches": 3}
 
 
 def change_config(config, runtime):
@@ -198,6 +260,14 @@ CHANGES += (change_hash, change_row, without_hashes, without_stretch, without_co
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
 def test_what_was_changed_is_named(copied, runtime, change):
+    expected, flags = change(copied, runtime)
+    assert expected in refused(copied, runtime, **flags)
+
+
+@pytest.mark.parametrize(
+    "change", [forge_row, forge_number, forge_record, forge_tensor, without_data], ids=lambda each: each.__name__
+)
+def test_what_no_run_writes_is_one_line(copied, runtime, change):
     expected, flags = change(copied, runtime)
     assert expected in refused(copied, runtime, **flags)
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
     entries: list[CocoImage] = []
     files: list[Path] = []
     labels: dict[str, Path] = {}
+    has_markers = cache(_has_markers)  # of this search only: files may come before the next one
     for path in walk_files(folder):
         sequence, found = SEQUENCE.fullmatch(path.parent.parent.name), LABELS.fullmatch(path.name)
         if path.parent.name != "SEG" or sequence is None or found is None or sequence["kind"] != kind:
@@ -57,7 +58,7 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
         if labels.setdefault(name, path) != path:
             raise InputError(f"{labels[name]} and {path.name}: both are labels of {name}; keep one of them")
         markers = above / f"{sequence['number']}_GT" / "TRA" / f"man_track{found['frame']}.tif"
-        read = partial(_read_cells, reader, path, markers if _has_markers(markers.parent) else None)
+        read = partial(_read_cells, reader, path, markers if has_markers(markers.parent) else None)
         group = name.rpartition("/")[0]
         entries.append(CocoImage(name, read_cells=read, group=group, frame=int(found["frame"]) + 1))
         files += [path, markers]
@@ -71,7 +72,6 @@ def _find(folder: Path, images: Path | None, kind: str) -> Source:
     return replace(one_split(folder, folder, listed, lambda *_: coco, "has no labels", taken), reader=reader)
 
 
-@lru_cache(maxsize=64)
 def _has_markers(folder: Path) -> bool:
     return any(MARKERS.fullmatch(name) for name in (os.listdir(folder) if folder.is_dir() else ()))
 

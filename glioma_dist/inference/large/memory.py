@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from functools import lru_cache
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -95,8 +95,18 @@ def _padded(side: int) -> int:
     return -(-side // UNIT) * UNIT
 
 
-@lru_cache(maxsize=64)
+_counts: WeakKeyDictionary[nn.Module, dict[tuple[int, int], int]] = WeakKeyDictionary()
+"""Of each network that is still in use, by height and width."""
+
+
 def _counted(model: nn.Module, height: int, width: int) -> int:
+    known = _counts.setdefault(model, {})
+    if (height, width) not in known:
+        known[height, width] = _count(model, height, width)
+    return known[height, width]
+
+
+def _count(model: nn.Module, height: int, width: int) -> int:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     known: dict[int, Any] = {}
     with torch.inference_mode(False), torch.no_grad():
