@@ -68,7 +68,10 @@ def choose_plan(step: Step, budget: float, counts: bool = True) -> ChosenPlan:
     if best is not None:
         return best
     ways = (smallest_plan(units), *(units.options_of(LEVEL_PLANS[level]) for level in ON_DEVICE))
-    needed = min(planner.count(step, units.plan(options)).peak for options in ways)
+    found = [_described(units, step, options, counts=True) for options in ways]
+    if fitting := [each for each in found if each.memory.peak <= budget]:  # of a small step, whose units' sum is rough
+        return min(fitting, key=lambda each: each.recomputed_time)
+    needed = min(each.memory.peak for each in found)
     images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
     raise InputError(
         f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: the least "

@@ -138,6 +138,17 @@ def test_a_plan_fits_its_budget_and_computes_no_more_than_a_level_that_fits(name
     assert between.plan not in LEVEL_PLANS.values()
 
 
+@pytest.mark.parametrize("encoder", ["mit_tiny", "mobilenet_v2"])
+@pytest.mark.parametrize("launch", [{}, {"num_devices": 2}, {"num_devices": 2, "spatial_parallel": 2}])
+def test_what_the_least_step_needs_is_not_refused(encoder, launch):
+    """Also of a small step, most of which is weights, so that the sum of its units is rough."""
+    model = replace(STEPS["mit_tiny"].model, encoder=encoder)
+    step = replace(STEPS["mit_tiny"], model=model, size=Size(64, 64), batch_size=2, **launch)
+    peaks = [planner.count(step, LEVEL_PLANS[level]).peak for level in ON_DEVICE]
+    for budget in (min(peaks), (min(peaks) + max(peaks)) / 2):
+        assert choose_plan(step, budget).memory.peak <= budget
+
+
 def test_a_larger_budget_never_computes_more_again():
     for units in map(find_units, STEPS.values()):
         low, high = units.peak(smallest_plan(units)), units.peak([unit.options[0] for unit in units.units])
