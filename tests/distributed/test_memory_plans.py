@@ -1,4 +1,4 @@
-"""A plan of activation checkpointing under DDP, FSDP2 and spatial parallelism: training equals one process with none."""
+"""A plan of activation checkpointing with DDP, FSDP2 and spatial parallelism: as one process without a plan."""
 
 import json
 from dataclasses import replace
