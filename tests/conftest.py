@@ -1,6 +1,7 @@
 """What all tests share: no network, and small shards drawn once a session. Heavy imports wait until a test asks."""
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -32,6 +33,13 @@ def _signals_stay_as_they_are():
     for number, handler in before.items():
         signal.signal(number, handler)
     assert not changed, f"the test leaves {', '.join(changed)} with another handler"
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_free():
+    """A test that leaves the lock of Python's logging taken would stop a later one that logs in a thread, for ever."""
+    yield
+    assert not logging._lock._is_owned(), "the test leaves the lock of Python's logging taken"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
