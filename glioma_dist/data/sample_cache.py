@@ -17,10 +17,11 @@ from glioma_dist.data.mixture import Shards
 from glioma_dist.data.sample import Sample, one_channel
 from glioma_dist.data.shared_memory_ring import SharedMemory, anonymous_file
 from glioma_dist.data.transforms import look_up, normalize_intensity, percentile_table
+from glioma_dist.distributed.cgroups import free_in_cgroups
 from glioma_dist.errors import InputError
 
 MOST_OF_MEMORY = 0.5
-"""The share of the memory that is free at the start which kept images may take."""
+"""The share of the memory that is free at the start, on the machine and in its cgroup, which kept images may take."""
 
 
 class NormalizedSamples:
@@ -85,7 +86,8 @@ def cache_samples(reader: Shards, config: DataConfig, with_instances: bool = Fal
     where they take too much memory."""
     whole = NormalizedSamples(reader, config, with_instances)
     # Each process of this machine keeps its own.
-    most = MOST_OF_MEMORY * psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = min([psutil.virtual_memory().available, *free_in_cgroups()])
+    most = MOST_OF_MEMORY * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     places: list[list[_Place]] = []
     num_bytes, file = 0, anonymous_file()
     try:

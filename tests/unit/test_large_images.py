@@ -24,6 +24,7 @@ from glioma_dist.config.scale import SPATIAL_LAYERS_ENCODERS
 from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.loader import image_tensor
 from glioma_dist.data.transforms import normalize_intensity
+from glioma_dist.distributed import cgroups
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.network import Network
 from glioma_dist.inference.large.reading import open_large, read_large
@@ -412,7 +413,7 @@ def test_the_limit_of_a_control_group_counts(most, tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text(f"{most}\n")
     (tmp_path / "memory.current").write_text(f"{2 * GIB}\n")
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
-    free = [*device_memory._free_in(tmp_path, "memory.max", "memory.current")]
+    free = [*cgroups._free_in(tmp_path, "memory.max", "memory.current")]
     assert free == ([] if most == "max" else [3 * GIB // 2])
     for module in (memory, device_memory):
         monkeypatch.setattr(module, "free_in_cgroups", lambda: iter(free))

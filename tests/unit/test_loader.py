@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import damage_sample, draw_sample, draw_shards, tiny_config, write_shards
 
+from glioma_dist.data import sample_cache
 from glioma_dist.data.loader import Batch, evaluation_samples, image_tensor, prepare_training_sample, training_batches
 from glioma_dist.data.sampler import DeterministicSampler
 from glioma_dist.data.shards.reader import ShardReader
@@ -161,9 +162,12 @@ def test_kept_images_make_the_same_batches_and_are_read_once(setting, workers):
         check_same(one, other)
 
 
-def test_images_that_memory_does_not_hold_are_not_kept(setting, monkeypatch):
+@pytest.mark.parametrize("limit", ["machine", "control group"])
+def test_images_that_memory_does_not_hold_are_not_kept(setting, monkeypatch, limit):
     # Two samples of 96x80, image and mask, are 30,720 bytes.
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=61_000))
+    machine, groups = (61_000, []) if limit == "machine" else (10**12, [10**9, 61_000])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=machine))
+    monkeypatch.setattr(sample_cache, "free_in_cgroups", lambda: iter(groups), raising=False)
     with pytest.raises(InputError, match=r"--data.cache-in-memory: 2 of 10 samples take 30720 bytes already"):
         take(setting, 1, cache_in_memory=True)
 
