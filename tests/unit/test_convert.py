@@ -37,6 +37,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.model.licences import non_commercial_licences
 
 ROOT = Path(__file__).resolve().parents[2]
+SQUARE = square(2, 2, 9)
 
 
 def convert_quietly(source, out, **options) -> str:
@@ -274,6 +275,20 @@ def test_files_of_one_name_that_differ_are_not_guessed_between(tmp_path):
     convert_quietly(find_livecell(source), tmp_path / "out")
     assert defects(tmp_path / "out") == [("doubled-name", f"train/{first.name}", True)]
     assert list(read_all(tmp_path / "out" / "train")) == [second.stem]
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_images_beside_the_source_may_have_no_labels_or_look_alike(tmp_path, monkeypatch, is_relative):
+    monkeypatch.chdir(tmp_path)
+    labels, images = (Path() if is_relative else tmp_path) / "labels", tmp_path / "images"
+    write_coco(
+        labels / "annotations" / "instances_default.json", [image_record(1, "a.tif")], [annotation(1, 1, SQUARE)]
+    )
+    for number, name in enumerate(("a.tif", "b/c.tif", "e\u0301.tif", "\u00e9.tif")):
+        write_tiff(images / name, draw_image(number))
+    convert_quietly(find_glioma_c6(labels, images), tmp_path / "out")
+    lonely = [("image-without-labels", name, True) for name in ("b/c.tif", "e\u0301.tif", "\u00e9.tif")]
+    assert defects(tmp_path / "out") == [*lonely, ("doubled-name", "e\u0301.tif", False)]
 
 
 def test_a_name_that_leads_out_stops_the_conversion(tmp_path):

@@ -201,8 +201,7 @@ def _audit_unlisted(source: Source, used: dict[Path, str], audit: Audit) -> None
     """Note the image files that no JSON names."""
     files = {path for split in source.splits for path in split.images.files}
     for path in sorted(files - used.keys()):
-        where = path.relative_to(source.folder).as_posix()
-        audit.add(IMAGE_WITHOUT_LABELS, where, f"{source.why_unlisted}; not converted", left_out=True)
+        audit.add(IMAGE_WITHOUT_LABELS, _within(source, path), f"{source.why_unlisted}; not converted", left_out=True)
 
 
 def _audit_lookalikes(source: Source, audit: Audit) -> None:
@@ -213,8 +212,15 @@ def _audit_lookalikes(source: Source, audit: Audit) -> None:
             if first not in noted:
                 noted.add(first)
                 names = ", ".join(ascii(path.name) for path in others)
-                where = first.relative_to(source.folder).as_posix()
-                audit.add(DOUBLED_NAME, where, f"looks like {names}; rename all but one", left_out=False)
+                audit.add(
+                    DOUBLED_NAME, _within(source, first), f"looks like {names}; rename all but one", left_out=False
+                )
+
+
+def _within(source: Source, path: Path) -> str:
+    """An image's path within the source; within the folder of the images where that is another one, by --images."""
+    roots = (source.folder, *(split.images.root for split in source.splits))
+    return next((path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)), path.as_posix())
 
 
 def _files_not_read(source: Source, out: Path) -> list[str]:
