@@ -81,6 +81,20 @@ def test_categories_become_classes_and_the_one_named_last_wins(source, tmp_path)
         assert sample.instances is None
 
 
+@pytest.mark.parametrize("categories", [(1, 2), (2, 1)])
+def test_one_contour_of_two_classes_is_of_the_one_named_last_whatever_the_order_in_the_file(tmp_path, categories):
+    write_tiff(tmp_path / "images" / "a.tif", draw_image(1))
+    labels = [
+        annotation(number, 1, square(2, 2, 12), category_id=each)
+        for number, each in enumerate((*categories, *categories))
+    ]
+    named = tuple({"id": number, "name": name, "supercategory": "cell"} for number, name in ((1, "live"), (2, "dead")))
+    path = write_coco(tmp_path / "labels.json", [image_record(1, "a.tif")], labels, named)
+    sample = converted(find_coco(path, tmp_path / "images"), tmp_path / "out", Labelling(("live", "dead")))
+    assert set(np.unique(sample.mask)) == {0, 2}
+    assert sample.metadata["num_cells"] == 1
+
+
 def test_ignored_categories_lie_below_cells(source, tmp_path):
     found, (first, second, soma, blurred) = source
     sample = converted(found, tmp_path / "out", Labelling(ignored=("blurred",)), None)

@@ -94,7 +94,8 @@ def draw_cells(
     The mask is the union of the cells, pixel for pixel that of COCO's `annToMask`. classes: the class number of each;
     the mask then has these, and each cell a number (layers.py).
     """
-    objects, seen = [], set()  # objects: (number of the cell, what of it may be drawn)
+    objects: list[tuple[int, np.ndarray | dict]] = []  # number of the cell, what of it may be drawn
+    seen: dict[bytes, int] = {}  # what tells a contour from others -> number of the cell
     at_edge: dict[int, list] = {}
     odd: Counter = Counter()
     num_cells = 0
@@ -105,14 +106,17 @@ def draw_cells(
             odd[problem] += 1
         if not drawable:
             continue
+        number = 1 if classes is None else classes[place]
         if identity in seen:
             odd[_Problem(DOUBLED_CONTOUR, False, "the same contour as another cell; drawn once")] += 1
+            # Of two classes the later one, as where cells overlap, and not the one that the file has first.
+            class_of[seen[identity]] = max(class_of[seen[identity]], number)
             continue
-        seen.add(identity)
+        seen[identity] = num_cells
         objects.extend((num_cells, shape) for shape in drawable)
         if problem is not None and problem.kind == COORDINATES_OUTSIDE:
             at_edge[num_cells] = drawable
-        class_of.append(1 if classes is None else classes[place])
+        class_of.append(number)
         num_cells += 1
     mask = np.zeros((height, width), np.uint8)
     num_large, by_cell = 0, {}
