@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from glioma_dist.config.paths import Url
@@ -75,28 +75,38 @@ def list_files(pattern: Url, patience: Patience | None = None) -> list[Url]:
         if MAGIC.search(pattern):
             raise InputError(f"--images {pattern}: a web server lists no files; give the URL of one file, or copy them")
         return [pattern]
-    magic = MAGIC.search(pattern)
-    root = Url(pattern[: magic.start()].rpartition("/")[0]) if magic else Url(pattern.rstrip("/"))
+    root, wanted = _split(pattern, patience)
     store = Store(root, patience)
-    if magic is None:
+    if not wanted:
         names = store.entries()
         return [root / name for name in names] if names else [root]
-    wanted = pattern.removeprefix(f"{root}/")
-    names = store.names("") if "/" in wanted or "**" in wanted else store.entries()
-    matches = re.compile(_as_regex(wanted)).fullmatch
-    return sorted(root / name for name in names if matches(name))
+    parts = wanted.split("/")
+    names = store.names("") if len(parts) > 1 or "**" in wanted else store.entries()
+    return sorted(root / name for name in names if _matches(name.split("/"), parts))
 
 
-def _as_regex(pattern: str) -> str:
-    """As glob reads it: `**/` is any number of folders, and no other sign matches a slash."""
-    parts = []
-    for part in pattern.split("/"):
-        if part == "**":
-            parts.append("(?:[^/]+/)*")
-        else:
-            inner = translate(part).removeprefix("(?s:").rpartition(")")[0]
-            parts.append(inner.replace(".*", "[^/]*") + "/")
-    return "".join(parts).removesuffix("/")
+def _split(pattern: Url, patience: Patience | None) -> tuple[Url, str]:
+    """The folder below which a pattern is one, and the rest of it; no rest where it is none. A folder or a file that is
+    there under just this name, such as `plate[1]`, is no pattern, as on a disk."""
+    parts = pattern.split("/")
+    for number, part in enumerate(parts[3:], 3):  # behind the scheme, nothing, and the bucket
+        if MAGIC.search(part):
+            here = Url("/".join(parts[:number]))
+            if "[" not in part or part not in Store(here, patience).entries():
+                return here, "/".join(parts[number:])
+    return Url(pattern.rstrip("/")), ""
+
+
+def _matches(name: list[str], pattern: list[str]) -> bool:
+    """Whether a name's parts match those of a pattern, as glob matches them: `**` is any number of folders, no other
+    sign matches a slash, and none matches the dot of a hidden name."""
+    if not name or not pattern:
+        return name == pattern
+    is_hidden = name[0].startswith(".") and not pattern[0].startswith(".")
+    if pattern[0] == "**":
+        is_within = len(name) > 1 and not is_hidden
+        return _matches(name, pattern[1:]) or (is_within and _matches(name[1:], pattern))
+    return not is_hidden and fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from glioma_dist.data.shards.storage import Patience
 from glioma_dist.data.shards.store import PART_BYTES, Store
 from glioma_dist.errors import ExitCode, InputError, UnavailableError
 from glioma_dist.evaluation.protocol import evaluate
+from glioma_dist.inference.images import find_images
 from glioma_dist.inference.predict import predict
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
@@ -133,6 +134,9 @@ def test_starting_weights_may_lie_at_a_url(store, shards, tmp_path, best):
         ("plates/**/*.png", (*PLATES[:2], *PLATES[3:])),
         ("plates/*/*.png", PLATES[3:4]),
         ("*/a.png", PLATES[:1]),
+        ("*/deep?c.png", ()),
+        ("*/deep[!x]c.png", ()),
+        ("plates/[.a*].png", PLATES[:1]),
         ("plates/a.png", PLATES[:1]),
     ],
 )
@@ -149,6 +153,27 @@ def test_patterns_are_read_as_for_folders(store, tmp_path, pattern, names):
     if "*" in pattern or "?" in pattern or "[" in pattern:
         there = {str(Path(each).relative_to(tmp_path)) for each in glob.glob(str(tmp_path / pattern), recursive=True)}
         assert found == there
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("wells/plate[1]", ["img2.png", "img[2].png"]),
+        ("wells/plate[1]/*.png", ["img2.png", "img[2].png"]),
+        ("wells/plate[1]/img[2].png", ["img[2].png"]),
+        ("wells/plate[1]/img[0-9].png", ["img2.png"]),
+        ("wells/plate[0-9]/*.png", ["b.png"]),
+        ("wells/**/*.png", ["b.png", "img2.png", "img[2].png"]),
+    ],
+)
+def test_brackets_of_names_are_no_pattern_and_hidden_names_no_match(empty_bucket, tmp_path, pattern, names):
+    """Compared with the same files on a disk."""
+    for name in ("plate[1]/img[2].png", "plate[1]/img2.png", "plate1/b.png", ".cache/c.png"):
+        empty_bucket.put(f"wells/{name}", b"x")
+        (tmp_path / "wells" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "wells" / name).touch()
+    assert sorted(each.name for each in list_files(Url(f"s3://cells/{pattern}"))) == names
+    assert sorted(path.name for path in find_images(str(tmp_path / pattern)).paths) == names
 
 
 def test_predict_from_url_to_url_gives_the_masks_of_local_files(store, best, tmp_path, runtime):
