@@ -278,6 +278,8 @@ def test_numbers_of_a_file_are_checked(tmp_path, monkeypatch):
         None,
         None,
     )
+    dated = [checked(usual._replace(acquired=date), "x") for date in ("2024-03-01T10:00:00", "at 9 o'clock, 1 March")]
+    assert [planes_of([scene], "x").planes[-1].acquired for scene in dated] == ["2024-03-01T12:00:00", None]
     for wrong in ({"height": 0}, {"num_times": -1}, {"dtype": "complex64"}, {"num_samples": 2}):
         with pytest.raises(InputError, match="x: damaged: an image of"):
             checked(usual._replace(**wrong), "x")

@@ -172,6 +172,12 @@ def test_values_that_are_no_numbers_are_counted_and_none_is_refused():
     assert notes[0].startswith("2 values are no numbers")
     with pytest.raises(InputError, match="none of its float32 values is a finite number"):
         to_16_bit(np.full((3, 3), np.nan, np.float32), "a")
+    for even in (np.full((3, 3), 5.0), np.where(np.arange(40_000).reshape(200, 200) == 7, 9.0, 5.0)):
+        pixels, (note,) = to_16_bit(even, "a")  # one bright pixel is clipped
+        assert not pixels.any()
+        assert note == "float64 values from 5 to 5, scaled to 16 bit"
+    far = np.arange(2**63 + 5, 2**63 + 9, dtype=np.uint64).reshape(2, 2)
+    np.testing.assert_array_equal(to_16_bit(far, "a")[0], [[0, 1], [2, 3]])
     huge = np.array([[-3e38, 3e38]], np.float32)
     np.testing.assert_array_equal(to_16_bit(huge, "a")[0], [[0, 65535]])
 

@@ -19,6 +19,7 @@ import numpy as np
 from glioma_dist.data.images.choice import MAX_PLANES
 from glioma_dist.data.images.limits import COPY_AGAIN, MAX_FILE_BYTES, check_size, credible_pixel_size
 from glioma_dist.data.images.numbers import SPARE_TIMES, to_16_bit
+from glioma_dist.data.images.tiff_descriptions import iso_date
 from glioma_dist.data.images.tiff_planes import MAX_HOURS, Plane, Planes, later
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.extras import require
@@ -170,7 +171,7 @@ def _checked(scene: Scene, where: str) -> Scene:
         names if len(names) == scene.num_channels and all(names) else (),
         credible_pixel_size(scene.pixel_size_um),
         scene.hours if scene.hours is not None and 0 < scene.hours < MAX_HOURS else None,
-        scene.acquired,
+        iso_date(scene.acquired) if scene.acquired else None,
         bool(scene.by_rows),
     )
 

@@ -31,7 +31,9 @@ def to_16_bit(values: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ..
         if low >= 0 and high <= MOST:
             return values.astype(np.uint16), ()
         if high - low <= MOST:
-            shifted = (values.astype(np.int64) - low).astype(np.uint16)
+            # Not int64 for all: uint64 holds more.
+            wide = values if values.dtype.kind == "u" else values.astype(np.int64)
+            shifted = (wide - wide.dtype.type(low)).astype(np.uint16)
             return shifted, (f"{kind} values from {low} to {high}, shifted to begin at 0",)
         return _scaled(values, kind, low, high)
     finite = np.isfinite(values)
@@ -52,8 +54,9 @@ def to_16_bit(values: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ..
 
 def _scaled(values: np.ndarray, kind: str, low: float, high: float) -> tuple[np.ndarray, tuple[str, ...]]:
     pixels = np.empty(values.shape, np.uint16)
-    with np.errstate(over="ignore"):
-        factor = MOST / max(high / 2 - low / 2, np.finfo(float).tiny)  # halves: the range itself can overflow
+    # Halves, because the range itself can overflow; of one value, and of less than fp64 can divide by, none is higher.
+    half = high / 2 - low / 2
+    factor = MOST / half if half > MOST * np.finfo(float).tiny else 0.0
     for start in range(0, len(values), ROWS):
         part = np.clip(values[start : start + ROWS].astype(np.float64), low, high)
         pixels[start : start + ROWS] = ((part / 2 - low / 2) * factor).round()
