@@ -18,7 +18,7 @@ import torch
 from glioma_dist.data.shared_memory_ring import SharedMemory
 from glioma_dist.distributed.freed_memory import keep_freed_memory
 from glioma_dist.distributed.signals import STOP_SIGNALS, get_signal_at_parents_death
-from glioma_dist.errors import RunError
+from glioma_dist.errors import RunError, as_error
 
 AT = struct.Struct("qqq")
 """Job, shard and place of the sample that a worker prepares now."""
@@ -96,8 +96,12 @@ def _answer(end: connection.Connection, ticket: int, made: Any) -> None:
         if isinstance(made, Exception):
             pickle.loads(data)
     except Exception as error:  # made of things that cannot cross
-        said = told if isinstance(made, Exception) else f"{type(made).__name__}: {error}"
-        data = pickle.dumps((ticket, RuntimeError(f"in a worker process that reads data:\n{said}")))
+        if isinstance(made, RunError):  # of somebody's own class
+            instead = as_error(made.exit_code, str(made))
+        else:
+            said = told if isinstance(made, Exception) else f"{type(made).__name__}: {error}"
+            instead = RuntimeError(f"in a worker process that reads data:\n{said}")
+        data = pickle.dumps((ticket, instead))
     end.send_bytes(data)
 
 

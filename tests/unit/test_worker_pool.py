@@ -257,6 +257,11 @@ class UnpicklableError(Exception):
         super().__init__("of two")
 
 
+class OwnInputError(InputError):
+    def __init__(self, one, two) -> None:
+        super().__init__(f"{one} of {two}")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
@@ -266,6 +271,7 @@ class UnpicklableError(Exception):
         (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
         (MemoryError(), MemoryError, ""),
         (UnpicklableError(1, 2), RuntimeError, "UnpicklableError: of two"),
+        (OwnInputError(1, 2), InputError, "1 of 2"),
     ],
 )
 def test_what_a_worker_raises_is_raised_in_its_turn(error, kind, said):
