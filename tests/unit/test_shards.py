@@ -18,6 +18,7 @@ import pytest
 import webdataset
 
 from glioma_dist.data.sample import Sample, encode_mask
+from glioma_dist.data.shards.inspection import index_folder
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
 
@@ -38,6 +39,26 @@ def write(folder: Path, samples: Iterable[Sample], samples_per_shard: int = 3) -
         for sample in samples:
             writer.write(sample)
     return folder
+
+
+@pytest.mark.parametrize("way", ["written", "indexed"])
+def test_what_is_said_of_all_samples_is_what_readers_take(tmp_path, way):
+    def make(dataset: str) -> None:
+        if way == "written":
+            with ShardWriter(folder, dataset, "train", "CC0") as writer:
+                writer.write(draw_samples(1)[0])
+        else:
+            index_folder(folder, dataset, "train", "CC0")
+
+    folder = tmp_path / "train"
+    if way == "indexed":
+        write(folder, draw_samples(1))
+        (folder / "index.json").unlink()
+    for unreadable in ("", "x" * 10_001):
+        with pytest.raises(InputError, match=r"train: the dataset is .*, not a text of 1 to 10000 .* --dataset$"):
+            make(unreadable)
+    make(os.fsdecode(b"caf\xe9"))  # the name of a folder, in Latin-1
+    assert ShardReader(folder).lineage[0]["data"] == r"caf\xe9"
 
 
 def test_samples_come_back_in_order(tmp_path):

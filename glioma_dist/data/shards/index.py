@@ -55,6 +55,18 @@ def write_json(path: Path, content: object, indent: int | None = None) -> None:
     files.write_json_atomically(path, content, indent)
 
 
+def index_texts(folder: Path, dataset: str, split: str, licence: str) -> dict[str, str]:
+    """What index.json says of all its samples, by its names there; bytes that are not UTF-8, as the names of files and
+    flags may have, are written as escapes. Raises InputError for a text that no reader would take."""
+    texts = {"dataset": dataset, "split": split, "licence": licence}
+    texts = {name: text if is_text(text) else printable(text) for name, text in texts.items()}
+    for name, text in texts.items():
+        if not is_text(text):
+            what = f"the {name} is {short(text)}, not a text of 1 to {MAX_TEXT_LENGTH} characters"
+            raise InputError(one_line(f"{folder}: {what}; give another --{name}"))
+    return texts
+
+
 @dataclass(frozen=True)
 class Member:
     """One sample in its shard: its key, the [offset, size] of its image, mask, metadata and instances, and the SHA-256

@@ -13,7 +13,14 @@ import numpy as np
 from glioma_dist.data.sample import IGNORE, Sample, cells_of
 from glioma_dist.data.shards.cache import CHUNK_BYTES
 from glioma_dist.data.shards.checks import SHARD_NAME_PATTERN, fault_of_classes
-from glioma_dist.data.shards.index import FORMAT_VERSION, INDEX_NAME, PLAIN_VERSION, members_name, write_json
+from glioma_dist.data.shards.index import (
+    FORMAT_VERSION,
+    INDEX_NAME,
+    PLAIN_VERSION,
+    index_texts,
+    members_name,
+    write_json,
+)
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.tar_members import scan_tar, unused_members
 from glioma_dist.data.transforms import normalize_intensity
@@ -47,6 +54,7 @@ def index_folder(
     fault = fault_of_classes(labels)
     if fault:
         raise InputError(f"{folder}: {fault}")
+    texts = index_texts(folder, dataset, split, licence)
     if (folder / INDEX_NAME).exists():
         raise InputError(f"{folder}: holds an {INDEX_NAME} already; remove it first to have it made again")
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
@@ -74,7 +82,7 @@ def index_folder(
             seen[member["key"]] = path
         unused += [f"{path.name}: {name}" for name in contents.unused]
         shards.append(_write_table(path, contents.table))
-    head = {"format_version": PLAIN_VERSION, "dataset": dataset, "split": split, "licence": licence}
+    head = {"format_version": PLAIN_VERSION, **texts}
     if any(labels.values()):
         head |= {"format_version": FORMAT_VERSION, **labels}
     if unused:

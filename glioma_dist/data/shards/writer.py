@@ -27,6 +27,7 @@ from glioma_dist.data.shards.index import (
     INDEX_NAME,
     KEY_PATTERN,
     PLAIN_VERSION,
+    index_texts,
     members_name,
     write_json,
 )
@@ -48,7 +49,8 @@ class ShardWriter:
     classes: names of the masks' classes 1, 2, …; none where there is one class, or two or more. has_instances: whether
     each sample has `instances`. The format's version is 1 without both and without ignored pixels, and 2 otherwise.
 
-    Raises InputError where `folder` exists and is no folder of shards: such a folder is never replaced.
+    Raises InputError where `folder` exists and is no folder of shards: such a folder is never replaced; and for a
+    dataset, split or licence that no reader would take.
     """
 
     def __init__(
@@ -68,12 +70,8 @@ class ShardWriter:
         fault = fault_of_classes(self._labels)
         if fault:
             raise InputError(f"{self.folder}: {fault}")
-        self._head = {
-            "format_version": PLAIN_VERSION,
-            "dataset": dataset,
-            "split": split,
-            "licence": licence,
-        }
+        self._texts = {"dataset": dataset, "split": split, "licence": licence}
+        self._head: dict[str, object] = {"format_version": PLAIN_VERSION, **self._texts}
         if citation is not None:
             self._head["citation"] = citation
         self._partial = self.folder.parent / f".{self.folder.name}.partial"
@@ -86,6 +84,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         if self.folder.is_symlink() or (self.folder.exists() and not (self.folder / INDEX_NAME).is_file()):
             raise InputError(f"{self.folder}: exists and holds no shards, so it is not replaced; choose another --out")
+        self._head |= index_texts(self.folder, **self._texts)
         for leftover in (self._partial, self._replaced):
             if leftover.exists():
                 shutil.rmtree(leftover)
