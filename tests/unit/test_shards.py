@@ -18,9 +18,9 @@ import pytest
 import webdataset
 
 from glioma_dist.data.sample import Sample, encode_mask
-from glioma_dist.data.shards.inspection import index_folder
+from glioma_dist.data.shards.inspection import index_folder, verify
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, UnavailableError
 
 
 def draw_samples(num_samples: int) -> list[Sample]:
@@ -164,6 +164,34 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole_and_the_next_one_finish
         ShardReader(folder)
     assert len(ShardReader(write(folder, draw_samples(3)))) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_a_second_writer_of_the_same_folder_is_refused_and_disturbs_nothing(tmp_path):
+    folder, (first, *others) = tmp_path / "train", draw_samples(4)
+    with ShardWriter(folder, "drawn", "train", "CC0", samples_per_shard=3) as writer:
+        writer.write(first)
+        with pytest.raises(UnavailableError, match="train: another process writes shards there; wait until it has"):
+            write(folder, draw_samples(1))
+        for sample in others:
+            writer.write(sample)
+    assert [reason for _, reason in verify(ShardReader(folder))] == [None, None]
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_what_a_later_writer_has_begun_stays(tmp_path, ends):
+    """A folder that a writer renamed away at its end, or somebody else did, is no longer its own to remove."""
+    theirs = tmp_path / ".train.partial" / "00000.tar"
+    writer = ShardWriter(tmp_path / "train", "drawn", "train", "CC0").__enter__()
+    writer.write(draw_samples(1)[0])
+    if ends == "well":
+        writer._finish_shard()
+        writer._finish_folder()
+    else:
+        writer._partial.rename(tmp_path / "away")
+    theirs.parent.mkdir()
+    theirs.touch()
+    writer.__exit__(RuntimeError, None, None)
+    assert theirs.is_file()
 
 
 def test_only_a_folder_of_shards_is_replaced(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from glioma_dist.data.sample import (
     encode_instances,
 )
 from glioma_dist.data.shards.checks import fault_of_classes
+from glioma_dist.data.shards.file_locks import is_at
 from glioma_dist.data.shards.index import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -32,8 +34,8 @@ from glioma_dist.data.shards.index import (
     write_json,
 )
 from glioma_dist.data.shards.tar_members import member_table
-from glioma_dist.errors import InputError
-from glioma_dist.files import rename_in_order, sync
+from glioma_dist.errors import InputError, UnavailableError
+from glioma_dist.files import remove_tree, rename_in_order, sync
 from glioma_dist.limits import MAX_INSTANCES
 
 SAMPLES_PER_SHARD = 64
@@ -43,14 +45,14 @@ class ShardWriter:
     """Writes one split's samples; a context manager.
 
     Everything goes to `.<split>.partial` beside `folder`, which is renamed to `folder` at the very end. An
-    exception removes it; a killed process leaves it behind, and the next writer clears it away. The same
-    samples in the same order give the same bytes.
+    exception removes it; a killed process leaves it behind, and the next writer clears it away. While a process writes
+    there, others are refused. The same samples in the same order give the same bytes.
 
     classes: names of the masks' classes 1, 2, …; none where there is one class, or two or more. has_instances: whether
     each sample has `instances`. The format's version is 1 without both and without ignored pixels, and 2 otherwise.
 
     Raises InputError where `folder` exists and is no folder of shards: such a folder is never replaced; and for a
-    dataset, split or licence that no reader would take.
+    dataset, split or licence that no reader would take. Raises UnavailableError while another process writes it.
     """
 
     def __init__(
@@ -85,13 +87,15 @@ class ShardWriter:
         if self.folder.is_symlink() or (self.folder.exists() and not (self.folder / INDEX_NAME).is_file()):
             raise InputError(f"{self.folder}: exists and holds no shards, so it is not replaced; choose another --out")
         self._head |= index_texts(self.folder, **self._texts)
-        for leftover in (self._partial, self._replaced):
-            if leftover.exists():
-                shutil.rmtree(leftover)
         try:
-            self._partial.mkdir(parents=True)
+            self._lock = _lock_folder(self._partial)
+        except BlockingIOError:
+            what = "another process writes shards there; wait until it has ended, or choose another --out"
+            raise UnavailableError(f"{self.folder}: {what}") from None
         except OSError as error:
             raise InputError(f"{self._partial}: cannot be made ({error.strerror}); choose another --out") from None
+        for leftover in (*self._partial.iterdir(), self._replaced):
+            remove_tree(leftover)
         return self
 
     def __exit__(self, exception_type: object, *_: object) -> None:
@@ -104,7 +108,9 @@ class ShardWriter:
                 with contextlib.suppress(OSError):
                     self._tar.close()
                 self._file.close()
-            shutil.rmtree(self._partial, ignore_errors=True)
+            if is_at(self._lock, self._partial):  # else it has its final name, and may be another process's
+                shutil.rmtree(self._partial, ignore_errors=True)
+            os.close(self._lock)
 
     def write(self, sample: Sample) -> None:
         """Append a sample.
@@ -201,6 +207,24 @@ class ShardWriter:
         before = [(self.folder, self._replaced)] if self.folder.exists() else []
         rename_in_order(*before, (self._partial, self.folder))
         shutil.rmtree(self._replaced, ignore_errors=True)
+
+
+def _lock_folder(folder: Path) -> int:
+    """Make a folder that may be there, and hold it locked until the descriptor that is returned is closed. Raises
+    OSError, BlockingIOError where another process holds it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:  # a file system without locks
+            return descriptor
+        if is_at(descriptor, folder):
+            return descriptor
+        os.close(descriptor)  # who held it before has renamed or removed it
 
 
 def _are(num_classes: int) -> str:
