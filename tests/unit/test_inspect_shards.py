@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import warnings
@@ -151,6 +152,13 @@ def test_names_that_become_one_key_stay_samples_of_their_own(tmp_path):
     assert len(set(reader.keys())) == 3
     for place, sample in enumerate(samples):
         np.testing.assert_array_equal(reader.read(0, place).mask, sample.mask)
+
+
+def test_names_that_differ_in_bytes_that_are_not_utf8_stay_samples_of_their_own(tmp_path):
+    names = [os.fsdecode(name) for name in (b"\xe8", b"\xe9", b"\xea")]  # in Latin-1
+    write_tar(tmp_path / "a.tar", [member for number, name in enumerate(names) for member in parts(name, number)])
+    inspect(tmp_path, index=True)
+    assert len(set(ShardReader(tmp_path).keys())) == 3
 
 
 def test_a_key_in_two_tars_and_facts_that_are_none_are_refused(tmp_path):

@@ -133,7 +133,7 @@ def _key(sample: str, taken: Collection[str]) -> str:
     """A sample's name as a key: what a key may not have becomes `_`, and where that makes another sample's key of it, a
     part of its SHA-256 is added."""
     key = re.sub(r"[^A-Za-z0-9_-]", "_", sample)
-    return f"{key}-{hashlib.sha256(sample.encode(errors='replace')).hexdigest()[:8]}" if key in taken else key
+    return f"{key}-{hashlib.sha256(sample.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}" if key in taken else key
 
 
 def _complete(member: dict, members: Mapping[str, str], file: int, path: Path) -> None:
@@ -166,7 +166,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     for bytes behind the tar's end."""
     last = -1
     try:
-        with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
+        with tarfile.open(fileobj=_Bounded(file), mode="r:", encoding="utf-8") as tar:
             for count, info in enumerate(tar):
                 tar.members.clear()  # tarfile keeps them all, a kilobyte each
                 if count >= MAX_MEMBERS:
