@@ -29,7 +29,7 @@ from rich.console import Console
 from glioma_dist.data.convert.cells import as_segmentation, draw_cells
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.jobs import make_keys
-from glioma_dist.data.convert.sources import find_glioma_c6, find_livecell
+from glioma_dist.data.convert.sources import find_coco, find_glioma_c6, find_livecell
 from glioma_dist.data.sample import read_image
 from glioma_dist.data.shards.index import KEY_PATTERN
 from glioma_dist.data.shards.reader import ShardReader
@@ -289,6 +289,18 @@ def test_images_beside_the_source_may_have_no_labels_or_look_alike(tmp_path, mon
     convert_quietly(find_glioma_c6(labels, images), tmp_path / "out")
     lonely = [("image-without-labels", name, True) for name in ("b/c.tif", "e\u0301.tif", "\u00e9.tif")]
     assert defects(tmp_path / "out") == [*lonely, ("doubled-name", "e\u0301.tif", False)]
+
+
+def test_files_that_another_path_names_are_not_said_to_be_unread(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = clean_export(tmp_path / "source", 2)
+    (root / "loop").symlink_to("loop")
+    labels = root / "annotations" / "instances_default.json"
+    sources = (find_glioma_c6(Path("source"), root / "images"), find_coco(labels, Path("source")))
+    for number, source in enumerate(sources):
+        convert_quietly(source, tmp_path / f"out{number}")
+        unread = json.loads((tmp_path / f"out{number}" / "audit.json").read_text())["files_not_read"]
+        assert unread == {"(no suffix)": {"files": 1, "for_example": "loop"}}
 
 
 def test_a_name_that_leads_out_stops_the_conversion(tmp_path):

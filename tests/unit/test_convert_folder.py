@@ -105,6 +105,16 @@ def test_what_programs_write_after_a_name_is_found_without_a_flag(tmp_path, suff
         assert [pair.name for pair in pairs.pairs] == ["a.png", "p/q.c.png"]
 
 
+def test_one_folder_may_be_named_in_two_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "a_mask", "b_mask"):
+        write_png(tmp_path / "data" / f"{name}.png", draw_labels().astype(np.uint8))
+    (tmp_path / "link").symlink_to("data")
+    for masks in (Path("data"), tmp_path / "data", Path("link")):
+        pairs = mask_pairs.find_pairs(Path("data"), masks, None)
+        assert ([pair.name for pair in pairs.pairs], pairs.lonely_masks) == (["a.png"], ["b_mask.png"])
+
+
 def test_a_suffix_that_is_given_is_the_only_one(tmp_path):
     images, masks = lab(tmp_path, ["a", "b"], "_mask")
     write_png(masks / "a_nuclei.png", LABELS.astype(np.uint8))

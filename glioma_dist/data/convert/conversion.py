@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -227,8 +228,10 @@ def _files_not_read(source: Source, out: Path) -> list[str]:
     """Files of the source, as paths within it, that no step took, but for what is written to `out` within it."""
     taken = {path for split in source.splits for path in (*split.label_files, *split.images.files)}
     taken |= set(licence_files(source.folder))
+    # --images and --annotations may name files of the source by other paths, such as absolute ones.
+    real = set(map(os.path.realpath, taken))
     written = out.resolve()
-    found = (path for path in walk_files(source.folder) if path not in taken)
+    found = (path for path in walk_files(source.folder) if path not in taken and os.path.realpath(path) not in real)
     return [
         path.relative_to(source.folder).as_posix()
         for path in found

@@ -69,7 +69,8 @@ def find_pairs(images: Path, masks: Path, suffix: str | None, may_be_one: bool =
     used = {path for pair in pairs for path in (pair.image, pair.mask)}
     lonely = [
         sorted(path.relative_to(root).as_posix() for paths in found.values() for path in paths if path not in used)
-        for found, root in ((files, images), (other_files, masks))
+        # All files of one folder are below `images`, whatever other path `masks` is.
+        for found, root in ((files, images), (other_files, images if is_one else masks))
     ]
     return Pairs(pairs, suffix, *lonely, [*not_read, *others_not_read])
 
