@@ -147,6 +147,22 @@ def test_a_reader_may_be_closed_left_and_forked(folder):
     reader.close()
 
 
+def test_a_fork_while_an_image_is_read_ahead_asks_for_it_itself(folder):
+    reader = ImageReader(20)
+    iterator = reader.read_each([folder / "good.tif", folder / "after.tif"])
+    next(iterator)
+    child = os.fork()
+    if child == 0:
+        try:
+            np.testing.assert_array_equal(reader.read(folder / "after.tif").pixels, GREY)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(next(iterator).pixels, GREY)
+    reader.close()
+
+
 def test_a_process_that_does_not_start_is_unavailable(monkeypatch, folder):
     monkeypatch.setattr(image_reader, "PROGRAM", "raise SystemExit(3)")
     with pytest.raises(UnavailableError, match="did not start"), ImageReader() as reader:

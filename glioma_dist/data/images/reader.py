@@ -145,7 +145,7 @@ class ImageReader:
             if self._asked in (None, question):
                 return True
             self._end()  # it is at work on an image that is not wanted any more
-        self._owner = os.getpid()
+        self._owner, self._asked = os.getpid(), None  # after a fork: what the parent's process was asked
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         descriptor = theirs.fileno()
