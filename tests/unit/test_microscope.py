@@ -21,6 +21,7 @@ from glioma_dist.data.images import microscope
 from glioma_dist.data.images.choice import ChannelError, Choice
 from glioma_dist.data.images.microscope import FORMATS, Scene, planes_of
 from glioma_dist.data.images.reader import ImageReader
+from glioma_dist.data.images.worker import Wanted
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
 from glioma_dist.inference.images import find_images
@@ -133,14 +134,15 @@ def test_a_damaged_file_costs_one_line_and_the_next_is_read(suffix, tmp_path):
 
 
 def test_a_microscope_s_file_under_another_name_is_named(tmp_path):
-    for suffix, kind in FORMATS.items():
-        path = tmp_path / f"{suffix[1:]}.tif"
-        path.write_bytes(kind.signatures[0].ljust(64, b"\0"))
-        with (
-            ImageReader() as reader,
-            pytest.raises(InputError, match=rf"is {kind.name}.*rename it to end in \{suffix}"),
-        ):
-            reader.read(path)
+    with ImageReader() as reader:
+        for suffix, kind in FORMATS.items():
+            path = tmp_path / f"{suffix[1:]}.tif"
+            path.write_bytes(kind.signatures[0].ljust(64, b"\0"))
+            with pytest.raises(InputError, match=rf"is {kind.name}.*rename it to end in \{suffix}"):
+                reader.read(path)
+            mask = path.rename(path.with_suffix(suffix))
+            with pytest.raises(InputError, match=rf"is {kind.name}.*; save it as TIFF or PNG$"):
+                reader.read(Wanted(mask, is_mask=True))
 
 
 @pytest.mark.skipif(find_spec("nd2") is None, reason="nd2 of the extra microscope is not installed")

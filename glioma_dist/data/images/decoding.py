@@ -142,7 +142,7 @@ def _decode_labels(
         return decode_png_file(file, num_bytes, where, reserve, keeps_values=keeps_values, **how)
     if first.startswith(JPEG_SIGNATURE):
         raise InputError(f"{where}: a mask in JPEG, which changes the labels; {HOW}")
-    raise _unknown_kind(first, where, "TIFF or PNG")
+    raise _unknown_kind(first, where, "TIFF or PNG", is_mask=True)
 
 
 def _open(path: str | Path, where: str, decode: Callable[[BinaryIO, int], DecodedImage]) -> DecodedImage:
@@ -189,11 +189,12 @@ def _decode(
     return found
 
 
-def _unknown_kind(first: bytes, where: str, expected: str) -> InputError:
-    """The error for a file that is none of those that are read, by its first bytes."""
+def _unknown_kind(first: bytes, where: str, expected: str, is_mask: bool = False) -> InputError:
+    """The error for a file that is none of those that are read, by its first bytes. is_mask: nor is a microscope's own
+    file, under whatever name."""
     kind = next((kind for start, kind in OTHER_KINDS.items() if first.startswith(start)), None)
     suffix = next((suffix for suffix, each in FORMATS.items() if each.name == kind), None)
-    if suffix is not None:
+    if suffix is not None and not is_mask:
         return InputError(f"{where}: is {kind} by its first bytes, whatever its name; rename it to end in {suffix}")
     if kind is not None:
         return InputError(f"{where}: is {kind} by its first bytes, whatever its name; save it as TIFF or PNG")
