@@ -105,7 +105,7 @@ class MixtureSampler:
 
     def batch(self, step: int, slots: range | None = None) -> list[SampleRef]:
         """See `DeterministicSampler.batch`; the shards are numbered through, as `JoinedShards` has them."""
-        return [self._place(step, slot) for slot in (slots or range(self.batch_size))]
+        return [self._place(step, slot) for slot in (range(self.batch_size) if slots is None else slots)]
 
     def _place(self, step: int, slot: int) -> SampleRef:
         number, within = divmod(step, sum(self._counts))

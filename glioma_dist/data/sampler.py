@@ -67,7 +67,8 @@ class DeterministicSampler:
     def batch(self, step: int, slots: range | None = None) -> list[SampleRef]:
         """The samples of batch number `step`, counted from 0 over all epochs; of `slots` only, if given."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        return [self._place(epoch, step_in_epoch, slot) for slot in (slots or range(self.batch_size))]
+        wanted = range(self.batch_size) if slots is None else slots
+        return [self._place(epoch, step_in_epoch, slot) for slot in wanted]
 
     def _place(self, epoch: int, step_in_epoch: int, slot: int) -> SampleRef:
         position = slot * self.steps_per_epoch + step_in_epoch

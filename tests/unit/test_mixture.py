@@ -91,6 +91,12 @@ def test_the_mixture_is_the_same_whenever_and_by_whomever_it_is_asked():
     assert [MixtureSampler(SIZES, weights, 4, seed=2).batch(step) for step in range(60)] != expected
 
 
+def test_no_slots_are_no_samples():
+    for order in (MixtureSampler([[9, 4], [7]], (2, 1), 4, 0), DeterministicSampler([9, 4], 4, 0)):
+        assert order.batch(3, range(2, 2)) == []
+        assert [*order.batch(3, range(1)), *order.batch(3, range(1, 4))] == order.batch(3)
+
+
 def test_every_place_of_a_mixture_has_a_seed_of_its_own():
     mixture = MixtureSampler(SIZES, (1, 1, 1), 4, seed=0)
     seeds = [place.seed for step in range(300) for place in mixture.batch(step)]
