@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from glioma_dist.data.shared_memory_ring import SharedMemory
 from glioma_dist.data.worker_process import AT, NOWHERE, work
 from glioma_dist.distributed.signals import STOP_SIGNALS
-from glioma_dist.errors import InputError, UnavailableError
+from glioma_dist.errors import InputError, RunError, UnavailableError
 
 SECONDS_TO_END = 2.0
 """Seconds in which workers can end by themselves before they are killed."""
@@ -214,7 +214,10 @@ class WorkerPool:
             how = f"signal {signal.Signals(-code).name if -code in list(signal.Signals) else -code}"
         job, shard, place = AT.unpack_from(self._at, worker * AT.size)
         if job in self._jobs:
-            where = self._jobs[job].describe(shard, place)
+            try:
+                where = self._jobs[job].describe(shard, place)
+            except RunError:  # its name is read from a table, of a store that may not answer
+                where = f"sample {place} of shard {shard}"
             return UnavailableError(
                 f"{where}: the worker process that prepared it died ({how}); if memory is full, use fewer workers "
                 f"{FLAGS}, else look at the sample; {AGAIN}"

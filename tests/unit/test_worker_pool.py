@@ -311,6 +311,19 @@ def test_a_worker_that_dies_is_named_with_its_sample(number):
             list(stream)
 
 
+def test_a_worker_that_dies_is_told_of_where_nobody_can_name_its_sample(monkeypatch):
+    """As where the names are in a store that does not answer, which would be told in its place, with another code."""
+
+    def refuse(*_):
+        raise InputError("no table")
+
+    monkeypatch.setattr(Doing, "describe", refuse)
+    with WorkerPool(1, Doing(lambda task: os.kill(os.getpid(), signal.SIGKILL))) as pool:
+        stream = stream_of(pool, 0, [2])
+        with pytest.raises(UnavailableError, match=r"^sample 2 of shard 3: the worker process that prepared it died"):
+            next(stream)
+
+
 @pytest.mark.parametrize("has_results", [False, True])
 def test_an_idle_worker_that_died_is_noticed_when_the_run_next_waits(has_results):
     with WorkerPool(2, Doing(lambda task: task)) as pool:
