@@ -18,7 +18,7 @@ from glioma_dist.data.background import coverage, note_on_coverage
 from glioma_dist.data.image_statistics import training_statistics
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shared_images import notes_on_shared_data
-from glioma_dist.errors import MAX_LINE, one_line
+from glioma_dist.errors import MAX_LINE, InputError, one_line
 from glioma_dist.training import loop
 from glioma_dist.training.loss_watch import FEWEST_STEPS, LossWatch
 from glioma_dist.training.run_warnings import RunWarnings, earlier_warnings
@@ -276,6 +276,19 @@ def test_a_run_tells_its_warnings_and_trains_the_same(shards, tmp_path, runtime,
     assert "10 of 10 validation images are also in the training data" in printed.err
     assert "warnings of this run: shared-images; " in printed.out
     assert told_of(config.out) == ["shared-images"]
+    status = json.loads((config.out / "status.json").read_text())
+    (config.out / "status.json").write_text(json.dumps(status | {"state": "running"}))  # killed before it said so
+    loop.train(config, runtime)
+    assert [json.loads((config.out / "status.json").read_text())[name] for name in ("state", "warnings")] == [
+        "finished",
+        status["warnings"],
+    ]
+    (config.out / "config.json").unlink()
+    (config.out / "config.json").mkdir()
+    with pytest.raises(InputError, match=r"config\.json"):
+        loop.train(replace(config, max_steps=6), runtime)
+    assert told_of(config.out) == ["shared-images"], "a start that could not write must not forget them"
+    (config.out / "config.json").rmdir()
     loop.train(replace(config, max_steps=6), runtime)
     assert "also in the training data" not in capfd.readouterr().err
     assert told_of(config.out) == ["shared-images"]
