@@ -151,6 +151,10 @@ NO_STATUS = [
     '{"state": "gone"}',
     '{"state": "failed", "code": "2"}',
     '{"state": "failed", "code": 999}',
+    '{"state": "finished"}',
+    '{"state": ["failed"], "code": 2}',
+    '{"state": "failed", "code": 2, "step": "\\u001b[2J"}',
+    '{"state": "failed", "code": 2, "step": 3, "updated": {}}',
 ]
 
 
