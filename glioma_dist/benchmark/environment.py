@@ -10,14 +10,17 @@ from typing import Literal
 import torch
 
 from glioma_dist.distributed.environment import find_commit, find_version, processor_name
+from glioma_dist.distributed.launch import USE_CPU, flag
 
 __all__ = ["describe_device", "find_commit", "find_device", "find_version"]
 
 
 def find_device() -> Literal["cuda", "cpu"]:
-    """What accelerate would take. The GPU stays untouched: what this process holds there, cells would miss."""
-    only_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
-    return "cuda" if torch.cuda.is_available() and not only_cpu else "cpu"
+    """What accelerate would take. The GPU stays untouched: what this process holds there, cells would miss.
+
+    Raises InputError where accelerate's setting is neither true nor false.
+    """
+    return "cuda" if not flag(os.environ, USE_CPU) and torch.cuda.is_available() else "cpu"
 
 
 def describe_device(device: str) -> str:
