@@ -2,6 +2,7 @@
 does not move. Each warning is one line, told once, and kept in status.json and run.json."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -234,6 +235,17 @@ def test_a_resumed_run_looks_at_the_same_losses():
         watch = LossWatch(100, told)
         found = [step for step, loss in enumerate(losses[split:], split + 1) if watch.add(step, float(loss), 0.4)]
         assert found == ([whole] if whole > split else [])
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 1e308, math.inf, math.nan, None, "1"], ids=lambda each: str(each)[:5]
+)
+def test_rows_that_no_run_writes_do_not_count(value):
+    rows = [{"step": step, "loss": value if step % 2 else 0.5, "dice": 0.1} for step in range(1, 4 * FEWEST_STEPS)]
+    rows += [{"step": step, "split": "val", "loss": value, "dice": 0.1} for step in (200, 300)]
+    watch = LossWatch(FEWEST_STEPS, rows)
+    found = [watch.add(step, 0.5, 0.1) for step in range(4 * FEWEST_STEPS, 5 * FEWEST_STEPS)]
+    assert sum(text is not None for text in found) <= 1
 
 
 def test_warnings_are_told_once_also_over_starts(tmp_path):
