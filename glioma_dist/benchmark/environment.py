@@ -11,6 +11,7 @@ import torch
 
 from glioma_dist.distributed.environment import find_commit, find_version, processor_name
 from glioma_dist.distributed.launch import USE_CPU, flag
+from glioma_dist.errors import InputError, one_line
 
 __all__ = ["describe_device", "find_commit", "find_device", "find_version"]
 
@@ -24,8 +25,13 @@ def find_device() -> Literal["cuda", "cpu"]:
 
 
 def describe_device(device: str) -> str:
+    """The name of this machine's GPU, or of its CPU. Raises InputError for a GPU that does not work."""
     if device == "cuda":
         command = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
-        return subprocess.check_output(command, text=True).strip()
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise InputError(f"the GPU cannot be used ({one_line(said[-1], 200)}); look at nvidia-smi")
+        return done.stdout.strip()
     threads = torch.get_num_threads()
     return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glioma_dist.benchmark import spatial_parallel_report
-from glioma_dist.benchmark.environment import find_device
+from glioma_dist.benchmark.environment import describe_device, find_device
 from glioma_dist.cli.bench import PROOF, SPATIAL_PARALLEL
 from glioma_dist.config.benchmark import SpatialParallelConfig
 from glioma_dist.config.gpu_benchmarks import ProofConfig
@@ -321,6 +321,16 @@ def test_a_benchmark_takes_the_device_that_a_training_takes(monkeypatch, word):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "perhaps")
     with pytest.raises(InputError, match="ACCELERATE_USE_CPU=perhaps: give true or false"):
         find_device()
+
+
+def test_a_gpu_that_does_not_work_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('CUDA error: uncorrectable ECC error')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"the GPU cannot be used \(RuntimeError: CUDA error: uncorrectable ECC error\)"
+    ):
+        describe_device("cuda")
 
 
 @pytest.mark.parametrize("config", [ProofConfig(), SpatialParallelConfig()], ids=lambda each: type(each).__name__)
