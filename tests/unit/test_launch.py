@@ -342,6 +342,24 @@ def test_a_benchmark_is_one_process(monkeypatch, config, world, message):
         command.check(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spatial_parallel": (0,)}, "--spatial-parallel, --levels: give one or more"),
+        (
+            {"spatial_parallel": (1, 40)},
+            "--spatial-parallel 40: an image of 1120 rows .* give fewer, or a larger --sizes",
+        ),
+        ({"tflop_s": float("inf")}, "--tflop-s: give more than 0"),
+        ({"sizes": (), "spatial_parallel": (62,)}, "--spatial-parallel 62: .* or a larger --estimated-size"),
+    ],
+)
+def test_a_benchmark_names_its_own_flags(changes, message):
+    with pytest.raises(InputError, match=message) as refused:
+        SpatialParallelConfig(**changes).validate()
+    assert "--scale" not in str(refused.value)
+
+
 def test_launches_of_a_benchmark_know_nothing_of_its_own(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("GLIOMA_DIST_EXIT_CODES", "/codes")
