@@ -78,6 +78,11 @@ def test_certain_logits_and_empty_or_full_masks_are_finite(name, num_classes, va
         assert found.item() < 1e-6
 
 
+def test_a_function_in_c_is_asked_for_one_number_an_image_as_any_other():
+    with pytest.raises(InputError, match=r"torch:dist.*: gave \(\) for 2 images; return one number an image"):
+        segmentation_loss("torch:dist", torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8))
+
+
 def test_sums_have_weights():
     logits, masks = draw()
     found = loss_of("dice+0.25*bce+3*focal", logits, masks)
