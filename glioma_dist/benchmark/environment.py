@@ -10,19 +10,28 @@ from typing import Literal
 import torch
 
 from glioma_dist.distributed.environment import find_commit, find_version, processor_name
+from glioma_dist.distributed.launch import USE_CPU, flag
+from glioma_dist.errors import InputError, one_line
 
 __all__ = ["describe_device", "find_commit", "find_device", "find_version"]
 
 
 def find_device() -> Literal["cuda", "cpu"]:
-    """What accelerate would take. The GPU stays untouched: what this process holds there, cells would miss."""
-    only_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
-    return "cuda" if torch.cuda.is_available() and not only_cpu else "cpu"
+    """What accelerate would take. The GPU stays untouched: what this process holds there, cells would miss.
+
+    Raises InputError where accelerate's setting is neither true nor false.
+    """
+    return "cuda" if not flag(os.environ, USE_CPU) and torch.cuda.is_available() else "cpu"
 
 
 def describe_device(device: str) -> str:
+    """The name of this machine's GPU, or of its CPU. Raises InputError for a GPU that does not work."""
     if device == "cuda":
         command = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
-        return subprocess.check_output(command, text=True).strip()
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise InputError(f"the GPU cannot be used ({one_line(said[-1], 200)}); look at nvidia-smi")
+        return done.stdout.strip()
     threads = torch.get_num_threads()
     return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -24,6 +23,8 @@ from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.benchmark import SpatialParallelConfig
 from glioma_dist.config.launch_files import launch_file
+from glioma_dist.distributed.children import run_child
+from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
@@ -60,9 +61,10 @@ def measured(config: SpatialParallelConfig) -> list[dict]:
                 str(result),
             ]
             threads = max(1, (os.cpu_count() or 1) // number)
-            ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False)
-            if ended.returncode:
-                raise InputError(f"{shlex.join(command)} ended with {ended.returncode}; its own lines say why")
+            environment = without_launch(os.environ, keep=(USE_CPU,)) | {"OMP_NUM_THREADS": str(threads)}
+            code = run_child(command, environment)
+            if code:
+                raise InputError(f"{shlex.join(command)} ended with {code}; its own lines say why")
             found.append({**asdict(cell), **json.loads(result.read_text())})
         print(f"{size} {level} spatial-parallel {number}: {found[-1]['median_seconds']:.2f} s", flush=True)
     return found

@@ -9,12 +9,14 @@ from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_file, check_shards
 from glioma_dist.config.benchmark import PredictionConfig, ResolutionConfig, SpatialParallelConfig
 from glioma_dist.config.gpu_benchmarks import ProofConfig, ScalingConfig
+from glioma_dist.distributed.joining import check_place
 from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.errors import InputError
 
 
 def check_one_process(_: object) -> None:
     """Raises InputError in a launch of several processes: what needs them is launched by the benchmark itself."""
+    check_place(os.environ)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("this benchmark runs in one process, on one device; launch it with --num_processes 1")
 
@@ -27,7 +29,8 @@ def check_resolution(config: ResolutionConfig) -> None:
 
 
 def check_spatial_parallel(config: SpatialParallelConfig) -> None:
-    """Raises InputError if the launch file is missing or cannot be used."""
+    """Raises InputError if the launch file is missing or cannot be used, and for a launch of several processes."""
+    check_one_process(config)
     if config.launch_file is not None:
         check_file("--launch-file", config.launch_file)
         check_launch_file("--launch-file", config.launch_file)

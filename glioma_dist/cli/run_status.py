@@ -79,11 +79,24 @@ def read_status(run: str) -> dict[str, Any] | None:
         content = read_json(Path(path), MAX_STATUS_BYTES) if Path(path).exists() else None
     if content is None:
         return None
-    known = isinstance(content, dict) and content.get("state") in ("running", "finished", "stopped", "failed")
-    code = content.get("code") if known else None
-    if not known or not (code is None or (isinstance(code, int) and 0 <= code <= 255)):
+    if not _is_status(content):
         raise InputError(f"{path}: is no status of a run; start the run again, which writes it")
     return content
+
+
+def _is_status(content: object) -> bool:
+    """Whether a value is what a run writes, because people can change the file."""
+    if not isinstance(content, dict):
+        return False
+    state, code = content.get("state"), content.get("code")
+    has_ended = state in ("finished", "stopped", "failed") and type(code) is int and 0 <= code <= 255
+    steps = (content.get(name) for name in ("step", "checkpoint_step"))
+    texts = (content.get(name) for name in ("reason", "updated"))
+    return (
+        (has_ended or (state == "running" and code is None))
+        and all(each is None or type(each) is int for each in steps)
+        and all(each is None or isinstance(each, str) for each in texts)
+    )
 
 
 def find_status(run: str, exit_codes: Path | None) -> RunStatus:
@@ -151,7 +164,7 @@ def run(config: RunStatusConfig) -> None:
             resumes = (
                 "no checkpoint" if status.checkpoint_step is None else f"checkpoint at step {status.checkpoint_step}"
             )
-            print(f"step {status.step}, {resumes}, as of {status.updated}")
+            print(one_line(f"step {status.step}, {resumes}, as of {status.updated}"))
         for text in status.warnings:
             print(one_line(f"warning: {text}"))
         print(f"next: {'wait until it ends' if status.state == 'running' else WORDS[status.next]}")

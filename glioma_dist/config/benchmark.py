@@ -11,7 +11,7 @@ from typing import Literal
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.config.model import ModelConfig
 from glioma_dist.config.paths import LocalPath
-from glioma_dist.config.scale import check_spatial_parallel, strip_edges
+from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.extras import require
 from glioma_dist.files import check_new_folder
@@ -178,12 +178,18 @@ class SpatialParallelConfig:
     def validate(self) -> None:
         for name in (self.encoder, self.estimated_encoder):
             ModelConfig(encoder=name).validate()
-            check_spatial_parallel(max(self.spatial_parallel, default=1))
         if not self.spatial_parallel or min(self.spatial_parallel) < 1 or not self.levels:
-            raise InputError("--spatial-parallel, --levels: give one or more values of each")
-        for size in (*self.sizes, self.estimated_size):
-            strip_edges(size.height, max(self.spatial_parallel))
-        if self.repeats < 1 or self.warm_up < 0 or not self.tflop_s > 0:
+            raise InputError("--spatial-parallel, --levels: give one or more values of each, and strips from 1")
+        most = max(self.spatial_parallel)
+        for flag, size in (*(("--sizes", size) for size in self.sizes), ("--estimated-size", self.estimated_size)):
+            try:
+                strip_edges(size.height, most)
+            except InputError as error:
+                raise InputError(
+                    f"--spatial-parallel {most}: an image of {size.height} rows cannot be split into that many strips; "
+                    f"give fewer, or a larger {flag}"
+                ) from error
+        if self.repeats < 1 or self.warm_up < 0 or not 0 < self.tflop_s < math.inf:
             raise InputError("--repeats and --tflop-s: give more than 0, --warm-up 0 or more")
         check_new_folder("--out", self.out)
         if (self.out / "spatial_parallel.json").exists():

@@ -66,6 +66,16 @@ def _loader() -> type:
     ):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), first)
     # PyYAML's would read 010 as 8 and 1e-4 as a text.
-    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-    Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+    Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+    # Its own end in an error of another kind where a tag that is written out does not fit: `!!bool maybe`.
+    Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
+    Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_undefined)
     return Loader
+
+
+def _bool(loader: Any, node: Any) -> bool:
+    text = loader.construct_scalar(node)
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text == "true"

@@ -24,7 +24,7 @@ def check_launch_file(flag: str, file: Path) -> None:
 
     try:
         settings = yaml.safe_load(read_bytes(file, MAX_LAUNCH_FILE_BYTES))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError):  # the last two of PyYAML itself
         settings = None
     if not isinstance(settings, dict) or "compute_environment" not in settings:
         raise InputError(f"{flag} {file}: is no file of accelerate's settings; name one of accelerate_configs/")

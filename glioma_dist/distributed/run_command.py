@@ -63,7 +63,8 @@ def run_command(function: Callable[[], None]) -> None:
         note_end(ExitCode.FINISHED)
         bound_exit(0)
     except SystemExit as error:
-        note_end(error.code if isinstance(error.code, int) else ExitCode.UNEXPECTED)
+        code = ExitCode.FINISHED if error.code is None else error.code
+        note_end(code if isinstance(code, int) else ExitCode.UNEXPECTED)
         raise
     except KeyboardInterrupt:
         _end(StopRequested("received SIGINT"))

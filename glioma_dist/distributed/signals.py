@@ -39,7 +39,8 @@ class StopSignal:
 
     A signal raises Interrupted where the program is at that moment. Within `deferred` it is only noted, in
     `received`, and within `immediate` inside of that it raises again. A second Ctrl-C goes to whoever handled the
-    signal before. A signal that was ignored before, as nohup does with SIGHUP, stays ignored.
+    signal before. A signal that was ignored before, as nohup does with SIGHUP, stays ignored, and one that a program in
+    C handles stays with it.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,8 @@ class StopSignal:
         self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._cannot_raise
         for number in STOP_SIGNALS:
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:
+            # None: of a program in C that Python is part of, as R is. It could not be put back.
+            if before is not signal.SIG_IGN and before is not None:
                 self._before[number] = before
                 signal.signal(number, self._notice)
         return self

@@ -75,7 +75,7 @@ def score_image(
     metric_size = metric_size or own
     try:
         if instances:
-            check_separable(height, width)
+            check_separable(height, width, "omit --instances")
         image = normalize_intensity(sample.image, contrast)
         maps, *own_maps = pixel_maps(network, image, input_size, metric_size, *((own,) if instances else ()))
     except InputError as error:

@@ -59,12 +59,14 @@ def is_separable(height: int, width: int) -> bool:
     return height * width <= MOST_SEPARATED_PIXELS
 
 
-def check_separable(height: int, width: int) -> None:
-    """Raise InputError for an image that is too large for `separate`."""
+def check_separable(
+    height: int, width: int, instead: str = "--write mask overlay probability, for which no cell needs a number"
+) -> None:
+    """Raise InputError for an image that is too large for `separate`. instead: what else the user can do."""
     if not is_separable(height, width):
         raise InputError(
             f"{width}x{height} pixels: touching cells are separated in images of up to {MOST_SEPARATED_PIXELS} pixels; "
-            "cut it into fields, or --write mask overlay probability, for which no cell needs a number"
+            f"cut it into fields, or {instead}"
         )
 
 

@@ -32,9 +32,13 @@ def jaccard_extension(errors: Tensor, reference: Tensor) -> Tensor:
     shape. Returns (…).
     """
     errors, order = errors.flatten(-2).sort(dim=-1, descending=True, stable=True)
-    found = reference.flatten(-2).gather(-1, order).cumsum(dim=-1)
-    num_reference = found[..., -1:]
-    union = num_reference + torch.arange(1, errors.shape[-1] + 1, device=errors.device) - found
-    jaccard = 1 - (num_reference - found).to(errors.dtype) / union.to(errors.dtype)
-    growth = torch.cat([jaccard[..., :1], jaccard[..., 1:] - jaccard[..., :-1]], dim=-1)
+    is_reference = reference.flatten(-2).gather(-1, order)
+    found = is_reference.cumsum(dim=-1)
+    left = found[..., -1:] - found  # the intersection, once so many pixels are wrong
+    union = left + torch.arange(1, errors.shape[-1] + 1, device=errors.device)
+    # A pixel of the reference takes 1 from the intersection, another adds 1 to the union. The difference of two losses
+    # would have few digits in fp32: in an image of 5 megapixels gradients were wrong by a tenth.
+    before = left.to(errors.dtype) / (union - 1).clamp(min=1).to(errors.dtype)
+    growth = before.masked_fill(is_reference, 1) / union.to(errors.dtype)
+    growth[..., 0] += found[..., -1] == 0  # without a reference the loss is 1 from the first wrong pixel on
     return (errors * growth).sum(dim=-1)

@@ -123,4 +123,7 @@ def _loss(name: str) -> tuple[Callable[..., Tensor], frozenset[str]]:
 
 @lru_cache
 def _arguments(function: Callable[..., Tensor]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+    try:
+        return frozenset(inspect.signature(function).parameters)
+    except ValueError:  # of a function in C, as many of torch: it gets logits and masks
+        return frozenset()

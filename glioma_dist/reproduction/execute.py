@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from glioma_dist.config.file import differences
+from glioma_dist.config import TrainConfig
+from glioma_dist.config.file import differences, from_dict, to_dict
 from glioma_dist.distributed.children import run_child
 from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.errors import InputError
@@ -135,8 +136,11 @@ def write_config(job: Job) -> None:
     """
     if job.command == "train" and job.config_file.exists():
         before = read_json(job.config_file)
-        if not isinstance(before, dict):
-            raise InputError(f"{job.config_file}: is no config; remove the folder {job.folder} to train again")
+        try:
+            # As a resumed training reads it: settings that a newer version has and the file has not are the defaults.
+            before = to_dict(from_dict(TrainConfig, before, str(job.config_file)))
+        except InputError as error:
+            raise InputError(f"{error}; remove the folder {job.folder} to train again") from None
         changed = differences(before, json.loads(json.dumps(job.config)))
         if changed:
             raise InputError(

@@ -88,11 +88,14 @@ def group_of(key: str, metadata: dict, group_by: str) -> str:
     name = str(metadata.get("file_name") or key)
     try:
         found = re.search(group_by, name)
-        return found[1]
-    except (re.error, IndexError, TypeError):
+        group = found and found[1]  # None where the group is optional
+    except (re.error, IndexError, OverflowError, RecursionError):
+        group = None
+    if not group:
         raise InputError(
             f"--group-by {group_by}: finds no group in {name}; give a regular expression with one pair of parentheses"
-        ) from None
+        )
+    return group
 
 
 def read_groups(settings: Settings) -> dict[str, str] | None:

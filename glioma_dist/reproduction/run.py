@@ -7,9 +7,9 @@ where it was stopped.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +22,7 @@ from glioma_dist.data.shards.index import INDEX_NAME
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.errors import InputError
+from glioma_dist.files import remove_tree
 from glioma_dist.report.study_page import write_study_report
 from glioma_dist.reproduction.estimate import hours
 from glioma_dist.reproduction.execute import describe_missing, execute, is_finished, launcher
@@ -121,11 +122,13 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
         chosen = settings_text(settings) | {"group_by": config.group_by} | fingerprints(config)
         begun = hold_settings(settings.out, chosen)
         if not config.report_only or not settings.splits_file.exists():
+            before = made_of_target(settings)
             try:
                 prepare(settings, config.target, config.group_by, [plan.study for plan in plans])
             except InputError:
                 if begun:  # nothing of a first start that failed decides over the next
-                    shutil.rmtree(settings.target.parent, ignore_errors=True)
+                    for path in made_of_target(settings) - before:
+                        remove_tree(path)
                     (settings.out / SETTINGS).unlink()
                 raise
     device = describe_device(find_device())
@@ -144,6 +147,13 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
     if missing is not None:
         tell(missing)
     return config.report_only or (not failed and all(map(is_finished, jobs)))
+
+
+def made_of_target(settings: Settings) -> set[Path]:
+    """What is there of the images and splits that `prepare` makes; other things of the user may be beside them."""
+    folder = settings.target.parent
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return {path for path in (folder, settings.splits_file, *inside) if os.path.lexists(path)}
 
 
 def fingerprints(config: ReproduceConfig) -> dict[str, list[str] | None]:

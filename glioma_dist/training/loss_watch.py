@@ -21,6 +21,8 @@ VALIDATION_STANDSTILL = 0.001
 """The same between two validations, at least `FEWEST_STEPS` apart, while the losses of the steps do not move either."""
 GOOD_DICE = 0.7
 """A run from the weights of another run that begins with this has no need to move."""
+LARGEST = 1e100
+"""Losses are fp32, whose largest number is 3e38."""
 WHAT_TO_DO = (
     "is --lr too small, or do the masks belong to other images? glioma-dist shards inspect --sheet sheet.png draws them"
 )
@@ -50,7 +52,7 @@ class LossWatch:
         self._next = max(FEWEST_STEPS, min(steps_per_epoch, MOST_STEPS))
         self._num_looks = 0
         for row in rows:
-            if all(isinstance(row.get(name), int | float) for name in ("loss", "dice")):
+            if all(_is_score(row.get(name)) for name in ("loss", "dice")):
                 add = self.add if row.get("split") is None else self.add_validation
                 add(row["step"], row["loss"], row["dice"])
 
@@ -115,3 +117,8 @@ class LossWatch:
     def _end(self) -> None:
         self._num_looks = MOST_LOOKS
         self._losses, self._dice, self._validations = [], [], []
+
+
+def _is_score(value: object) -> bool:
+    """Whether a value of metrics.jsonl, which people can change, is a number that can be squared."""
+    return isinstance(value, int | float) and abs(value) < LARGEST

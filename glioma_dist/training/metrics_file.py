@@ -14,7 +14,8 @@ from glioma_dist.files import cannot_write, read_bytes, write_atomically
 from glioma_dist.model.checkpoint import MAX_STEP
 
 MAX_METRICS_BYTES = 2**30
-MAX_ROW_BYTES = 2**16
+MAX_ROW_BYTES = 2**18
+"""Of a line: the names of 254 classes, of 60 characters each, take up to 12 bytes a character in JSON."""
 DICE_BY_CLASS = "dice_by_class"
 """Of a row of a validation, where there are several classes: Dice by the name of the class."""
 

@@ -32,6 +32,8 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
     trainer.overlays.are_wanted = bool(context.gather_objects([config.track])[0])
     trainer.folder.has_begun = True
     if context.is_main:
+        if trainer.folder.checkpoint is not None:
+            trainer.warnings.resume(config.out)  # first: what fails from here on writes status.json, too
         try:
             if trainer.finished(state) and not trainer.validation_is_due(state):
                 if mark_finished(config.out, state.step) or not (config.out / CURVES).exists():
@@ -43,8 +45,6 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
                     cut_hashes(config.out, state.step, trainer.folder.check)
                 else:
                     trainer.hashes.begin(state.step)
-                if trainer.folder.checkpoint is not None:
-                    trainer.warnings.resume(config.out)
                 start["warnings"] = trainer.warnings.entries
                 record = RunRecord(config.out, start, trainer.folder.check, trainer.folder.say)
                 old = trainer.folder.checkpoint
@@ -59,7 +59,8 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
             if problem is None:
                 raise
             with suppress(RunError):  # what cannot be written may be this file
-                StatusFile(config.out, state.step, state.step or None, trainer.folder.check).ended(problem)
+                steps = (state.step, state.step or None)
+                StatusFile(config.out, *steps, trainer.folder.check, trainer.warnings.entries).ended(problem)
     try:
         context.agree(problem)
     except RuntimeError as error:  # a process is lost

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from glioma_dist.data.remote_checkpoint import FOLDER, MANIFEST, CheckpointIndex, Entry, download
+from glioma_dist.data.remote_checkpoint import FOLDER, MANIFEST, CheckpointIndex, Entry, Part, download
 from glioma_dist.data.shards.storage import RemoteFolder
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, UnavailableError, one_line
@@ -68,13 +69,29 @@ def bring_here(
     if only_best:
         return
     _fetch(store, index.last, run, LAST, say)
-    parts = [store.read_all(part.name, part.bytes) for part in index.metrics if part.bytes <= MAX_METRICS_BYTES]
-    write_atomically(run / METRICS, b"".join(parts))
+    write_atomically(run / METRICS, b"".join(_rows(store, part, say) for part in index.metrics))
     for name in (CONFIG, RUN, STATUS, HASHES, IDS):
         data = store.read_optional(name, MAX_SMALL_BYTES)
         if data is not None:
             write_atomically(run / name, data)
     write_atomically(run / RESUMABLE, b"")
+
+
+def _rows(store: RemoteFolder, part: Part, say: Callable[[str], None]) -> bytes:
+    """The rows of metrics.jsonl in a part, as the run wrote them; none where they are lost, for no result of the
+    training depends on them."""
+    try:
+        if part.bytes > MAX_METRICS_BYTES:
+            raise InputError(f"{store}/{part.name}: has more bytes than any run writes")
+        data = store.read_all(part.name, part.bytes)
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise InputError(f"{store}/{part.name}: is not what the run wrote, its SHA-256 is another")
+    except UnavailableError:
+        raise
+    except InputError as error:
+        say(f"{one_line(error, 300)}; its rows of {METRICS} are lost")
+        return b""
+    return data
 
 
 def _fetch(store: RemoteFolder, entries: tuple[Entry, ...], run: Path, kind: str, say: Callable[[str], None]) -> None:

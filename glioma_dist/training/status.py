@@ -19,12 +19,15 @@ State = Literal["running", "finished", "stopped", "failed"]
 def mark_finished(out: Path, step: int) -> bool:
     """Have status.json say that the run is finished, because a kill can come between the last checkpoint and that.
 
-    Returns whether it did not say so before.
+    Returns whether it did not say so before. The run's warnings stay.
     """
-    path = out / STATUS
-    if path.is_file() and '"state": "finished"' in path.read_text(errors="replace"):
+    path, before = out / STATUS, None
+    with contextlib.suppress(InputError):  # missing, or damaged
+        before = read_json(path, MAX_STATUS_BYTES)
+    before = before if isinstance(before, dict) else {}
+    if before.get("state") == "finished":
         return False
-    StatusFile(out, step, step).ended(None)
+    _write(path, "finished", ExitCode.FINISHED, None, step, step, _warnings_of(before))
     return True
 
 
@@ -100,9 +103,13 @@ def _how_it_ended(ending: BaseException) -> tuple[State, int, str]:
 
 
 def _write_again(path: Path, ending: BaseException, before: dict[str, Any]) -> None:
+    steps = before.get("step"), before.get("checkpoint_step")
+    _write(path, *_how_it_ended(ending), *steps, _warnings_of(before))
+
+
+def _warnings_of(before: dict[str, Any]) -> list[dict[str, Any]]:
     warnings = before.get("warnings")
-    kept = warnings if isinstance(warnings, list) else ()
-    _write(path, *_how_it_ended(ending), before.get("step"), before.get("checkpoint_step"), kept)
+    return warnings if isinstance(warnings, list) else []
 
 
 def _write(

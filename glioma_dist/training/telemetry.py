@@ -149,7 +149,8 @@ class TrainingProgress:
     def say(self, line: str) -> None:
         """A line that stays."""
         if self.bar.console.is_terminal:
-            self.bar.console.print(line)
+            # Brackets, `:x:` and long names of files are no markup, no emoji, and not to be cut into lines.
+            self.bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)
 

@@ -13,6 +13,7 @@ from torch import nn
 from glioma_dist.config import EvaluateConfig, ModelConfig
 from glioma_dist.data.sample import IGNORE
 from glioma_dist.errors import InputError
+from glioma_dist.evaluation import separation
 from glioma_dist.evaluation.image_score import score_image
 from glioma_dist.evaluation.instances import match_cells, score_instances
 from glioma_dist.evaluation.maps import by_rows, cell_map, channels_first, class_map, maps_of, target_map
@@ -111,6 +112,16 @@ def test_cells_of_ignored_pixels_do_not_count():
     assert score.dice == 1
     _, num = ndimage.label((sample.mask > 0) & (sample.mask != IGNORE), np.ones((3, 3)))
     assert score.cells.num_found <= num
+
+
+def test_an_image_that_is_too_large_for_single_cells_has_a_remedy_of_this_command(monkeypatch):
+    monkeypatch.setattr(separation, "MOST_SEPARATED_PIXELS", 100)
+    sample = draw_labelled(3, has_instances=True)
+    network = Network(Given(drawn_logits(sample, Outputs())), CPU)
+    with pytest.raises(InputError, match=f"sample {sample.key}: .*cut it into fields, or omit --instances") as refused:
+        score_image(network, sample, None, None, True)
+    assert "--write" not in str(refused.value)
+    assert score_image(network, sample, None, None).dice > 0
 
 
 def test_maps_of_numpy_and_torch_are_the_same():

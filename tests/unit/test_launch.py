@@ -6,7 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from glioma_dist.benchmark import spatial_parallel_report
+from glioma_dist.benchmark.environment import describe_device, find_device
+from glioma_dist.cli.bench import PROOF, SPATIAL_PARALLEL
+from glioma_dist.config.benchmark import SpatialParallelConfig
+from glioma_dist.config.gpu_benchmarks import ProofConfig
 from glioma_dist.distributed import launch
 from glioma_dist.distributed.launch import Machine, check_launch, cpu_has_bf16
 from glioma_dist.errors import InputError
@@ -303,3 +309,67 @@ def test_a_gpu_that_cannot_compute_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"bf16 asks for a GPU, and PyTorch can use none: \w+"):
         check_launch(BF16, None)
+
+
+@pytest.mark.parametrize("word", ["true", "1", "yes", "Y", "on", "t"])
+def test_a_benchmark_takes_the_device_that_a_training_takes(monkeypatch, word):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", word)
+    assert find_device() == "cpu"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "no")
+    assert find_device() == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "perhaps")
+    with pytest.raises(InputError, match="ACCELERATE_USE_CPU=perhaps: give true or false"):
+        find_device()
+
+
+def test_a_gpu_that_does_not_work_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('CUDA error: uncorrectable ECC error')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"the GPU cannot be used \(RuntimeError: CUDA error: uncorrectable ECC error\)"
+    ):
+        describe_device("cuda")
+
+
+@pytest.mark.parametrize("config", [ProofConfig(), SpatialParallelConfig()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(("world", "message"), [("2", "runs in one process"), ("", "WORLD_SIZE=: give a number")])
+def test_a_benchmark_is_one_process(monkeypatch, config, world, message):
+    command = {ProofConfig: PROOF, SpatialParallelConfig: SPATIAL_PARALLEL}[type(config)]
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(InputError, match=message):
+        command.check(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spatial_parallel": (0,)}, "--spatial-parallel, --levels: give one or more"),
+        (
+            {"spatial_parallel": (1, 40)},
+            "--spatial-parallel 40: an image of 1120 rows .* give fewer, or a larger --sizes",
+        ),
+        ({"tflop_s": float("inf")}, "--tflop-s: give more than 0"),
+        ({"sizes": (), "spatial_parallel": (62,)}, "--spatial-parallel 62: .* or a larger --estimated-size"),
+    ],
+)
+def test_a_benchmark_names_its_own_flags(changes, message):
+    with pytest.raises(InputError, match=message) as refused:
+        SpatialParallelConfig(**changes).validate()
+    assert "--scale" not in str(refused.value)
+
+
+def test_launches_of_a_benchmark_know_nothing_of_its_own(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("GLIOMA_DIST_EXIT_CODES", "/codes")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    seen = []
+    monkeypatch.setattr(
+        spatial_parallel_report, "run_child", lambda command, environment: seen.append(environment) or 3
+    )
+    with pytest.raises(InputError, match="ended with 3; its own lines say why"):
+        spatial_parallel_report.measured(SpatialParallelConfig())
+    assert "OMP_NUM_THREADS" in seen[0]
+    assert not {"TORCHELASTIC_RUN_ID", "GLIOMA_DIST_EXIT_CODES"} & set(seen[0])
+    assert seen[0]["ACCELERATE_USE_CPU"] == "true"

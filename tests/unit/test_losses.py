@@ -13,6 +13,7 @@ from glioma_dist.config import DataConfig, ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
 from glioma_dist.loss_terms import check_names, terms_of
 from glioma_dist.losses import segmentation_loss
+from glioma_dist.losses.lovasz import jaccard_extension
 from glioma_dist.losses.pixels import boundary_weights
 from glioma_dist.model.outputs import Outputs
 from glioma_dist.registry import losses
@@ -75,6 +76,11 @@ def test_certain_logits_and_empty_or_full_masks_are_finite(name, num_classes, va
         assert not logits.grad.any()
     elif (value > 0) == bool(full):
         assert found.item() < 1e-6
+
+
+def test_a_function_in_c_is_asked_for_one_number_an_image_as_any_other():
+    with pytest.raises(InputError, match=r"torch:dist.*: gave \(\) for 2 images; return one number an image"):
+        segmentation_loss("torch:dist", torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8))
 
 
 def test_sums_have_weights():
@@ -151,6 +157,20 @@ def test_boundaries_weigh_as_far_as_they_reach():
     assert found.max() == 11
     assert found[-1, -1] == 1
     assert boundary(np.zeros((1, 5, 5)), np.zeros((5, 5), np.uint8)) == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_gradients_of_lovasz_have_the_digits_of_fp32_in_large_images(share):
+    generator = torch.Generator().manual_seed(0)
+    errors = 2 * torch.rand(1, 512, 512, dtype=torch.float64, generator=generator)
+    reference = torch.rand(1, 512, 512, generator=generator) < share
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        given = errors.to(dtype).clone().requires_grad_()
+        jaccard_extension(given, reference).sum().backward()
+        gradients.append(given.grad.double())
+    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+    assert gradients[0].sum().item() == pytest.approx(1, rel=1e-12), "all pixels wrong: the Jaccard loss is 1"
 
 
 def test_those_that_segmentation_models_pytorch_has_are_equal_to_its_own():

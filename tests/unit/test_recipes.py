@@ -9,6 +9,7 @@ from glioma_dist.config import DataConfig, TrainConfig
 from glioma_dist.config.file import read_config, to_dict
 from glioma_dist.config.launch_files import RECIPES, files, purposes
 from glioma_dist.config.yaml_file import read_yaml
+from glioma_dist.distributed.launcher import check_launch_file
 from glioma_dist.errors import InputError
 
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
@@ -101,6 +102,10 @@ def test_plain_values_are_those_of_yaml_1_2(tmp_path, text, value):
         ("~: 2", r"mine\.yaml, line 1: .*a name must be a text"),
         ("data:\n  true: 2", r"mine\.yaml, line 2: .*a name must be a text"),
         ("1e-4: 2", r"mine\.yaml, line 1: .*a name must be a text"),
+        ("lr: !!bool maybe", r"mine\.yaml: .*'maybe' is neither true nor false"),
+        ("lr: !!int [1]", r"mine\.yaml, line 1: is no YAML"),
+        ("lr: !!timestamp x", r"mine\.yaml, line 1: .*could not determine a constructor"),
+        ("lr: " + "1" * 5000, r"mine\.yaml: is no YAML"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, message):
@@ -108,6 +113,12 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, message):
         read_config(TrainConfig, write(tmp_path, text))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) <= 500
+
+
+@pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp x", "2020-99-99", "0x_", "1" * 5000, "!!int _"])
+def test_a_launch_file_that_pyyaml_ends_in_an_error_of_its_own_on_is_refused(tmp_path, value):
+    with pytest.raises(InputError, match=r"--launch .*mine\.yaml: is no file of accelerate's settings"):
+        check_launch_file("--launch", write(tmp_path, f"compute_environment: {value}"))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -23,7 +23,7 @@ from glioma_dist.errors import ExitCode, InputError, RunError, StopRequested, Un
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import build_model
 from glioma_dist.training import lease, remote_run
-from glioma_dist.training.metrics_file import MetricsFile
+from glioma_dist.training.metrics_file import MetricsFile, read_rows
 from glioma_dist.training.remote_run import staged
 from glioma_dist.training.state import TrainState
 
@@ -163,6 +163,26 @@ def test_a_damaged_checkpoint_at_the_url_is_passed_over(store, open_run, tmp_pat
     assert [entry["name"] for entry in index_of(store)["last"]] == ["last-000002-2", "last-000002"]
     with open_run(tmp_path / "three") as (local, _, _):
         assert step_here(local) == 2
+
+
+@pytest.mark.parametrize("how", ["changed", "removed"])
+def test_rows_of_metrics_that_are_damaged_at_the_url_are_told_of(store, open_run, tmp_path, capfd, how):
+    run_steps(open_run, tmp_path / "one", 1, 2, 3)
+    name = "run/metrics/000002.jsonl"
+    if how == "changed":
+        store.put(name, store.read(name).replace(b"0.5", b"0.7"))
+    else:
+        store.clear(name)
+    with open_run(tmp_path / "two") as (local, uploader, save):
+        assert step_here(local) == 3
+        assert [row["step"] for _, row in read_rows(local.out / "metrics.jsonl")] == [1, 3]
+        save(4)
+        uploader.wait()
+    assert "metrics/000002.jsonl" in (said := capfd.readouterr().err)
+    assert "its rows of metrics.jsonl are lost" in said
+    with open_run(tmp_path / "three") as (local, _, _):
+        assert [row["step"] for _, row in read_rows(local.out / "metrics.jsonl")] == [1, 3, 4]
+    assert "are lost" not in capfd.readouterr().err
 
 
 def test_a_url_without_an_undamaged_checkpoint_is_refused(store, open_run, tmp_path):

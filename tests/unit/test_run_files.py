@@ -18,6 +18,7 @@ from helpers import save_state, tiny_config
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import read_config, to_dict
 from glioma_dist.errors import InputError, one_line
+from glioma_dist.limits import MAX_CLASS_CHARACTERS, MAX_CLASSES
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.checkpoint_writer import file_entry
 from glioma_dist.model.hub import model_card
@@ -227,9 +228,17 @@ def test_every_change_of_a_row_of_metrics_is_usable_or_one_line(tmp_path):
                 assert all(row["step"] <= 1 for _, row in read_rows(path))
 
 
-def test_a_line_of_100_kb_is_refused_shortly(tmp_path):
+def test_a_validation_with_the_most_and_longest_classes_is_read_again(tmp_path):
+    names = [f"{number:03d}{'𓀀' * (MAX_CLASS_CHARACTERS - 3)}" for number in range(MAX_CLASSES)]
+    with MetricsFile(tmp_path / "metrics.jsonl", 0) as file:
+        file.write(step=1, split="val", loss=1 / 3, dice_by_class=dict.fromkeys(names, 1 / 3))
+        (row,) = file.unwritten or [row for _, row in read_rows(tmp_path / "metrics.jsonl")]
+    assert list(row["dice_by_class"]) == names
+
+
+def test_a_line_of_300_kb_is_refused_shortly(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1, "loss": "' + b"x" * 100_000 + b'"}\n')
+    path.write_bytes(b'{"step": 1, "loss": "' + b"x" * 300_000 + b'"}\n')
     message = outcome(lambda: MetricsFile(path, 1), path)
     assert message.startswith(f"{path}: line 1 is no row of metrics")
     path.unlink()

@@ -12,7 +12,8 @@ from test_cli import said
 
 from glioma_dist.cli import program
 from glioma_dist.cli.run_status import find_status
-from glioma_dist.distributed.exit_codes import code_of_launch, read_exit_codes
+from glioma_dist.distributed.exit_codes import VARIABLE, code_of_launch, read_exit_codes
+from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import (
     ExitCode,
     InputError,
@@ -151,6 +152,10 @@ NO_STATUS = [
     '{"state": "gone"}',
     '{"state": "failed", "code": "2"}',
     '{"state": "failed", "code": 999}',
+    '{"state": "finished"}',
+    '{"state": ["failed"], "code": 2}',
+    '{"state": "failed", "code": 2, "step": "\\u001b[2J"}',
+    '{"state": "failed", "code": 2, "step": 3, "updated": {}}',
 ]
 
 
@@ -180,3 +185,11 @@ def test_what_are_no_codes_is_one_line(tmp_path):
         read_exit_codes(tmp_path)
     with pytest.raises(InputError, match="rank-0"):
         read_exit_codes(tmp_path / "rank-0")
+
+
+@pytest.mark.parametrize(("given", "code"), [(None, 0), (0, 0), (3, 3), ("a text", 1)])
+def test_the_code_that_is_noted_is_the_one_that_python_ends_with(tmp_path, monkeypatch, given, code):
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(SystemExit):
+        run_command(lambda: sys.exit(given))
+    assert read_exit_codes(tmp_path) == {0: code}

@@ -1,5 +1,6 @@
 """What a run says of its time, its waiting, its memory and its cost; and its curves."""
 
+import io
 import json
 import re
 import time
@@ -111,6 +112,16 @@ def test_a_short_run_has_no_estimate(capsys):
         progress.step(step, 0.5, 0.5)
     progress.validated(8)
     assert "estimated" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["in runs/a[lr]/:x: " + "b" * 200, "in runs/x[/y]"])
+def test_a_line_on_a_terminal_is_the_line(line):
+    progress = TrainingProgress(0, 8, 4)
+    progress.bar.console.file = said = io.StringIO()
+    progress.bar.console._force_terminal = True
+    assert progress.bar.console.is_terminal
+    progress.say(line)
+    assert said.getvalue() == f"{line}\n"
 
 
 def test_the_line_of_one_start_and_of_several():

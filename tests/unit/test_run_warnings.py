@@ -2,6 +2,7 @@
 does not move. Each warning is one line, told once, and kept in status.json and run.json."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from glioma_dist.data.background import coverage, note_on_coverage
 from glioma_dist.data.image_statistics import training_statistics
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shared_images import notes_on_shared_data
-from glioma_dist.errors import MAX_LINE, one_line
+from glioma_dist.errors import MAX_LINE, InputError, one_line
 from glioma_dist.training import loop
 from glioma_dist.training.loss_watch import FEWEST_STEPS, LossWatch
 from glioma_dist.training.run_warnings import RunWarnings, earlier_warnings
@@ -236,6 +237,17 @@ def test_a_resumed_run_looks_at_the_same_losses():
         assert found == ([whole] if whole > split else [])
 
 
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 1e308, math.inf, math.nan, None, "1"], ids=lambda each: str(each)[:5]
+)
+def test_rows_that_no_run_writes_do_not_count(value):
+    rows = [{"step": step, "loss": value if step % 2 else 0.5, "dice": 0.1} for step in range(1, 4 * FEWEST_STEPS)]
+    rows += [{"step": step, "split": "val", "loss": value, "dice": 0.1} for step in (200, 300)]
+    watch = LossWatch(FEWEST_STEPS, rows)
+    found = [watch.add(step, 0.5, 0.1) for step in range(4 * FEWEST_STEPS, 5 * FEWEST_STEPS)]
+    assert sum(text is not None for text in found) <= 1
+
+
 def test_warnings_are_told_once_also_over_starts(tmp_path):
     said = []
     warnings = RunWarnings(said.append)
@@ -276,6 +288,19 @@ def test_a_run_tells_its_warnings_and_trains_the_same(shards, tmp_path, runtime,
     assert "10 of 10 validation images are also in the training data" in printed.err
     assert "warnings of this run: shared-images; " in printed.out
     assert told_of(config.out) == ["shared-images"]
+    status = json.loads((config.out / "status.json").read_text())
+    (config.out / "status.json").write_text(json.dumps(status | {"state": "running"}))  # killed before it said so
+    loop.train(config, runtime)
+    assert [json.loads((config.out / "status.json").read_text())[name] for name in ("state", "warnings")] == [
+        "finished",
+        status["warnings"],
+    ]
+    (config.out / "config.json").unlink()
+    (config.out / "config.json").mkdir()
+    with pytest.raises(InputError, match=r"config\.json"):
+        loop.train(replace(config, max_steps=6), runtime)
+    assert told_of(config.out) == ["shared-images"], "a start that could not write must not forget them"
+    (config.out / "config.json").rmdir()
     loop.train(replace(config, max_steps=6), runtime)
     assert "also in the training data" not in capfd.readouterr().err
     assert told_of(config.out) == ["shared-images"]

@@ -90,3 +90,15 @@ def test_other_errors_of_finalizers_are_told(told):
         HalfMade()
     HalfMade()
     assert told == [AttributeError] * 2
+
+
+def test_a_signal_that_a_program_in_c_handles_stays_with_it(monkeypatch):
+    """R, for example, handles SIGUSR1: Python tells of no handler, and could not put it back."""
+    find = signal.getsignal
+    before = find(signal.SIGUSR1)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGUSR1 else find(number))
+    with StopSignal() as stop, stop.deferred():
+        assert find(signal.SIGUSR1) is before
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == "SIGTERM"
+    assert find(signal.SIGUSR1) is before

@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from helpers import draw_shards
 
+from glioma_dist.config.launch_files import FOLDER
+from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.errors import InputError
 from glioma_dist.reproduction import folder as study_folder
 from glioma_dist.reproduction.folder import one_at_a_time
+from glioma_dist.reproduction.run import reproduce
 
 HOLDER = """
 import os, sys, time
@@ -60,3 +65,34 @@ def test_without_locks_it_goes_ahead_and_a_bad_disk_is_named(tmp_path, monkeypat
     else:
         with one_at_a_time(tmp_path):
             pass
+
+
+def test_a_first_start_that_fails_removes_what_it_made_and_nothing_else(tmp_path):
+    images = draw_shards(tmp_path / "out" / "target" / "mine", range(12))
+
+    def start(study: str, group_by: str) -> None:
+        reproduce(
+            ReproduceConfig(
+                study,
+                source=tmp_path / "none",
+                target=(images,),
+                out=tmp_path / "out",
+                preset="small",
+                counts=(6, 2, 4),
+                imagenet=("none",),
+                group_by=group_by,
+                launch=FOLDER / "cpu.yaml",
+            )
+        )
+
+    def files() -> set[Path]:
+        return {path for path in (tmp_path / "out").rglob("*") if path.name != ".lock"}
+
+    before = files()
+    with pytest.raises(InputError, match=r"--group-by .*: finds no group in"):
+        start("table1", r"(culture\d+)_")
+    assert files() == before, "the data of the target lay in a folder of that name"
+    # Splits of so few training images would stay for a start with more.
+    with pytest.raises(InputError, match="--counts: 6 training images, but figure 3 trains on 10"):
+        start("figure3", "none")
+    assert files() == before

@@ -230,7 +230,7 @@ def test_images_are_grouped_by_fact_or_by_name():
     assert group_of("key", metadata, "group") == "well 3"
     assert group_of("key", {}, "group") == "key"
     assert group_of("key", metadata, "(culture[A-Z])_") == "cultureB"
-    for wrong in ("(", "culture", "(nothing)_"):
+    for wrong in ("(", "culture", "(nothing)_", "(nothing)?_", "(n*)", "(a{99999999999})"):
         with pytest.raises(InputError, match="--group-by"):
             group_of("key", metadata, wrong)
 

@@ -9,7 +9,7 @@ import pytest
 
 from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.errors import InputError
-from glioma_dist.reproduction.execute import describe_missing, execute, failure, is_finished
+from glioma_dist.reproduction.execute import describe_missing, execute, failure, is_finished, write_config
 from glioma_dist.reproduction.folder import held_run
 from glioma_dist.reproduction.plan import Settings, make_plan, share
 from glioma_dist.reproduction.presets import PRESETS
@@ -65,6 +65,25 @@ def test_a_run_that_another_start_has_just_finished_is_not_made_again(jobs):
             assert not again
         job.marker.write_text(json.dumps({"seconds": 1.0}))
     assert execute([job], lambda *_: pytest.fail("it is finished"), {}, finish) == []
+
+
+def test_a_training_of_an_older_version_resumes_with_the_defaults_of_what_is_new(jobs):
+    job = jobs[0]
+    job.folder.mkdir(parents=True)
+    write_config(job)
+    before = json.loads(job.config_file.read_text())
+    del before["target_weight"], before["model"]["encoder_norm"]
+    job.config_file.write_text(json.dumps(before))
+    write_config(job)
+    assert json.loads(job.config_file.read_text()) == job.config
+    for wrong, words in (
+        (before | {"lr": 1.0}, r"other settings than this command has \(lr 1\.0 -> "),
+        ([], "expected an object of settings, found list; remove the folder"),
+        ({"fit": "crop"}, "the setting fit belongs to an older version"),
+    ):
+        job.config_file.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=words):
+            write_config(job)
 
 
 def test_the_tasks_of_an_array_make_the_whole_study(jobs):
