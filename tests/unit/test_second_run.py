@@ -366,12 +366,16 @@ def test_a_stopped_run_says_how_far_it_came_and_how_to_continue(first, config, r
 def test_temporary_files_of_a_run_that_was_killed_are_removed_when_they_are_old(config, runtime):
     config.out.mkdir()
     old, new, own = (config.out / f".{name * 16}.partial" for name in "01z")
-    for path in (old, new, own):
+    old_folder, used_folder = (config.out / f".{name * 16}.partial" for name in "23")
+    for folder in (old_folder, used_folder):  # of a file system without locks, where no later run takes them over
+        folder.mkdir()
+    inside = [folder / "result.mask.png" for folder in (old_folder, used_folder)]
+    for path in (old, new, own, *inside):
         path.touch()
-    for path in (old, own):
+    for path in (old, own, inside[0], old_folder, used_folder):
         os.utime(path, (0, 0))
     predict(config, runtime)
-    assert [path.exists() for path in (old, new, own)] == [False, True, True]
+    assert [path.exists() for path in (old, new, own, old_folder, used_folder)] == [False, True, True, False, True]
 
 
 def test_a_disk_that_is_full_for_the_record_stops_the_run_and_the_next_one_finishes(config, runtime, monkeypatch):
