@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import locale
 import re
+import shutil
 import socket
 import warnings
 import zipfile
@@ -234,6 +236,19 @@ def test_the_page_of_a_package_has_no_link_into_nowhere(name):
     assert "## Validation" in page
     assert "scaled to 64x64 pixels" in page
     assert "three channels (red, green, blue), 8 or 16 bits" in page
+
+
+def test_the_page_is_read_as_utf8_whatever_the_locale_is(tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(network_folder(network_names()[0]), folder)
+    (folder / "README.md").write_text("# Zellen, 0,65 µm je Pixel – für Łódź\n", "utf-8")
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")  # stands for ISO 8859-1, which not every machine has
+        page = package_card(folder, Checkpoint.read(folder), None, 1, 8)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert page.startswith("# Zellen, 0,65 µm je Pixel – für Łódź\n")
 
 
 def test_what_cannot_be_a_package_is_refused(tmp_path):
