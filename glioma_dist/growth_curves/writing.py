@@ -94,10 +94,14 @@ def write_files(folder: Path, result: GrowthResult, config: GrowthConfig) -> lis
     for name, data in (draw_together(cultures) | draw_wells(cultures, bounds)).items():
         write_atomically(folder / name, data, by_several=True)
         names.append(name)
-    for path in folder.iterdir():
-        if PLOT.fullmatch(path.name) and path.name not in names:
-            remove_quietly(path)
+    for name in old_plots((path.name for path in folder.iterdir()), names):
+        remove_quietly(folder / name)
     return names
+
+
+def old_plots(there: Iterable[str], written: Sequence[str]) -> list[str]:
+    """Return the names of plots of an earlier, larger result, among those of the files that are there."""
+    return sorted(name for name in there if PLOT.fullmatch(name) and name not in written)
 
 
 def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
