@@ -77,8 +77,9 @@ def find_images(pattern: str) -> Found:
         if ".zarr/" not in pattern and not isinstance(path, Url) and _is_in_zarr(path):
             continue
         kind = _why_not_by_name(path) if isinstance(path, Url) else _why_not(path)
-        if str(path) == pattern.rstrip("/") and (kind == "hidden" or (kind == "folder" and is_zarr(path))):
-            kind = ""  # named by the user as it is
+        is_named = path == place or str(path) == pattern.rstrip("/")  # also as ./NAME, which a path forgets
+        if is_named and (kind == "hidden" or (kind == "folder" and is_zarr(path))):
+            kind = ""
         if kind == "":
             paths.append(path)
         elif kind != "folder" or "**" not in pattern:  # which does search the folders that it matches

@@ -4,6 +4,7 @@ run would have made."""
 import copy
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 import tifffile
 from helpers import command, draw_sample, save_state, start, tiny_config
+from rich.console import Console
 
 from glioma_dist.config import PredictConfig
 from glioma_dist.data.images.choice import Choice
@@ -446,3 +449,11 @@ def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(monkeypatch, cap
     with progress.PredictionProgress(3) as told:
         told.finished("a: 1 % covered")
     assert capsys.readouterr().out == "a: 1 % covered\n"
+
+
+def test_a_name_is_shown_on_a_terminal_as_it_is(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "Console", partial(Console, file=shown, force_terminal=True, width=200))
+    with progress.PredictionProgress(2) as told:
+        told.say("plate:a:1 [red]x.tif: 1 % covered")
+    assert "plate:a:1 [red]x.tif: 1 % covered" in shown.getvalue()
