@@ -167,6 +167,17 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     return data
 
 
+def list_folder(flag: str, folder: Path) -> list[str]:
+    """The names of all that lies in a folder; none where there is no such folder. Raises InputError where this user may
+    not look."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise cannot_read(f"{flag} {folder}", error) from None
+
+
 def open_plain(path: Path) -> BinaryIO:
     """Open a plain file for reading. Raises InputError where it cannot be read, or is none: a pipe or a device."""
     try:

@@ -14,8 +14,8 @@ from glioma_dist.config.paths import Url
 from glioma_dist.csv_tables import csv_table
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import (
-    cannot_read,
     check_new_folder,
+    list_folder,
     make_folder,
     open_plain,
     remove_quietly,
@@ -43,11 +43,7 @@ def check_folder(folder: Path) -> None:
         with open_plain(folder / name) as file:
             return file.read(len(MARK))
 
-    try:
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    except OSError as error:
-        raise cannot_read(f"--out {folder}", error) from None
-    check_names(folder, names, read_start)
+    check_names(folder, list_folder("--out", folder), read_start)
 
 
 def check_names(out: Path | Url, names: Iterable[str], read_start: Callable[[str], bytes]) -> None:

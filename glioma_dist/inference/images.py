@@ -114,7 +114,7 @@ def _named_by(pattern: str, not_read: Counter[str]) -> list[Path]:
         # glob passes over folders that it may not read, without a word.
         root = Path(pattern.partition("**")[0] or ".")
         closed: list[OSError] = []
-        for _ in os.walk(root if root.is_dir() else root.parent, onerror=closed.append):
+        for _ in os.walk(root if os.path.isdir(root) else root.parent, onerror=closed.append):
             pass
         not_read.update({"closed": len(closed)} if closed else {})
     return [Path(each) for each in glob.glob(_with_literal_folders(pattern), recursive=True)]

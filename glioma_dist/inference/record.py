@@ -23,7 +23,7 @@ from glioma_dist.config import PredictConfig
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import PARTIAL, parse_json, read_bytes, remove_quietly, remove_tree, write_atomically
+from glioma_dist.files import PARTIAL, list_folder, parse_json, read_bytes, remove_tree, write_atomically
 from glioma_dist.inference.images import RECORDS
 from glioma_dist.inference.results import PredictedImage
 from glioma_dist.model.checkpoint import Checkpoint
@@ -217,14 +217,14 @@ class Place:
         """Return the names of all files and folders there."""
         if self._store is not None:
             return self._store.entries()
-        return [path.name for path in self.out.iterdir()] if self.out.is_dir() else []
+        return list_folder("--out", self.out)
 
     def remove(self, names: list[str]) -> None:
         """Remove files of single processes."""
         if self._store is not None:
             self._store.remove(names)
         for name in names if self._store is None else ():
-            remove_quietly(self.out / name)
+            remove_tree(self.out / name)
 
     def remove_leftovers(self) -> None:
         """Remove temporary files and folders of runs that were killed long ago."""
@@ -240,7 +240,7 @@ class Place:
         if self._store is not None:
             data = self._store.read_optional(name, MAX_RECORD_BYTES)
         else:
-            data = read_bytes(path, MAX_RECORD_BYTES) if path.exists() else None
+            data = read_bytes(path, MAX_RECORD_BYTES) if os.path.exists(path) else None
         return Record() if data is None else Record.from_bytes(data, path)
 
 
