@@ -144,7 +144,7 @@ def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]
     delimiter = max(TABLE_DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = [list(map(plain_text, line)) for line in reader if any(line)]
+        lines = [list(map(plain_text, line)) for line in reader if any(map(str.strip, line))]
     except csv.Error as error:
         raise InputError(f"{where}: is no table that can be read ({one_line(error, 200)})") from None
     if not lines:
