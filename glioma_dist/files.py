@@ -41,11 +41,13 @@ def write_atomically(path: Path, content: bytes | str, by_several: bool = False)
     """Write a file so that a kill or a full disk at any moment leaves the old file or the new one, complete.
 
     Text is written as UTF-8. The file gets the mode that the process's umask gives. The folder must exist.
-    by_several: several processes may write the file at the same time; the last one wins. A temporary file that a kill
-    leaves behind then stays, where otherwise the next write takes its place.
+    by_several: several processes may write the file at the same time, also those of other machines; the last one wins.
+    A temporary file that a kill leaves behind then stays, where otherwise the next write takes its place.
     Raises InputError, and leaves nothing behind, where the file cannot be written.
     """
-    partial = partial_name(path.with_name(f"{path.name} {os.getpid()}") if by_several else path)
+    # The number alone is that of other processes, too, where containers or machines share the folder.
+    own = path.with_name(f"{path.name} {os.uname().nodename} {os.getpid()}")
+    partial = partial_name(own if by_several else path)
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     try:
         with open(partial, "wb") as file:
@@ -163,6 +165,17 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise InputError(f"{path}: grew beyond the {max_bytes} bytes that are read")
     return data
+
+
+def list_folder(flag: str, folder: Path) -> list[str]:
+    """The names of all that lies in a folder; none where there is no such folder. Raises InputError where this user may
+    not look."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise cannot_read(f"{flag} {folder}", error) from None
 
 
 def open_plain(path: Path) -> BinaryIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,12 +34,14 @@ def hidden_folder(path: Path) -> Iterator[Path]:
     """Within it, an empty folder beside `path` for what becomes `path` later. It is removed at the end.
 
     What a kill leaves of it is removed by the next call for the same path. A call while another process is within it
-    gets a folder of its own. Raises OSError.
+    gets a folder of its own, and so does each call where folders cannot be locked, as on NFS: what a kill leaves of
+    that one stays, because nobody can tell whether its process lives. Raises OSError.
     """
     folder = partial_name(path)
     lock = _lock_folder(folder)
     if lock is None:
-        folder = partial_name(path.with_name(f"{path.name} {os.getpid()}"))
+        # Not by the process's number: containers and machines that share the file system have the same ones.
+        folder = partial_name(path.with_name(f"{path.name} {secrets.token_hex(16)}"))
         folder.mkdir()
     try:
         for each in folder.iterdir():

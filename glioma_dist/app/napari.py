@@ -26,7 +26,7 @@ def segment_layer(
     checkpoint: str = "t98g-small",
     threshold: Annotated[float, {"min": 0.01, "max": 0.99, "step": 0.01}] = 0.5,
 ) -> napari.types.LayerDataTuple:
-    """Segment an image layer. Returns a layer of labels of the same place and scale, one number for each component.
+    """Segment an image layer. Returns a layer of labels of the same place, one number for each component.
 
     Args:
         checkpoint: a checkpoint folder, or the name of a network that comes with the package.
@@ -34,7 +34,9 @@ def segment_layer(
     """
     data = layer.data[0] if layer.multiscale else layer.data  # the full resolution
     labels = segment_array(np.asarray(data), checkpoint, threshold, bool(layer.rgb))
-    return labels, {"name": f"{layer.name} components", "scale": layer.scale, "translate": layer.translate}, "labels"
+    place = {name: getattr(layer, name) for name in ("scale", "translate", "rotate", "shear")}
+    place["affine"] = layer.affine.affine_matrix
+    return labels, {"name": f"{layer.name} components", **place}, "labels"
 
 
 def segment_array(
@@ -79,6 +81,7 @@ def _images(data: np.ndarray, is_rgb: bool) -> np.ndarray:
     if data.ndim < (3 if is_rgb else 2) or not data.size or (is_rgb and data.shape[-1] not in CHANNELS):
         raise InputError(f"a layer of shape {data.shape} is no image, and no stack of images")
     images = data.reshape(-1, *data.shape[-3:])[..., :3] if is_rgb else data.reshape(-1, *data.shape[-2:])
+    images = images.astype(images.dtype.newbyteorder("="), copy=False)  # OME-Zarrs often have the other one
     if images.dtype in (np.uint8, np.uint16):
         return images
     if images.dtype.kind not in "biuf":

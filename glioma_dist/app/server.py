@@ -133,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         url = self._url()
         if url.path in FILES:
             name, kind = FILES[url.path]
-            text = (PAGE / name).read_text()
+            text = (PAGE / name).read_text("utf-8")
             self._send(200, kind, text.replace("{{network}}", _escaped(self.server.title)).encode())
             return
         if url.path == "/settings":

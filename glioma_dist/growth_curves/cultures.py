@@ -61,7 +61,7 @@ def name_cultures(guesses: list[Guess], done: Placement) -> None:
     for kind in ("the file", "the folder"):
         own = [guess for guess in guesses if (guess.culture_from or "the folder") == kind]
         paths = {guess.picture.image if kind == "the file" else _folder(guess.picture.image) for guess in own}
-        names = _short(paths)
+        names = _short(paths, are_files=kind == "the file")
         for guess in own:
             path = guess.picture.image if kind == "the file" else _folder(guess.picture.image)
             guess.culture, guess.culture_from = names[path], kind
@@ -71,7 +71,7 @@ def name_cultures(guesses: list[Guess], done: Placement) -> None:
         if guess.culture_from != "--metadata":
             repeated[at].add(_folder(guess.picture.image))
     twice = {at[0] for at, folders in repeated.items() if len(folders) > 1}
-    names = _short({_folder(guess.picture.image) for guess in guesses if guess.culture in twice})
+    names = _short({_folder(guess.picture.image) for guess in guesses if guess.culture in twice}, are_files=False)
     for guess in guesses:
         if guess.culture in twice:
             guess.culture = f"{names[_folder(guess.picture.image)]}/{guess.culture}"
@@ -86,9 +86,12 @@ def _folder(image: str) -> str:
     return image.replace("\\", "/").rpartition("/")[0]
 
 
-def _short(paths: set[str]) -> dict[str, str]:
-    """For each path its last part without a suffix, with as many parts before it as make it the only one."""
-    parts = {path: [*PurePosixPath(path).parts[:-1], PurePosixPath(path).stem] for path in paths}
+def _short(paths: set[str], are_files: bool) -> dict[str, str]:
+    """For each path its last part, of a file without its suffix, with as many parts before it as make it the only
+    one."""
+    parts = {path: list(PurePosixPath(path).parts) for path in paths}
+    if are_files:
+        parts = {path: [*own[:-1], PurePosixPath(path).stem] for path, own in parts.items()}
     names: dict[str, str] = {}
     for depth in range(1, max(map(len, parts.values()), default=0) + 1):
         candidates = {path: "/".join(own[-depth:]) for path, own in parts.items() if path not in names}

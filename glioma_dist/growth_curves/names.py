@@ -14,7 +14,7 @@ from glioma_dist.growth_curves.table import MAX_HOURS
 # PREFIX_A1_1_00d04h00m.tif or PREFIX_A1_1_2024y05m31d_09h30m.tif: Incucyte's export. Well, field, time.
 INCUCYTE_NAME = re.compile(
     r"(?:(?P<prefix>.+?)_+)?(?P<well>[A-P]\d{1,2})_(?P<field>\d+)_"
-    r"(?:(?P<day>\d+)d(?P<hour>\d+)h(?P<minute>\d+)m"
+    r"(?:(?P<day>\d{1,5})d(?P<hour>\d{1,5})h(?P<minute>\d{1,5})m"
     r"|(?P<date>\d{4}y\d{2}m\d{2}d_\d{2}h\d{2}m))(?P<rest>.*)"
 )
 # …/2401/15/1430/700/A1-1-Ph.tif: Incucyte's archive. Year and month, day, hour and minute, vessel, well, field.
@@ -47,8 +47,11 @@ def read_name(image: str) -> Told | None:
     VID7_A1. Several prefixes, plates for example, are several cultures.
     """
     path = PurePosixPath(image.replace("\\", "/"))
-    culture, hours = describe(path.name)
-    if hours is not None:
+    try:
+        culture, hours = describe(path.name)
+    except (ValueError, OverflowError):  # more digits than Python's numbers take
+        return None
+    if hours is not None and hours <= MAX_HOURS:
         return Told(culture, re.sub(r"\d+d\d+h\d+m", "", path.stem), hours)
     if found := INCUCYTE_NAME.fullmatch(path.stem):
         culture = "_".join(filter(None, (found["prefix"], found["well"])))

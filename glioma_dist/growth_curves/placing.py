@@ -27,6 +27,9 @@ from glioma_dist.growth_curves.metadata import Metadata
 from glioma_dist.growth_curves.names import Told, read_name, read_pattern
 from glioma_dist.growth_curves.table import NotUsed, Picture
 
+MAX_DIGITS = 9
+"""Of a frame's number: a name with more, in a table of any origin, tells no frame."""
+
 
 def place(pictures: Sequence[Picture], config: GrowthConfig) -> Placement:
     """Find the culture and the time of all images of a table.
@@ -163,7 +166,7 @@ def _place_in_file(file: list[Guess], config: GrowthConfig, has_times: bool, don
 
 def _frame(plane: str, form: str) -> int | None:
     found = next((re.fullmatch(form, part) for part in plane.split("-") if re.fullmatch(form, part)), None)
-    return int(found[1]) if found else None
+    return int(found[1]) if found and len(found[1]) <= MAX_DIGITS else None
 
 
 def _why_no_time(picture: Picture, config: GrowthConfig) -> str:

@@ -18,7 +18,7 @@ from glioma_dist.growth_curves.plots import MAX_PAGES, MAX_PANELS
 from glioma_dist.growth_curves.points import Point, by_culture, join
 from glioma_dist.growth_curves.result import Culture, GrowthResult, describe_not_used
 from glioma_dist.growth_curves.table import read_predictions
-from glioma_dist.growth_curves.writing import MARK, check_folder, check_names, write_files
+from glioma_dist.growth_curves.writing import MARK, check_folder, check_names, old_plots, write_files
 
 
 def growth(config: GrowthConfig) -> GrowthResult:
@@ -74,6 +74,7 @@ def growth(config: GrowthConfig) -> GrowthResult:
             names = write_files(Path(folder), result, config)
             for name in names:
                 store.put_file(name, Path(folder) / name)
+        store.remove(old_plots(there, names))
     files = tuple(config.out / name for name in names)
     return GrowthResult(config.out, tuple(cultures), not_used, tuple(notes), files)
 

@@ -14,8 +14,8 @@ from glioma_dist.config.paths import Url
 from glioma_dist.csv_tables import csv_table
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import (
-    cannot_read,
     check_new_folder,
+    list_folder,
     make_folder,
     open_plain,
     remove_quietly,
@@ -43,11 +43,7 @@ def check_folder(folder: Path) -> None:
         with open_plain(folder / name) as file:
             return file.read(len(MARK))
 
-    try:
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    except OSError as error:
-        raise cannot_read(f"--out {folder}", error) from None
-    check_names(folder, names, read_start)
+    check_names(folder, list_folder("--out", folder), read_start)
 
 
 def check_names(out: Path | Url, names: Iterable[str], read_start: Callable[[str], bytes]) -> None:
@@ -94,10 +90,14 @@ def write_files(folder: Path, result: GrowthResult, config: GrowthConfig) -> lis
     for name, data in (draw_together(cultures) | draw_wells(cultures, bounds)).items():
         write_atomically(folder / name, data, by_several=True)
         names.append(name)
-    for path in folder.iterdir():
-        if PLOT.fullmatch(path.name) and path.name not in names:
-            remove_quietly(path)
+    for name in old_plots((path.name for path in folder.iterdir()), names):
+        remove_quietly(folder / name)
     return names
+
+
+def old_plots(there: Iterable[str], written: Sequence[str]) -> list[str]:
+    """Return the names of plots of an earlier, larger result, among those of the files that are there."""
+    return sorted(name for name in there if PLOT.fullmatch(name) and name not in written)
 
 
 def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:

@@ -25,6 +25,8 @@ EPSILON = 1e-6
 OFFSET_16_BIT = -0.498
 """Rounding `value / 256 + OFFSET_16_BIT` gives `value // 256` for each value of 16 bits."""
 TO_FLOAT = {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+"""--optimizer -> its name for readers."""
 U_NET = {"text": "Ronneberger et al. 2015, U-Net", "doi": "10.1007/978-3-319-24574-4_28"}
 TAGS = ("cells", "semantic-segmentation", "2d", "transmission-light-microscopy", "phase-contrast", "unet", "pytorch")
 
@@ -107,7 +109,7 @@ def describe(
         "loss_function": config.loss,
         "training_batch_size": config.batch_size,
         "initial_learning_rate": config.lr,
-        "optimizer": "Adam",
+        "optimizer": OPTIMIZERS.get(config.optimizer, config.optimizer),
     }
     return {
         "type": "model",

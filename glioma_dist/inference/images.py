@@ -77,8 +77,9 @@ def find_images(pattern: str) -> Found:
         if ".zarr/" not in pattern and not isinstance(path, Url) and _is_in_zarr(path):
             continue
         kind = _why_not_by_name(path) if isinstance(path, Url) else _why_not(path)
-        if str(path) == pattern.rstrip("/") and (kind == "hidden" or (kind == "folder" and is_zarr(path))):
-            kind = ""  # named by the user as it is
+        is_named = path == place or str(path) == pattern.rstrip("/")  # also as ./NAME, which a path forgets
+        if is_named and (kind == "hidden" or (kind == "folder" and is_zarr(path))):
+            kind = ""
         if kind == "":
             paths.append(path)
         elif kind != "folder" or "**" not in pattern:  # which does search the folders that it matches
@@ -113,7 +114,7 @@ def _named_by(pattern: str, not_read: Counter[str]) -> list[Path]:
         # glob passes over folders that it may not read, without a word.
         root = Path(pattern.partition("**")[0] or ".")
         closed: list[OSError] = []
-        for _ in os.walk(root if root.is_dir() else root.parent, onerror=closed.append):
+        for _ in os.walk(root if os.path.isdir(root) else root.parent, onerror=closed.append):
             pass
         not_read.update({"closed": len(closed)} if closed else {})
     return [Path(each) for each in glob.glob(_with_literal_folders(pattern), recursive=True)]

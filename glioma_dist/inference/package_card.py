@@ -68,7 +68,7 @@ def package_card(folder: Path, checkpoint: Checkpoint, size: Size | None, num_ch
         num_channels, num_bits: of the images that the package takes, and of their values.
     """
     own = folder / CARD
-    card = own.read_text(errors="replace") if own.is_file() else model_card(checkpoint.config, checkpoint.metadata)
+    card = own.read_text("utf-8", "replace") if own.is_file() else model_card(checkpoint.config, checkpoint.metadata)
     card = re.sub(r"\A---\n.*?\n---\n+", "", card, flags=re.DOTALL)
     card = re.sub(r"(?<!!)\[([^]]+)\]\((?![a-z]+:|#)[^)]*\)", r"\1", card)  # links to files that the package lacks
     colours = "one channel (grey)" if num_channels == 1 else "three channels (red, green, blue)"

@@ -24,6 +24,7 @@ from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.errors import DiskFullError, InputError, Interrupted, RunError, StopRequested, printable
 from glioma_dist.evaluation.network import Network, load_network
 from glioma_dist.extras import require
+from glioma_dist.files import check_new_folder
 from glioma_dist.inference.images import FAILED, SUMMARY, find_images
 from glioma_dist.inference.overlap import Outcome, WriteBehind, read_ahead
 from glioma_dist.inference.pictures import Picture, find_pictures
@@ -85,6 +86,8 @@ def _predict(config: PredictConfig, context: DistributedContext) -> PredictionRe
     settings = settings_of(config, checkpoint)
 
     def plan() -> Work:
+        if isinstance(config.out, Path):
+            check_new_folder("--out", config.out)
         choice = Choice(config.channel, Places.parse("--time", config.time), Places.parse("--page", config.page))
         pictures = find_pictures(found.paths, choice)
         work = find_work(pictures, place, settings, config.write, config.redo)

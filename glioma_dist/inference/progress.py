@@ -45,7 +45,7 @@ class PredictionProgress:
         if self._is_quiet:
             return
         if self._is_shown:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)
 

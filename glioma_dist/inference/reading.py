@@ -147,7 +147,7 @@ def read_together(
     """
     image, error = None, None
     try:
-        large = reader.read_large(picture, memory_limit(memory, network.spatial_group.dp_size), folder)
+        large = reader.read_large(picture, memory_limit(memory), folder)
         if large is None:
             pixels = normalize_intensity(reader.read(picture), contrast)
         else:

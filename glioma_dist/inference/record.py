@@ -23,7 +23,7 @@ from glioma_dist.config import PredictConfig
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import PARTIAL, parse_json, read_bytes, remove_quietly, write_atomically
+from glioma_dist.files import PARTIAL, list_folder, parse_json, read_bytes, remove_tree, write_atomically
 from glioma_dist.inference.images import RECORDS
 from glioma_dist.inference.results import PredictedImage
 from glioma_dist.model.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ SECONDS_BETWEEN_WRITES, AT_A_URL = 5.0, 30.0
 WRITING_SHARE = 0.05
 """Of the time, at most, for writing a large record."""
 SECONDS_OF_A_LEFTOVER = 3600.0
-"""Age of a temporary file that no process can be writing any more."""
+"""Age of a temporary file or folder that no process can be writing any more."""
 OF_NO_RESULT = ("checkpoint", "images", "out", "scale", "memory", "write", "redo", "channel", "time", "page")
 """Fields of PredictConfig that change no mask beyond what `way` says, or are part of what a picture is."""
 
@@ -217,29 +217,30 @@ class Place:
         """Return the names of all files and folders there."""
         if self._store is not None:
             return self._store.entries()
-        return [path.name for path in self.out.iterdir()] if self.out.is_dir() else []
+        return list_folder("--out", self.out)
 
     def remove(self, names: list[str]) -> None:
         """Remove files of single processes."""
         if self._store is not None:
             self._store.remove(names)
         for name in names if self._store is None else ():
-            remove_quietly(self.out / name)
+            remove_tree(self.out / name)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of runs that were killed long ago."""
+        """Remove temporary files and folders of runs that were killed long ago."""
         for name in self.names() if self._store is None else ():
             with suppress(OSError):
                 path = self.out / name
-                if PARTIAL.fullmatch(name) and time.time() - path.stat().st_mtime > SECONDS_OF_A_LEFTOVER:
-                    remove_quietly(path)
+                changed = (each.lstat().st_mtime for each in (path, *path.rglob("*")))
+                if PARTIAL.fullmatch(name) and time.time() - max(changed) > SECONDS_OF_A_LEFTOVER:
+                    remove_tree(path)
 
     def _read(self, name: str) -> Record:
         path = self.out / name
         if self._store is not None:
             data = self._store.read_optional(name, MAX_RECORD_BYTES)
         else:
-            data = read_bytes(path, MAX_RECORD_BYTES) if path.exists() else None
+            data = read_bytes(path, MAX_RECORD_BYTES) if os.path.exists(path) else None
         return Record() if data is None else Record.from_bytes(data, path)
 
 

@@ -53,10 +53,13 @@ def result_files(names: Sequence[str], entries: Sequence[WriterEntry]) -> list[s
 
 def listed_in(table: str) -> frozenset[str]:
     """Return the files of others' formats that a summary.csv of predict names."""
-    rows = list(csv.DictReader(table.splitlines()))
-    own = {*COLUMNS, *(entry.name for entry in DECLARED), None}
     if not table.startswith(",".join(COLUMNS)):
         return frozenset()
+    try:
+        rows = list(csv.DictReader(table.splitlines()))
+    except csv.Error:  # damaged, for example a quote that nothing closes
+        return frozenset()
+    own = {*COLUMNS, *(entry.name for entry in DECLARED), None}
     columns = [column for column in (rows[0].keys() - own if rows else ()) if not is_optional(str(column))]
     return frozenset(plain_text(row[column]) for row in rows for column in columns if row[column])
 

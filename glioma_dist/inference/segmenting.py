@@ -62,10 +62,10 @@ def say_nothing(kind: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """How an image is computed. side: of a tile; num_strips: of strips; needed: bytes that it takes as a whole."""
+    """How an image is computed. side: of a tile; num_strips: of strips; why: not as a whole, in words."""
 
     way: Way
-    needed: int
+    why: str
     bytes_a_pixel: float
     num_strips: int = 1
     side: int = 0
@@ -99,7 +99,7 @@ def segment(
     if network.spatial_group.size > 1:
         return Segmentation(_whole(_pixels(picture), network, input_size), "whole")
     folder = folder or Path(tempfile.gettempdir())
-    limit = memory_limit(memory, network.spatial_group.dp_size)
+    limit = memory_limit(memory)
     if input_size is not None:
         if isinstance(image, np.ndarray):
             return Segmentation(_whole(image, network, input_size), "whole")
@@ -124,9 +124,9 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     kernels = forward_fits(network.encoder, Size(width, height), 1, network.tile_size, len(network.tileable_layers) > 0)
     attends = len(unwrapped(network.model).encoder.attention_layers()) > 0
     is_quick = not attends or pixels <= ATTENTION_PIXELS.get(network.device.type, 2**28)
-    whole = whole and kernels and is_quick
+    may_be_whole, whole = whole, whole and kernels and is_quick
     if whole and pixels * SURE_BYTES <= budget:
-        return Plan("whole", 0, 0.0)
+        return Plan("whole", "", 0.0)
     _forget_earlier_images(network)
     budget = device_bytes(network, limit)
     needed = image_bytes(network, height, width)
@@ -134,12 +134,19 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     of_maps = 4 * pixels * network.outputs.num_outputs
     of_picture = 0 if isinstance(picture, ArrayPicture) else pixels * len(picture.shape)
     if whole and needed + of_maps + of_picture <= budget:
-        return Plan("whole", needed, bytes_a_pixel)
+        return Plan("whole", "", bytes_a_pixel)
+    why = _too_much(network, needed + of_maps + of_picture, budget, limit)
+    if not may_be_whole:
+        why = "as a whole it did not fit the memory"
+    elif not kernels:
+        why = "as a whole it has more pixels than the GPU's kernels take"
+    elif not is_quick:
+        why = "as a whole attention would take too long"
     if can_be_split(network) and is_quick:
         in_strips = image_bytes(network, height, width, in_strips=True) / pixels
         strip = min(STRIP_PIXELS, int(budget * STRIP_SHARE / in_strips))
         if strip >= 32 * width and height > 64:
-            return Plan("strips", needed, in_strips, num_strips=max(2, num_strips_for(height, width, strip)))
+            return Plan("strips", why, in_strips, num_strips=max(2, num_strips_for(height, width, strip)))
     side = TILE_SIDES["attention" if attends else "other"]
     num_channels = network.outputs.num_outputs
     a_row = (6 * len(picture.shape) + 12 * (num_channels - 1)) * width  # of the band of tiles: pixels, maps, copies
@@ -147,12 +154,27 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
         side -= 32
     if side < least_side():
         most = min(needed + of_maps, (bytes_a_pixel * least_side() ** 2 + a_row * least_side()) / TILE_SHARE)
+        # Short: a table and a line of failures show 120 characters of it.
+        if network.device.type != "cpu":
+            raise InputError(
+                f"{width}x{height} pixels do not fit the GPU: {most / GIB:.1f} GiB must be free, {budget / GIB:.1f} "
+                "are; end other programs, or give a smaller --input-size"
+            )
         raise InputError(
-            # Short: a table and a line of failures show 120 characters of it.
             f"{width}x{height} pixels do not fit the memory: give --memory "
             f"{(resident_bytes() + most) / GIB + 0.1:.1f}GiB or more, or a smaller --input-size"
         )
-    return Plan("tiles", needed, bytes_a_pixel, side=side)
+    return Plan("tiles", why, bytes_a_pixel, side=side)
+
+
+def _too_much(network: Network, needed: int, budget: int, limit: int) -> str:
+    """Say what an image takes as a whole, and what there is on the device."""
+    if network.device.type != "cpu":
+        return f"as a whole it takes about {needed / GIB:.1f} GiB, and {budget / GIB:.1f} of the GPU are free for it"
+    return (
+        f"as a whole it takes about {needed / GIB:.1f} GiB beside the {resident_bytes() / GIB:.1f} that this process "
+        f"holds, and {limit / GIB:.1f} may be used (--memory)"
+    )
 
 
 def _forget_earlier_images(network: Network) -> None:
@@ -188,7 +210,7 @@ def segment_by_parts(
             told = time.monotonic()
             say("progress", f"{100 * (first + len(rows)) / height:.0f} % of {width}x{height} pixels")
 
-    say(plan.way, _reason(picture, plan, limit))
+    say(plan.way, _reason(picture, plan))
     try:
         if plan.way == "strips":
             a_strip = plan.bytes_a_pixel * width * -(-height // plan.num_strips)
@@ -201,22 +223,24 @@ def segment_by_parts(
             into.close()
         if not is_out_of_memory(error):
             raise
+    if network.device.type != "cpu":  # of which --memory says nothing
+        raise InputError(
+            f"{width}x{height} pixels do not fit the GPU in {plan.way}: end other programs on it, or give a smaller "
+            "--input-size"
+        )
     raise InputError(
         f"{width}x{height} pixels do not fit the memory in {plan.way}: give a smaller --memory than "
         f"{limit / GIB:.1f}GiB, so that they are smaller"
     )
 
 
-def _reason(picture: LazyPicture, plan: Plan, limit: int) -> str:
+def _reason(picture: LazyPicture, plan: Plan) -> str:
     """Which way an image goes, and why."""
     height, width = picture.shape[:2]
     how = f"in {plan.num_strips} strips, which gives the same"
     if plan.way == "tiles":
         how = "in tiles that overlap, which gives nearly the same"
-    why = f"as a whole it takes about {plan.needed / GIB:.1f} GiB, and {limit / GIB:.1f} may be used (--memory)"
-    if resident_bytes() + plan.needed <= limit:
-        why = "as a whole attention would take too long"
-    return f"{width}x{height} pixels {how}: {why}"
+    return f"{width}x{height} pixels {how}: {plan.why}"
 
 
 def _is_full(network: Network, limit: int, a_strip: float) -> Callable[[], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def find_splits(given: Sequence[str | Path]) -> list[str | Path]:
     found: list[str | Path] = []
     for each in given:
         splits = []
-        if not is_url(str(each)) and not (Path(each) / INDEX_NAME).exists():
+        if not is_url(str(each)) and os.path.isdir(each) and not os.path.exists(Path(each) / INDEX_NAME):
             folders = [path.parent for path in Path(each).glob(f"*/{INDEX_NAME}") if path.parent.name[0] != "."]
             splits = sorted(folders, key=lambda folder: (USUAL_SPLITS.get(folder.name, len(USUAL_SPLITS)), folder.name))
         found += splits or [each]

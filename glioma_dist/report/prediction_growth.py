@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.errors import InputError, printable
-from glioma_dist.files import read_json
+from glioma_dist.files import cannot_read, read_json
 from glioma_dist.report.prediction_curves import Curve, CurvePoint
 from glioma_dist.report.prediction_results import MAX_HOURS
 from glioma_dist.report.style import short
@@ -22,7 +22,11 @@ def read_curves(folder: Path) -> list[Curve]:
     Raises InputError where growth.json is missing or is not what growth writes.
     """
     path = folder / GROWTH
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:
+        raise cannot_read(f"--growth {printable(folder)}", error) from None
+    if not is_there:
         raise InputError(
             f"--growth {printable(folder)}: has no {GROWTH}; give the folder that glioma-dist growth wrote"
         )

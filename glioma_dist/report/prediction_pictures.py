@@ -22,6 +22,8 @@ OUTLINE_COLOUR, TINT = (255, 200, 0), 0.15
 TOTAL_BYTES = 13_000_000
 """Of all pictures of a report with their outlines, in base64."""
 WIDEST_PX, NARROWEST_PX = 640, 96
+TALLEST_PX = 16383
+"""That a WebP can be."""
 BYTES_A_PIXEL = 0.35
 """Of a WebP of phase contrast of quality 70 with its outlines, roughly; what takes more gets a lower quality."""
 QUALITIES = (70, 50, 35, 20, 10)
@@ -80,7 +82,8 @@ def draw_thumbnail(
     step = 1 + picture.shape[0] * picture.shape[1] // MAX_WORKED_PIXELS
     picture = picture[::step, ::step]
     height, whole = picture.shape[:2]
-    size = (min(width, whole), max(1, round(height * min(width, whole) / whole)))
+    shown = min(width, whole, max(1, TALLEST_PX * whole // height))
+    size = (shown, min(TALLEST_PX, max(1, round(height * shown / whole))))
     if mask is None:
         return _encode(_shrunk(picture, size), "", max_bytes)
     if mask.shape != picture.shape[:2]:

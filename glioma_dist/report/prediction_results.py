@@ -95,6 +95,12 @@ class ResultFolder:
             raise cannot_read(Path(self.place) / name, error) from None
         return True
 
+    def _is_folder(self) -> bool:
+        try:
+            return Path(self.place).is_dir()
+        except OSError as error:
+            raise cannot_read(printable(self.place), error) from None
+
     @cached_property
     def _names(self) -> set[str]:
         """Of all that lies at the URL; listed once."""
@@ -103,7 +109,7 @@ class ResultFolder:
     def images(self) -> list[ReportedImage]:
         """Read the rows of summary.csv. Raises InputError if it is missing or is not such a table."""
         where = f"{self.place}/{SUMMARY}"
-        if self._store is None and not Path(self.place).is_dir():
+        if self._store is None and not self._is_folder():
             raise InputError(f"{printable(self.place)}: no such folder; give the folder that predict wrote")
         if not self.has(SUMMARY):
             raise InputError(f"{where}: is missing; give the folder that glioma-dist predict wrote, after it has ended")
@@ -138,7 +144,7 @@ def read_table(data: bytes, where: str) -> tuple[list[str], list[dict[str, str]]
     delimiter = max(TABLE_DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = [list(map(plain_text, line)) for line in reader if any(line)]
+        lines = [list(map(plain_text, line)) for line in reader if any(map(str.strip, line))]
     except csv.Error as error:
         raise InputError(f"{where}: is no table that can be read ({one_line(error, 200)})") from None
     if not lines:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import locale
 import os
 import re
 import signal
@@ -70,6 +71,17 @@ def ask(server, path: str, data: bytes | None = None, **headers: str):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(), error.headers
+
+
+def test_the_page_is_sent_as_it_is_whatever_the_locale_is(server):
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")  # stands for ISO 8859-1, which not every machine has
+        status, sent, _ = ask(server, "/app.js")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert status == 200
+    assert sent == (module.PAGE / "app.js").read_bytes()
 
 
 def upload(server, name: str, data: bytes) -> tuple[int, dict]:

@@ -21,7 +21,9 @@ from glioma_dist.data.images.reader import ImageReader
 from glioma_dist.inference.quality import FLAGS
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.report.prediction_pictures import (
+    TALLEST_PX,
     TOTAL_BYTES,
+    draw_thumbnail,
     make_thumbnail,
     outline_path,
     thumbnail_width,
@@ -320,6 +322,16 @@ def test_five_hundred_pictures_stay_below_20_mb_whatever_is_on_them(tmp_path):
             assert found.width == min(width, 1024)
     assert thumbnail_width(500) >= 240
     assert max(sizes.values()) < 17e6
+
+
+@pytest.mark.parametrize("width", [1, 64])
+def test_a_picture_taller_than_a_webp_can_be_is_drawn_smaller(width):
+    picture = np.random.default_rng(0).integers(0, 256, (40_000, width), np.uint8)
+    found = draw_thumbnail(picture, np.ones_like(picture), 640, 100_000)
+    drawn = cv2.imdecode(np.frombuffer(base64.b64decode(found.data), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert drawn.shape[:2] == (found.height, found.width)
+    assert found.height <= TALLEST_PX
+    assert width == 1 or found.height == pytest.approx(found.width * 40_000 / width, rel=0.05)
 
 
 @pytest.mark.slow

@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import locale
 import re
+import shutil
 import socket
+import sys
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +27,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.evaluation.network import Network, cell_probability
 from glioma_dist.inference import bioimageio as module
 from glioma_dist.inference.bioimageio import ScaledToLogits, export_package
-from glioma_dist.inference.bioimageio_description import IMAGE, PROBABILITY, preprocessing
+from glioma_dist.inference.bioimageio_description import IMAGE, PROBABILITY, describe, preprocessing
 from glioma_dist.inference.package_card import licences_page, package_card, spdx_licence
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.unet import build_model, load_model
@@ -234,6 +238,28 @@ def test_the_page_of_a_package_has_no_link_into_nowhere(name):
     assert "## Validation" in page
     assert "scaled to 64x64 pixels" in page
     assert "three channels (red, green, blue), 8 or 16 bits" in page
+
+
+@pytest.mark.parametrize(("optimizer", "named"), [("adam", "Adam"), ("sgd", "SGD")])
+def test_a_package_names_the_optimizer_of_the_training(optimizer, named, tmp_path, monkeypatch):
+    theirs = SimpleNamespace(ModelDescr=SimpleNamespace(implemented_format_version="0.5.4"))
+    monkeypatch.setitem(sys.modules, "bioimageio.spec.model.v0_5", theirs)  # of which only the version is used
+    model, read = load_model(save(tmp_path, "mit_tiny", optimizer=optimizer))
+    described = describe(read, model, 1, preprocessing("percentile", np.dtype(np.uint8)), None, (), None)
+    assert described["config"]["bioimageio"]["training"]["optimizer"] == named
+
+
+def test_the_page_is_read_as_utf8_whatever_the_locale_is(tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(network_folder(network_names()[0]), folder)
+    (folder / "README.md").write_text("# Zellen, 0,65 µm je Pixel – für Łódź\n", "utf-8")
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")  # stands for ISO 8859-1, which not every machine has
+        page = package_card(folder, Checkpoint.read(folder), None, 1, 8)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert page.startswith("# Zellen, 0,65 µm je Pixel – für Łódź\n")
 
 
 def test_what_cannot_be_a_package_is_refused(tmp_path):

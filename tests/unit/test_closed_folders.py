@@ -8,8 +8,14 @@ from helpers import run
 
 from glioma_dist.cli.merge import MergeConfig
 from glioma_dist.config import EvaluateConfig
+from glioma_dist.config.data_report import DataReportConfig
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, check_new_folder, make_folder
+from glioma_dist.inference.images import find_images
+from glioma_dist.inference.record import Place
+from glioma_dist.report.data_page import report_data
+from glioma_dist.report.prediction_growth import read_curves
+from glioma_dist.report.prediction_results import ResultFolder
 from glioma_dist.reproduction.folder import one_at_a_time
 
 NOBODY = 65534
@@ -27,6 +33,11 @@ CHECKS = {
     "evaluate": lambda out: EvaluateConfig("t98g-small", "shards", out=out).validate(),
     "merge": lambda out: MergeConfig(Path("t98g-small"), out).validate(),
     "reproduce": begin_study,
+    "images": lambda out: find_images(f"{out}/**/*.tif"),
+    "predict": lambda out: Place(out).read(),
+    "report": lambda out: ResultFolder(out).images(),
+    "curves": read_curves,
+    "data": lambda out: report_data(DataReportConfig((out,), Path(tempfile.gettempdir()) / "report.html")),
 }
 WITHOUT_COMPLAINT = ("evaluate", "merge")
 """Whose command looks at the folder later."""

@@ -4,6 +4,8 @@ import csv
 import io
 from pathlib import Path
 
+import pytest
+
 from glioma_dist.csv_tables import csv_table, plain_text
 from glioma_dist.growth_curves.table import parse_table
 from glioma_dist.inference.result_files import listed_in
@@ -38,3 +40,14 @@ def test_a_prediction_of_files_with_such_names_is_read_by_every_reader(tmp_path)
     assert listed_in(data.decode()) == {f"{name}.txt" for name in names}
     failed = read_table((tmp_path / "failed.csv").read_bytes(), "failed.csv")[1]
     assert [(row["image"], row["reason"]) for row in failed] == [(name, "-1 pixels") for name in names]
+
+
+@pytest.mark.parametrize("head", ["a,b", ",".join((*COLUMNS, "own"))], ids=["of somebody", "of predict, damaged"])
+def test_a_table_with_a_cell_of_any_length_names_no_file(head):
+    assert listed_in(f'{head}\r\n"{"a" * 200_000}') == frozenset()
+
+
+def test_a_line_of_blanks_is_no_row_for_any_reader():
+    data = b"image,confluence\n \na.tif,0.5\n \t, \n"
+    assert parse_table(data, "table.csv").rows == [{"image": "a.tif", "confluence": "0.5"}]
+    assert read_table(data, "table.csv")[1] == [{"image": "a.tif", "confluence": "0.5"}]

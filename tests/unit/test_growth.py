@@ -259,9 +259,11 @@ def test_urls_are_read_and_written_and_nothing_of_others_is_replaced(preds, tmp_
     monkeypatch.chdir(tmp_path)
     with bucket() as store:
         store.put("preds/summary.csv", (preds / SUMMARY).read_bytes())
-        for _ in range(2):
+        for there in ((), ("wells_1.png", "wells_2.svg", "notes.png")):  # plots of a larger result; somebody's
+            for name in there:
+                store.put(f"curves/{name}", b"")
             result = gd.growth(gd.GrowthConfig(Url("s3://cells/preds"), Url("s3://cells/curves")))
-        assert sorted(store.names("curves/")) == sorted(f"curves/{name}" for name in [*TABLES, *PLOTS])
+        assert sorted(store.names("curves/")) == sorted(f"curves/{name}" for name in [*TABLES, *PLOTS, "notes.png"])
         assert str(result.files[0]) == "s3://cells/curves/growth.csv"
         table = gd.growth(gd.GrowthConfig(Url("s3://cells/preds/summary.csv"), tmp_path / "local"))
         assert store.read("curves/growth.csv") == (tmp_path / "local" / "growth.csv").read_bytes()

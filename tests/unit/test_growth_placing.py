@@ -267,6 +267,24 @@ def test_dates_place_what_nothing_else_does_and_a_folder_is_a_culture():
     assert any("all such images of a folder are one culture (2 cultures)" in note for note in found.notes)
 
 
+def test_a_folder_is_a_culture_by_its_whole_name_and_a_file_by_its_stem():
+    rows = [(f"dish/2024.05.{day}/{hour}.tif", "", None, float(hour)) for day in (30, 31) for hour in (1, 4)]
+    rows += [(f"lapse.{number}.tif", f"t00{frame}", None, float(frame)) for number in (1, 2) for frame in (1, 2)]
+    found = place(pictures(*rows), config())
+    assert {each.culture for each in found.placed} == {"2024.05.30", "2024.05.31", "lapse.1", "lapse.2"}
+
+
+@pytest.mark.parametrize("digits", [20, 400, 5000], ids=lambda digits: f"{digits} digits")
+def test_a_number_that_is_no_time_and_no_frame_tells_nothing(digits):
+    number = "9" * digits
+    for name in (f"A1_1_{number}d00h00m.tif", f"A172_Phase_C7_1_{number}d04h00m_2.tif"):
+        found = place(pictures(name, "A1_1_00d04h00m.tif"), config())
+        assert places(found) == [("A1", 4)]
+        assert "no time is known" in found.not_used[0].reason
+    found = place(pictures(("a.tif", f"t{number}"), ("b.tif", "t001"), ("b.tif", "t002")), config(frame_hours=1.0))
+    assert places(found) == [("b", 0), ("b", 1)]
+
+
 def test_dates_that_differ_from_the_names_are_said_and_do_not_count():
     rows = [(f"A1_1_00d0{hour}h00m.tif", "", None, None, NOON + timedelta(hours=2 * hour)) for hour in range(4)]
     found = place(pictures(*rows), config())

@@ -1,10 +1,13 @@
 """Files and folders that take the place of older ones, while others do the same."""
 
+import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from glioma_dist.hidden_folder import replace_by
+from glioma_dist import files
+from glioma_dist.hidden_folder import hidden_folder, replace_by
 
 
 def made(path, kind, text):
@@ -62,3 +65,34 @@ def test_a_folder_that_is_gone_is_no_reason_to_try_again(tmp_path):
     new = made(tmp_path / "new", "file", "new")
     with pytest.raises(FileNotFoundError):
         replace_by(new, tmp_path / "gone" / "result")
+
+
+def no_locks(*_):
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def test_where_folders_cannot_be_locked_a_killed_process_of_the_same_number_is_in_nobodys_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("glioma_dist.hidden_folder.fcntl.flock", no_locks)  # as on NFS
+    killed = hidden_folder(tmp_path / "a")  # by a container whose only process has the number of the next one's
+    left = killed.__enter__()
+    (left / "result").touch()
+    with hidden_folder(tmp_path / "a") as own:
+        assert own != left
+        assert list(own.iterdir()) == []
+    assert (left / "result").exists()
+    assert not own.exists()
+
+
+def test_machines_that_share_a_folder_do_not_share_a_temporary_file(tmp_path, monkeypatch):
+    used = []
+
+    def rename(source, target):
+        used.append(source)
+        os.rename(source, target)
+
+    monkeypatch.setattr("glioma_dist.files.os.replace", rename)
+    for machine in ("pod-0", "pod-1"):  # in both of which the command is process 1
+        monkeypatch.setattr("glioma_dist.files.os.uname", lambda machine=machine: SimpleNamespace(nodename=machine))
+        files.write_atomically(tmp_path / "predict.json", machine, by_several=True)
+    assert len(set(used)) == 2
+    assert (tmp_path / "predict.json").read_text() == "pod-1"

@@ -6,7 +6,9 @@ import math
 import re
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch.nn import functional
 import glioma_dist.inference.large.memory as memory
 import glioma_dist.inference.large.picture as picture
 import glioma_dist.inference.large.reading as reading
+import glioma_dist.inference.segmenting as segmenting
 from glioma_dist.config import ModelConfig, PredictConfig
 from glioma_dist.config.scale import SPATIAL_LAYERS_ENCODERS
 from glioma_dist.data.images.worker import Wanted
@@ -36,6 +39,7 @@ from glioma_dist.inference.segmenting import Plan, choose, segment, segment_by_p
 from glioma_dist.model.unet import build_model, normalise
 from glioma_dist.scale import device_memory
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.size import Size
 
 GIB = 2**30
 SMALL = (32, 24, 16, 16, 8)
@@ -322,23 +326,64 @@ class Wide:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "side", "gib", "way"),
+    ("encoder", "side", "gib", "way", "why"),
     [
-        ("mit_tiny", 512, 1.0, "whole"),
-        ("mit_tiny", 4096, 1.0, "strips"),
-        ("mit_tiny", 20_000, 3.5, "tiles"),
-        ("resnet50", 20_000, 8.0, "strips"),
+        ("mit_tiny", 512, 1.0, "whole", ""),
+        ("mit_tiny", 4096, 1.0, "strips", "beside the"),
+        ("mit_tiny", 20_000, 3.5, "tiles", "attention would take too long"),
+        ("resnet50", 20_000, 8.0, "strips", "beside the"),
     ],
 )
-def test_the_way_follows_from_size_memory_and_attention(encoder, side, gib, way):
+def test_the_way_follows_from_size_memory_and_attention(encoder, side, gib, way, why):
     limit = memory.resident_bytes() + int(gib * GIB)
     plan = choose(Wide(side, side), make_network(encoder), limit)
     assert plan.way == way
+    assert why in plan.why
+    if found := re.search(r"about ([\d.]+) GiB beside the ([\d.]+) .* and ([\d.]+) may be used", plan.why):
+        needed, held, most = map(float, found.groups())
+        assert needed + held > most
     if way == "strips":
         assert side / plan.num_strips >= 32
     if way == "tiles":
         assert plan.side % 32 == 0
         assert plan.side >= least_side()
+
+
+@pytest.mark.parametrize("encoder", ["mit_tiny", "resnet50"])
+def test_lines_of_a_gpu_speak_of_its_memory_and_not_of_the_hosts(encoder, monkeypatch):
+    network = replace(make_network(encoder), device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(segmenting, "device_bytes", lambda *_: 11 * GIB)
+    plan = choose(Wide(16_000, 16_000), network, 500 * GIB)  # the host has room for it as a whole
+    assert plan.way != "whole"
+    assert "and 11.0 of the GPU are free for it" in plan.why
+    monkeypatch.setattr(segmenting, "device_bytes", lambda *_: 2**20)
+    with pytest.raises(InputError, match=r"the GPU: .* GiB must be free, 0\.0 are; end other") as found:
+        choose(Wide(16_000, 16_000), network, 500 * GIB)
+    assert "--memory" not in str(found.value)
+
+
+def test_a_large_picture_whose_scaled_one_does_not_fit_fails_by_itself(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("glioma_dist.inference.large.scaled.pixel_maps", full)
+    with pytest.raises(InputError, match="64x96 pixels, scaled to 32x48, do not fit the memory"):
+        segment(Wide(96, 64), make_network("mit_tiny"), Size(32, 48), memory.resident_bytes() + GIB, tmp_path)
+
+
+@pytest.mark.parametrize("way", ["strips", "tiles"])
+def test_a_gpu_that_fills_up_gets_advice_that_helps_there(way, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(segmenting, "compute_in_strips", full)
+    monkeypatch.setattr(segmenting, "compute_in_tiles", full)
+    plan = Plan(way, "", 100.0, num_strips=2, side=least_side())
+    for device, advice in (("cuda", "end other programs on it"), ("cpu", "give a smaller --memory than")):
+        network = replace(make_network("mit_tiny"), device=torch.device(device))
+        with pytest.raises(InputError, match=advice):
+            segment_by_parts(Wide(96, 64), network, plan, memory.resident_bytes() + GIB, tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(6000, 6000), (1, 1), (64, 64), (20, 9000), (9000, 1), (3000, 3000, 3)])
@@ -357,7 +402,7 @@ def test_memory_that_is_too_small_is_named_and_what_is_advised_is_enough(shape):
 def test_images_of_odd_shapes_go_every_way(shape, way, tmp_path):
     network, image = make_network("mit_tiny"), draw(*shape)
     limit = memory.resident_bytes() + GIB
-    plan = Plan(way, 0, 100.0, num_strips=-(-shape[0] // 32), side=least_side())
+    plan = Plan(way, "", 100.0, num_strips=-(-shape[0] // 32), side=least_side())
     found = segment_by_parts(picture.ArrayPicture(image), network, plan, limit, tmp_path)
     assert found.way == way
     assert np.abs(np.asarray(found.maps) - whole_of(network, image)).max() < 1e-5
@@ -406,6 +451,23 @@ def test_an_estimate_is_counted_once_and_keeps_no_network_alive(monkeypatch):
     del network
     gc.collect()
     assert model() is None
+
+
+def test_processes_of_this_machine_share_its_memory_whoever_else_is_in_the_launch(monkeypatch):
+    network, limits = make_network("mit_tiny"), []
+    network.spatial_group.dp_size = 8  # eight machines of one process each
+
+    def note(picture, network, limit, whole=True):
+        limits.append(limit - memory.resident_bytes())
+        return Plan("whole", "", 0.0)
+
+    monkeypatch.setattr(segmenting, "choose", note)
+    monkeypatch.setattr(memory, "free_in_cgroups", lambda: iter([10 * GIB]))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=20 * GIB))
+    for number, free in (("1", 9.0), ("4", 2.25)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", number)
+        segment(draw(64, 64), network, None)
+        assert limits.pop() / GIB == pytest.approx(free, abs=0.2)
 
 
 @pytest.mark.parametrize("most", ["max", str(3 * GIB)])

@@ -34,7 +34,9 @@ def layer(data: np.ndarray, **changes) -> SimpleNamespace:
     """What the function uses of an image layer."""
     ndim = data.ndim - changes.get("rgb", False)
     what = {"data": data, "name": "field", "rgb": False, "multiscale": False} | changes
-    return SimpleNamespace(scale=np.full(ndim, 0.65), translate=np.arange(ndim), **what)
+    place = {"scale": np.full(ndim, 0.65), "translate": np.arange(ndim), "rotate": np.eye(ndim)[::-1]}
+    affine = SimpleNamespace(affine_matrix=np.diag([*range(2, ndim + 2), 1]))
+    return SimpleNamespace(**place, shear=np.full(ndim * (ndim - 1) // 2, 0.1), affine=affine, **what)
 
 
 def test_napari_accepts_the_manifest():
@@ -85,6 +87,14 @@ def test_a_stack_gives_the_labels_of_each_image():
         np.testing.assert_array_equal(labels[place], segment_array(stack[place], NETWORK))
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_values_of_16_bits_are_used_as_they_are_in_either_byte_order(order):
+    image = draw_sample(2, 64, 48, 1, np.uint16).image // 3 + 500
+    used = plugin._images(image.astype(f"{order}u2"), False)
+    assert used.dtype == np.uint16
+    np.testing.assert_array_equal(used, image[None])
+
+
 def test_opacity_and_scale_of_floats_change_nothing():
     image = draw_sample(2, 64, 48, 3).image
     with_opacity = np.concatenate([image, np.full((48, 64, 1), 9, np.uint8)], axis=2)
@@ -101,6 +111,8 @@ def test_the_layer_of_labels_lies_on_the_image():
     labels, how, kind = segment_layer(layer(image, rgb=True))
     assert (kind, how["name"]) == ("labels", "field components")
     assert (list(how["scale"]), list(how["translate"])) == ([0.65, 0.65], [0, 1])
+    assert (how["rotate"].tolist(), how["shear"].tolist()) == ([[0, 1], [1, 0]], [0.1])
+    assert how["affine"].tolist() == [[2, 0, 0], [0, 3, 0], [0, 0, 1]]
     np.testing.assert_array_equal(labels, segment_array(image, is_rgb=True))
     grey = image[..., 0]
     several = layer(grey, multiscale=True)

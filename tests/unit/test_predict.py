@@ -438,6 +438,18 @@ def test_whatever_is_not_read_is_counted_and_named(tmp_path):
         find_images(str(tmp_path / "d.vsi"))
 
 
+@pytest.mark.parametrize("name", ["./.a.tif", "deeper//.b.tif", "deeper/../.a.tif", "./exp.v2", "exp.v2/"])
+def test_what_is_named_is_read_however_its_path_is_written(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("deeper", "exp.v2"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "exp.v2" / ".zgroup").write_text('{"zarr_format": 2}')
+    for file in (".a.tif", "deeper/.b.tif"):
+        (tmp_path / file).touch()
+    (found,) = find_images(name).paths
+    assert found.samefile(name)
+
+
 def test_a_jpeg_beside_tiffs_is_named_on_the_screen(whole, tmp_path):
     put_image(tmp_path, "a.tif")
     (tmp_path / "b.jpg").touch()

@@ -4,6 +4,7 @@ run would have made."""
 import copy
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 import tifffile
 from helpers import command, draw_sample, save_state, start, tiny_config
+from rich.console import Console
 
 from glioma_dist.config import PredictConfig
 from glioma_dist.data.images.choice import Choice
@@ -366,12 +369,16 @@ def test_a_stopped_run_says_how_far_it_came_and_how_to_continue(first, config, r
 def test_temporary_files_of_a_run_that_was_killed_are_removed_when_they_are_old(config, runtime):
     config.out.mkdir()
     old, new, own = (config.out / f".{name * 16}.partial" for name in "01z")
-    for path in (old, new, own):
+    old_folder, used_folder = (config.out / f".{name * 16}.partial" for name in "23")
+    for folder in (old_folder, used_folder):  # of a file system without locks, where no later run takes them over
+        folder.mkdir()
+    inside = [folder / "result.mask.png" for folder in (old_folder, used_folder)]
+    for path in (old, new, own, *inside):
         path.touch()
-    for path in (old, own):
+    for path in (old, own, inside[0], old_folder, used_folder):
         os.utime(path, (0, 0))
     predict(config, runtime)
-    assert [path.exists() for path in (old, new, own)] == [False, True, True]
+    assert [path.exists() for path in (old, new, own, old_folder, used_folder)] == [False, True, True, False, True]
 
 
 def test_a_disk_that_is_full_for_the_record_stops_the_run_and_the_next_one_finishes(config, runtime, monkeypatch):
@@ -442,3 +449,11 @@ def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(monkeypatch, cap
     with progress.PredictionProgress(3) as told:
         told.finished("a: 1 % covered")
     assert capsys.readouterr().out == "a: 1 % covered\n"
+
+
+def test_a_name_is_shown_on_a_terminal_as_it_is(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "Console", partial(Console, file=shown, force_terminal=True, width=200))
+    with progress.PredictionProgress(2) as told:
+        told.say("plate:a:1 [red]x.tif: 1 % covered")
+    assert "plate:a:1 [red]x.tif: 1 % covered" in shown.getvalue()

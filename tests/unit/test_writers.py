@@ -293,6 +293,14 @@ def test_a_large_image_gets_tiled_tiffs_and_a_small_overlay(tmp_path, monkeypatc
     open_results(tmp_path, ["mask", "overlay", "labels"]).check(["a"])
 
 
+@pytest.mark.parametrize("shape", [(5, 130), (130, 5)])
+def test_a_large_image_narrower_than_the_square_that_becomes_a_pixel_has_an_overlay(shape, tmp_path, monkeypatch):
+    monkeypatch.setattr("glioma_dist.inference.writers.names.MAX_PNG_PIXELS", 100)
+    monkeypatch.setattr("glioma_dist.inference.writers.overlay.REDUCED_SIDE", 13)
+    files = write(tmp_path, segmented(np.ones(shape, np.uint8)), ["overlay"])
+    assert cv2.imread(str(files["overlay"]), -1).shape == (*(max(1, side // 10) for side in shape), 3)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_slide_is_written_in_bounded_memory(tmp_path):

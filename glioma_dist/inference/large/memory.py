@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,7 +40,7 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def memory_limit(asked: int | None, num_local_processes: int = 1) -> int:
+def memory_limit(asked: int | None) -> int:
     """Return how many bytes this process may occupy.
 
     asked: the limit in bytes that the user gave; None: what the process occupies now, and its share of 90 % of the
@@ -48,6 +49,7 @@ def memory_limit(asked: int | None, num_local_processes: int = 1) -> int:
     if asked is not None:
         return asked
     free = min([psutil.virtual_memory().available, *free_in_cgroups()])
+    num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return resident_bytes() + int(free * FREE_SHARE / num_local_processes)
 
 

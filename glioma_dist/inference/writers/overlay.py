@@ -86,8 +86,8 @@ def _thickness(shape: tuple[int, ...]) -> int:
 
 def _reduced(segmented: SegmentedImage, factor: int) -> tuple[np.ndarray, np.ndarray]:
     """The image and its mask, `factor` times smaller: the mean of each square of pixels, and whether at least half of
-    it belongs to cells. Rows and columns that fill no square are left out."""
-    height, width = (side // factor for side in segmented.shape)
+    it belongs to cells. Rows and columns that fill no square are left out, unless there are no others."""
+    height, width = (max(1, side // factor) for side in segmented.shape)
     step = max(1, block_rows(segmented.shape[1]) // factor)
     pixels, masks = [], []
     for start in range(0, height, step):
