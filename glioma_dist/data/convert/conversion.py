@@ -63,7 +63,7 @@ def convert(
     instances. Raises InputError where that cannot be, where nothing can be converted, or, with `strict`, at the first
     defect.
     """
-    out, console, audit = Path(out), console or Console(stderr=True), Audit(strict)
+    out, console, audit = Path(out), console or Console(stderr=True, markup=False, emoji=False), Audit(strict)
     check_new_folder("--out", out)
     if division is None:
         division = Division(split_seed, split_counts)

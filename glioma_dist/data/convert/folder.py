@@ -73,7 +73,7 @@ def convert_folder(
     the first defect.
     """
     division = division or Division()
-    console, audit = console or Console(stderr=True), Audit(strict)
+    console, audit = console or Console(stderr=True, markup=False, emoji=False), Audit(strict)
     check_new_folder("--out", out)
     check_pattern(group_pattern)
     division.check()
