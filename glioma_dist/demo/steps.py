@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glioma_dist.config.launch_files import launch_file
 from glioma_dist.distributed.children import run_child
+from glioma_dist.distributed.launch import USE_CPU, flag
 from glioma_dist.errors import as_error
 
 PROGRAM = ("glioma-dist",)
@@ -66,6 +67,6 @@ def choose_launch_file() -> Path:
 
 def has_gpu() -> bool:
     """Whether the driver lists one; PyTorch, which would know for certain, takes seconds to import."""
-    if shutil.which("nvidia-smi") is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+    if shutil.which("nvidia-smi") is None or flag(os.environ, USE_CPU):
         return False
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
