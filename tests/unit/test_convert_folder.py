@@ -89,6 +89,17 @@ def file_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_the_same_picture_twice_is_told_and_its_bytes_in_another_shape_are_not(tmp_path):
+    """Blank fields of two sizes may have the same bytes."""
+    for name, shape in {"a": SHAPE, "b": SHAPE, "c": SHAPE[::-1]}.items():
+        write_png(tmp_path / "images" / f"{name}.png", np.full(shape, 9, np.uint8))
+        write_png(tmp_path / "masks" / f"{name}.png", np.eye(*shape, dtype=np.uint8))
+    convert(tmp_path / "images", tmp_path / "masks", tmp_path / "out", division=Division(counts={"train": 3}))
+    ((kind, where, left_out),) = defects(tmp_path / "out")
+    assert (kind, left_out) == ("doubled-name", False)
+    assert where in ("a.png", "b.png")  # whichever is drawn second
+
+
 # Pairs
 
 

@@ -154,7 +154,8 @@ class _Maker:
                 detail += ", the same turned by 90 degrees"
             self.audit.add(SIZE_MISMATCH, page.where, detail, left_out=True)
             return None
-        first = self._seen.setdefault(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), page.where)
+        digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+        first = self._seen.setdefault(digest, page.where)
         if first != page.where:
             detail = f"the same picture as {first}; in two splits it makes scores too good: remove one"
             self.audit.add(DOUBLED_NAME, page.where, detail, left_out=False)
