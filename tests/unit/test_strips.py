@@ -1,5 +1,6 @@
 """Every function of PyTorch that modules on strips may call, against whole maps: outputs, gradients and buffers."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -95,7 +96,16 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "mean": lambda x, w: [x.mean(1, keepdim=True), x.mean((2, 3), keepdim=True), x.mean()],
     "var": lambda x, w: [x.var(1), x.std((2, 3)), *torch.var_mean(x, (1, 2, 3), correction=0)],
     "norm": lambda x, w: [x.norm(dim=(2, 3)), x.norm(p=1, dim=2), torch.linalg.vector_norm(x, dim=1)],
+    "norm of torch": lambda x, w: [torch.norm(x, dim=1), torch.norm(x, None, (2, 3)), torch.norm(x, "nuc", (2, 3))],
     "linalg_norm": lambda x, w: torch.linalg.norm(x.permute(0, 2, 3, 1), dim=-1),
+    "linalg_norm matrix": lambda x, w: [
+        torch.linalg.norm(x, each, dim=(2, 3)) for each in (2, 1, -2, "nuc", "fro", None, math.inf)
+    ],
+    "linalg_norm order": lambda x, w: [torch.linalg.norm(x, ord=1, dim=2), torch.linalg.vector_norm(x, ord=1, dim=1)],
+    "names of numpy": lambda x, w: [
+        *(x.mean(axis=1, keepdims=True), x.sum(axis=(2, 3)), x.var(axis=2), x.softmax(axis=1), x.amax(axis=1)),
+        *(torch.cat([x, x], axis=1), x.unsqueeze(1).squeeze(axis=1)),
+    ],
     "matmul": lambda x, w: attend(x),
     "__matmul__ channels": lambda x, w: x.flatten(2) @ x.flatten(2).transpose(1, 2),
     "matmul batch": lambda x, w: torch.matmul(x.transpose(1, 2), x.transpose(1, 2).transpose(2, 3)),
@@ -153,6 +163,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
 ELSEWHERE = frozenset(
     (
         *("sum", "var", "norm", "linalg_norm", "matmul batch", "bmm", "linear", "__getitem__", "__iter__", "permute"),
+        *("norm of torch", "linalg_norm matrix", "linalg_norm order", "names of numpy"),
         *("chunk", "select", "stack", "t", "view_as", "max", "sort", "rms_norm", "moveaxis", "mean"),
     )
 )
@@ -272,6 +283,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], object], str]] = {
     "checkpointing": (lambda x, w: checkpoint(lambda y: y * 2, x, use_reentrant=False), "torch.utils.checkpoint"),
     "reentrant checkpointing": (lambda x, w: checkpoint(lambda y: y * 2, x, use_reentrant=True), "CheckpointFunction"),
     "out": (lambda x, w: torch.add(x.detach(), 1, out=torch.empty(2, 4, 13, 10, dtype=x.dtype)), "`out`"),
+    "an argument that no rule has": (
+        lambda x, w: torch.group_norm(x, 2, w[0], w[1], 1e-5, False),
+        "group_norm, called by",
+    ),
     "in place of a whole map": (lambda x, w: x.new_zeros(2, 4, 13, WIDTH).add_(x), "add_"),
     "writing into a map": (lambda x, w: x.clone().__setitem__(0, 1), "__setitem__"),
 }
