@@ -84,6 +84,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "interpolate corners": lambda x, w: functional.interpolate(x, (29, 17), mode="bilinear", align_corners=True),
     "interpolate other": lambda x, w: functional.interpolate(x, (20, 7), mode="bilinear"),
     "interpolate less": lambda x, w: functional.interpolate(x, scale_factor=0.7, mode="bilinear"),
+    "interpolate tokens": lambda x, w: functional.interpolate(x.flatten(2), 20),
     "interpolate area": lambda x, w: functional.interpolate(x, (5, 5), mode="area"),
     "upsample": lambda x, w: nn.Upsample(scale_factor=2)(x),
     "pixel_shuffle": lambda x, w: functional.pixel_shuffle(x, 2),
@@ -114,6 +115,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "linear rows": lambda x, w: functional.linear(x.transpose(2, 3), torch.eye(13, dtype=x.dtype)),
     "einsum": lambda x, w: [torch.einsum("bchw,cd->bdhw", x, w), torch.einsum("bchw,bdhw->bcd", x, x)],
     "attention": lambda x, w: functional.scaled_dot_product_attention(heads(x), heads(x), heads(x)),
+    "attention masked": lambda x, w: functional.scaled_dot_product_attention(
+        heads(x), heads(x), heads(x), attn_mask=x.flatten(2).mean(1)[:, None, None]
+    ),
     "reshape": lambda x, w: x.reshape(len(x), 2, 2, -1, WIDTH).flatten(1, 2),
     "reshape batch": lambda x, w: x.permute(0, 2, 3, 1).reshape(-1, 4).view(len(x), -1, WIDTH, 4),
     "view": lambda x, w: [windows(x, 2), windows(x, 7)],
@@ -341,6 +345,21 @@ def test_without_halos_the_checker_fails(monkeypatch):
     monkeypatch.setitem(functions.RULES, "conv2d", lambda x, *given: mark(torch.conv2d(x, *given), rows_of(x)))
     with pytest.raises(AssertionError, match="output 0 differs"):
         split_equals_whole(Function(lambda x, w: x).double(), random_images(), HEIGHTS)
+
+
+OF_ONE_ROW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squeeze": lambda x, w: x[:1].squeeze().unsqueeze(0) * w[0, 0],
+    "columns as rows": lambda x, w: x * x[:, :, :, :1].transpose(2, 3),
+    "columns of tokens": lambda x, w: x * x[0, 0, :, 0],
+    "pool": lambda x, w: functional.max_pool2d(x, 1, 2),
+}
+"""Functions of square maps."""
+
+
+@pytest.mark.parametrize("name", OF_ONE_ROW)
+def test_strips_of_one_row_give_the_rows_that_the_group_says(name):
+    images = random_images(13, 13)
+    split_equals_whole(Function(OF_ONE_ROW[name]).double(), images, [1, 2, 10])
 
 
 @st.composite
