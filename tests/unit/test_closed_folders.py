@@ -1,15 +1,18 @@
-"""Results that are to lie below a folder which this user may not enter: refused by a line that names the flag."""
+"""Results that are to lie below a folder which this user may not enter, and checkpoints that do: refused by a line that
+names it."""
 
 import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from helpers import run
 
 from glioma_dist.cli.merge import MergeConfig
 from glioma_dist.config import EvaluateConfig
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, check_new_folder, make_folder
+from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.reproduction.folder import one_at_a_time
 
 NOBODY = 65534
@@ -27,6 +30,7 @@ CHECKS = {
     "evaluate": lambda out: EvaluateConfig("t98g-small", "shards", out=out).validate(),
     "merge": lambda out: MergeConfig(Path("t98g-small"), out).validate(),
     "reproduce": begin_study,
+    "find_checkpoint": find_checkpoint,
 }
 WITHOUT_COMPLAINT = ("evaluate", "merge")
 """Whose command looks at the folder later."""
@@ -70,3 +74,8 @@ def test_a_folder_that_may_not_be_entered_is_an_input_error_that_names_it():
         assert "\n" not in line, name
         if name.startswith("check"):
             assert f"may not write to {folder};" in line
+
+
+def test_a_checkpoint_whose_name_is_too_long_is_an_input_error():
+    with pytest.raises(InputError, match="the name is too long"):
+        Checkpoint.read(Path("x" * 300))
