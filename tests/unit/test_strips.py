@@ -13,7 +13,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
+from glioma_dist.model.unet import build_model
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.scale.strips import functions
 from glioma_dist.scale.strips.names import ALONG, COPIES, GATHERED, MOVED, POINTWISE
 from glioma_dist.scale.strips.parallel import spatial_parallel
@@ -338,6 +342,24 @@ def test_strips_of_another_height_are_refused():
 def test_a_cut_that_leaves_a_process_without_rows_is_refused(heights):
     with pytest.raises(InputError, match="give 1 or more"):
         alone().group.cut_at(heights)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 32, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 32, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(8, 32, 3, padding="same"),
+        nn.MaxPool2d(3, 1, 1, return_indices=True),
+        nn.MaxPool2d(2, 2, ceil_mode=True),
+    ],
+    ids=str,
+)
+def test_an_encoders_own_layers_for_strips_are_refused_where_they_compute_something_else(layer):
+    model = build_model(ModelConfig(encoder="mit_tiny"), 0)[0]
+    model.encoder.segformer["stages"][0].blocks[0].mlp.dwconv["dwconv"] = layer
+    with pytest.raises(InputError, match=r"dwconv.*, which is not known to be exact in strips"):
+        split_spatially(model, SpatialGroup(2))
 
 
 def test_without_halos_the_checker_fails(monkeypatch):
