@@ -38,7 +38,8 @@ def device_memory(device: torch.device, num_local_processes: int) -> float:
     """The same of a device that nothing else uses."""
     if device.type == "cuda":
         return usable(torch.cuda.get_device_properties(device).total_memory)
-    return psutil.virtual_memory().total * (1 - RESERVED_SHARE) / num_local_processes
+    most = min([psutil.virtual_memory().total, *_limits_of_cgroups()])
+    return most * (1 - RESERVED_SHARE) / num_local_processes
 
 
 def free_host_memory(num_local_processes: int) -> float:
@@ -52,6 +53,19 @@ def _free_on_host() -> int:
 
 def free_in_cgroups() -> Iterator[int]:
     """What the limits of this process's control groups leave: of containers, and of jobs of SLURM and systemd."""
+    for group in _cgroups():
+        yield from _free_in(*group)
+
+
+def _limits_of_cgroups() -> Iterator[int]:
+    """The limits themselves."""
+    for folder, limit, _ in _cgroups():
+        with contextlib.suppress(OSError, ValueError):
+            yield int((folder / limit).read_text())
+
+
+def _cgroups() -> Iterator[tuple[Path, str, str]]:
+    """This process's control groups of memory and those above them, each with the names of its limit and its usage."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
@@ -64,7 +78,7 @@ def free_in_cgroups() -> Iterator[int]:
             for each in (folder, *folder.parents):
                 if each == CGROUP.parent:
                     break
-                yield from _free_in(each, *files)
+                yield each, *files
 
 
 def _free_in(folder: Path, limit: str, usage: str) -> Iterator[int]:
