@@ -36,8 +36,8 @@ def terms_of(text: str) -> tuple[Term, ...]:
             value = float(weight) if times else value
         if not 0 < value <= LARGEST_WEIGHT:
             raise InputError(
-                f"--loss {one_line(text, 100)}: cannot use the weight {one_line(weight, 40)}; give a number above 0, "
-                "as dice+0.5*bce"
+                f"--loss {one_line(text, 100)}: cannot use the weight {one_line(repr(weight), 40)}; give a number "
+                f"above 0 and at most {LARGEST_WEIGHT:,.0f}, as dice+0.5*bce"
             )
         found.append(Term(value, name.strip()))
     return tuple(found)

@@ -11,6 +11,19 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def free_in_cgroups() -> Iterator[int]:
     """What the limits of this process's control groups leave: of containers, and of jobs of SLURM and systemd."""
+    for group in _cgroups():
+        yield from _free_in(*group)
+
+
+def limits_of_cgroups() -> Iterator[int]:
+    """The limits themselves."""
+    for folder, limit, _ in _cgroups():
+        with contextlib.suppress(OSError, ValueError):
+            yield int((folder / limit).read_text())
+
+
+def _cgroups() -> Iterator[tuple[Path, str, str]]:
+    """This process's control groups of memory and those above them, each with the names of its limit and its usage."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
@@ -23,7 +36,7 @@ def free_in_cgroups() -> Iterator[int]:
             for each in (folder, *folder.parents):
                 if each == CGROUP.parent:
                     break
-                yield from _free_in(each, *files)
+                yield each, *files
 
 
 def _free_in(folder: Path, limit: str, usage: str) -> Iterator[int]:

@@ -25,7 +25,7 @@ from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import from_dict, shown
 from glioma_dist.config.networks import network_folder
 from glioma_dist.errors import InputError, UnavailableError, one_line
-from glioma_dist.files import parse_json
+from glioma_dist.files import cannot_read, parse_json
 from glioma_dist.model.manifest import EMA, FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
 from glioma_dist.model.tensor_files import DamagedError, read_checked, read_tensors
 from glioma_dist.registry import UnknownNameError
@@ -142,9 +142,13 @@ class Checkpoint:
 
 def find_checkpoint(folder: Path) -> Path | None:
     """`folder`, or what it was before a write that was killed between its renames; where there is neither, the network
-    of the package that has this name; None where there is none of them."""
-    found = folder if folder.exists() else sibling(folder, "1")
-    return found if any((found / name).is_file() for name in (MANIFEST, STATE)) else network_folder(folder)
+    of the package that has this name; None where there is none of them. Raises InputError where this user may not look.
+    """
+    try:
+        found = folder if folder.exists() else sibling(folder, "1")
+        return found if any((found / name).is_file() for name in (MANIFEST, STATE)) else network_folder(folder)
+    except OSError as error:
+        raise cannot_read(folder, error) from None
 
 
 def kept_folders(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from glioma_dist.config.networks import network_folder
 from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.licences import non_commercial_licences, warning_of_use
-from glioma_dist.model.manifest import EMA, MANIFEST, MODEL, STATE, Manifest
+from glioma_dist.model.manifest import MANIFEST, MODEL, STATE, Manifest
 from glioma_dist.model.unet import UNet, load_model
 
 CONFIG = "config.json"
@@ -96,8 +96,7 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
                 token=token,
             )
             folder = Path(fetch(MANIFEST)).parent
-            averages = Manifest.read(folder).parts(EMA)  # of a checkpoint that was uploaded as it is
-            for name in (STATE, MODEL, *averages):
+            for name in (STATE, *Manifest.read(folder).files_of_weights()):
                 fetch(name)
         model, checkpoint = load_model(folder)
         return cls(model, checkpoint.config, checkpoint.metadata).eval()

@@ -75,6 +75,10 @@ class Manifest:
             raise DamagedError(self.folder / MANIFEST, f"lists only some of the parts of {name}")
         return found
 
+    def files_of_weights(self) -> list[str]:
+        """Those of the network, and of the moving average of its weights. Raises as `parts`."""
+        return [*self.parts(MODEL), *self.parts(EMA)]
+
 
 def part_name(name: str, number: int, count: int) -> str:
     """Of part `number`, from 0, of `count`: model-00001-of-00002.safetensors."""

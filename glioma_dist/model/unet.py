@@ -110,7 +110,7 @@ def build_model(
     if config.init in ("imagenet", "timm"):
         return model, [model.encoder.load_imagenet(config.encoder, config.weights)]
     if (name := hub_name(config.init)) is not None:
-        return model, _load_repository(model, config, name)
+        return model, _load_repository(model, config, name, note)
     path = Path(config.init)
     if config.init_sha256:
         check_digest(path, config.init_sha256)
@@ -125,25 +125,30 @@ def build_model(
     if found is None and is_smp(path):
         return model, [load_smp(model, config.encoder, path, config.norm, note)]
     with naming_another(path):
-        checkpoint = Checkpoint.read(path)
-        theirs = checkpoint.config.model
-        starts_head = (theirs.classes, theirs.targets) != (config.classes, config.targets)
-        checkpoint.load_into(model, config.encoder, keep_head=starts_head)
-        if starts_head:
-            note(f"--model.init {config.init}: has other classes or targets; its head is not taken, all else is")
-    return model, checkpoint.lineage
+        return model, _load_checkpoint(model, config, path, note)
 
 
-def _load_repository(model: UNet, config: ModelConfig, name: str) -> list[dict[str, str]]:
+def _load_checkpoint(
+    model: UNet, config: ModelConfig, folder: Path, note: Callable[[str], None]
+) -> list[dict[str, str]]:
+    """Put a checkpoint into `model`, without its head where that is for other outputs. Returns its lineage."""
+    checkpoint = Checkpoint.read(folder)
+    theirs = checkpoint.config.model
+    starts_head = (theirs.classes, theirs.targets) != (config.classes, config.targets)
+    checkpoint.load_into(model, config.encoder, keep_head=starts_head)
+    if starts_head:
+        note(f"--model.init {config.init}: has other classes or targets; its head is not taken, all else is")
+    return checkpoint.lineage
+
+
+def _load_repository(model: UNet, config: ModelConfig, name: str, note: Callable[[str], None]) -> list[dict[str, str]]:
     """Put what a repository of the hub holds into `model`. Returns its lineage."""
     found = fetch_repository(name)
     if found.is_checkpoint:
-        checkpoint = Checkpoint.read(found.path)
-        checkpoint.load_into(model, config.encoder)
-        return checkpoint.lineage
+        return _load_checkpoint(model, config, found.path, note)
     source = found.describe(name)
     if found.path.is_dir():
-        lineage = load_smp(model, config.encoder, found.path, config.norm)
+        lineage = load_smp(model, config.encoder, found.path, config.norm, note)
         return [{"weights": f"{lineage['weights']}, {source}", "licence": found.licence}]
     return load_encoder_file(model.encoder, config.encoder, found.path, source, found.licence)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from glioma_dist.distributed.cgroups import free_in_cgroups
+from glioma_dist.distributed.cgroups import free_in_cgroups, limits_of_cgroups
 
 GIB = 2**30
 RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
@@ -35,7 +35,8 @@ def device_memory(device: torch.device, num_local_processes: int) -> float:
     """The same of a device that nothing else uses."""
     if device.type == "cuda":
         return usable(torch.cuda.get_device_properties(device).total_memory)
-    return psutil.virtual_memory().total * (1 - RESERVED_SHARE) / num_local_processes
+    most = min([psutil.virtual_memory().total, *limits_of_cgroups()])
+    return most * (1 - RESERVED_SHARE) / num_local_processes
 
 
 def free_host_memory(num_local_processes: int) -> float:

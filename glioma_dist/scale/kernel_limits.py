@@ -118,7 +118,7 @@ def check_kernels(step: Step, level: Level) -> None:
     if kernels_fit(step, "full"):
         fitting = "--scale.activation-checkpointing full"
     elif images:
-        fitting = f"--batch-size {images * step.num_devices // step.spatial_parallel}"
+        fitting = f"--batch-size {images * step.num_micro_batches * step.num_devices // step.spatial_parallel}"
     else:
         fitting = f"at most --data.size {_largest_size(size, most / step.batch_size, step.spatial_parallel)}"
     raise InputError(

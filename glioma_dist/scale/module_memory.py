@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -76,7 +77,8 @@ def estimate_step_memory(
     if not callable(optimizer):
         raise InputError(f"optimizer {one_line(repr(optimizer), 80)}: give a class or a function, as torch.optim.AdamW")
     counting = partial(_count_module_step, module, make_inputs, loss or partial(_default_loss, kind), optimizer)
-    ledger = counting(AUTOCAST[precision])
+    with torch.inference_mode(False), torch.enable_grad():  # wherever it is called: a step is that of a training
+        ledger = counting(AUTOCAST[precision])
     return ModuleStepMemory(**vars(ledger.at_peak()), moment=ledger.at, largest_kept=ledger.largest_kept(NUM_LARGEST))
 
 
@@ -121,11 +123,11 @@ def _count_module_step(
 def _maker_of_inputs(inputs: Any, dtype: torch.dtype) -> Callable[[KnownValues], Arguments]:
     """Makes the positional and the named arguments of the module, of fake tensors, where a step is counted."""
     if isinstance(inputs, Sequence) and inputs and not tree_leaves_of(inputs, Tensor):
-        if not all(isinstance(side, int) and side > 0 for side in inputs):
+        if not all(isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in inputs):
             raise InputError(
                 f"inputs {one_line(inputs, 80)}: give a shape, whole numbers above 0, as (4, 3, 512, 704), or tensors"
             )
-        inputs = torch.empty(tuple(inputs), dtype=dtype, device="meta")
+        inputs = torch.empty(tuple(map(int, inputs)), dtype=dtype, device="meta")
     if not tree_leaves_of(inputs, Tensor):
         raise InputError(f"inputs {one_line(inputs, 80)}: give a shape, as (4, 3, 512, 704), or tensors")
 

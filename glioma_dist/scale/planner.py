@@ -242,7 +242,7 @@ def advice(step: Step, memory: float, tried: Level | None = None, host: float | 
         return f"{text}: give {MICRO_BATCHES} {number}, which changes no result"
     images, size = largest_batch(step, "full", memory), largest_size(step, "full", memory)
     if 0 < images < step.batch_size:
-        batch_size = images * step.num_devices // step.spatial_parallel
+        batch_size = images * step.num_micro_batches * step.num_devices // step.spatial_parallel
         return f"{text}: give --scale.activation-checkpointing full and --batch-size {batch_size}"
     if size is not None and size.width < step.size.width:
         return f"{text}: give --scale.activation-checkpointing full and at most --data.size {size}"

@@ -51,10 +51,13 @@ class Window:
 def reaches_over(name: str, layer: nn.Conv2d | nn.MaxPool2d) -> bool:
     """Whether windows of the layer reach over a border of strips.
 
-    Raises InputError where the layer does not give one row for each `stride` rows.
+    Raises InputError where the layer does not give one row for each `stride` rows, pads with anything but zeros, or
+    returns indices.
     """
-    window = window_of(layer)
-    if not 0 < window.kernel - 2 * window.padding <= window.stride or getattr(layer, "ceil_mode", False):
+    is_known = not isinstance(layer.padding, str) and getattr(layer, "padding_mode", "zeros") == "zeros"
+    is_known = is_known and not getattr(layer, "ceil_mode", False) and not getattr(layer, "return_indices", False)
+    window = window_of(layer) if is_known else None
+    if window is None or not 0 < window.kernel - 2 * window.padding <= window.stride:
         raise InputError(
             f"--scale.spatial-parallel: {name} is {layer}, which is not known to be exact in strips; give another "
             "--model.encoder, or omit the flag"

@@ -1,9 +1,11 @@
-"""Results that are to lie below a folder which this user may not enter: refused by a line that names the flag."""
+"""Results that are to lie below a folder which this user may not enter, and checkpoints that do: refused by a line that
+names it."""
 
 import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from helpers import run
 
 from glioma_dist.cli.merge import MergeConfig
@@ -13,6 +15,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_file, check_new_folder, make_folder
 from glioma_dist.inference.images import find_images
 from glioma_dist.inference.record import Place
+from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.report.data_page import report_data
 from glioma_dist.report.prediction_growth import read_curves
 from glioma_dist.report.prediction_results import ResultFolder
@@ -38,6 +41,7 @@ CHECKS = {
     "report": lambda out: ResultFolder(out).images(),
     "curves": read_curves,
     "data": lambda out: report_data(DataReportConfig((out,), Path(tempfile.gettempdir()) / "report.html")),
+    "find_checkpoint": find_checkpoint,
 }
 WITHOUT_COMPLAINT = ("evaluate", "merge")
 """Whose command looks at the folder later."""
@@ -81,3 +85,8 @@ def test_a_folder_that_may_not_be_entered_is_an_input_error_that_names_it():
         assert "\n" not in line, name
         if name.startswith("check"):
             assert f"may not write to {folder};" in line
+
+
+def test_a_checkpoint_whose_name_is_too_long_is_an_input_error():
+    with pytest.raises(InputError, match="the name is too long"):
+        Checkpoint.read(Path("x" * 300))

@@ -475,7 +475,11 @@ def test_the_limit_of_a_control_group_counts(most, tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text(f"{most}\n")
     (tmp_path / "memory.current").write_text(f"{2 * GIB}\n")
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
-    free = [*cgroups._free_in(tmp_path, "memory.max", "memory.current")]
+    monkeypatch.setattr(cgroups, "_cgroups", lambda: iter([(tmp_path, "memory.max", "memory.current")]))
+    whole = device_memory.device_memory(torch.device("cpu"), 1)
+    assert whole > 0
+    assert most == "max" or whole <= 3 * GIB
+    free = [*cgroups.free_in_cgroups()]
     assert free == ([] if most == "max" else [3 * GIB // 2])
     for module in (memory, device_memory):
         monkeypatch.setattr(module, "free_in_cgroups", lambda: iter(free))

@@ -93,10 +93,11 @@ def test_sums_have_weights():
     assert terms_of("dice+0.5*bce") == ((1, "dice"), (0.5, "bce"))
 
 
-@pytest.mark.parametrize("text", ["0*dice", "-1*dice", "nan*dice", "inf*dice", "x*dice", "*dice", "2*3*dice"])
-def test_a_weight_that_is_none_is_refused(text):
-    with pytest.raises(InputError, match=r"--loss .*: cannot use the weight"):
-        terms_of(text)
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "x", "", "2*3", "1e7"])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(InputError) as error:
+        terms_of(f"{weight}*dice")
+    assert f"cannot use the weight {weight!r}; give a number above 0 and at most 1,000,000" in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", " ", "+", "dice+", "+bce", "dice++bce", "dice+ +bce", "2*", "dice+0.5*"])

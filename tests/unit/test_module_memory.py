@@ -69,6 +69,22 @@ def test_inputs_and_outputs_of_all_kinds_count_the_same(make):
     assert positional == named != expected
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_step_is_that_of_a_training_wherever_it_is_asked_for(mode):
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 1))
+    plain = estimate_step_memory(layers, (2, 3, 16, 16))
+    with mode():
+        assert estimate_step_memory(layers, torch.zeros(2, 3, 16, 16)) == plain
+
+
+def test_a_shape_may_have_numbers_of_numpy():
+    layers = nn.Conv2d(3, 8, 3)
+    shape = np.array([2, 3, 16, 16])
+    assert estimate_step_memory(layers, tuple(shape)) == estimate_step_memory(layers, tuple(map(int, shape)))
+    with pytest.raises(InputError, match="give a shape, whole numbers above 0"):
+        estimate_step_memory(layers, (True, 3, 16, 16))
+
+
 def test_the_loss_among_the_outputs_is_the_loss():
     class Trained(Named):
         def forward(self, inputs: Tensor) -> dict:

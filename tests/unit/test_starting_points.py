@@ -27,6 +27,7 @@ from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.config.networks import hub_name
 from glioma_dist.data import remote_weights
 from glioma_dist.errors import InputError, RunError
+from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.hub import PretrainedUNet
 from glioma_dist.model.pretrained import download
 from glioma_dist.model.pretrained.weight_files import read_weights
@@ -163,6 +164,40 @@ def test_a_repository_of_the_hub_gives_what_it_holds_and_then_needs_no_network(k
     assert told == lineage
     assert len(server.asked) == number
     assert time.monotonic() - started < 60  # and not the minutes of the client's retries
+
+
+def test_a_checkpoint_that_was_uploaded_as_it_is_gives_the_average_of_its_weights(server, monkeypatch):
+    use_hub(monkeypatch, server.url)
+    (server.root / "org").mkdir()
+    raw, average = (build_model(config_of(), seed)[0] for seed in (5, 6))
+    metadata, tensors = {"lineage": LINEAGE}, raw.state_dict()
+    write_checkpoint(
+        server.root / "org" / "run", TrainConfig(model=config_of()), metadata, tensors, average=average.state_dict()
+    )
+    assert same_weights(average, build_model(config_of(init="org/run"), 1)[0])
+    use_hub(monkeypatch, "http://127.0.0.1:9")  # where nobody listens
+    assert same_weights(average, build_model(config_of(init="org/run"), 1)[0])
+
+
+def test_a_repository_of_a_network_of_other_outputs_gives_all_but_its_head(server, monkeypatch):
+    narrow(monkeypatch, "resnet50")
+    use_hub(monkeypatch, server.url)
+    for kind, encoder in (("checkpoint", "mit_tiny"), ("smp", "resnet50")):
+        saved, told = save(kind, server.root / "org" / kind)[0], []
+        wanted = config_of(encoder, f"org/{kind}", classes=("live", "dead"))
+        model = build_model(wanted, 1, told.append)[0]
+        assert len(told) == 1
+        assert "its head is not taken, all else is" in told[0]
+        assert same_weights(saved, model, "encoder.")
+        assert same_weights(saved, model, "decoder.blocks.")
+
+
+def test_a_manifest_of_another_program_beside_an_encoder_is_in_nobodys_way(server, monkeypatch):
+    narrow(monkeypatch, "resnet50")
+    use_hub(monkeypatch, server.url)
+    saved = save("encoder", server.root / "org" / "encoder")[0]
+    (server.root / "org" / "encoder" / "manifest.json").write_text('{"name": "a web page"}')
+    assert same_weights(saved, build_model(config_of("resnet50", "org/encoder"), 1)[0], "encoder.")
 
 
 def test_a_damaged_or_another_repository_is_one_line(server, monkeypatch):

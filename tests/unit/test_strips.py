@@ -1,5 +1,6 @@
 """Every function of PyTorch that modules on strips may call, against whole maps: outputs, gradients and buffers."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
+from glioma_dist.model.unet import build_model
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.spatial_layers import split_spatially
 from glioma_dist.scale.strips import functions
 from glioma_dist.scale.strips.names import ALONG, COPIES, GATHERED, MOVED, POINTWISE
 from glioma_dist.scale.strips.parallel import spatial_parallel
@@ -83,6 +88,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "interpolate corners": lambda x, w: functional.interpolate(x, (29, 17), mode="bilinear", align_corners=True),
     "interpolate other": lambda x, w: functional.interpolate(x, (20, 7), mode="bilinear"),
     "interpolate less": lambda x, w: functional.interpolate(x, scale_factor=0.7, mode="bilinear"),
+    "interpolate tokens": lambda x, w: functional.interpolate(x.flatten(2), 20),
     "interpolate area": lambda x, w: functional.interpolate(x, (5, 5), mode="area"),
     "upsample": lambda x, w: nn.Upsample(scale_factor=2)(x),
     "pixel_shuffle": lambda x, w: functional.pixel_shuffle(x, 2),
@@ -95,7 +101,16 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "mean": lambda x, w: [x.mean(1, keepdim=True), x.mean((2, 3), keepdim=True), x.mean()],
     "var": lambda x, w: [x.var(1), x.std((2, 3)), *torch.var_mean(x, (1, 2, 3), correction=0)],
     "norm": lambda x, w: [x.norm(dim=(2, 3)), x.norm(p=1, dim=2), torch.linalg.vector_norm(x, dim=1)],
+    "norm of torch": lambda x, w: [torch.norm(x, dim=1), torch.norm(x, None, (2, 3)), torch.norm(x, "nuc", (2, 3))],
     "linalg_norm": lambda x, w: torch.linalg.norm(x.permute(0, 2, 3, 1), dim=-1),
+    "linalg_norm matrix": lambda x, w: [
+        torch.linalg.norm(x, each, dim=(2, 3)) for each in (2, 1, -2, "nuc", "fro", None, math.inf)
+    ],
+    "linalg_norm order": lambda x, w: [torch.linalg.norm(x, ord=1, dim=2), torch.linalg.vector_norm(x, ord=1, dim=1)],
+    "names of numpy": lambda x, w: [
+        *(x.mean(axis=1, keepdims=True), x.sum(axis=(2, 3)), x.var(axis=2), x.softmax(axis=1), x.amax(axis=1)),
+        *(torch.cat([x, x], axis=1), x.unsqueeze(1).squeeze(axis=1)),
+    ],
     "matmul": lambda x, w: attend(x),
     "__matmul__ channels": lambda x, w: x.flatten(2) @ x.flatten(2).transpose(1, 2),
     "matmul batch": lambda x, w: torch.matmul(x.transpose(1, 2), x.transpose(1, 2).transpose(2, 3)),
@@ -104,6 +119,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "linear rows": lambda x, w: functional.linear(x.transpose(2, 3), torch.eye(13, dtype=x.dtype)),
     "einsum": lambda x, w: [torch.einsum("bchw,cd->bdhw", x, w), torch.einsum("bchw,bdhw->bcd", x, x)],
     "attention": lambda x, w: functional.scaled_dot_product_attention(heads(x), heads(x), heads(x)),
+    "attention masked": lambda x, w: functional.scaled_dot_product_attention(
+        heads(x), heads(x), heads(x), attn_mask=x.flatten(2).mean(1)[:, None, None]
+    ),
     "reshape": lambda x, w: x.reshape(len(x), 2, 2, -1, WIDTH).flatten(1, 2),
     "reshape batch": lambda x, w: x.permute(0, 2, 3, 1).reshape(-1, 4).view(len(x), -1, WIDTH, 4),
     "view": lambda x, w: [windows(x, 2), windows(x, 7)],
@@ -153,6 +171,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
 ELSEWHERE = frozenset(
     (
         *("sum", "var", "norm", "linalg_norm", "matmul batch", "bmm", "linear", "__getitem__", "__iter__", "permute"),
+        *("norm of torch", "linalg_norm matrix", "linalg_norm order", "names of numpy"),
         *("chunk", "select", "stack", "t", "view_as", "max", "sort", "rms_norm", "moveaxis", "mean"),
     )
 )
@@ -272,6 +291,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], object], str]] = {
     "checkpointing": (lambda x, w: checkpoint(lambda y: y * 2, x, use_reentrant=False), "torch.utils.checkpoint"),
     "reentrant checkpointing": (lambda x, w: checkpoint(lambda y: y * 2, x, use_reentrant=True), "CheckpointFunction"),
     "out": (lambda x, w: torch.add(x.detach(), 1, out=torch.empty(2, 4, 13, 10, dtype=x.dtype)), "`out`"),
+    "an argument that no rule has": (
+        lambda x, w: torch.group_norm(x, 2, w[0], w[1], 1e-5, False),
+        "group_norm, called by",
+    ),
     "in place of a whole map": (lambda x, w: x.new_zeros(2, 4, 13, WIDTH).add_(x), "add_"),
     "writing into a map": (lambda x, w: x.clone().__setitem__(0, 1), "__setitem__"),
 }
@@ -321,11 +344,44 @@ def test_a_cut_that_leaves_a_process_without_rows_is_refused(heights):
         alone().group.cut_at(heights)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 32, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 32, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(8, 32, 3, padding="same"),
+        nn.MaxPool2d(3, 1, 1, return_indices=True),
+        nn.MaxPool2d(2, 2, ceil_mode=True),
+    ],
+    ids=str,
+)
+def test_an_encoders_own_layers_for_strips_are_refused_where_they_compute_something_else(layer):
+    model = build_model(ModelConfig(encoder="mit_tiny"), 0)[0]
+    model.encoder.segformer["stages"][0].blocks[0].mlp.dwconv["dwconv"] = layer
+    with pytest.raises(InputError, match=r"dwconv.*, which is not known to be exact in strips"):
+        split_spatially(model, SpatialGroup(2))
+
+
 def test_without_halos_the_checker_fails(monkeypatch):
     """The counter-check."""
     monkeypatch.setitem(functions.RULES, "conv2d", lambda x, *given: mark(torch.conv2d(x, *given), rows_of(x)))
     with pytest.raises(AssertionError, match="output 0 differs"):
         split_equals_whole(Function(lambda x, w: x).double(), random_images(), HEIGHTS)
+
+
+OF_ONE_ROW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squeeze": lambda x, w: x[:1].squeeze().unsqueeze(0) * w[0, 0],
+    "columns as rows": lambda x, w: x * x[:, :, :, :1].transpose(2, 3),
+    "columns of tokens": lambda x, w: x * x[0, 0, :, 0],
+    "pool": lambda x, w: functional.max_pool2d(x, 1, 2),
+}
+"""Functions of square maps."""
+
+
+@pytest.mark.parametrize("name", OF_ONE_ROW)
+def test_strips_of_one_row_give_the_rows_that_the_group_says(name):
+    images = random_images(13, 13)
+    split_equals_whole(Function(OF_ONE_ROW[name]).double(), images, [1, 2, 10])
 
 
 @st.composite

@@ -17,9 +17,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glioma_dist.distributed.cgroups import free_in_cgroups
 from glioma_dist.evaluation.network import Network
 from glioma_dist.model.unet import unwrapped
-from glioma_dist.scale.device_memory import free_in_cgroups, free_memory
+from glioma_dist.scale.device_memory import free_memory
 
 FREE_SHARE = 0.9
 """Of the memory that is free now: what other programs take meanwhile comes from the rest."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import read_bytes, read_json
 from glioma_dist.model.encoders.contract import Encoder
-from glioma_dist.model.manifest import MANIFEST, MODEL, STATE
+from glioma_dist.model.manifest import MANIFEST, MODEL, STATE, Manifest
 from glioma_dist.model.pretrained.download import NotReachedError, cached, from_hub_if_there
 from glioma_dist.model.pretrained.imagenet import HUB_FILES
 from glioma_dist.model.pretrained.weight_files import read_weights
@@ -79,9 +79,11 @@ def is_encoder_file(path: Path) -> bool:
 def _weights(name: str, get: Get) -> tuple[Path, bool] | None:
     """The path of a `Repository`, and whether it is a checkpoint's; None where `get` has not all of its files."""
     manifest = get(name, MANIFEST)
-    if manifest is not None:
-        others = [get(name, file) for file in (STATE, MODEL)]
-        return (manifest.parent, True) if all(others) else None
+    if manifest is not None and get(name, STATE) is not None:
+        is_whole = all(get(name, file) for file in Manifest.read(manifest.parent).files_of_weights())
+        return (manifest.parent, True) if is_whole or get is not cached else None
+    if manifest is not None and get is cached:
+        return None  # the rest may be on the hub; else the file is of something else
     weights = next(filter(None, (get(name, file) for file in HUB_FILES)), None)
     if weights is None:
         return None

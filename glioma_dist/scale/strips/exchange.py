@@ -263,9 +263,9 @@ OWN_FUNCTIONS: tuple[type, ...] = (_Fetch, _Gather, _Sum, _Share)
 
 def aligned(tensor: Tensor, rows: Rows) -> Tensor:
     """A tensor, whole or marked, with the rows of `rows` in its dimension `rows.dim`; what has one row there, or no
-    such dimension (a negative one), as it is."""
+    such dimension (a negative one), whole."""
     if rows.dim < 0 or shape_of(tensor)[rows.dim] == 1:
-        return tensor
+        return whole(tensor)  # it may be cut along another dimension
     here = rows_of(tensor)
     if here is None:
         return own_rows(tensor, rows)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -48,8 +50,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "var": sums.var,
     "std": sums.std,
     "var_mean": sums.var_mean,
-    "norm": sums.vector_norm,
-    "linalg_norm": sums.vector_norm,
+    "norm": sums.norm,
+    "linalg_norm": sums.linalg_norm,
     "linalg_vector_norm": sums.vector_norm,
     "matmul": sums.matmul,
     "__matmul__": sums.matmul,
@@ -76,8 +78,13 @@ RULES: dict[str, Callable[..., Any]] = {
     "nelement": lambda input: torch.Size(shape_of(input)).numel(),
 }
 """By a function's name, or "get " and an attribute's: what takes its place, with the same arguments."""
+OTHER_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+"""NumPy's names of arguments, which PyTorch takes as well, and its own."""
 UNKNOWN = "is not known to be exact in strips: replace it, or give another network (docs/spatial_parallelism.md)"
 """Why a function is refused, in most cases, and what to do."""
+
+
+_signature = lru_cache(None)(signature)
 
 
 def name_of(function: Any) -> str:
@@ -127,7 +134,7 @@ class StripFunctions(TorchFunctionMode):
         if name in POINTWISE:
             return pointwise.pointwise(name, function, args, kwargs)
         if name in RULES:
-            return RULES[name](*args, **kwargs)
+            return self._by_rule(name, args, kwargs)
         if name in MOVED:
             return shapes.moved(function, args, kwargs)
         if name in ALONG:
@@ -135,6 +142,14 @@ class StripFunctions(TorchFunctionMode):
         if name in GATHERED:
             return function(*map_tensors(whole, args), **map_tensors(whole, kwargs))
         raise self.refusal(name)
+
+    def _by_rule(self, name: str, args: tuple, kwargs: dict) -> Any:
+        named = {OTHER_NAMES.get(key, key): each for key, each in kwargs.items() if key != "out" or each is not None}
+        try:
+            _signature(RULES[name]).bind(*args, **named)
+        except TypeError as error:
+            raise self.refusal(name, f"is not known to be exact in strips with its arguments ({error})") from None
+        return RULES[name](*args, **named)
 
     def _dropout(
         self, name: str, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False

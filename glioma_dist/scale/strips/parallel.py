@@ -127,7 +127,7 @@ def _as_output(tensor: Tensor, rows: Rows) -> Tensor:
     if here is None:
         return shared(tensor, rows.group)
     wanted = here.scaled(here.size) if here.dim != 2 or tensor.ndim != 4 else rows.scaled(here.size)
-    return unmark(tensor if wanted.has_empty else recut(tensor, wanted))
+    return unmark(recut(tensor, wanted))
 
 
 def _checked(found: Any) -> Any:

@@ -94,8 +94,10 @@ def moved(function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     first = next(each for each in tensors_in((args, kwargs)) if rows_of(each) is not None)
     rows = marked(first)
     args, kwargs = (map_tensors(lambda each: _as_first(each, rows), values) for values in ((args, kwargs)))
-    places = [_trial(function, args, kwargs, rows, size) for size in PROBES]
-    if places[0] is None or places[0] != places[1]:
+    shapes = [_trial(function, args, kwargs, size) for size in PROBES]
+    places = [_places(each, size) for each, size in zip(shapes, PROBES, strict=True)]
+    loses_row = 1 in rows.lengths and _num_dims(_trial(function, args, kwargs, 1)) != _num_dims(shapes[0])
+    if places[0] is None or places[0] != places[1] or loses_row:
         args, kwargs = (map_tensors(whole, values) for values in ((args, kwargs)))
         return function(*args, **kwargs)
     found = function(*args, **kwargs)
@@ -108,8 +110,8 @@ def _as_first(tensor: Tensor, rows: Rows) -> Tensor:
     return tensor if tensor.ndim <= rows.dim else aligned(tensor, rows)
 
 
-def _trial(function: Callable[..., Any], args: tuple, kwargs: dict, rows: Rows, size: int) -> list[int] | None:
-    """In which dimension of each result the rows are, if there are `size` of them."""
+def _trial(function: Callable[..., Any], args: tuple, kwargs: dict, size: int) -> list[torch.Size] | None:
+    """The shapes of the results, if there are `size` rows."""
 
     def stand_in(tensor: Tensor) -> Tensor:
         here = rows_of(tensor)
@@ -122,13 +124,18 @@ def _trial(function: Callable[..., Any], args: tuple, kwargs: dict, rows: Rows, 
         found = function(*map_tensors(stand_in, args), **map_tensors(stand_in, kwargs))
     except (RuntimeError, IndexError, TypeError):
         return None  # a number of rows is among its arguments
-    places = []
-    for each in [found] if isinstance(found, Tensor) else found:
-        here = [dim for dim, length in enumerate(each.shape) if length == size]
-        if len(here) != 1:
-            return None
-        places += here
-    return places
+    return [each.shape for each in ([found] if isinstance(found, Tensor) else found)]
+
+
+def _places(shapes: list[torch.Size] | None, size: int) -> list[int] | None:
+    """In which dimension of each result the rows are."""
+    found = [[dim for dim, length in enumerate(each) if length == size] for each in shapes or ()]
+    return [each[0] for each in found] if shapes and all(len(each) == 1 for each in found) else None
+
+
+def _num_dims(shapes: list[torch.Size] | None) -> list[int] | None:
+    """Of each result. `squeeze` takes the dimension of a strip's rows away, too, where the strip has one row."""
+    return None if shapes is None else [len(each) for each in shapes]
 
 
 def concatenate(tensors: Sequence[Tensor], dim: int = 0, **named: Any) -> Tensor:

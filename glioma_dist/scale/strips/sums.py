@@ -66,21 +66,34 @@ def var_mean(
     return found, centre if keepdim else mean(input, dims)
 
 
-def vector_norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    """As torch.norm and torch.linalg.vector_norm, of order 2 or 1 over rows."""
+def norm(
+    input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, out: None = None, *, dtype: Any = None
+) -> Tensor:
+    """As torch.norm, which takes all orders but the nuclear one for those of a vector."""
+    if p == "nuc":
+        return torch.norm(whole(input), p, dim, keepdim, dtype=dtype)
+    return vector_norm(input, 2 if p in (None, "fro") else p, dim, keepdim, dtype=dtype)
+
+
+def linalg_norm(input: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """As torch.linalg.norm: of vectors along one dimension; of matrices, if an order is given, along two."""
+    num_dims = input.ndim if dim is None else 1 if isinstance(dim, int) else len(dim)
+    if ord is not None and num_dims > 1 and ord != "fro":
+        return torch.linalg.norm(whole(input), ord, dim, keepdim, dtype=dtype)
+    return vector_norm(input, 2 if ord in (None, "fro") else ord, dim, keepdim, dtype=dtype)
+
+
+def vector_norm(input: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """As torch.linalg.vector_norm, of order 2 or 1 over rows."""
     rows, dims = marked(input), _dims(input, dim)
     if rows.dim not in dims:
-        found = torch.linalg.vector_norm(input, _order(p), dims, keepdim, dtype=dtype)
+        found = torch.linalg.vector_norm(input, ord, dims, keepdim, dtype=dtype)
         return mark(found, rows.at(_left(rows.dim, dims, keepdim)))
-    if _order(p) not in (1, 2) or dtype is not None:
-        return torch.linalg.vector_norm(whole(input), _order(p), dims, keepdim, dtype=dtype)
-    powers = mark(input.abs() if _order(p) == 1 else input.square(), rows)
+    if ord not in (1, 2) or dtype is not None:
+        return torch.linalg.vector_norm(whole(input), ord, dims, keepdim, dtype=dtype)
+    powers = mark(input.abs() if ord == 1 else input.square(), rows)
     sums = sum_over(powers, dims, keepdim)
-    return sums if _order(p) == 1 else sums.sqrt()
-
-
-def _order(p: Any) -> Any:
-    return 2 if p == "fro" else p
+    return sums if ord == 1 else sums.sqrt()
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:

@@ -152,15 +152,15 @@ def interpolate(
     antialias: bool = False,
 ) -> Tensor:
     """As torch.nn.functional.interpolate."""
+    if not is_image(input):  # of any number of dimensions
+        given = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+        return functional.interpolate(whole(input), *given)
     settings: dict[str, Any] = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
     shape = shape_of(input)[2:]
     scales = None if scale_factor is None else _both(scale_factor)
     sizes = [math.floor(each * scale) for each, scale in zip(shape, scales, strict=True)] if scales else _both(size)
     if recompute_scale_factor:
         scales = None
-    if not is_image(input):
-        by_what = {"scale_factor": scales and tuple(scales)} if scales else {"size": tuple(sizes)}
-        return functional.interpolate(whole(input), **by_what, **settings)
     rows = marked(input)
     found = rows.scaled(sizes[0])
     ratio = scales[0] if scales else sizes[0] / shape[0]
