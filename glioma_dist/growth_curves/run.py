@@ -72,8 +72,7 @@ def growth(config: GrowthConfig) -> GrowthResult:
     else:
         with tempfile.TemporaryDirectory(prefix="glioma-dist-") as folder:
             names = write_files(Path(folder), result, config)
-            for name in names:
-                store.put_file(name, Path(folder) / name)
+            store.put_files({name: Path(folder) / name for name in names})
         store.remove(old_plots(there, names))
     files = tuple(config.out / name for name in names)
     return GrowthResult(config.out, tuple(cultures), not_used, tuple(notes), files)

@@ -114,14 +114,13 @@ class RemoteResults(Results):
 
     def write(self, name: str, segmented: SegmentedImage) -> PredictedImage:
         written = super().write(name, segmented)
-        return replace(written, files={kind: self._send(path) for kind, path in written.files.items()})
+        self._send(*written.files.values())
+        return replace(written, files={kind: self.out / path.name for kind, path in written.files.items()})
 
     def write_tables(self, done: Sequence[PredictedImage], failures: Sequence[Failure]) -> None:
         super().write_tables(done, failures)
-        self._send(self.folder / SUMMARY)
-        if failures:
-            self._send(self.folder / FAILED)
-        else:
+        self._send(*(self.folder / name for name in ([SUMMARY, FAILED] if failures else [SUMMARY])))
+        if not failures:
             self._store.remove([FAILED])
 
     def is_gone(self, image: Path | Url, error: InputError) -> bool:
@@ -130,20 +129,23 @@ class RemoteResults(Results):
     def _is_folder(self, name: str) -> bool:
         return name.endswith(".zarr")
 
-    def _send(self, path: Path | Url) -> Url:
-        """Upload a file, or a folder's files: first the one with the mark, so that a second run may replace what a kill
+    def _send(self, *paths: Path | Url) -> None:
+        """Upload files, or folders' files: first the one with the mark, so that a second run may replace what a kill
         leaves, and last the one without which Zarr's readers see nothing."""
-        name, local = path.name, self.folder / path.name
-        if local.is_dir():
+        contents: dict[str, bytes | Path] = {}
+        for name in dict.fromkeys(path.name for path in paths):  # several formats may have the same file
+            local = self.folder / name
+            if not local.is_dir():
+                contents[name] = local
+                continue
             last = f"{name}/{FOLDER_END}"
             self._store.remove(sorted(self._store.names(name), key=lambda each: each != last))
             files = {each.relative_to(self.folder).as_posix(): each for each in local.rglob("*") if each.is_file()}
             for each in sorted(files, key=lambda each: (each == last, each != f"{name}/{FOLDER_MARK}", each)):
-                self._store.put_file(each, files[each])
-        elif local.exists():  # else it was sent as the same file of another format
-            self._store.put_file(name, local)
-        remove_tree(local)
-        return self.out / name
+                contents[each] = files[each]
+        self._store.put_files(contents)
+        for path in paths:
+            remove_tree(self.folder / path.name)
 
 
 def open_results(out: Path | Url, formats: Sequence[str] = DEFAULT_FORMATS) -> Results:

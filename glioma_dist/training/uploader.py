@@ -161,8 +161,7 @@ class Uploader:
         name = self._name(job, digest)
         if name not in old.names():
             files = sorted(path.name for path in job.folder.iterdir() if path.name != MANIFEST)
-            for file in (*files, MANIFEST):
-                self._store.put_file(f"{FOLDER}/{name}/{file}", job.folder / file)
+            self._store.put_files({f"{FOLDER}/{name}/{file}": job.folder / file for file in (*files, MANIFEST)})
         metrics = self._metrics(job.metrics_bytes)
         new = replace(
             old.with_entry(job.kind, Entry(name, job.step, digest), self._keep if job.kind == "last" else 1),
@@ -217,11 +216,9 @@ class Uploader:
 
     def _send(self, small: dict[str, bytes]) -> None:
         """Upload those files that have changed."""
-        for name, data in small.items():
-            digest = hashlib.sha256(data).hexdigest()
-            if self._sent.get(name) != digest:
-                self._store.put(name, data)
-                self._sent[name] = digest
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
+        self._store.put_files({name: data for name, data in small.items() if self._sent.get(name) != digests[name]})
+        self._sent.update(digests)
 
     def _remove_unlisted(self, old: CheckpointIndex) -> None:
         """Remove what the list before named and this one does not; the manifests first."""

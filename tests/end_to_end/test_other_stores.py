@@ -1,4 +1,5 @@
-"""A run at az:// and gs://, against emulators of these stores: Microsoft's Azurite and gcp-storage-emulator.
+"""A run at az://, gs:// and hf://, against emulators of these stores: Microsoft's Azurite, gcp-storage-emulator, and
+the stand-in for the Hugging Face hub in tests/hub_server.py. The first two are slow tests:
 
 npm install -g azurite; pip install adlfs gcsfs gcp-storage-emulator
 """
@@ -8,21 +9,20 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import cv2
 import fsspec
 import pytest
 from helpers import draw_sample, draw_shards, free_port, tiny_config, wait_for_listener
+from hub_server import REPOSITORY, serve_hub
 
 from glioma_dist import EvaluateConfig, PredictConfig, evaluate, predict, train
 from glioma_dist.config.paths import Url
 from glioma_dist.data.shards.store import Store
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes"),  # adlfs through aiohttp
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes")  # adlfs through aiohttp
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Of Azurite: the same for everybody, and published."""
@@ -40,11 +40,24 @@ def needs(*modules: str, program: str | None = None) -> None:
         pytest.skip(f"{', '.join([*missing, *([program] if program else [])])}: see the first lines of this file")
 
 
-@pytest.fixture(params=["az", "gs"])
+@pytest.fixture(params=[pytest.param("az", marks=pytest.mark.slow), pytest.param("gs", marks=pytest.mark.slow), "hf"])
 def root(request, tmp_path, monkeypatch):
-    """URL of an empty bucket."""
+    """URL of an empty bucket or repository."""
+    if request.param == "hf":
+        with serve_hub(monkeypatch):
+            yield Url(f"hf://{REPOSITORY}")
+        return
+    files = fsspec.get_filesystem_class(request.param)
+    files.clear_instance_cache()  # those of another test have its port
+    with serve_bucket(request.param, tmp_path, monkeypatch) as url:
+        yield url
+    files.clear_instance_cache()
+
+
+@contextmanager
+def serve_bucket(scheme, tmp_path, monkeypatch):
     port = free_port()
-    if request.param == "az":
+    if scheme == "az":
         needs("adlfs", program="azurite-blob")
         from azure.storage.blob import BlobServiceClient
 
@@ -57,18 +70,15 @@ def root(request, tmp_path, monkeypatch):
         needs("gcsfs", "gcp_storage_emulator")
         command = [sys.executable, "-c", GCS, str(port)]
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    files = fsspec.get_filesystem_class(request.param)
-    files.clear_instance_cache()  # those of another test have its port
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_listener(port)
-        if request.param == "az":
+        if scheme == "az":
             BlobServiceClient.from_connection_string(connection).create_container("cells")
-        yield Url(f"{request.param}://cells")
+        yield Url(f"{scheme}://cells")
     finally:
         server.kill()
         server.wait()
-        files.clear_instance_cache()
 
 
 def test_objects_are_written_listed_read_and_removed(root, tmp_path):

@@ -269,7 +269,7 @@ def is_final(error: Exception) -> bool:
         return True
     if isinstance(error, AnswerError):
         return error.is_final
-    status = getattr(error, "status", None)
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in (HTTP_TIMEOUT, HTTP_TOO_MANY):
         return True
     return type(error).__name__ in NO_CREDENTIALS or "Certificate" in type(error).__name__

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from glioma_dist.data.shards import hub_commits
 from glioma_dist.data.shards.storage import Patience, RemoteFolder, is_final, pause, words_of
-from glioma_dist.data.shards.transfer import PACE_BYTES
+from glioma_dist.data.shards.transfer import PACE_BYTES, within
 from glioma_dist.errors import InputError, UnavailableError, one_line
 from glioma_dist.files import cannot_read
 
@@ -46,9 +45,13 @@ class Store(RemoteFolder):
         self.until: float | None = None
         self.knows_conditions = url.startswith("s3://")
         """Whether `replace` is safe against another writer."""
+        self._is_repository = hub_commits.is_repository(url)
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object."""
+        if self._is_repository:
+            self.put_files({name: data})
+            return
         self._write(name, lambda seconds: self._call(seconds, "pipe_file", self.where(name), data), len(data))
 
     def check(self) -> None:
@@ -60,7 +63,9 @@ class Store(RemoteFolder):
         """Upload a local file. It must not change meanwhile."""
         try:
             size = path.stat().st_size
-            if self.knows_conditions and size > PART_BYTES:
+            if self._is_repository:
+                self.put_files({name: path})
+            elif self.knows_conditions and size > PART_BYTES:
                 self._put_parts(name, path, size)
             elif size <= PART_BYTES:
                 self.put(name, path.read_bytes())
@@ -69,6 +74,21 @@ class Store(RemoteFolder):
                 self._write(name, lambda seconds: self._call(seconds, "put_file", local, url), size)
         except FileNotFoundError as error:
             raise cannot_read(path, error) from None
+
+    def put_files(self, contents: Mapping[str, bytes | Path]) -> None:
+        """Write several objects, of bytes or local files, in their order; to a repository of the hub in one commit."""
+        if not contents:
+            return
+        if not self._is_repository:
+            for name, source in contents.items():
+                if isinstance(source, bytes):
+                    self.put(name, source)
+                else:
+                    self.put_file(name, source)
+            return
+        num_bytes = sum(len(each) if isinstance(each, bytes) else each.stat().st_size for each in contents.values())
+        name = next(iter(contents)) if len(contents) == 1 else ""
+        self._commit(name, lambda files: hub_commits.write_files(files, self.url, contents), num_bytes)
 
     def replace(self, name: str, data: bytes, tag: str | None) -> str:
         """Write an object where it still is the one of `tag`, or is missing where `tag` is None. Returns its new tag.
@@ -145,6 +165,10 @@ class Store(RemoteFolder):
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects that may be there."""
+        if self._is_repository:
+            if given := list(names):
+                self._commit("", lambda files: hub_commits.remove_files(files, self.url, given), verb="removed")
+            return
         for name in names:
             url = self.where(name)
 
@@ -153,6 +177,10 @@ class Store(RemoteFolder):
                     self._call(seconds, "rm_file", url)
 
             self._write(name, remove, verb="removed")
+
+    def _commit(self, name: str, work: Callable[[Any], None], num_bytes: int = 0, verb: str = "written") -> None:
+        files = self._file_system()
+        self._write(name, lambda seconds: within(seconds, lambda: work(files)), num_bytes, verb)
 
     def _list(self, url: str, method: str, **options: Any) -> list[str]:
         def read(seconds: float) -> list[str]:
@@ -201,7 +229,7 @@ class Store(RemoteFolder):
         if files.async_impl:
             own = "_rm_file" if method == "rm_file" else f"_{method}"
             return self._run(seconds, lambda files: getattr(files, own)(*arguments, **options))
-        return _on_a_thread(seconds, lambda: getattr(files, method)(*arguments, **options))
+        return within(seconds, lambda: getattr(files, method)(*arguments, **options))
 
     def _run(self, seconds: float, function: Callable[[Any], Any]) -> Any:
         """Run a coroutine on fsspec's loop; it is called off where it takes longer."""
@@ -256,23 +284,3 @@ def _code(error: BaseException) -> str:
 
 def _status(error: BaseException) -> int | None:
     return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-
-
-def _on_a_thread(seconds: float, function: Callable[[], Any]) -> Any:
-    """What `function` returns; TimeoutError where it takes longer, and its thread is left to itself."""
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-
-    def answer() -> None:
-        try:
-            answers.put((function(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    threading.Thread(target=answer, daemon=True).start()
-    try:
-        value, error = answers.get(timeout=None if seconds == float("inf") else seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return value

@@ -43,7 +43,7 @@ def stream_span(files: Any, url: str, span: Span, seconds: float, take: Take) ->
 
     try:
         if not files.async_impl:
-            _within(seconds, lambda: take_until_the_end(_read_at_once(files, url, span)))
+            within(seconds, lambda: take_until_the_end(_read_at_once(files, url, span)))
             return
         from fsspec.asyn import sync
 
@@ -87,15 +87,40 @@ async def _stream_s3(files: Any, url: str, span: Span, seconds: float, take: Tak
 
 
 async def _read_whole_answer(files: Any, url: str, span: Span, seconds: float, take: Take) -> None:
-    if span.start is None:
-        _check_declared((await files._info(url)).get("size"), span.end)
-    take(_check_length(await files._cat_file(url, **span.limits), span))
+    async def read() -> bytes:
+        if span.start is None:
+            _check_declared((await files._info(url)).get("size"), span.end)
+        return await files._cat_file(url, **span.limits)
+
+    try:
+        data = await read()
+    except Exception as error:
+        if not _is_not_found(error):
+            raise
+        files.invalidate_cache()
+        data = await read()
+    take(_check_length(data, span))
 
 
 def _read_at_once(files: Any, url: str, span: Span) -> bytes:
-    if span.start is None:
-        _check_declared(files.info(url).get("size"), span.end)
-    return _check_length(files.cat_file(url, **span.limits), span)
+    def read() -> bytes:
+        if span.start is None:
+            _check_declared(files.info(url).get("size"), span.end)
+        return files.cat_file(url, **span.limits)
+
+    try:
+        data = read()
+    except Exception as error:
+        if not _is_not_found(error):
+            raise
+        files.invalidate_cache()
+        data = read()
+    return _check_length(data, span)
+
+
+def _is_not_found(error: Exception) -> bool:
+    """Whether a file was missing, perhaps only in a listing that the library has kept from before it was written."""
+    return isinstance(error, FileNotFoundError) or type(error).__name__.endswith("EntryNotFoundError")
 
 
 def _check_declared(size: int | None, most: int) -> None:
@@ -109,21 +134,22 @@ def _check_length(data: bytes, span: Span) -> bytes:
     return data
 
 
-def _within(seconds: float, function: Callable[[], None]) -> None:
-    """Run `function`, whose error is raised; TimeoutError where it takes longer. A thread that is given up ends
-    whenever its library lets go of it, and does not keep the process from ending."""
+def within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What `function` returns; TimeoutError where it takes longer. A thread that is given up ends whenever its library
+    lets go of it, and does not keep the process from ending."""
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def answer() -> None:
         try:
-            answers.put(function())
+            answers.put((function(), None))
         except BaseException as error:
-            answers.put(error)
+            answers.put((None, error))
 
     threading.Thread(target=answer, daemon=True).start()
     try:
-        error = answers.get(timeout=seconds)
+        value, error = answers.get(timeout=None if seconds == float("inf") else seconds)
     except queue.Empty:
         raise TimeoutError from None
     if error is not None:
         raise error
+    return value
