@@ -144,9 +144,14 @@ def find_checkpoint(folder: Path) -> Path | None:
     """`folder`, or what it was before a write that was killed between its renames; where there is neither, the network
     of the package that has this name; None where there is none of them. Raises InputError where this user may not look.
     """
+    before = sibling(folder, "1")
     try:
-        found = folder if folder.exists() else sibling(folder, "1")
-        return found if any((found / name).is_file() for name in (MANIFEST, STATE)) else network_folder(folder)
+        for found in (folder, before, folder):  # a training may rename them between two looks
+            if any((found / name).is_file() for name in (MANIFEST, STATE)) and not (
+                found is before and folder.exists()
+            ):
+                return found
+        return network_folder(folder)
     except OSError as error:
         raise cannot_read(folder, error) from None
 

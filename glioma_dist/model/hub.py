@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 from torch import nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config.networks import network_folder
+from glioma_dist.config.networks import hub_name, network_folder, network_names
+from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.licences import non_commercial_licences, warning_of_use
@@ -67,10 +68,17 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> PretrainedUNet:
         """Load a network from a checkpoint folder, from the hub, or by the name of one that comes with the package, as
-        `ModelHubMixin.from_pretrained` does."""
-        given = pretrained_model_name_or_path
-        named = None if Path(given).is_dir() else network_folder(given)
-        return super().from_pretrained(named or given, **options)
+        `ModelHubMixin.from_pretrained` does. Raises InputError for what is none of these."""
+        given = str(pretrained_model_name_or_path)
+        if not Path(given).is_dir():
+            found = network_folder(given) or hub_name(given)
+            if found is None:
+                raise InputError(
+                    f"{given}: no such folder; give a checkpoint's folder, a repository of the hub as ORG/NAME, or one "
+                    f"of {', '.join(network_names())}"
+                )
+            given = str(found)
+        return super().from_pretrained(given, **options)
 
     @classmethod
     def _from_pretrained(

@@ -10,6 +10,7 @@ from helpers import TINY_CHANNELS, save_state, tiny_config
 from huggingface_hub import HfApi, ModelCard
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.errors import InputError
 from glioma_dist.model import hub
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.hub import PretrainedUNet, model_card
@@ -81,6 +82,14 @@ def test_it_is_had_from_the_hub_by_its_three_files(best, tmp_path, monkeypatch):
     found = PretrainedUNet.from_pretrained("somebody/network", revision="v1")
     assert asked == [("somebody/network", name, "v1") for name in ("manifest.json", "state.json", "model.safetensors")]
     assert found.metadata["position"]["step"] == 7
+
+
+@pytest.mark.parametrize("name", ["runs/missing/best", "missing", "/missing/best", "../best"])
+def test_what_is_neither_a_folder_nor_a_name_is_refused_in_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^{name}: no such folder; give .* one of .*t98g-small") as caught:
+        PretrainedUNet.from_pretrained(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_pushing_sends_the_same_folder(best, monkeypatch):

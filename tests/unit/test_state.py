@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -243,6 +244,27 @@ def test_a_folder_of_neither_state_nor_manifest_is_no_checkpoint(saved):
     assert find_checkpoint(saved.folder) is None
     with pytest.raises(InputError, match="no checkpoint there"):
         Checkpoint.read(saved.folder)
+
+
+@pytest.mark.parametrize("looks", range(1, 5))
+def test_a_checkpoint_is_found_while_a_training_replaces_it(tmp_path, monkeypatch, looks):
+    """The training renames last to last.1, and last.new to last, after so many looks."""
+    for name in ("last", "last.1", "last.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).touch()
+    is_file, left = Path.is_file, [looks]
+
+    def look(path):
+        left[0] -= 1
+        if left[0] == 0:
+            (tmp_path / "last.1").rename(tmp_path / "last.2")
+            (tmp_path / "last").rename(tmp_path / "last.1")
+        elif left[0] == -1:
+            (tmp_path / "last.new").rename(tmp_path / "last")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", look)
+    assert find_checkpoint(tmp_path / "last") in (tmp_path / "last", tmp_path / "last.1")
 
 
 class KilledError(BaseException):
