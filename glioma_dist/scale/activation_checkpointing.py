@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock
 from glioma_dist.model.encoders.contract import compute
-from glioma_dist.model.modules import rebuild, replace_modules
+from glioma_dist.model.modules import depends_on_batch, rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan, DecoderPlan, Keeps, of_unit
 from glioma_dist.scale.offload import offload_activations
@@ -90,14 +90,10 @@ def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn
     return _checkpoint(part, *inputs, context_fn=contexts)
 
 
-def compute_segment_again(part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """`part(features)`, a part of an encoder, of which only the input is kept."""
-    return compute_again(part, features, norms=part if isinstance(part, nn.Module) else None)
-
-
-def compute_again_but_attention(memory: AttentionMemory, part: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """`part(features)`, of which the input and the outputs of attention are kept."""
-    norms = part if isinstance(part, nn.Module) else None
+def compute_again_but_attention(
+    memory: AttentionMemory, part: Callable[..., Tensor], features: Tensor, norms: nn.Module | None = None
+) -> Tensor:
+    """`part(features)`, of which the input and the outputs of attention are kept. norms: as in `compute_again`."""
     return _checkpoint(part, features, context_fn=partial(_attention_contexts, memory, norms))
 
 
@@ -110,6 +106,8 @@ class PlannedSegments:
 
     def __init__(self, encoder: nn.Module, plan: Sequence[Keeps], memory: AttentionMemory | None) -> None:
         self.plan, self.memory, self.number = plan, memory, 0
+        self.norms = encoder if any(map(depends_on_batch, encoder.modules())) else None
+        """Of a segment that is a function, whose norms are not known: all of them."""
         encoder.register_forward_pre_hook(self.begin)
 
     def begin(self, *_: object) -> None:
@@ -121,9 +119,10 @@ class PlannedSegments:
         self.number += 1
         if keeps == "all":
             return part(features)
+        norms = part if isinstance(part, nn.Module) else self.norms
         if keeps == "attention" and self.memory is not None:
-            return compute_again_but_attention(self.memory, part, features)
-        return compute_segment_again(part, features)
+            return compute_again_but_attention(self.memory, part, features, norms)
+        return compute_again(part, features, norms=norms)
 
 
 class AttentionMemory:
@@ -166,14 +165,31 @@ def _attention_contexts(
     memory: AttentionMemory, norms: nn.Module | None
 ) -> tuple[AbstractContextManager, AbstractContextManager]:
     kept: deque[Any] = deque()
-    again = memory.use(_AttentionReplayer(kept))
-    return memory.use(_AttentionKeeper(kept)), again if norms is None else _both(again, _buffers_left_alone(norms))
+    return memory.use(_AttentionKeeper(kept)), EachTime(partial(_replayed, memory, kept, norms))
 
 
 @contextmanager
-def _both(one: AbstractContextManager, other: AbstractContextManager) -> Iterator[None]:
-    with one, other:
-        yield
+def _replayed(memory: AttentionMemory, kept: deque[Any], norms: nn.Module | None) -> Iterator[None]:
+    with memory.use(_AttentionReplayer(kept)), nullcontext() if norms is None else _buffers_left_alone(norms):
+        try:
+            yield
+        finally:
+            kept.clear()
+
+
+class EachTime:
+    """A context that can be entered again: each time it is made anew. With `retain_graph` a segment is computed again
+    in each backward pass."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._now = self._make()
+        self._now.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._now.__exit__(*error)
 
 
 class _AttentionKeeper(TorchDispatchMode):
@@ -192,14 +208,15 @@ class _AttentionKeeper(TorchDispatchMode):
 
 
 class _AttentionReplayer(TorchDispatchMode):
-    """The backward pass: returns what was kept, in the same order."""
+    """The backward pass: returns what was kept, in the same order. In a second backward pass nothing is kept any more,
+    so attention is computed again."""
 
     def __init__(self, kept: deque[Any]) -> None:
         super().__init__()
         self.kept = kept
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.kept.popleft() if func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
+        return self.kept.popleft() if self.kept and func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
 
 
 class PlannedDecoder(BilinearDecoder):
@@ -228,7 +245,7 @@ class PlannedDecoder(BilinearDecoder):
 
 
 def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), nullcontext() if norms is None else _buffers_left_alone(norms)
+    return nullcontext(), nullcontext() if norms is None else EachTime(partial(_buffers_left_alone, norms))
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _described(units: StepUnits, step: Step, options: Sequence[Option], counts: 
 
 def _held_besides(units: StepUnits, step: Step) -> int:
     """Bytes that a device holds besides what is counted of one device: gradients of DDP, the average of the weights."""
-    counted = StepMemory(units.parameters, units.optimizer, 0, 0, 0)
+    counted = StepMemory(units.parameters, units.optimizer, 0, units.kept, 0)  # activations: not at the step's end
     return planner.on_each_device(counted, step).peak - counted.peak
 
 

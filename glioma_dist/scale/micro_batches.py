@@ -19,8 +19,10 @@ from glioma_dist.scale.step import Step
 from glioma_dist.scale.step_count import build_without_weights
 from glioma_dist.scale.step_memory import StepMemory
 
-BYTES_OF_A_PIXEL = 6
-"""Of each image of the other micro-batches: its grey value and its mask in uint8, its logit in fp32."""
+
+def bytes_of_a_pixel(config: ModelConfig) -> int:
+    """Of each image of the other micro-batches: its grey value and its masks in uint8, its logits in fp32."""
+    return 1 + len(config.targets) + 4 * config.num_outputs
 
 
 def images_at_once(num_images: int, num_micro_batches: int) -> int:
@@ -73,7 +75,7 @@ def with_accumulation(memory: StepMemory, step: Step) -> StepMemory:
         return memory
     rows = math.ceil(step.size.height / step.spatial_parallel)
     others = (step.num_micro_batches - 1) * step.batch_size * rows * step.size.width
-    return replace(memory, gradients=memory.optimizer // 2, kept=memory.kept + others * BYTES_OF_A_PIXEL)
+    return replace(memory, gradients=memory.optimizer // 2, kept=memory.kept + others * bytes_of_a_pixel(step.model))
 
 
 def with_exact_sum(memory: StepMemory) -> StepMemory:

@@ -77,7 +77,8 @@ def estimate_step_memory(
     if not callable(optimizer):
         raise InputError(f"optimizer {one_line(repr(optimizer), 80)}: give a class or a function, as torch.optim.AdamW")
     counting = partial(_count_module_step, module, make_inputs, loss or partial(_default_loss, kind), optimizer)
-    with torch.inference_mode(False), torch.enable_grad():  # wherever it is called: a step is that of a training
+    # Wherever it is called: a step is that of a training, and what has no device is counted on the CPU.
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
         ledger = counting(AUTOCAST[precision])
     return ModuleStepMemory(**vars(ledger.at_peak()), moment=ledger.at, largest_kept=ledger.largest_kept(NUM_LARGEST))
 

@@ -62,13 +62,15 @@ class ActivationOffload:
     def attach(self, model: nn.Module) -> None:
         """Have the forward passes of `model` save their activations here."""
         vars(model)["activation_offload"] = self
-        model.register_forward_pre_hook(self.begin)
+        model.register_forward_pre_hook(self.begin, with_kwargs=True)
         model.register_forward_hook(self.end, always_call=True)
 
-    def begin(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def begin(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A hook before a forward pass."""
         del model
-        device = next((each.device for each in inputs if isinstance(each, Tensor)), None)
+        while self._running:  # PyTorch calls no hook after a pass that Ctrl-C stopped
+            self.end()
+        device = next((each.device for each in (*inputs, *named.values()) if isinstance(each, Tensor)), None)
         if device is None:  # DDP is once called without images (`buckets.py`)
             self._running.append(nullcontext())
             return

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
+from glioma_dist.model import unet
+from glioma_dist.model.encoders.contract import Encoder
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.scale import activation_checkpointing, tiled_statistics, tiles
 from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, checkpoint_activations
@@ -162,6 +164,43 @@ def test_two_forward_passes_before_one_backward_pass(kind):
         losses = [segmentation_loss("dice", model(images, each), masks).mean() for each in (seeds, seeds + 5)]
         sum(losses).backward()
     check_equal(*({name: each.grad for name, each in model.named_parameters()} for model in (ours, plain)), 1e-9)
+
+
+@pytest.mark.parametrize("encoder", ["mit_tiny", "resnet50"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_backward_passes_of_one_graph(encoder, kind):
+    """As for the norms of two losses' gradients: what is computed again is that of the first pass."""
+    model = build_model(ModelConfig(encoder=encoder, decoder_channels=TINY_CHANNELS), 0)[0]
+    checkpoint_activations(model, kind)
+    images, masks, seeds = draw(2, 32, 64, torch.float32)
+    loss = segmentation_loss("dice", model(images, seeds), masks).mean()
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(map(torch.equal, first, second))
+    assert all(torch.equal(each, buffers[name]) for name, each in model.named_buffers())
+
+
+class OfFunctions(Encoder):
+    """Its segment is a function that runs a batch norm."""
+
+    strides, channels = (32,), (4,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 32, 32), nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor, seeds: Tensor | None = None) -> list[Tensor]:
+        return [self.run_segment(lambda features: self.norm(self.convolution(features)), images)]
+
+
+@pytest.mark.parametrize("kind", ["none", *KINDS])
+def test_norms_of_a_segment_that_is_a_function_move_once(kind, monkeypatch):
+    monkeypatch.setattr(unet, "build_encoder", lambda name: OfFunctions())
+    model = UNet(ModelConfig(decoder_channels=TINY_CHANNELS))
+    checkpoint_activations(model, kind)
+    model(draw(2, 64, 64, torch.float32)[0]).sum().backward()
+    assert model.encoder.norm.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("level", ["auto", "Full", "", None, 3])

@@ -1,6 +1,8 @@
 """`timm/NAME`: any timm model with feature maps; against timm's own feature network, at every level."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import timm
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
+from glioma_dist.model.encoders.any_timm import find_segments
 from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder
 from glioma_dist.model.pretrained import timm_weights
 from glioma_dist.model.unet import UNet, build_model, load_model
@@ -179,6 +182,25 @@ def test_a_model_that_is_no_encoder_is_one_line_that_says_why(name):
     assert REFUSED[name] in text
     assert "\n" not in text
     assert len(text) <= 500
+
+
+@contextmanager
+def fp64_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, fp64_by_default])
+def test_a_model_is_tried_alike_wherever_it_is_built(mode):
+    find_segments.cache_clear()
+    with mode():
+        found = build_model(config_of("test_resnet"), 0)[0].encoder._segment_names
+    find_segments.cache_clear()
+    assert found == find_segments("timm/test_resnet") != ()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"])

@@ -176,6 +176,15 @@ def test_gradients_of_ddp_and_a_moving_average_are_within_the_budget():
     assert shared.recomputed_time >= alone.recomputed_time
 
 
+def test_the_sum_of_a_reproducible_step_is_within_the_budget_once():
+    """The mean that is made of it at the step's end stands beside no activations."""
+    step = replace(STEPS["mit_tiny"], has_exact_sum=True)
+    units = find_units(step)
+    plain = units.options_of(LEVEL_PLANS["none"])
+    assert memory_budget._held_besides(units, step) == units.optimizer
+    assert choose_plan(step, (1 + LARGER) * (units.peak(plain) + units.optimizer)).recomputed_time == 0
+
+
 def test_a_frozen_encoder_has_nothing_to_compute_again():
     step = replace(STEPS["mit_tiny"], freeze_encoder=True)
     units = observe(step)

@@ -191,6 +191,16 @@ def test_the_planner_foretells_what_is_counted(level, number, monkeypatch, tmp_p
     assert foretold.gradients == foretold.optimizer // 2
 
 
+def test_the_planner_counts_the_logits_of_all_classes_and_targets(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = replace(STEP.model, classes=tuple("abcdefgh"), targets=("mask", "boundary"))
+    step = replace(STEP, model=config, batch_size=1, num_micro_batches=3, loss=lambda logits, _: logits.mean((1, 2, 3)))
+    model = UNet(config)
+    checkpoint_activations(model, "full")
+    counted = estimate_unet_step(model, step.loss, step.size, 3, num_micro_batches=3)
+    assert planner.count(step, "full").peak == pytest.approx(counted.peak, rel=0.05)
+
+
 def test_the_planner_counts_the_moving_average(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     without, with_it = (planner.count(replace(STEP, has_average=has), "none") for has in (False, True))

@@ -69,12 +69,12 @@ def test_inputs_and_outputs_of_all_kinds_count_the_same(make):
     assert positional == named != expected
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, partial(torch.device, "meta")])
 def test_a_step_is_that_of_a_training_wherever_it_is_asked_for(mode):
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 1))
-    plain = estimate_step_memory(layers, (2, 3, 16, 16))
+    plain = estimate_step_memory(layers, (2, 3, 16, 16), precision="bf16")
     with mode():
-        assert estimate_step_memory(layers, torch.zeros(2, 3, 16, 16)) == plain
+        assert estimate_step_memory(layers, torch.zeros(2, 3, 16, 16), precision="bf16") == plain
 
 
 def test_a_shape_may_have_numbers_of_numpy():

@@ -197,17 +197,31 @@ def test_what_is_small_stays_and_what_leaves_is_let_go_of():
     assert {id(each) for each in host._free[4 * 4 * 65]} == before  # the memory of the first step
 
 
-def test_after_a_forward_pass_that_failed_the_next_one_is_right():
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_after_a_forward_pass_that_failed_the_next_one_is_right(error):
+    def fail(*_: object) -> None:
+        raise error
+
     full, ours = pair("mit_tiny", Stream())
     images, seeds = draw()
-    handle = ours.decoder.register_forward_pre_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    handle = ours.decoder.register_forward_pre_hook(fail)
+    with pytest.raises(error):
         ours(images, seeds)
     handle.remove()
-    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    if error is ZeroDivisionError:
+        assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     for model in (ours, full):
         model.load_state_dict({name: each.clone() for name, each in full.state_dict().items()})
     check_equal(gradients(ours, images, seeds), gradients(full, images, seeds))
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+def test_images_that_are_given_by_name_move_too():
+    host = Stream()
+    _, ours = pair("mit_tiny", host)
+    images, seeds = draw()
+    ours(images=images, seeds=seeds)
+    assert host.log
 
 
 def test_without_gradients_nothing_moves():

@@ -136,6 +136,8 @@ def _stop_drops(body: nn.Module) -> None:
 
 
 @lru_cache
+@torch.inference_mode(False)  # a model may be built where nothing is trained
+@torch.enable_grad()
 def find_segments(name: str) -> tuple[str, ...]:
     """Names of the modules of a model that can be segments, found by computing maps of small images.
 
@@ -177,7 +179,7 @@ def find_segments(name: str) -> tuple[str, ...]:
 
 
 def _probe(size: tuple[int, int]) -> Tensor:
-    return torch.linspace(-2, 2, 2 * 3 * size[0] * size[1]).reshape(2, 3, *size)
+    return torch.linspace(-2, 2, 2 * 3 * size[0] * size[1], dtype=torch.float32).reshape(2, 3, *size)
 
 
 @torch.no_grad()
