@@ -9,11 +9,18 @@ from typing import Literal
 
 import torch
 
-from glioma_dist.distributed.environment import find_commit, find_version, processor_name
+from glioma_dist.distributed.environment import find_commit, find_own_commit, find_version, processor_name
 from glioma_dist.distributed.launch import USE_CPU, flag
 from glioma_dist.errors import InputError, one_line
+from glioma_dist.fingerprint import code_fingerprint
 
-__all__ = ["describe_device", "find_commit", "find_device", "find_version"]
+__all__ = ["describe_code", "describe_device", "find_commit", "find_device", "find_version"]
+
+
+def describe_code() -> dict[str, str | None]:
+    """This package's commit, and a hash of its code: a commit alone does not tell two states apart that both have
+    changes (`-dirty`), and a package that pip installed may have none."""
+    return {"commit": find_own_commit(), "code": code_fingerprint([])}
 
 
 def find_device() -> Literal["cuda", "cpu"]:

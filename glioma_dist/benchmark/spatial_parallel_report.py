@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.environment import describe_device, find_device, find_version
 from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.benchmark import SpatialParallelConfig
 from glioma_dist.config.launch_files import launch_file
 from glioma_dist.distributed.children import run_child
+from glioma_dist.distributed.environment import find_own_commit
 from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
@@ -134,7 +135,7 @@ def bench(config: SpatialParallelConfig) -> None:
     metadata = {
         "device": describe_device(find_device()),
         "torch": find_version("torch"),
-        "commit": find_commit(Path(__file__).parent),
+        "commit": find_own_commit(),
         "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
     }
     steps, traffic = measured(config), estimated(config)

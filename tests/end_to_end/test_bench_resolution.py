@@ -14,7 +14,7 @@ import torch
 from helpers import REPOSITORY, Ended, command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glioma_dist.benchmark import cell, drawn_shards, resolution
+from glioma_dist.benchmark import cell, drawn_shards, environment, resolution
 from glioma_dist.benchmark.rows import Rows
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
@@ -272,6 +272,24 @@ def test_the_commit_is_what_git_says():
     try:
         head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, text=True, stderr=subprocess.PIPE)
     except (OSError, subprocess.CalledProcessError):
-        assert resolution.find_commit(REPOSITORY) is None
+        assert environment.find_commit(REPOSITORY) is None
     else:
-        assert head.startswith(resolution.find_commit(REPOSITORY).removesuffix("-dirty"))
+        assert head.startswith(environment.find_commit(REPOSITORY).removesuffix("-dirty"))
+
+
+def test_rows_of_two_states_of_the_code_with_one_commit_are_not_mixed(tmp_path, monkeypatch):
+    """Both have changes that are in no commit. The commit is the package's own, not that of a repository around it."""
+    config = resolution.ResolutionConfig(
+        sizes=(resolution.Size(64, 64),), encoder="mit_tiny", levels=("none",), data="none", out=tmp_path
+    )
+    figures = {"status": "ok", "peak_gib": 1.0, "median_seconds": 1.0, "images_per_second": 1.0, "seconds": [1.0]}
+    monkeypatch.setattr(resolution, "run_child", lambda command, timeout_s: figures)
+    monkeypatch.setattr(environment, "find_own_commit", lambda: "abcdef0-dirty")
+    monkeypatch.setattr(environment, "code_fingerprint", lambda kinds: "before")
+    rows = resolution.bench(config)
+    assert resolution.bench(config) == rows
+    assert rows[0]["commit"] == "abcdef0-dirty"
+    monkeypatch.setattr(environment, "code_fingerprint", lambda kinds: "after")
+    with pytest.raises(InputError, match=r"measured with code before, but now it is after; give another --out"):
+        resolution.bench(config)
+    assert read(tmp_path) == rows

@@ -32,6 +32,16 @@ def hangs():
     time.sleep(600 * rank)
 def is_killed():
     os.kill(os.getpid(), 9)
+def waits_for_one_without_memory():
+    if rank == 1:
+        print("error: out of memory: smaller images")
+        sys.exit(3)
+    print("another process of this run ended", flush=True)
+    time.sleep(600)
+def waits_for_one_that_failed():
+    if rank == 1:
+        raise ValueError("odd")
+    time.sleep(600)
 globals()[shards]()
 """
 
@@ -63,11 +73,14 @@ def test_the_slowest_process_sets_the_time(launch):
     [
         ("is_full", "out of memory", "smaller images"),
         ("is_broken", "failed", "ValueError: odd"),
-        ("is_killed", "failed", "-9"),
+        ("is_killed", "out of memory", "the system ended the process"),  # as `bench resolution` has it
         ("is_nothing", "failed", "KeyError"),
+        ("waits_for_one_without_memory", "out of memory", "smaller images"),
+        ("waits_for_one_that_failed", "failed", "ValueError: odd"),
     ],
 )
-def test_each_end_is_a_row(launch, toy, status, words):
+def test_each_end_is_a_row(launch, monkeypatch, toy, status, words):
+    monkeypatch.setattr(scaling, "SECONDS_AFTER_FAILURE", 0.5)
     row = launch(toy)
     assert row["status"] == status
     assert words in row["error"]
