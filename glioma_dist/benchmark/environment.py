@@ -31,8 +31,11 @@ def find_device() -> Literal["cuda", "cpu"]:
     return "cuda" if not flag(os.environ, USE_CPU) and torch.cuda.is_available() else "cpu"
 
 
-def describe_device(device: str) -> str:
-    """The name of this machine's GPU, or of its CPU. Raises InputError for a GPU that does not work."""
+def describe_device(device: str, threads: int | None = None) -> str:
+    """The name of this machine's GPU, or of its CPU. Raises InputError for a GPU that does not work.
+
+    threads: of PyTorch in a process that is measured on a CPU; by default those of this one.
+    """
     if device == "cuda":
         command = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -40,5 +43,5 @@ def describe_device(device: str) -> str:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise InputError(f"the GPU cannot be used ({one_line(said[-1], 200)}); look at nvidia-smi")
         return done.stdout.strip()
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"

@@ -21,6 +21,8 @@ FSDP2 = {
     "FSDP_OFFLOAD_PARAMS": "false",
 }
 """The environment variables that `accelerate launch` sets from accelerate_configs/fsdp2.yaml."""
+THREADS = {"OMP_NUM_THREADS": "1"}
+"""Of each process, unless the environment says otherwise."""
 SECONDS_BETWEEN_LOOKS = 0.05
 
 
@@ -31,7 +33,7 @@ def start_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": "1", **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {**THREADS, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
     streams = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
     ranks: list[subprocess.Popen] = []

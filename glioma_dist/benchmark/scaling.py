@@ -18,7 +18,7 @@ from pathlib import Path
 from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder
 from glioma_dist.benchmark.drawn_shards import drawn_or_given
 from glioma_dist.benchmark.environment import describe_code, describe_device, find_device, find_version
-from glioma_dist.benchmark.launching import FSDP2, start_ranks, wait_for
+from glioma_dist.benchmark.launching import FSDP2, THREADS, start_ranks, wait_for
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
 from glioma_dist.benchmark.rows import Rows
 from glioma_dist.benchmark.scaling_cell import ScalingCell
@@ -48,7 +48,7 @@ def bench(config: ScalingConfig) -> list[dict]:
     device = find_device()
     there = count_gpus()[0] if device == "cuda" else max(CPU_PROCESSES)
     conditions = {
-        "device": describe_device(device),
+        "device": describe_device(device, None if THREADS.keys() <= os.environ.keys() else 1),
         "versions": {library: find_version(library) for library in LIBRARIES},
         **describe_code(),
     }
