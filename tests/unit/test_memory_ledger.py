@@ -88,6 +88,11 @@ def test_both_forms_of_a_gpu_check_become_rows(tmp_path, reserved):
     )
     file.write_text(json.dumps({"metadata": metadata | {"kind": "cpu"}, "lines": lines}))
     assert rows_of_proof(file) == []
+    file.write_text(json.dumps({"metadata": metadata, "lines": lines[:1]}))
+    assert rows_of_proof(file) == [], "the check of memory was not asked for"
+    file.write_text(json.dumps({"metadata": metadata | {"commit": None}, "lines": lines}))
+    (row,) = rows_of_proof(file)
+    assert LedgerRow.of_line(row.line()) == replace(row, commit="unknown"), "pip installed it"
 
 
 def test_the_table_of_other_networks_is_that_of_its_figures_and_within_ten_per_cent():
