@@ -148,6 +148,11 @@ def largest_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict, ro
         of_size = {key: value for key, value in name.items() if key not in ("size", "batch_size")} | {"sought": "size"}
         of_batch = {key: value for key, value in name.items() if key != "batch_size"} | {"sought": "batch"}
         least, most = round(smallest * 1e6), round(config.max_megapixels * 1e6)
+        known = rows.find(of_size)
+        # Where not even the smallest size trained, there may be a smaller one now.
+        has_smaller = known is not None and known["megapixels"] > smallest and known["size"] != str(size_of(least))
+        if has_smaller and known["status"] != "ok":
+            rows.rows.remove(known)
         rows.get(of_size, lambda at=at_pixels, few=least, many=most: search(at, few, many) | bound | {"sought": "size"})
         many = int(config.max_megapixels / largest.megapixels)
         rows.get(of_batch, lambda at=at_batch, many=many: search(at, 1, many) | bound | {"sought": "batch"})

@@ -228,6 +228,41 @@ def test_a_stopped_benchmark_measures_only_what_is_missing(tmp_path, monkeypatch
     assert tried == []
 
 
+def test_a_search_of_which_nothing_trained_begins_again_where_there_is_a_smaller_size(tmp_path, monkeypatch):
+    tried = []
+
+    def run_child(command, timeout_s):
+        size = json.loads(command[-1])["size"]
+        tried.append(size)
+        if resolution.Size.parse(size).width > 100:
+            return {"status": "out of memory", "error": "full"}
+        return {"status": "ok", "peak_gib": 1.0, "median_seconds": 1.0, "images_per_second": 1.0, "seconds": [1.0]}
+
+    def bench(side: int) -> list[dict]:
+        del tried[:]
+        size = resolution.Size(side, side)
+        flags = {"encoder": "mit_tiny", "levels": ("none",), "find_largest": True, "max_megapixels": 1.0}
+        rows = resolution.bench(resolution.ResolutionConfig(sizes=(size,), data="none", out=tmp_path, **flags))
+        return [row for row in rows if row.get("sought") == "size"]
+
+    monkeypatch.setattr(resolution, "run_child", run_child)
+    (row,) = bench(256)
+    assert row["status"] == "out of memory"
+    assert bench(320) == [row], "a larger one does not train either"
+    (found,) = bench(64)
+    assert (found["status"], found["limited_by"]) == ("ok", "out of memory")
+    assert bench(64) == bench(256) == [found]
+    assert tried == []
+
+
+def test_data_that_cannot_be_read_fail_and_are_measured_again(tmp_path):
+    """Only what the device's kernels cannot take stays a row."""
+    (tmp_path / "train").mkdir()
+    row = cell.measure_or_say_why_not(make_cell(data=str(tmp_path / "train"), encoder="mit_tiny"))
+    assert row["status"] == "failed"
+    assert str(tmp_path / "train") in row["error"]
+
+
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"kind": "step"}]', "[", '{"rows": []}'])
 def test_a_file_that_holds_no_rows_is_refused_and_kept(tmp_path, content):
     file = tmp_path / "resolution.json"
