@@ -83,7 +83,7 @@ def rows_of_proof(file: Path) -> list[LedgerRow]:
         rows.append(
             LedgerRow(
                 gpu=metadata["device"],
-                torch=metadata["versions"]["torch"],
+                torch=metadata["versions"]["torch"].partition("+")[0],
                 network=f"U-Net {encoder}",
                 inputs=f"1x1x{height}x{width}",
                 precision="bf16",
