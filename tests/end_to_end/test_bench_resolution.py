@@ -272,6 +272,18 @@ def test_a_file_that_holds_no_rows_is_refused_and_kept(tmp_path, content):
     assert file.read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("before", "told"), [("1.0.19", "timm 1.0.19, but now it is 1.0.20;"), (None, "timm None, but now it is 1.0.20;")]
+)
+def test_the_library_whose_version_differs_is_named(tmp_path, before, told):
+    """A line has no room for all versions."""
+    now = dict.fromkeys(("torch", "accelerate", "timm", "transformers", "segmentation-models-pytorch"), "1.0.20")
+    versions = {name: each for name, each in (now | {"timm": before}).items() if each}
+    (tmp_path / "resolution.json").write_text(json.dumps([{"status": "ok", "versions": versions}]))
+    with pytest.raises(InputError, match=f"measured with {told} give another --out"):
+        Rows(tmp_path / "resolution.json", {"versions": now})
+
+
 @pytest.mark.parametrize("largest", [0, 1, 7, 100, 1000, 5_060_000])
 def test_the_search_finds_the_largest_that_trains(largest):
     tried = []
