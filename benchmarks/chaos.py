@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,8 @@ def main() -> None:
 
     failed = run_campaign(config)
     if failed:
-        again = f"python benchmarks/chaos.py --faults {config.faults} --seed {config.seed} --out {config.out} --only"
+        flags = f"--faults {config.faults} --seed {config.seed}{' --forked-launchers' * config.forked_launchers}"
+        again = f"python benchmarks/chaos.py {flags} --out {shlex.quote(str(config.out))} --only"
         raise PartialError(
             f"{len(failed)} faults or trainings failed ({config.out}/chaos.md); repeat one with {again} {failed[0]}"
         )

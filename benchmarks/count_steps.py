@@ -44,7 +44,13 @@ class CountStepsConfig:
     """Count steps again and write glioma_dist/scale/counted_steps.json."""
 
     encoders: tuple[str, ...] = ()
-    """Encoders to count; the figures of others do not change. By default: all of the package's table."""
+    """Encoders to count; the figures of others do not change, and are refused where they are of other code or other
+    libraries. By default: all of the package's table."""
+
+    def validate(self) -> None:
+        unknown = sorted(set(self.encoders) - set(encoders.names()))
+        if unknown:
+            raise InputError(f"--encoders {unknown[0]}: not of the package's table; glioma-dist encoders lists it")
 
 
 def count_encoder(name: str) -> dict[str, dict]:
@@ -120,8 +126,14 @@ def straight(formula: SizeFormula) -> SizeFormula:
 
 def write_table(config: CountStepsConfig) -> None:
     names = [name for name in encoders.names() if not config.encoders or name in config.encoders]
-    only_some = config.encoders and counted_steps.FILE.exists()
-    known = json.loads(counted_steps.FILE.read_text())["steps"] if only_some else {}
+    known = {}
+    if config.encoders and counted_steps.FILE.exists():
+        table = json.loads(counted_steps.FILE.read_text())
+        if table["conditions"] != counted_steps.conditions():  # the table has one for all encoders
+            raise InputError(
+                "--encoders: the figures of the other encoders are of other code or other libraries; count all of them"
+            )
+        known = table["steps"]
     for name in names:
         try:
             known[name] = count_encoder(name)

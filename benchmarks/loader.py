@@ -4,6 +4,7 @@ All decode the same images, apply the same changes, and deliver batches of uint8
 GPU normalises them, without one the CPU does, so both are measured: delivered, and normalised on the CPU.
 """
 
+import math
 import os
 import re
 import shlex
@@ -191,6 +192,13 @@ def table(rows: list[dict], metadata: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def num_samples(config: BenchConfig) -> int:
+    """Whole shards for every worker of webdataset's, which has nothing for one without, and in them a whole batch, of
+    which no loader but ours delivers a part: it would look for one for ever."""
+    shards_of_worker = max(2, math.ceil(config.batch_size / SAMPLES_PER_SHARD))
+    return SAMPLES_PER_SHARD * max(8, shards_of_worker * max(1, *config.workers))
+
+
 def bench(config: BenchConfig) -> list[dict]:
     """Measure, print the table, and write it. Returns its rows."""
     keep_freed_memory()  # as every training does
@@ -204,8 +212,7 @@ def bench(config: BenchConfig) -> list[dict]:
         "command": shlex.join(sys.argv),
         "config": {name: str(value) for name, value in asdict(config).items()},
     }
-    # Whole shards for every worker of webdataset's, which has nothing for one without.
-    count = SAMPLES_PER_SHARD * max(8, 2 * max(config.workers))
+    count = num_samples(config)
     for name, pipeline in PIPELINES.items():
         if not pipeline.is_there:
             print(f"{name}: skipped, it is not installed (pip install litdata mosaicml-streaming)")

@@ -16,6 +16,7 @@ import torch
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import ModelConfig
 from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
@@ -42,6 +43,8 @@ class MemoryBudgetConfig:
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()
+        if self.repeats < 1:
+            raise InputError(f"--repeats {self.repeats}: give 1 or more")
 
 
 def measure(config: MemoryBudgetConfig) -> None:

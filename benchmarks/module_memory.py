@@ -6,6 +6,7 @@ python benchmarks/module_memory.py --device cuda --contributor me # prints rows 
 
 import ctypes
 import multiprocessing
+import shlex
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -285,7 +286,7 @@ def main(config: ModuleMemoryConfig) -> None:
         "device": device,
         "versions": {name: find_version(name) for name in LIBRARIES},
         "commit": find_own_commit(),
-        "command": " ".join(["python", "benchmarks/module_memory.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/module_memory.py", *sys.argv[1:]]),
     }
     content = {"metadata": metadata, "rows": [asdict(row) for row in rows]}
     write_json_atomically(config.out / "module_memory.json", content)

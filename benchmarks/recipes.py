@@ -31,7 +31,7 @@ from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.comparison import bootstrap_interval, dice_score_av, paired_test, repetition_means
 from glioma_dist.evaluation.protocol import evaluate
-from glioma_dist.files import read_json, write_atomically, write_json_atomically
+from glioma_dist.files import make_folder, read_json, write_atomically, write_json_atomically
 from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training.loop import train
 
@@ -76,6 +76,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data": {"transform": "random-resized-crop"},
     },
 }
+SETTINGS = ("source", "steps", "size", "weights", "decoder_channels")
+"""Fields of `RecipesConfig` that all runs of a folder share."""
 PRETRAINED_ONLY = ("encoder_lr_factor", "freeze_encoder")
 """Settings that are for pretrained encoders."""
 
@@ -121,6 +123,7 @@ class RecipesConfig:
 
 def main() -> None:
     config = parse(RecipesConfig)
+    check_settings(config)
     torch.set_num_threads(config.threads)
     context = DistributedContext.start()
     for split in config.splits if config.final else config.splits[:1]:
@@ -130,6 +133,23 @@ def main() -> None:
         screen(config, context)
     if config.final:
         compare(config, context)
+
+
+def check_settings(config: RecipesConfig) -> None:
+    """Raises InputError where the runs and scores of `config.out`, which are not computed again, are of other
+    settings."""
+    given = {name: getattr(config, name) for name in SETTINGS}
+    told = {name: str(each.resolve() if isinstance(each, Path) else each) for name, each in given.items()}
+    path = config.out / "settings.json"
+    known = read_json(path) if path.exists() else told
+    for name, value in told.items():
+        if known.get(name) != value:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value}: {config.out} holds runs with {known.get(name)}; give another "
+                "--out, or the same"
+            )
+    make_folder(config.out)
+    write_json_atomically(path, told)
 
 
 def all_recipes(config: RecipesConfig) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale import planner
 from glioma_dist.scale.planner import Step
@@ -46,12 +47,14 @@ class CostConfig:
     batch_size: int = 4
     """Images in a step."""
     steps: int = 6
-    """Steps of each training; the first one is not counted."""
+    """Steps of each training, from 3; the first and the last one are not counted."""
     rounds: int = 1
     """How often each training is repeated."""
 
     def validate(self) -> None:
         ModelConfig(encoder=self.encoder).validate()
+        if self.steps < 3 or self.rounds < 1:
+            raise InputError(f"--steps {self.steps}, --rounds {self.rounds}: give 3 steps, 1 round, or more")
 
 
 def draw(folder: Path, size: Size, num_images: int) -> None:

@@ -15,14 +15,16 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from glioma_dist.data.loader import evaluation_samples
-from glioma_dist.data.sample import Sample
+from glioma_dist.data.sample import IGNORE, Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.own_context import given_or_own
 from glioma_dist.evaluation import separation
+from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.evaluation.image_score import found_cells
-from glioma_dist.evaluation.instances import match_cells, mean_by_cell, score_instances
+from glioma_dist.evaluation.instances import MatchedCells, match_cells, mean_by_cell, score_instances
 from glioma_dist.evaluation.maps import cell_map, class_map
 from glioma_dist.evaluation.network import THRESHOLD, Network, load_network, pixel_maps
 from glioma_dist.size import Size
@@ -44,7 +46,7 @@ def main(checkpoint: str, data: str) -> None:
     for name, each in _ways(network):
         score = score_instances([_matched(each, of, sample) for of, sample in zip(maps, samples, strict=True)])
         figures = (score.ap, score.ap_50, score.f1_50)
-        print(name, *(f"{value:.4f}" for value in figures if value is not None), sep=" | ", end=" | ")
+        print(name, *("–" if value is None else f"{value:.4f}" for value in figures), sep=" | ", end=" | ")
         print(score.num_found, score.num_true, f"{score.mean_count_error:.1f}", sep=" | ")
 
 
@@ -66,13 +68,16 @@ def _maps(network: Network, sample: Sample) -> np.ndarray:
 
 
 def _dice(network: Network, maps: np.ndarray, sample: Sample) -> float:
-    found, true = class_map(network.outputs, maps, THRESHOLD) > 0, sample.mask > 0
-    return 2 * float((found & true).sum()) / max(1, int(found.sum() + true.sum()))
+    """Of cells of any class, as `evaluate` scores one class: of the pixels that are labelled."""
+    found, true = torch.from_numpy(class_map(network.outputs, maps, THRESHOLD)), torch.from_numpy(sample.mask)
+    return float(dice_from(class_counts(found, true))[0])
 
 
-def _matched(network: Network, maps: np.ndarray, sample: Sample):
-    found = found_cells(network, maps)
-    return match_cells(found, mean_by_cell(found, cell_map(network.outputs, maps)), np.asarray(sample.instances))
+def _matched(network: Network, maps: np.ndarray, sample: Sample) -> MatchedCells:
+    """As `evaluate --instances` matches them: pixels that nobody labelled belong to no cell."""
+    known = sample.mask != IGNORE
+    found, true = found_cells(network, maps) * known, np.asarray(sample.instances) * known
+    return match_cells(found, mean_by_cell(found, cell_map(network.outputs, maps)), true)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Campaign:
     def __init__(self, config: Config, place: Place, server: FaultyServer, disk: Disk) -> None:
         self._config, self._place, self._server, self._disk = config, place, server, disk
         self._out = disk.folder / "run"
-        self._began, self._commit = time.monotonic(), _commit()
+        self._began, self._commit = time.monotonic(), find_commit()
         self._start, self._first, self._processes = 0, 1, 2
         """Number of the last start, of the run's first one, and how many processes the next one has."""
         self._damages: list[tuple[dict, Callable[[], None]]] = []
@@ -66,6 +66,7 @@ class Campaign:
         return {
             "seed": self._config.seed,
             "count": self._config.faults,
+            "forked_launchers": self._config.forked_launchers,
             "folder": str(self._config.out),
             "commit": self._commit,
             "hardware": f"{os.cpu_count()} CPU cores",
@@ -91,6 +92,7 @@ class Campaign:
             self.results, self.runs, self.of_run = done["faults"], done["runs"], state["faults"]
             self._began -= done["minutes"] * 60
         self._start, self._first, self._processes = state["start"], state["first"], state["processes"]
+        shutil.rmtree(self._out, ignore_errors=True)  # left by a campaign that was killed, where no disk is mounted
         if (kept / "run").is_dir():
             shutil.copytree(kept / "run", self._out)
         for path in self._place.records.glob("*.jsonl"):
@@ -258,7 +260,7 @@ class Campaign:
         return self._references[used]
 
 
-def _commit() -> str:
+def find_commit() -> str:
     """The commit that is tested, and whether the files differ from it."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+changes", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from typing import Any
 
-from chaos_campaign import Campaign, Config
+from chaos_campaign import Campaign, Config, find_commit
 from chaos_plan import by_agent, draw
 from chaos_starts import IMAGES, Place
 from chaos_table import summary, write_tables
@@ -75,9 +75,17 @@ def _read_done(config: Config) -> dict[str, Any] | None:
     if not any(config.out.iterdir()):
         return None
     done = read_json(config.out / "chaos.json") if (config.out / "chaos.json").exists() else {}
-    if (done.get("seed"), done.get("count")) != (config.seed, config.faults) or len(done["faults"]) == config.faults:
+    flags = (config.seed, config.faults, config.forked_launchers)
+    known = tuple(done.get(name) for name in ("seed", "count", "forked_launchers"))
+    if known != flags or len(done["faults"]) == config.faults:
         raise InputError(
-            f"--out {config.out}: is not empty and holds no campaign of these --seed and --faults to continue; give "
-            "another folder, or repeat one fault with --only"
+            f"--out {config.out}: is not empty and holds no campaign of these --seed, --faults and --forked-launchers "
+            "to continue; give another folder, or repeat one fault with --only"
+        )
+    before, now = done.get("commit"), find_commit()
+    if before != now:
+        raise InputError(
+            f"--out {config.out}: its faults are of commit {before}, and now it is {now}; give another folder, or "
+            "check that commit out"
         )
     return done

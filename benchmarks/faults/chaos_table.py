@@ -25,12 +25,14 @@ def summary(content: dict[str, Any]) -> str:
     changed = sum(len(run["segments"]) > 1 for run in runs)
     ends = [fault["seconds_to_end"] for fault in faults]
     starts = [fault["seconds_to_restart"] for fault in faults if fault["seconds_to_restart"] is not None]
+    flags = " --forked-launchers" if content["forked_launchers"] else ""
     return (
         f"{passed} of {len(faults)} faults pass, {equal} of {len(runs)} trainings equal their reference bit for bit "
         f"({changed} of them with a changed number of processes). Time to end after a fault: at most "
         f"{max(ends, default=0):.1f} s; from a start to its first batch: at most {max(starts, default=0):.1f} s. "
-        f"`python benchmarks/chaos.py --faults {content['count']} --seed {content['seed']} --out FOLDER`, commit "
-        f"{content['commit']}, {content['hardware']}, {content['minutes']} minutes, full disk by {content['disk']}."
+        f"`python benchmarks/chaos.py --faults {content['count']} --seed {content['seed']}{flags} --out FOLDER`, "
+        f"commit {content['commit']}, {content['hardware']}, {content['minutes']} minutes, "
+        f"full disk by {content['disk']}."
     )
 
 

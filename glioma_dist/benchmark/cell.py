@@ -82,11 +82,14 @@ def measure_or_say_why_not(cell: Cell) -> dict:
         row = {"numerics": numerics_in_force()}
         try:
             check_size(cell)
+        except InputError as error:
+            return {"status": "refused", "error": str(error), **row}
+        try:
             # Forked before the device is set up, as a run's workers are.
             with WorkerPool(cell.workers if cell.data else 0) as pool:
                 return {"status": "ok", **measure(cell, pool), **row}
-        except InputError as error:
-            return {"status": "refused", "error": str(error), **row}
+        except InputError as error:  # of the data: measured again when the benchmark continues
+            return {"status": "failed", "error": str(error), **row}
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import IO
 
 from glioma_dist.distributed.signals import get_signal_at_parents_death
@@ -21,6 +21,9 @@ FSDP2 = {
     "FSDP_OFFLOAD_PARAMS": "false",
 }
 """The environment variables that `accelerate launch` sets from accelerate_configs/fsdp2.yaml."""
+THREADS = {"OMP_NUM_THREADS": "1"}
+"""Of each process, unless the environment says otherwise."""
+SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def start_ranks(
@@ -30,7 +33,7 @@ def start_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": "1", **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {**THREADS, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
     streams = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
     ranks: list[subprocess.Popen] = []
@@ -44,15 +47,19 @@ def start_ranks(
     return ranks
 
 
-def wait_for(ranks: Sequence[subprocess.Popen], seconds: float) -> list[int | None]:
-    """The exit code of each process (negative: a signal); None for processes that had to be killed after the time. If
-    it is interrupted, all are killed."""
+def wait_for(
+    ranks: Sequence[subprocess.Popen], seconds: float, seconds_after_failure: float = math.inf
+) -> list[int | None]:
+    """The exit code of each process (negative: a signal); None for processes that had to be killed after the time, or
+    as many seconds after another one has failed. If it is interrupted, all are killed."""
     until = time.monotonic() + seconds
+    has_failed = False
     try:
-        for rank in ranks:
-            with suppress(subprocess.TimeoutExpired):
-                rank.wait(max(0.0, until - time.monotonic()))
-        return [rank.poll() for rank in ranks]
+        while None in (codes := [rank.poll() for rank in ranks]) and time.monotonic() < until:
+            if any(codes) and not has_failed:
+                has_failed, until = True, min(until, time.monotonic() + seconds_after_failure)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return codes
     finally:
         _kill(ranks)
 

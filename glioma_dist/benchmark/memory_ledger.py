@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import astuple, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 COUNTED = re.compile(r"(\S+) (\d+x\d+): counted ([\d.]+) GiB, allocated ([\d.]+) GiB")
@@ -72,7 +73,7 @@ def rows_of_proof(file: Path) -> list[LedgerRow]:
     metadata = proof["metadata"]
     lines = [line for line in proof["lines"] if line["check"] == "memory"]
     rows = []
-    for line, following in zip(lines, [*lines[1:], {"note": ""}], strict=True):
+    for line, following in pairwise([*lines, {"note": ""}]):
         level, found = ALLOCATED_LINE.fullmatch(line["name"]), COUNTED.search(line["note"])
         if metadata["kind"] != "cuda" or level is None or found is None:
             continue
@@ -82,7 +83,7 @@ def rows_of_proof(file: Path) -> list[LedgerRow]:
         rows.append(
             LedgerRow(
                 gpu=metadata["device"],
-                torch=metadata["versions"]["torch"],
+                torch=metadata["versions"]["torch"].partition("+")[0],
                 network=f"U-Net {encoder}",
                 inputs=f"1x1x{height}x{width}",
                 precision="bf16",
@@ -90,7 +91,7 @@ def rows_of_proof(file: Path) -> list[LedgerRow]:
                 counted_gib=float(counted),
                 allocated_gib=float(allocated),
                 reserved_gib=None if reserved is None else float(reserved[1]),
-                commit=metadata["commit"],
+                commit=metadata["commit"] or "unknown",
                 date=metadata["started"][:10],
                 source=file.parent.name,
             )

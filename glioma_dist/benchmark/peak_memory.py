@@ -11,6 +11,7 @@ import torch
 from torch.profiler import profile
 
 GIB = 2**30
+STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
@@ -26,10 +27,11 @@ class PeakMemory:
         self._before = resident_gib("VmRSS")
 
     def allocated(self) -> float | None:
-        """None where there is no /proc."""
+        """None where the system does not tell."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated() / GIB
-        return None if self._before is None else resident_gib("VmHWM") - self._before
+        most = resident_gib("VmHWM")
+        return None if self._before is None or most is None else most - self._before
 
     def reserved(self) -> float | None:
         """What PyTorch took from the GPU, gaps included; None on a CPU."""
@@ -50,6 +52,7 @@ def peak_of_profile(profiler: profile, held_before: int) -> float:
 
 
 def resident_gib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
-    """Memory that this process holds now, or held at most; None where there is no /proc."""
-    status = Path("/proc/self/status")
-    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 2**20 if status.exists() else None
+    """Memory that this process holds now, or held at most; None where there is no /proc, or one without the field, as
+    in a sandbox (gVisor has no VmHWM)."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE) if STATUS.exists() else None
+    return None if found is None else int(found[1]) / 2**20

@@ -27,6 +27,9 @@ TENSOR_TFLOP_S = {
 }
 """Dense bf16 on tensor cores with fp32 sums, in 10^12 operations per second. Source: NVIDIA's data sheets of these
 products, halved where they assume sparsity; the same figures are in torchtitan's `get_peak_flops` (tools/utils.py)."""
+OTHER_PRODUCT = re.compile(r" (mig|grid|laptop|max q|ti|super|d|\d+[abcq]) ")
+"""Words of a name that tell a part of a GPU, as NVIDIA's MIG or a virtual GPU (GRID, "A40-8Q"), or another GPU than the
+one that the other words name."""
 STEP_OVER_FORWARD = 3
 """A backward pass takes the operations of two forward passes (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
 
@@ -39,6 +42,8 @@ def find_peak(device: str, precision: str) -> float | None:
     if precision == "fp32":
         return None
     words = f" {re.sub(r'[^a-z0-9]+', ' ', device.lower())} "
+    if OTHER_PRODUCT.search(words):
+        return None
     return next(
         (peak for name, peak in TENSOR_TFLOP_S.items() if all(f" {word} " in words for word in name.lower().split())),
         None,

@@ -10,13 +10,12 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from glioma_dist.benchmark.cell import BASELINES, OURS
 from glioma_dist.benchmark.devices import LIBRARIES, device_folder
-from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.environment import describe_code, describe_device, find_device, find_version
 from glioma_dist.benchmark.prediction_cell import PredictionCell
 from glioma_dist.benchmark.resolution import run_child
 from glioma_dist.benchmark.rows import Rows
@@ -56,7 +55,7 @@ def measure_apart(cell: PredictionCell, metadata: dict, timeout_s: float) -> dic
 def bench(config: PredictionConfig) -> list[dict]:
     """Measure the cells that have no row yet and write the results, the JSON after every row. Returns all rows.
 
-    Raises InputError if `config.out` holds rows of another device, other versions or another commit.
+    Raises InputError if `config.out` holds rows of another device, other versions or other code.
     """
     from glioma_dist.report.segmenting_time import write_report
 
@@ -64,7 +63,7 @@ def bench(config: PredictionConfig) -> list[dict]:
     conditions = {
         "device": describe_device(device),
         "versions": {library: find_version(library) for library in LIBRARIES},
-        "commit": find_commit(Path(__file__).parent),
+        **describe_code(),
     }
     metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]])}
     out = config.out or device_folder(device)

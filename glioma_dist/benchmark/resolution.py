@@ -18,12 +18,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from glioma_dist.benchmark.cell import BASELINES, OURS, Cell
 from glioma_dist.benchmark.devices import LIBRARIES, device_folder
 from glioma_dist.benchmark.drawn_shards import NATIVE, drawn_or_given
-from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.environment import describe_code, describe_device, find_device, find_version
 from glioma_dist.benchmark.launching import end_with_this_process
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
 from glioma_dist.benchmark.rows import Rows
@@ -33,7 +32,6 @@ from glioma_dist.errors import OUT_OF_MEMORY, says_memory_is_full
 from glioma_dist.files import make_folder
 from glioma_dist.size import Size
 
-SOURCE = Path(__file__).parent
 CELL_MODULE = "glioma_dist.benchmark.cell"
 NUM_DRAWN = 8
 PRECISION_OF_LARGEST = 0.05
@@ -150,6 +148,11 @@ def largest_rows(config: ResolutionConfig, cells: list[Cell], metadata: dict, ro
         of_size = {key: value for key, value in name.items() if key not in ("size", "batch_size")} | {"sought": "size"}
         of_batch = {key: value for key, value in name.items() if key != "batch_size"} | {"sought": "batch"}
         least, most = round(smallest * 1e6), round(config.max_megapixels * 1e6)
+        known = rows.find(of_size)
+        # Where not even the smallest size trained, there may be a smaller one now.
+        has_smaller = known is not None and known["megapixels"] > smallest and known["size"] != str(size_of(least))
+        if has_smaller and known["status"] != "ok":
+            rows.rows.remove(known)
         rows.get(of_size, lambda at=at_pixels, few=least, many=most: search(at, few, many) | bound | {"sought": "size"})
         many = int(config.max_megapixels / largest.megapixels)
         rows.get(of_batch, lambda at=at_batch, many=many: search(at, 1, many) | bound | {"sought": "batch"})
@@ -181,7 +184,7 @@ def search(trial: Callable[[int], dict], least: int, most: int) -> dict:
 def bench(config: ResolutionConfig) -> list[dict]:
     """Measure the cells that have no row yet and write the results, the JSON after every row. Returns all rows.
 
-    Raises InputError if `config.out` holds rows of another device, other versions or another commit.
+    Raises InputError if `config.out` holds rows of another device, other versions or other code.
     """
     from glioma_dist.report.resolution import write_report
 
@@ -189,7 +192,7 @@ def bench(config: ResolutionConfig) -> list[dict]:
     conditions = {
         "device": describe_device(device),
         "versions": {library: find_version(library) for library in LIBRARIES},
-        "commit": find_commit(SOURCE),
+        **describe_code(),
     }
     metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]]), "data": str(config.data)}
     out = config.out or device_folder(device)

@@ -30,9 +30,10 @@ class Rows:
             raise InputError(f"{file}: holds no rows of a benchmark; give another --out")
         for row, (name, value) in ((row, each) for row in found for each in conditions.items()):
             if row.get(name) != value:
+                what, before, now = _difference(name, row.get(name), value)
                 raise InputError(
-                    f"--out {file.parent} holds a benchmark already, measured with {name} "
-                    f"{one_line(row.get(name), 80)}, but now it is {one_line(value, 80)}; give another --out"
+                    f"--out {file.parent} holds a benchmark already, measured with {what} "
+                    f"{one_line(before, 80)}, but now it is {one_line(now, 80)}; give another --out"
                 )
         self._are_measured_here = not found
         self.rows = [row for row in found if row["status"] not in MEASURED_AGAIN]
@@ -66,3 +67,12 @@ class Rows:
             self.rows.append(row)
             write_json_atomically(self._file, self.rows)
         return row
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """What differs, and its two values: of tables, as of versions, the first entry, because a line has no room for
+    both."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return name, before, now
+    key = next(key for key in (*now, *before) if before.get(key) != now.get(key) or (key in before) != (key in now))
+    return key, before.get(key), now.get(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,15 +17,15 @@ from pathlib import Path
 
 from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder
 from glioma_dist.benchmark.drawn_shards import drawn_or_given
-from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
-from glioma_dist.benchmark.launching import FSDP2, start_ranks, wait_for
+from glioma_dist.benchmark.environment import describe_code, describe_device, find_device, find_version
+from glioma_dist.benchmark.launching import FSDP2, THREADS, start_ranks, wait_for
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
 from glioma_dist.benchmark.rows import Rows
 from glioma_dist.benchmark.scaling_cell import ScalingCell
 from glioma_dist.config.gpu_benchmarks import ScalingConfig
 from glioma_dist.config.scale import strip_edges
 from glioma_dist.distributed.launched import USE_CPU, without_launch
-from glioma_dist.errors import OUT_OF_MEMORY, ExitCode, InputError, one_line
+from glioma_dist.errors import OUT_OF_MEMORY, ExitCode, InputError, one_line, says_memory_is_full
 from glioma_dist.files import make_folder
 from glioma_dist.size import Size
 
@@ -32,21 +33,24 @@ CELL_MODULE = "glioma_dist.benchmark.scaling_cell"
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 NUM_DRAWN = 16
 CPU_PROCESSES = (1, 2)
+SECONDS_AFTER_FAILURE = 30.0
+"""That the other processes of a launch have to end by themselves. Over NCCL they wait for the one that failed until
+their launcher ends them."""
 
 
 def bench(config: ScalingConfig) -> list[dict]:
     """Measure the launches that have no row yet, and write the results. Returns all rows.
 
-    Raises InputError if the folder holds rows of another device, other versions or another commit.
+    Raises InputError if the folder holds rows of another device, other versions or other code.
     """
     from glioma_dist.report.scaling import write_report
 
     device = find_device()
     there = count_gpus()[0] if device == "cuda" else max(CPU_PROCESSES)
     conditions = {
-        "device": describe_device(device),
+        "device": describe_device(device, None if THREADS.keys() <= os.environ.keys() else 1),
         "versions": {library: find_version(library) for library in LIBRARIES},
-        "commit": find_commit(Path(__file__).parent),
+        **describe_code(),
     }
     metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]]), "data": str(config.data)}
     out = config.out or device_folder(device)
@@ -123,15 +127,19 @@ def launch(cell: ScalingCell, shards: str, device: str, timeout_s: float) -> dic
     environment |= {USE_CPU: str(device == "cpu").lower(), PRECISION: "bf16" if cell.precision == "bf16" else "no"}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+", errors="replace") as log:
         command = [sys.executable, "-m", CELL_MODULE, json.dumps(asdict(cell)), shards, folder]
-        codes = wait_for(start_ranks(command, environment, cell.num_gpus, log), timeout_s)
+        codes = wait_for(start_ranks(command, environment, cell.num_gpus, log), timeout_s, SECONDS_AFTER_FAILURE)
         log.seek(0)
         said = log.read().strip().splitlines() or ["no word"]
-        if None in codes:
-            return {"status": "timed out", "error": f"not done after {timeout_s:g} s"}
+        # Before others: processes that wait for one without memory end in other ways, or not at all.
         if int(ExitCode.OUT_OF_MEMORY) in codes:
-            return {"status": OUT_OF_MEMORY, "error": one_line(said[-1], 200)}
+            told = next((line for line in reversed(said) if says_memory_is_full(line)), said[-1])
+            return {"status": OUT_OF_MEMORY, "error": one_line(told, 200)}
+        if -signal.SIGKILL in codes:
+            return {"status": OUT_OF_MEMORY, "error": "the system ended the process"}
         if any(codes):
             return {"status": "failed", "error": one_line(f"exit codes {codes}: {said[-1]}", 300)}
+        if None in codes:
+            return {"status": "timed out", "error": f"not done after {timeout_s:g} s"}
         found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(cell.num_gpus)]
     seconds = max(each["seconds"] for each in found)
     return {

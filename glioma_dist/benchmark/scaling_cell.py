@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -69,12 +70,14 @@ class ScalingCell:
 
 
 class Clock:
-    """Start and end of each step after the warm-up. A step ends when the device has finished it."""
+    """Start and end of each step after the warm-up, whose last step starts the clock, so that waiting for the first
+    batch that is timed counts as for the others. A step ends when the device has finished it."""
 
     def __init__(self, warm_up: int) -> None:
         self._warm_up = warm_up
         self.begins: list[float] = []
         self.ends: list[float] = []
+        self._start = math.nan
         self.numerics: dict[str, Any] = {}
         """How a GPU rounds and adds in the steps (`numerics_in_force`)."""
 
@@ -85,15 +88,20 @@ class Clock:
         result = take_step()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
+        end = time.perf_counter()
         if number >= self._warm_up:
+            self._start = begin if math.isnan(self._start) else self._start
             self.begins.append(begin)
-            self.ends.append(time.perf_counter())
+            self.ends.append(end)
+        else:
+            self._start = end
         return result
 
     @property
     def seconds(self) -> float:
-        """Seconds from the start of the first timed step to the end of the last."""
-        return self.ends[-1] - self.begins[0]
+        """Seconds from the end of the warm-up to the end of the last step; without a warm-up, from the start of the
+        first step."""
+        return self.ends[-1] - self._start
 
     @property
     def seconds_between(self) -> float:

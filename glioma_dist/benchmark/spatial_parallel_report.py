@@ -12,18 +12,18 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.environment import describe_device, find_device, find_version
 from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.benchmark import SpatialParallelConfig
 from glioma_dist.config.launch_files import launch_file
 from glioma_dist.distributed.children import run_child
+from glioma_dist.distributed.environment import find_own_commit
 from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.errors import InputError
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
@@ -41,12 +41,11 @@ TIMES_FORWARD = 3
 """A backward pass takes two forward passes' work."""
 
 
-def measured(config: SpatialParallelConfig) -> list[dict]:
-    """A row for each size, level and number of processes that share an image, measured by a launch."""
-    default = "spatial_parallel.yaml" if torch.cuda.is_available() else "cpu_2_processes.yaml"
+def measured(config: SpatialParallelConfig) -> Iterator[dict]:
+    """Yield a row for each size, level and number of processes that share an image, measured by a launch."""
+    default = "spatial_parallel.yaml" if find_device() == "cuda" else "cpu_2_processes.yaml"
     file = config.launch_file or launch_file(default)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    found = []
     for size, level, number in itertools.product(config.sizes, config.levels, config.spatial_parallel):
         cell = SpatialParallelCell(config.encoder, str(size), number, level, config.repeats, config.warm_up)
         with tempfile.TemporaryDirectory() as folder:
@@ -65,9 +64,9 @@ def measured(config: SpatialParallelConfig) -> list[dict]:
             code = run_child(command, environment)
             if code:
                 raise InputError(f"{shlex.join(command)} ended with {code}; its own lines say why")
-            found.append({**asdict(cell), **json.loads(result.read_text())})
-        print(f"{size} {level} spatial-parallel {number}: {found[-1]['median_seconds']:.2f} s", flush=True)
-    return found
+            row = {**asdict(cell), **json.loads(result.read_text())}
+        print(f"{size} {level} spatial-parallel {number}: {row['median_seconds']:.2f} s", flush=True)
+        yield row
 
 
 def estimated(config: SpatialParallelConfig) -> list[dict]:
@@ -104,12 +103,13 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         "| size | activation checkpointing | GPUs per image | s per step | peak GiB of each process | of one |",
         "|---|---|---:|---:|---|---:|",
     ]
-    whole = {(row["size"], row["level"]): max(row["peak_gib"]) for row in steps if row["spatial_parallel"] == 1}
+    whole = {(row["size"], row["level"]): _peak(row) for row in steps if row["spatial_parallel"] == 1}
     for row in steps:
-        share = max(row["peak_gib"]) / whole.get((row["size"], row["level"]), float("nan"))
-        peaks = ", ".join(f"{peak:.2f}" for peak in row["peak_gib"])
+        most, of_one = _peak(row), whole.get((row["size"], row["level"]))
+        share = f"{most / of_one:.2f}" if most and of_one else "–"
+        peaks = ", ".join("–" if peak is None else f"{peak:.2f}" for peak in row["peak_gib"])
         place = f"| {row['size']} | {row['level']} | {row['spatial_parallel']}"
-        lines.append(f"{place} | {row['median_seconds']:.2f} | {peaks} | {share:.2f} |")
+        lines.append(f"{place} | {row['median_seconds']:.2f} | {peaks} | {share} |")
     lines += [
         f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, one GPU's share of a step\n"
     ]
@@ -129,17 +129,28 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
     return "\n".join(lines) + "\n"
 
 
+def _peak(row: dict) -> float | None:
+    """GiB of the fullest process; None where the system tells none."""
+    return max((peak for peak in row["peak_gib"] if peak is not None), default=None)
+
+
 def bench(config: SpatialParallelConfig) -> None:
-    """Measure and count everything, and write the results."""
+    """Measure and count everything, and write the results; where a launch fails, those of the launches before it."""
     metadata = {
         "device": describe_device(find_device()),
         "torch": find_version("torch"),
-        "commit": find_commit(Path(__file__).parent),
+        "commit": find_own_commit(),
         "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
     }
-    steps, traffic = measured(config), estimated(config)
+    steps: list[dict] = []
+    traffic = estimated(config)
     make_folder(config.out)
-    content = {"metadata": metadata, "measured": steps, "counted": traffic}
-    write_json_atomically(config.out / "spatial_parallel.json", content)
-    write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
+    try:
+        for row in measured(config):
+            steps.append(row)
+    finally:  # a launch that fails, after hours of others, or whoever interrupts it
+        if steps:
+            content = {"metadata": metadata, "measured": steps, "counted": traffic}
+            write_json_atomically(config.out / "spatial_parallel.json", content)
+            write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
     print(f"{config.out / 'spatial_parallel.md'}")

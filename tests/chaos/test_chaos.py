@@ -7,7 +7,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import chaos_campaign
+import chaos_command
+import chaos_table
 import numpy as np
 import pytest
 from chaos_checks import effective, faults_of_order, faults_of_run, segments
@@ -16,6 +20,8 @@ from chaos_recording import Delivered
 from chaos_starts import BATCH, IMAGES, STEPS
 from helpers import REPOSITORY
 from safetensors.numpy import load_file, save_file
+
+from glioma_dist.errors import InputError
 
 SEED_OF_CI = 37
 SECONDS = 800
@@ -157,3 +163,40 @@ def test_six_faults_of_six_kinds_leave_a_run_as_if_nothing_had_happened(tmp_path
     assert len(content["faults"]) == 6
     assert all(not each["wrong"] for each in content["faults"] + content["runs"])
     assert any(len(run["segments"]) > 1 for run in content["runs"])
+
+
+@pytest.fixture
+def config(tmp_path):
+    flags = {"faults": 6, "seed": 1, "only": None, "forked_launchers": True, "seconds_to_end": 9.0}
+    return SimpleNamespace(out=tmp_path, seconds_to_restart=9.0, **flags)
+
+
+def test_a_campaign_is_continued_with_its_own_flags_and_commit_only(config, monkeypatch):
+    """A part of the launchers' faults are others with --forked-launchers, also of the same seed."""
+    monkeypatch.setattr(chaos_command, "find_commit", lambda: "abcdef0")
+    known = {"seed": 1, "count": 6, "forked_launchers": True, "commit": "abcdef0", "faults": [{}]}
+    (config.out / "chaos.json").write_text(json.dumps(known))
+    assert chaos_command._read_done(config) == known
+    for change, words in (
+        ({"forked_launchers": False}, "--forked-launchers to continue"),
+        ({"commit": "1234567"}, "its faults are of commit 1234567, and now it is abcdef0"),
+    ):
+        (config.out / "chaos.json").write_text(json.dumps(known | change))
+        with pytest.raises(InputError, match=words):
+            chaos_command._read_done(config)
+
+
+def test_what_a_killed_campaign_left_of_its_run_is_replaced(config):
+    """Without a disk of its own: a mounted one is gone with the campaign."""
+    disk = SimpleNamespace(folder=config.out / "disk", is_mounted=False)
+    place = SimpleNamespace(records=config.out / "records")
+    kept = config.out / "before" / "2"
+    for folder, text in ((disk.folder / "run", "after the fault"), (kept / "run", "before it")):
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(text)
+    (kept / "state.json").write_text('{"start": 1, "first": 1, "processes": 2, "faults": [1]}')
+    campaign = chaos_campaign.Campaign(config, place, None, disk)
+    campaign.return_to(kept)
+    assert (disk.folder / "run" / "metrics.jsonl").read_text() == "before it"
+    told = chaos_table.summary(campaign.content())
+    assert "--faults 6 --seed 1 --forked-launchers --out FOLDER" in told

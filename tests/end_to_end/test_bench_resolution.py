@@ -14,7 +14,7 @@ import torch
 from helpers import REPOSITORY, Ended, command
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glioma_dist.benchmark import cell, drawn_shards, resolution
+from glioma_dist.benchmark import cell, drawn_shards, environment, resolution
 from glioma_dist.benchmark.rows import Rows
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError
@@ -228,6 +228,41 @@ def test_a_stopped_benchmark_measures_only_what_is_missing(tmp_path, monkeypatch
     assert tried == []
 
 
+def test_a_search_of_which_nothing_trained_begins_again_where_there_is_a_smaller_size(tmp_path, monkeypatch):
+    tried = []
+
+    def run_child(command, timeout_s):
+        size = json.loads(command[-1])["size"]
+        tried.append(size)
+        if resolution.Size.parse(size).width > 100:
+            return {"status": "out of memory", "error": "full"}
+        return {"status": "ok", "peak_gib": 1.0, "median_seconds": 1.0, "images_per_second": 1.0, "seconds": [1.0]}
+
+    def bench(side: int) -> list[dict]:
+        del tried[:]
+        size = resolution.Size(side, side)
+        flags = {"encoder": "mit_tiny", "levels": ("none",), "find_largest": True, "max_megapixels": 1.0}
+        rows = resolution.bench(resolution.ResolutionConfig(sizes=(size,), data="none", out=tmp_path, **flags))
+        return [row for row in rows if row.get("sought") == "size"]
+
+    monkeypatch.setattr(resolution, "run_child", run_child)
+    (row,) = bench(256)
+    assert row["status"] == "out of memory"
+    assert bench(320) == [row], "a larger one does not train either"
+    (found,) = bench(64)
+    assert (found["status"], found["limited_by"]) == ("ok", "out of memory")
+    assert bench(64) == bench(256) == [found]
+    assert tried == []
+
+
+def test_data_that_cannot_be_read_fail_and_are_measured_again(tmp_path):
+    """Only what the device's kernels cannot take stays a row."""
+    (tmp_path / "train").mkdir()
+    row = cell.measure_or_say_why_not(make_cell(data=str(tmp_path / "train"), encoder="mit_tiny"))
+    assert row["status"] == "failed"
+    assert str(tmp_path / "train") in row["error"]
+
+
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"kind": "step"}]', "[", '{"rows": []}'])
 def test_a_file_that_holds_no_rows_is_refused_and_kept(tmp_path, content):
     file = tmp_path / "resolution.json"
@@ -235,6 +270,18 @@ def test_a_file_that_holds_no_rows_is_refused_and_kept(tmp_path, content):
     with pytest.raises(InputError):
         Rows(file, {})
     assert file.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("before", "told"), [("1.0.19", "timm 1.0.19, but now it is 1.0.20;"), (None, "timm None, but now it is 1.0.20;")]
+)
+def test_the_library_whose_version_differs_is_named(tmp_path, before, told):
+    """A line has no room for all versions."""
+    now = dict.fromkeys(("torch", "accelerate", "timm", "transformers", "segmentation-models-pytorch"), "1.0.20")
+    versions = {name: each for name, each in (now | {"timm": before}).items() if each}
+    (tmp_path / "resolution.json").write_text(json.dumps([{"status": "ok", "versions": versions}]))
+    with pytest.raises(InputError, match=f"measured with {told} give another --out"):
+        Rows(tmp_path / "resolution.json", {"versions": now})
 
 
 @pytest.mark.parametrize("largest", [0, 1, 7, 100, 1000, 5_060_000])
@@ -272,6 +319,24 @@ def test_the_commit_is_what_git_says():
     try:
         head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, text=True, stderr=subprocess.PIPE)
     except (OSError, subprocess.CalledProcessError):
-        assert resolution.find_commit(REPOSITORY) is None
+        assert environment.find_commit(REPOSITORY) is None
     else:
-        assert head.startswith(resolution.find_commit(REPOSITORY).removesuffix("-dirty"))
+        assert head.startswith(environment.find_commit(REPOSITORY).removesuffix("-dirty"))
+
+
+def test_rows_of_two_states_of_the_code_with_one_commit_are_not_mixed(tmp_path, monkeypatch):
+    """Both have changes that are in no commit. The commit is the package's own, not that of a repository around it."""
+    config = resolution.ResolutionConfig(
+        sizes=(resolution.Size(64, 64),), encoder="mit_tiny", levels=("none",), data="none", out=tmp_path
+    )
+    figures = {"status": "ok", "peak_gib": 1.0, "median_seconds": 1.0, "images_per_second": 1.0, "seconds": [1.0]}
+    monkeypatch.setattr(resolution, "run_child", lambda command, timeout_s: figures)
+    monkeypatch.setattr(environment, "find_own_commit", lambda: "abcdef0-dirty")
+    monkeypatch.setattr(environment, "code_fingerprint", lambda kinds: "before")
+    rows = resolution.bench(config)
+    assert resolution.bench(config) == rows
+    assert rows[0]["commit"] == "abcdef0-dirty"
+    monkeypatch.setattr(environment, "code_fingerprint", lambda kinds: "after")
+    with pytest.raises(InputError, match=r"measured with code before, but now it is after; give another --out"):
+        resolution.bench(config)
+    assert read(tmp_path) == rows

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import nullcontext
 
 import cv2
 import pytest
@@ -32,6 +33,16 @@ def hangs():
     time.sleep(600 * rank)
 def is_killed():
     os.kill(os.getpid(), 9)
+def waits_for_one_without_memory():
+    if rank == 1:
+        print("error: out of memory: smaller images")
+        sys.exit(3)
+    print("another process of this run ended", flush=True)
+    time.sleep(600)
+def waits_for_one_that_failed():
+    if rank == 1:
+        raise ValueError("odd")
+    time.sleep(600)
 globals()[shards]()
 """
 
@@ -63,11 +74,14 @@ def test_the_slowest_process_sets_the_time(launch):
     [
         ("is_full", "out of memory", "smaller images"),
         ("is_broken", "failed", "ValueError: odd"),
-        ("is_killed", "failed", "-9"),
+        ("is_killed", "out of memory", "the system ended the process"),  # as `bench resolution` has it
         ("is_nothing", "failed", "KeyError"),
+        ("waits_for_one_without_memory", "out of memory", "smaller images"),
+        ("waits_for_one_that_failed", "failed", "ValueError: odd"),
     ],
 )
-def test_each_end_is_a_row(launch, toy, status, words):
+def test_each_end_is_a_row(launch, monkeypatch, toy, status, words):
+    monkeypatch.setattr(scaling, "SECONDS_AFTER_FAILURE", 0.5)
     row = launch(toy)
     assert row["status"] == status
     assert words in row["error"]
@@ -87,8 +101,35 @@ def test_the_clock_counts_what_lies_between_steps_and_not_the_warm_up():
             time.sleep(0.05)
         clock.watch(lambda: time.sleep(0.1), None, number)
     assert len(clock.ends) == 2
-    assert 0.25 <= clock.seconds < 5
-    assert 0.05 <= clock.seconds_between <= clock.seconds - 0.2
+    assert 0.3 <= clock.seconds < 5
+    assert 0.1 <= clock.seconds_between <= clock.seconds - 0.2
+
+
+def test_one_timed_step_counts_the_wait_for_its_batch_and_without_a_warm_up_the_clock_starts_with_it():
+    for warm_up, least in ((1, 0.05), (0, 0.0)):
+        clock = Clock(warm_up)
+        for number in range(warm_up + 1):
+            time.sleep(0.05)
+            clock.watch(lambda: None, None, number)
+        assert len(clock.ends) == 1
+        assert least <= clock.seconds_between <= clock.seconds < 5
+        assert (clock.seconds_between == 0) == (warm_up == 0)
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, ", 1 thread"), ("2", ", 2 threads")])
+def test_a_row_names_the_threads_that_a_process_of_a_launch_has(monkeypatch, tmp_path, given, told):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr("torch.get_num_threads", lambda: int(given or 8))  # as PyTorch does
+    monkeypatch.setattr(scaling, "find_device", lambda: "cpu")
+    nothing = dict.fromkeys(("images_per_second", "step_seconds", "waiting_share", "peak_gib"))
+    monkeypatch.setattr(scaling, "launch", lambda *given: nothing | {"status": "out of memory", "error": "full"})
+    monkeypatch.setattr(scaling, "drawn_or_given", lambda data, count: nullcontext(str(data)))
+    (row,) = scaling.bench(
+        ScalingConfig(sizes=(Size(64, 64),), encoder="mit_tiny", num_gpus=(1,), out=tmp_path / "out")
+    )
+    assert row["device"].endswith(told)
 
 
 def test_each_engine_is_measured_once(shards, quick_python, tmp_path):

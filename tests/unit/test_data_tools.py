@@ -112,3 +112,12 @@ def test_the_simulation_runs_and_deals_every_shard_once(simulation, capsys):
     assert [row[2:4] for row in webdataset] == [["64", "1.00"], ["16", "1.00"]]
     with pytest.raises(InputError, match="must divide"):
         simulation.SimulationConfig(batch_size=10, processes=(3,)).validate()
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(4, (0,)), (4, (0, 2)), (64, (0, 2)), (10, (8,))])
+def test_every_worker_of_the_other_loaders_has_a_whole_batch(bench, batch_size, workers):
+    """They leave out what is left of an epoch, and would look for a batch for ever where there is none."""
+    count = bench.num_samples(bench.BenchConfig(batch_size=batch_size, workers=workers))
+    shards = count // bench.SAMPLES_PER_SHARD
+    for number in workers:
+        assert shards // max(1, number) * bench.SAMPLES_PER_SHARD >= batch_size

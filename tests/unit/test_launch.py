@@ -1,6 +1,7 @@
 """What a launch asks for works or is refused in one line; accelerate's variables are all known."""
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -369,7 +370,29 @@ def test_launches_of_a_benchmark_know_nothing_of_its_own(monkeypatch):
         spatial_parallel_report, "run_child", lambda command, environment: seen.append(environment) or 3
     )
     with pytest.raises(InputError, match="ended with 3; its own lines say why"):
-        spatial_parallel_report.measured(SpatialParallelConfig())
+        list(spatial_parallel_report.measured(SpatialParallelConfig()))
     assert "OMP_NUM_THREADS" in seen[0]
     assert not {"TORCHELASTIC_RUN_ID", "GLIOMA_DIST_EXIT_CODES"} & set(seen[0])
     assert seen[0]["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_a_launch_that_fails_leaves_the_rows_of_those_before_it(monkeypatch, tmp_path):
+    """Of a machine with a GPU that is told to use its CPU, whose system tells no peak; and nothing to compare with."""
+    commands = []
+
+    def run(command, environment):
+        commands.append(command)
+        Path(command[-1]).write_text(json.dumps({"median_seconds": 1.5, "peak_gib": [None, None]}))
+        return 0 if len(commands) == 1 else 3
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(spatial_parallel_report, "run_child", run)
+    monkeypatch.setattr(spatial_parallel_report, "estimated", lambda config: [])
+    config = SpatialParallelConfig(spatial_parallel=(2, 4), levels=("none",), out=tmp_path / "out")
+    with pytest.raises(InputError, match="ended with 3"):
+        spatial_parallel_report.bench(config)
+    assert "cpu_2_processes.yaml" in " ".join(commands[0])
+    (row,) = json.loads((tmp_path / "out" / "spatial_parallel.json").read_text())["measured"]
+    assert row["spatial_parallel"] == 2
+    assert "| 1472x1120 | none | 2 | 1.50 | –, – | – |" in (tmp_path / "out" / "spatial_parallel.md").read_text()

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from encoder_helpers import narrow
-from helpers import TINY_CHANNELS
+from helpers import TINY_CHANNELS, load_benchmark
 
 from glioma_dist.benchmark import memory_plan, plan_levels
 from glioma_dist.cli.arguments import parse
@@ -237,3 +237,18 @@ def test_the_plan_command_tells_what_is_kept_and_the_command_to_train(monkeypatc
     assert config.scale.memory_budget == budget
     with pytest.raises(InputError, match=r"--memory-budget: 0.001 GiB .* the least that is possible is"):
         memory_plan.print_plan(replace(plan, memory_budget="1MB"))
+
+
+@pytest.mark.parametrize(
+    ("script", "config", "flags", "words"),
+    [
+        ("memory_budget", "MemoryBudgetConfig", {"repeats": 0}, "--repeats 0"),
+        ("reproducible", "CostConfig", {"steps": 2}, "--steps 2"),
+        ("reproducible", "CostConfig", {"rounds": 0}, "--rounds 0"),
+    ],
+)
+def test_a_measurement_of_no_step_is_refused_before_it_begins(script, config, flags, words):
+    for module in load_benchmark(script):
+        getattr(module, config)().validate()
+        with pytest.raises(InputError, match=words):
+            getattr(module, config)(**flags).validate()

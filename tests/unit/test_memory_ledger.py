@@ -75,19 +75,25 @@ def test_both_forms_of_a_gpu_check_become_rows(tmp_path, reserved):
     metadata = {
         "kind": "cuda",
         "device": "A GPU",
-        "versions": {"torch": "2.15.0"},
+        "versions": {"torch": "2.15.0+cu130"},
         "commit": "abcdef0",
         "started": "2026-02-01T00",
     }
     file = tmp_path / "proof.json"
     file.write_text(json.dumps({"metadata": metadata, "lines": lines}))
     (row,) = rows_of_proof(file)
+    assert row.torch == "2.15.0"
     assert (row.inputs, row.checkpointing, row.counted_gib, row.allocated_gib, row.reserved_gib) == (
         *("1x1x512x704", "full"),
         *(1.0, 1.5, 2.0),
     )
     file.write_text(json.dumps({"metadata": metadata | {"kind": "cpu"}, "lines": lines}))
     assert rows_of_proof(file) == []
+    file.write_text(json.dumps({"metadata": metadata, "lines": lines[:1]}))
+    assert rows_of_proof(file) == [], "the check of memory was not asked for"
+    file.write_text(json.dumps({"metadata": metadata | {"commit": None}, "lines": lines}))
+    (row,) = rows_of_proof(file)
+    assert LedgerRow.of_line(row.line()) == replace(row, commit="unknown"), "pip installed it"
 
 
 def test_the_table_of_other_networks_is_that_of_its_figures_and_within_ten_per_cent():

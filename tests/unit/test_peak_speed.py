@@ -1,7 +1,9 @@
-"""What a GPU computes at best, by its name, and the share of it that a step uses."""
+"""What a GPU computes at best, by its name, the share of it that a step uses, and the peak of its memory."""
 
 import pytest
+import torch
 
+from glioma_dist.benchmark import peak_memory
 from glioma_dist.benchmark.peak_speed import find_peak, step_operations, utilisation
 from glioma_dist.config import ModelConfig
 from glioma_dist.scale.operations import forward_operations
@@ -20,6 +22,13 @@ from glioma_dist.size import Size
         ("NVIDIA L4", 121.0),
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("NVIDIA GH200 480GB", None),  # another product, whose sheet says other figures
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),  # a seventh of the GPU
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None),
+        ("GRID A100-10C", None),
+        ("NVIDIA A40-48Q", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),  # another chip
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
         ("NVIDIA A10G", None),
         ("NVIDIA L40", None),
         ("AMD EPYC, 2 threads", None),
@@ -29,6 +38,18 @@ from glioma_dist.size import Size
 def test_a_device_is_found_by_whole_words_of_its_name(device, peak):
     assert find_peak(device, "bf16") == peak
     assert find_peak(device, "fp32") is None
+
+
+def test_where_the_system_tells_no_peak_there_is_none(monkeypatch, tmp_path):
+    """As gVisor's /proc, in which cloud functions and notebooks run."""
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmSize:\t 2097152 kB\nVmRSS:\t 1048576 kB\n")
+    monkeypatch.setattr(peak_memory, "STATUS", status)
+    memory = peak_memory.PeakMemory(torch.device("cpu"))
+    assert peak_memory.resident_gib("VmRSS") == 1
+    assert memory.allocated() is None
+    status.write_text("VmHWM:\t 3145728 kB\nVmRSS:\t 1048576 kB\n")
+    assert memory.allocated() == 2
 
 
 def test_the_share_is_of_counted_operations():

@@ -102,6 +102,24 @@ def test_wrong_flags_are_refused(benchmark, monkeypatch, source, tmp_path, flags
         run(benchmark, monkeypatch, source, tmp_path / "out", *flags)
 
 
+def test_a_folder_of_other_settings_is_refused_and_kept(benchmark, monkeypatch, tmp_path):
+    """Scores and runs that are there are not computed again, so that they would be those of other settings."""
+    given = benchmark.RecipesConfig(tmp_path, tmp_path / "out", final=True, size=Size(32, 32))
+    benchmark.check_settings(given)
+    benchmark.check_settings(replace(given, splits=(0,), encoders=("mit_b0",), threads=1))
+    before = (tmp_path / "out" / "settings.json").read_bytes()
+    for changes, words in (
+        ({"steps": 400}, "--steps 400: .*out holds runs with 200; give another --out, or the same"),
+        ({"decoder_channels": TINY_CHANNELS}, "--decoder-channels"),
+    ):
+        with pytest.raises(InputError, match=words):
+            benchmark.check_settings(replace(given, **changes))
+    assert (tmp_path / "out" / "settings.json").read_bytes() == before
+    monkeypatch.setattr(benchmark, "parse", lambda kind: replace(given, steps=400))
+    with pytest.raises(InputError, match="--steps 400"):
+        benchmark.main()
+
+
 def test_every_recipe_is_a_training(benchmark, source, tmp_path):
     for encoder in ("mit_b0", "efficientnet_lite0"):
         weights = tmp_path / "weights.pth"

@@ -1,11 +1,15 @@
 """Touching cells are separated by the network's second output."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from helpers import load_benchmark
 from scipy import ndimage
 
 pytest.importorskip("skimage", reason="pip install scikit-image")
 
+from glioma_dist.data.sample import IGNORE, Sample
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.instances import match_cells
 from glioma_dist.evaluation.separation import (
@@ -15,6 +19,7 @@ from glioma_dist.evaluation.separation import (
     numbered,
     separate,
 )
+from glioma_dist.model.outputs import Outputs
 
 
 def touching_discs(shape=(80, 150)) -> np.ndarray:
@@ -126,3 +131,22 @@ def test_too_large_images_are_refused():
     check_separable(side, side)
     with pytest.raises(InputError, match="touching cells are separated in images of up to"):
         check_separable(side, side + 1)
+
+
+def test_the_benchmark_of_touching_cells_scores_as_evaluate_does():
+    """Pixels that nobody labelled count for nothing; an image without a cell in which none is found is right."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:2, :4] = 1
+    mask[6:] = IGNORE
+    instances = np.where(mask == 1, 1, 0).astype(np.uint16)
+    maps = np.zeros((1, 8, 8), np.float32)
+    maps[0, :2, :4] = maps[0, 6:] = 0.9  # the cell, and where nobody knows
+    network = SimpleNamespace(outputs=Outputs())
+    sample = Sample("one", np.zeros((8, 8), np.uint8), mask, {}, instances)
+    empty = Sample("none", sample.image, np.zeros_like(mask), {}, np.zeros_like(instances))
+    for script in load_benchmark("touching_cells"):
+        assert script._dice(network, maps, sample) == 1
+        assert script._dice(network, np.zeros_like(maps), empty) == 1
+        assert script._dice(network, np.zeros_like(maps), sample) == 0
+        matched = script._matched(network, maps, sample)
+    assert (matched.num_found, matched.num_true) == (1, 1)

@@ -15,6 +15,7 @@ from glioma_dist.benchmark.encoder_table import NEED_TWO_IMAGES
 from glioma_dist.benchmark.plan_levels import COMPARED, levels_of
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.plan import PlanConfig, parse_memory
+from glioma_dist.errors import InputError
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
@@ -136,6 +137,24 @@ def test_moments_that_are_never_the_peak_are_left_out():
     for _ in range(500):
         sides = generator.randrange(2, 513), generator.randrange(2, 513)
         assert pruned.at(*sides) == formula.at(*sides)
+
+
+def test_a_count_of_some_encoders_gives_the_others_no_new_conditions(monkeypatch, tmp_path):
+    (script,) = load_benchmark("count_steps")
+    file = tmp_path / "counted_steps.json"
+    old = {"conditions": {"code": "old"}, "steps": {"mit_b0": {"of": "old code"}}}
+    file.write_text(json.dumps(old))
+    monkeypatch.setattr(counted_steps, "FILE", file)
+    monkeypatch.setattr(script, "count_encoder", lambda name: {})
+    config = script.CountStepsConfig(("mit_tiny",))
+    with pytest.raises(InputError, match="the other encoders are of other code or other libraries; count all"):
+        script.write_table(config)
+    assert json.loads(file.read_text()) == old
+    file.write_text(json.dumps(old | {"conditions": counted_steps.conditions()}))
+    script.write_table(config)
+    assert json.loads(file.read_text())["steps"] == old["steps"] | {"mit_tiny": {}}
+    with pytest.raises(InputError, match="--encoders mit_b00: not of the package's table"):
+        script.CountStepsConfig(("mit_tiny", "mit_b00")).validate()
 
 
 @OF_THE_TABLE
