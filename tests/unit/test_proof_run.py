@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glioma_dist.benchmark.proof import interruption, several
 from glioma_dist.benchmark.proof import prove as proving
 from glioma_dist.benchmark.proof.checks import CHECKS
+from glioma_dist.benchmark.proof.interruption import EndedEarlyError
 from glioma_dist.benchmark.proof.lines import Findings, Line, Setting, judge, read_findings
 from glioma_dist.benchmark.proof.runner import PATIENCE_SIDE_BY_SIDE, Check, run_check, run_checks
 from glioma_dist.config.gpu_benchmarks import ProofConfig
@@ -249,3 +253,21 @@ def test_a_wrong_name_and_a_machine_without_a_gpu_are_one_line(tmp_path, monkeyp
     with pytest.raises(InputError, match=r"the driver is too old.*--device cpu"):
         proving.prove(ProofConfig(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_launch_that_fails_before_one_is_killed_has_not_shown_how_the_other_ends(tmp_path, monkeypatch):
+    """The first ends as one that lost another, and the second, which waits for the first to speak, can be killed."""
+    ranks = [subprocess.Popen(each) for each in ([sys.executable, "-c", "raise SystemExit(69)"], ["sleep", "60"])]
+    monkeypatch.setattr(several, "start_on", lambda *_: ranks)
+    with pytest.raises(EndedEarlyError, match="ended with \\[69, None\\] before one was killed"):
+        several.kill_one(Setting("cuda", 2, "shards", str(tmp_path)), Findings(tmp_path / "findings.jsonl"))
+    assert read_findings(tmp_path / "findings.jsonl") == {}
+    assert ranks[1].poll() is not None
+
+
+def test_a_run_that_fails_before_it_is_asked_to_stop_has_not_shown_how_long_that_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
+    with pytest.raises(EndedEarlyError, match="ended with 1 before it was asked to stop"):
+        interruption.stop_and_resume(Setting("cuda", 1, "shards", str(tmp_path)), Findings(tmp_path / "findings.jsonl"))
+    found = read_findings(tmp_path / "findings.jsonl").values()
+    assert [judge("interruption", row).status for row in found] == ["FAIL", "FAIL"]
