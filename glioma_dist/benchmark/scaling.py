@@ -126,10 +126,11 @@ def launch(cell: ScalingCell, shards: str, device: str, timeout_s: float) -> dic
         codes = wait_for(start_ranks(command, environment, cell.num_gpus, log), timeout_s)
         log.seek(0)
         said = log.read().strip().splitlines() or ["no word"]
-        if None in codes:
-            return {"status": "timed out", "error": f"not done after {timeout_s:g} s"}
+        # First, for the others can wait for the process that ran out of memory until the time is over.
         if int(ExitCode.OUT_OF_MEMORY) in codes:
             return {"status": OUT_OF_MEMORY, "error": one_line(said[-1], 200)}
+        if None in codes:
+            return {"status": "timed out", "error": f"not done after {timeout_s:g} s"}
         if any(codes):
             return {"status": "failed", "error": one_line(f"exit codes {codes}: {said[-1]}", 300)}
         found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(cell.num_gpus)]
