@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,12 @@ TIMES_FORWARD = 3
 """A backward pass takes two forward passes' work."""
 
 
-def measured(config: SpatialParallelConfig) -> list[dict]:
-    """A row for each size, level and number of processes that share an image, measured by a launch."""
+def measured(config: SpatialParallelConfig, write: Callable[[list[dict]], None] = lambda rows: None) -> list[dict]:
+    """A row for each size, level and number of processes that share an image, measured by a launch. write: is given
+    the rows so far after each launch.
+
+    Raises InputError where a launch fails, as one of more processes than there are GPUs.
+    """
     default = "spatial_parallel.yaml" if torch.cuda.is_available() else "cpu_2_processes.yaml"
     file = config.launch_file or launch_file(default)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
@@ -66,6 +71,7 @@ def measured(config: SpatialParallelConfig) -> list[dict]:
             if code:
                 raise InputError(f"{shlex.join(command)} ended with {code}; its own lines say why")
             found.append({**asdict(cell), **json.loads(result.read_text())})
+            write(found)
         print(f"{size} {level} spatial-parallel {number}: {found[-1]['median_seconds']:.2f} s", flush=True)
     return found
 
@@ -130,16 +136,20 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
 
 
 def bench(config: SpatialParallelConfig) -> None:
-    """Measure and count everything, and write the results."""
+    """Measure and count everything, and write the results: all so far after each launch."""
     metadata = {
         "device": describe_device(find_device()),
         "torch": find_version("torch"),
         "commit": find_commit(Path(__file__).parent),
         "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
     }
-    steps, traffic = measured(config), estimated(config)
-    make_folder(config.out)
-    content = {"metadata": metadata, "measured": steps, "counted": traffic}
-    write_json_atomically(config.out / "spatial_parallel.json", content)
-    write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
+    traffic = estimated(config)
+
+    def write(steps: list[dict]) -> None:
+        make_folder(config.out)
+        content = {"metadata": metadata, "measured": steps, "counted": traffic}
+        write_json_atomically(config.out / "spatial_parallel.json", content)
+        write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
+
+    measured(config, write)
     print(f"{config.out / 'spatial_parallel.md'}")
