@@ -30,12 +30,25 @@ def count_gpus() -> tuple[int, str]:
 
 def gpu_memory() -> float:
     """Memory of the smallest GPU in GiB, as nvidia-smi tells it; 0 where it does not."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        return min(map(float, _ask_nvidia_smi("memory.total"))) / 1024
+    except ValueError:
+        return 0.0
+
+
+def gpus_can_be_shared() -> bool:
+    """Whether several processes may use a GPU at once: some clusters set its compute mode to Exclusive_Process."""
+    return all(mode == "Default" for mode in _ask_nvidia_smi("compute_mode"))
+
+
+def _ask_nvidia_smi(field: str) -> list[str]:
+    """What nvidia-smi says of each GPU; nothing where it does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_TO_ANSWER).stdout
-        return min(map(float, told.split())) / 1024
     except (OSError, subprocess.SubprocessError, ValueError):
-        return 0.0
+        return []
+    return [line.strip() for line in told.splitlines()]
 
 
 def device_folder(device: str) -> Path:

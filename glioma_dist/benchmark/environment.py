@@ -14,7 +14,10 @@ from glioma_dist.distributed.launch import USE_CPU, flag
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.fingerprint import code_fingerprint
 
-__all__ = ["describe_code", "describe_device", "find_commit", "find_device", "find_version"]
+__all__ = ["describe_code", "describe_device", "find_commit", "find_device", "find_own_commit", "find_version"]
+
+SECONDS_TO_ANSWER = 180
+"""For a GPU to tell its name: a driver that starts first takes seconds for each, and one that hangs never answers."""
 
 
 def describe_code() -> dict[str, str | None]:
@@ -38,7 +41,12 @@ def describe_device(device: str, threads: int | None = None) -> str:
     """
     if device == "cuda":
         command = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS_TO_ANSWER
+            )
+        except subprocess.TimeoutExpired:
+            raise InputError(f"the GPU did not answer within {SECONDS_TO_ANSWER:g} s; look at nvidia-smi") from None
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise InputError(f"the GPU cannot be used ({one_line(said[-1], 200)}); look at nvidia-smi")

@@ -145,12 +145,10 @@ def bench(config: SpatialParallelConfig) -> None:
     steps: list[dict] = []
     traffic = estimated(config)
     make_folder(config.out)
-    try:
-        for row in measured(config):
-            steps.append(row)
-    finally:  # a launch that fails, after hours of others, or whoever interrupts it
-        if steps:
-            content = {"metadata": metadata, "measured": steps, "counted": traffic}
-            write_json_atomically(config.out / "spatial_parallel.json", content)
-            write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
+    for row in measured(config):
+        steps.append(row)
+        # After each launch: the next may fail, or be killed.
+        content = {"metadata": metadata, "measured": steps, "counted": traffic}
+        write_json_atomically(config.out / "spatial_parallel.json", content)
+        write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
     print(f"{config.out / 'spatial_parallel.md'}")

@@ -1,4 +1,4 @@
-"""The memory that the limits of a container or a job leave to this process."""
+"""The memory and the CPUs that the limits of a container or a job leave to this process."""
 
 from __future__ import annotations
 
@@ -22,21 +22,38 @@ def limits_of_cgroups() -> Iterator[int]:
             yield int((folder / limit).read_text())
 
 
+def cpus_of_cgroups() -> Iterator[float]:
+    """How many CPUs the limits on time are worth. A container may see all CPUs of its machine and get the time of a
+    few."""
+    for folder, v2 in _folders("cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            if v2:
+                quota, period = map(int, (folder / "cpu.max").read_text().split())  # "max" where there is none
+            else:
+                quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            if quota > 0 and period > 0:
+                yield quota / period
+
+
 def _cgroups() -> Iterator[tuple[Path, str, str]]:
     """This process's control groups of memory and those above them, each with the names of its limit and its usage."""
+    for folder, v2 in _folders("memory"):
+        yield folder, *(("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
+
+def _folders(controller: str) -> Iterator[tuple[Path, bool]]:
+    """This process's control groups of one kind and those above them, and whether they are of the second version."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
             v2 = controllers == ""
-            if not v2 and "memory" not in controllers.split(","):
+            if not v2 and controller not in controllers.split(","):
                 continue
-            root = CGROUP if v2 else CGROUP / "memory"
-            files = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            folder = root / name.strip("/")
+            folder = (CGROUP if v2 else CGROUP / controller) / name.strip("/")
             for each in (folder, *folder.parents):
                 if each == CGROUP.parent:
                     break
-                yield each, *files
+                yield each, v2
 
 
 def _free_in(folder: Path, limit: str, usage: str) -> Iterator[int]:

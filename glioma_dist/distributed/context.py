@@ -19,7 +19,7 @@ from glioma_dist.distributed import rendezvous
 from glioma_dist.distributed.freed_memory import keep_freed_memory
 from glioma_dist.distributed.joining import SECONDS_OF_GRACE, bounded, check_place, joining
 from glioma_dist.distributed.launch import check_launch
-from glioma_dist.distributed.leaving import call_at_terminate, leave_at_exit
+from glioma_dist.distributed.leaving import call_at_terminate, leave_at_exit, shorten_watchdog_wait
 from glioma_dist.distributed.lost_processes import Loss, find_loss
 from glioma_dist.distributed.network import choose_interface
 from glioma_dist.distributed.run_command import as_run_error, end_at_once
@@ -75,6 +75,8 @@ class DistributedContext:
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         # Said of depth-wise convolutions, whose stride along an axis of length 1 has no meaning.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            shorten_watchdog_wait(os.environ)
         with joining(os.environ, seconds_to_answer):
             accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[engine, patience])
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":

@@ -8,13 +8,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 SECONDS_TO_LEAVE = 10.0
 """Time limit for closing the connections: NCCL can wait for a process that has ended."""
 
 SECONDS_TO_EXIT = 5.0
 """Time limit for Python's exit where a library was given up."""
+
+WATCHDOG_WAIT, WATCHDOG_WAIT_MS = "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000"
+"""After a failure NCCL's watchdog sleeps for four times this (60 s by PyTorch's default), so that debug information can
+be written, before it ends the process."""
 
 _given_up = False
 _handler: object = None
@@ -64,6 +68,12 @@ def bound_exit(exit_code: int, seconds: float = SECONDS_TO_EXIT) -> None:
         os._exit(exit_code)
 
     threading.Thread(target=end, daemon=True).start()
+
+
+def shorten_watchdog_wait(environment: MutableMapping[str, str]) -> None:
+    """Let NCCL's watchdog end a process a few seconds after a communication has failed, and not a minute: a process
+    that is lost is to be named soon. A value that is there already stays. Call it before the process group is made."""
+    environment.setdefault(WATCHDOG_WAIT, WATCHDOG_WAIT_MS)
 
 
 def call_at_terminate(function: Callable[[], None]) -> bool:

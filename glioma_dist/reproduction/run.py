@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from glioma_dist.benchmark.environment import describe_device, find_commit, find_device, find_version
+from glioma_dist.benchmark.environment import describe_device, find_device, find_own_commit, find_version
 from glioma_dist.config.launch_files import launch_file
 from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.data.shards.index import INDEX_NAME
@@ -132,7 +132,7 @@ def run_study(config: ReproduceConfig, plans: Sequence[Plan], jobs: Sequence[Job
                     (settings.out / SETTINGS).unlink()
                 raise
     device = describe_device(find_device())
-    metadata = {"device": device, "commit": find_commit(Path(__file__).parent)}
+    metadata = {"device": device, "commit": find_own_commit()}
     failed = [] if config.report_only else execute(jobs, launcher(file), metadata, tell)
     metadata |= {
         "command": shlex.join(["glioma-dist", *sys.argv[1:]]),

@@ -16,7 +16,12 @@ from glioma_dist.data.shared_memory_ring import BatchHandle, SharedMemoryRing, w
 from glioma_dist.data.streams import Stream, StreamHere
 from glioma_dist.data.worker_pool import WorkerPool
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    # Said once a process by `set_sync_debug_mode`, which as an error would leave the mode on for all tests after it.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature"),
+]
 
 DEVICE = torch.device("cuda", 0)
 SIDE = 512

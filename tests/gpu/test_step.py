@@ -18,7 +18,12 @@ from glioma_dist.training.learning_rate import LearningRate
 from glioma_dist.training.loop import train_step
 from glioma_dist.training.trainer import StepGuard
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    # Said once a process by `set_sync_debug_mode`, which as an error would leave the mode on for all tests after it.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature"),
+]
 
 
 @pytest.mark.parametrize("level", ["none", "selective", "full"])

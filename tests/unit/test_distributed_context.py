@@ -13,6 +13,7 @@ import torch
 from helpers import Ended, run, start
 
 from glioma_dist.distributed.context import DistributedContext
+from glioma_dist.distributed.leaving import WATCHDOG_WAIT, WATCHDOG_WAIT_MS, shorten_watchdog_wait
 from glioma_dist.distributed.lost_processes import SIGNS_OF_AN_END, SIGNS_OF_SILENCE
 from glioma_dist.distributed.run_command import (
     as_run_error,
@@ -38,7 +39,8 @@ def join(numbers: list[list[float]]) -> tuple:
     mine = numbers[here.rank]
     total = here.sum(torch.tensor([*mine[:2], len(mine)], dtype=torch.float32))
     here.wait()
-    return here.rank, here.num_processes, here.is_main, total.tolist(), str(total.dtype), here.gather_objects(mine)
+    found = here.rank, here.num_processes, here.is_main, total.tolist(), str(total.dtype), here.gather_objects(mine)
+    return *found, os.environ.get(WATCHDOG_WAIT)
 
 
 def test_several_processes_know_each_other_and_sum_and_gather():
@@ -49,6 +51,13 @@ def test_several_processes_know_each_other_and_sum_and_gather():
         assert found[3] == [2.0**24 + 5, 8 + 2.0**-20, 8]
         assert found[4] == "torch.float64"
         assert found[5] == [number for part in numbers for number in part]
+        assert found[6] == WATCHDOG_WAIT_MS
+
+
+def test_the_wait_of_nccl_s_watchdog_is_a_user_s_own_where_one_is_set():
+    environment = {WATCHDOG_WAIT: "15000"}
+    shorten_watchdog_wait(environment)
+    assert environment == {WATCHDOG_WAIT: "15000"}
 
 
 def test_one_process_is_the_main_one(runtime):

@@ -334,6 +334,15 @@ def test_a_gpu_that_does_not_work_is_one_line(monkeypatch, tmp_path):
         describe_device("cuda")
 
 
+def test_a_gpu_that_does_not_answer_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("glioma_dist.benchmark.environment.SECONDS_TO_ANSWER", 0.2)
+    with pytest.raises(InputError, match=r"the GPU did not answer within 0.2 s; look at nvidia-smi"):
+        describe_device("cuda")
+
+
 @pytest.mark.parametrize("config", [ProofConfig(), SpatialParallelConfig()], ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize(("world", "message"), [("2", "runs in one process"), ("", "WORLD_SIZE=: give a number")])
 def test_a_benchmark_is_one_process(monkeypatch, config, world, message):
@@ -359,6 +368,23 @@ def test_a_benchmark_names_its_own_flags(changes, message):
     with pytest.raises(InputError, match=message) as refused:
         SpatialParallelConfig(**changes).validate()
     assert "--scale" not in str(refused.value)
+
+
+def test_what_was_measured_stays_where_a_later_launch_fails(tmp_path, monkeypatch):
+    def launch(command, environment):
+        if json.loads(command[-2])["spatial_parallel"] == 2:
+            return 1
+        Path(command[-1]).write_text(json.dumps({"median_seconds": 0.5, "peak_gib": [1.0]}))
+        return 0
+
+    monkeypatch.setattr(spatial_parallel_report, "run_child", launch)
+    monkeypatch.setattr(spatial_parallel_report, "estimated", lambda config: [])
+    monkeypatch.setattr(spatial_parallel_report, "describe_device", lambda kind: "Some GPU")
+    with pytest.raises(InputError, match="ended with 1; its own lines say why"):
+        spatial_parallel_report.bench(SpatialParallelConfig(spatial_parallel=(1, 2), out=tmp_path / "out"))
+    rows = json.loads((tmp_path / "out" / "spatial_parallel.json").read_text())["measured"]
+    assert [(row["spatial_parallel"], row["median_seconds"]) for row in rows] == [(1, 0.5)]
+    assert "| 1472x1120 | none | 1 | 0.50 |" in (tmp_path / "out" / "spatial_parallel.md").read_text()
 
 
 def test_launches_of_a_benchmark_know_nothing_of_its_own(monkeypatch):

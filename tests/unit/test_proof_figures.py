@@ -1,5 +1,6 @@
 """What the proof run makes of a profile: how long a GPU is busy, peaks of memory, differences of runs."""
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -9,9 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 from glioma_dist.benchmark.peak_memory import GIB, peak_of_profile
 from glioma_dist.benchmark.proof.lines import Findings, judge, read_findings
 from glioma_dist.benchmark.proof.ranks import largest_difference as tensors_differ
-from glioma_dist.benchmark.proof.step_costs import busy_seconds, kernel_spans
+from glioma_dist.benchmark.proof.step_costs import busy_seconds, kernel_spans, look_into
 from glioma_dist.benchmark.proof.tile_sizes import compare_default
-from glioma_dist.benchmark.proof.trainings import largest_difference
+from glioma_dist.benchmark.proof.trainings import largest_difference, read_rows
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,19 @@ def test_only_work_of_the_gpu_counts_and_no_annotation_of_it():
     gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
     events = [Event(gpu, 5, 10), Event(cpu, 0, 100), Event(gpu, 0, 100, annotation=True)]
     assert kernel_spans(events) == [(5, 15)]
+
+
+def test_a_profile_that_shows_nothing_of_a_gpu_passes_no_limit(tmp_path):
+    """As on a machine that lets nobody profile its GPU: 0 launches and 0 waits would be within every limit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the profiler says that there is no GPU
+        result, costs = look_into(lambda: "scores", 0.5, torch.device("cuda"))
+    assert (result, costs.seconds) == ("scores", 0.5)
+    findings = Findings(tmp_path / "findings")
+    for name in ("launches", "synchronisations"):
+        findings.at_most(name, getattr(costs, name), 6000)
+    findings.at_least("busy", costs.busy, 0.0)
+    assert {judge("steps", row).status for row in read_findings(tmp_path / "findings").values()} == {"FAIL"}
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +123,9 @@ def test_a_default_tile_that_is_slower_than_another_fails(tmp_path, default, qui
     (row,) = read_findings(tmp_path / "findings").values()
     assert judge("tiles", row).status == status
     assert row["value"] == pytest.approx(default)
+
+
+def test_a_row_that_a_run_is_writing_is_no_row_yet(tmp_path):
+    assert read_rows(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert read_rows(tmp_path) == [{"step": 1, "loss": 0.5}]

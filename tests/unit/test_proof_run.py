@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glioma_dist.benchmark import devices
+from glioma_dist.benchmark.proof import interruption, preflight, runner, several
 from glioma_dist.benchmark.proof import prove as proving
 from glioma_dist.benchmark.proof.checks import CHECKS
+from glioma_dist.benchmark.proof.interruption import EndedEarlyError
 from glioma_dist.benchmark.proof.lines import Findings, Line, Setting, judge, read_findings
 from glioma_dist.benchmark.proof.runner import PATIENCE_SIDE_BY_SIDE, Check, run_check, run_checks
 from glioma_dist.config.gpu_benchmarks import ProofConfig
+from glioma_dist.distributed import cgroups
 from glioma_dist.errors import InputError
 from glioma_dist.report.proof_page import proof_page
 
@@ -157,6 +164,86 @@ def test_nothing_is_left_of_checks_side_by_side_whose_run_is_given_up(toy, tmp_p
         time.sleep(0.05)
 
 
+def test_a_process_that_the_system_does_not_end_is_left_behind(tmp_path, monkeypatch):
+    """As one that waits for the driver of a GPU that hangs: the next check runs."""
+    start, started = subprocess.Popen, []
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.os, "killpg", lambda *_: None)
+        patch.setattr(runner.subprocess, "Popen", lambda *a, **how: started.append(start(*a, **how)) or started[0])
+        patch.setattr(runner, "SECONDS_TO_DIE", 0.1)
+        ending = runner._run(["sleep", "60"], {}, 0.1, tmp_path / "log", threading.Event())
+    assert ending.reason == "not done after 0.1 s, and the system does not end it; look at nvidia-smi"
+    assert started[0].poll() is None
+    started[0].kill()
+    started[0].wait()
+
+
+@pytest.mark.parametrize(
+    ("cores", "quotas", "memory", "shared", "at_once"),
+    [
+        (16, [], 80.0, True, 4),
+        (128, [8.0, 64.0], 80.0, True, 2),  # a container that sees all CPUs of its machine
+        (128, [0.5], 80.0, True, 1),
+        (16, [], 8.0, True, 2),
+        (16, [], 0.0, True, 1),
+        (16, [], 80.0, False, 1),  # compute mode Exclusive_Process
+    ],
+)
+def test_checks_run_side_by_side_as_the_machine_allows(monkeypatch, cores, quotas, memory, shared, at_once):
+    monkeypatch.setattr(proving.os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setattr(proving, "cpus_of_cgroups", lambda: iter(quotas))
+    monkeypatch.setattr(proving, "gpu_memory", lambda: memory)
+    monkeypatch.setattr(proving, "gpus_can_be_shared", lambda: shared)
+    assert proving.checks_at_once("cuda") == at_once
+    assert proving.checks_at_once("cpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("driver", "smi", "branch"),
+    [("580.65.06", None, 580.0), (None, "570.124.06", 570.0), (None, None, math.nan), (None, "has failed", math.nan)],
+)
+def test_the_driver_is_known_without_nvidia_smi(monkeypatch, tmp_path, driver, smi, branch):
+    """Containers that may compute and no more have none."""
+    if smi is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{smi}'\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(preflight, "find_driver", lambda: driver)
+    assert preflight.driver_version() == pytest.approx(branch, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "v2", "cpus"),
+    [
+        ({"cpu.max": "max 100000"}, True, []),
+        ({"cpu.max": "250000 100000"}, True, [2.5]),
+        ({"cpu.cfs_quota_us": "800000", "cpu.cfs_period_us": "100000"}, False, [8.0]),
+        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, False, []),
+        ({}, True, []),
+    ],
+)
+def test_limits_on_time_are_worth_cpus(monkeypatch, tmp_path, files, v2, cpus):
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr(cgroups, "_folders", lambda controller: iter([(tmp_path, v2)]))
+    assert [*cgroups.cpus_of_cgroups()] == cpus
+
+
+@pytest.mark.parametrize(
+    ("said", "gib", "shared"),
+    [
+        ("memory.total) printf '81559\\n40960\\n';; compute_mode) printf 'Default\\nDefault\\n'", 40.0, True),
+        ("compute_mode) printf 'Default\\nExclusive_Process\\n'", 0.0, False),
+        ("memory.total) echo '[N/A]'", 0.0, True),
+    ],
+)
+def test_nvidia_smi_is_asked_for_memory_and_mode(monkeypatch, tmp_path, said, gib, shared):
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\ncase "${{1#--query-gpu=}}" in {said};; *) exit 1;; esac\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert (devices.gpu_memory(), devices.gpus_can_be_shared()) == (gib, shared)
+
+
 def test_a_check_of_two_gpus_is_skipped_on_one_and_never_begun(toy):
     lines = toy("is_killed", devices=2)
     assert told(lines) == [("one", "SKIPPED"), ("two", "SKIPPED")]
@@ -249,3 +336,21 @@ def test_a_wrong_name_and_a_machine_without_a_gpu_are_one_line(tmp_path, monkeyp
     with pytest.raises(InputError, match=r"the driver is too old.*--device cpu"):
         proving.prove(ProofConfig(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_launch_that_fails_before_one_is_killed_has_not_shown_how_the_other_ends(tmp_path, monkeypatch):
+    """The first ends as one that lost another, and the second, which waits for the first to speak, can be killed."""
+    ranks = [subprocess.Popen(each) for each in ([sys.executable, "-c", "raise SystemExit(69)"], ["sleep", "60"])]
+    monkeypatch.setattr(several, "start_on", lambda *_: ranks)
+    with pytest.raises(EndedEarlyError, match="ended with \\[69, None\\] before one was killed"):
+        several.kill_one(Setting("cuda", 2, "shards", str(tmp_path)), Findings(tmp_path / "findings.jsonl"))
+    assert read_findings(tmp_path / "findings.jsonl") == {}
+    assert ranks[1].poll() is not None
+
+
+def test_a_run_that_fails_before_it_is_asked_to_stop_has_not_shown_how_long_that_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
+    with pytest.raises(EndedEarlyError, match="ended with 1 before it was asked to stop"):
+        interruption.stop_and_resume(Setting("cuda", 1, "shards", str(tmp_path)), Findings(tmp_path / "findings.jsonl"))
+    found = read_findings(tmp_path / "findings.jsonl").values()
+    assert [judge("interruption", row).status for row in found] == ["FAIL", "FAIL"]

@@ -172,6 +172,16 @@ def test_a_launch_that_is_interrupted_leaves_no_process():
             rank.kill()
 
 
+@pytest.mark.parametrize(
+    ("codes", "status"), [([None, 3], "out of memory"), ([None, 1], "timed out"), ([1, 69], "failed")]
+)
+def test_a_process_without_memory_is_the_reason_why_the_others_wait(monkeypatch, codes, status):
+    (cell,) = scaling.make_cells(ScalingConfig(sizes=(Size(64, 64),), num_gpus=(2,), engines=("ddp",)), "cuda", 2)
+    monkeypatch.setattr(scaling, "start_ranks", lambda *_: [])
+    monkeypatch.setattr(scaling, "wait_for", lambda *_: codes)
+    assert scaling.launch(cell, "shards", "cuda", 1.0)["status"] == status
+
+
 def measure_until_killed(folder: Path) -> None:
     code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(1000)"
     run_child([sys.executable, "-c", code, str(folder / "pid")], 1000)

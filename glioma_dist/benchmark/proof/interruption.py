@@ -20,8 +20,15 @@ WORKERS = 4
 EVERY_LOOK = 0.005
 
 
+class EndedEarlyError(Exception):
+    """A run ended before the check could do to it what it is about."""
+
+
 def stop_and_resume(setting: Setting, findings: Findings) -> None:
-    """One run to its end; another that receives SIGTERM after some steps; the same command again."""
+    """One run to its end; another that receives SIGTERM after some steps; the same command again.
+
+    Raises EndedEarlyError where the other ends before.
+    """
     whole, stopped = Path(setting.folder) / "whole", Path(setting.folder) / "stopped"
     # As users have it: bf16 with maps in channels_last, which the optimizer's state has to follow when it is loaded.
     environment = os.environ | variables(setting, "no" if setting.tiny else "bf16")
@@ -32,7 +39,9 @@ def stop_and_resume(setting: Setting, findings: Findings) -> None:
     findings.equal("its validations", validations, NUM_STEPS // EVAL_EVERY)
 
     run = subprocess.Popen(command(setting, stopped), env=environment)
-    while run.poll() is None and len(read_rows(stopped)) < STOP_AFTER:
+    while len(read_rows(stopped)) < STOP_AFTER:
+        if run.poll() is not None:
+            raise EndedEarlyError(f"the run ended with {run.returncode} before it was asked to stop")
         time.sleep(EVERY_LOOK)
     asked = time.monotonic()
     run.send_signal(signal.SIGTERM)

@@ -11,6 +11,7 @@ import torch
 
 from glioma_dist.benchmark.environment import find_version
 from glioma_dist.benchmark.proof.lines import Findings, Setting
+from glioma_dist.distributed.environment import find_driver
 
 LEAST_CAPABILITY = 8.0
 """Ampere's: the first with bf16 units and fused bf16 attention."""
@@ -63,10 +64,13 @@ def look(setting: Setting, findings: Findings) -> None:
 
 
 def driver_version() -> float:
-    """The driver's branch, as nvidia-smi tells it: 580 of 580.65.06; nan where it does not."""
-    if shutil.which("nvidia-smi") is None:
-        return float("nan")
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+    """The driver's branch, as the system or nvidia-smi tells it: 580 of 580.65.06; nan where neither does. Some
+    containers have a GPU and no nvidia-smi, and WSL2 has no file of the driver's."""
+    told = find_driver()
+    if told is None:
+        if shutil.which("nvidia-smi") is None:
+            return float("nan")
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
     branch = re.match(r"\s*(\d+)\.", told)
     return float(branch[1]) if branch else float("nan")

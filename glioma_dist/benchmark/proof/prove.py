@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder, gpu_memory
+from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder, gpu_memory, gpus_can_be_shared
 from glioma_dist.benchmark.drawn_shards import draw_shards
-from glioma_dist.benchmark.environment import describe_device, find_commit, find_version
+from glioma_dist.benchmark.environment import describe_device, find_own_commit, find_version
 from glioma_dist.benchmark.proof.checks import CHECKS
 from glioma_dist.benchmark.proof.lines import Line, Setting
 from glioma_dist.benchmark.proof.runner import Check, run_checks
 from glioma_dist.config.gpu_benchmarks import ProofConfig
+from glioma_dist.distributed.cgroups import cpus_of_cgroups
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import make_folder, write_atomically, write_json_atomically
 from glioma_dist.report.proof_page import proof_page, summary
@@ -55,7 +56,7 @@ def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
         "device": describe_device(config.device),
         "num_devices": gpus if config.device == "cuda" else CPU_PROCESSES,
         "versions": {name: find_version(name) for name in LIBRARIES},
-        "commit": find_commit(Path(__file__).parent),
+        "commit": find_own_commit(),
         "command": shlex.join(["glioma-dist", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -94,9 +95,10 @@ def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
 
 def checks_at_once(device: str) -> int:
     """Number of checks that fit side by side on this machine. In a rehearsal one after the other."""
-    if device == "cpu":
+    if device == "cpu" or not gpus_can_be_shared():
         return 1
-    return max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) // CORES_EACH, int(gpu_memory() // GIB_EACH)))
+    cores = min([len(os.sched_getaffinity(0)), *cpus_of_cgroups()])
+    return max(1, min(MOST_AT_ONCE, int(cores // CORES_EACH), int(gpu_memory() // GIB_EACH)))
 
 
 def choose(names: Sequence[str], known: Sequence[Check]) -> list[Check]:

@@ -28,6 +28,8 @@ from glioma_dist.errors import one_line
 
 CHILD = "glioma_dist.benchmark.proof.child"
 SECONDS_BETWEEN_LOOKS = 0.02
+SECONDS_TO_DIE = 30.0
+"""For a process that is killed: where a GPU's driver hangs, the system ends none that waits for it."""
 PATIENCE_ON_CPU = 4
 """Times as long as a check may take in a rehearsal, on a machine that may be busy with other work."""
 PATIENCE_SIDE_BY_SIDE = 2
@@ -141,8 +143,12 @@ def _run(
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            code = child.wait()
+            code = None
+            with suppress(subprocess.TimeoutExpired):
+                code = child.wait(SECONDS_TO_DIE)
     taken = time.monotonic() - start
+    if code is None:
+        return Ending(f"not done after {seconds:g} s, and the system does not end it; look at nvidia-smi", taken)
     if not in_time:
         return Ending(f"stopped: not done after {seconds:g} s", taken)
     if code:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from glioma_dist.benchmark.launching import FSDP2, wait_for
-from glioma_dist.benchmark.proof.interruption import EVERY_LOOK
+from glioma_dist.benchmark.proof.interruption import EVERY_LOOK, EndedEarlyError
 from glioma_dist.benchmark.proof.launches import ask_ranks, start_on
 from glioma_dist.benchmark.proof.lines import Findings, Setting
 from glioma_dist.benchmark.proof.trainings import largest_difference, read_rows, train_command
@@ -52,13 +52,18 @@ def save_and_resume(setting: Setting, findings: Findings) -> None:
 
 
 def kill_one(setting: Setting, findings: Findings) -> None:
-    """The second process is killed in the middle of a run: the first must not wait for it for ever."""
+    """The second process is killed in the middle of a run: the first must not wait for it for ever.
+
+    Raises EndedEarlyError where the run ends before: how its processes end then says nothing.
+    """
     out = Path(setting.folder) / "killed"
     command = train_command(setting, out, max_steps=100_000, **{"scale.timeout-s": SECONDS_TO_ANSWER})
-    first, second = ranks = start_on(setting, command, NUM_PROCESSES)
-    while len(read_rows(out)) < 3 and first.poll() is None:
+    ranks = start_on(setting, command, NUM_PROCESSES)
+    while len(read_rows(out)) < 3:
+        if any(rank.poll() is not None for rank in ranks):
+            raise EndedEarlyError(f"the processes ended with {wait_for(ranks, 0)} before one was killed")
         time.sleep(EVERY_LOOK)
-    second.send_signal(signal.SIGKILL)
+    ranks[1].send_signal(signal.SIGKILL)
     begin = time.monotonic()
     code, of_killed = wait_for(ranks, SECONDS_TO_WAIT)
     findings.equal("the killed process", of_killed or 0, -int(signal.SIGKILL), "exit code")

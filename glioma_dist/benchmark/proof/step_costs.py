@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -50,12 +51,13 @@ END_OF_STEP = "end of the step"
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one step. busy, synchronisations and warned: None on a CPU, which has no queue."""
+    """Of one step. busy, synchronisations and warned: None on a CPU, which has no queue. What a profile would show and
+    does not, as where a machine lets nobody profile its GPU, is nan, so that no limit of it holds."""
 
     seconds: float
-    launches: int
+    launches: float
     busy: float | None = None
-    synchronisations: int | None = None
+    synchronisations: float | None = None
     """Calls of CUDA that wait, in a profile."""
     warned: int | None = None
     """Operations of which PyTorch itself says that they wait (`set_sync_debug_mode`)."""
@@ -147,7 +149,10 @@ def look_into(take_step: Callable[[], Any], seconds: float, device: torch.device
     own = [event for event in events if event.start_ns() < end]
     waits = sum(event.name() in WAITS for event in own)
     launches = sum(event.name() in LAUNCHES for event in own)
-    return result, Costs(seconds, launches, busy_seconds(kernel_spans(events)) / seconds, waits)
+    spans = kernel_spans(events)
+    if not launches or not spans:
+        return result, Costs(seconds, math.nan, math.nan, math.nan)
+    return result, Costs(seconds, launches, busy_seconds(spans) / seconds, waits)
 
 
 def kernel_spans(events: Iterable[Any]) -> list[tuple[int, int]]:
