@@ -12,6 +12,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from faulty_server import files_of, serve
+from forks import wait_until
 from helpers import damage_sample, draw_shards, run, start
 
 from glioma_dist.data.shards.cache import ShardCache
@@ -218,8 +219,7 @@ def test_many_processes_in_a_cache_of_one_shard_get_their_samples(server, shards
 def test_a_killed_process_leaves_nothing_that_looks_whole_and_nothing_in_the_way(server, shards, tmp_path):
     server.faults = lambda path, number: "stall" if path.endswith(".tar") and number == 0 else None
     process = start(read_all, f"{server.url}/train", tmp_path / "cache", 10**8, Patience(1, 30.0, 0.01))
-    while not list((tmp_path / "cache").glob("*.partial")):
-        time.sleep(0.01)
+    wait_until(lambda: list((tmp_path / "cache").glob("*.partial")))
     os.kill(process.processes[0].pid, signal.SIGKILL)
     assert process.wait()[0].exit_code == -signal.SIGKILL
     assert list((tmp_path / "cache").glob("*.partial"))
