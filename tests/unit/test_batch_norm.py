@@ -121,7 +121,7 @@ def rank_steps_as_on_gpus(shares: list[int]) -> dict[str, np.ndarray]:
     here = DistributedContext.start()
     first = sum(shares[: here.rank])
     model = synchronise_batch_norm(make_model(with_rare=False), GPU)
-    assert all(module.is_exchanging for module in model if isinstance(module, nn.SyncBatchNorm))
+    assert {module.is_exchanging for module in model if isinstance(module, nn.SyncBatchNorm)} == {True}
     with GpuKernels():
         return steps(model, slice(first, first + shares[here.rank]))
 

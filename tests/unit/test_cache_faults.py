@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from faulty_server import files_of, serve
+from forks import wait_until
 from helpers import draw_shards, run, start
 from test_cache import QUICK, expected, fetched, read_all, shard_bytes
 
@@ -71,8 +72,7 @@ def read_slowly(url: str, folder) -> None:
 def test_a_process_that_is_stopped_while_it_fetches_holds_nobody_up(server, shards, tmp_path, capsys):
     server.faults = lambda path, number: "stall" if path.endswith("00000.tar") and number == 0 else None
     holder = start(read_slowly, f"{server.url}/train", tmp_path / "cache")
-    while not fetched(server):
-        time.sleep(0.01)
+    wait_until(lambda: fetched(server))
     os.kill(holder.processes[0].pid, signal.SIGSTOP)
     try:
         before = time.monotonic()
@@ -201,10 +201,12 @@ def test_a_process_that_writes_on_and_on_is_not_waited_for_without_end(tmp_path,
         writer = threading.Thread(target=write)
         writer.start()
         before = time.monotonic()
-        with pytest.raises(HeldError, match=r"the other did not finish within \d+ s"), held(path, 2.0, "the other"):
-            pass
-        assert 4 <= time.monotonic() - before < 30
-        ended.set()
-        writer.join()
+        try:
+            with pytest.raises(HeldError, match=r"the other did not finish within \d+ s"), held(path, 2.0, "the other"):
+                pass
+            assert 4 <= time.monotonic() - before < 30
+        finally:
+            ended.set()
+            writer.join()
     with held(path, 2.0, "nobody"):
         pass

@@ -29,6 +29,11 @@ def begin_study(out: Path) -> None:
         pass
 
 
+def report(shards: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        report_data(DataReportConfig((shards,), Path(folder) / "report.html"))
+
+
 CHECKS = {
     "check_new_folder": lambda out: check_new_folder("--out", out),
     "check_new_file": lambda out: check_new_file("--out", out),
@@ -40,7 +45,7 @@ CHECKS = {
     "predict": lambda out: Place(out).read(),
     "report": lambda out: ResultFolder(out).images(),
     "curves": read_curves,
-    "data": lambda out: report_data(DataReportConfig((out,), Path(tempfile.gettempdir()) / "report.html")),
+    "data": report,
     "find_checkpoint": find_checkpoint,
 }
 WITHOUT_COMPLAINT = ("evaluate", "merge")

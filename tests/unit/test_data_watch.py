@@ -7,19 +7,22 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from forks import wait_until
 
 from glioma_dist.data.worker_pool import WorkerPool, process_state
 from glioma_dist.training import data_watch
 from glioma_dist.training.data_watch import DataWatch
 
 
-class Sleep:
-    """A job that notes its sample and takes as long as its task says."""
+class Waiting:
+    """A job that notes its sample and, where its task is to wait, does so until a byte comes through a pipe."""
+
+    def __init__(self) -> None:
+        self.out, self.into = os.pipe()
 
     def make(self, task, place, note):
         note(3, 12)
-        time.sleep(task)
-        return task
+        return os.read(self.out, 1) if task == "wait" else task
 
     def describe(self, shard, place):
         raise AssertionError("it could read from the store that does not answer")
@@ -31,32 +34,31 @@ def quick(monkeypatch):
     monkeypatch.setattr(data_watch, "SECONDS_BETWEEN_LOOKS", 0.05)
 
 
-def wait_for_state(pid: int, state: str) -> None:
-    until = time.monotonic() + 30
-    while process_state(pid) != state:
-        assert time.monotonic() < until, process_state(pid)
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["slow", "stopped"])
 def test_a_long_wait_is_told_once_while_it_lasts_with_the_workers_state(quick, monkeypatch, capfd, is_stopped):
-    monkeypatch.setattr(data_watch, "SECONDS_TO_WARN", 1.0)  # also on a busy machine the first wait is shorter
-    with WorkerPool(1, Sleep()) as pool, DataWatch(pool, "rank 1 on host-b", 600) as watch:
+    job, said = Waiting(), []
+    with WorkerPool(1, job) as pool, DataWatch(pool, "rank 1 on host-b", 600) as watch:
         pid = pool._processes[0].pid
+        monkeypatch.setattr(data_watch, "SECONDS_TO_WARN", 600.0)  # also on a busy machine the first wait is shorter
         with watch.waiting(40):
-            pool.get(pool.submit(0, 0, None))
-        ticket = pool.submit(0, 3, None)
+            pool.get(pool.submit(0, "at once", None))
+        ticket = pool.submit(0, "wait", None)
+        wait_until(lambda: pool.states() == [f"worker {pid} waits at sample 12 of shard 3"])
+        if is_stopped:
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: process_state(pid) == "was stopped by a signal")
+        monkeypatch.setattr(data_watch, "SECONDS_TO_WARN", 0.6)
         with watch.waiting(41):
-            time.sleep(0.2)
-            if is_stopped:
-                os.kill(pid, signal.SIGSTOP)
-                wait_for_state(pid, "was stopped by a signal")
-                time.sleep(2)
-                os.kill(pid, signal.SIGCONT)
-            pool.get(ticket)
-    (line,) = capfd.readouterr().err.splitlines()
+            wait_until(lambda: said.append(capfd.readouterr().err) or "\n" in "".join(said), what="while it lasts")
+            time.sleep(0.7)  # in which it could be told again
+            os.kill(pid, signal.SIGCONT)
+            os.write(job.into, b"x")
+            assert pool.get(ticket) == b"x"
+    os.close(job.into)
+    os.close(job.out)
+    (line,) = ("".join(said) + capfd.readouterr().err).splitlines()
     doing = "was stopped by a signal" if is_stopped else "waits"
-    assert re.match(r"warning: rank 1 on host-b has waited [1-9] s for the data of step 41 \(", line)
+    assert re.match(r"warning: rank 1 on host-b has waited [1-9]\d* s for the data of step 41 \(", line)
     assert f"(worker {pid} {doing} at sample 12 of shard 3); after 600 s (--scale.timeout-s)" in line
     assert "--data.workers (now 1)" in line
     assert len(line) <= 500

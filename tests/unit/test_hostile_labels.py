@@ -4,7 +4,9 @@ import io
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -66,6 +68,8 @@ def nested_tuples() -> bytes:
     return b"".join([*parts, pickle.NONE, pickle.SETITEM, pickle.STOP])
 
 
+HARMED = Path(tempfile.gettempdir(), f"glioma-dist-harmed-{os.getpid()}")
+"""What a program in a pickle would leave behind."""
 HEAD = npy({})[: npy({}).index(b"\n") + 1]
 MASKS = np.zeros((HEIGHT, WIDTH), np.uint16)
 SEG = {
@@ -73,7 +77,7 @@ SEG = {
     "cut short": npy({"masks": MASKS})[:-900],
     "no npy": b"PK\3\4" + bytes(99),
     "an array of numbers": HEAD.replace(b"|O", b"u1") + bytes(99),
-    "a call": npy({"masks": Harm("/tmp/harm")}),
+    "a call": npy({"masks": Harm(str(HARMED))}),
     "nested keys": HEAD + nested_tuples(),
     "no masks": npy({"outlines": MASKS}),
     "masks of another size": npy({"masks": MASKS[1:]}),
@@ -141,7 +145,7 @@ def folder(tmp_path):
 def test_hostile_files_of_cellpose_are_one_line(fault, folder, tmp_path):
     (folder / "a_seg.npy").write_bytes(SEG[fault])
     refused("cellpose", folder, tmp_path / "out")
-    assert not os.path.exists("/tmp/harm")
+    assert not HARMED.exists()
 
 
 @pytest.mark.parametrize("fault", ROIS)

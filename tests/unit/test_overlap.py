@@ -34,7 +34,7 @@ def test_items_come_in_order_with_their_results_and_errors(in_thread):
 
 
 def test_the_next_item_is_read_meanwhile_and_no_more_than_that():
-    started, may_end = [threading.Event() for _ in range(5)], threading.Event()
+    started = [threading.Event() for _ in range(5)]
 
     def read(number: int) -> int:
         started[number].set()
@@ -47,9 +47,8 @@ def test_the_next_item_is_read_meanwhile_and_no_more_than_that():
     assert not started[2].is_set()
     assert next(outcomes).result == 1
     assert started[2].wait(SECONDS)
-    may_end.set()
     outcomes.close()
-    assert not started[3].is_set() or not started[4].is_set()
+    assert not started[3].is_set()
 
 
 def test_without_a_thread_nothing_is_read_before_it_is_asked_for():
@@ -144,11 +143,11 @@ def test_an_image_that_is_done_is_let_go_of():
 
 
 def test_no_thread_is_left():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     list(read_ahead(range(3), str))
     outcomes = read_ahead(range(3), str)
     next(outcomes)
     outcomes.close()
     with WriteBehind() as writer:
         writer.put(1, dict)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # one of another test may have ended meanwhile

@@ -95,11 +95,11 @@ def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
     first = count(TINY, "full")
     monkeypatch.setattr(step_count, "estimate_unet_step", None)
     assert count(TINY, "full") == first
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         count(replace(TINY, size=Size(96, 64)), "full")
     for damaged in ("{", "[]", "null", '{"a": 3}'):  # as good as none
         (tmp_path / "glioma-dist" / "step_memory.json").write_text(damaged)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
             count(TINY, "full")
 
 
@@ -183,7 +183,7 @@ def test_an_answer_is_not_taken_from_other_code(monkeypatch):
         for other in ("other code", None):  # None: the code is in no file
             monkeypatch.setattr(planner, "code_fingerprint", lambda kinds, other=other: other)
             planner._code.cache_clear()
-            with pytest.raises(TypeError):
+            with pytest.raises(TypeError, match="'NoneType' object is not callable"):
                 count(TINY, "full")
     finally:
         planner._code.cache_clear()

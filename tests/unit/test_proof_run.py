@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forks import wait_until
 
 from glioma_dist.benchmark import devices
 from glioma_dist.benchmark.proof import interruption, preflight, runner, several
@@ -49,11 +50,11 @@ def ends_badly(setting, findings):
 def hangs(setting, findings):
     findings.at_most("one", 1.0, 2.0)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    open(os.environ["CHILD"], "w").write(str(child.pid))
+    open(f"{os.environ['CHILD']}.{child.pid}", "w").close()
     time.sleep(600)
 def waits_for_the_other(setting, findings):
     good(setting, findings)
-    here = os.path.dirname(os.environ["CHILD"])
+    here = os.environ["SEEN"]
     open(os.path.join(here, str(os.getpid())), "w").close()
     until = time.monotonic() + 30
     while len(os.listdir(here)) < 2:
@@ -76,6 +77,19 @@ def toy(tmp_path, monkeypatch) -> Callable[..., list[Line]]:
         return run_check(Check(name, f"toys:{name}", ("one", "two"), seconds, **fields), LIGHT, tmp_path)[0]
 
     return run
+
+
+def children(folder: Path) -> list[int]:
+    """Of checks that hang."""
+    return [int(path.suffix[1:]) for path in folder.glob("child.*")]
+
+
+def check_gone(pids: list[int]) -> None:
+    for pid in pids:
+        wait_until(
+            lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE,
+            what="what the check started is still there",
+        )
 
 
 def told(lines: list[Line]) -> list[tuple[str, str]]:
@@ -125,11 +139,8 @@ def test_a_check_that_hangs_is_ended_with_all_that_it_started(toy, tmp_path, mon
     assert time.monotonic() - start < 60
     assert told(lines) == [("one", "PASS"), ("two", "FAIL")]
     assert "stopped: not done after 6 s" in lines[1].note
-    child = int((tmp_path / "child").read_text())
-    until = time.monotonic() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until, "what the check started is still there"
-        time.sleep(0.05)
+    assert len(children(tmp_path)) == 1
+    check_gone(children(tmp_path))
 
 
 def side_by_side(*names: str) -> list[Check]:
@@ -138,7 +149,7 @@ def side_by_side(*names: str) -> list[Check]:
 
 def test_checks_that_measure_nothing_run_side_by_side(toy, tmp_path, monkeypatch):
     (tmp_path / "seen").mkdir()
-    monkeypatch.setenv("CHILD", str(tmp_path / "seen" / "child"))
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     checks = [
         *side_by_side("waits_for_the_other", "waits_for_the_other"),
         Check("last", "toys:good", ("one", "two"), 60),
@@ -152,16 +163,11 @@ def test_nothing_is_left_of_checks_side_by_side_whose_run_is_given_up(toy, tmp_p
     monkeypatch.setenv("CHILD", str(tmp_path / "child"))
     results = run_checks(side_by_side("good", "hangs", "hangs"), LIGHT, tmp_path, at_once=2)
     next(results)
-    while not (tmp_path / "child").exists():
-        time.sleep(0.02)
+    wait_until(lambda: len(children(tmp_path)) == 2)
     start = time.monotonic()
     results.close()
     assert time.monotonic() - start < 30
-    until = time.monotonic() + 10
-    child = int((tmp_path / "child").read_text())
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until, "what the check started is still there"
-        time.sleep(0.05)
+    check_gone(children(tmp_path))
 
 
 def test_a_process_that_the_system_does_not_end_is_left_behind(tmp_path, monkeypatch):

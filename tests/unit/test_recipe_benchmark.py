@@ -86,7 +86,7 @@ def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, 
     smp_unet.train_smp(whole, CPU)
     with monkeypatch.context() as patch:
         patch.setattr(smp_unet, "islice", lambda batches, number: iter([next(batches) for _ in range(3)] + [None]))
-        with pytest.raises(AttributeError):
+        with pytest.raises(AttributeError, match="'NoneType' object has no attribute"):
             smp_unet.train_smp(killed, CPU)
     assert Checkpoint.read(killed.out / "smp").step == 2
     last = smp_unet.train_smp(killed, CPU)

@@ -36,7 +36,7 @@ FACTS = {"lineage": [], "fingerprints": {"train": "a", "val": "b"}}
 def store(empty_bucket, monkeypatch):
     quick = Patience(2, seconds=10, wait_seconds=0.01)
     monkeypatch.setattr(remote_run, "UPLOAD_PATIENCE", quick)
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 8.0)  # renewed and released in a quarter of it
     real = Store.__init__
     monkeypatch.setattr(Store, "__init__", lambda self, url, patience=None: real(self, url, patience or quick))
     return empty_bucket
@@ -295,7 +295,8 @@ def test_without_credentials_it_is_one_line(store, open_run, tmp_path, monkeypat
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_two_trainings_at_once_are_refused(store, open_run, tmp_path):
+def test_two_trainings_at_once_are_refused(store, open_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWALS", 16)  # the second one sees that the first one lives
     with open_run(tmp_path / "one") as (_, _, save):
         with (
             pytest.raises(InputError, match="another training is writing there") as refused,
@@ -311,6 +312,7 @@ def test_two_trainings_at_once_are_refused(store, open_run, tmp_path):
 
 def test_a_training_that_was_frozen_does_not_write_over_the_one_that_took_over(store, open_run, tmp_path, monkeypatch):
     """Its lease became stale; the other has it now. It ends with a line and changes nothing."""
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(lease.Lease, "_renew", lambda self: None)
 
     def take_over() -> None:
@@ -323,7 +325,8 @@ def test_a_training_that_was_frozen_does_not_write_over_the_one_that_took_over(s
     assert [entry["step"] for entry in index_of(store)["last"]] == [7]
 
 
-def test_a_training_hears_that_another_took_over(store, open_run, tmp_path):
+def test_a_training_hears_that_another_took_over(store, open_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
 
     def lose_it() -> None:
         with open_run(tmp_path / "one") as (_, uploader, save):

@@ -195,6 +195,7 @@ def test_a_measurement_ends_with_the_benchmark_that_was_killed(tmp_path):
         time.sleep(0.05)
     running.processes[0].kill()
     running.wait()
+    until = time.monotonic() + 60
     place = Path("/proc") / pid.read_text() / "exe"
     try:
         while time.monotonic() < until and os.path.exists(place):

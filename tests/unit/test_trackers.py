@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from forks import wait_until
 from helpers import draw_shards, rows, run, start, tiny_config
 
 from glioma_dist import extras
@@ -167,7 +168,7 @@ def test_a_tracker_that_fails_is_one_warning(method, failure, tmp_path, own, mon
                 FAILURES[failure]()
             super()._note(kind, *values)
 
-    monkeypatch.setattr(sending, "SECONDS_AT_END", 0.5)
+    monkeypatch.setattr(sending, "SECONDS_AT_END", 0.5 if failure == "no answer" else 60)
     monkeypatch.setattr(leaving, "_given_up", False)
     trackers.register("failing", Failing)
     said = []
@@ -179,6 +180,7 @@ def test_a_tracker_that_fails_is_one_warning(method, failure, tmp_path, own, mon
             both.log({"train/loss": 0.5}, step)
             both.log_images(lambda: {"x": np.zeros((4, 4, 3), np.uint8)}, step)
         assert time.monotonic() - begun < 20, "it held the run"
+        wait_until(lambda: 7 in [len(each.calls) for each in own.opened if type(each) is Recorder], what="the other")
         both.close(has_finished=True)
         assert time.monotonic() - begun < 40
     finally:
@@ -414,7 +416,7 @@ def test_every_tracker_takes_all_that_it_is_sent(entry, material, tmp_path):
 
 
 def test_a_run_without_trackers_leaves_nothing_of_them(material, tmp_path):
-    before = {each.name for each in threading.enumerate()}
+    before = set(threading.enumerate())
     train(tracked(material, tmp_path / "run"))
     assert not {IDS, FOLDER} & set(os.listdir(tmp_path / "run"))
-    assert not [each.name for each in threading.enumerate() if each.name not in before and "tracker" in each.name]
+    assert not [each.name for each in set(threading.enumerate()) - before if "tracker" in each.name]

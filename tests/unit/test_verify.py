@@ -293,7 +293,7 @@ def test_on_another_machine_losses_are_compared_up_to_rounding(copied, runtime, 
 def test_a_resumed_run_is_noted_as_one_that_was_not(whole, copied, tmp_path, runtime):
     resumed = replace(copied, out=tmp_path / "resumed", schedule_steps=6)
     loop.train(replace(resumed, max_steps=3, data=replace(resumed.data, val=None)), runtime)
-    with pytest.raises(InputError):  # other data than it has begun with
+    with pytest.raises(InputError, match="was trained on other data than"):
         loop.train(resumed, runtime)
     loop.train(replace(resumed, data=replace(resumed.data, val=None)), runtime)
     assert read_noted(resumed.out).steps == read_noted(whole.out).steps

@@ -377,7 +377,7 @@ def test_imagenet_weights_without_a_network_are_one_line_without_minutes_of_retr
 def test_weights_at_a_plain_url_are_given_up_as_soon(monkeypatch, tmp_path):
     server = DeadServer("is silent")
     monkeypatch.setattr(download, "SECONDS_WITHOUT_A_BYTE", 0.5)
-    torch.hub.set_dir(tmp_path)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     published = SimpleNamespace(hf_hub_id=None, url=f"http://127.0.0.1:{server.port}/xception-43020ad28.pth")
     with pytest.raises(InputError, match=r"nothing came for 0\.5 s\); fetch http.*--model\.weights FILE"):
         timm_weights.weights_of(published)

@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forks import wait_until
 from helpers import TINY_CHANNELS, damage_sample, draw_sample, draw_shards, rows, run, start, tiny_config, write_shards
 
 from glioma_dist.data.batch import Batch, image_tensor
@@ -248,8 +250,8 @@ class Doing:
         return f"shard {shard}, sample {place}"
 
 
-def stream_of(pool, job, tasks, places=8):
-    return Stream(pool, job, iter(tasks), list(range(places)), 4, 2)
+def stream_of(pool, job, tasks, places=8, seconds_to_answer=60):
+    return Stream(pool, job, iter(tasks), list(range(places)), 4, seconds_to_answer)
 
 
 class UnpicklableError(Exception):
@@ -326,12 +328,19 @@ def test_a_worker_that_dies_is_told_of_where_nobody_can_name_its_sample(monkeypa
 
 @pytest.mark.parametrize("has_results", [False, True])
 def test_an_idle_worker_that_died_is_noticed_when_the_run_next_waits(has_results):
-    with WorkerPool(2, Doing(lambda task: task)) as pool:
+    made = mmap.mmap(-1, 9)
+
+    def make(task):
+        made[task] = 1
+        return task
+
+    with WorkerPool(2, Doing(make)) as pool:
         stream = stream_of(pool, 0, range(9))
         if has_results:
             next(stream)
-            time.sleep(0.2)
-        worker = multiprocessing.active_children()[0]
+            # All four that were asked for are made, and handed over.
+            wait_until(lambda: made[:4] == 4 * b"\1" and all(each.endswith(" waits") for each in pool.states()))
+        worker = pool._processes[0]
         worker.kill()
         assert multiprocessing.connection.wait([worker.sentinel], 60)
         with pytest.raises(UnavailableError, match=r"a worker process that reads data died \(signal SIGKILL\)"):
@@ -340,10 +349,10 @@ def test_an_idle_worker_that_died_is_noticed_when_the_run_next_waits(has_results
 
 def test_a_worker_that_is_stopped_counts_as_lost_and_does_not_hold_the_end():
     with WorkerPool(1, Doing(lambda task: task)) as pool:
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+        os.kill(pool._processes[0].pid, signal.SIGSTOP)
         begun = time.monotonic()
         with pytest.raises(UnavailableError, match="did not answer for 2 s"):
-            next(stream_of(pool, 0, range(9)))
+            next(stream_of(pool, 0, range(9), seconds_to_answer=2))
         assert time.monotonic() - begun < 60
 
 
@@ -384,6 +393,7 @@ def test_workers_die_with_their_parent(tmp_path):
     start(kill_parent_of_workers, tmp_path).wait()
     until = time.monotonic() + 20
     pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 2
     while time.monotonic() < until and any(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
         time.sleep(0.05)
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}/exe")]
@@ -394,18 +404,18 @@ def test_workers_die_with_their_parent(tmp_path):
 
 def test_a_place_of_a_stream_that_ended_early_is_free_when_its_worker_is_done():
     """Else two tasks would write to it at once."""
-    places = list(range(5))
-    with WorkerPool(1, Doing(lambda task: time.sleep(0.1))) as pool:
+    places, may_end = list(range(5)), multiprocessing.get_context("fork").Event()
+    with WorkerPool(1, Doing(lambda task: task == 0 or may_end.wait(60))) as pool:
         stream = Stream(pool, 0, iter(range(9)), places, 2, 30)
         next(stream)
-        assert stream.is_ready() in (True, False)  # asks for another
+        assert not stream.is_ready()  # asks for another
         assert len(places) == 2  # two are under way, one is given out
         stream.close()
         assert len(places) == 2
-        until = time.monotonic() + 30
-        while len(places) < 4 and time.monotonic() < until:
-            pool._receive(0.5)
-        assert len(places) == 4
+        may_end.set()
+        while len(places) < 4:
+            pool._receive(30)
+        assert sorted(places) == [1, 2, 3, 4]
 
 
 def test_memory_that_is_sent_is_shared():
@@ -436,7 +446,8 @@ def test_runs_that_share_a_pool_leave_nothing_in_it(shards, tmp_path):
         for number in range(3):
             train(tiny_config(shards, tmp_path / str(number), workers=2, max_steps=2, eval_every=1), None, pool)
             counts.append(descriptors())
-        assert counts[0] == counts[1] == counts[2]
+        assert counts[0][1:] == counts[1][1:] == counts[2][1:]
+        assert counts[0][0] >= counts[1][0] >= counts[2][0]  # fewer where something of another test closed meanwhile
         assert len(pool._jobs) == 1
 
 
@@ -563,9 +574,9 @@ def test_the_copy_of_the_next_batch_has_begun_when_one_is_given_out():
         batches = copy_ahead(HostBatches(stream, job.ring), Noting())
         for number in range(3):
             next(batches)
-            if number:  # by now the workers have long made it
+            if number:
                 assert begun == [str(each) for each in range(number + 2)]
-            time.sleep(0.3)
+            wait_until(lambda: stream.is_ready() and all(pool.has(ticket) for ticket, _ in stream._under_way))
         batches.close()
 
 
@@ -596,7 +607,7 @@ def test_every_round_gives_back_all_places():
             batches.close()
             stream.close()
         while len(places) < 7:
-            pool._receive(5)
+            pool._receive(30)
         assert sorted(places) == list(range(7))
 
 
