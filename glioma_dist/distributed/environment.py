@@ -22,10 +22,22 @@ MAX_TEXT_BYTES = 2**20
 
 
 def find_commit(repository: Path) -> str | None:
-    """The repository's commit, with "-dirty" where tracked files differ from it; None without git."""
-    command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--exclude", "*"]
+    """The repository's commit, with "-dirty" where tracked files differ from it; None without git. Pages and results in
+    docs do not count: a benchmark that has written there is followed by others of the same code."""
+    commit = _git(repository, "rev-parse", "--short", "HEAD")
+    changed = _git(repository, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+    return None if commit is None or changed is None else f"{commit}-dirty" if changed else commit
+
+
+def _git(repository: Path, *command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_GIT)
+        done = subprocess.run(
+            ["git", "-C", str(repository), *command],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=SECONDS_FOR_GIT,
+        )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout.strip()

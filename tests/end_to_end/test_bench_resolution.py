@@ -1,6 +1,7 @@
 """The resolution benchmark at a size of nothing: its rows, and that cells which fail are rows too."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,6 +323,28 @@ def test_the_commit_is_what_git_says():
         assert environment.find_commit(REPOSITORY) is None
     else:
         assert head.startswith(environment.find_commit(REPOSITORY).removesuffix("-dirty"))
+
+
+def test_results_in_docs_do_not_make_a_commit_dirty_and_changes_of_code_do(tmp_path):
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    git("init")
+    assert environment.find_commit(tmp_path) is None, "there is no commit yet"
+    for name in ("docs/benchmarks/rows.json", "package/code.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1")
+    git("add", "-A")
+    git("commit", "-m", "first")
+    clean = environment.find_commit(tmp_path)
+    (tmp_path / "docs/benchmarks/rows.json").write_text("2")
+    (tmp_path / "new.txt").touch()
+    assert environment.find_commit(tmp_path) == clean
+    (tmp_path / "package/code.py").write_text("2")
+    assert environment.find_commit(tmp_path) == f"{clean}-dirty"
 
 
 def test_rows_of_two_states_of_the_code_with_one_commit_are_not_mixed(tmp_path, monkeypatch):
