@@ -143,9 +143,11 @@ class RemoteResults(Results):
             files = {each.relative_to(self.folder).as_posix(): each for each in local.rglob("*") if each.is_file()}
             for each in sorted(files, key=lambda each: (each == last, each != f"{name}/{FOLDER_MARK}", each)):
                 contents[each] = files[each]
-        self._store.put_files(contents)
-        for path in paths:
-            remove_tree(self.folder / path.name)
+        try:
+            self._store.put_files(contents)
+        finally:
+            for path in paths:
+                remove_tree(self.folder / path.name)
 
 
 def open_results(out: Path | Url, formats: Sequence[str] = DEFAULT_FORMATS) -> Results:
