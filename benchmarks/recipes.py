@@ -78,6 +78,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 SETTINGS = ("source", "steps", "size", "weights", "decoder_channels")
 """Fields of `RecipesConfig` that all runs of a folder share."""
+SETTINGS_FILE = "settings.json"
+"""In that folder: what they are."""
 PRETRAINED_ONLY = ("encoder_lr_factor", "freeze_encoder")
 """Settings that are for pretrained encoders."""
 
@@ -123,24 +125,29 @@ class RecipesConfig:
 
 def main() -> None:
     config = parse(RecipesConfig)
-    check_settings(config)
+    splits = config.splits if config.final else config.splits[:1]
+    missing = [split for split in splits if not (shards_of(config, split) / "audit.json").exists()]
+    told = check_settings(config)
+    if missing:
+        find_glioma_c6(config.source)  # refused before anything is written
+    make_folder(config.out)
+    write_json_atomically(config.out / SETTINGS_FILE, told)
     torch.set_num_threads(config.threads)
     context = DistributedContext.start()
-    for split in config.splits if config.final else config.splits[:1]:
-        if not (shards_of(config, split) / "audit.json").exists():
-            convert(find_glioma_c6(config.source), shards_of(config, split), "t98g", split_seed=split)
+    for split in missing:
+        convert(find_glioma_c6(config.source), shards_of(config, split), "t98g", split_seed=split)
     if config.screen:
         screen(config, context)
     if config.final:
         compare(config, context)
 
 
-def check_settings(config: RecipesConfig) -> None:
-    """Raises InputError where the runs and scores of `config.out`, which are not computed again, are of other
-    settings."""
+def check_settings(config: RecipesConfig) -> dict[str, str]:
+    """The settings that all runs share, as text. Raises InputError where the runs and scores of `config.out`, which
+    are not computed again, are of others."""
     given = {name: getattr(config, name) for name in SETTINGS}
     told = {name: str(each.resolve() if isinstance(each, Path) else each) for name, each in given.items()}
-    path = config.out / "settings.json"
+    path = config.out / SETTINGS_FILE
     known = read_json(path) if path.exists() else told
     for name, value in told.items():
         if known.get(name) != value:
@@ -148,8 +155,7 @@ def check_settings(config: RecipesConfig) -> None:
                 f"--{name.replace('_', '-')} {value}: {config.out} holds runs with {known.get(name)}; give another "
                 "--out, or the same"
             )
-    make_folder(config.out)
-    write_json_atomically(path, told)
+    return told
 
 
 def all_recipes(config: RecipesConfig) -> dict[str, dict[str, Any]]:

@@ -105,7 +105,8 @@ def test_wrong_flags_are_refused(benchmark, monkeypatch, source, tmp_path, flags
 def test_a_folder_of_other_settings_is_refused_and_kept(benchmark, monkeypatch, tmp_path):
     """Scores and runs that are there are not computed again, so that they would be those of other settings."""
     given = benchmark.RecipesConfig(tmp_path, tmp_path / "out", final=True, size=Size(32, 32))
-    benchmark.check_settings(given)
+    given.out.mkdir()
+    (given.out / "settings.json").write_text(json.dumps(benchmark.check_settings(given)))
     benchmark.check_settings(replace(given, splits=(0,), encoders=("mit_b0",), threads=1))
     before = (tmp_path / "out" / "settings.json").read_bytes()
     for changes, words in (
