@@ -178,7 +178,7 @@ def _replayed(memory: AttentionMemory, kept: deque[Any], norms: nn.Module | None
 
 
 class EachTime:
-    """A context that can be entered again: each time it is made anew. With `retain_graph` a segment is computed again
+    """A context that can be entered again: it is made again each time. With `retain_graph` a segment is computed again
     in each backward pass."""
 
     def __init__(self, make: Callable[[], AbstractContextManager]) -> None:

@@ -109,7 +109,7 @@ def train_here(config: TrainConfig, with_variables: Mapping[str, str]) -> list[d
 
 
 def read_rows(out: Path) -> list[dict]:
-    """metrics.jsonl, as far as it is written; of a run that goes on, without a line of which a part is there."""
+    """metrics.jsonl, as far as it is written; of a run that has not ended, without a line of which a part is there."""
     file = out / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
