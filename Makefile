@@ -21,8 +21,8 @@ LOWEST_TESTS ?= tests/unit tests/distributed
 
 # A file's tests stay together, as they share fixtures. The longest files are begun first (LONGEST_FILES in
 # tests/tiers.py), so that no core waits for a long file at the end.
-# Two processes more than cores, because many tests wait for other processes.
-PYTEST_QUICKLY := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-reorder
+# One process more than cores, because many tests wait for other processes.
+PYTEST_QUICKLY := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 
 # Python keeps what it has compiled, whatever the environment says: the tests start many interpreters.
 export PYTHONDONTWRITEBYTECODE :=
