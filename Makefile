@@ -32,7 +32,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) .ci/install.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python .ci/install.py $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev,export,lite0,bench]'
+	$(BIN)/python .ci/install.py $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev,export,bioimageio,lite0,bench]'
 	touch $@
 
 $(LOWEST)/.installed: pyproject.toml .ci/install.py

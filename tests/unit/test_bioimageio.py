@@ -121,7 +121,11 @@ def test_the_command_writes_a_package_that_names_no_file_of_this_machine(tmp_pat
     pytest.importorskip("bioimageio.core", reason=WHY)
     (tmp_path / "field.png").write_bytes(encode_image(draw_sample(1, 130, 100).image))
     config = BioimageioConfig(
-        network_folder("t98g-small"), str(tmp_path / "field.png"), tmp_path / "out" / "m.zip", "Cells (t98g)", ("A. B",)
+        network_folder("t98g-small"),
+        str(tmp_path / "field.png"),
+        tmp_path / "out" / "m.zip",
+        name="Cells (t98g)",
+        authors=("A. B",),
     )
     BIOIMAGEIO.run(config)
     said = capsys.readouterr()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from fsspec.registry import _registry
 from helpers import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from glioma_dist import extras
 from glioma_dist.cli import export
@@ -171,3 +173,18 @@ def test_a_clone_that_is_not_installed_is_named_by_its_folder(monkeypatch):
     folder, extra = re.fullmatch(r"pip install '(.*)\[(\w+)\]'", extras.install_command("export")).groups()
     assert extra == "export"
     assert (Path(folder) / "pyproject.toml").samefile(REPOSITORY / "pyproject.toml")
+
+
+VERSIONS = dict(
+    line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+)
+"""Those that CI installs."""
+
+
+@pytest.mark.parametrize("extra", ["", *REQUIREMENTS])
+def test_the_versions_of_ci_are_those_that_an_extra_allows(extra):
+    """One that bounds a version below CI's cannot be installed with it."""
+    named = {canonicalize_name(name): version for name, version in VERSIONS.items()}
+    for each in map(Requirement, REQUIREMENTS[extra] if extra else PROJECT["dependencies"]):
+        name = canonicalize_name(each.name)
+        assert name not in named or each.specifier.contains(named[name]), each
