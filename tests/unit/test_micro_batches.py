@@ -178,8 +178,7 @@ STEP = Step(
 
 @pytest.mark.parametrize("number", [2, 4, 6])
 @pytest.mark.parametrize("level", ["none", "full"])
-def test_the_planner_foretells_what_is_counted(level, number, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_planner_foretells_what_is_counted(level, number):
     model = UNet(STEP.model)
     checkpoint_activations(model, level)
     counted = estimate_unet_step(model, STEP.loss, STEP.size, STEP.batch_size, num_micro_batches=number)
@@ -191,8 +190,7 @@ def test_the_planner_foretells_what_is_counted(level, number, monkeypatch, tmp_p
     assert foretold.gradients == foretold.optimizer // 2
 
 
-def test_the_planner_counts_the_logits_of_all_classes_and_targets(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_planner_counts_the_logits_of_all_classes_and_targets():
     config = replace(STEP.model, classes=tuple("abcdefgh"), targets=("mask", "boundary"))
     step = replace(STEP, model=config, batch_size=1, num_micro_batches=3, loss=lambda logits, _: logits.mean((1, 2, 3)))
     model = UNet(config)
@@ -201,16 +199,14 @@ def test_the_planner_counts_the_logits_of_all_classes_and_targets(monkeypatch, t
     assert planner.count(step, "full").peak == pytest.approx(counted.peak, rel=0.05)
 
 
-def test_the_planner_counts_the_moving_average(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_planner_counts_the_moving_average():
     without, with_it = (planner.count(replace(STEP, has_average=has), "none") for has in (False, True))
     model = UNet(STEP.model)
     held = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
     assert with_it.peak - without.peak == held
 
 
-def test_full_memory_is_answered_by_a_number_of_micro_batches_that_fits(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_full_memory_is_answered_by_a_number_of_micro_batches_that_fits():
     two = replace(STEP, batch_size=2, num_micro_batches=3)  # after halves of 3
     memory = planner.count(two, "full").peak * 1.02
     told = planner.advice(STEP, memory, "full")
@@ -222,8 +218,7 @@ def test_full_memory_is_answered_by_a_number_of_micro_batches_that_fits(monkeypa
     assert planner.least_micro_batches(of_batch_norm, memory) is None
 
 
-def test_auto_takes_the_level_that_a_micro_batch_fits(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_auto_takes_the_level_that_a_micro_batch_fits():
     one = replace(STEP, batch_size=1, num_micro_batches=6)
     memory = planner.count(one, "none").peak
     assert planner.resolve("auto", one, memory) == "none"
@@ -231,11 +226,10 @@ def test_auto_takes_the_level_that_a_micro_batch_fits(monkeypatch, tmp_path):
         planner.resolve("auto", replace(STEP, batch_size=12), memory)
 
 
-def test_the_plan_says_what_fits_in_micro_batches(monkeypatch, tmp_path):
+def test_the_plan_says_what_fits_in_micro_batches():
     from glioma_dist.benchmark.memory_plan import choice
     from glioma_dist.benchmark.plan_levels import levels_of
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     size = Size(256, 192)
     asked = PlanConfig((size,), STEP.model, batch_size=8, gpu_memory="8GiB", gradient_accumulation=4, ema_decay=0.99)
     asked.validate()

@@ -56,7 +56,15 @@ MALLOPT_MMAP_THRESHOLD = -3
 """From glibc's malloc.h."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
+def shared_cache(tmp_path_factory):
+    """Of this file: a step is counted once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -91,6 +99,7 @@ def test_what_does_not_fit_is_not_offered(level, width, height, batch_size):
     assert planner.largest_pixels(step, level, memory) < width * height * batch_size
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
     first = count(TINY, "full")
     monkeypatch.setattr(step_count, "estimate_unet_step", None)
@@ -103,6 +112,7 @@ def test_a_second_question_is_answered_from_the_cache(monkeypatch, tmp_path):
             count(TINY, "full")
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("damaged", ["a", None, 1.5, float("nan"), float("inf"), True, -1, [1], {}])
 def test_a_damaged_answer_is_counted_again(tmp_path, damaged):
     file = tmp_path / "glioma-dist" / "step_memory.json"
@@ -121,6 +131,7 @@ def test_advice_that_cannot_be_found_is_the_command_that_finds_it(capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_cache_that_is_no_file_holds_no_answers(tmp_path, make):
     file = tmp_path / "glioma-dist" / "step_memory.json"
@@ -158,7 +169,7 @@ def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, g
 
 @pytest.mark.parametrize("changed", OUTPUTS)
 def test_a_plan_is_not_answered_with_the_memory_of_another_number_of_outputs(changed):
-    """Each level's answer is kept in the cache of `own_cache`: the second question differs in the outputs alone."""
+    """Each level's answer is kept in the cache: the second question differs in the outputs alone."""
     one, several = (
         PlanConfig((Size(64, 64),), ModelConfig("mit_tiny", decoder_channels=TINY_CHANNELS, **outputs))
         for outputs in ({}, {changed: OUTPUTS[changed]})
@@ -176,6 +187,7 @@ def test_outputs_are_counted_as_the_network_has_them():
     assert found.peak - known.peak > logits
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_an_answer_is_not_taken_from_other_code(monkeypatch):
     count(TINY, "full")
     monkeypatch.setattr(step_count, "estimate_unet_step", None)
@@ -283,6 +295,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_no_attention_matrix_at_native_size():
     """The largest tensor of a step is a map of the decoder; one stage's attention matrix would be many times that."""
     size = Size(2592, 1952)
