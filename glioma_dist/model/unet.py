@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.networks import hub_name
+from glioma_dist.distributed.own_modes import own_modes
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
@@ -89,6 +90,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
+@own_modes()  # or a model built in `torch.inference_mode` could never be trained
 def build_model(
     config: ModelConfig, seed: int, note: Callable[[str], None] = lambda line: None
 ) -> tuple[UNet, list[dict[str, str]]]:
@@ -153,6 +155,7 @@ def _load_repository(model: UNet, config: ModelConfig, name: str, note: Callable
     return load_encoder_file(model.encoder, config.encoder, found.path, source, found.licence)
 
 
+@own_modes()
 def load_model(folder: str | Path, raw_weights: bool = False) -> tuple[UNet, Checkpoint]:
     """Load the U-Net that a checkpoint folder, as runs/x/best, holds.
 
