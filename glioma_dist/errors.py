@@ -165,6 +165,16 @@ def one_line(text: object, limit: int = MAX_LINE) -> str:
     return f"{line[: limit - tail - 3]} … {line[-tail:]}"
 
 
+def shown(value: object) -> str:
+    """A value from elsewhere as text, short enough for a message."""
+    try:
+        return one_line(repr(value), 80)
+    except RecursionError:
+        return "something nested too deeply"
+    except ValueError:
+        return "a number of thousands of digits"  # which Python does not write
+
+
 def printable(text: object) -> str:
     """`text`, a file's name for example, with bytes that are not UTF-8 and control characters shown as escapes."""
     shown = re.sub(r"[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", str(text))

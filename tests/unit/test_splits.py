@@ -45,7 +45,8 @@ def test_every_sample_gets_everywhere():
     [
         ({"train": 15, "val": 5, "test": 11}, 0, "31 samples, there are 30"),
         ({"a": 0}, 0, "needs"),
-        ({"a": 1}, -1, "seed"),
+        ({"a": 1}, -1, "seed -1: give a whole number from 0 to 2\\^63 - 1"),
+        ({"a": 1}, 2**63, "seed 9223372036854775808"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(counts, seed, words):
