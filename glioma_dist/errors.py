@@ -60,6 +60,9 @@ class RunError(Exception):
     exit_code = ExitCode.UNEXPECTED
     is_shared = False
     """Whether every process of the run ends with this same error, so that the first can speak for all."""
+    is_alike = False
+    """Whether the first process of this machine should end with this same error, because it depends on flags and
+    environment alone: a process speaks for itself where the first turns out not to."""
     advise: Callable[[], str] | None = None
     """Finds advice, which takes seconds. A command calls it after it has closed the connections to other processes."""
 

@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import json
 import os
 import signal
 import threading
@@ -126,6 +127,49 @@ def test_a_refusal_that_the_first_process_has_told_is_not_told_again(tmp_path, t
     (ended,) = start(refuse, tmp_path, told).wait()
     assert ended.exit_code == ExitCode.USER_ERROR
     assert ended.stderr == num_lines * "error: --reproducible cannot be had\n"
+
+
+def refuse_alike(folder: Path, told: str, has_launcher: bool) -> float:
+    """Refuse, as the second process of a launcher, what the first should refuse, too, and which leaves the line `told`
+    after a second, or goes on. Returns the seconds."""
+    for rank in ("0", "1"):
+        (folder / rank).mkdir()
+    first = json.dumps({"message": {"message": told}})
+    if has_launcher:
+        os.environ[launcher.REPORT_VARIABLE] = str(folder / "1" / "error.json")
+    os.environ |= {"RANK": "1", "LOCAL_RANK": "1"}
+
+    def fail() -> None:
+        with launcher.alike_on_a_machine():
+            raise InputError("--config x.yaml: no such file")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_SPEAK", 0)
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_REFUSE", 3600 if told else 0.1)
+        patch.setattr(run_commands, "bound_exit", lambda code: None)
+        if told:
+            threading.Timer(1, (folder / "0" / "error.json").write_text, (first,)).start()
+        began = time.monotonic()
+        with pytest.raises(SystemExit):
+            run_command(fail)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("told", "has_launcher", "num_lines"),
+    [
+        ("error: --config x.yaml: no such file", True, 0),
+        ("error: another reason", True, 1),
+        ("", True, 1),
+        ("", False, 0),
+    ],
+    ids=["alike", "for another reason", "alone", "without a launcher"],
+)
+def test_a_process_that_alone_refuses_what_all_should_says_so(tmp_path, told, has_launcher, num_lines):
+    """Or nobody would: as where only one process cannot read the file of --config."""
+    (ended,) = start(refuse_alike, tmp_path, told, has_launcher).wait()
+    assert ended.stderr == num_lines * "error: --config x.yaml: no such file\n"
+    assert ended.value < 60
 
 
 def refuse_flags(commands: tuple[str, ...]) -> list[int]:
