@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -229,14 +229,24 @@ def test_what_the_launch_does_not_allow_is_told_once(shards, tmp_path, fields, w
     assert (first.stderr.count("\n"), second.stderr) == (1, "")
 
 
+def wait_until_ended(pid: int, seconds: float = 120) -> None:
+    """Wait for a process that is no child of this one."""
+    deadline = time.monotonic() + seconds
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
 def fail_as_watchdog() -> None:
     """Rank 0 ends as NCCL's watchdog would end it: by std::terminate in another thread than the one that waits."""
     from glioma_dist.distributed.context import DistributedContext
 
     here = DistributedContext.start()
     here.wait()
+    pids = here.gather_objects([os.getpid()])
     if here.rank == 1:
-        time.sleep(3)
+        wait_until_ended(pids[0])  # it has to be there when the other one looks for who is missing
         return
     assert leaving.call_at_terminate(here.end_as_watchdog)
     terminate = ctypes.CDLL("libstdc++.so.6")._ZSt9terminatev
