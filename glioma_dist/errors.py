@@ -60,6 +60,9 @@ class RunError(Exception):
     exit_code = ExitCode.UNEXPECTED
     is_shared = False
     """Whether every process of the run ends with this same error, so that the first can speak for all."""
+    is_alike = False
+    """Whether the first process of this machine should end with this same error, because it depends on flags and
+    environment alone: a process speaks for itself where the first turns out not to."""
     advise: Callable[[], str] | None = None
     """Finds advice, which takes seconds. A command calls it after it has closed the connections to other processes."""
 
@@ -163,6 +166,16 @@ def one_line(text: object, limit: int = MAX_LINE) -> str:
         return line
     tail = limit // 3
     return f"{line[: limit - tail - 3]} … {line[-tail:]}"
+
+
+def shown(value: object) -> str:
+    """A value from elsewhere as text, short enough for a message."""
+    try:
+        return one_line(repr(value), 80)
+    except RecursionError:
+        return "something nested too deeply"
+    except ValueError:
+        return "a number of thousands of digits"  # which Python does not write
 
 
 def printable(text: object) -> str:

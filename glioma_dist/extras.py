@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import util
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -35,6 +38,18 @@ def install_command(extra: str) -> str:
     except PackageNotFoundError:
         return f"pip install '{Path(__file__).resolve().parents[1]}[{extra}]'"
     return f"pip install '{PROJECT}[{extra}]'"
+
+
+@contextmanager
+def without_log(library: str) -> Generator[None]:
+    """Context manager: a library that logs under its own name logs nothing. Python would print its warnings between the
+    lines of a command, without the file that they are about."""
+    logger = logging.getLogger(library)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def require(extra: str, needed_by: str, libraries: tuple[str, ...] | None = None) -> None:

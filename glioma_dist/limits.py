@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from glioma_dist.errors import InputError
+from numbers import Integral
+
+from glioma_dist.errors import InputError, shown
 
 MAX_PIXELS = 2**28
 """Of an image, and of a size that can be asked for: 16,384 x 16,384, fifty times the article's largest image."""
@@ -12,6 +14,9 @@ MAX_WORKERS = 2**10
 """Processes that read data, of one training process: more than any machine's cores."""
 MAX_TIMEOUT_S = 10**6
 """Seconds that processes wait for one another. The system's own waits end at 2^31 milliseconds."""
+
+NUM_SEEDS = 2**63
+"""Seeds are whole numbers from 0 to one less: what PyTorch and a config as JSON can hold."""
 
 IGNORE = 255
 """In masks: pixels that nobody labelled."""
@@ -41,3 +46,11 @@ def check_timeout(flag: str, value: float) -> None:
 
 TABLE_DELIMITERS = ",;\t"
 """Between the columns of a CSV file, also of one that Excel has saved."""
+
+
+def check_seed(where: str, value: object, count: int = 1) -> None:
+    """Raises InputError where `value` is no seed. where: the flag or name that gave it. count: of the seeds that are
+    taken, from `value` on."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or not 0 <= int(value) <= NUM_SEEDS - count:
+        raise InputError(f"{where} {shown(value)}: give a whole number from 0 to 2^63 - {count}")

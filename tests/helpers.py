@@ -189,8 +189,10 @@ def save_state(
 
 
 def rows(out: Path) -> list[dict]:
-    """metrics.jsonl without the speed, the one thing that no two runs share."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    """metrics.jsonl without the speed, the one thing that no two runs share; of a run that has not ended, without a
+    line of which a part is there."""
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{name: value for name, value in line.items() if name not in OF_SPEED} for line in lines]
 
 

@@ -23,6 +23,7 @@ from glioma_dist.demo.drawing import GLIOMA, Cell, cell_mask, draw_image, place_
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder, make_folder, write_atomically
+from glioma_dist.limits import check_seed
 
 MAX_PLATEAU = 0.25
 """More cells do not find a place where they touch no other."""
@@ -57,6 +58,7 @@ class TimeLapseConfig:
     def validate(self) -> None:
         """Raises InputError for settings that cannot be drawn."""
         check_new_folder("--out", self.out)
+        check_seed("--seed", self.seed)
         if min(self.fields, self.hours, self.step_hours) < 1:
             raise InputError("--fields, --hours, --step-hours: give 1 or more")
         if min(self.doubling_hours, default=-1) < 0 or self.lag_hours < 0:

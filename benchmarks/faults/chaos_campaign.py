@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from faulty_server import FaultyServer
 from forks import REPOSITORY
 from small_disk import Disk
 
+from glioma_dist.distributed.environment import find_commit
 from glioma_dist.files import read_json, write_json_atomically
 
 SECONDS_FOR_A_MOMENT, SECONDS_TO_FINISH, MOST_TRIES = 600.0, 600.0, 4
@@ -50,7 +50,7 @@ class Campaign:
     def __init__(self, config: Config, place: Place, server: FaultyServer, disk: Disk) -> None:
         self._config, self._place, self._server, self._disk = config, place, server, disk
         self._out = disk.folder / "run"
-        self._began, self._commit = time.monotonic(), find_commit()
+        self._began, self._commit = time.monotonic(), find_commit(REPOSITORY)
         self._start, self._first, self._processes = 0, 1, 2
         """Number of the last start, of the run's first one, and how many processes the next one has."""
         self._damages: list[tuple[dict, Callable[[], None]]] = []
@@ -258,9 +258,3 @@ class Campaign:
                     raise RuntimeError(f"the reference {used} ended with {ended} at step {saved}")
             self._references[used] = folder / "run"
         return self._references[used]
-
-
-def find_commit() -> str:
-    """The commit that is tested, and whether the files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+changes", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

@@ -6,15 +6,16 @@ import contextlib
 import shutil
 from typing import Any
 
-from chaos_campaign import Campaign, Config, find_commit
+from chaos_campaign import Campaign, Config
 from chaos_plan import by_agent, draw
 from chaos_starts import IMAGES, Place
 from chaos_table import summary, write_tables
 from faulty_server import files_of, serve
-from forks import Forks
+from forks import REPOSITORY, Forks
 from small_disk import Disk
 
 from glioma_dist.benchmark.drawn_shards import draw_shards
+from glioma_dist.distributed.environment import find_commit
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json
 from glioma_dist.size import Size
@@ -82,7 +83,7 @@ def _read_done(config: Config) -> dict[str, Any] | None:
             f"--out {config.out}: is not empty and holds no campaign of these --seed, --faults and --forked-launchers "
             "to continue; give another folder, or repeat one fault with --only"
         )
-    before, now = done.get("commit"), find_commit()
+    before, now = done.get("commit"), find_commit(REPOSITORY)
     if before != now:
         raise InputError(
             f"--out {config.out}: its faults are of commit {before}, and now it is {now}; give another folder, or "

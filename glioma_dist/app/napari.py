@@ -57,13 +57,14 @@ def segment_array(
     from glioma_dist.data.transforms import normalize_intensity
     from glioma_dist.distributed.numerics import numerics
     from glioma_dist.distributed.own_context import given_or_own
+    from glioma_dist.distributed.own_modes import own_modes
     from glioma_dist.evaluation.network import load_network
     from glioma_dist.inference.segmenting import segment
 
     if not 0 < threshold < 1:
         raise InputError(f"threshold {threshold}: give a probability between 0 and 1")
     images = _images(data, is_rgb)
-    with given_or_own(None) as context, numerics():
+    with own_modes(), given_or_own(None) as context, numerics():
         network, read = load_network(fetch_checkpoint(Path(checkpoint)), 1, context)
         settings = read.config.data
         size = settings.size if settings.transform == "resize" else None

@@ -18,9 +18,8 @@ from glioma_dist.benchmark.devices import LIBRARIES, device_folder
 from glioma_dist.benchmark.environment import describe_code, describe_device, find_device, find_version
 from glioma_dist.benchmark.prediction_cell import PredictionCell
 from glioma_dist.benchmark.resolution import run_child
-from glioma_dist.benchmark.rows import Rows
+from glioma_dist.benchmark.rows import Rows, results_folder
 from glioma_dist.config.benchmark import PredictionConfig
-from glioma_dist.files import make_folder
 from glioma_dist.size import Size
 
 CELL_MODULE = "glioma_dist.benchmark.prediction_cell"
@@ -67,15 +66,15 @@ def bench(config: PredictionConfig) -> list[dict]:
     }
     metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]])}
     out = config.out or device_folder(device)
-    rows = Rows(out / "prediction.json", conditions)
-    make_folder(out)
-    rows.report(write_report)
-    before = len(rows.rows)
-    try:
-        for cell in make_cells(config, device):
-            name = {key: each for key, each in asdict(cell).items() if key != "device"}  # which a row has in words
-            rows.get(name, lambda cell=cell: measure_apart(cell, metadata, config.timeout_s))
-    finally:  # whoever interrupts it shall have a report of what is there
+    with results_folder(out):
+        rows = Rows(out / "prediction.json", conditions)
         rows.report(write_report)
-    print(f"{len(rows.rows)} rows, {len(rows.rows) - before} of them new, a table and plots are in {out}")
-    return rows.rows
+        before = len(rows.rows)
+        try:
+            for cell in make_cells(config, device):
+                name = {key: each for key, each in asdict(cell).items() if key != "device"}  # which a row has in words
+                rows.get(name, lambda cell=cell: measure_apart(cell, metadata, config.timeout_s))
+        finally:  # whoever interrupts it shall have a report of what is there
+            rows.report(write_report)
+        print(f"{len(rows.rows)} rows, {len(rows.rows) - before} of them new, a table and plots are in {out}")
+        return rows.rows

@@ -25,11 +25,10 @@ from glioma_dist.benchmark.drawn_shards import NATIVE, drawn_or_given
 from glioma_dist.benchmark.environment import describe_code, describe_device, find_device, find_version
 from glioma_dist.benchmark.launching import end_with_this_process
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
-from glioma_dist.benchmark.rows import Rows
+from glioma_dist.benchmark.rows import Rows, results_folder
 from glioma_dist.config.benchmark import SIDE_STEP, ResolutionConfig
 from glioma_dist.distributed.launched import without_launch
 from glioma_dist.errors import OUT_OF_MEMORY, says_memory_is_full
-from glioma_dist.files import make_folder
 from glioma_dist.size import Size
 
 CELL_MODULE = "glioma_dist.benchmark.cell"
@@ -196,18 +195,18 @@ def bench(config: ResolutionConfig) -> list[dict]:
     }
     metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]]), "data": str(config.data)}
     out = config.out or device_folder(device)
-    rows = Rows(out / "resolution.json", conditions)
-    make_folder(out)
-    rows.report(write_report)
-    images = max(NUM_DRAWN, config.batch_size)
-    with contextlib.nullcontext() if str(config.data) == "none" else drawn_or_given(config.data, images) as data:
-        cells = make_cells(config, device, data)
-        before = len(rows.rows)
-        try:
-            step_rows(config, cells, metadata, rows)
-            if config.find_largest:
-                largest_rows(config, cells, metadata, rows)
-        finally:  # whoever interrupts it shall have a report of what is there
-            rows.report(write_report)
-    print(f"{len(rows.rows)} rows, {len(rows.rows) - before} of them new, a table and plots are in {out}")
-    return rows.rows
+    with results_folder(out):
+        rows = Rows(out / "resolution.json", conditions)
+        rows.report(write_report)
+        images = max(NUM_DRAWN, config.batch_size)
+        with contextlib.nullcontext() if str(config.data) == "none" else drawn_or_given(config.data, images) as data:
+            cells = make_cells(config, device, data)
+            before = len(rows.rows)
+            try:
+                step_rows(config, cells, metadata, rows)
+                if config.find_largest:
+                    largest_rows(config, cells, metadata, rows)
+            finally:  # whoever interrupts it shall have a report of what is there
+                rows.report(write_report)
+        print(f"{len(rows.rows)} rows, {len(rows.rows) - before} of them new, a table and plots are in {out}")
+        return rows.rows

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.files import read_json, write_json_atomically
+from glioma_dist.files import make_folder, read_json, write_json_atomically
+from glioma_dist.training.folder_lock import folder_lock
 
 MEASURED_AGAIN = ("failed", "skipped")
 """Status of rows that are measured again when the benchmark continues. Rows that ran out of memory or time are kept."""
 
 
+@contextmanager
+def results_folder(folder: Path) -> Generator[None]:
+    """Context manager that makes the folder of a benchmark's results and holds it: another one would write its own rows
+    over these, and take part of the machine from what is measured. Raises InputError where another holds it."""
+    make_folder(folder)
+    with folder_lock(folder, "benchmark"):
+        yield
+
+
 class Rows:
-    """The rows of one benchmark.
+    """The rows of one benchmark, in a folder that `results_folder` holds.
 
     Args:
         file: the JSON.

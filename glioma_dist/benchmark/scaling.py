@@ -20,13 +20,12 @@ from glioma_dist.benchmark.drawn_shards import drawn_or_given
 from glioma_dist.benchmark.environment import describe_code, describe_device, find_device, find_version
 from glioma_dist.benchmark.launching import FSDP2, THREADS, start_ranks, wait_for
 from glioma_dist.benchmark.peak_speed import step_operations, utilisation
-from glioma_dist.benchmark.rows import Rows
+from glioma_dist.benchmark.rows import Rows, results_folder
 from glioma_dist.benchmark.scaling_cell import ScalingCell
 from glioma_dist.config.gpu_benchmarks import ScalingConfig
 from glioma_dist.config.scale import strip_edges
 from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.errors import OUT_OF_MEMORY, ExitCode, InputError, one_line, says_memory_is_full
-from glioma_dist.files import make_folder
 from glioma_dist.size import Size
 
 CELL_MODULE = "glioma_dist.benchmark.scaling_cell"
@@ -54,18 +53,18 @@ def bench(config: ScalingConfig) -> list[dict]:
     }
     metadata = {**conditions, "command": shlex.join(["glioma-dist", *sys.argv[1:]]), "data": str(config.data)}
     out = config.out or device_folder(device)
-    rows = Rows(out / "scaling.json", conditions)
-    make_folder(out)
-    rows.report(write_report)
-    with drawn_or_given(config.data, max(NUM_DRAWN, config.batch_size * there)) as shards:
-        try:
-            for cell in make_cells(config, device, there):
-                name = asdict(cell) | {"data": metadata["data"]}
-                rows.get(name, lambda cell=cell: measure(cell, shards, device, there, config.timeout_s) | metadata)
-        finally:
-            rows.report(write_report)
-    print(f"{len(rows.rows)} rows, a table and plots are in {out}", flush=True)
-    return rows.rows
+    with results_folder(out):
+        rows = Rows(out / "scaling.json", conditions)
+        rows.report(write_report)
+        with drawn_or_given(config.data, max(NUM_DRAWN, config.batch_size * there)) as shards:
+            try:
+                for cell in make_cells(config, device, there):
+                    name = asdict(cell) | {"data": metadata["data"]}
+                    rows.get(name, lambda cell=cell: measure(cell, shards, device, there, config.timeout_s) | metadata)
+            finally:
+                rows.report(write_report)
+        print(f"{len(rows.rows)} rows, a table and plots are in {out}", flush=True)
+        return rows.rows
 
 
 def make_cells(config: ScalingConfig, device: str, there: int) -> Iterator[ScalingCell]:

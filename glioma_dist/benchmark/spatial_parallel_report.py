@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from glioma_dist.benchmark.environment import describe_device, find_device, find_version
+from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.benchmark.spatial_parallel import SpatialParallelCell
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.benchmark import SpatialParallelConfig
@@ -26,7 +27,7 @@ from glioma_dist.distributed.children import run_child
 from glioma_dist.distributed.environment import find_own_commit
 from glioma_dist.distributed.launched import USE_CPU, without_launch
 from glioma_dist.errors import InputError
-from glioma_dist.files import make_folder, write_atomically, write_json_atomically
+from glioma_dist.files import write_atomically, write_json_atomically
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.scale.device_memory import GIB
@@ -144,11 +145,11 @@ def bench(config: SpatialParallelConfig) -> None:
     }
     steps: list[dict] = []
     traffic = estimated(config)
-    make_folder(config.out)
-    for row in measured(config):
-        steps.append(row)
-        # After each launch: the next may fail, or be killed.
-        content = {"metadata": metadata, "measured": steps, "counted": traffic}
-        write_json_atomically(config.out / "spatial_parallel.json", content)
-        write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
+    with results_folder(config.out):
+        for row in measured(config):
+            steps.append(row)
+            # After each launch: the next may fail, or be killed.
+            content = {"metadata": metadata, "measured": steps, "counted": traffic}
+            write_json_atomically(config.out / "spatial_parallel.json", content)
+            write_atomically(config.out / "spatial_parallel.md", markdown_text(metadata, steps, traffic, config))
     print(f"{config.out / 'spatial_parallel.md'}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from glioma_dist.cli.command import Command
 from glioma_dist.errors import InputError
 from glioma_dist.files import check_new_folder
+from glioma_dist.limits import check_seed
 
 BATCH_SIZE = 4
 """Of the training (see `glioma_dist.demo.steps`)."""
@@ -33,8 +34,7 @@ class DemoConfig:
 
     def validate(self) -> None:
         """Raises InputError for values that cannot be used."""
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: give 0 or more")
+        check_seed("--seed", self.seed)
         for flag, counts in (("--livecell", self.livecell), ("--glioma", self.glioma)):
             if min(counts) < 1:
                 raise InputError(f"{flag} {' '.join(map(str, counts))}: give 1 image or more for each split")

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from glioma_dist.config import COST_FIELDS
 from glioma_dist.config.paths import StagedFolder, Url, check_paths, path_or_url
 from glioma_dist.config.yaml_file import SUFFIXES, read_yaml
-from glioma_dist.errors import InputError, one_line
+from glioma_dist.errors import InputError, one_line, shown
 from glioma_dist.files import read_json
 from glioma_dist.size import Size
 
@@ -156,11 +156,3 @@ def _size(text: str, where: str) -> Size:
         return Size.parse(text)
     except InputError as error:
         raise InputError(f"{where}: {one_line(error, 200)}") from error
-
-
-def shown(value: Any) -> str:
-    """Return a value from a file as text, short enough for a message."""
-    try:
-        return one_line(repr(value), 80)
-    except RecursionError:
-        return "something nested too deeply"

@@ -12,12 +12,12 @@ import tyro
 from glioma_dist.config.data import ARTICLE_COUNTS
 from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.errors import InputError
-from glioma_dist.limits import check_workers
+from glioma_dist.limits import check_seed, check_workers
 from glioma_dist.registry import encoders
 
 OWN_GROUP = "group"
 """Value of --group-by for the groups that the shards name."""
-MAX_TASKS = 1000
+MAX_TASKS = MAX_REPETITIONS = 1000
 StudyName = Literal[
     "table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "figure6", "encoders", "all"
 ]
@@ -92,12 +92,11 @@ class ReproduceConfig:
         if not 0 <= self.task < self.num_tasks:
             several = f"0 to {self.num_tasks - 1}" if self.num_tasks > 1 else "it together with --num-tasks"
             raise InputError(f"--task {self.task} of --num-tasks {self.num_tasks}: give {several}")
-        if self.repetitions is not None and not 1 <= self.repetitions <= 1000:
-            raise InputError(f"--repetitions {self.repetitions}: give 1 to 1000")
+        if self.repetitions is not None and not 1 <= self.repetitions <= MAX_REPETITIONS:
+            raise InputError(f"--repetitions {self.repetitions}: give 1 to {MAX_REPETITIONS}")
         if min(self.counts) < 1:
             raise InputError(f"--counts {' '.join(map(str, self.counts))}: give 1 or more of each")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: give 0 or more")
+        check_seed("--seed", self.seed, MAX_REPETITIONS)  # each repetition takes one
         check_workers("--workers", self.workers)
         if self.source_splits[0] in self.source_splits[1:]:
             raise InputError(

@@ -21,7 +21,7 @@ from glioma_dist.config.recipe import (
 from glioma_dist.config.scale import ScaleConfig, check_gradient_accumulation
 from glioma_dist.errors import InputError
 from glioma_dist.extras import LIBRARIES, require, require_library
-from glioma_dist.limits import check_batch_size
+from glioma_dist.limits import check_batch_size, check_seed
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.loss_terms import LARGEST_WEIGHT, check_names
 from glioma_dist.registry import trackers
@@ -200,8 +200,7 @@ class TrainConfig:
             check_reproducible_settings(self)
         if self.patience is not None and self.data.val is None:
             raise InputError("--patience needs validation: give a folder of shards with --data.val")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+        check_seed("--seed", self.seed)
 
 
 def check_ema_decay(value: float) -> None:

@@ -9,6 +9,7 @@ import tyro
 
 from glioma_dist.config.paths import LocalPath, PathOrUrl
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_seed
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class VerifyConfig:
     def validate(self) -> None:
         if self.stretches < 1:
             raise InputError(f"--stretches {self.stretches}: give 1 or more")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+        check_seed("--seed", self.seed)
         if not 0 < self.tolerance < 1:
             raise InputError(f"--tolerance {self.tolerance}: give a number between 0 and 1, for example 0.05")

@@ -8,6 +8,7 @@ import numpy as np
 
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json, write_json_atomically
+from glioma_dist.limits import check_seed
 
 SPLIT_NAMES = ("train", "val", "test")
 WHOLE = "all"
@@ -25,7 +26,7 @@ def draw_splits(
     The same keys, counts and seed give the same splits, whatever the keys' order; keys beyond the counts stay
     out. groups: key -> group; all drawn keys of a group come into the same split. Where groups do not add up to the
     counts, splits are smaller, as little as found.
-    Raises InputError where a count is below 1, the seed is negative, more is asked for than there is, or the groups
+    Raises InputError where a count is below 1, the seed is none, more is asked for than there is, or the groups
     leave a split empty.
     """
     check_division(counts, seed)
@@ -49,10 +50,11 @@ def draw_shares(groups: Mapping[str, str], shares: Mapping[str, float], seed: in
     at least one, with all their keys, sorted.
 
     groups: key -> group. The same groups, shares and seed give the same splits, whatever the keys' order. Raises
-    InputError where a share is not above 0, the seed is negative, or there are fewer groups than splits.
+    InputError where a share is not above 0, the seed is none, or there are fewer groups than splits.
     """
-    if seed < 0 or not all(0 < share < float("inf") for share in shares.values()):
-        raise InputError(f"{_told(shares)} with seed {seed}: each share is above 0, and the seed is 0 or more")
+    check_seed("seed", seed)
+    if not all(0 < share < float("inf") for share in shares.values()):
+        raise InputError(f"{_told(shares)}: each share is above 0")
     names = sorted(set(groups.values()))
     if len(names) < len(shares):
         raise InputError(
@@ -77,10 +79,9 @@ def draw_shares(groups: Mapping[str, str], shares: Mapping[str, float], seed: in
 
 def check_division(counts: Mapping[str, int], seed: int) -> None:
     """Raises InputError if no data can be split in this way."""
-    if min(counts.values()) < 1 or seed < 0:
-        raise InputError(
-            f"{_told(counts)} with seed {seed}: each split needs at least one sample, and the seed must be 0 or more"
-        )
+    check_seed("seed", seed)
+    if min(counts.values()) < 1:
+        raise InputError(f"{_told(counts)}: each split needs at least one sample")
 
 
 def _draw_grouped(

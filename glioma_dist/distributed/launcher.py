@@ -33,27 +33,43 @@ def check_launch_file(flag: str, file: Path) -> None:
 @contextmanager
 def alike_on_a_machine() -> Iterator[None]:
     """Context manager: what its body refuses, all processes of a launch on one machine refuse: it depends on flags and
-    environment alone. The first process of each machine speaks for the others."""
+    environment alone. The first process of each machine speaks for the others; where a launcher shows that it does not,
+    as for a file that only one process cannot read, each speaks for itself."""
     try:
         yield
     except InputError as error:
-        error.is_shared = os.environ.get("LOCAL_RANK", "0") != "0"
+        error.is_shared = error.is_alike = os.environ.get("LOCAL_RANK", "0") != "0"
         raise
 
 
 def first_process_told(line: str) -> bool:
-    """Whether the first process of this launch on this machine has left the same line for the launcher.
+    """Whether the first process of this launch on this machine has left the same line for the launcher."""
+    file = _file_of_first_process()
+    return file is not None and _told(file) == line
 
-    The file of each process is in a folder of its own, which has its local rank as its name.
-    """
+
+def first_process_tells(line: str, seconds: float) -> bool:
+    """Wait at most `seconds` for the first process of this launch on this machine to leave a line for the launcher.
+    Returns whether it is the same one; True where no launcher can say."""
+    file, deadline = _file_of_first_process(), time.monotonic() + seconds
+    if file is None:
+        return True
+    while (told := _told(file)) is None and time.monotonic() < deadline:
+        time.sleep(min(0.2, seconds))
+    return told == line
+
+
+def _file_of_first_process() -> Path | None:
+    """The file of each process is in a folder of its own, which has its local rank as its name."""
     file, rank = Path(os.environ.get(REPORT_VARIABLE, "")), os.environ.get("LOCAL_RANK", "0")
-    if rank == "0" or file.parent.name != rank:
-        return False
+    return file.parent.with_name("0") / file.name if rank != "0" and file.parent.name == rank else None
+
+
+def _told(file: Path) -> str | None:
     try:
-        told = json.loads(read_bytes(file.parent.with_name("0") / file.name, MAX_LAUNCH_FILE_BYTES))
-        return told["message"]["message"] == line
+        return json.loads(read_bytes(file, MAX_LAUNCH_FILE_BYTES))["message"]["message"]
     except (OSError, InputError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def tell_launcher(line: str) -> None:

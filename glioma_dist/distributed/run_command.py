@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 
 from glioma_dist.distributed.exit_codes import note_end, note_start
-from glioma_dist.distributed.launcher import first_process_told, tell_launcher
+from glioma_dist.distributed.launcher import first_process_tells, first_process_told, tell_launcher
 from glioma_dist.distributed.leaving import bound_exit, leave
 from glioma_dist.distributed.lost_processes import Loss, find_loss
 from glioma_dist.distributed.signals import STOP_SIGNALS, StopSignal
@@ -31,6 +31,8 @@ from glioma_dist.errors import (
 from glioma_dist.files import cannot_read, cannot_write
 
 SECONDS_FOR_FIRST_PROCESS_TO_SPEAK = 5
+SECONDS_FOR_FIRST_PROCESS_TO_REFUSE = 60
+"""What all processes of a machine should refuse, for a first one that is slow to start."""
 SIGN_OF_NO_MORE_THREADS = "Resource temporarily unavailable"
 """The system's words (EAGAIN) where PyTorch cannot start a thread: a limit on memory or on processes."""
 CLOSED_OUTPUT = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -129,9 +131,16 @@ def _tell_of(ending: RunError) -> None:
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         time.sleep(SECONDS_FOR_FIRST_PROCESS_TO_SPEAK)
-    # A first process that is slow to end has spoken, and its launcher has not ended this one yet.
-    if is_first or not (ending.is_shared or first_process_told(_line(ending))):
+    if is_first or not _is_told_by_first(ending):
         _print(ending)
+
+
+def _is_told_by_first(ending: RunError) -> bool:
+    """Whether the first process says it. One that is slow to end has spoken, and its launcher has not ended this one
+    yet."""
+    if ending.is_alike:
+        return first_process_tells(_line(ending), SECONDS_FOR_FIRST_PROCESS_TO_REFUSE)
+    return ending.is_shared or first_process_told(_line(ending))
 
 
 def _print(ending: RunError) -> None:

@@ -23,6 +23,7 @@ from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
+from glioma_dist.distributed.own_modes import own_modes
 from glioma_dist.evaluation.image_score import ImageScore, check_labels, score_image
 from glioma_dist.evaluation.instances import InstanceScore, score_instances
 from glioma_dist.evaluation.network import load_network
@@ -72,6 +73,7 @@ class EvaluationResult:
         }
 
 
+@own_modes()
 def evaluate(
     config: EvaluateConfig, context: DistributedContext | None = None, workers: WorkerPool | None = None
 ) -> EvaluationResult:

@@ -21,6 +21,7 @@ from glioma_dist.data.remote_checkpoint import fetch_checkpoint
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import numerics
 from glioma_dist.distributed.own_context import given_or_own
+from glioma_dist.distributed.own_modes import own_modes
 from glioma_dist.errors import DiskFullError, InputError, Interrupted, RunError, StopRequested, printable
 from glioma_dist.evaluation.network import Network, load_network
 from glioma_dist.extras import require
@@ -48,6 +49,7 @@ from glioma_dist.inference.work import Work, find_work, rows_of_others, source_o
 from glioma_dist.model.checkpoint import STATISTICS, Checkpoint
 
 
+@own_modes()
 def predict(config: PredictConfig, context: DistributedContext | None = None) -> PredictionResult:
     """Segment images of any size, and each plane of stacks and time-lapses.
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config.file import from_dict, shown
+from glioma_dist.config.file import from_dict
 from glioma_dist.config.networks import network_folder
-from glioma_dist.errors import InputError, UnavailableError, one_line
+from glioma_dist.errors import InputError, UnavailableError, one_line, shown
 from glioma_dist.files import cannot_read, parse_json
 from glioma_dist.model.manifest import EMA, FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
 from glioma_dist.model.tensor_files import DamagedError, read_checked, read_tensors

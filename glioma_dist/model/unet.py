@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.config.networks import hub_name
+from glioma_dist.distributed.own_modes import own_modes
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_seed
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint, naming_another
 from glioma_dist.model.decoder import BilinearDecoder
 from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder, filled
@@ -89,6 +91,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
+@own_modes()  # or a model built in `torch.inference_mode` could never be trained
 def build_model(
     config: ModelConfig, seed: int, note: Callable[[str], None] = lambda line: None
 ) -> tuple[UNet, list[dict[str, str]]]:
@@ -99,8 +102,10 @@ def build_model(
     Returns the model, whose forward pass takes fp32 images (B, 3, H, W) of any size, as `normalise` makes them, and
     gives logits (B, num_outputs, H, W); and the lineage of its weights: what they come from, and under which licence.
 
-    Raises InputError where weights are not there, are damaged, or are of another network.
+    Raises InputError where weights are not there, are damaged, or are of another network, and for a seed that is no
+    whole number from 0 to 2^63 - 1.
     """
+    check_seed("seed", seed)
     with torch.random.fork_rng(devices=[]):  # what a constructor draws: most of it is drawn again below
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed those of all GPUs, too
         model = UNet(config)
@@ -153,6 +158,7 @@ def _load_repository(model: UNet, config: ModelConfig, name: str, note: Callable
     return load_encoder_file(model.encoder, config.encoder, found.path, source, found.licence)
 
 
+@own_modes()
 def load_model(folder: str | Path, raw_weights: bool = False) -> tuple[UNet, Checkpoint]:
     """Load the U-Net that a checkpoint folder, as runs/x/best, holds.
 

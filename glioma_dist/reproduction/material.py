@@ -28,6 +28,7 @@ def prepare(settings: Settings, targets: Sequence[Path], group_by: str, studies:
     targets: folders of shards; their images together are the target. group_by: "group" for the fact that the shards
     have, "none", or a regular expression whose first group, found in an image's file name, names its group.
     """
+    _check_counts(settings, studies)
     everything = settings.target
     if not (everything / INDEX_NAME).is_file():
         everything.parent.mkdir(parents=True, exist_ok=True)
@@ -48,10 +49,25 @@ def prepare(settings: Settings, targets: Sequence[Path], group_by: str, studies:
         write_atomically(picture, encode_image(image))
 
 
+def _sizes(studies: Sequence[Study]) -> list[int]:
+    """Numbers of training images that studies ask for by themselves, in their order."""
+    tunings = [row.fine_tuning for study in studies for row in study.rows if row.fine_tuning]
+    return sorted({tuning.num_train for tuning in tunings if tuning.num_train})
+
+
+def _check_counts(settings: Settings, studies: Sequence[Study]) -> None:
+    """Raises InputError where no repetition can have as many training images as a study asks for."""
+    sizes = _sizes(studies)
+    if sizes and settings.counts[0] < sizes[-1]:
+        raise InputError(
+            f"--counts {' '.join(map(str, settings.counts))}: {settings.counts[0]} training images, but figure 3 "
+            f"trains on up to {sizes[-1]}; give {sizes[-1]} or more as the first number"
+        )
+
+
 def link_splits(settings: Settings, repetitions: list[dict[str, list[str]]], studies: Sequence[Study]) -> None:
     """A folder for each split of each repetition, and for each smaller training set that a study asks for."""
-    tunings = [row.fine_tuning for study in studies for row in study.rows if row.fine_tuning]
-    sizes = sorted({tuning.num_train for tuning in tunings if tuning.num_train})
+    sizes = _sizes(studies)
     if len(repetitions) < settings.preset.num_repetitions:
         raise InputError(
             f"{settings.splits_file}: has {len(repetitions)} repetitions, {settings.preset.num_repetitions} are asked "
@@ -64,7 +80,9 @@ def link_splits(settings: Settings, repetitions: list[dict[str, list[str]]], stu
         for size in sizes:  # the smaller are parts of the larger
             if size > len(train):
                 raise InputError(
-                    f"--counts: {len(train)} training images, but figure 3 trains on {size}; give at least {size}"
+                    f"{settings.splits_file}: repetition {number} has {len(train)} training images, as the groups of "
+                    f"images allow no more, but figure 3 trains on {sizes[-1]}; give a larger first number of --counts "
+                    "than now, or --group-by none, and another --out"
                 )
             link_subset(settings.target, train[:size], settings.split(number, f"train-{size:02d}"))
 

@@ -1,4 +1,4 @@
-"""A lock on a folder: one training at a time writes there, on this machine and on others that share the folder."""
+"""A lock on a folder: one training or benchmark at a time writes there, on all machines that share the folder."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ both locks as soon as it closes the lock file once."""
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[bool]:
+def folder_lock(folder: Path, writer: str = "training") -> Iterator[bool]:
     """Hold a folder, which has to exist; the system lets go of it when the process ends, however it ends.
 
     A POSIX record lock: forked processes do not inherit it, so workers that outlive a killed training hold nothing.
-    Gives whether the file system has locks; without them, nothing keeps two trainings apart. Raises InputError where
-    another training holds the folder, or where it cannot be written to.
+    Gives whether the file system has locks; without them, nothing keeps two trainings apart. writer: what
+    writes there, for the message. Raises InputError where another one holds the folder, or where it cannot be written
+    to.
     """
     path = folder / LOCK
     try:
         where = os.stat(folder)
         key = (where.st_dev, where.st_ino)
         if key in _held:
-            raise _refusal(folder)
+            raise _refusal(folder, writer)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
-        locked = _lock(descriptor, folder)
+        locked = _lock(descriptor, folder, writer)
         _held.add(key)
         yield locked
     finally:
@@ -64,18 +65,18 @@ def is_held(folder: Path) -> bool:
     return struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK
 
 
-def _lock(descriptor: int, folder: Path) -> bool:
+def _lock(descriptor: int, folder: Path, writer: str) -> bool:
     """Whether the file system has locks. Raises InputError where another process holds this one."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in HELD_ELSEWHERE:
-            raise _refusal(folder) from error
+            raise _refusal(folder, writer) from error
         if error.errno in NO_LOCKS:
             return False
         raise cannot_write(folder / LOCK, error) from error
     return True
 
 
-def _refusal(folder: Path) -> InputError:
-    return InputError(f"--out {folder}: another training is writing there; wait until it ends, or give another --out")
+def _refusal(folder: Path, writer: str) -> InputError:
+    return InputError(f"--out {folder}: another {writer} is writing there; wait until it ends, or give another --out")

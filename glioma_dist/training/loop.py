@@ -15,6 +15,7 @@ from glioma_dist.data.worker_pool import WorkerPool
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.numerics import Numerics, numerics
 from glioma_dist.distributed.own_context import given_or_own
+from glioma_dist.distributed.own_modes import own_modes
 from glioma_dist.distributed.run_command import as_run_error
 from glioma_dist.distributed.signals import StopSignal
 from glioma_dist.errors import Interrupted, NonFiniteError, RunError, StopRequested
@@ -39,6 +40,7 @@ from glioma_dist.training.trainer import Scores, Trainer
 from glioma_dist.training.validation import validate
 
 
+@own_modes()
 def train(
     config: TrainConfig, context: DistributedContext | None = None, workers: WorkerPool | None = None
 ) -> TrainResult:

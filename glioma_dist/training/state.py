@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config.file import shown
-from glioma_dist.errors import InputError, one_line
+from glioma_dist.errors import InputError, one_line, shown
 from glioma_dist.model.checkpoint import MAX_STEP, Checkpoint
 from glioma_dist.model.checkpoint_writer import Stages, Writer, checkpoint_stages
 from glioma_dist.model.manifest import OPTIMIZER, STATE

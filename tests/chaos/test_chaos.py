@@ -21,6 +21,7 @@ from chaos_starts import BATCH, IMAGES, STEPS
 from helpers import REPOSITORY
 from safetensors.numpy import load_file, save_file
 
+from glioma_dist.distributed import environment
 from glioma_dist.errors import InputError
 
 SEED_OF_CI = 37
@@ -173,7 +174,7 @@ def config(tmp_path):
 
 def test_a_campaign_is_continued_with_its_own_flags_and_commit_only(config, monkeypatch):
     """A part of the launchers' faults are others with --forked-launchers, also of the same seed."""
-    monkeypatch.setattr(chaos_command, "find_commit", lambda: "abcdef0")
+    monkeypatch.setattr(chaos_command, "find_commit", lambda _: "abcdef0")
     known = {"seed": 1, "count": 6, "forked_launchers": True, "commit": "abcdef0", "faults": [{}]}
     (config.out / "chaos.json").write_text(json.dumps(known))
     assert chaos_command._read_done(config) == known
@@ -184,6 +185,11 @@ def test_a_campaign_is_continued_with_its_own_flags_and_commit_only(config, monk
         (config.out / "chaos.json").write_text(json.dumps(known | change))
         with pytest.raises(InputError, match=words):
             chaos_command._read_done(config)
+
+
+def test_a_campaign_notes_the_commit_as_runs_and_benchmarks_do():
+    """Without changes in docs: a page that changed meanwhile is no reason not to continue a campaign."""
+    assert chaos_campaign.find_commit is chaos_command.find_commit is environment.find_commit
 
 
 def test_what_a_killed_campaign_left_of_its_run_is_replaced(config):

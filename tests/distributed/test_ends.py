@@ -2,11 +2,12 @@
 
 import atexit
 import ctypes
+import json
 import os
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,49 @@ def test_a_refusal_that_the_first_process_has_told_is_not_told_again(tmp_path, t
     assert ended.stderr == num_lines * "error: --reproducible cannot be had\n"
 
 
+def refuse_alike(folder: Path, told: str, has_launcher: bool) -> float:
+    """Refuse, as the second process of a launcher, what the first should refuse, too, and which leaves the line `told`
+    after a second, or goes on. Returns the seconds."""
+    for rank in ("0", "1"):
+        (folder / rank).mkdir()
+    first = json.dumps({"message": {"message": told}})
+    if has_launcher:
+        os.environ[launcher.REPORT_VARIABLE] = str(folder / "1" / "error.json")
+    os.environ |= {"RANK": "1", "LOCAL_RANK": "1"}
+
+    def fail() -> None:
+        with launcher.alike_on_a_machine():
+            raise InputError("--config x.yaml: no such file")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_SPEAK", 0)
+        patch.setattr(run_commands, "SECONDS_FOR_FIRST_PROCESS_TO_REFUSE", 3600 if told else 0.1)
+        patch.setattr(run_commands, "bound_exit", lambda code: None)
+        if told:
+            threading.Timer(1, (folder / "0" / "error.json").write_text, (first,)).start()
+        began = time.monotonic()
+        with pytest.raises(SystemExit):
+            run_command(fail)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("told", "has_launcher", "num_lines"),
+    [
+        ("error: --config x.yaml: no such file", True, 0),
+        ("error: another reason", True, 1),
+        ("", True, 1),
+        ("", False, 0),
+    ],
+    ids=["alike", "for another reason", "alone", "without a launcher"],
+)
+def test_a_process_that_alone_refuses_what_all_should_says_so(tmp_path, told, has_launcher, num_lines):
+    """Or nobody would: as where only one process cannot read the file of --config."""
+    (ended,) = start(refuse_alike, tmp_path, told, has_launcher).wait()
+    assert ended.stderr == num_lines * "error: --config x.yaml: no such file\n"
+    assert ended.value < 60
+
+
 def refuse_flags(commands: tuple[str, ...]) -> list[int]:
     """Run commands with a flag that none has, and one that the second process alone refuses; their exit codes."""
     codes = []
@@ -185,14 +229,24 @@ def test_what_the_launch_does_not_allow_is_told_once(shards, tmp_path, fields, w
     assert (first.stderr.count("\n"), second.stderr) == (1, "")
 
 
+def wait_until_ended(pid: int, seconds: float = 120) -> None:
+    """Wait for a process that is no child of this one."""
+    deadline = time.monotonic() + seconds
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
 def fail_as_watchdog() -> None:
     """Rank 0 ends as NCCL's watchdog would end it: by std::terminate in another thread than the one that waits."""
     from glioma_dist.distributed.context import DistributedContext
 
     here = DistributedContext.start()
     here.wait()
+    pids = here.gather_objects([os.getpid()])
     if here.rank == 1:
-        time.sleep(3)
+        wait_until_ended(pids[0])  # it has to be there when the other one looks for who is missing
         return
     assert leaving.call_at_terminate(here.end_as_watchdog)
     terminate = ctypes.CDLL("libstdc++.so.6")._ZSt9terminatev

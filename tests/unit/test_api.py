@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import pytest
+import torch
 from helpers import REPOSITORY, draw_sample, rows, run, tiny_config
 
 import glioma_dist as gd
@@ -176,6 +178,36 @@ def test_what_cannot_be_used_is_an_input_error(call, config, expected, runtime):
         call(config, runtime)
     assert expected in str(error.value)
     assert len(str(error.value)) <= 500
+
+
+@contextmanager
+def callers_modes() -> Generator[None]:
+    """All that a script may have switched on around a call."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"), torch.inference_mode():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_modes_around_a_call_change_nothing(shards, tmp_path, runtime):
+    def call_all(name: str) -> tuple:
+        config = tiny_config(shards, tmp_path / name, max_steps=1, eval_every=1)
+        run = gd.train(config, runtime)
+        scores = gd.evaluate(gd.EvaluateConfig(run.best, str(config.data.val), workers=0), runtime)
+        return rows(run.out), scores.images, gd.build_model(config.model, 0)[0], gd.load_model(run.best)[0]
+
+    expected = call_all("plain")
+    with callers_modes():
+        before = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+        found = call_all("within")
+        after = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+    assert after == before
+    assert found[:2] == expected[:2]
+    for model, other in zip(found[2:], expected[2:], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(model.parameters(), other.parameters(), strict=True))
+        model(torch.zeros(1, 3, 32, 32)).sum().backward()  # it can be trained
 
 
 def interrupted(config, where: str) -> str:

@@ -415,6 +415,7 @@ def test_what_the_parser_says_is_one_line(flags, capsys):
         ({"x" * 100_000: 1}, "unknown setting"),
         ({"lr": 10**400}, "lr: cannot use 1000"),
         ({"seed": 10**30}, "seed: cannot use 1000"),
+        ({"seed": 10**5000}, "seed: cannot use a number of thousands of digits"),
         ({"out": "a\0b"}, "out: cannot use"),
         ({"out": "\ud800"}, "out: cannot use"),
         ({"data": {"train": ["x" * 1000, None]}}, "train: cannot use None"),

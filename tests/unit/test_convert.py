@@ -326,11 +326,11 @@ def test_drawn_splits(tmp_path):
     assert "20 samples are in no split" in convert_quietly(source, tmp_path / "e", split_seed=0, split_counts=(5, 3, 2))
 
 
-@pytest.mark.parametrize(("seed", "counts"), [(0, (1, 0, 1)), (0, (-1, 1, 1)), (-1, (1, 1, 1))])
+@pytest.mark.parametrize(("seed", "counts"), [(0, (1, 0, 1)), (0, (-1, 1, 1)), (-1, (1, 1, 1)), (2**64, (1, 1, 1))])
 def test_a_division_that_cannot_be_is_refused_before_an_image_is_read(tmp_path, monkeypatch, seed, counts):
     source = find_glioma_c6(clean_export(tmp_path / "source", 3))
     monkeypatch.setattr("glioma_dist.data.convert.conversion.ImageReader", lambda: pytest.fail("images were read"))
-    with pytest.raises(InputError, match="each split needs at least one sample, and the seed must be 0 or more"):
+    with pytest.raises(InputError, match=r"each split needs at least one sample|--split-seed (-1|1844674407\d+): "):
         convert_quietly(source, tmp_path / "out", split_seed=seed, split_counts=counts)
     assert not (tmp_path / "out").exists()
 

@@ -337,7 +337,7 @@ BAD = {
     "many counts": (lambda root: None, ("--split-seed", 0, "--split-counts", 9, 9, 9), "need 27 samples, there are 4"),
     "two counts": (lambda root: None, ("--split-seed", 0, "--split-counts", 2, 1), "give three numbers"),
     "a share of 0": (lambda root: None, ("--split-seed", 0, "--split-shares", 1, 0, 1), "each share is above 0"),
-    "a negative seed": (lambda root: None, ("--split-seed", -1), "the seed is 0 or more"),
+    "a negative seed": (lambda root: None, ("--split-seed", -1), "--split-seed -1: give a whole number from 0"),
     "no group": (lambda root: None, ("--group-pattern", "f[0-9]"), "has 0 groups"),
     "no pattern": (lambda root: None, ("--group-pattern", "("), "no regular expression"),
     "no match": (lambda root: None, ("--group-pattern", "(x)"), "finds no group in 4 of 4 names"),

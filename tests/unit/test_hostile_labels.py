@@ -202,3 +202,16 @@ def test_labels_of_two_images_or_none_are_said(source, folder, tmp_path):
     (folder / name).write_bytes(b"")
     (folder / "a.tif").write_bytes(b"")
     assert "Keep one of them" in refused(source, folder, tmp_path / "out2")
+
+
+def test_what_a_library_logs_of_a_file_does_not_reach_the_user(tmp_path, caplog):
+    cut = bytearray(roifile.ImagejRoi.frompoints(np.array([[2, 2], [9, 2], [9, 9]]), name="x" * 20).tobytes())
+    path = tmp_path / "a.roi"
+    path.write_bytes(cut[:-4])  # the name goes on after the end
+    roifile.ImagejRoi.fromfile(path)
+    assert [record.name for record in caplog.records] == ["roifile"], "or the test means nothing"
+    caplog.clear()
+    assert len(imagej_rois.read_cells(path, 20, 20)) == 1
+    assert caplog.records == []
+    roifile.ImagejRoi.fromfile(path)
+    assert len(caplog.records) == 1, "the library logs for others"

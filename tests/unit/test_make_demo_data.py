@@ -150,7 +150,12 @@ def test_replaces_its_own_work_only(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "fragment"), [(("--seed", "-1"), "0 or more"), (("--livecell", "0", "1", "1"), "1 image or more")]
+    ("flags", "fragment"),
+    [
+        (("--seed", str(2**64)), "18446744073709551616: give a whole number"),
+        (("--seed", "-1"), "from 0 to"),
+        (("--livecell", "0", "1", "1"), "1 image or more"),
+    ],
 )
 def test_refuses_what_cannot_be_drawn(tmp_path, flags, fragment):
     with pytest.raises(InputError, match=fragment):

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import glioma_dist as gd
+from glioma_dist.data.mixture import MixtureSampler
 from glioma_dist.data.sampler import LARGEST_DRAWN, SHARDS_IN_WINDOW, DeterministicSampler, SampleRef, Window
 from glioma_dist.errors import InputError
 
@@ -101,6 +103,20 @@ def test_every_place_has_a_seed_of_its_own():
     assert max(seeds) < 2**63
     # 63 bits drawn evenly: the mean of 800 lies within five deviations of the middle.
     assert abs(np.mean(seeds) / 2**62 - 1) < 5 * np.sqrt(4 / 12 / 800)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda seed: gd.build_model(gd.ModelConfig(encoder="mit_tiny"), seed),
+        lambda seed: gd.DeterministicSampler([4], 2, seed),
+        lambda seed: MixtureSampler([[4], [4]], [1, 1], 2, seed),
+    ],
+)
+def test_a_seed_that_is_none_is_refused_wherever_one_is_taken(take):
+    for seed in (-1, 2**63, 2**64, 10**5000, 1.5, "1", None, True):
+        with pytest.raises(InputError, match=r"seed .*: give a whole number from 0 to 2\^63 - 1"):
+            take(seed)
 
 
 def test_the_seed_is_the_places_and_not_the_samples():

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import save_state, tiny_config
+from helpers import rows, save_state, tiny_config
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import read_config, to_dict
@@ -249,3 +249,8 @@ def test_a_line_of_300_kb_is_refused_shortly(tmp_path):
 def test_a_run_without_its_metrics_can_be_told_so(run):
     (run.out / "metrics.jsonl").write_text('{"step": 2, "split": "val"}\n')
     assert look(run).checkpoint.step == 2
+
+
+def test_tests_read_the_metrics_of_a_run_while_it_writes_them(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert rows(tmp_path) == [{"step": 1, "loss": 0.5}]

@@ -8,17 +8,20 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import cv2
 import pytest
 from helpers import start
 
-from glioma_dist.benchmark import scaling
+from glioma_dist.benchmark import prediction, resolution, scaling, spatial_parallel_report
 from glioma_dist.benchmark.launching import start_ranks, wait_for
+from glioma_dist.benchmark.proof import prove
 from glioma_dist.benchmark.resolution import run_child
-from glioma_dist.benchmark.rows import Rows
-from glioma_dist.config.gpu_benchmarks import ScalingConfig
+from glioma_dist.benchmark.rows import Rows, results_folder
+from glioma_dist.config.benchmark import PredictionConfig, ResolutionConfig, SpatialParallelConfig
+from glioma_dist.config.gpu_benchmarks import ProofConfig, ScalingConfig
 from glioma_dist.errors import InputError, StopRequested
 from glioma_dist.report.resolution import csv_text
 from glioma_dist.report.scaling import draw, markdown_text, peak, write_report
@@ -145,6 +148,28 @@ def test_a_row_that_no_benchmark_wrote_is_one_line_before_anything_is_measured(t
     with pytest.raises(InputError, match=r"scaling.json: holds a row that no benchmark wrote .*; restore it") as error:
         Rows(file, {"commit": "abc1234"}).report(write_report)
     assert len(str(error.value)) <= 500
+
+
+@pytest.mark.parametrize(
+    ("bench", "config", "measures"),
+    [
+        (resolution.bench, partial(ResolutionConfig, (Size(64, 64),)), (resolution, "make_cells")),
+        (prediction.bench, PredictionConfig, (prediction, "make_cells")),
+        (scaling.bench, ScalingConfig, (scaling, "make_cells")),
+        (spatial_parallel_report.bench, SpatialParallelConfig, (spatial_parallel_report, "measured")),
+        (prove.prove, partial(ProofConfig, device="cpu"), (prove, "draw_shards")),
+    ],
+    ids=["resolution", "prediction", "scaling", "spatial-parallel", "gpu"],
+)
+def test_a_second_benchmark_with_the_same_out_is_refused(tmp_path, monkeypatch, bench, config, measures):
+    monkeypatch.setattr(*measures, lambda *_, **__: pytest.fail("it measures beside another"))
+    monkeypatch.setattr(spatial_parallel_report, "estimated", lambda _: [])
+    with (
+        results_folder(tmp_path),
+        pytest.raises(InputError, match=f"^--out {tmp_path}: another benchmark is writing there; wait until"),
+    ):
+        bench(config(out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_report_of_rows_measured_now_hides_no_fault(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from helpers import draw_sample, draw_shards, write_shards
 
 from glioma_dist.data.sample import Sample
+from glioma_dist.data.shards import subsets
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.subsets import link_subset, write_singly
 from glioma_dist.data.splits import draw_repetitions, draw_splits, read_splits, write_splits
@@ -45,7 +46,8 @@ def test_every_sample_gets_everywhere():
     [
         ({"train": 15, "val": 5, "test": 11}, 0, "31 samples, there are 30"),
         ({"a": 0}, 0, "needs"),
-        ({"a": 1}, -1, "seed"),
+        ({"a": 1}, -1, "seed -1: give a whole number from 0 to 2\\^63 - 1"),
+        ({"a": 1}, 2**63, "seed 9223372036854775808"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(counts, seed, words):
@@ -142,6 +144,31 @@ def test_subsets_are_folders_of_shards_that_share_their_bytes(tmp_path):
         link_subset(tmp_path / "all", ["cell-009"], tmp_path / "split" / "test")
     with pytest.raises(InputError, match="several samples"):
         link_subset(tmp_path / "one", ["cell-001"], tmp_path / "split" / "test")
+
+
+def test_two_processes_make_the_same_subset(tmp_path, monkeypatch):
+    """One begins, and the other is done before each step of the first."""
+    draw_shards(tmp_path / "one", range(3))
+    write_singly([tmp_path / "one"], tmp_path / "all", lambda sample: sample)
+    keys, files = ["cell-000", "cell-002"], []
+    for name in ("link", "write_json", "rename_in_order"):
+        out, step, calls = tmp_path / name / "val", getattr(subsets, name), []
+
+        def first_the_other(*given, out=out, step=step, calls=calls):
+            calls.append(given)
+            if len(calls) == 1:
+                link_subset(tmp_path / "all", keys, out)
+            return step(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subsets, name, first_the_other)
+            link_subset(tmp_path / "all", keys, out)
+        assert ShardReader(out).keys() == keys
+        files.append([path.name for path in out.parent.iterdir()])
+    assert files == [["val"]] * 3, "nothing else is left"
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(InputError, match="taken: its folder is gone"):
+        link_subset(tmp_path / "all", keys, tmp_path / "taken")
 
 
 def test_the_same_image_from_two_folders_is_refused(tmp_path):

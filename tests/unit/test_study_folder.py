@@ -1,5 +1,6 @@
 """The lock of a study's folder: whoever starts next waits for the holder, and for no child that the holder left."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -15,7 +16,11 @@ from glioma_dist.config.launch_files import FOLDER
 from glioma_dist.config.reproduction import ReproduceConfig
 from glioma_dist.errors import InputError
 from glioma_dist.reproduction import folder as study_folder
+from glioma_dist.reproduction import material
 from glioma_dist.reproduction.folder import one_at_a_time
+from glioma_dist.reproduction.plan import Settings
+from glioma_dist.reproduction.presets import PRESETS
+from glioma_dist.reproduction.protocol import figure3
 from glioma_dist.reproduction.run import reproduce
 
 HOLDER = """
@@ -67,6 +72,17 @@ def test_without_locks_it_goes_ahead_and_a_bad_disk_is_named(tmp_path, monkeypat
             pass
 
 
+def test_few_training_images_are_said_to_be_the_counts_or_the_groups_fault(tmp_path, monkeypatch):
+    """Of --counts at once, with the largest number that is asked for; of groups with the repetition."""
+    monkeypatch.setattr(material, "link_subset", lambda *_: None)
+    settings, studies = Settings(PRESETS["small"], tmp_path, tmp_path / "out", counts=(3, 5, 10)), [figure3()]
+    with pytest.raises(InputError, match=r"--counts 3 5 10: 3 training images, but .* up to 10; give 10 or more"):
+        material.prepare(settings, [tmp_path / "gone"], "none", studies)
+    drawn = [{"train": ["a"] * number, "val": [], "test": []} for number in (10, 9)]
+    with pytest.raises(InputError, match=r"repetition 1 has 9 training images, as the groups .* trains on 10; give a"):
+        material.link_splits(dataclasses.replace(settings, counts=(10, 5, 10)), drawn, studies)
+
+
 def test_a_first_start_that_fails_removes_what_it_made_and_nothing_else(tmp_path):
     images = draw_shards(tmp_path / "out" / "target" / "mine", range(12))
 
@@ -93,6 +109,6 @@ def test_a_first_start_that_fails_removes_what_it_made_and_nothing_else(tmp_path
         start("table1", r"(culture\d+)_")
     assert files() == before, "the data of the target lay in a folder of that name"
     # Splits of so few training images would stay for a start with more.
-    with pytest.raises(InputError, match="--counts: 6 training images, but figure 3 trains on 10"):
+    with pytest.raises(InputError, match="--counts 6 2 4: 6 training images, but figure 3 trains on up to 10; give 10"):
         start("figure3", "none")
     assert files() == before

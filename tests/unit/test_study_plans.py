@@ -473,6 +473,7 @@ def test_a_dry_run_needs_no_data_and_lists_every_run(tmp_path):
         ({"repetitions": 100_000}, "--repetitions"),
         ({"counts": (15, 0, 10)}, "--counts 15 0 10"),
         ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**63 - 1}, "2^63 - 1000"),  # its second repetition's would be too large
         ({"workers": -1}, "--workers -1"),
         ({"source_splits": ("test", "val", "test")}, "test would be pretrained on"),
         ({"target": (Path("s3:/bucket/x"),)}, "takes no URLs"),

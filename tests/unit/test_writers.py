@@ -1,6 +1,7 @@
 """Formats of results: each is read again by a program of somebody else, and gives the mask pixel for pixel."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -205,6 +206,20 @@ def test_coco_is_read_by_its_own_library(mask, tmp_path, capsys):
             **(encoded := coco_mask.encode(np.asfortranarray(here, np.uint8))),
             "counts": encoded["counts"].decode(),
         }
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [("plate.zarr/A/1/0", "plate.zarr/A/1/0"), ("plate/A/1/0", "plate/A/1/0"), ("a.ome.zarr", "a.ome.zarr")],
+)
+def test_coco_names_the_well_of_a_plate(image, expected, tmp_path):
+    """Of a plate by its name, and of one that only its content tells."""
+    (tmp_path / image).mkdir(parents=True)
+    for folder in {tmp_path / image, tmp_path / image.partition("/")[0]}:
+        (folder / ".zgroup").write_text("{}")
+    of_well = dataclasses.replace(segmented(MASKS["one pixel"]), image=tmp_path / image)
+    (found,) = COCO(str(written(tmp_path, of_well, "coco"))).imgs.values()
+    assert found["file_name"] == expected
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -22,6 +22,7 @@ from glioma_dist.benchmark.environment import describe_device, find_own_commit, 
 from glioma_dist.benchmark.proof.checks import CHECKS
 from glioma_dist.benchmark.proof.lines import Line, Setting
 from glioma_dist.benchmark.proof.runner import Check, run_checks
+from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.config.gpu_benchmarks import ProofConfig
 from glioma_dist.distributed.cgroups import cpus_of_cgroups
 from glioma_dist.errors import InputError, one_line
@@ -50,7 +51,6 @@ def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
             "CPU with --device cpu"
         )
     out = config.out or device_folder(config.device)
-    make_folder(out / "logs")
     metadata = {
         "kind": config.device,
         "device": describe_device(config.device),
@@ -76,8 +76,10 @@ def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
         write_atomically(out / "proof.md", proof_page(content))
         return content
 
-    content = write()  # an earlier run's page would stay until the first check has ended
     with ExitStack() as held:
+        held.enter_context(results_folder(out))
+        make_folder(out / "logs")
+        content = write()  # an earlier run's page would stay until the first check has ended
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="glioma-dist-proof-"))
         draw_shards(Path(folder) / "train", NUM_TRAIN, DRAWN)
         draw_shards(Path(folder) / "val", NUM_VAL, DRAWN, seed=1)

@@ -14,6 +14,7 @@ from glioma_dist.data.convert.audit import Audit
 from glioma_dist.data.convert.writing import AUDIT_NAME
 from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, check_division, draw_shares, draw_splits
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_seed
 
 
 class _Keyed(Protocol):
@@ -38,6 +39,7 @@ class Division:
         """Raises InputError for counts, shares and seeds that no data can be divided by."""
         if self.seed is None:
             return
+        check_seed("--split-seed", self.seed)
         if self.counts is not None:
             check_division(dict(zip(SPLIT_NAMES, self.counts, strict=True)), self.seed)
         else:

@@ -21,7 +21,7 @@ from glioma_dist.data.convert.labelled import by_name
 from glioma_dist.data.convert.shapes import ellipse, rings
 from glioma_dist.data.convert.sources import Source
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.extras import require
+from glioma_dist.extras import require, without_log
 from glioma_dist.files import read_bytes
 
 MAX_FILE_BYTES, MAX_ROI_BYTES, MAX_ROIS = 2**28, 2**24, 2**16
@@ -51,7 +51,8 @@ def names_of(name: str) -> list[str]:
 def read_cells(path: Path, height: int, width: int) -> list[Segmentation]:
     """The cells of a .zip or .roi file. Raises InputError."""
     try:
-        rois = read_rois(path)
+        with without_log("roifile"):
+            rois = read_rois(path)
         if len({(roi.z_position, roi.t_position, roi.position) for roi in rois}) > 1:
             raise ValueError("ROIs on several slices of a stack; save each slice as an image, with its own ROIs")
         return [_cell(roi, height, width) for roi in rois]

@@ -10,13 +10,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from uuid import uuid4
 
 from glioma_dist.data.mixture import common_classes
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.index import INDEX_NAME, members_name, write_json
 from glioma_dist.data.shards.reader import ShardReader, ShardWriter
 from glioma_dist.errors import InputError
-from glioma_dist.files import rename_in_order
+from glioma_dist.files import cannot_write, rename_in_order
 
 
 def write_singly(folders: Iterable[Path], out: Path, change: Callable[[Sample], Sample]) -> dict[str, dict]:
@@ -41,8 +42,10 @@ def write_singly(folders: Iterable[Path], out: Path, change: Callable[[Sample], 
 
 def link_subset(samples: Path, keys: Iterable[str], out: Path) -> None:
     """Make `out` a folder of the samples `keys` of `samples`, which `write_singly` wrote. One that is there stays.
+    Several processes may make the same one.
 
-    Raises InputError for a key that `samples` has not, and where its shards hold several samples.
+    Raises InputError for a key that `samples` has not, where its shards hold several samples, and where `out` cannot be
+    written.
     """
     if (out / INDEX_NAME).is_file():
         return
@@ -55,14 +58,19 @@ def link_subset(samples: Path, keys: Iterable[str], out: Path) -> None:
     if missing:
         raise InputError(f"{samples}: has no sample {missing[0]}; remove the study's splits to draw them again")
     chosen = [shards[key] for key in keys]
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for shard in chosen:
-        for name in (shard["name"], members_name(shard["name"])):
-            link(samples / name, partial / name)
-    write_json(partial / INDEX_NAME, index | {"split": out.name, "num_samples": len(chosen), "shards": chosen}, 1)
-    rename_in_order((partial, out))
+    partial = out.with_name(f".{out.name}.{uuid4().hex}.partial")  # another process may be making the same subset
+    try:
+        partial.mkdir(parents=True)
+        for shard in chosen:
+            for name in (shard["name"], members_name(shard["name"])):
+                link(samples / name, partial / name)
+        write_json(partial / INDEX_NAME, index | {"split": out.name, "num_samples": len(chosen), "shards": chosen}, 1)
+        rename_in_order((partial, out))
+    except OSError as error:
+        if not (out / INDEX_NAME).is_file():  # or another process was first
+            raise cannot_write(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def link(source: Path, target: Path) -> None:

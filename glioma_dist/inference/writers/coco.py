@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glioma_dist.config.paths import Url
+from glioma_dist.data.images.ome_zarr import is_zarr
 from glioma_dist.errors import printable
 from glioma_dist.inference.regions import Regions
 from glioma_dist.inference.segmented import SegmentedImage
@@ -34,7 +36,7 @@ def write_coco(path: Path, segmented: SegmentedImage) -> None:
 
     height, width = segmented.shape
     pixel_size = segmented.metadata.pixel_size_um
-    image = {"id": 1, "file_name": printable(segmented.image.name), "width": width, "height": height}
+    image = {"id": 1, "file_name": printable(_file_name(segmented.image)), "width": width, "height": height}
     if pixel_size:
         image["pixel_size_um"] = pixel_size
     regions = segmented.regions
@@ -70,6 +72,15 @@ def write_coco(path: Path, segmented: SegmentedImage) -> None:
                 annotation["area_um2"] = round(area * pixel_size**2, 3)
             file.write(("," if number > 1 else "") + "\n" + json.dumps(annotation))
         file.write("\n]}\n")
+
+
+def _file_name(image: Path | Url) -> str:
+    """Its name; of an image within an OME-Zarr, as of a well, its path from the Zarr on: each well has an image 0."""
+    if isinstance(image, Path) and is_zarr(image):
+        for folder in reversed(image.parents):
+            if is_zarr(folder):
+                return image.relative_to(folder.parent).as_posix()
+    return image.name
 
 
 def find_runs(regions: Regions) -> Runs:

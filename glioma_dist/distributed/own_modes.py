@@ -1,0 +1,34 @@
+"""PyTorch's modes in a call from Python: those of a new process, whatever the code around the call has switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+DEVICE_TYPES = ("cpu", "cuda")
+"""Those whose autocast the code around a call may have switched on."""
+
+
+@contextmanager
+def own_modes() -> Generator[None]:
+    """Context manager, and decorator of a function: gradients are computed, tensors are made in fp32 on the CPU where
+    nothing else is said, and nothing is cast. The caller's modes are restored at the end.
+
+    Without it, `torch.no_grad` and `torch.inference_mode` around a call would leave nothing to train with, and autocast
+    and another default type or device would change its results.
+    """
+    default_type = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in DEVICE_TYPES:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # each call of PyTorch takes longer within a device
+            stack.enter_context(torch.device("cpu"))
+        if default_type != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, default_type)
+        yield
