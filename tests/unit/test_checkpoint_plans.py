@@ -100,6 +100,12 @@ def test_another_text_is_refused(text):
         CheckpointPlan.parse(text)
 
 
+@pytest.mark.parametrize("segments", ["all x9999999", "all x9999, input", "all x-1, all"])
+def test_a_text_of_more_units_than_a_network_has_is_refused(segments):
+    """It would take the memory that it names."""
+    test_another_text_is_refused(f"encoder {segments}; layers whole; decoder all whole x6")
+
+
 def test_a_plan_takes_the_place_of_another():
     """What the first one has changed is changed back, so the last one alone decides."""
     model = UNet(ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS)).double()
