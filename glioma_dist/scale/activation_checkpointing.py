@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock
 from glioma_dist.model.encoders.contract import compute
-from glioma_dist.model.modules import depends_on_batch, rebuild, replace_modules
+from glioma_dist.model.modules import depends_on_batch, rebuild, remove_hooks, replace_modules
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan, DecoderPlan, Keeps, of_unit
-from glioma_dist.scale.offload import offload_activations
+from glioma_dist.scale.offload import offload_activations, stop_offloading
 from glioma_dist.scale.step import Level
 from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.scale.tiled_block import TiledBlock
@@ -53,6 +53,7 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
     offload: full, and what it keeps waits in host memory (`offload.py`).
     A `CheckpointPlan` says the same of each part; the levels are four of them.
     At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
+    A second call takes back what the first has changed.
 
     tile_size: by default the size for the device that computes.
 
@@ -63,6 +64,7 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
         raise InputError(f"level {one_line(repr(level), 80)}: give none, selective, full or offload")
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the one that build_model returns")
+    _undo(model)
     settings = {
         id(block): {"always": unit.cut == "tiles", "tile_size": tile_size, "reuses_gradient": plan.offloads}
         for block, unit in zip(model.decoder.blocks, plan.decoder[1:], strict=True)
@@ -82,6 +84,15 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
         layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size) if in_tiles else None
     if plan.offloads:
         offload_activations(model)
+
+
+def _undo(model: UNet) -> None:
+    """Take back what an earlier level has added, and no other level replaces."""
+    stop_offloading(model)
+    remove_hooks(model.encoder, PlannedSegments)
+    for layer in model.encoder.attention_layers():
+        if isinstance(layer.attend, RememberedAttention):
+            layer.attend = layer.attend.attend
 
 
 def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:

@@ -19,12 +19,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from glioma_dist.model.layer_norm import StreamLayerNorm
+from glioma_dist.model.modules import remove_hooks
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.host_memory import HostMemory, LockedMemory
 from glioma_dist.scale.tile_size import CPU_ELEMENTS
 
 MIN_BYTES = 2**16
 """A smaller storage stays on the device: to start its copy takes longer than the copy."""
+NAME = "activation_offload"
+"""Of the attribute of a model that has its `ActivationOffload`."""
 
 
 def offload_activations(model: UNet) -> None:
@@ -38,6 +41,16 @@ def offload_activations(model: UNet) -> None:
     for module in model.encoder.modules():
         if isinstance(module, StreamLayerNorm):
             module.elements_at_once = CPU_ELEMENTS
+
+
+def stop_offloading(model: UNet) -> None:
+    """Inverse of `offload_activations`."""
+    if vars(model).pop(NAME, None) is not None:
+        remove_hooks(model, ActivationOffload)
+        model.encoder.has_short_segments = False
+        for module in model.encoder.modules():
+            if isinstance(module, StreamLayerNorm):
+                module.elements_at_once = None
 
 
 class ActivationOffload:
@@ -61,7 +74,7 @@ class ActivationOffload:
 
     def attach(self, model: nn.Module) -> None:
         """Have the forward passes of `model` save their activations here."""
-        vars(model)["activation_offload"] = self
+        vars(model)[NAME] = self
         model.register_forward_pre_hook(self.begin, with_kwargs=True)
         model.register_forward_hook(self.end, always_call=True)
 
@@ -89,7 +102,7 @@ class ActivationOffload:
 
 def offload_of(model: nn.Module) -> ActivationOffload | None:
     """What keeps the activations of `model` in host memory; None where nothing does."""
-    return vars(model).get("activation_offload")
+    return vars(model).get(NAME)
 
 
 class _Saved(NamedTuple):
