@@ -38,6 +38,12 @@ class HostMemory:
         """Have a tensor lie in a storage. layout: offset, size and strides."""
         return empty.set_(storage, *layout)
 
+    def watch(self, tensor: Tensor) -> Tensor:
+        """A tensor without memory that counts the changes in place of `tensor`."""
+        counted = tensor.detach()
+        counted.data = tensor.new_empty(0)
+        return counted
+
     def flat(self, storage: torch.UntypedStorage, device: torch.device) -> Tensor:
         """All of a storage on a device, (bytes,) uint8."""
         return self.place(torch.empty(0, dtype=torch.uint8, device=device), storage)
@@ -112,7 +118,7 @@ class ImaginaryMemory(HostMemory):
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
-        self._mode = mode
+        self._mode, self._unchanged = mode, torch.empty(0, device="cpu")
         self.sizes: list[int] = []
         """Bytes of each storage that was copied to the host."""
         self.bytes_back = 0
@@ -133,6 +139,11 @@ class ImaginaryMemory(HostMemory):
             return super().place(empty, storage, *layout)
         finally:
             self._mode.cache_enabled = before
+
+    def watch(self, tensor: Tensor) -> Tensor:
+        """As HostMemory's, of a step that changes nothing: no fake tensor can take another's place."""
+        del tensor
+        return self._unchanged
 
     def release(self, memory: Any) -> None:
         """As HostMemory's."""

@@ -16,8 +16,9 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model import unet
 from glioma_dist.model.encoders.contract import Encoder
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.scale import activation_checkpointing, tiled_statistics, tiles
-from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, checkpoint_activations
+from glioma_dist.scale import attention_memory, tiled_statistics, tiles
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.attention_memory import ATTENTION_KERNELS
 
 KINDS = ("selective", "full", "offload")
 
@@ -138,7 +139,7 @@ def test_what_is_computed_twice(kind, expected):
 def test_no_operation_but_attention_s_goes_through_python(monkeypatch):
     """On a GPU that took more time than all that the level computes again."""
     seen = []
-    for mode in (activation_checkpointing._AttentionKeeper, activation_checkpointing._AttentionReplayer):
+    for mode in (attention_memory.AttentionKeeper, attention_memory.AttentionReplayer):
         monkeypatch.setattr(mode, "__torch_dispatch__", partialmethod(noting, seen, mode.__torch_dispatch__))
     model = build()
     checkpoint_activations(model, "selective")

@@ -16,7 +16,8 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale import tiled_statistics, tiles
-from glioma_dist.scale.activation_checkpointing import RememberedAttention, checkpoint_activations
+from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.attention_memory import RememberedAttention
 from glioma_dist.scale.checkpoint_plan import (
     LEVEL_PLANS,
     NUM_DECODER_UNITS,
