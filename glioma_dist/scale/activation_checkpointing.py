@@ -24,6 +24,7 @@ from glioma_dist.scale.attention_memory import AttentionKeeper, AttentionMemory,
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan, DecoderPlan, Keeps, of_unit
 from glioma_dist.scale.offload import offload_activations, stop_offloading
 from glioma_dist.scale.step import Level
+from glioma_dist.scale.strips.encoder import StripSegment
 from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.scale.tiled_block import TiledBlock
 from glioma_dist.scale.tiles import checkpoint_in_tiles
@@ -131,8 +132,9 @@ class PlannedSegments:
         self.number += 1
         if keeps == "all":
             return part(features)
-        norms = part if isinstance(part, nn.Module) else self.norms
-        weights = getattr(part, "parameters", self.encoder.parameters)()
+        segment = part.segment if isinstance(part, StripSegment) else part
+        norms = segment if isinstance(segment, nn.Module) else self.norms
+        weights = getattr(segment, "parameters", self.encoder.parameters)()
         if keeps == "attention" and self.memory is not None:
             return compute_again_but_attention(self.memory, part, features, norms, weights)
         return compute_again(part, features, norms=norms, weights=weights)
