@@ -46,3 +46,18 @@ def depends_on_batch(module: nn.Module) -> bool:
     """Whether a layer, its children aside, takes or keeps statistics over the images of a batch."""
     buffers = dict(module.named_buffers(recurse=False))
     return isinstance(module, _BatchNorm) or any(name.startswith("running_") for name in buffers)
+
+
+def remove_hooks(module: nn.Module, owner: type) -> None:
+    """Remove the forward hooks of `module` that are methods of an `owner`; of a module that was copied, too, which has
+    no handles of its own."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    of_kinds = (module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called)
+    numbers = [number for each in hooks for number, hook in each.items() if _is_of(hook, owner)]
+    for each in (*hooks, *of_kinds):
+        for number in numbers:
+            each.pop(number, None)
+
+
+def _is_of(hook: Callable[..., Any], owner: type) -> bool:
+    return isinstance(getattr(hook, "__self__", None), owner)

@@ -7,37 +7,28 @@ Outputs, gradients and buffers are those of the plain model: nothing in the mode
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.model.decoder import BilinearDecoder, CenterBlock
 from glioma_dist.model.encoders.contract import compute
-from glioma_dist.model.modules import depends_on_batch, rebuild, replace_modules
+from glioma_dist.model.modules import depends_on_batch, rebuild, remove_hooks, replace_modules
 from glioma_dist.model.unet import UNet
+from glioma_dist.scale.attention_memory import AttentionKeeper, AttentionMemory, AttentionReplayer, RememberedAttention
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan, DecoderPlan, Keeps, of_unit
-from glioma_dist.scale.offload import offload_activations
+from glioma_dist.scale.offload import offload_activations, stop_offloading
 from glioma_dist.scale.step import Level
+from glioma_dist.scale.strips.encoder import StripSegment
 from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.scale.tiled_block import TiledBlock
 from glioma_dist.scale.tiles import checkpoint_in_tiles
-
-_ATEN = torch.ops.aten
-ATTENTION_KERNELS = (
-    _ATEN._scaled_dot_product_flash_attention.default,
-    _ATEN._scaled_dot_product_efficient_attention.default,
-    _ATEN._scaled_dot_product_cudnn_attention.default,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
-)
-"""What scaled_dot_product_attention comes down to on GPUs and on CPUs."""
+from glioma_dist.scale.versions import WeightVersions
 
 
 def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size: TileSize | None = None) -> None:
@@ -53,6 +44,7 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
     offload: full, and what it keeps waits in host memory (`offload.py`).
     A `CheckpointPlan` says the same of each part; the levels are four of them.
     At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
+    A second call takes back what the first has changed.
 
     tile_size: by default the size for the device that computes.
 
@@ -63,6 +55,7 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
         raise InputError(f"level {one_line(repr(level), 80)}: give none, selective, full or offload")
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the one that build_model returns")
+    _undo(model)
     settings = {
         id(block): {"always": unit.cut == "tiles", "tile_size": tile_size, "reuses_gradient": plan.offloads}
         for block, unit in zip(model.decoder.blocks, plan.decoder[1:], strict=True)
@@ -84,17 +77,36 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
         offload_activations(model)
 
 
-def compute_again(part: Callable[..., Tensor], *inputs: Tensor | None, norms: nn.Module | None = None) -> Tensor:
-    """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs."""
-    contexts = partial(_first_and_again, norms) if norms is not None else _first_and_again
-    return _checkpoint(part, *inputs, context_fn=contexts)
+def _undo(model: UNet) -> None:
+    """Take back what an earlier level has added, and no other level replaces."""
+    stop_offloading(model)
+    remove_hooks(model.encoder, PlannedSegments)
+    for layer in model.encoder.attention_layers():
+        if isinstance(layer.attend, RememberedAttention):
+            layer.attend = layer.attend.attend
+
+
+def compute_again(
+    part: Callable[..., Tensor],
+    *inputs: Tensor | nn.Module | None,
+    norms: nn.Module | None = None,
+    weights: Iterable[Tensor] = (),
+) -> Tensor:
+    """`part(*inputs)`, of which only the inputs are kept. norms: the module whose batch norms `part` runs. weights:
+    those that it uses, which must not change before the backward pass."""
+    return _checkpoint(part, *inputs, context_fn=partial(_first_and_again, norms, weights))
 
 
 def compute_again_but_attention(
-    memory: AttentionMemory, part: Callable[..., Tensor], features: Tensor, norms: nn.Module | None = None
+    memory: AttentionMemory,
+    part: Callable[..., Tensor],
+    features: Tensor,
+    norms: nn.Module | None = None,
+    weights: Iterable[Tensor] = (),
 ) -> Tensor:
-    """`part(features)`, of which the input and the outputs of attention are kept. norms: as in `compute_again`."""
-    return _checkpoint(part, features, context_fn=partial(_attention_contexts, memory, norms))
+    """`part(features)`, of which the input and the outputs of attention are kept. norms, weights: as in
+    `compute_again`."""
+    return _checkpoint(part, features, context_fn=partial(_attention_contexts, memory, norms, weights))
 
 
 # Nothing draws from a global generator, so none has its state copied from the GPU and put back.
@@ -106,6 +118,7 @@ class PlannedSegments:
 
     def __init__(self, encoder: nn.Module, plan: Sequence[Keeps], memory: AttentionMemory | None) -> None:
         self.plan, self.memory, self.number = plan, memory, 0
+        self.encoder = encoder
         self.norms = encoder if any(map(depends_on_batch, encoder.modules())) else None
         """Of a segment that is a function, whose norms are not known: all of them."""
         encoder.register_forward_pre_hook(self.begin)
@@ -119,58 +132,26 @@ class PlannedSegments:
         self.number += 1
         if keeps == "all":
             return part(features)
-        norms = part if isinstance(part, nn.Module) else self.norms
+        segment = part.segment if isinstance(part, StripSegment) else part
+        norms = segment if isinstance(segment, nn.Module) else self.norms
+        weights = getattr(segment, "parameters", self.encoder.parameters)()
         if keeps == "attention" and self.memory is not None:
-            return compute_again_but_attention(self.memory, part, features, norms)
-        return compute_again(part, features, norms=norms)
-
-
-class AttentionMemory:
-    """What a model's attention layers share: whether the segment that is being computed keeps what they return, or
-    takes it from what was kept."""
-
-    def __init__(self) -> None:
-        self.mode: TorchDispatchMode | None = None
-
-    @contextmanager
-    def use(self, mode: TorchDispatchMode) -> Iterator[None]:
-        """Within it, attention is computed in `mode`."""
-        before, self.mode = self.mode, mode
-        try:
-            yield
-        finally:
-            self.mode = before
-
-
-class RememberedAttention:
-    """An attention layer's `attend`, computed in the memory's mode.
-
-    The mode stands around attention alone. Around a whole segment, where PyTorch's own selective checkpointing puts
-    it, each operation would go through Python: on an H100 a step of MiT-B3 at 2592x1952 took 517 ms in that way, in
-    222 of which the GPU worked.
-    """
-
-    def __init__(self, attend: Callable[..., Tensor], memory: AttentionMemory) -> None:
-        self.attend, self.memory = attend, memory
-
-    def __call__(self, *given: Any) -> Tensor:
-        # Within a compiled layer torch.compile decides. It is asked first, for it writes a guard for whatever it reads.
-        if torch.compiler.is_compiling() or self.memory.mode is None:
-            return self.attend(*given)
-        with self.memory.mode:
-            return self.attend(*given)
+            return compute_again_but_attention(self.memory, part, features, norms, weights)
+        return compute_again(part, features, norms=norms, weights=weights)
 
 
 def _attention_contexts(
-    memory: AttentionMemory, norms: nn.Module | None
+    memory: AttentionMemory, norms: nn.Module | None, weights: Iterable[Tensor]
 ) -> tuple[AbstractContextManager, AbstractContextManager]:
     kept: deque[Any] = deque()
-    return memory.use(_AttentionKeeper(kept)), EachTime(partial(_replayed, memory, kept, norms))
+    return memory.use(AttentionKeeper(kept)), EachTime(partial(_replayed, memory, kept, norms, WeightVersions(weights)))
 
 
 @contextmanager
-def _replayed(memory: AttentionMemory, kept: deque[Any], norms: nn.Module | None) -> Iterator[None]:
-    with memory.use(_AttentionReplayer(kept)), nullcontext() if norms is None else _buffers_left_alone(norms):
+def _replayed(
+    memory: AttentionMemory, kept: deque[Any], norms: nn.Module | None, weights: WeightVersions
+) -> Iterator[None]:
+    with memory.use(AttentionReplayer(kept)), _again(norms, weights):
         try:
             yield
         finally:
@@ -190,33 +171,6 @@ class EachTime:
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._now.__exit__(*error)
-
-
-class _AttentionKeeper(TorchDispatchMode):
-    """The forward pass: keeps what attention returns."""
-
-    def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
-        self.kept = kept
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func in ATTENTION_KERNELS:
-            # Detached, because autograd attaches the graph to the tensors that are returned.
-            self.kept.append(tree_map(lambda each: each.detach() if isinstance(each, Tensor) else each, output))
-        return output
-
-
-class _AttentionReplayer(TorchDispatchMode):
-    """The backward pass: returns what was kept, in the same order. In a second backward pass nothing is kept any more,
-    so attention is computed again."""
-
-    def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
-        self.kept = kept
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.kept.popleft() if self.kept and func in ATTENTION_KERNELS else func(*args, **(kwargs or {}))
 
 
 class PlannedDecoder(BilinearDecoder):
@@ -241,11 +195,24 @@ class PlannedDecoder(BilinearDecoder):
 
     @staticmethod
     def _compute(block: nn.Module, unit: DecoderPlan, *inputs: Any) -> Tensor:
-        return block(*inputs) if unit.keeps == "all" else compute_again(block, *inputs, norms=block)
+        if unit.keeps == "all":
+            return block(*inputs)
+        used = (each for each in (block, *inputs) if isinstance(each, nn.Module))
+        weights = (weight for each in used for weight in each.parameters())
+        return compute_again(block, *inputs, norms=block, weights=weights)
 
 
-def _first_and_again(norms: nn.Module | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), nullcontext() if norms is None else EachTime(partial(_buffers_left_alone, norms))
+def _first_and_again(
+    norms: nn.Module | None, weights: Iterable[Tensor]
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), EachTime(partial(_again, norms, WeightVersions(weights)))
+
+
+@contextmanager
+def _again(norms: nn.Module | None, weights: WeightVersions) -> Iterator[None]:
+    weights.check()
+    with nullcontext() if norms is None else _buffers_left_alone(norms):
+        yield
 
 
 @contextmanager

@@ -16,6 +16,8 @@ Cut = Literal["whole", "tiles"]
 """Whether a layer is computed as a whole, or in tiles of rows, each of which is computed again in the backward pass."""
 NUM_DECODER_UNITS = 6
 """Of a decoder: its center, which most encoders leave out, and five blocks."""
+MOST_UNITS = 9999
+"""Of each kind, that a text may name: no network has as many, and a text could name more than the memory holds."""
 TIMES = " x"
 OFFLOAD = "; offload"
 Unit = TypeVar("Unit")
@@ -94,8 +96,11 @@ def _runs(units: Sequence[object]) -> str:
 def _units(text: str, prefix: str) -> list[str]:
     if not text.startswith(prefix):
         raise ValueError(text)
-    runs = (run.partition(TIMES) for run in text.removeprefix(prefix).split(", "))
-    return [unit for unit, _, number in runs for _ in range(int(number or 1))]
+    parts = (run.partition(TIMES) for run in text.removeprefix(prefix).split(", "))
+    runs = [(unit, int(number or 1)) for unit, _, number in parts]
+    if any(number < 1 for _, number in runs) or sum(number for _, number in runs) > MOST_UNITS:
+        raise ValueError(text)
+    return [unit for unit, number in runs for _ in range(number)]
 
 
 def _one_of(text: str, kind: object) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_left, insort
 from contextlib import suppress
 from typing import Any
 
@@ -15,21 +16,23 @@ from glioma_dist.scale.device_memory import GIB
 
 
 class HostMemory:
-    """Memory that is allocated in the first step and used again in each further one. Beside a CPU: copies are complete
-    as soon as they begin."""
+    """Memory that is allocated in the first step and used again in each further one, also by smaller storages, as those
+    of a smaller micro-batch. Beside a CPU: copies are complete as soon as they begin."""
 
     def __init__(self) -> None:
-        self._free: dict[int, list[Tensor]] = {}
+        self._free: list[Tensor] = []
+        """By their size. The smallest that is large enough is taken: what has held the larger storages of one pass
+        holds the smaller ones of another, in whatever order they come."""
 
     def leave(self, source: Tensor) -> tuple[Any, Any]:
         """Begin to copy (bytes,) uint8 to the host. Returns where it is, and what to wait for."""
         memory = self._take(source)
-        memory.copy_(source)
+        memory[: len(source)].copy_(source)
         return memory, None
 
     def arrive(self, memory: Any, target: Tensor) -> Any:
         """Begin to copy it back to `target` (bytes,) uint8. Returns what to wait for."""
-        target.copy_(memory)
+        target.copy_(memory[: len(target)])
 
     def wait(self, done: Any) -> None:
         """Have what is computed from now on begin after a copy."""
@@ -38,23 +41,31 @@ class HostMemory:
         """Have a tensor lie in a storage. layout: offset, size and strides."""
         return empty.set_(storage, *layout)
 
+    def watch(self, tensor: Tensor) -> Tensor:
+        """A tensor without memory that counts the changes in place of `tensor`."""
+        counted = tensor.detach()
+        counted.data = tensor.new_empty(0)
+        return counted
+
     def flat(self, storage: torch.UntypedStorage, device: torch.device) -> Tensor:
         """All of a storage on a device, (bytes,) uint8."""
         return self.place(torch.empty(0, dtype=torch.uint8, device=device), storage)
 
     def release(self, memory: Any) -> None:
         """Nothing needs it any more. Copies that have begun come before those that follow."""
-        self._free.setdefault(len(memory), []).append(memory)
+        insort(self._free, memory, key=len)
 
     def _take(self, source: Tensor) -> Tensor:
-        free = self._free.get(len(source))
-        if free:
-            return free.pop()
-        self._give_up()  # images have another size now, or nothing is free
+        """Memory of at least as many bytes."""
+        first = bisect_left(self._free, len(source), key=len)
+        if first < len(self._free):
+            return self._free.pop(first)
+        if self._free:  # storages are larger now: one takes the place of the largest
+            self._give_up(self._free.pop())
         return torch.empty(len(source), dtype=torch.uint8)
 
-    def _give_up(self) -> None:
-        self._free.clear()
+    def _give_up(self, memory: Tensor) -> None:
+        """Nothing uses it any more."""
 
 
 class LockedMemory(HostMemory):
@@ -72,11 +83,11 @@ class LockedMemory(HostMemory):
     def leave(self, source: Tensor) -> tuple[Any, Any]:
         """As HostMemory's. The source must stay until the copy has been waited for."""
         memory = self._take(source)
-        return memory, self._copy(memory, source)
+        return memory, self._copy(memory[: len(source)], source)
 
     def arrive(self, memory: Any, target: Tensor) -> Any:
         """As HostMemory's. The target must stay until the copy has been waited for."""
-        return self._copy(target, memory)
+        return self._copy(target, memory[: len(target)])
 
     def wait(self, done: Any) -> None:
         """As HostMemory's: the current stream waits, the CPU does not."""
@@ -99,12 +110,9 @@ class LockedMemory(HostMemory):
                     torch.zeros(1, device=self._device)
         return memory
 
-    def _give_up(self) -> None:
-        if self._free:
-            self._stream.synchronize()
-            for memory in (each for size in self._free.values() for each in size):
-                _unlock({memory.data_ptr(): self._locked.pop(memory.data_ptr(), None)})
-            super()._give_up()
+    def _give_up(self, memory: Tensor) -> None:
+        self._stream.synchronize()
+        _unlock({memory.data_ptr(): self._locked.pop(memory.data_ptr(), None)})
 
 
 class ImaginaryMemory(HostMemory):
@@ -112,7 +120,7 @@ class ImaginaryMemory(HostMemory):
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
-        self._mode = mode
+        self._mode, self._unchanged = mode, torch.empty(0, device="cpu")
         self.sizes: list[int] = []
         """Bytes of each storage that was copied to the host."""
         self.bytes_back = 0
@@ -133,6 +141,11 @@ class ImaginaryMemory(HostMemory):
             return super().place(empty, storage, *layout)
         finally:
             self._mode.cache_enabled = before
+
+    def watch(self, tensor: Tensor) -> Tensor:
+        """As HostMemory's, of a step that changes nothing: no fake tensor can take another's place."""
+        del tensor
+        return self._unchanged
 
     def release(self, memory: Any) -> None:
         """As HostMemory's."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from glioma_dist.errors import InputError
 from glioma_dist.scale import answers, planner
+from glioma_dist.scale.answer_key import answer_key
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.kernel_limits import check_kernels, kernels_fit
@@ -115,7 +116,7 @@ def _cheapest_level(
 def find_units(step: Step) -> StepUnits:
     """Those of the step, from the cache of answers, or observed, which takes as long as counting it twice."""
     alone = replace(step, num_devices=1, shards=False)
-    key = planner.answer_key(alone, "units", str(step.size))
+    key = answer_key(alone, "units", str(step.size))
     known = answers.read(key)
     try:
         return StepUnits.of_json(known or {})

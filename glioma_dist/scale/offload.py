@@ -19,12 +19,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from glioma_dist.model.layer_norm import StreamLayerNorm
+from glioma_dist.model.modules import remove_hooks
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.host_memory import HostMemory, LockedMemory
 from glioma_dist.scale.tile_size import CPU_ELEMENTS
+from glioma_dist.scale.versions import Version
 
 MIN_BYTES = 2**16
 """A smaller storage stays on the device: to start its copy takes longer than the copy."""
+NAME = "activation_offload"
+"""Of the attribute of a model that has its `ActivationOffload`."""
 
 
 def offload_activations(model: UNet) -> None:
@@ -38,6 +42,16 @@ def offload_activations(model: UNet) -> None:
     for module in model.encoder.modules():
         if isinstance(module, StreamLayerNorm):
             module.elements_at_once = CPU_ELEMENTS
+
+
+def stop_offloading(model: UNet) -> None:
+    """Inverse of `offload_activations`."""
+    if vars(model).pop(NAME, None) is not None:
+        remove_hooks(model, ActivationOffload)
+        model.encoder.has_short_segments = False
+        for module in model.encoder.modules():
+            if isinstance(module, StreamLayerNorm):
+                module.elements_at_once = None
 
 
 class ActivationOffload:
@@ -61,7 +75,7 @@ class ActivationOffload:
 
     def attach(self, model: nn.Module) -> None:
         """Have the forward passes of `model` save their activations here."""
-        vars(model)["activation_offload"] = self
+        vars(model)[NAME] = self
         model.register_forward_pre_hook(self.begin, with_kwargs=True)
         model.register_forward_hook(self.end, always_call=True)
 
@@ -89,7 +103,7 @@ class ActivationOffload:
 
 def offload_of(model: nn.Module) -> ActivationOffload | None:
     """What keeps the activations of `model` in host memory; None where nothing does."""
-    return vars(model).get("activation_offload")
+    return vars(model).get(NAME)
 
 
 class _Saved(NamedTuple):
@@ -102,6 +116,7 @@ class _Saved(NamedTuple):
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
+    version: Version
 
 
 class _Parcel:
@@ -135,11 +150,12 @@ class _Pass:
         self._leaving: _Travelling | None = None
         self._arriving: _Travelling | None = None
 
-    def pack(self, tensor: Tensor) -> Tensor | _Saved:
+    def pack(self, tensor: Tensor) -> tuple[Tensor, Version] | _Saved:
         """Begin to copy a tensor's storage to the host, if it is not there yet. The one before leaves the device."""
         # Spatial parallelism sees all functions of strips; this is none.
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            return self._pack(tensor) if self._is_moved(tensor) else tensor
+            # Autograd checks no tensor that hooks keep.
+            return self._pack(tensor) if self._is_moved(tensor) else (tensor, Version.of(tensor))
 
     def _is_moved(self, tensor: Tensor) -> bool:
         base = tensor if tensor._base is None else tensor._base
@@ -164,13 +180,19 @@ class _Pass:
             self._leaving = _Travelling(parcel, storage, done)
         self._order.append((torch.autograd._get_sequence_nr(), weakref.ref(parcel)))
         layout = (tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
-        return _Saved(len(self._order) - 1, parcel, *layout)
+        return _Saved(len(self._order) - 1, parcel, *layout, Version.of(tensor, self._host.watch(tensor)))
 
-    def unpack(self, saved: Tensor | _Saved) -> Tensor:
-        """The tensor on the device again. The copy of the one that is needed next begins."""
-        if isinstance(saved, Tensor):
-            return saved
+    def unpack(self, saved: tuple[Tensor, Version] | _Saved) -> Tensor:
+        """The tensor on the device again. The copy of the one that is needed next begins.
+
+        Raises RuntimeError where it was changed in place: a storage that something holds is not copied back, and one
+        that was leaving may have been changed before its copy was complete.
+        """
         with torch._C.DisableTorchFunction(), torch.no_grad():
+            if not isinstance(saved, _Saved):
+                saved[1].check()
+                return saved[0]
+            saved.version.check()
             storage = self._on_device(saved.parcel)
             following = self._following(saved.number)
             if following is not None:

@@ -7,16 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Literal
-
-import torch
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
-from glioma_dist.fingerprint import code_fingerprint
-from glioma_dist.model.unet import UNet
 from glioma_dist.scale import answers, counted_steps, step_count
+from glioma_dist.scale.answer_key import answer_key
 from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.host_memory import check_host_memory
@@ -261,44 +257,3 @@ def least_micro_batches(step: Step, memory: float) -> int | None:
         if fits(replace(step, batch_size=at_once, num_micro_batches=number), "full", memory):
             return number
     return None
-
-
-def answer_key(step: Step, level: str | CheckpointPlan, size: str) -> str | None:
-    """All that an answer depends on; None where that cannot be told, so that the answer is not kept."""
-    code = _code(step.model)
-    if code is None:
-        return None
-    metadata = (
-        step.model.encoder,
-        step.model.norm,
-        step.model.encoder_norm,
-        step.model.decoder_channels,
-        step.model.num_mask_channels,
-        step.model.targets,
-        size,
-        step.batch_size,
-        step.bf16,
-        step.loss_name,
-        step.freeze_encoder,
-        step.optimizer_in_backward,
-        level,
-        step.spatial_parallel,
-        step.tile_size,
-        torch.__version__,
-        version("timm"),
-        code,
-    )
-    return " ".join(map(str, metadata))
-
-
-@lru_cache
-def _code(config: ModelConfig) -> str | None:
-    """Of the code that decides what a step of the model holds."""
-    if answers.is_own_encoder(config.encoder):
-        return code_fingerprint([])
-    try:
-        with torch.device("meta"):
-            model = UNet(config)
-    except Exception:  # an encoder of others that cannot be made without its numbers
-        return None
-    return code_fingerprint(type(module) for module in model.modules())

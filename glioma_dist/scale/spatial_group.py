@@ -49,12 +49,12 @@ class SpatialGroup:
         dp_rank, rank = divmod(context.rank, size)
         dp_size = context.num_processes // size
         groups = [None] * dp_size
-        if size > 1:
-            time_to_answer = timedelta(seconds=context.seconds_to_answer)
-            groups = [
-                dist.new_group(range(first * size, (first + 1) * size), timeout=time_to_answer)
-                for first in range(dp_size)
-            ]
+        # One group of all takes the launch's communicator: NCCL's kernels of two over the same GPUs may wait for each
+        # other for ever (PyTorch's documentation of new_group).
+        if size > 1 and dp_size > 1:
+            patience = timedelta(seconds=context.seconds_to_answer)
+            strips = (range(first * size, (first + 1) * size) for first in range(dp_size))
+            groups = [dist.new_group(each, timeout=patience) for each in strips]
         return cls(size, rank, dp_rank, dp_size, groups[dp_rank])
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import islice, pairwise
+from itertools import compress, islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ def checkpoint_in_tiles(
     function: a row of its output depends only on the same and the neighbouring rows of the first map; at the border of
         the image, `function` itself decides what lies beyond.
     inputs: a feature map (B, C, H, W), and further maps with `ratio` rows for each of its rows.
-    parameters: all tensors with gradients that `function` uses besides its arguments.
+    parameters: all weights that `function` uses besides its arguments, frozen ones, too.
     inner_channels: channels of the widest map inside `function`; it decides the height of the tiles.
     ratio: rows of the output, and of the further maps, for each row of the first map.
     statistics: computes mean and variance of the first map over all its rows.
@@ -72,13 +72,12 @@ def checkpoint_in_tiles(
     Returns (B, C', ratio * H, ratio * W). Only `inputs` are kept for the backward pass. The gradients are those of
     `function` up to the order of sums.
     """
-    trained = [each for each in parameters if each.requires_grad]
     group = group or SpatialGroup()
     device = inputs[0].device
     size = size or (TileSize(TILE_NUMBERS) if device.type == "cpu" else default_tile_size(device))
     tiles = cut(inputs[0], ratio, inner_channels, group, size.widened if statistics else size.elements)
     settings = (function, tiles, size, ratio, statistics, group, reuses_gradient, len(inputs))
-    return _CheckpointInTiles.apply(*settings, *inputs, *trained)
+    return _CheckpointInTiles.apply(*settings, *inputs, *parameters)  # autograd keeps watch over frozen ones, too
 
 
 class _CheckpointInTiles(torch.autograd.Function):
@@ -116,7 +115,8 @@ class _CheckpointInTiles(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         saved, num_maps, num_found = iter(ctx.saved_tensors), ctx.num_maps, 2 if ctx.statistics else 0
         inputs = list(islice(saved, num_maps))
-        parameters = list(islice(saved, len(ctx.needs_input_grad) - NUM_SETTINGS - num_maps))
+        is_trained = ctx.needs_input_grad[NUM_SETTINGS + num_maps :]
+        parameters = list(compress(islice(saved, len(is_trained)), is_trained))
         found = list(islice(saved, num_found))
         halos = list(zip(saved, saved, strict=True))
         map_gradients = [
@@ -151,7 +151,8 @@ class _CheckpointInTiles(torch.autograd.Function):
         if ctx.statistics and map_gradients[0] is not None:
             ctx.statistics.add_gradient(map_gradients[0].inside, inputs[0], found, totals.values[:num_found])
         whole = [None if each is None else each.exchanged(ctx.group) for each in map_gradients]
-        return *[None] * NUM_SETTINGS, *whole, *totals.values[num_found:]
+        of_weights = iter(totals.values[num_found:])
+        return *[None] * NUM_SETTINGS, *whole, *(next(of_weights) if each else None for each in is_trained)
 
 
 class _Gradient:

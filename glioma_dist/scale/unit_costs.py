@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from glioma_dist.model.decoder import CenterBlock
 from glioma_dist.model.unet import UNet
-from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS
+from glioma_dist.scale.attention_memory import ATTENTION_KERNELS
 from glioma_dist.scale.kernel_limits import starts_kernel
 from glioma_dist.scale.step_memory import Allocation
 from glioma_dist.scale.storage_ledger import StorageLedger

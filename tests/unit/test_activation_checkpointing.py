@@ -16,8 +16,11 @@ from glioma_dist.losses import segmentation_loss
 from glioma_dist.model import unet
 from glioma_dist.model.encoders.contract import Encoder
 from glioma_dist.model.unet import UNet, build_model
-from glioma_dist.scale import activation_checkpointing, tiled_statistics, tiles
-from glioma_dist.scale.activation_checkpointing import ATTENTION_KERNELS, checkpoint_activations
+from glioma_dist.scale import attention_memory, tiled_statistics, tiles
+from glioma_dist.scale.activation_checkpointing import PlannedSegments, checkpoint_activations
+from glioma_dist.scale.attention_memory import ATTENTION_KERNELS
+from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS
+from glioma_dist.scale.strips.encoder import StripSegment
 
 KINDS = ("selective", "full", "offload")
 
@@ -138,7 +141,7 @@ def test_what_is_computed_twice(kind, expected):
 def test_no_operation_but_attention_s_goes_through_python(monkeypatch):
     """On a GPU that took more time than all that the level computes again."""
     seen = []
-    for mode in (activation_checkpointing._AttentionKeeper, activation_checkpointing._AttentionReplayer):
+    for mode in (attention_memory.AttentionKeeper, attention_memory.AttentionReplayer):
         monkeypatch.setattr(mode, "__torch_dispatch__", partialmethod(noting, seen, mode.__torch_dispatch__))
     model = build()
     checkpoint_activations(model, "selective")
@@ -214,3 +217,13 @@ def test_another_level_is_refused(level):
 def test_a_model_that_is_no_unet_is_refused(foreign, level):
     with pytest.raises(InputError, match=f"{type(foreign).__name__}: is no U-Net of this package"):
         checkpoint_activations(foreign, level)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_of_a_function_on_a_strip_move_once(kind):
+    """Spatial parallelism makes a module of each segment, which does not hold the norms of a function."""
+    encoder = OfFunctions()
+    run = PlannedSegments(encoder, LEVEL_PLANS[kind].segments, None)
+    features = torch.randn(2, 4, 8, 8, requires_grad=True)
+    run(StripSegment(lambda each: encoder.norm(each), set(), None), features).sum().backward()
+    assert encoder.norm.num_batches_tracked == 1

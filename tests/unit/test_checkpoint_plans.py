@@ -17,6 +17,7 @@ from glioma_dist.model.unet import UNet
 from glioma_dist.registry import encoders
 from glioma_dist.scale import tiled_statistics, tiles
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.attention_memory import RememberedAttention
 from glioma_dist.scale.checkpoint_plan import (
     LEVEL_PLANS,
     NUM_DECODER_UNITS,
@@ -25,6 +26,7 @@ from glioma_dist.scale.checkpoint_plan import (
     DecoderPlan,
     Keeps,
 )
+from glioma_dist.scale.offload import offload_of
 
 NUM_SEGMENTS = 40
 """At least as many as any encoder has."""
@@ -100,6 +102,12 @@ def test_another_text_is_refused(text):
         CheckpointPlan.parse(text)
 
 
+@pytest.mark.parametrize("segments", ["all x9999999", "all x9999, input", "all x-1, all"])
+def test_a_text_of_more_units_than_a_network_has_is_refused(segments):
+    """It would take the memory that it names."""
+    test_another_text_is_refused(f"encoder {segments}; layers whole; decoder all whole x6")
+
+
 def test_a_plan_takes_the_place_of_another():
     """What the first one has changed is changed back, so the last one alone decides."""
     model = UNet(ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS)).double()
@@ -113,3 +121,33 @@ def test_a_plan_takes_the_place_of_another():
     assert len(saved) > 100
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("selective", "selective"), *(("offload", second) for second in ("none", "selective", "full", "offload"))],
+)
+def test_a_level_takes_the_place_of_another(first, second):
+    """Nothing moves to the host any more, and nothing is done twice, in a copy of the model, too."""
+    model = UNet(ModelConfig(encoder="mit_tiny", decoder_channels=TINY_CHANNELS))
+    plain = copy.deepcopy(model)
+    checkpoint_activations(model, first)
+    model = copy.deepcopy(model)
+    for each in (model, plain):
+        checkpoint_activations(each, second)
+    assert describe(model) == describe(plain)
+
+
+def describe(model: UNet) -> list[str]:
+    """All that the levels set of a model, but its tensors."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+    settings = ("elements_at_once", "has_short_segments", "lets_go")
+    found = [f"offload {type(offload_of(model)).__name__}"]
+    for name, module in model.named_modules():
+        of_hooks = [[getattr(each, "__qualname__", each) for each in getattr(module, hook).values()] for hook in hooks]
+        found.append(f"{name} {type(module).__name__} {of_hooks}")
+        found += [f"{key} {getattr(module, key, None)}" for key in settings]
+        attend = getattr(module, "attend", None)
+        while isinstance(attend, RememberedAttention):
+            found, attend = [*found, "remembered"], attend.attend
+    return found

@@ -27,7 +27,7 @@ from glioma_dist.config.plan import PlanConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model, normalise
-from glioma_dist.scale import answers, memory_estimator, planner, step_count
+from glioma_dist.scale import answer_key, answers, memory_estimator, planner, step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
@@ -193,12 +193,12 @@ def test_an_answer_is_not_taken_from_other_code(monkeypatch):
     monkeypatch.setattr(step_count, "estimate_unet_step", None)
     try:
         for other in ("other code", None):  # None: the code is in no file
-            monkeypatch.setattr(planner, "code_fingerprint", lambda kinds, other=other: other)
-            planner._code.cache_clear()
+            monkeypatch.setattr(answer_key, "code_fingerprint", lambda kinds, other=other: other)
+            answer_key._code.cache_clear()
             with pytest.raises(TypeError, match="'NoneType' object is not callable"):
                 count(TINY, "full")
     finally:
-        planner._code.cache_clear()
+        answer_key._code.cache_clear()
 
 
 def test_sides_are_padded_as_the_network_pads_them():

@@ -7,7 +7,6 @@ weights and checkpoints need no renaming.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from glioma_dist.model.encoders.contract import Encoder
 from glioma_dist.model.encoders.mit_names import MIT_SHAPES
+from glioma_dist.model.encoders.mit_segment import MitSegment
 from glioma_dist.model.layer_norm import StreamLayerNorm
 from glioma_dist.model.pretrained.mit_weights import load_mit, rename_mit
 
@@ -72,7 +72,7 @@ class MitEncoder(Encoder):
         for stage in self.segformer["stages"]:
             for layers in segments_of(len(stage.blocks), self.has_short_segments):
                 branches = [self.stochastic_depth.of_layer(scales, first + number) for number in layers]
-                features = self.run_segment(partial(stage.compute_layers, layers, branches), features)
+                features = self.run_segment(MitSegment(stage, layers, branches), features)
             features = features.contiguous(memory_format=self.memory_format)
             outputs.append(features)
             first += len(stage.blocks)
