@@ -107,6 +107,7 @@ def plain_schedule(optimizer: torch.optim.Optimizer, config):
     return schedulers.SequentialLR(optimizer, [rise, fall], [warmup])
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # of PyTorch before 2.9, about its own schedule
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_equals_a_plain_loop_of_torch(shards, tmp_path, weights, name):
     config = make_config(shards, tmp_path / "run", weights, name)

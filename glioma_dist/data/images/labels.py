@@ -146,7 +146,8 @@ def _count(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # A block of rows at a time: NumPy counts in 64 bits.
     counts = np.zeros(2**16, np.int64)
     for top in range(0, len(labels), 256):
-        counts += np.bincount(labels[top : top + 256].ravel(), minlength=2**16)
+        # NumPy before 2.1 does not take unsigned integers of 64 bits.
+        counts += np.bincount(labels[top : top + 256].ravel().astype(np.int64, copy=False), minlength=2**16)
     values = np.flatnonzero(counts)
     return values, counts[values]
 
