@@ -249,6 +249,10 @@ class Unseen(HostMemory):
         with _disable_current_modes():
             return super().leave(source)
 
+    def arrive(self, memory, target):
+        with _disable_current_modes():
+            return super().arrive(memory, target)
+
 
 @pytest.mark.parametrize("in_backward", [False, True])
 @pytest.mark.parametrize("level", LEVELS)
@@ -270,7 +274,7 @@ def test_counted_is_what_real_tensors_take(level, in_backward):
     counted = step_count.count_at_size(step, level)
     assert counted.peak == pytest.approx(found.peak, rel=0.005)
     if moved is not None:
-        assert counted.host == sum(num_bytes * len(free) for num_bytes, free in moved.host._free.items()) > 0
+        assert counted.host == sum(map(len, moved.host._free)) > 0
 
 
 def test_advice_never_offers_what_was_tried():
