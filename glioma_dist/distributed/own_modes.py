@@ -13,13 +13,13 @@ DEVICE_TYPES = ("cpu", "cuda")
 
 @contextmanager
 def own_modes() -> Generator[None]:
-    """Context manager, and decorator of a function: gradients are computed, tensors are made in fp32 on the CPU where
-    nothing else is said, and nothing is cast. The caller's modes are restored at the end.
+    """Context manager, and decorator of a function: gradients are computed, tensors are made on the CPU where nothing
+    else is said, and nothing is cast. The caller's modes are restored at the end. The default type stays: a script that
+    sets fp64 computes in fp64.
 
-    Without it, `torch.no_grad` and `torch.inference_mode` around a call would leave nothing to train with, and autocast
-    and another default type or device would change its results.
+    Without it, `torch.no_grad` and `torch.inference_mode` around a call would leave nothing to train with, autocast
+    would change its results, and another default device would end it.
     """
-    default_type = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -28,7 +28,4 @@ def own_modes() -> Generator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":  # each call of PyTorch takes longer within a device
             stack.enter_context(torch.device("cpu"))
-        if default_type != torch.float32:
-            torch.set_default_dtype(torch.float32)
-            stack.callback(torch.set_default_dtype, default_type)
         yield

@@ -183,12 +183,8 @@ def test_what_cannot_be_used_is_an_input_error(call, config, expected, runtime):
 @contextmanager
 def callers_modes() -> Generator[None]:
     """All that a script may have switched on around a call."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"), torch.inference_mode():
-            yield
-    finally:
-        torch.set_default_dtype(torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"), torch.inference_mode():
+        yield
 
 
 def test_the_modes_around_a_call_change_nothing(shards, tmp_path, runtime):

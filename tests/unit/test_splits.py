@@ -178,8 +178,8 @@ def test_the_same_image_from_two_folders_is_refused(tmp_path):
         write_singly([tmp_path / "one", tmp_path / "two"], tmp_path / "all", lambda sample: sample)
 
 
-@pytest.mark.parametrize(("counts", "seed"), [((5, 5), 0), ((1, 0), 0), ((1, 1), -1)])
+@pytest.mark.parametrize(("counts", "seed"), [((5, 5), 0), ((1, 0), 0)])
 def test_the_counts_are_told_in_words(counts, seed):
     train, val = counts
-    with pytest.raises(InputError, match=f"^splits train {train}, val {val} (need|with)"):
+    with pytest.raises(InputError, match=f"^splits train {train}, val {val}( need|: each split needs)"):
         draw_splits(["a", "b"], {"train": train, "val": val}, seed)

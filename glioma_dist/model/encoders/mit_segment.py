@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from glioma_dist.model.encoders.mit import Stage
 
 
 class MitSegment(NamedTuple):
     """What `Stage.compute_layers` computes."""
 
-    stage: Stage
+    stage: Any
+    """A `Stage` of mit.py."""
     layers: range
     branches: list[tuple[Tensor, Tensor] | None]
 
