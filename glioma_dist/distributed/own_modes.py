@@ -1,4 +1,4 @@
-"""PyTorch's modes in a call from Python: those of a new process, whatever the code around the call has switched on."""
+"""PyTorch's modes in a call from Python: those of a new process, but for the default type."""
 
 from __future__ import annotations
 
