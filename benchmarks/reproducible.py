@@ -1,7 +1,7 @@
-"""Measures what --reproducible and --keep-every cost: CPU time of a step, and bytes of a GPU.
+"""Measures what --reproducible and --keep-every cost: time of a step, and bytes of a GPU.
 
-A step is all from the begin of one to the begin of the next: data, hashes, gradients, optimizer. CPU time of all
-threads is measured, so that other programs on the machine change little.
+A step is all from the begin of one to the begin of the next: data, hashes, gradients, optimizer. On a CPU, CPU time of
+all threads is measured, so that other programs on the machine change little. On a GPU it is the time of the clock.
 
     OMP_NUM_THREADS=1 python benchmarks/reproducible.py --encoder mit_b0 --size 512x512 --batch-size 2
 """
@@ -69,11 +69,12 @@ def draw(folder: Path, size: Size, num_images: int) -> None:
 
 
 def seconds_of_steps(config: TrainConfig, context: DistributedContext) -> list[float]:
-    """CPU seconds of each step of a training but the first and the last."""
+    """Seconds of each step of a training but the first and the last; CPU seconds where that is the device."""
     begins, take = [], loop.train_step
+    now = time.process_time if context.device.type == "cpu" else time.perf_counter
 
     def noted(*given):
-        begins.append(time.process_time())
+        begins.append(now())  # no step ends before its loss is read
         return take(*given)
 
     loop.train_step = noted
@@ -100,9 +101,10 @@ def measure(config: CostConfig) -> None:
                 seconds[name] += seconds_of_steps(replace(run, out=Path(folder) / f"{name}{number}", **flags), here)
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(
-        f"\n{config.encoder}, {config.size}, batch {config.batch_size}, {here.device.type}, OMP_NUM_THREADS={threads}"
+        f"\n{config.encoder}, {config.size}, batch {config.batch_size}, {here.device.type}, "
+        f"{here.accelerator.mixed_precision}, OMP_NUM_THREADS={threads}"
     )
-    print("\n| Flag | CPU time of a step (s), median | Least | Share |\n|---|---|---|---|")
+    print("\n| Flag | Time of a step (s), median | Least | Share |\n|---|---|---|---|")
     plain = statistics.median(seconds["no flag"])
     for name, found in seconds.items():
         middle = statistics.median(found)

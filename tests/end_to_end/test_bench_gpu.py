@@ -21,11 +21,11 @@ from glioma_dist.benchmark.proof import (
     numerics,
     several,
     step_costs,
-    steps,
     trainings,
 )
 from glioma_dist.benchmark.proof.checks import CHECKS
 from glioma_dist.benchmark.proof.lines import Findings, Setting, judge, read_findings
+from glioma_dist.scale.step import LEVELS
 from glioma_dist.training import loop
 
 WAITING = ("GPU busy", "synchronisations", "synchronising operations")
@@ -33,9 +33,9 @@ ONLY_ON_GPUS = {
     *(("preflight", name) for name in ("driver", "compute capability", "cuDNN", "memory")),
     *(("cpu", name) for name in ("losses in fp16", "fp16 rounds", "fp16, resumed")),
     *(("attention", f"fp16: {kind} attention") for kind in ("math", "fused")),
-    *(("steps", f"{level}: {what}") for level in steps.LEVELS for what in WAITING),
+    *(("steps", f"{level}: {what}") for level in LEVELS for what in WAITING),
     ("tiles", "the default's step"),
-    *(("memory", f"{size}, {level}: fits") for size in memory.SIZES for level in steps.LEVELS),
+    *(("memory", f"{size}, {level}: fits") for size, levels in memory.LEVELS_OF_SIZE.items() for level in levels),
     ("resume_2", "FSDP2, saved and resumed"),
 }
 """Lines that a CPU cannot have."""
@@ -191,7 +191,7 @@ def test_more_launches_than_the_limit_and_slower_steps_fail(look, monkeypatch):
     monkeypatch.setattr(step_costs, "MORE_LAUNCHES", {"selective": 1.0, "full": 1.0})
     monkeypatch.setattr(step_costs, "DEAREST_OF_TINY", 0.01)
     found = look(step_costs.measure_levels)
-    measured = [f"{level}: {what}" for level in steps.LEVELS for what in ("step", "launches")]
+    measured = [f"{level}: {what}" for level in LEVELS for what in ("step", "launches")]
     assert {found[name] for name in measured} == {"FAIL"}
 
 

@@ -1,13 +1,15 @@
 """benchmarks/recipes.py at tiny size: screens, compares, resumes, and trains smp's U-Net on the same batches."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_CHANNELS, draw_sample, load_benchmark
+from helpers import REPOSITORY, TINY_CHANNELS, draw_sample, load_benchmark
 
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
@@ -44,10 +46,14 @@ def source(tmp_path_factory):
     return root
 
 
-def run(benchmark, monkeypatch, source, out, *more) -> None:
+def flags_of(source, out, *more) -> list[str]:
     given = ["--source", source, "--out", out, "--steps", 2, "--size", "32x32", "--encoders", "mit_b0", "--threads", 1]
     given += ["--decoder-channels", *TINY_CHANNELS, "--splits", 0, 1, "--recipes", "dice+bce", "slow encoder", *more]
-    monkeypatch.setattr("sys.argv", ["recipes.py", *map(str, given)])
+    return [str(each) for each in given]
+
+
+def run(benchmark, monkeypatch, source, out, *more) -> None:
+    monkeypatch.setattr("sys.argv", ["recipes.py", *flags_of(source, out, *more)])
     benchmark.main()
 
 
@@ -94,8 +100,23 @@ def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, 
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.long
+def test_recipes_trained_side_by_side_score_what_they_score_alone(benchmark, monkeypatch, source, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(benchmark, monkeypatch, source, one, "--screen", "--final")
+    script = [sys.executable, REPOSITORY / "benchmarks/recipes.py"]
+    subprocess.run([*script, *flags_of(source, two, "--screen", "--final", "--processes", 2)], check=True)
+    for name in ("screening.json", "final.json"):
+        assert (one / name).read_text() == (two / name).read_text()
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"), [((), "give --screen, --final"), (("--screen", "--recipes", "sgdd"), "sgdd: unknown")]
+    ("flags", "message"),
+    [
+        ((), "give --screen, --final"),
+        (("--screen", "--recipes", "sgdd"), "sgdd: unknown"),
+        (("--screen", "--processes", 0), "--processes 0: give 1 or more"),
+    ],
 )
 def test_wrong_flags_are_refused(benchmark, monkeypatch, source, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):

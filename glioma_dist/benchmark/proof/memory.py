@@ -13,13 +13,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from glioma_dist.benchmark.peak_memory import GIB, PeakMemory, peak_of_profile
 from glioma_dist.benchmark.proof.lines import Findings, Setting
-from glioma_dist.benchmark.proof.steps import LEVELS
 from glioma_dist.benchmark.proof.trainings import step_config, train_here, variables_of_step
 from glioma_dist.benchmark.watched_steps import watched_steps
 from glioma_dist.config import TrainConfig
 from glioma_dist.errors import MemoryFullError
 from glioma_dist.scale.device_memory import RESERVED_SHARE, WORKSPACES_GIB
 from glioma_dist.scale.planner import count
+from glioma_dist.scale.step import LEVELS, ON_DEVICE
 from glioma_dist.size import Size
 from glioma_dist.training.memory import step_of
 from glioma_dist.training.trainer import Trainer
@@ -28,7 +28,7 @@ ENCODER = "mit_b3"
 SIZES = {"native": "2592x1952", "middle": "1472x1120", "small": "704x512"}
 TINY_ENCODER = "mit_b0"
 TINY_SIZES = {"native": "256x192", "middle": "160x128", "small": "96x64"}
-LEVELS_OF_SIZE = {"native": LEVELS, "middle": LEVELS, "small": LEVELS[:1]}
+LEVELS_OF_SIZE = {"native": LEVELS, "middle": ON_DEVICE, "small": LEVELS[:1]}
 """Counting takes time, and of a small image most memory is the weights' at each level."""
 TOLERANCE = 0.10
 MEASURED = 1

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from glioma_dist.benchmark.proof.lines import Findings, Setting, worst
-from glioma_dist.benchmark.proof.steps import LEVELS, build, draw_images, make_step
+from glioma_dist.benchmark.proof.steps import build, draw_images, make_step
 from glioma_dist.benchmark.proof.trainings import (
     PRECISION,
     USE_CPU,
@@ -21,6 +21,7 @@ from glioma_dist.benchmark.proof.trainings import (
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
 from glioma_dist.scale.planner import Level
+from glioma_dist.scale.step import LEVELS
 from glioma_dist.size import Size
 
 FP32_LIMIT, BF16_LIMIT, FP16_LIMIT = 1e-4, 2e-2, 1e-2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glioma_dist.benchmark.proof.lines import Setting, worst
-from glioma_dist.benchmark.proof.steps import LEVELS, LOSS
+from glioma_dist.benchmark.proof.steps import LOSS
 from glioma_dist.benchmark.proof.trainings import DECODER_CHANNELS, make_config
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.distributed.context import DistributedContext
@@ -23,6 +23,7 @@ from glioma_dist.scale.batch_norm import synchronise_batch_norm
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.step import ON_DEVICE
 from glioma_dist.training.loop import train
 
 FAR = 1e-3
@@ -51,7 +52,7 @@ def compare_strips(_: Setting, context: DistributedContext, encoder: str) -> Ite
     plain, images = build_double(encoder, context.device), draw(1, context.device)
     expected = found_in(plain, take_step(plain, images, slice(None), 1))
     group = SpatialGroup.join(context, count)
-    for level in LEVELS:
+    for level in ON_DEVICE:
         model = synchronise_batch_norm(build_double(encoder, context.device), context.device)
         scale_model(model, ScaleConfig(spatial_parallel=count), level, group)
         strip = group.cut(HEIGHT)

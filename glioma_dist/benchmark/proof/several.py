@@ -14,7 +14,6 @@ from glioma_dist.benchmark.proof.trainings import largest_difference, read_rows,
 from glioma_dist.errors import ExitCode
 
 ENCODERS = ("mit_tiny", "resnet50", "mobilenet_v2")
-LEVELS = ("none", "selective", "full")
 EXACT = 1e-9
 """Of fp64, in shares of a tensor's largest number."""
 RESUMED = 1e-4

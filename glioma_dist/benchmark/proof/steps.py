@@ -19,7 +19,6 @@ from glioma_dist.scale.scale_model import scale_model
 from glioma_dist.scale.spatial_group import SpatialGroup
 from glioma_dist.size import Size
 
-LEVELS: tuple[Level, ...] = ("none", "selective", "full")
 LOSS = partial(segmentation_loss, DEFAULT_LOSS)
 
 
