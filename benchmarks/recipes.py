@@ -80,6 +80,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 10},
         "data": {"transform": "random-resized-crop"},
     },
+    "adamw, one-cycle, dice+bce, resized crops": {
+        **{**ADAMW, "lr": 3e-3, "lr_schedule": "one-cycle", "loss": "dice+bce"},
+        "data": {"transform": "random-resized-crop"},
+    },
 }
 SETTINGS = ("source", "steps", "size", "weights", "decoder_channels")
 """Fields of `RecipesConfig` that all runs of a folder share."""
