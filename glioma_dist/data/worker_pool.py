@@ -2,7 +2,8 @@
 
 They are forked once. Where the caller can, it does so before the device and the connections to other processes are set
 up: a later fork would copy the page tables of a process that holds memory of a GPU and registered pages of network
-adapters. Jobs are sent to the workers afterwards. PyTorch's DataLoader forks new workers for every loader.
+adapters. A second training of the same process cannot, so no worker destroys what its parent has made (`_keeping`).
+Jobs are sent to the workers afterwards. PyTorch's DataLoader forks new workers for every loader.
 
 Several streams of tasks can run at the same time: validation runs while batches are prepared ahead. A worker's death is
 noticed only while the run waits for its workers.
@@ -11,6 +12,7 @@ noticed only while the run waits for its workers.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import itertools
 import mmap
@@ -19,7 +21,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import connection, reduction
 from typing import Any, Protocol
 
@@ -55,6 +57,20 @@ class Job(Protocol):
 
     def describe(self, shard: int, place: int) -> str:
         """The name of a sample for messages."""
+
+
+@contextlib.contextmanager
+def _keeping() -> Iterator[None]:
+    """A process that is forked within it never collects the garbage that is there now.
+
+    Events and streams of CUDA that an earlier training has left in cycles would end a forked process that destroys
+    them: CUDA knows only the process that made them.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class WorkerPool:
@@ -105,7 +121,8 @@ class WorkerPool:
         # Until the worker has its own handlers, a signal to the process group would run this process's handlers in it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            process.start()
+            with _keeping():
+                process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()

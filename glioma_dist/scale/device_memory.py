@@ -10,10 +10,11 @@ from glioma_dist.distributed.cgroups import free_in_cgroups, limits_of_cgroups
 GIB = 2**30
 RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
 """Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
-WORKSPACES_GIB = 0.35
-"""Of cuBLAS and cuDNN, and gaps between tensors, at most. Beside the tensors that are counted, an H100 had 0.09 to 0.18
-GiB allocated in a step (docs/benchmarks/nvidia_h100_80gb_hbm3/proof.md); with 0.2 GiB one of eight steps on an H200 ran
-out of memory, for which PyTorch reserved 0.37 GiB more than was counted where memory was plentiful (docs/log.md)."""
+WORKSPACES_GIB = 0.5
+"""Of cuBLAS and cuDNN, and gaps between tensors, at most. Beside the tensors that are counted, an H100 and an H200 had
+0.09 to 0.21 GiB allocated in a step (docs/benchmarks/memory_ledger.md). With 0.35 GiB seven of eight steps on an H200
+were taken. The eighth, 2592x1952 at offload, ran out of memory; where memory was plentiful, PyTorch reserved 0.575 GiB
+more for it than was counted, for which 0.5 GiB and `RESERVED_SHARE` suffice (docs/log.md)."""
 
 HOST_SHARE = 0.8
 """Of the host's free memory, what activations may fill: workers, the page cache and checkpoints need the rest."""

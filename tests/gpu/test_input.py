@@ -87,6 +87,23 @@ def test_pages_of_the_ring_are_locked_once():
         batches.close()
 
 
+def test_workers_that_are_forked_beside_garbage_of_the_gpu_live(shards, tmp_path):
+    """Of an earlier training of this process: a worker that destroyed its events would be ended by CUDA."""
+    reader = ShardReader(shards / "train")
+    config = replace(tiny_config(shards, tmp_path).data, workers=2)
+    order = DeterministicSampler(reader.shard_sizes, 4, seed=0)
+    for _ in range(8):
+        cycle = [torch.cuda.Event(), torch.cuda.Stream()]
+        cycle[0].record(cycle[1])
+        cycle.append(cycle)
+        del cycle
+        with start_workers(config) as pool:
+            batches = training_batches(reader, order, config, device=DEVICE, pool=pool)
+            for _ in islice(batches, 40):
+                pass
+            batches.close()
+
+
 def test_nothing_that_hands_over_a_batch_waits_for_the_device(shards, tmp_path):
     reader = ShardReader(shards / "train")
     config = replace(tiny_config(shards, tmp_path).data, workers=2)

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -291,6 +292,33 @@ def test_what_a_worker_raises_is_raised_in_its_turn(error, kind, said):
         traced = "fail_at_two" in str(raised.value) + "".join(getattr(raised.value, "__notes__", []))
         assert traced == (not issubclass(kind, InputError | StopRequested))
         assert [next(stream)[0] for _ in range(2)] == [3, 4]  # the worker lives on
+
+
+class Owned:
+    """Garbage as soon as nothing else refers to it: it refers to itself. `destroyed` lists the processes it died in."""
+
+    def __init__(self, destroyed: Path) -> None:
+        self.destroyed, self.itself = destroyed, self
+
+    def __del__(self) -> None:
+        with self.destroyed.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def test_a_worker_leaves_its_parents_garbage_alone(tmp_path):
+    """A second training of a process forks beside what the first has left on the GPU."""
+    destroyed, gc_was_on = tmp_path / "destroyed", gc.isenabled()
+    gc.disable()
+    try:
+        Owned(destroyed)
+        with WorkerPool(2, Doing(lambda task: gc.collect() and None)) as pool:
+            list(stream_of(pool, 0, range(4)))
+        assert not destroyed.exists()
+        gc.collect()
+        assert destroyed.read_text() == f"{os.getpid()}\n"
+    finally:
+        if gc_was_on:
+            gc.enable()
 
 
 def test_what_cannot_cross_is_an_error():

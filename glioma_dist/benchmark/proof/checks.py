@@ -19,7 +19,7 @@ CHECKS = (
             *("PyTorch", "deterministic algorithms by default", "a product on the device"),
             *("driver", "compute capability", "cuDNN", "memory"),
         ),
-        seconds=15,
+        seconds=12,
     ),
     # What measures nothing runs side by side, the longest first.
     Check(
@@ -29,7 +29,7 @@ CHECKS = (
             *("graphs, one a kind of layer", "graph breaks", "losses against those of the plain network"),
             "graphs with one image",
         ),
-        seconds=100,
+        seconds=85,
         measures=False,
     ),
     Check(
@@ -39,7 +39,7 @@ CHECKS = (
             *("a run with workers ends", "its validations", "stopped by SIGTERM", "from SIGTERM to its end"),
             *("the same command resumes", "its losses, to the bit"),
         ),
-        seconds=75,
+        seconds=70,
         environment=_DETERMINISTIC,
         measures=False,
     ),
@@ -58,7 +58,7 @@ CHECKS = (
         "gradients",
         f"{HERE}.numerics:compare_gradients",
         tuple(f"gradients in fp32, {level}" for level in _LEVELS),
-        seconds=30,
+        seconds=35,
         environment=_WITHOUT_TF32,
         measures=False,
     ),
@@ -70,7 +70,7 @@ CHECKS = (
             for name in ("as by default", "deterministic")
             for what in ("losses", "weights")
         ),
-        seconds=25,
+        seconds=20,
         environment=_DETERMINISTIC,
         measures=False,
     ),
@@ -78,7 +78,7 @@ CHECKS = (
         "inference",
         f"{HERE}.inference:compare_inference",
         ("evaluate: Dice", "predict: masks", "predict: cells and background"),
-        seconds=25,
+        seconds=20,
         environment=_WITHOUT_TF32,
         measures=False,
     ),
@@ -110,7 +110,7 @@ CHECKS = (
         "tiles",
         f"{HERE}.tile_sizes:sweep",
         (*(f"tiles of 2^{power} numbers" for power in (22, 24, 26, 28)), "the default's step"),
-        seconds=55,
+        seconds=68,
     ),
     Check(
         "memory",
@@ -121,7 +121,7 @@ CHECKS = (
             for level in levels
             for kind in ("allocated", "fits")
         ),
-        seconds=95,
+        seconds=110,
     ),
     Check(
         "ddp",

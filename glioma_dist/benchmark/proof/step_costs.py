@@ -24,14 +24,15 @@ from glioma_dist.size import Size
 ENCODER, NATIVE = "mit_b3", "2592x1952"
 SLOWEST_STEP_S = 5.0
 """Of MiT-B3 at the native size: about 4 TFLOP. A step that takes longer does not run on the GPU."""
-DEAREST = {"selective": 1.5, "full": 2.5, "offload": 3.5}
-"""Of a level's step, in times that of none: the forward pass, a third of a step, is computed twice, and tiles. On an
-H100 it was 1.23 and 1.93. offload is full, and what waits for its copies."""
+DEAREST = {"selective": 1.8, "full": 2.5, "offload": 3.5}
+"""Of a level's step, in times that of none: the forward pass, a third of a step, is computed twice, and tiles. An H100
+had 1.23 and 1.93, an H200 1.39 and 1.76, another beside a slower CPU 1.58, 2.08 and, for offload, 2.97."""
 DEAREST_OF_TINY = 8.0
 """On tiny images Python takes most of the time, and what else runs on the machine the rest."""
-LEAST_BUSY = {"none": 0.8, "selective": 0.75, "full": 0.55, "offload": 0.4}
-"""Below it the GPU waits for the CPU to launch: the more, the more of a step is in tiles. On an H100 it was 0.92, 0.87
-and 0.65."""
+LEAST_BUSY = {"none": 0.8, "selective": 0.6, "full": 0.5, "offload": 0.4}
+"""Below it the GPU waits for the CPU to launch: the more, the more of a step is in tiles. An H100 had 0.92, 0.87 and
+0.65, an H200 0.94, 0.79 and 0.73, another beside a slower CPU (47 µs from one launch to the next) 0.91, 0.67, 0.60 and,
+for offload, 0.49."""
 MOST_LAUNCHES = 6_000
 """Of a step of MiT-B3 at the native size without activation checkpointing. 2,926 operations that start a kernel are
 counted on fake tensors, the optimizer left out; an operation can start several. An H100 had 3,955 launches."""
