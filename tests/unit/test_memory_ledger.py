@@ -9,6 +9,7 @@ import pytest
 from helpers import REPOSITORY, load_benchmark
 
 from glioma_dist.benchmark.memory_ledger import LedgerRow, read_ledger, rows_of_proof
+from glioma_dist.scale.step import LEVELS
 
 FOLDER = REPOSITORY / "docs" / "benchmarks"
 ROWS = read_ledger((FOLDER / "memory_ledger.md").read_text())
@@ -22,7 +23,7 @@ def test_every_row_of_the_ledger_is_well_formed():
         assert re.fullmatch(r"\d+\.\d+\.\d+", row.torch), row
         assert re.fullmatch(r"\d+(x\d+)*(, \d+(x\d+)*)*", row.inputs), row
         assert row.precision in ("fp32", "bf16", "fp16"), row
-        assert row.checkpointing in ("none", "selective", "full"), row
+        assert row.checkpointing in LEVELS, row
         assert row.counted_gib > 0, row
         assert 0 < row.allocated_gib <= (row.reserved_gib or row.allocated_gib), row
         assert re.fullmatch(r"[0-9a-f]{7,40}", row.commit), row
