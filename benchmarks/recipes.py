@@ -1,4 +1,4 @@
-"""Recipes of training on T98G, screened on validation fields and compared on test fields:
+"""Recipes of training on T98G, screened on validation fields and compared on test fields, both at full size:
 `python benchmarks/recipes.py --help`.
 
     python benchmarks/recipes.py --source T98G --out recipes_t98g --screen
@@ -10,7 +10,6 @@ cores. `--processes N` trains N recipes at a time, as on a GPU that one small ne
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or im
 from baselines.lite0_weights import packaged_weights
 from baselines.smp_unet import train_smp
 
-Result = TypeVar("Result")
 CROP = Size(512, 512)
 DEFAULT, SMP = "default", "smp"
 START = {"mit_b0": "random", "efficientnet_lite0": "imagenet"}
@@ -207,16 +206,9 @@ def is_for(encoder: str, settings: dict[str, Any]) -> bool:
     return START.get(encoder) == "imagenet" or not any(name in settings for name in PRETRAINED_ONLY)
 
 
-def validation_dice(run: Path, step: int) -> float:
-    """Dice of the validation fields after the last step; of the last validation only, which is not chosen by its
-    score."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return next(row["dice"] for row in rows if row.get("split") == "val" and row["step"] == step)
-
-
 def results(
-    function: Callable[[RecipesConfig, str, str, int], Result], config: RecipesConfig, runs: Sequence[tuple]
-) -> Iterator[Result]:
+    function: Callable[[RecipesConfig, str, str, int], dict[str, float]], config: RecipesConfig, runs: Sequence[tuple]
+) -> Iterator[dict[str, float]]:
     """What `function(config, encoder, recipe, split)` returns for each of `runs`, in their order."""
     if config.processes == 1:
         torch.set_num_threads(config.threads)
@@ -237,18 +229,12 @@ def screen(config: RecipesConfig) -> None:
         if is_for(encoder, all_recipes(config)[recipe])
     ]
     found: list[dict[str, Any]] = []
-    for (encoder, recipe, _), dice in zip(runs, results(trained_dice, config, runs), strict=True):
+    for (encoder, recipe, _), scores in zip(runs, results(partial(scores_of, "val"), config, runs), strict=True):
+        dice = mean(scores.values())
         found.append({"encoder": encoder, "recipe": recipe, "validation_dice": dice})
         write_json_atomically(config.out / "screening.json", found)
         write_atomically(config.out / "screening.md", screening_table(found))
         print(f"{encoder}, {recipe}: Dice of validation fields {dice:.4f}", flush=True)
-
-
-def trained_dice(config: RecipesConfig, encoder: str, recipe: str, split: int) -> float:
-    """Dice of the validation fields after a training, which is resumed or over."""
-    run = run_config(config, encoder, recipe, split)
-    train(run, DistributedContext.start())
-    return validation_dice(run.out, config.steps)
 
 
 def screening_table(rows: list[dict[str, Any]]) -> str:
@@ -275,7 +261,7 @@ def compare(config: RecipesConfig) -> None:
     winners = {encoder: winner_of(config, encoder) for encoder in config.encoders}
     names = {encoder: tuple(dict.fromkeys((DEFAULT, winner, SMP))) for encoder, winner in winners.items()}
     runs = [(encoder, name, split) for encoder in names for name in names[encoder] for split in config.splits]
-    scored = results(test_scores, config, runs)
+    scored = results(partial(scores_of, "test"), config, runs)
     for encoder, winner in winners.items():
         scores = {name: [next(scored) for _ in config.splits] for name in names[encoder]}
         for name, tables in scores.items():
@@ -294,14 +280,18 @@ def compare(config: RecipesConfig) -> None:
     print(final_table(found, config.splits))
 
 
-def test_scores(config: RecipesConfig, encoder: str, recipe: str, split: int) -> dict[str, float]:
-    """Dice of each test field at full size, by key."""
+def scores_of(part: str, config: RecipesConfig, encoder: str, recipe: str, split: int) -> dict[str, float]:
+    """Dice of each field of "val" or "test" at full size after the last step, by key. Trains unless that is done.
+
+    The validations of a training are not compared: with random-resized-crop they show a part of each field, scaled.
+    """
     run = run_config(config, encoder, recipe, split)
-    if not (run.out / "test.json").exists():
+    file = run.out / f"{part}.json"
+    if not file.exists():
         context = DistributedContext.start()
         last = train_smp(run, context.accelerator.device) if recipe == SMP else train(run, context).last
-        evaluate(EvaluateConfig(last, str(shards_of(config, split) / "test"), out=run.out / "test.json"), context)
-    return {image["key"]: image["dice"] for image in read_json(run.out / "test.json")["images"]}
+        evaluate(EvaluateConfig(last, str(shards_of(config, split) / part), out=file), context)
+    return {image["key"]: image["dice"] for image in read_json(file)["images"]}
 
 
 def final_table(rows: list[dict[str, Any]], splits: tuple[int, ...]) -> str:
