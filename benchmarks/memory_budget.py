@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from glioma_dist.benchmark.peak_memory import GIB, PeakMemory
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import ModelConfig
 from glioma_dist.distributed.run_command import run_command
@@ -26,8 +27,6 @@ from glioma_dist.scale.planner import count
 from glioma_dist.scale.step import LEVELS, ON_DEVICE, Step
 from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size, SizeFlag
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,20 @@ def measure(config: MemoryBudgetConfig) -> None:
     for name, budget in (("selective", peaks["selective"]), ("half-way", half), ("full", peaks["full"])):
         plans[f"budget {name}"] = choose_plan(step, budget).plan
     models = {name: build(step, plan, device) for name, plan in plans.items()}
-    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in models}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for _ in range(config.repeats + 1):
         for name, model in models.items():
             taken[name].append(take_step(model, step, device))
     unit = "GPU seconds" if is_gpu else "CPU s"
     print(f"{config.encoder}, {config.size}, {device.type}\n")
-    print(f"| | MiB counted | MiB allocated beside weights | {unit} a step, median (least to most) |")
+    added = "MiB allocated by the step" if is_gpu else "MiB by which the process grew"
+    print(f"| | MiB counted | {added} | {unit} a step, median (least to most) |")
     print("|---|---:|---:|---:|")
     for name, plan in plans.items():
         times = [seconds for seconds, _ in taken[name][1:]]
         told = f"{median(times):.3f} ({min(times):.3f} to {max(times):.3f})"
-        allocated = f"{max(peak for _, peak in taken[name]) / MIB:.0f}" if is_gpu else "not measured"
-        print(f"| {name} | {count(step, plan).peak / MIB:.0f} | {allocated} | {told} |")
+        allocated = 1024 * max(peak for _, peak in taken[name])
+        print(f"| {name} | {count(step, plan).peak / 2**20:.0f} | {allocated:.0f} | {told} |")
 
 
 def build(step: Step, plan: CheckpointPlan, device: torch.device) -> UNet:
@@ -84,22 +84,21 @@ def build(step: Step, plan: CheckpointPlan, device: torch.device) -> UNet:
     return model.to(device)
 
 
-def take_step(model: UNet, step: Step, device: torch.device) -> tuple[float, int]:
-    """Seconds of a step without an optimizer, and on a GPU the bytes that it needs besides."""
+def take_step(model: UNet, step: Step, device: torch.device) -> tuple[float, float]:
+    """Seconds of a step without an optimizer, and GiB that it needs besides."""
     images = torch.zeros(1, 1, step.size.height, step.size.width, dtype=torch.uint8, device=device)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=step.bf16)
-    if device.type == "cpu":
-        begin, held = time.process_time(), 0
-    else:
+    is_gpu = device.type == "cuda"
+    now = time.perf_counter if is_gpu else time.process_time
+    if is_gpu:
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        begin, held = time.perf_counter(), torch.cuda.memory_allocated()
+    held = torch.cuda.memory_allocated() / GIB if is_gpu else 0.0
+    memory, begin = PeakMemory(device), now()
     compute_gradients(model, images, images[:, 0], step.loss, autocast, seeds=torch.zeros(1, dtype=torch.int64))
     model.zero_grad()
-    if device.type == "cpu":
-        return time.process_time() - begin, held
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin, torch.cuda.max_memory_allocated() - held
+    if is_gpu:
+        torch.cuda.synchronize()
+    return now() - begin, (memory.allocated() or 0.0) - held
 
 
 if __name__ == "__main__":

