@@ -58,20 +58,20 @@ def measure(config: MemoryBudgetConfig) -> None:
     for name, budget in (("selective", peaks["selective"]), ("half-way", half), ("full", peaks["full"])):
         plans[f"budget {name}"] = choose_plan(step, budget).plan
     models = {name: build(step, plan, device) for name, plan in plans.items()}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    taken: dict[str, list[tuple[float, float | None]]] = {name: [] for name in models}
     for _ in range(config.repeats + 1):
         for name, model in models.items():
             taken[name].append(take_step(model, step, device))
     unit = "GPU seconds" if is_gpu else "CPU s"
     print(f"{config.encoder}, {config.size}, {device.type}\n")
-    added = "MiB allocated by the step" if is_gpu else "MiB by which the process grew"
-    print(f"| | MiB counted | {added} | {unit} a step, median (least to most) |")
+    print(f"| | MiB counted | MiB allocated by the step | {unit} a step, median (least to most) |")
     print("|---|---:|---:|---:|")
     for name, plan in plans.items():
         times = [seconds for seconds, _ in taken[name][1:]]
         told = f"{median(times):.3f} ({min(times):.3f} to {max(times):.3f})"
-        allocated = 1024 * max(peak for _, peak in taken[name])
-        print(f"| {name} | {count(step, plan).peak / 2**20:.0f} | {allocated:.0f} | {told} |")
+        peaks_here = [peak for _, peak in taken[name] if peak is not None]
+        allocated = f"{1024 * max(peaks_here):.0f}" if peaks_here else "not measured"
+        print(f"| {name} | {count(step, plan).peak / 2**20:.0f} | {allocated} | {told} |")
 
 
 def build(step: Step, plan: CheckpointPlan, device: torch.device) -> UNet:
@@ -84,21 +84,22 @@ def build(step: Step, plan: CheckpointPlan, device: torch.device) -> UNet:
     return model.to(device)
 
 
-def take_step(model: UNet, step: Step, device: torch.device) -> tuple[float, float]:
-    """Seconds of a step without an optimizer, and GiB that it needs besides."""
+def take_step(model: UNet, step: Step, device: torch.device) -> tuple[float, float | None]:
+    """Seconds of a step without an optimizer, and GiB that it allocates; None on a CPU."""
     images = torch.zeros(1, 1, step.size.height, step.size.width, dtype=torch.uint8, device=device)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=step.bf16)
     is_gpu = device.type == "cuda"
     now = time.perf_counter if is_gpu else time.process_time
     if is_gpu:
         torch.cuda.synchronize()
-    held = torch.cuda.memory_allocated() / GIB if is_gpu else 0.0
-    memory, begin = PeakMemory(device), now()
+    memory = PeakMemory(device)
+    held, begin = torch.cuda.memory_allocated() / GIB if is_gpu else 0.0, now()
     compute_gradients(model, images, images[:, 0], step.loss, autocast, seeds=torch.zeros(1, dtype=torch.int64))
     model.zero_grad()
     if is_gpu:
         torch.cuda.synchronize()
-    return now() - begin, (memory.allocated() or 0.0) - held
+    seconds, peak = now() - begin, memory.allocated()
+    return seconds, peak - held if is_gpu and peak is not None else None
 
 
 if __name__ == "__main__":
