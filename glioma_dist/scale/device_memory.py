@@ -12,8 +12,8 @@ RESERVED_GIB, RESERVED_SHARE = 0.75, 0.05
 """Of a GPU's memory, what is not for tensors: CUDA's context and kernels' workspaces, and gaps between tensors."""
 WORKSPACES_GIB = 0.5
 """Of cuBLAS and cuDNN, and gaps between tensors, at most. Beside the tensors that are counted, an H100 and an H200 had
-0.09 to 0.21 GiB allocated in a step (docs/benchmarks/memory_ledger.md). With 0.35 GiB seven of eight steps on an H200
-were taken. The eighth, 2592x1952 at offload, ran out of memory; where memory was plentiful, PyTorch reserved 0.575 GiB
+0.09 to 0.21 GiB allocated in a step (docs/benchmarks/memory_ledger.md). With 0.35 GiB six of seven steps on an H200
+were taken. The seventh, 2592x1952 at offload, ran out of memory; where memory was plentiful, PyTorch reserved 0.575 GiB
 more for it than was counted, for which 0.5 GiB and `RESERVED_SHARE` suffice (docs/log.md)."""
 
 HOST_SHARE = 0.8
