@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from glioma_dist.data.transforms import (
     IntensityNormalization,
     Places,
     augment,
+    draw_window,
     normalize_intensity,
     transform_evaluation,
     transform_training,
@@ -53,6 +56,14 @@ def prepare_training_sample(
         transformed = transform_training(*start)
         image, labels = augment(*transformed, config.augment, seed, config.num_ops, config.magnitude)
     return image, planes_of(labels, targets)
+
+
+def rows_needed(config: DataConfig, seed: int, height: int, width: int) -> slice:
+    """The rows of an image that `prepare_training_sample` looks at."""
+    with suppress(InputError):  # which is raised again, with the sample's key
+        if config.transform != "resize":
+            return draw_window(height, width, config, np.random.default_rng(seed), "")[0]
+    return slice(0, height)
 
 
 def _put(array: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -113,7 +124,8 @@ class TrainingJob(_Job):
         is_whole = height == self.config.size.height
         for number, each in enumerate(self.sampler.batch(task, self.slots)):
             note(each.shard, each.sample)
-            sample, table = self.samples.read_with_table(each.shard, each.sample)
+            needed = partial(rows_needed, self.config, each.seed)
+            sample, table = self.samples.read_with_table(each.shard, each.sample, needed)
             out = (room.images[number, 0], room.masks[number])
             image, mask = prepare_training_sample(
                 sample, self.config, each.seed, table, out if is_whole else (None, None), self.targets

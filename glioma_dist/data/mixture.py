@@ -12,6 +12,7 @@ from itertools import accumulate, chain
 import numpy as np
 
 from glioma_dist.config import DataConfig
+from glioma_dist.data.images.grey_png import RowChoice
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.sampler import DeterministicSampler, SampleRef
 from glioma_dist.data.shards.cache import ShardCache
@@ -50,10 +51,10 @@ class JoinedShards:
         part, shard = self._part(shard)
         return part.describe(shard, place)
 
-    def read(self, shard: int, place: int, with_instances: bool = True) -> Sample:
+    def read(self, shard: int, place: int, with_instances: bool = True, choose_rows: RowChoice | None = None) -> Sample:
         """See `ShardReader.read`; the shards are numbered through."""
         part, shard = self._part(shard)
-        return part.read(shard, place, with_instances)
+        return part.read(shard, place, with_instances, choose_rows)
 
     def _part(self, shard: int) -> tuple[ShardReader, int]:
         which = bisect_right(self._ends, shard)

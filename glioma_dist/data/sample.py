@@ -54,6 +54,7 @@ class Sample:
     mask: uint8, (H, W), 1 where there is a cell, or the number of its class from 1 on; IGNORE where nobody labelled.
     metadata: what `<key>.json` holds (data set, file name, width, height, group, time, num_cells, licence).
     instances: uint16 or int32, (H, W), a number from 1 for each cell, and 0 elsewhere; None: not known, or not read.
+    value_range: the image's (`find_range`), where its PNG says it; None: not known.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Sample:
     mask: np.ndarray
     metadata: dict = field(default_factory=dict)
     instances: np.ndarray | None = None
+    value_range: tuple[int, int] | None = None
 
 
 def cells_of(mask: np.ndarray) -> np.ndarray:

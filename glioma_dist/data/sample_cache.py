@@ -13,10 +13,11 @@ import numpy as np
 import psutil
 
 from glioma_dist.config import DataConfig
+from glioma_dist.data.images.grey_png import RowChoice
 from glioma_dist.data.mixture import Shards
 from glioma_dist.data.sample import Sample, one_channel
 from glioma_dist.data.shared_memory_ring import SharedMemory, anonymous_file
-from glioma_dist.data.transforms import look_up, normalize_intensity, percentile_table
+from glioma_dist.data.transforms import look_up, normalize_intensity, percentile_table, table_of
 from glioma_dist.distributed.cgroups import free_in_cgroups
 from glioma_dist.errors import InputError
 
@@ -35,12 +36,18 @@ class NormalizedSamples:
         sample, table = self.read_with_table(shard, place)
         return replace(sample, image=look_up(sample.image, table))
 
-    def read_with_table(self, shard: int, place: int) -> tuple[Sample, np.ndarray | None]:
-        """The same, with a table in which the values of the image have yet to be looked up; None: no table."""
-        sample = self._reader.read(shard, place, self._with_instances)
+    def read_with_table(
+        self, shard: int, place: int, choose_rows: RowChoice | None = None
+    ) -> tuple[Sample, np.ndarray | None]:
+        """The same, with a table in which the values of the image have yet to be looked up; None: no table.
+        choose_rows: see `ShardReader.read`."""
+        needs_all = self._how == "clahe"
+        sample = self._reader.read(shard, place, self._with_instances, None if needs_all else choose_rows)
         image = one_channel(sample.image)
         if self._how == "percentile":
-            return replace(sample, image=image), percentile_table(image)
+            known, num_values = sample.value_range, np.iinfo(image.dtype).max + 1
+            table = percentile_table(image) if known is None else table_of(known, num_values)
+            return replace(sample, image=image), table
         return replace(sample, image=normalize_intensity(image, self._how)), None
 
 
@@ -76,7 +83,7 @@ class CachedSamples:
             instances = flat.view(np.uint16).reshape(mask_shape)
         return Sample(found.key, image, mask, found.metadata, instances)
 
-    def read_with_table(self, shard: int, place: int) -> tuple[Sample, None]:
+    def read_with_table(self, shard: int, place: int, _: RowChoice | None = None) -> tuple[Sample, None]:
         """As in `NormalizedSamples`."""
         return self.read(shard, place), None
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from glioma_dist.config import DataConfig
 from glioma_dist.data.augmentations import apply_change, draw_flips, import_albumentations
+from glioma_dist.data.images.value_range import find_range
 from glioma_dist.data.mask_scaling import scale_labels, scale_mask
 from glioma_dist.data.own_augmentation import apply_function
 from glioma_dist.errors import InputError
@@ -23,8 +24,6 @@ from glioma_dist.size import Size
 
 IntensityNormalization = Literal["percentile", "clahe", "none"]
 """`DataConfig.intensity_normalization`."""
-LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
-MOST_COUNTED = 2**24
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 Places = tuple[np.ndarray | None, np.ndarray | None]
 """Where to write an image and a mask."""
@@ -50,14 +49,12 @@ def normalize_intensity(image: np.ndarray, how: IntensityNormalization) -> np.nd
 
 def percentile_table(image: np.ndarray) -> np.ndarray:
     """What `normalize_intensity` makes of each value by percentiles of `image`: (256,) or (65536,) uint8."""
-    return table_of(count_values(image, np.iinfo(image.dtype).max + 1))
+    return table_of(find_range(image), np.iinfo(image.dtype).max + 1)
 
 
-def table_of(counts: np.ndarray) -> np.ndarray:
-    """`percentile_table` of an image in which each value comes so often. counts: (256,) or (65536,)."""
-    num_values = len(counts)
-    share = np.cumsum(counts) / counts.sum()
-    low, high = np.searchsorted(share, (LOW_PERCENT / 100, HIGH_PERCENT / 100))
+def table_of(value_range: tuple[int, int], num_values: int) -> np.ndarray:
+    """`percentile_table` of an image with these percentiles (`find_range`), in which so many values are possible."""
+    low, high = value_range
     return ((np.arange(num_values) - low) * (255 / max(high - low, 1))).round().clip(0, 255).astype(np.uint8)
 
 
@@ -109,7 +106,14 @@ def transform_training(
     """
     if config.transform == "resize":
         return _bring(look_up(image, table), mask, config.size, mirror, out)
-    height, width = mask.shape[:2]
+    rows, columns = draw_window(*mask.shape[:2], config, generator, key)
+    return _bring(look_up(image[rows, columns], table), mask[rows, columns], config.size, mirror, out)
+
+
+def draw_window(
+    height: int, width: int, config: DataConfig, generator: np.random.Generator, key: str
+) -> tuple[slice, slice]:
+    """Rows and columns of the window that `transform_training` cuts out, for transforms that cut one out."""
     if config.transform == "random-crop":
         window = config.size
         if window.width > width or window.height > height:
@@ -122,8 +126,7 @@ def transform_training(
         window = Size(max(1, round(side * width)), max(1, round(side * height)))
     left = int(generator.integers(width - window.width + 1))
     top = int(generator.integers(height - window.height + 1))
-    rows, columns = slice(top, top + window.height), slice(left, left + window.width)
-    return _bring(look_up(image[rows, columns], table), mask[rows, columns], config.size, mirror, out)
+    return slice(top, top + window.height), slice(left, left + window.width)
 
 
 def transform_evaluation(image: np.ndarray, mask: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -208,18 +211,6 @@ def _bring(
 def _is_binary(mask: np.ndarray) -> bool:
     """Whether a mask is one of 0 and 1."""
     return mask.ndim == 2 and not (mask.size and mask.max() > 1)
-
-
-def count_values(image: np.ndarray, num_values: int) -> np.ndarray:
-    """How often each value comes, (num_values,) int64."""
-    if image.dtype != np.uint8:
-        return np.bincount(image.reshape(-1), minlength=num_values)
-    # OpenCV is quicker, but counts in fp32, which is exact up to 2^24.
-    rows = image.reshape(len(image), -1)  # no copy where only the rows lie apart
-    num_rows = max(1, MOST_COUNTED // rows.shape[1])
-    parts = (rows[start : start + num_rows] for start in range(0, len(rows), num_rows))
-    counts = (cv2.calcHist([part], [0], None, [num_values], [0, num_values]) for part in parts)
-    return sum(part.ravel().astype(np.int64) for part in counts)
 
 
 def _to_8_bit(image: np.ndarray) -> np.ndarray:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from glioma_dist.data.images.value_range import HIGH_PERCENT, LOW_PERCENT
 from glioma_dist.data.sample import encode_image, one_channel
-from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, normalize_intensity, resize_image
+from glioma_dist.data.transforms import normalize_intensity, resize_image
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.evaluation.maps import class_map, maps_of
 from glioma_dist.evaluation.network import THRESHOLD, Contrast, Network, pixel_maps

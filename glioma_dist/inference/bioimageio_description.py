@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from glioma_dist.config import ModelConfig
-from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT
+from glioma_dist.data.images.value_range import HIGH_PERCENT, LOW_PERCENT
 from glioma_dist.evaluation.network import THRESHOLD, Contrast
 from glioma_dist.inference.export import OPSET, channels_of
 from glioma_dist.model.checkpoint import Checkpoint

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.data.images.value_range import HIGH_PERCENT, LOW_PERCENT
 from glioma_dist.data.loader import image_tensor
-from glioma_dist.data.transforms import HIGH_PERCENT, LOW_PERCENT, normalize_intensity
+from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.errors import InputError
 from glioma_dist.evaluation.maps import class_map, maps_of
 from glioma_dist.evaluation.network import THRESHOLD

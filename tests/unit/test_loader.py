@@ -151,7 +151,7 @@ def test_kept_images_make_the_same_batches_and_are_read_once(setting, workers):
         def __len__(self):
             return len(setting.reader)
 
-        def read(self, shard, place, with_instances=True):
+        def read(self, shard, place, with_instances=True, choose_rows=None):
             reads.append((shard, place))
             return setting.reader.read(shard, place)
 
@@ -177,10 +177,10 @@ def test_a_worker_that_dies_names_its_sample(setting):
     key = setting.reader.read(victim.shard, victim.sample).key
 
     class Deadly(ShardReader):
-        def read(self, shard, place, with_instances=True):
+        def read(self, shard, place, with_instances=True, choose_rows=None):
             if (shard, place) == (victim.shard, victim.sample):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().read(shard, place, with_instances)
+            return super().read(shard, place, with_instances, choose_rows)
 
     deadly = SimpleNamespace(
         reader=Deadly(setting.reader.describe(0, 0).partition("/00000.tar")[0]),

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
+from glioma_dist.data.images.grey_png import RowChoice, decode_grey, inflate
 from glioma_dist.data.images.labels import NOT_BLACK, alpha_of, grey_of
 from glioma_dist.data.images.limits import COPY_AGAIN, MAX_DECODED_BYTES
 from glioma_dist.data.images.orientation import AS_STORED, exif_orientation, xmp_orientation
@@ -29,7 +30,6 @@ from glioma_dist.data.images.png_chunks import (
 )
 from glioma_dist.errors import InputError
 
-FILTER_NONE, FILTER_UP = 0, 2
 ALPHA_DROPPED = "has an alpha channel (transparency), which is not taken"
 MAX_PNG_BYTES = MAX_DECODED_BYTES
 MAX_TEXT_BYTES = 2**20
@@ -72,14 +72,15 @@ def decode_png_file(
     return pixels, notes, _orientation(data, chunks)
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
+def decode_image(data: bytes, where: str, choose_rows: RowChoice | None = None) -> np.ndarray:
     """Decode PNG bytes into uint8 or uint16, (H, W) or (H, W, 3) RGB, as stored; alpha is dropped. Rows may lie
     apart in memory.
 
-    `where` names the bytes in the InputError that damaged, truncated or too large ones raise.
+    choose_rows: from height and width to the rows that are needed; others may hold anything. `where` names the bytes in
+    the InputError that damaged, truncated or too large ones raise.
     """
     chunks = walk_chunks(data, where)
-    rows = _grey_rows(data, chunks)
+    rows = decode_grey(data, chunks, choose_rows)
     if rows is not None:
         return rows
     # Asked for RGB, OpenCV is quicker than with its own order turned round afterwards. It turns RGB images, and no
@@ -153,46 +154,11 @@ def _unpack_bits(data: bytes, chunks: PngChunks) -> np.ndarray | None:
     if kind != [1, PNG_GREY, 0, 0, 0] or any(name == b"tRNS" for name, *_ in chunks.others):
         return None
     row_bytes = 1 + (width + 7) // 8
-    lines = inflate(b"".join(chunks.packed), height * row_bytes)
+    lines = inflate(chunks.packed, height * row_bytes)
     if lines is None:
         return None
     rows = lines.reshape(height, row_bytes)
     return None if rows[:, 0].any() else np.unpackbits(rows[:, 1:], axis=1, count=width)
-
-
-def _grey_rows(data: bytes, chunks: PngChunks) -> np.ndarray | None:
-    """The image in a PNG of 8 or 16 bits a pixel, grey, each row unfiltered or the difference to the row above, as
-    `encode_image` writes them: a third to a half of the time that a PNG library takes. `data` is checked already. None
-    for any other PNG, also where pixels are missing."""
-    width, height, depth, *kind = struct.unpack_from(">IIBBBBB", data, len(PNG_SIGNATURE) + 8)
-    if depth not in (8, 16) or kind != [PNG_GREY, 0, 0, 0]:
-        return None
-    row_bytes = width * depth // 8
-    lines = inflate(b"".join(chunks.packed), height * (1 + row_bytes))
-    if lines is None:
-        return None
-    lines = lines.reshape(height, 1 + row_bytes)
-    filters, rows = lines[:, 0].tobytes(), lines[:, 1:]
-    if not set(filters) <= {FILTER_NONE, FILTER_UP}:
-        return None
-    above = None
-    for row, kind in zip(rows, filters, strict=True):
-        if kind == FILTER_UP and above is not None:
-            np.add(row, above, row)  # modulo 256, in place: memory once more is a third of the time
-        above = row
-    return rows if depth == 8 else rows.view(">u2").astype(np.uint16)
-
-
-def inflate(packed: bytes, num_bytes: int) -> np.ndarray | None:
-    """What a zlib stream holds, (num_bytes,) uint8; None where it is damaged, or is not just as long."""
-    from imagecodecs import DeflateError, deflate_decode  # here, because most commands need no such library
-
-    try:
-        # libdeflate: two fifths of zlib's time (docs/log.md).
-        found = deflate_decode(packed, out=np.empty(num_bytes, np.uint8))
-    except (DeflateError, ValueError):
-        return None
-    return found if len(found) == num_bytes else None
 
 
 def _orientation(data: bytes, chunks: PngChunks) -> int:

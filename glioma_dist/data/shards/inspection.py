@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from glioma_dist.data.images.value_range import find_range
 from glioma_dist.data.sample import IGNORE, Sample, cells_of
 from glioma_dist.data.shards.cache import CHUNK_BYTES
 from glioma_dist.data.shards.checks import SHARD_NAME_PATTERN, fault_of_classes
@@ -150,6 +151,9 @@ def verify(reader: ShardReader) -> Iterator[tuple[str, str | None]]:
                 key = sample.key
                 if sample.instances is not None and not np.array_equal(sample.instances > 0, cells_of(sample.mask)):
                     what = "its mask and its instances have cells at different pixels; convert it again"
+                    raise InputError(f"{reader.source.where(shard['name'])}: sample {key}: {what}")
+                if sample.value_range not in (None, find_range(sample.image)):
+                    what = "its PNG states other percentiles than its pixels have; convert it again"
                     raise InputError(f"{reader.source.where(shard['name'])}: sample {key}: {what}")
                 if seen.setdefault(key, shard["name"]) != shard["name"]:
                     where = reader.source.where(shard["name"])

@@ -15,6 +15,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
+from glioma_dist.data.images.grey_png import RowChoice, bands_of
 from glioma_dist.data.sample import (
     Sample,
     check_same_size,
@@ -97,10 +98,11 @@ class ShardReader:
         """The sample at a place as users know it: its shard's path or URL, and its key."""
         return f"{self.source.where(self.index['shards'][shard]['name'])}: sample {self._table(shard)[place].key}"
 
-    def read(self, shard: int, place: int, with_instances: bool = True) -> Sample:
+    def read(self, shard: int, place: int, with_instances: bool = True, choose_rows: RowChoice | None = None) -> Sample:
         """The sample at `place` (from 0) of shard number `shard` (from 0).
 
-        with_instances: whether to decode them, where the shards have them.
+        with_instances: whether to decode them, where the shards have them. choose_rows: from the image's height and
+        width to the rows of it that are needed; others may hold anything. The mask is whole.
         Raises InputError where the bytes are not there or not those that were written, a PNG is damaged, or mask
         and image differ in size.
         """
@@ -108,10 +110,10 @@ class ShardReader:
         if self._cache is None:
             start, end = member.span
             data = self.source.read_range(entry["name"], start, end, member.is_whole)
-            return self._decode(entry, member, data, with_instances)
-        return self._read_cached(entry, member, with_instances)
+            return self._decode(entry, member, data, with_instances, choose_rows)
+        return self._read_cached(entry, member, with_instances, choose_rows)
 
-    def _read_cached(self, entry: dict, member: Member, with_instances: bool) -> Sample:
+    def _read_cached(self, entry: dict, member: Member, with_instances: bool, choose_rows: RowChoice | None) -> Sample:
         """Bytes of the cache are wrong where its disk is: then they are fetched again, and only what comes wrong from
         the source is its fault."""
         (start, end), fault = member.span, None
@@ -123,7 +125,7 @@ class ShardReader:
                 self._cache.drop(self.source, entry)
                 continue
             try:
-                return self._decode(entry, member, data, with_instances)
+                return self._decode(entry, member, data, with_instances, choose_rows)
             except InputError as error:
                 if member.sha256 is not None:
                     raise
@@ -133,16 +135,19 @@ class ShardReader:
         if fault is not None and data is not None:
             raise fault
         data = self.source.read_range(entry["name"], start, end, member.is_whole, may_skip=True)
-        return self._decode(entry, member, data, with_instances)
+        return self._decode(entry, member, data, with_instances, choose_rows)
 
-    def _decode(self, entry: dict, member: Member, data: bytes, with_instances: bool) -> Sample:
+    def _decode(
+        self, entry: dict, member: Member, data: bytes, with_instances: bool, choose_rows: RowChoice | None
+    ) -> Sample:
         """A sample from the bytes of its span. Raises InputError where they are not those of a sample."""
         path, key, start = self.source.where(entry["name"]), member.key, member.span[0]
         image_data, mask_data, metadata_data, instances_data = (
             data[offset - start : offset - start + size] for offset, size in member.ranges
         )
         metadata = read_metadata(metadata_data, f"{path}: {key}.json")
-        image = decode_image(image_data, f"{path}: {key}.png")
+        image = decode_image(image_data, f"{path}: {key}.png", choose_rows)
+        bands = bands_of(image_data)
         where = f"{path}: {key}.mask.png"
         if self.classes or self.has_ignore:
             mask = decode_classes(mask_data, where, max(1, len(self.classes)), self.has_ignore)
@@ -151,7 +156,7 @@ class ShardReader:
         instances = None
         if self.has_instances and with_instances:
             instances = decode_instances(instances_data, f"{path}: {key}.instances.png")
-        sample = Sample(key, image, mask, metadata, instances)
+        sample = Sample(key, image, mask, metadata, instances, None if bands is None else bands.value_range)
         check_same_size(sample, path, self.source.remedy)
         # Last, because those above tell which part it is.
         if not member.is_whole(data):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glioma_dist.data.images.grey_png import encode_in_bands
 from glioma_dist.data.sample import (
     IGNORE,
     Sample,
@@ -127,7 +128,7 @@ class ShardWriter:
         self._keys.add(sample.key)
         members = {
             "__key__": sample.key,
-            "png": encode_image(sample.image),
+            "png": encode_in_bands(sample.image) if sample.image.ndim == 2 else encode_image(sample.image),
             "mask.png": encode_classes(sample.mask),
             "json": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=True).encode(),
         }

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from glioma_dist.data.transforms import IntensityNormalization, count_values, look_up, normalize_intensity, table_of
+from glioma_dist.data.images.value_range import count_values, range_of
+from glioma_dist.data.transforms import IntensityNormalization, look_up, normalize_intensity, table_of
 from glioma_dist.errors import InputError
 
 BLOCK_BYTES = 2**26
@@ -98,7 +99,7 @@ def stretched(picture: LazyPicture, how: IntensityNormalization, where: str) -> 
     counts = np.zeros(num_values, np.int64)
     for block in blocks(picture):
         counts += count_values(np.ascontiguousarray(block), num_values)
-    return StretchedPicture(picture, table_of(counts))
+    return StretchedPicture(picture, table_of(range_of(counts), num_values))
 
 
 def blocks(picture: LazyPicture) -> Iterator[np.ndarray]:
