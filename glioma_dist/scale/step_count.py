@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
@@ -119,11 +121,17 @@ def model_of_one_device(step: Step, level: Level | CheckpointPlan) -> tuple[UNet
 
 
 def build_without_weights(config: ModelConfig) -> UNet:
-    """The network on the meta device, which draws no numbers; on the CPU if the encoder cannot be made there."""
+    """The network on the meta device."""
     if is_own_encoder(config.encoder):
-        with torch.device("meta"):
+        with torch.device("meta"):  # which draws no numbers
             return UNet(config)
-    return UNet(config)
+    return deepcopy(_made_on_cpu(config))
+
+
+@lru_cache(maxsize=1)
+def _made_on_cpu(config: ModelConfig) -> UNet:
+    """A network of an encoder that may not be made on the meta device; drawing its weights takes seconds."""
+    return UNet(config).to("meta")
 
 
 def padded_units(size: Size) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import timm
@@ -19,7 +20,11 @@ from glioma_dist.model.encoders.any_timm import find_segments
 from glioma_dist.model.encoders.contract import IMAGENET_MEAN, IMAGENET_STD, build_encoder
 from glioma_dist.model.pretrained import timm_weights
 from glioma_dist.model.unet import UNet, build_model, load_model
+from glioma_dist.scale import step_count
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.step import Step
+from glioma_dist.scale.tile_size import CPU_TILE
+from glioma_dist.size import Size
 from glioma_dist.training.state import TrainState
 
 FAMILIES = (
@@ -242,3 +247,18 @@ def test_a_model_without_published_weights_is_one_line(monkeypatch):
     monkeypatch.setattr(timm_weights, "weights_from_hub", lambda name: pytest.fail("asked the hub"))
     with pytest.raises(InputError, match=r"timm publishes no weights of timm/nf_resnet26; give a file"):
         build_model(config_of("nf_resnet26", init="imagenet"), 0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_network_is_made_once_for_all_counts(monkeypatch, name):
+    """And what is counted is what a network of its own takes."""
+    loss = partial(segmentation_loss, "dice")
+    step = Step(config_of(name), Size(WIDTH, 2 * HEIGHT), 2, bf16=True, tile_size=CPU_TILE, loss=loss)
+    made: list[UNet] = []
+    monkeypatch.setattr(step_count, "UNet", lambda config: made.append(UNet(config)) or made[-1])
+    step_count._made_on_cpu.cache_clear()
+    levels = ("full", "none")
+    counted = [step_count.count_at_size(step, level) for level in levels]
+    assert len(made) == 1
+    monkeypatch.setattr(step_count, "_made_on_cpu", UNet)
+    assert counted == [step_count.count_at_size(step, level) for level in levels]
