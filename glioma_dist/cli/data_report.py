@@ -18,8 +18,8 @@ def check(config: DataReportConfig) -> None:
 
 def run(config: DataReportConfig) -> None:
     """Write the report, and print where it is."""
-    from glioma_dist.inference.images import counted
     from glioma_dist.report.data_page import report_data
+    from glioma_dist.wording import counted
 
     report = report_data(config)
     pairs, groups = counted(report.num_leaks, "pair"), counted(report.num_shared_groups, "group")

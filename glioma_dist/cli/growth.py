@@ -23,7 +23,7 @@ def check(config: GrowthConfig) -> None:
 def run(config: GrowthConfig) -> None:
     """Print a line a culture, and where wells and times come from."""
     from glioma_dist.growth_curves.run import growth
-    from glioma_dist.inference.images import counted
+    from glioma_dist.wording import counted
 
     result = growth(config)
     for note in result.notes:

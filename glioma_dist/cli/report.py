@@ -20,8 +20,8 @@ def check(config: ReportConfig) -> None:
 
 def run(config: ReportConfig) -> None:
     """Write the report, and print where it is."""
-    from glioma_dist.inference.images import counted
     from glioma_dist.report.prediction_page import report_prediction
+    from glioma_dist.wording import counted
 
     report = report_prediction(config)
     print(

@@ -90,18 +90,20 @@ def list_shards(reader: ShardReader) -> None:
     """Print the content of the index, and the first MOST_LINES shards."""
     from glioma_dist.data.shards.inspection import tell_unused
     from glioma_dist.data.shards.unlisted import describe_unlisted
+    from glioma_dist.wording import counted
 
     index, shards = reader.index, reader.index["shards"]
     num_bytes = sum(shard["bytes"] for shard in shards)
     head = f"{reader.source}: {index['dataset']}, split {index['split']}, licence {index['licence']}"
     print(one_line(head, 2000))
-    print(f"{len(reader)} samples in {len(shards)} shards, {num_bytes / 1e6:.1f} MB")
+    print(f"{counted(len(reader), 'sample')} in {counted(len(shards), 'shard')}, {num_bytes / 1e6:.1f} MB")
     has = [f"classes {', '.join(reader.classes)}"] if reader.classes else []
     has += ["a number for each cell"] * reader.has_instances + ["ignored pixels"] * reader.has_ignore
     if has:
         print(one_line(f"labels: {'; '.join(has)}", 2000))
     for shard in shards[:MOST_LINES]:
-        print(f"  {shard['name']}  {shard['num_samples']} samples  {shard['bytes']} bytes  {shard['sha256'][:12]}")
+        num_samples = counted(shard["num_samples"], "sample")
+        print(f"  {shard['name']}  {num_samples}  {shard['bytes']} bytes  {shard['sha256'][:12]}")
     if len(shards) > MOST_LINES:
         print(f"  and {len(shards) - MOST_LINES} more")
     unused = index.get("unused_members")

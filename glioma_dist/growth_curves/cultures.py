@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from glioma_dist.growth_curves.table import NotUsed, Picture
+from glioma_dist.wording import short
 
 DIFFERENCE_H = 0.5
 """Hours that dates may differ from other times without a word: clocks and scans of a whole plate differ so much."""
@@ -167,7 +168,7 @@ def differences(guesses: list[Guess]) -> list[str]:
     if spreads and max(spreads) > DIFFERENCE_H:
         num = sum(spread > DIFFERENCE_H for spread in spreads)
         notes.append(
-            f"the files' dates differ from these times by up to {max(spreads):.3g} h in {num} cultures: the dates "
+            f"the files' dates differ from these times by up to {short(max(spreads))} h in {num} cultures: the dates "
             "are not used"
         )
     return notes

@@ -28,6 +28,8 @@ import numpy as np
 from numpy import ndarray
 from scipy.special import stdtrit
 
+from glioma_dist.wording import short
+
 LEVEL = 0.97
 """Of the t-interval of a slope. The points that give the line also choose the stretch, so 95 % would be too narrow: on
 drawn cultures, intervals at 97 % contain the true doubling time in 92 to 98 of 100 (tests/unit/test_growth_fit.py)."""
@@ -263,10 +265,10 @@ def _why_no_growth(hours: ndarray, logs: ndarray, usable: ndarray) -> str:
     half = float(stdtrit(len(x) - 2, 0.5 + LEVEL / 2)) * line.se
     change = math.expm1(line.slope * (x[-1] - x[0]))
     if line.slope + half < 0 and change < 1 / MIN_RISE - 1:
-        return f"decline: the confluence falls by {percent(-change)} from {x[0]:.4g} h to {x[-1]:.4g} h"
+        return f"decline: the confluence falls by {percent(-change)} from {short(x[0], 4)} h to {short(x[-1], 4)} h"
     return f"no growth: the confluence nowhere rises by {percent(MIN_RISE - 1)} or more, beyond its noise"
 
 
 def percent(share: float) -> str:
     """Return a share in percent as text, with three digits."""
-    return f"{float(f'{100 * share:.3g}'):g} %"
+    return f"{short(100 * share)} %"

@@ -26,6 +26,7 @@ from glioma_dist.report.style import (
     svg_bytes,
     tidy,
 )
+from glioma_dist.wording import short
 
 MAX_PANELS, MAX_COLUMNS = 48, 6
 """Of a plot; more cultures make several plots."""
@@ -134,7 +135,7 @@ def _draw_well(axes: Axes, culture: Culture, bounds: tuple[float, float]) -> Non
     if fit is not None:
         hours = np.array([fit.start_h, fit.end_h])
         axes.plot(hours, 100 * fit.confluence(hours), color=DARK_BLUE, linewidth=1.6)
-        told = f"{fit.doubling_time_h:.3g} h ({fit.doubling_time_low_h:.3g} to {fit.doubling_time_high_h:.3g})"
+        told = f"{short(fit.doubling_time_h)} h ({short(fit.doubling_time_low_h)} to {short(fit.doubling_time_high_h)})"
     name = drawable(one_line(culture.name, NAME_LENGTH))
     axes.set_title(f"{name}\n{told}", loc="left", fontsize=8, color="black" if fit else GREY)
     tidy(axes)

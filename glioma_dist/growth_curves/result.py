@@ -11,6 +11,7 @@ from glioma_dist.errors import MAX_LINE, PartialError, one_line, printable
 from glioma_dist.growth_curves.fit import Fit
 from glioma_dist.growth_curves.points import Point
 from glioma_dist.growth_curves.table import NotUsed
+from glioma_dist.wording import short
 
 LONGEST = 120
 """Characters of a name, and of a reason, in a line."""
@@ -82,9 +83,9 @@ class Culture:
             return f"{name}: no doubling time: {self.reason}"
         fit = self.fit
         return (
-            f"{name}: doubles in {fit.doubling_time_h:.3g} h ({fit.doubling_time_low_h:.3g} to "
-            f"{fit.doubling_time_high_h:.3g} h), by {fit.num_points} points from {fit.start_h:.3g} h to "
-            f"{fit.end_h:.3g} h"
+            f"{name}: doubles in {short(fit.doubling_time_h)} h ({short(fit.doubling_time_low_h)} to "
+            f"{short(fit.doubling_time_high_h)} h), by {fit.num_points} points from {short(fit.start_h)} h to "
+            f"{short(fit.end_h)} h"
         )
 
 

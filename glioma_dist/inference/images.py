@@ -20,6 +20,7 @@ from glioma_dist.data.remote_images import list_files
 from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_read
 from glioma_dist.inference.writers.names import is_result_name
+from glioma_dist.wording import counted
 
 SUMMARY, FAILED = "summary.csv", "failed.csv"
 RECORDS = re.compile(r"predict(-\d{5})?\.json")
@@ -161,11 +162,6 @@ def _why_not_by_name(path: Path | Url) -> str:
     if path.suffix.lower() in (*PICTURE_SUFFIXES, *MICROSCOPE_SUFFIXES, SUFFIX):
         return ""
     return printable(path.suffix.lower())[:20] or "plain"
-
-
-def counted(number: int, one: str, several: str | None = None) -> str:
-    """Return a number with its noun: `1 file`, `2 files`."""
-    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def unique_names(files: Sequence[tuple[Path | Url, int, Sequence[str], Sequence[str]]]) -> list[str]:

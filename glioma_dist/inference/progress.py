@@ -10,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from glioma_dist.wording import short
+
 SECONDS_BETWEEN_LINES = 10.0
 IMAGES_IN_RATE = 50
 MOST_WITH_A_LINE_EACH = 20
@@ -58,7 +60,7 @@ class PredictionProgress:
         each = (now - self._times[0]) / (len(self._times) - 1)
         left = timedelta(seconds=round(each * (self._total - self._done)))
         failed = f", {self._failed} failed" if self._failed else ""
-        figures = f"{each:.2g} s an image, about {left} left{failed}"
+        figures = f"{short(each, 2)} s an image, about {left} left{failed}"
         if line is not None and self._total <= MOST_WITH_A_LINE_EACH:
             self.say(line)
         self._bar.update(self._task, completed=self._done, figures=figures)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.config.paths import Url
-from glioma_dist.inference.images import counted
 from glioma_dist.inference.pictures import Picture
 from glioma_dist.inference.record import Place, Record, differences, digest_of, mark_of, read_row, result_names
 from glioma_dist.inference.results import PredictedImage
+from glioma_dist.wording import counted
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.report.data_findings import Alike, Pair
 from glioma_dist.report.data_samples import ReportedSample, Unreadable
 from glioma_dist.report.prediction_curves import count_in_bins, draw_counts
-from glioma_dist.report.style import short
+from glioma_dist.wording import short
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from glioma_dist.errors import InputError, printable
 from glioma_dist.files import cannot_read, read_json
 from glioma_dist.report.prediction_curves import Curve, CurvePoint
 from glioma_dist.report.prediction_results import MAX_HOURS
-from glioma_dist.report.style import short
+from glioma_dist.wording import short
 
 GROWTH = "growth.json"
 MAX_BYTES = 2**28

@@ -27,7 +27,7 @@ from glioma_dist.report.prediction_growth import read_curves
 from glioma_dist.report.prediction_model import describe_model
 from glioma_dist.report.prediction_pictures import TOTAL_BYTES, Thumbnail, make_thumbnail, thumbnail_width
 from glioma_dist.report.prediction_results import Failure, ReportedImage, ResultFolder
-from glioma_dist.report.style import short
+from glioma_dist.wording import short
 
 MAX_CARDS = 2000
 """Pictures on a page; a browser shows more only slowly. The table has all images."""

@@ -22,10 +22,10 @@ from glioma_dist.report.style import (
     ORANGE,
     VIOLET,
     entitle,
-    short,
     tidy,
     write_plots,
 )
+from glioma_dist.wording import short
 
 OURS = "glioma-dist"
 CARDS_GB = (8, 16, 24, 48, 80)

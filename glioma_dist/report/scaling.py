@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from glioma_dist.files import write_atomically
 from glioma_dist.report.resolution import csv_text
-from glioma_dist.report.style import BLUE, GREEN, GREY, ORANGE, entitle, short, tidy, write_plots
+from glioma_dist.report.style import BLUE, GREEN, GREY, ORANGE, entitle, tidy, write_plots
+from glioma_dist.wording import short
 
 NAMES = {"single": "one GPU", "ddp": "DDP", "fsdp2": "FSDP2", "spatial": "spatial parallel"}
 COLOURS = {"ddp": BLUE, "fsdp2": ORANGE, "spatial": GREEN}

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from glioma_dist.files import write_atomically
-from glioma_dist.report.style import BLUE, GREY, ORANGE, entitle, short, tidy, write_plots
+from glioma_dist.report.style import BLUE, GREY, ORANGE, entitle, tidy, write_plots
+from glioma_dist.wording import short
 
 OURS = "glioma-dist"
 COLUMNS = {

@@ -58,8 +58,3 @@ def entitle(figure: Figure, title: str, caption: str) -> None:
 def drawable(text: str) -> str:
     """A text from elsewhere as matplotlib draws it: $ would begin a formula, and letters that its font lacks warn."""
     return text.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$")
-
-
-def short(value: float) -> str:
-    """Three significant digits."""
-    return f"{float(f'{value:.3g}'):g}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glioma_dist.limits import IGNORE
+from glioma_dist.wording import short
 
 LEAST_SHARE = 1 / 20
 """Of the cells' pixels, or of the background's: less of them predicted is nearly none."""
@@ -35,7 +36,7 @@ class ValidationWatch:
         self._last = kind
         if kind is None or not has_lasted:
             return None
-        cells, labelled = (f"{100 * count / known:.2g} %" for count in (predicted, reference))
+        cells, labelled = (f"{short(100 * count / known, 2)} %" for count in (predicted, reference))
         return (
             f"the predicted masks of the validation images are nearly {kind}: cells cover {cells} of them, and "
             f"{labelled} of the reference masks; if that stays so, check that the masks belong to the images "

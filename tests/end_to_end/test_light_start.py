@@ -206,7 +206,7 @@ def test_what_needs_no_network_imports_none(arguments, code, run_forked):
 
 def test_shards_are_listed(places, run_forked):
     out, err = run_forked(["shards", "inspect", places["SHARDS"]], 0, allowed="cv2")
-    assert "3 samples in 1 shards" in out
+    assert "3 samples in 1 shard," in out
     assert err == ""
 
 

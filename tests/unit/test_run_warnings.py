@@ -171,7 +171,7 @@ def test_it_is_told_when_it_lasts_or_when_the_run_is_over():
         watch.counted((predicted, 250, 1000))
         told.append(watch.judge(is_last))
     assert [bool(each) for each in told] == [False, False, False, False, True, True]
-    assert "nearly full: cells cover 1e+02 % of them, and 25 % of the reference masks" in told[4]
+    assert "nearly full: cells cover 100 % of them, and 25 % of the reference masks" in told[4]
     assert "nearly empty: cells cover 0 % of them" in told[5]
 
 

@@ -20,6 +20,7 @@ from glioma_dist.data.shards.index import INDEX_NAME
 from glioma_dist.data.shards.reader import ShardWriter
 from glioma_dist.data.splits import WHOLE
 from glioma_dist.errors import InputError, printable
+from glioma_dist.wording import counted
 
 AUDIT_NAME = "audit.json"
 NUM_NAMES = 5
@@ -60,7 +61,7 @@ def finish(out: Path, audit: Audit, written: Mapping[str, int], console: Console
     audit.show(console, out / AUDIT_NAME)
     for name, count in written.items():
         where = printable(out / name) if count else "not written: no sample of it could be converted"
-        console.print(f"{name}: {count} samples, {where}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{name}: {counted(count, 'sample')}, {where}", markup=False, highlight=False, soft_wrap=True)
     if any(written.values()):
         folder = shlex.quote(printable(out))
         line = f"look at the data: glioma-dist shards report {folder} --out {folder}.html"
