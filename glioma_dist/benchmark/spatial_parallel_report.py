@@ -97,11 +97,11 @@ def estimated(config: SpatialParallelConfig) -> list[dict]:
 def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config: SpatialParallelConfig) -> str:
     lines = [
         "# One image over several processes\n",
-        f"{metadata['device']}; torch {metadata['torch']}; {metadata['commit']}.\n",
+        f"{metadata['device']}; torch {metadata['torch']}; commit {metadata['commit']}.\n",
     ]
     lines += [f"```\n{metadata['command']}\n```\n", f"## Measured: U-Net {config.encoder}\n"]
     lines += [
-        "| size | activation checkpointing | GPUs per image | s per step | peak GiB of each process | of one |",
+        "| size | activation checkpointing | GPUs per image | s per step | peak GiB of each process | relative to 1 |",
         "|---|---|---:|---:|---|---:|",
     ]
     whole = {(row["size"], row["level"]): _peak(row) for row in steps if row["spatial_parallel"] == 1}
@@ -115,7 +115,7 @@ def markdown_text(metadata: dict, steps: list[dict], traffic: list[dict], config
         f"\n## Counted: U-Net {config.estimated_encoder}, {config.estimated_size}, bf16, one GPU's share of a step\n"
     ]
     lines += [
-        f"The last columns are the time to send in percent of the time to compute at {config.tflop_s:g} TFLOP/s, if "
+        f"The last four columns: the time to send, in percent of the time to compute at {config.tflop_s:g} TFLOP/s, if "
         "sending and computing do not overlap.\n"
     ]
     heads = ("activation checkpointing", "GPUs per image", "peak GiB", "TFLOP", "halos MiB", "keys and values MiB")

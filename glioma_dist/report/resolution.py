@@ -88,14 +88,14 @@ def markdown_text(rows: list[dict]) -> str:
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
     parts = [
-        f"# U-Net {first['encoder']}: what a training step takes, by image size\n",
+        f"# U-Net {first['encoder']}: time and memory of a training step, by image size\n",
         f"Batch {first['batch_size']}, {first['device']}; {versions}; commit {first['commit']}.\n",
         f"```\n{first['command']}\n```\n",
         _table("Peak memory, GiB", steps, lambda row: f"{row['peak_gib']:.2f}" if row["peak_gib"] else "–"),
-        _table("Images a second", steps, lambda row: short(row["images_per_second"])),
+        _table("Images per second", steps, lambda row: short(row["images_per_second"])),
     ]
     if any(row["images_per_second_with_data"] for row in steps):
-        title = f"Images a second with data loading ({first['data']}, {first['workers']} workers)"
+        title = f"Images per second with data loading ({first['data']}, {first['workers']} workers)"
         parts.append(_table(title, steps, lambda row: short(row["images_per_second_with_data"])))
     if any(row.get("waiting_share") is not None for row in steps):
         title = "Time spent waiting for data, %"
@@ -105,7 +105,7 @@ def markdown_text(rows: list[dict]) -> str:
     plain = {_place(row): row["median_seconds"] for row in steps if row["level"] == "none" and row["status"] == "ok"}
     compared = [row for row in steps if row["network"] == OURS and row["level"] != "none" and _place(row) in plain]
     if compared:
-        title = "Time of a step, in times that of the level none"
+        title = "Time of a step, relative to the level none"
         parts.append(_table(title, compared, lambda row: f"{row['median_seconds'] / plain[_place(row)]:.2f}"))
     largest = [row for row in rows if row["kind"] == "largest"]
     return "\n".join([*parts, *([_largest_table(largest)] if largest else [])])
@@ -152,7 +152,7 @@ def draw_memory(rows: list[dict]) -> Figure | None:
 
 
 def draw_speed(rows: list[dict]) -> Figure | None:
-    """Images a second against the image's size, batches at hand; None for fewer than two sizes."""
+    """Images per second against the image's size, batches at hand; None for fewer than two sizes."""
     numbers = sorted({len(row["seconds"]) for row in rows if row["status"] == "ok"})
     caption = (
         f"Both axes are logarithmic. Median of {' or '.join(map(str, numbers))} timed steps, without data loading."

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from glioma_dist.files import write_atomically
 from glioma_dist.report.style import BLUE, GREY, ORANGE, entitle, tidy, write_plots
-from glioma_dist.wording import short
+from glioma_dist.wording import counted, short
 
 OURS = "glioma-dist"
 COLUMNS = {
@@ -38,13 +38,14 @@ def markdown_text(rows: list[dict]) -> str:
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
     lines = [
-        "# What segmenting one image takes, by image size\n",
-        f"{first['device']}; {versions}; commit {first['commit']}. Median of {first['repeats']} images after "
-        f"{first['warm_up']}; fp32, drawn image, random weights.\n",
+        "# Time and memory of segmenting one image, by image size\n",
+        f"{first['device']}; {versions}; commit {first['commit']}. Median of "
+        f"{counted(first['repeats'], 'image')} after {first['warm_up']} for warm-up; fp32, drawn image, random "
+        "weights.\n",
         f"```\n{first['command']}\n```\n",
-        "Peak memory is all that the process holds, libraries included. At the start: with all libraries and no "
-        "network. Added: the difference. Tensors: the most that tensors take at once, weights included. Times and "
-        "memory in brackets are in times the baseline's.\n",
+        "Peak memory is all memory of the process, libraries included. At the start: with all libraries and no "
+        "network. Added: the difference. Tensors: the peak memory of all tensors, weights included. In brackets: the "
+        "value divided by the baseline's.\n",
         f"| Size | Encoder | Network | {' | '.join(COLUMNS)} |",
         "|---|---|---|" + "---:|" * len(COLUMNS),
     ]

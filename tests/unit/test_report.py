@@ -75,7 +75,7 @@ def test_the_page_says_what_was_measured_where():
 
 def test_the_tables_hold_each_cell_in_its_place():
     text = markdown_text(make_rows())
-    memory, speed = table(text, "Peak memory, GiB"), table(text, "Images a second")
+    memory, speed = table(text, "Peak memory, GiB"), table(text, "Images per second")
     assert memory["", ""] == list(SIZES)
     assert memory["glioma-dist, checkpointing none", "bf16"] == ["1.50", "4.50", "13.50"]
     assert memory["glioma-dist, checkpointing full", "bf16"] == ["1.00", "2.00", "4.00"]
@@ -86,7 +86,7 @@ def test_the_tables_hold_each_cell_in_its_place():
 
 def test_the_cost_in_time_is_relative_to_the_rung_without_recomputation():
     rows = make_rows()
-    costs = "Time of a step, in times that of the level none"
+    costs = "Time of a step, relative to the level none"
     assert table(markdown_text(rows), costs) == {
         ("", ""): list(SIZES),
         ("---", "---"): ["---:"] * 3,
@@ -109,7 +109,7 @@ def test_data_loading_and_the_largest_have_tables_where_they_were_measured():
     rows.append({**rows[0], "kind": "largest", "sought": "size", "limited_by": "out of memory", "batch_size": 7})
     rows.append({**rows[-1], "sought": "batch", "status": "timed out", "limited_by": "timed out"})
     text = markdown_text(rows)
-    loading = table(text, "Images a second with data loading (drawn, 2 workers)")
+    loading = table(text, "Images per second with data loading (drawn, 2 workers)")
     assert loading["glioma-dist, checkpointing none", "bf16"] == ["3", "0.5", "0.5"]
     assert "| glioma-dist, checkpointing none | bf16 | size | 704x512, batch 7 | out of memory |" in text
     assert "| glioma-dist, checkpointing none | bf16 | batch | none | timed out |" in text
