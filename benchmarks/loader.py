@@ -173,11 +173,13 @@ def table(rows: list[dict], metadata: dict) -> str:
             key, rate = (row["case"], row["workers"]), row["uint8"]["images_per_second"]
             best[key] = max(rate, best.get(key, 0.0))
     lines = [
+        "# Loading data: images per second and CPU time per image",
+        "",
         f"{metadata['device']}, {metadata['cores']} cores, load {metadata['load']:.1f} before; {metadata['versions']}; "
         f"commit {metadata['commit']}; `{metadata['command']}`",
         "",
         "| Images | Pipeline | Workers | Images/s | Relative to the best other | CPU time per image (ms) | Images/s, "
-        "normalised on the CPU | CPU time per image (ms) | Memory growth (MiB) |",
+        "normalised on the CPU | CPU time per normalised image (ms) | Memory growth (MiB) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
