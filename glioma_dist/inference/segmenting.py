@@ -43,6 +43,11 @@ STRIP_PIXELS = 2**20
 PROGRESS_SECONDS = 60.0
 STRIP_SHARE, TILE_SHARE = 0.35, 0.8
 """Of the memory that is left: what one strip may take while it is computed, beside those that wait; what a tile may."""
+FIRST_BYTES = 128 * 2**20
+"""That a process takes for good on a CPU when it first computes an image: the code of kernels, buffers of threads."""
+STRIP_BYTES = 8 * 2**20
+"""That each strip holds beside its maps, a thread's small blocks: 64 strips of 32x2048 pixels took 0.5 GiB with
+mit_b0."""
 TILE_SIDES = {"attention": 2048, "other": 4096}
 """Of the largest tile: beyond, attention takes longer than all other layers, or nothing is won."""
 
@@ -142,11 +147,14 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
         why = "as a whole it has more pixels than the GPU's kernels take"
     elif not is_quick:
         why = "as a whole attention would take too long"
+    if network.device.type == "cpu":
+        budget -= FIRST_BYTES
     if can_be_split(network) and is_quick:
         in_strips = image_bytes(network, height, width, in_strips=True) / pixels
         strip = min(STRIP_PIXELS, int(budget * STRIP_SHARE / in_strips))
-        if strip >= 32 * width and height > 64:
-            return Plan("strips", why, in_strips, num_strips=max(2, num_strips_for(height, width, strip)))
+        num_strips = max(2, num_strips_for(height, width, strip))
+        if strip >= 32 * width and height > 64 and num_strips * STRIP_BYTES <= (1 - STRIP_SHARE) * budget:
+            return Plan("strips", why, in_strips, num_strips=num_strips)
     side = TILE_SIDES["attention" if attends else "other"]
     num_channels = network.outputs.num_outputs
     a_row = (6 * len(picture.shape) + 12 * (num_channels - 1)) * width  # of the band of tiles: pixels, maps, copies
@@ -162,7 +170,7 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
             )
         raise InputError(
             f"{width}x{height} pixels do not fit the memory: give --memory "
-            f"{(resident_bytes() + most) / GIB + 0.1:.1f}GiB or more, or a smaller --input-size"
+            f"{(resident_bytes() + FIRST_BYTES + most) / GIB + 0.1:.1f}GiB or more, or a smaller --input-size"
         )
     return Plan("tiles", why, bytes_a_pixel, side=side)
 
