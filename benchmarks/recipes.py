@@ -10,6 +10,7 @@ cores. `--processes N` trains N recipes at a time, as on a GPU that one small ne
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from glioma_dist.benchmark.launching import end_with_this_process
+from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.cli.arguments import parse
-from glioma_dist.config import EvaluateConfig, TrainConfig
+from glioma_dist.config import EvaluateConfig, ModelConfig, TrainConfig
 from glioma_dist.config.file import from_dict
 from glioma_dist.config.yaml_file import read_yaml
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import InputError
+from glioma_dist.errors import InputError, one_line
 from glioma_dist.evaluation.comparison import bootstrap_interval, dice_score_av, paired_test, repetition_means
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.files import make_folder, read_json, write_atomically, write_json_atomically
@@ -88,6 +91,8 @@ SETTINGS = ("source", "steps", "size", "weights", "decoder_channels")
 """Fields of `RecipesConfig` that all runs of a folder share."""
 SETTINGS_FILE = "settings.json"
 """In that folder: what they are."""
+RECIPE_FILE = "recipe.json"
+"""In the folder of a recipe's runs, beside those of its splits: what it is."""
 PRETRAINED_ONLY = ("encoder_lr_factor", "freeze_encoder")
 """Settings that are for pretrained encoders."""
 
@@ -123,33 +128,47 @@ class RecipesConfig:
     """Recipes that are trained at the same time, each in a process of its own with these threads."""
 
     def validate(self) -> None:
-        """Raises InputError for unknown recipes, and where there is nothing to do."""
+        """Raises InputError for what there is none of, for recipes that share a folder, and for nothing to do."""
         if not (self.screen or self.final):
             raise InputError("nothing to do: give --screen, --final, or both")
-        if self.processes < 1:
-            raise InputError(f"--processes {self.processes}: give 1 or more")
+        for name in ("threads", "processes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: give 1 or more")
+        for name, values in (("encoders", self.encoders), ("splits", self.splits)):
+            if not values or len(set(values)) < len(values):
+                given = "".join(f" {each}" for each in values)
+                raise InputError(f"--{name}{given}: give one or more, each once")
+        for encoder in self.encoders:
+            ModelConfig(encoder=encoder).validate()
         if self.weights is not None and not self.weights.is_file():
             raise InputError(f"--weights {self.weights}: no such file")
         unknown = sorted(set(self.recipes) - set(all_recipes(self)))
         if unknown:
             raise InputError(f"--recipes {unknown[0]}: unknown; there are {', '.join(all_recipes(self))}")
+        folders: dict[str, str] = {}
+        for name in all_recipes(self):
+            if name in ("", ".", "..", SMP) or "/" in name:
+                raise InputError(f"--more {self.more}: {name!r} cannot be the name of a recipe; give another one")
+            other = folders.setdefault(folder_of(name), name)
+            if other != name:
+                raise InputError(f"--more {self.more}: {name!r} would have the folder of {other!r}; give another name")
 
 
 def main() -> None:
     config = parse(RecipesConfig)
     splits = config.splits if config.final else config.splits[:1]
     missing = [split for split in splits if not (shards_of(config, split) / "audit.json").exists()]
-    told = check_settings(config)
+    check_settings(config)
     if missing:
         find_glioma_c6(config.source)  # refused before anything is written
-    make_folder(config.out)
-    write_json_atomically(config.out / SETTINGS_FILE, told)
-    for split in missing:
-        convert(find_glioma_c6(config.source), shards_of(config, split), "t98g", split_seed=split)
-    if config.screen:
-        screen(config)
-    if config.final:
-        compare(config)
+    with results_folder(config.out):
+        write_json_atomically(config.out / SETTINGS_FILE, check_settings(config))
+        for split in missing:
+            convert(find_glioma_c6(config.source), shards_of(config, split), "t98g", split_seed=split)
+        if config.screen:
+            screen(config)
+        if config.final:
+            compare(config)
 
 
 def check_settings(config: RecipesConfig) -> dict[str, str]:
@@ -176,6 +195,11 @@ def all_recipes(config: RecipesConfig) -> dict[str, dict[str, Any]]:
     return RECIPES | more
 
 
+def folder_of(recipe: str) -> str:
+    """The name of the folder of its runs."""
+    return recipe.replace(", ", "_").replace(" ", "_")
+
+
 def shards_of(config: RecipesConfig, split: int) -> Path:
     return config.out / f"shards_{split}"
 
@@ -191,7 +215,7 @@ def run_config(config: RecipesConfig, encoder: str, recipe: str, split: int) -> 
         "model": {"encoder": encoder, "init": init, "decoder_channels": list(config.decoder_channels)},
         **{"batch_size": 4, "seed": split, "epochs": 100_000, "max_steps": config.steps},
         **{"eval_every": max(1, config.steps // 4), "save_every": 25},
-        "out": str(config.out / encoder / recipe.replace(", ", "_").replace(" ", "_") / str(split)),
+        "out": str(config.out / encoder / folder_of(recipe) / str(split)),
     }
     if init == "imagenet":
         settings["model"]["weights"] = str(config.weights or packaged_weights())
@@ -209,14 +233,47 @@ def is_for(encoder: str, settings: dict[str, Any]) -> bool:
 def results(
     function: Callable[[RecipesConfig, str, str, int], dict[str, float]], config: RecipesConfig, runs: Sequence[tuple]
 ) -> Iterator[dict[str, float]]:
-    """What `function(config, encoder, recipe, split)` returns for each of `runs`, in their order."""
+    """What `function(config, encoder, recipe, split)` returns for each of `runs`, in their order.
+
+    Raises InputError, before anything is trained, where a run that is there is of another recipe.
+    """
+    for run in runs:
+        note_recipe(config, *run)
     if config.processes == 1:
         torch.set_num_threads(config.threads)
         yield from (function(config, *run) for run in runs)
         return
-    start = {"initializer": torch.set_num_threads, "initargs": (config.threads,)}
+    start = {"initializer": begin_process, "initargs": (config.threads,)}
     with ProcessPoolExecutor(config.processes, multiprocessing.get_context("spawn"), **start) as pool:
-        yield from pool.map(partial(function, config), *zip(*runs, strict=True))
+        try:
+            yield from pool.map(partial(function, config), *zip(*runs, strict=True))
+        except Exception:
+            raise  # of one recipe: the others that are being trained come to their end
+        except BaseException:  # a signal: the same command resumes them
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def begin_process(threads: int) -> None:
+    """In a process that trains recipes: it ends with the command, however that ends."""
+    end_with_this_process()
+    torch.set_num_threads(threads)
+
+
+def note_recipe(config: RecipesConfig, encoder: str, recipe: str, split: int) -> None:
+    """Write down which recipe a run is of. Raises InputError where it is of another one, or had other settings: its
+    scores are not computed again."""
+    file = run_config(config, encoder, recipe, split).out.parent / RECIPE_FILE
+    told = {"recipe": recipe, "settings": json.loads(json.dumps(all_recipes(config).get(recipe, {})))}
+    known = read_json(file) if file.exists() else told
+    if known != told:
+        raise InputError(
+            f"recipe {recipe}: {file.parent} holds a training of {one_line(known, 200)}; give another name, or another "
+            "--out"
+        )
+    make_folder(file.parent)
+    write_json_atomically(file, told)
 
 
 def screen(config: RecipesConfig) -> None:

@@ -1,16 +1,21 @@
 """benchmarks/recipes.py at tiny size: screens, compares, resumes, and trains smp's U-Net on the same batches."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import REPOSITORY, TINY_CHANNELS, draw_sample, load_benchmark
 
+from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
@@ -110,12 +115,42 @@ def test_recipes_trained_side_by_side_score_what_they_score_alone(benchmark, mon
         assert (one / name).read_text() == (two / name).read_text()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_trainings_side_by_side_end_with_the_command(source, tmp_path, number):
+    flags = flags_of(source, tmp_path / "out", "--screen", "--processes", 2, "--steps", 100_000)
+    with open(tmp_path / "output", "w+") as output:
+        command = [sys.executable, REPOSITORY / "benchmarks/recipes.py", *flags]
+        process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            until = time.monotonic() + 240
+            while (tmp_path / "output").read_text().count("\nstep") < 2:
+                assert process.poll() is None, (tmp_path / "output").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            children = process.children(recursive=True)
+            assert len(children) > 2
+            process.send_signal(number)
+            assert process.wait(30) != 0
+            assert psutil.wait_procs(children, 30)[1] == []
+        finally:
+            for each in (process, *process.children(recursive=True)) if process.is_running() else ():
+                each.kill()
+    if number == signal.SIGTERM:
+        assert "stopped: received SIGTERM" in (tmp_path / "output").read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ((), "give --screen, --final"),
         (("--screen", "--recipes", "sgdd"), "sgdd: unknown"),
         (("--screen", "--processes", 0), "--processes 0: give 1 or more"),
+        (("--screen", "--threads", 0), "--threads 0: give 1 or more"),
+        (("--screen", "--splits"), "--splits: give one or more, each once"),
+        (("--screen", "--splits", 0, 1, 0), "--splits 0 1 0: give one or more, each once"),
+        (("--screen", "--encoders"), "--encoders: give one or more, each once"),
+        (("--screen", "--encoders", "mit_b9"), "mit_b9: unknown"),
     ],
 )
 def test_wrong_flags_are_refused(benchmark, monkeypatch, source, tmp_path, flags, message):
@@ -140,6 +175,49 @@ def test_a_folder_of_other_settings_is_refused_and_kept(benchmark, monkeypatch, 
     monkeypatch.setattr(benchmark, "parse", lambda kind: replace(given, steps=400))
     with pytest.raises(InputError, match="--steps 400"):
         benchmark.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dice+bce", None),  # in place of the recipe of that name
+        ("mine, too", None),
+        ("../mine", "'../mine' cannot be the name of a recipe"),
+        ("..", "'..' cannot be the name of a recipe"),
+        ("smp", "'smp' cannot be the name of a recipe"),
+        ("adamw_cosine", "'adamw_cosine' would have the folder of 'adamw, cosine'"),
+    ],
+)
+def test_each_recipe_has_a_folder_of_its_own(benchmark, source, tmp_path, name, message):
+    more = tmp_path / "more.yaml"
+    more.write_text(f"{name!r}: {{lr: 0.001}}\n")
+    config = benchmark.RecipesConfig(source, tmp_path / "out", screen=True, more=more)
+    if message is None:
+        config.validate()
+    else:
+        with pytest.raises(InputError, match=re.escape(message)):
+            config.validate()
+
+
+def test_scores_of_a_recipe_that_was_changed_are_not_taken(benchmark, source, tmp_path):
+    """They would be told as those of the settings that it has now."""
+    more = tmp_path / "more.yaml"
+    config = benchmark.RecipesConfig(source, tmp_path / "out", screen=True, more=more)
+    more.write_text("mine: {lr: 0.001}\n")
+    scores = iter([{"a": 0.5}])
+    for _ in range(2):
+        benchmark.note_recipe(config, "mit_b0", "mine", 0)
+    more.write_text("mine: {lr: 0.5}\n")
+    with pytest.raises(InputError, match=r"recipe mine: .*mine holds a training of .*0\.001.*; give another name"):
+        list(benchmark.results(lambda *_: next(scores), config, [("mit_b0", "mine", 0)]))
+    assert next(scores) == {"a": 0.5}, "nothing was trained"
+
+
+def test_a_second_command_in_the_same_folder_is_refused(benchmark, monkeypatch, source, tmp_path):
+    """It would replace the table of the first with its own."""
+    with results_folder(tmp_path / "out"), pytest.raises(InputError, match="another benchmark is writing there"):
+        run(benchmark, monkeypatch, source, tmp_path / "out", "--screen")
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_every_recipe_is_a_training(benchmark, source, tmp_path):
