@@ -44,6 +44,7 @@ from glioma_dist.training.loop import train
 
 sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or imported
 from baselines.lite0_weights import packaged_weights
+from baselines.shared_settings import SETTINGS_FILE, check_settings
 from baselines.smp_unet import train_smp
 
 CROP = Size(512, 512)
@@ -89,8 +90,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 SETTINGS = ("source", "steps", "size", "weights", "decoder_channels")
 """Fields of `RecipesConfig` that all runs of a folder share."""
-SETTINGS_FILE = "settings.json"
-"""In that folder: what they are."""
 RECIPE_FILE = "recipe.json"
 """In the folder of a recipe's runs, beside those of its splits: what it is."""
 PRETRAINED_ONLY = ("encoder_lr_factor", "freeze_encoder")
@@ -158,33 +157,17 @@ def main() -> None:
     config = parse(RecipesConfig)
     splits = config.splits if config.final else config.splits[:1]
     missing = [split for split in splits if not (shards_of(config, split) / "audit.json").exists()]
-    check_settings(config)
+    check_settings(config, SETTINGS)
     if missing:
         find_glioma_c6(config.source)  # refused before anything is written
     with results_folder(config.out):
-        write_json_atomically(config.out / SETTINGS_FILE, check_settings(config))
+        write_json_atomically(config.out / SETTINGS_FILE, check_settings(config, SETTINGS))
         for split in missing:
             convert(find_glioma_c6(config.source), shards_of(config, split), "t98g", split_seed=split)
         if config.screen:
             screen(config)
         if config.final:
             compare(config)
-
-
-def check_settings(config: RecipesConfig) -> dict[str, str]:
-    """The settings that all runs share, as text. Raises InputError where the runs and scores of `config.out`, which
-    are not computed again, are of others."""
-    given = {name: getattr(config, name) for name in SETTINGS}
-    told = {name: str(each.resolve() if isinstance(each, Path) else each) for name, each in given.items()}
-    path = config.out / SETTINGS_FILE
-    known = read_json(path) if path.exists() else told
-    for name, value in told.items():
-        if known.get(name) != value:
-            raise InputError(
-                f"--{name.replace('_', '-')} {value}: {config.out} holds runs with {known.get(name)}; give another "
-                "--out, or the same"
-            )
-    return told
 
 
 def all_recipes(config: RecipesConfig) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from glioma_dist.csv_tables import csv_table
@@ -15,15 +16,19 @@ from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.sources import find_glioma_c6
 from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
-from glioma_dist.files import write_atomically
+from glioma_dist.files import write_atomically, write_json_atomically
 from glioma_dist.size import Size, SizeFlag
 from glioma_dist.training.loop import train
 
 sys.path.insert(0, str(Path(__file__).parent))  # however this file is run or imported
 from baselines.lite0_weights import packaged_weights
+from baselines.shared_settings import SETTINGS_FILE, check_settings
 
 CROP = Size(256, 256)
+SETTINGS = ("source", "encoder", "weights", "size", "batch_size", "steps", "lr")
+"""Fields of `StudyConfig` that all runs of a folder share."""
 COLUMNS = ("split", "seed", "init", "steps", "dice_mean", "dice_least")
 
 
@@ -49,22 +54,40 @@ class StudyConfig:
     threads: int = 1
     """Of PyTorch, on a CPU."""
 
+    def validate(self) -> None:
+        for name, values in (("splits", self.splits), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                given = "".join(f" {each}" for each in values)
+                raise InputError(f"--{name}{given}: give one or more, each once")
+        if self.threads < 1:
+            raise InputError(f"--threads {self.threads}: give 1 or more")
+
 
 def main() -> None:
     study = parse(StudyConfig)
     weights = study.weights or packaged_weights()
+    check_settings(study, SETTINGS)
+    missing = [split for split in study.splits if not (shards_of(study, split) / "audit.json").exists()]
+    if missing:
+        find_glioma_c6(study.source)  # refused before anything is written
     torch.set_num_threads(study.threads)
     context = DistributedContext.start()
     rows = []
-    for split in study.splits:
-        shards = study.out / f"shards_{split}"
-        if not (shards / "audit.json").exists():
-            convert(find_glioma_c6(study.source), shards, shards.name, split_seed=split)
-        for seed in study.seeds:
-            for init in ("random", "imagenet"):
-                rows.append(one_run(study, context, shards, split, seed, init, weights))
-                write_table(study.out / "table.csv", rows)
+    with results_folder(study.out):
+        write_json_atomically(study.out / SETTINGS_FILE, check_settings(study, SETTINGS))
+        for split in study.splits:
+            shards = shards_of(study, split)
+            if split in missing:
+                convert(find_glioma_c6(study.source), shards, shards.name, split_seed=split)
+            for seed in study.seeds:
+                for init in ("random", "imagenet"):
+                    rows.append(one_run(study, context, shards, split, seed, init, weights))
+                    write_table(study.out / "table.csv", rows)
     print(table(rows))
+
+
+def shards_of(study: StudyConfig, split: int) -> Path:
+    return study.out / f"shards_{split}"
 
 
 def one_run(

@@ -162,15 +162,15 @@ def test_a_folder_of_other_settings_is_refused_and_kept(benchmark, monkeypatch, 
     """Scores and runs that are there are not computed again, so that they would be those of other settings."""
     given = benchmark.RecipesConfig(tmp_path, tmp_path / "out", final=True, size=Size(32, 32))
     given.out.mkdir()
-    (given.out / "settings.json").write_text(json.dumps(benchmark.check_settings(given)))
-    benchmark.check_settings(replace(given, splits=(0,), encoders=("mit_b0",), threads=1))
+    (given.out / "settings.json").write_text(json.dumps(benchmark.check_settings(given, benchmark.SETTINGS)))
+    benchmark.check_settings(replace(given, splits=(0,), encoders=("mit_b0",), threads=1), benchmark.SETTINGS)
     before = (tmp_path / "out" / "settings.json").read_bytes()
     for changes, words in (
         ({"steps": 400}, "--steps 400: .*out holds runs with 200; give another --out, or the same"),
         ({"decoder_channels": TINY_CHANNELS}, "--decoder-channels"),
     ):
         with pytest.raises(InputError, match=words):
-            benchmark.check_settings(replace(given, **changes))
+            benchmark.check_settings(replace(given, **changes), benchmark.SETTINGS)
     assert (tmp_path / "out" / "settings.json").read_bytes() == before
     monkeypatch.setattr(benchmark, "parse", lambda kind: replace(given, steps=400))
     with pytest.raises(InputError, match="--steps 400"):
