@@ -21,8 +21,11 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []
-        """By their size. The smallest that is large enough is taken: what has held the larger storages of one pass
+        """The smallest that is large enough is taken: what has held the larger storages of one pass
         holds the smaller ones of another, in whatever order they come."""
+        self._released: list[Tensor] = []
+        """What is free since the last storage came. The garbage collector may add to it at any moment, as long as
+        `_free` is looked through, too."""
 
     def leave(self, source: Tensor) -> tuple[Any, Any]:
         """Begin to copy (bytes,) uint8 to the host. Returns where it is, and what to wait for."""
@@ -53,15 +56,22 @@ class HostMemory:
 
     def release(self, memory: Any) -> None:
         """Nothing needs it any more. Copies that have begun come before those that follow."""
-        insort(self._free, memory, key=len)
+        self._released.append(memory)
+
+    def free(self) -> list[Tensor]:
+        """The memory that nothing needs, by its size."""
+        while self._released:
+            insort(self._free, self._released.pop(), key=len)
+        return self._free
 
     def _take(self, source: Tensor) -> Tensor:
         """Memory of at least as many bytes."""
-        first = bisect_left(self._free, len(source), key=len)
-        if first < len(self._free):
-            return self._free.pop(first)
-        if self._free:  # storages are larger now: one takes the place of the largest
-            self._give_up(self._free.pop())
+        free = self.free()
+        first = bisect_left(free, len(source), key=len)
+        if first < len(free):
+            return free.pop(first)
+        if free:  # storages are larger now: one takes the place of the largest
+            self._give_up(free.pop())
         return torch.empty(len(source), dtype=torch.uint8)
 
     def _give_up(self, memory: Tensor) -> None:

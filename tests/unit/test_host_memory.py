@@ -1,5 +1,8 @@
 """Host memory in which activations wait is allocated, and page-locked, once."""
 
+import gc
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,3 +47,53 @@ def test_uneven_micro_batches_share_their_memory(sizes):
     assert host.given_up == []
     if sizes[0] == max(sizes):
         assert sum(places.values()) == max(sizes) * sum(STORAGES)
+
+
+class Parcel:
+    """Host memory that only the garbage collector gives back: it refers to itself."""
+
+    def __init__(self, host: HostMemory, memory: Tensor) -> None:
+        self.host, self.memory, self.itself = host, memory, self
+
+    def __del__(self) -> None:
+        self.host.release(self.memory)
+
+
+def calls_of(function, collect_at: int) -> int:
+    """The number of calls of Python's functions in a call of `function`; garbage is collected before one of them."""
+    calls = 0
+
+    def look(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        if event == "call":
+            if calls == collect_at:
+                gc.collect()
+            calls += 1
+
+    sys.setprofile(look)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_garbage_may_be_collected_while_memory_is_looked_for():
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        at, calls = 0, 1
+        while at < calls:
+            host, source = HostMemory(), torch.randint(256, (450,), dtype=torch.uint8)
+            for size in range(100, 900, 100):
+                host.release(torch.empty(size, dtype=torch.uint8))
+            Parcel(host, torch.empty(50, dtype=torch.uint8))
+            found = []
+            calls = calls_of(lambda host=host, source=source, found=found: found.append(host.leave(source)[0]), at)
+            assert torch.equal(found[0][:450], source)
+            assert len(found[0]) == 500
+            at += 1
+    finally:
+        if was_on:
+            gc.enable()
+    assert calls > 3

@@ -191,10 +191,10 @@ def test_what_is_small_stays_and_what_leaves_is_let_go_of():
     loss.backward()
     leaves, arrives = ([num for what, num in host.log if what == kind] for kind in ("leaves", "arrives"))
     assert (len(leaves), len(arrives)) == (10, 9)  # the last was still there
-    assert [len(each) for each in host._free].count(4 * 4 * 65) == 10
-    before = {id(each) for each in host._free}
+    assert [len(each) for each in host.free()].count(4 * 4 * 65) == 10
+    before = {id(each) for each in host.free()}
     model(images).backward()
-    assert {id(each) for each in host._free} == before  # the memory of the first step
+    assert {id(each) for each in host.free()} == before  # the memory of the first step
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])

@@ -274,7 +274,7 @@ def test_counted_is_what_real_tensors_take(level, in_backward):
     counted = step_count.count_at_size(step, level)
     assert counted.peak == pytest.approx(found.peak, rel=0.005)
     if moved is not None:
-        assert counted.host == sum(map(len, moved.host._free)) > 0
+        assert counted.host == sum(map(len, moved.host.free())) > 0
 
 
 def test_advice_never_offers_what_was_tried():
