@@ -28,6 +28,8 @@ MAX_INSTANCES = 2**16 - 1
 
 def check_batch_size(value: int) -> None:
     """Raises InputError where a step cannot have so many images."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"--batch-size {shown(value)}: give a whole number")
     if not 1 <= value <= MAX_BATCH_SIZE:
         raise InputError(f"--batch-size {value}: give {'1 or more' if value < 1 else f'at most {MAX_BATCH_SIZE}'}")
 

@@ -19,7 +19,7 @@ from glioma_dist.data.shards.cache import ShardCache
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.urls import was_url
 from glioma_dist.errors import InputError, one_line
-from glioma_dist.limits import check_seed
+from glioma_dist.limits import check_batch_size, check_seed
 
 LONGEST_BLOCK = 1000
 _SOURCE, _BLOCK = 3, 4
@@ -92,6 +92,7 @@ class MixtureSampler:
 
     def __init__(self, sizes: Sequence[Sequence[int]], weights: Sequence[float], batch_size: int, seed: int) -> None:
         check_seed("seed", seed)
+        check_batch_size(batch_size)
         self._arguments = (sizes, weights, batch_size, seed)
         self.batch_size = batch_size
         self.steps_per_epoch = sum(map(sum, sizes)) // batch_size

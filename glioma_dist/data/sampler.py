@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from glioma_dist.errors import InputError
-from glioma_dist.limits import check_seed
+from glioma_dist.limits import check_batch_size, check_seed
 
 SHARDS_IN_WINDOW = 16
 LARGEST_DRAWN = 2**16
@@ -45,14 +45,15 @@ class DeterministicSampler:
     """The order of all batches of a run.
 
     A batch takes `batch_size` samples; the rest of an epoch that fills no batch is left out, other samples each
-    epoch. Raises InputError where the samples do not fill one batch, or the seed is none from 0 to
-    2^63 - 1; `named` says whose samples they are.
+    epoch. Raises InputError where the samples do not fill one batch, a batch has no sample, or the seed is none from 0
+    to 2^63 - 1; `named` says whose samples they are.
     """
 
     def __init__(
         self, shard_sizes: Sequence[int], batch_size: int, seed: int, named: str = "the training data"
     ) -> None:
         check_seed("seed", seed)
+        check_batch_size(batch_size)
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = seed

@@ -119,6 +119,21 @@ def test_a_seed_that_is_none_is_refused_wherever_one_is_taken(take):
             take(seed)
 
 
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda batch_size: gd.DeterministicSampler([4], batch_size, 0),
+        lambda batch_size: MixtureSampler([[4], [4]], [1, 1], batch_size, 0),
+        lambda batch_size: gd.TrainConfig(data=gd.DataConfig(train=("x",)), batch_size=batch_size).validate(),
+    ],
+)
+def test_a_batch_without_samples_is_refused(take):
+    """Of -1 samples it was an empty list, of an order with -4 steps in an epoch."""
+    for batch_size in (0, -1, 2.5, True, "4", None, 2**21):
+        with pytest.raises(InputError, match=r"--batch-size .*: give (1 or more|a whole number|at most 1048576)"):
+            take(batch_size)
+
+
 def test_the_seed_is_the_places_and_not_the_samples():
     """A sample meets other randomness in another epoch."""
     order = DeterministicSampler([6], 2, seed=0)
