@@ -18,6 +18,7 @@ from glioma_dist.data.convert.coco import load_coco
 from glioma_dist.data.convert.conversion import convert
 from glioma_dist.data.convert.sources import find_livecell
 from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
 
 WIDTH, HEIGHT = 704, 520
 # A polygon of LIVECell has 57 numbers on average.
@@ -102,6 +103,10 @@ class ConvertBenchConfig:
     """How many images of 704x520 with 300 cells each are converted."""
     large_json: bool = False
     """Read and rasterise a JSON of 3,253 images and a million polygons instead."""
+
+    def validate(self) -> None:
+        if self.num_images < 1:
+            raise InputError(f"--num-images {self.num_images}: give 1 or more")
 
 
 def bench_convert(config: ConvertBenchConfig) -> None:

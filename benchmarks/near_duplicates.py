@@ -27,6 +27,8 @@ from glioma_dist.data.near_duplicates import (
 from glioma_dist.data.sample import Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.writer import ShardWriter
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
 from glioma_dist.report.data_samples import examine
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg")
@@ -67,7 +69,10 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def main(*folders: str) -> None:
     """Print how alike fields and their copies are, and the CPU time of the search."""
     paths = sorted(path for folder in folders for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    images = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
+    if len(paths) < 2:
+        told = " ".join(folders) or "no folder was given"
+        raise InputError(f"{told}: give folders with two images or more ({', '.join(SUFFIXES)})")
+    images = [read_grey(path) for path in paths]
     sketches = [sketch(image) for image in images]
     num_pairs = len(sketches) * (len(sketches) - 1) // 2
     print("| Pair | Similarity, lowest | Median | Found |\n|---|---:|---:|---:|")
@@ -102,6 +107,14 @@ def main(*folders: str) -> None:
     print(f"| compare an alike pair at 128x128 pixels | {1e3 * seconds / len(alike):.0f} ms |")
 
 
+def read_grey(path: Path) -> np.ndarray:
+    """Raises InputError where OpenCV reads nothing."""
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise InputError(f"{path}: is no image that OpenCV reads")
+    return image
+
+
 def _draw(number: int) -> list[Sketch]:
     """Sketches of noise, of which no two are alike at 32x32 pixels, so that no pair is compared further."""
     generator = np.random.default_rng(0)
@@ -117,4 +130,4 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))

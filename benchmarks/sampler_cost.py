@@ -13,6 +13,7 @@ from glioma_dist.cli.arguments import parse
 from glioma_dist.data.sampler import SHARDS_IN_WINDOW, DeterministicSampler
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError
+from glioma_dist.limits import check_batch_size
 
 COST_STEPS = 2000
 
@@ -36,6 +37,7 @@ class SimulationConfig:
     """Samples in webdataset's shuffle buffer, in each process."""
 
     def validate(self) -> None:
+        check_batch_size(self.batch_size)
         odd = [count for count in self.processes if count < 1 or self.batch_size % count]
         if odd or not self.processes:
             raise InputError(f"--processes {odd}: each must divide --batch-size {self.batch_size}")

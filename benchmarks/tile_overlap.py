@@ -17,6 +17,8 @@ import numpy as np
 from glioma_dist.config.networks import NETWORKS
 from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.distributed.own_context import given_or_own
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
 from glioma_dist.evaluation.maps import class_map
 from glioma_dist.evaluation.network import THRESHOLD, Network, load_network, pixel_maps
 from glioma_dist.inference.large.picture import ArrayPicture
@@ -28,10 +30,18 @@ CASES = ((64, 1024), (128, 1024), (256, 1024), (384, 1024), (128, 1536), (256, 1
 """Overlap and largest side of a tile, in pixels."""
 
 
-def main(folder: str) -> None:
+NUM_FIELDS = 12
+
+
+def main(*folders: str) -> None:
     """Print a row for each overlap and size."""
-    paths = sorted(Path(folder).glob("*.png"))
-    fields = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths[:12]]
+    if len(folders) != 1:
+        raise InputError("give one folder, as in python benchmarks/tile_overlap.py t98g/images/default")
+    paths = sorted(Path(folders[0]).glob("*.png"))[:NUM_FIELDS]
+    fields = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
+    shapes = {None if field is None else field.shape for field in fields}
+    if len(fields) < NUM_FIELDS or len(shapes) > 1 or None in shapes:
+        raise InputError(f"{folders[0]}: give a folder with {NUM_FIELDS} PNG images of one size or more")
     with given_or_own(None) as context:
         network, checkpoint = load_network(NETWORKS / "t98g-small", 1, context)
         contrast = checkpoint.config.data.intensity_normalization
@@ -70,4 +80,4 @@ def _mask(network: Network, probability: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))

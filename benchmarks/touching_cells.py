@@ -21,6 +21,8 @@ from glioma_dist.data.loader import evaluation_samples
 from glioma_dist.data.sample import IGNORE, Sample
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.distributed.own_context import given_or_own
+from glioma_dist.distributed.run_command import run_command
+from glioma_dist.errors import InputError
 from glioma_dist.evaluation import separation
 from glioma_dist.evaluation.dice import class_counts, dice_from
 from glioma_dist.evaluation.image_score import found_cells
@@ -33,12 +35,17 @@ LIMITS = (0.3, 0.4, 0.5, 0.6)
 LEAST_PIXELS = (5, 20, 50)
 
 
-def main(checkpoint: str, data: str) -> None:
+def main(*given: str) -> None:
     """Print a row for each way."""
+    if len(given) != 2:
+        raise InputError("give two, as in python benchmarks/touching_cells.py runs/cells/best shards/cells/val")
+    checkpoint, reader = given[0], ShardReader(given[1])
+    if not reader.has_instances:
+        raise InputError(f"{given[1]}: has no number for each cell; convert it again with --instances")
     with given_or_own(None) as context:
         network, read = load_network(Path(checkpoint), 1, context)
         contrast = read.config.data.intensity_normalization
-        samples = list(evaluation_samples(ShardReader(data), 0, 1, 0, 0, contrast, with_instances=True))
+        samples = list(evaluation_samples(reader, 0, 1, 0, 0, contrast, with_instances=True))
         maps = [_maps(network, sample) for sample in samples]
     dice = [_dice(network, each, sample) for each, sample in zip(maps, samples, strict=True)]
     print(f"{len(samples)} images, mean Dice {np.mean(dice):.4f}")
@@ -81,4 +88,4 @@ def _matched(network: Network, maps: np.ndarray, sample: Sample) -> MatchedCells
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))
