@@ -7,10 +7,11 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.cli.arguments import parse
 from glioma_dist.distributed.run_command import run_command
 from glioma_dist.errors import InputError, PartialError
-from glioma_dist.files import check_new_folder, make_folder
+from glioma_dist.files import check_new_folder
 
 sys.path.append(str(Path(__file__).resolve().parent / "faults"))
 
@@ -48,11 +49,11 @@ class ChaosConfig:
 def main() -> None:
     config = parse(ChaosConfig)
     check_new_folder("--out", config.out)
-    make_folder(config.out)
-    config = replace(config, out=config.out.resolve())  # the runs work in another folder
-    from chaos_command import run_campaign
+    with results_folder(config.out):  # another one would end the processes of this one's runs
+        config = replace(config, out=config.out.resolve())  # the runs work in another folder
+        from chaos_command import run_campaign
 
-    failed = run_campaign(config)
+        failed = run_campaign(config)
     if failed:
         flags = f"--faults {config.faults} --seed {config.seed}{' --forked-launchers' * config.forked_launchers}"
         again = f"python benchmarks/chaos.py {flags} --out {shlex.quote(str(config.out))} --only"

@@ -19,6 +19,7 @@ from glioma_dist.distributed.environment import find_commit
 from glioma_dist.errors import InputError
 from glioma_dist.files import read_json
 from glioma_dist.size import Size
+from glioma_dist.training.folder_lock import LOCK
 
 PRELOADED = (
     *("accelerate", "albumentations", "aiohttp", "fsspec.asyn", "torch._dynamo", "torch.distributed.launcher.api"),
@@ -73,7 +74,7 @@ def run_campaign(config: Config) -> list[int]:
 
 def _read_done(config: Config) -> dict[str, Any] | None:
     """The results of a campaign that was cut off; None for a new one. Raises InputError where it had other flags."""
-    if not any(config.out.iterdir()):
+    if all(each.name == LOCK for each in config.out.iterdir()):
         return None
     done = read_json(config.out / "chaos.json") if (config.out / "chaos.json").exists() else {}
     flags = (config.seed, config.faults, config.forked_launchers)

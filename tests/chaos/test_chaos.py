@@ -21,6 +21,7 @@ from chaos_starts import BATCH, IMAGES, STEPS
 from helpers import REPOSITORY
 from safetensors.numpy import load_file, save_file
 
+from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.distributed import environment
 from glioma_dist.errors import InputError
 
@@ -185,6 +186,23 @@ def test_a_campaign_is_continued_with_its_own_flags_and_commit_only(config, monk
         (config.out / "chaos.json").write_text(json.dumps(known | change))
         with pytest.raises(InputError, match=words):
             chaos_command._read_done(config)
+
+
+def test_a_second_campaign_in_the_same_folder_is_refused(config):
+    """It would continue the first one's, and end the processes of its runs."""
+    with results_folder(config.out):
+        assert chaos_command._read_done(config) is None, "a lock alone is no campaign"
+        ended = subprocess.run(
+            [sys.executable, REPOSITORY / "benchmarks/chaos.py", "--out", config.out],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+    assert ended.returncode == 2, ended.stderr
+    assert "another benchmark is writing there" in ended.stderr
+    assert [each.name for each in config.out.iterdir()] == [".lock"]
 
 
 def test_a_campaign_notes_the_commit_as_runs_and_benchmarks_do():
