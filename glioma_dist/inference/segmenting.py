@@ -149,11 +149,10 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
         why = "as a whole attention would take too long"
     if network.device.type == "cpu":
         budget -= FIRST_BYTES
+    in_strips = None
     if can_be_split(network) and is_quick:
         in_strips = image_bytes(network, height, width, in_strips=True) / pixels
-        strip = min(STRIP_PIXELS, int(budget * STRIP_SHARE / in_strips))
-        num_strips = max(2, num_strips_for(height, width, strip))
-        if strip >= 32 * width and height > 64 and num_strips * STRIP_BYTES <= (1 - STRIP_SHARE) * budget:
+        if num_strips := _num_strips(height, width, in_strips, budget):
             return Plan("strips", why, in_strips, num_strips=num_strips)
     side = TILE_SIDES["attention" if attends else "other"]
     num_channels = network.outputs.num_outputs
@@ -168,11 +167,23 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
                 f"{width}x{height} pixels do not fit the GPU: {most / GIB:.1f} GiB must be free, {budget / GIB:.1f} "
                 "are; end other programs, or give a smaller --input-size"
             )
+        if in_strips is not None:
+            budgets = range(0, int(most), 2**25)
+            most = next((each for each in budgets if _num_strips(height, width, in_strips, each)), most)
         raise InputError(
             f"{width}x{height} pixels do not fit the memory: give --memory "
             f"{(resident_bytes() + FIRST_BYTES + most) / GIB + 0.1:.1f}GiB or more, or a smaller --input-size"
         )
     return Plan("tiles", why, bytes_a_pixel, side=side)
+
+
+def _num_strips(height: int, width: int, bytes_a_pixel: float, budget: int) -> int:
+    """Into how many strips an image goes within `budget` bytes; 0: it does not."""
+    pixels = min(STRIP_PIXELS, int(budget * STRIP_SHARE / bytes_a_pixel))
+    if pixels < 32 * width or height <= 64:
+        return 0
+    number = max(2, num_strips_for(height, width, pixels))
+    return number if number * STRIP_BYTES <= (1 - STRIP_SHARE) * budget else 0
 
 
 def _too_much(network: Network, needed: int, budget: int, limit: int) -> str:

@@ -528,3 +528,23 @@ def test_memory_stays_within_the_limit_in_strips(tmp_path):
     assert text.startswith("1024x1536 pixels in ")
     assert found["grew"] < room
     assert found["other"] < 1e-5
+
+
+def measure_at_least(encoder: str, side: int, folder: str) -> dict:
+    """Peak of a process that segments its first image with the least memory that a refusal advises."""
+    network, image = make_network(encoder), Drawn(side, side)
+    try:
+        choose(image, network, memory.resident_bytes())
+    except InputError as error:
+        advised = re.search(r"--memory ([\d.]+GiB)", str(error))[1]
+    limit = PredictConfig(checkpoint="x", images="x", out="y", memory=advised).memory_bytes
+    Path("/proc/self/clear_refs").write_text("5")
+    found = segment(image, network, None, limit, Path(folder))
+    return {"peak": 1024 * read_kib("VmHWM"), "limit": limit, "way": found.way}
+
+
+@pytest.mark.parametrize("encoder", ["mit_tiny", "mit_b0"])
+def test_the_least_memory_that_is_advised_is_not_exceeded(tmp_path, encoder):
+    (found,) = run(measure_at_least, encoder, 1280, str(tmp_path))
+    print(found)
+    assert found["peak"] < found["limit"]
