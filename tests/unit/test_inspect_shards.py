@@ -45,7 +45,8 @@ def test_it_lists_what_the_index_says(shards, capsys):
     assert "drawn, split train, licence CC0" in printed
     assert "10 samples in 4 shards" in printed
     for shard in ShardReader(shards / "train").index["shards"]:
-        assert f"{shard['name']}  {shard['num_samples']} samples  {shard['bytes']} bytes" in printed
+        number = shard["num_samples"]
+        assert f"{shard['name']}  {number} sample{'s' * (number > 1)}  {shard['bytes']} bytes" in printed
 
 
 def test_undamaged_shards_are_said_to_be_ok(shards, capsys):
