@@ -70,6 +70,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "flips and contrast": {"lr": 1e-3, "data": {"augment": ["flips", "contrast"]}},
     "slow encoder": {**ADAMW, "lr_schedule": "cosine", "warmup_steps": 10, "encoder_lr_factor": 0.1},
+    "adamw, one-cycle, dice+bce, slow encoder": {
+        **{**ADAMW, "lr": 3e-3, "lr_schedule": "one-cycle", "loss": "dice+bce"},
+        "encoder_lr_factor": 0.1,
+    },
     "frozen encoder": {**ADAMW, "lr_schedule": "cosine", "freeze_encoder": True},
     "lr 1e-2, one-cycle": {"lr": 1e-2, "lr_schedule": "one-cycle"},
     "lr 3e-3, cosine": {"lr": 3e-3, "lr_schedule": "cosine", "warmup_steps": 10},
