@@ -25,7 +25,7 @@ from glioma_dist.inference.large.memory import (
 from glioma_dist.inference.large.picture import ArrayPicture, LazyPicture
 from glioma_dist.inference.large.scaled import segment_scaled
 from glioma_dist.inference.large.scratch import RowFile
-from glioma_dist.inference.large.strips import can_be_split, compute_in_strips, num_strips_for
+from glioma_dist.inference.large.strips import all_strips_wait, can_be_split, compute_in_strips, num_strips_for
 from glioma_dist.inference.large.tiles import compute_in_tiles, least_side
 from glioma_dist.model.unet import unwrapped
 from glioma_dist.scale.kernel_limits import forward_fits
@@ -46,8 +46,10 @@ STRIP_SHARE, TILE_SHARE = 0.35, 0.8
 FIRST_BYTES = 128 * 2**20
 """That a process takes for good on a CPU when it first computes an image: the code of kernels, buffers of threads."""
 STRIP_BYTES = 8 * 2**20
-"""That each strip holds beside its maps, a thread's small blocks: 64 strips of 32x2048 pixels took 0.5 GiB with
-mit_b0."""
+"""That each strip under way holds beside its maps, a thread's small blocks: 64 strips of 32x2048 pixels took 0.5 GiB
+with mit_b0."""
+MOST_UNDER_WAY = 40
+"""Strips, of a network that needs no more than neighbouring rows: 35 of 32 rows with resnet50 and vgg19."""
 TILE_SIDES = {"attention": 2048, "other": 4096}
 """Of the largest tile: beyond, attention takes longer than all other layers, or nothing is won."""
 
@@ -152,7 +154,7 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     in_strips = None
     if can_be_split(network) and is_quick:
         in_strips = image_bytes(network, height, width, in_strips=True) / pixels
-        if num_strips := _num_strips(height, width, in_strips, budget):
+        if num_strips := _num_strips(network, height, width, in_strips, budget):
             return Plan("strips", why, in_strips, num_strips=num_strips)
     side = TILE_SIDES["attention" if attends else "other"]
     num_channels = network.outputs.num_outputs
@@ -169,7 +171,7 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
             )
         if in_strips is not None:
             budgets = range(0, int(most), 2**25)
-            most = next((each for each in budgets if _num_strips(height, width, in_strips, each)), most)
+            most = next((each for each in budgets if _num_strips(network, height, width, in_strips, each)), most)
         raise InputError(
             f"{width}x{height} pixels do not fit the memory: give --memory "
             f"{(resident_bytes() + FIRST_BYTES + most) / GIB + 0.1:.1f}GiB or more, or a smaller --input-size"
@@ -177,13 +179,15 @@ def choose(picture: LazyPicture, network: Network, limit: int, whole: bool = Tru
     return Plan("tiles", why, bytes_a_pixel, side=side)
 
 
-def _num_strips(height: int, width: int, bytes_a_pixel: float, budget: int) -> int:
+def _num_strips(network: Network, height: int, width: int, bytes_a_pixel: float, budget: int) -> int:
     """Into how many strips an image goes within `budget` bytes; 0: it does not."""
     pixels = min(STRIP_PIXELS, int(budget * STRIP_SHARE / bytes_a_pixel))
     if pixels < 32 * width or height <= 64:
         return 0
     number = max(2, num_strips_for(height, width, pixels))
-    return number if number * STRIP_BYTES <= (1 - STRIP_SHARE) * budget else 0
+    under_way = number if all_strips_wait(network) else min(number, MOST_UNDER_WAY)
+    of_threads = under_way * STRIP_BYTES if network.device.type == "cpu" else 0  # a GPU's memory has none of them
+    return number if of_threads <= (1 - STRIP_SHARE) * budget else 0
 
 
 def _too_much(network: Network, needed: int, budget: int, limit: int) -> str:

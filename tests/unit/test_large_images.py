@@ -110,8 +110,9 @@ def test_strips_of_any_number_are_equal_in_fp32(num_strips, spill, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_a_convolutional_network_only_some_strips_are_under_way(tmp_path):
-    network, image = make_network("resnet50"), draw(32 * 48, 32)
+@pytest.mark.parametrize("encoder", ["resnet50", "vgg19"])
+def test_of_a_convolutional_network_only_some_strips_are_under_way(encoder, tmp_path):
+    network, image = make_network(encoder), draw(32 * 48, 32)
     most = 0
 
     def look() -> bool:
@@ -120,7 +121,17 @@ def test_of_a_convolutional_network_only_some_strips_are_under_way(tmp_path):
         return False
 
     compute_in_strips(network, picture.ArrayPicture(image), 48, look, tmp_path, lambda *_: None)
-    assert 5 < most < 45
+    assert 5 < most <= segmenting.MOST_UNDER_WAY
+
+
+@pytest.mark.parametrize(("norm", "way"), [("batch", "strips"), ("group", "tiles")])
+def test_strips_that_are_not_under_way_take_no_memory(norm, way, monkeypatch):
+    """With group norm all 625 are under way at once."""
+    monkeypatch.setattr(segmenting, "image_bytes", lambda network, height, width, in_strips=False: 450 * height * width)
+    network = make_network("resnet50", norm)
+    plan = choose(Wide(20000, 20000), network, memory.resident_bytes() + 4 * GIB)
+    assert plan.way == way
+    assert plan.num_strips == (625 if way == "strips" else 1)
 
 
 class Failing(nn.Module):

@@ -35,6 +35,12 @@ def can_be_split(network: Network) -> bool:
     return True
 
 
+def all_strips_wait(network: Network) -> bool:
+    """Return whether a layer needs all strips at once, so that all are under way: attention, or group norm."""
+    model = unwrapped(network.model)
+    return bool(model.encoder.attention_layers()) or any(isinstance(each, nn.GroupNorm) for each in model.modules())
+
+
 def split_model(network: Network, group: TurnsGroup) -> UNet:
     """Return a copy of the network that computes strips. It shares its weights with `network`, which is not changed.
 
