@@ -72,6 +72,15 @@ def test_any_rows_are_read(height, dtype):
         np.testing.assert_array_equal(rows[start:stop], image[start:stop])
 
 
+@pytest.mark.parametrize(
+    "rows", [slice(None), slice(100, None), slice(None, 20), slice(-5, None), slice(0, 10**6), slice(150, 10, -3)]
+)
+def test_rows_are_given_as_any_slice(rows):
+    image = draw_image(3 * ROWS_OF_BAND + 7, 40, np.uint8)
+    read = decode_image(encode_in_bands(image), "x", lambda height, width: rows)
+    np.testing.assert_array_equal(read[rows], image[rows])
+
+
 def test_other_bands_are_not_inflated(monkeypatch):
     image, inflated = draw_image(10 * ROWS_OF_BAND, 40, np.uint8), []
     inflate = grey_png._inflate_to

@@ -110,7 +110,9 @@ def _read_bands(packed: list[memoryview], num_rows: int, rows: slice, lines: np.
     than the chunk says."""
     if len(packed) != -(-len(lines) // num_rows) + 1:
         return None
-    filled = slice(rows.start // num_rows * num_rows, min(len(lines), -(-rows.stop // num_rows) * num_rows))
+    wanted = range(len(lines))[rows]
+    first, last = sorted((wanted[0], wanted[-1])) if wanted else (0, -1)
+    filled = slice(first // num_rows * num_rows, min(len(lines), (last // num_rows + 1) * num_rows))
     for start in range(filled.start, filled.stop, num_rows):
         band, deflated = lines[start : start + num_rows], packed[start // num_rows]
         deflated = deflated[ZLIB_HEADER_BYTES:] if start == 0 else deflated
