@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 
 def short(value: float, digits: int = 3) -> str:
-    """Return a number with its significant digits, below a million without a power of ten: 1230, not 1.23e+03."""
-    return f"{float(f'{value:.{digits}g}'):g}"
+    """Return a number with its significant digits and without a power of ten: 1230, not 1.23e+03, and 0.00004, not
+    4e-05. Only from 1e15 on, and below 1e-15, it has one."""
+    text = f"{value:.{digits}g}"
+    return f"{Decimal(text):f}" if 1e-15 < abs(value) < 1e15 else text
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from glioma_dist.cli.command import Command
 from glioma_dist.cli.inputs import check_checkpoint, check_shards
 from glioma_dist.config import EvaluateConfig
+from glioma_dist.wording import counted
 
 if TYPE_CHECKING:
     from glioma_dist.evaluation.image_score import ImageScore
@@ -32,7 +33,7 @@ def run(config: EvaluateConfig) -> None:
         for image in result.images:
             print(f"{image.dice:.4f}  {image.key}{_counts(image)}")
         print(
-            f"{result.mean_dice:.4f}  mean Dice of {len(result.images)} images (input size "
+            f"{result.mean_dice:.4f}  mean Dice of {counted(len(result.images), 'image')} (input size "
             f"{result.input_size or 'own'}, metric size {result.metric_size or 'own'})"
         )
         for line in (*_of_classes(result), *_of_cells(result)):
@@ -40,7 +41,7 @@ def run(config: EvaluateConfig) -> None:
 
 
 def _counts(image: ImageScore) -> str:
-    return f"  {image.cells.num_found} cells found, {image.cells.num_true} true" if image.cells else ""
+    return f"  {counted(image.cells.num_found, 'cell')} found, {image.cells.num_true} true" if image.cells else ""
 
 
 def _of_classes(result: EvaluationResult) -> list[str]:
@@ -58,7 +59,7 @@ def _of_cells(result: EvaluationResult) -> list[str]:
         "AP at IoU 0.75": score.ap_75,
         "F1 at IoU 0.5": score.f1_50,
     }
-    counts = f"{score.num_found} cells found, {score.num_true} true; mean error of an image's count"
+    counts = f"{counted(score.num_found, 'cell')} found, {score.num_true} true; mean error of an image's count"
     return [
         *(f"{'none' if value is None else f'{value:.4f}'}  {name}" for name, value in figures.items()),
         f"{counts} {score.mean_count_error:.1f} (cells are scored at each image's own size)",

@@ -14,6 +14,7 @@ from glioma_dist.config.idle_flags import idle_flags
 from glioma_dist.config.paths import LocalPath, PathOrUrl
 from glioma_dist.errors import InputError, one_line, printable
 from glioma_dist.files import cannot_write, write_atomically
+from glioma_dist.wording import counted
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -90,7 +91,6 @@ def list_shards(reader: ShardReader) -> None:
     """Print the content of the index, and the first MOST_LINES shards."""
     from glioma_dist.data.shards.inspection import tell_unused
     from glioma_dist.data.shards.unlisted import describe_unlisted
-    from glioma_dist.wording import counted
 
     index, shards = reader.index, reader.index["shards"]
     num_bytes = sum(shard["bytes"] for shard in shards)
@@ -140,7 +140,7 @@ def run_inspect(config: InspectConfig) -> None:
 
         samples = pick_samples(reader, config.num_images)
         draw_sheet(config.sheet, contact_sheet(samples, overlay))
-        print(f"wrote {len(samples)} images to {printable(config.sheet)}")
+        print(f"wrote {counted(len(samples), 'image')} to {printable(config.sheet)}")
 
 
 def run_index(config: IndexConfig) -> None:

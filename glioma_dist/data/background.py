@@ -12,6 +12,7 @@ from glioma_dist.data.sample import cells_of
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.errors import InputError, RunError
 from glioma_dist.limits import IGNORE
+from glioma_dist.wording import counted, short
 
 MOST_SAMPLES = 64
 """Looked at in each set where none has a cell. Where one image in twenty has cells, 64 have none with 4 %."""
@@ -39,8 +40,9 @@ def note_on_coverage(shares: Sequence[float], readers: Sequence[ShardReader]) ->
     what = "hardly any pixel" if mean < LEAST_COVERAGE else "nearly every pixel"
     sources = ", ".join(str(reader.source) for reader in readers)
     return (
-        f"--data.train {sources}: {what} of the masks is cell ({100 * mean:.3g} % in {len(shares)} samples), "
-        "so a network can score well without learning what a cell is; are the masks inverted, or cells not labelled? "
+        f"--data.train {sources}: {what} of the masks is cell ({short(100 * mean)} % in "
+        f"{counted(len(shares), 'sample')}), so a network can score well without learning what a cell is; are the "
+        "masks inverted, or cells not labelled? "
         f"glioma-dist shards inspect {readers[0].source} --sheet sheet.png draws some"
     )
 
@@ -69,7 +71,8 @@ def check_cells(readers: Sequence[ShardReader], flag: str, is_needed: bool) -> s
             num_looked += 1
     total = sum(map(len, readers))
     sources = ", ".join(str(reader.source) for reader in readers)
-    what = f"{flag} {sources}: no mask of {num_looked} samples{f' of {total}' if num_looked < total else ''} has a cell"
+    of_all = f" of {total}" if num_looked < total else ""
+    what = f"{flag} {sources}: no mask of {counted(num_looked, 'sample')}{of_all} has a cell"
     if is_needed and num_looked == total:
         raise InputError(
             f"{what}, so there is nothing to learn; check that the masks belong to these images and that the "

@@ -20,6 +20,7 @@ import numpy as np
 
 from glioma_dist.errors import InputError
 from glioma_dist.limits import check_batch_size, check_seed
+from glioma_dist.wording import counted
 
 SHARDS_IN_WINDOW = 16
 LARGEST_DRAWN = 2**16
@@ -61,7 +62,7 @@ class DeterministicSampler:
         self.steps_per_epoch = num_samples // batch_size
         if self.steps_per_epoch == 0:
             raise InputError(
-                f"{named} has {num_samples} samples, fewer than --batch-size {batch_size}: "
+                f"{named} has {counted(num_samples, 'sample')}, fewer than --batch-size {batch_size}: "
                 f"give a batch of at most {num_samples}"
             )
         # A process asks for the same few windows over and over: one a slot, for neighbouring steps.

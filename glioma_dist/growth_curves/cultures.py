@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from glioma_dist.growth_curves.table import NotUsed, Picture
-from glioma_dist.wording import short
+from glioma_dist.wording import counted, short
 
 DIFFERENCE_H = 0.5
 """Hours that dates may differ from other times without a word: clocks and scans of a whole plate differ so much."""
@@ -78,8 +78,8 @@ def name_cultures(guesses: list[Guess], done: Placement) -> None:
             guess.culture = f"{names[_folder(guess.picture.image)]}/{guess.culture}"
     if twice:
         done.notes.append(
-            f"{len(twice)} wells have two images of one field at one time, in different folders: each folder "
-            "counts as a plate"
+            f"{counted(len(twice), 'well has', 'wells have')} two images of one field at one time, in "
+            "different folders: each folder counts as a plate"
         )
 
 
@@ -122,8 +122,8 @@ def align_dates(guesses: list[Guess], done: Placement) -> list[Guess]:
         several += len(own_files) > 1
     if several:
         done.notes.append(
-            f"{several} cultures have several time-lapse files without a date: they are assumed to begin at "
-            "the same time"
+            f"{counted(several, 'culture has', 'cultures have')} several time-lapse files without a "
+            "date: they are assumed to begin at the same time"
         )
     return kept
 
@@ -140,7 +140,7 @@ def note_sources(guesses: list[Guess], done: Placement) -> None:
     if folders := {guess.culture for guess in guesses if guess.culture_from == "the folder"}:
         done.notes.append(
             f"the well of some images is not known: all such images of a folder are one culture "
-            f"({len(folders)} cultures); give --pattern or --metadata to name wells"
+            f"({counted(len(folders), 'culture')}); give --pattern or --metadata to name wells"
         )
 
 
@@ -168,8 +168,8 @@ def differences(guesses: list[Guess]) -> list[str]:
     if spreads and max(spreads) > DIFFERENCE_H:
         num = sum(spread > DIFFERENCE_H for spread in spreads)
         notes.append(
-            f"the files' dates differ from these times by up to {short(max(spreads))} h in {num} cultures: the dates "
-            "are not used"
+            f"the files' dates differ from these times by up to {short(max(spreads))} h in "
+            f"{counted(num, 'culture')}: the dates are not used"
         )
     return notes
 

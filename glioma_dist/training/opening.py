@@ -19,6 +19,7 @@ from glioma_dist.training.state import TrainState, read_unwritten_rows
 from glioma_dist.training.status import StatusFile, mark_finished
 from glioma_dist.training.step_hashes import cut_hashes
 from glioma_dist.training.trainer import Trainer
+from glioma_dist.wording import counted
 
 
 def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager[Reporter | None]:
@@ -75,8 +76,8 @@ def open_reporter(trainer: Trainer, state: TrainState) -> AbstractContextManager
     peak = estimate_memory(config, context, trainer.level)
     memory = "" if peak is None else f", estimated memory of a step {peak / GIB:.2f} GiB a process"
     reporter.say(
-        f"{len(trainer.train)} images, batch {config.batch_size}{parts} on {processes}, activation checkpointing "
-        f"{trainer.level}, from step {state.step} to {trainer.num_steps}{memory}, in {config.out}"
+        f"{counted(len(trainer.train), 'image')}, batch {config.batch_size}{parts} on {processes}, activation "
+        f"checkpointing {trainer.level}, from step {state.step} to {trainer.num_steps}{memory}, in {config.out}"
     )
     return reporter
 

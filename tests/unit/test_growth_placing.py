@@ -289,7 +289,7 @@ def test_dates_that_differ_from_the_names_are_said_and_do_not_count():
     rows = [(f"A1_1_00d0{hour}h00m.tif", "", None, None, NOON + timedelta(hours=2 * hour)) for hour in range(4)]
     found = place(pictures(*rows), config())
     assert places(found) == [("A1", hour) for hour in range(4)]
-    assert any("dates differ from these times by up to 3 h in 1 cultures" in note for note in found.notes)
+    assert any("dates differ from these times by up to 3 h in 1 culture:" in note for note in found.notes)
 
 
 def test_files_of_one_well_are_placed_by_their_dates():

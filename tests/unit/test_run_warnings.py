@@ -175,6 +175,14 @@ def test_it_is_told_when_it_lasts_or_when_the_run_is_over():
     assert "nearly empty: cells cover 0 % of them" in told[5]
 
 
+def test_few_pixels_are_told_without_a_power_of_ten(tmp_path):
+    watch = ValidationWatch()
+    watch.counted((1, 10**6, 2592 * 1952))
+    assert "cells cover 0.00002 % of them, and 20 % of the reference masks" in watch.judge(True)
+    reader = ShardReader(write_shards(tmp_path / "one", [draw_sample(0)]))
+    assert "cell (0.00002 % in 1 sample), so" in note_on_coverage([2e-7], [reader])
+
+
 def noise(seed: int, num: int, deviation: float) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, deviation, num)
 

@@ -1,5 +1,8 @@
 """Numbers as people write them, in the lines of the commands."""
 
+import math
+
+import numpy as np
 import pytest
 
 from glioma_dist.inference import progress
@@ -16,6 +19,13 @@ from glioma_dist.wording import counted, short
         (1234.5, 3, "1230"),
         (8765, 2, "8800"),
         (-0.05, 3, "-0.05"),
+        (4e-06, 2, "0.000004"),  # percent: one pixel of a native image
+        (-1.5e-05, 3, "-0.000015"),
+        (1_234_567, 3, "1230000"),
+        (1e300, 3, "1e+300"),
+        (math.inf, 3, "inf"),
+        (math.nan, 3, "nan"),
+        (np.float64(8765), 4, "8765"),
     ],
 )
 def test_a_number_has_significant_digits_and_no_power_of_ten(value, digits, text):

@@ -15,6 +15,7 @@ from glioma_dist.data.convert.writing import AUDIT_NAME
 from glioma_dist.data.splits import SPLIT_NAMES, WHOLE, check_division, draw_shares, draw_splits
 from glioma_dist.errors import InputError
 from glioma_dist.limits import check_seed
+from glioma_dist.wording import counted
 
 
 class _Keyed(Protocol):
@@ -72,6 +73,7 @@ def draw_parts(
         raise
     num_drawn = sum(map(len, drawn.values()))
     if num_drawn < len(groups):
-        console.print(f"{len(groups) - num_drawn} samples are in no split; --split-counts can ask for them")
+        left = len(groups) - num_drawn
+        console.print(f"{counted(left, 'sample is', 'samples are')} in no split; --split-counts can ask for them")
     members = {name: set(keys) for name, keys in drawn.items()}
     return {name: [item for item in items if item.key in keys] for name, keys in members.items()}
