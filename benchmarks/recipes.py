@@ -249,11 +249,12 @@ def begin_process(threads: int) -> None:
 
 
 def note_recipe(config: RecipesConfig, encoder: str, recipe: str, split: int) -> None:
-    """Write down which recipe a run is of. Raises InputError where it is of another one, or had other settings: its
-    scores are not computed again."""
+    """Write down which recipe a run is of. Raises InputError where a run that has begun is of another one, or had other
+    settings: its scores are not computed again."""
     file = run_config(config, encoder, recipe, split).out.parent / RECIPE_FILE
     told = {"recipe": recipe, "settings": json.loads(json.dumps(all_recipes(config).get(recipe, {})))}
-    known = read_json(file) if file.exists() else told
+    has_begun = file.exists() and any(each.is_dir() for each in file.parent.iterdir())
+    known = read_json(file) if has_begun else told
     if known != told:
         raise InputError(
             f"recipe {recipe}: {file.parent} holds a training of {one_line(known, 200)}; give another name, or another "
@@ -291,12 +292,16 @@ def screening_table(rows: list[dict[str, Any]]) -> str:
 
 
 def winner_of(config: RecipesConfig, encoder: str) -> str:
-    """The recipe of the highest Dice of validation fields. Raises InputError before the screening."""
+    """The recipe of the highest Dice of validation fields. Raises InputError before the screening, and where --more
+    does not have it any more."""
     path = config.out / "screening.json"
     rows = [row for row in (read_json(path) if path.exists() else []) if row["encoder"] == encoder]
     if not rows:
         raise InputError(f"--final: {path} has no screening of {encoder}; run --screen first")
-    return max(rows, key=lambda row: row["validation_dice"])["recipe"]
+    winner = max(rows, key=lambda row: row["validation_dice"])["recipe"]
+    if winner not in all_recipes(config):
+        raise InputError(f"--final: {path} names the winner {winner} of {encoder}; give the --more that has it")
+    return winner
 
 
 def compare(config: RecipesConfig) -> None:

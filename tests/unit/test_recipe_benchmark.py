@@ -203,14 +203,29 @@ def test_scores_of_a_recipe_that_was_changed_are_not_taken(benchmark, source, tm
     """They would be told as those of the settings that it has now."""
     more = tmp_path / "more.yaml"
     config = benchmark.RecipesConfig(source, tmp_path / "out", screen=True, more=more)
-    more.write_text("mine: {lr: 0.001}\n")
     scores = iter([{"a": 0.5}])
-    for _ in range(2):
+    for rate in (0.01, 0.001):  # changed before anything was trained
+        more.write_text(f"mine: {{lr: {rate}}}\n")
         benchmark.note_recipe(config, "mit_b0", "mine", 0)
+    (config.out / "mit_b0" / "mine" / "0").mkdir()
+    benchmark.note_recipe(config, "mit_b0", "mine", 0)
     more.write_text("mine: {lr: 0.5}\n")
     with pytest.raises(InputError, match=r"recipe mine: .*mine holds a training of .*0\.001.*; give another name"):
         list(benchmark.results(lambda *_: next(scores), config, [("mit_b0", "mine", 0)]))
     assert next(scores) == {"a": 0.5}, "nothing was trained"
+
+
+def test_a_winner_that_more_does_not_have_is_refused(benchmark, tmp_path):
+    """It would be trained as a recipe without settings."""
+    config = benchmark.RecipesConfig(tmp_path, tmp_path, final=True)
+    row = {"encoder": "mit_b0", "recipe": "mine", "validation_dice": 0.9}
+    (tmp_path / "screening.json").write_text(json.dumps([row]))
+    with pytest.raises(
+        InputError, match=r"screening\.json names the winner mine of mit_b0; give the --more that has it"
+    ):
+        benchmark.winner_of(config, "mit_b0")
+    (tmp_path / "more.yaml").write_text("mine: {lr: 0.1}\n")
+    assert benchmark.winner_of(replace(config, more=tmp_path / "more.yaml"), "mit_b0") == "mine"
 
 
 def test_a_second_command_in_the_same_folder_is_refused(benchmark, monkeypatch, source, tmp_path):
