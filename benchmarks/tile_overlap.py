@@ -28,9 +28,7 @@ from glioma_dist.size import Size
 SIZE = Size(2592, 1944)
 CASES = ((64, 1024), (128, 1024), (256, 1024), (384, 1024), (128, 1536), (256, 1536), (OVERLAP, 1536), (256, 2048))
 """Overlap and largest side of a tile, in pixels."""
-
-
-NUM_FIELDS = 12
+NUM_FIELDS, LEAST_FIELD = 12, Size(SIZE.width // 3, SIZE.height // 2)
 
 
 def main(*folders: str) -> None:
@@ -40,8 +38,12 @@ def main(*folders: str) -> None:
     paths = sorted(Path(folders[0]).glob("*.png"))[:NUM_FIELDS]
     fields = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
     shapes = {None if field is None else field.shape for field in fields}
-    if len(fields) < NUM_FIELDS or len(shapes) > 1 or None in shapes:
-        raise InputError(f"{folders[0]}: give a folder with {NUM_FIELDS} PNG images of one size or more")
+    height, width = next((shape for shape in shapes if shape), (0, 0))
+    is_large = width >= LEAST_FIELD.width and height >= LEAST_FIELD.height
+    if len(fields) < NUM_FIELDS or len(shapes) > 1 or None in shapes or not is_large:
+        raise InputError(
+            f"{folders[0]}: give a folder with {NUM_FIELDS} or more PNG images of one size, {LEAST_FIELD} or larger"
+        )
     with given_or_own(None) as context:
         network, checkpoint = load_network(NETWORKS / "t98g-small", 1, context)
         contrast = checkpoint.config.data.intensity_normalization

@@ -26,9 +26,10 @@ def images_of(folder: Path, shapes: list[tuple[int, int]]) -> str:
         ("near_duplicates", ("broken",), "0.png: is no image that OpenCV reads"),
         ("tile_overlap", (), "give one folder"),
         ("tile_overlap", ("one", "one"), "give one folder"),
-        ("tile_overlap", ("one",), "one: give a folder with 12 PNG images of one size"),
-        ("tile_overlap", ("uneven",), "uneven: give a folder with 12 PNG images of one size"),
-        ("tile_overlap", ("broken",), "broken: give a folder with 12 PNG images of one size"),
+        ("tile_overlap", ("one",), "one: give a folder with 12 or more PNG images of one size"),
+        ("tile_overlap", ("uneven",), "uneven: give a folder with 12 or more PNG images of one size"),
+        ("tile_overlap", ("broken",), "broken: give a folder with 12 or more PNG images of one size"),
+        ("tile_overlap", ("small",), "small: give a folder with 12 or more PNG images of one size, 864x972 or larger"),
         ("touching_cells", (), "give two, as in"),
         ("touching_cells", ("one", "nowhere"), "nowhere"),
         ("touching_cells", ("one", "SHARDS"), "has no number for each cell"),
@@ -37,6 +38,7 @@ def images_of(folder: Path, shapes: list[tuple[int, int]]) -> str:
 def test_what_cannot_be_used_is_one_line(script, given, message, shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images_of(tmp_path / "one", [(8, 8)])
+    images_of(tmp_path / "small", [(8, 8)] * 12)
     images_of(tmp_path / "uneven", [(8, 8)] * 11 + [(9, 9)])
     (Path(images_of(tmp_path / "broken", [(8, 8)] * 12)) / "0.png").write_bytes(b"x")
     for module in load_benchmark(script):
