@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.networks import hub_name, network_folder, network_names
+from glioma_dist.config.paths import without_folders
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
 from glioma_dist.model.checkpoint_writer import write_checkpoint
@@ -57,7 +57,7 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         if card.is_file() and OWN_CARD in card.read_text(errors="replace"):
             card.unlink()  # of another network; the mixin writes a card only where there is none
         made = save_directory / PARTIAL
-        write_checkpoint(made, _without_paths(self.settings), self.metadata, self.model.state_dict())
+        write_checkpoint(made, without_folders(self.settings), self.metadata, self.model.state_dict())
         try:
             rename_in_order(*((made / name, save_directory / name) for name in (MODEL, STATE, MANIFEST)))
             made.rmdir()
@@ -160,19 +160,3 @@ def _outputs(config: TrainConfig) -> str:
 
 def _in_table(text: str | None) -> str:
     return str(text).replace("|", r"\|")
-
-
-def _without_paths(config: TrainConfig) -> TrainConfig:
-    """With the names of files and folders, and not where they were."""
-    model = config.model
-    return replace(
-        config,
-        data=replace(
-            config.data,
-            train=tuple(Path(each).name for each in config.data.train),
-            val=config.data.val and Path(config.data.val).name,
-            cache=None,
-        ),
-        model=replace(model, init=Path(model.init).name, weights=model.weights and Path(model.weights.name)),
-        out=Path(config.out.name),
-    )

@@ -1,15 +1,18 @@
 """Saving for the hub and coming back; what the card says; nothing of the machine is told."""
 
 import json
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 from helpers import TINY_CHANNELS, save_state, tiny_config
 from huggingface_hub import HfApi, ModelCard
 
-from glioma_dist.config import ModelConfig
+from glioma_dist.config import ModelConfig, TrainConfig
+from glioma_dist.config.file import to_dict
+from glioma_dist.config.paths import Url, path_flags, path_marker, without_folders
 from glioma_dist.errors import InputError
 from glioma_dist.model import hub
 from glioma_dist.model.checkpoint import Checkpoint
@@ -28,6 +31,7 @@ LINEAGE = [
 def best(tmp_path) -> Path:
     config = tiny_config(tmp_path / "secret" / "shards", tmp_path / "secret" / "run")
     model = build_model(config.model, 3)[0]
+    config = replace(config, stage=tmp_path / "secret" / "stage")
     config = replace(config, model=replace(config.model, init=str(tmp_path / "secret" / "livecell" / "best")))
     save_state(tmp_path / "best", config, TrainState(step=7), model, None, {"lineage": LINEAGE})
     return tmp_path / "best"
@@ -68,6 +72,30 @@ def test_no_path_of_the_machine_goes_along(best, tmp_path):
     for path in (tmp_path / "out").glob("*.*"):
         assert b"secret" not in path.read_bytes(), path
     assert Checkpoint.read(tmp_path / "out").config.data.train == ("train",)
+
+
+def below(folder: Path, config):
+    """A config whose every path lies in `folder`."""
+    changes = {}
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value, path = getattr(config, name), folder / f"the_{name}"
+        if is_dataclass(value):
+            changes[name] = below(folder, value)
+        elif path_marker(hint) is not None:
+            changes[name] = (str(path),) if isinstance(value, tuple) else str(path) if isinstance(value, str) else path
+    return replace(config, **changes)
+
+
+def test_of_every_path_of_a_training_only_the_name_stays(tmp_path):
+    config = below(tmp_path / "secret", TrainConfig())
+    told = json.dumps(to_dict(without_folders(config)))
+    assert json.dumps(to_dict(config)).count("secret") == told.count('"the_') == len(path_flags(TrainConfig))
+    assert "secret" not in told
+    at_url = replace(config, out=Url("s3://secret/run"), data=replace(config.data, train=("s3://secret/a", "b")))
+    bare = without_folders(at_url)
+    assert (bare.out, bare.data.train) == (Path("run"), ("a", "b"))
+    assert without_folders(bare) == bare
+    assert without_folders(TrainConfig()).model.init == "random"
 
 
 def test_it_is_had_from_the_hub_by_its_three_files(best, tmp_path, monkeypatch):
