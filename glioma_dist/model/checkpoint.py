@@ -144,7 +144,7 @@ def find_checkpoint(folder: Path) -> Path | None:
     """`folder`, or what it was before a write that was killed between its renames; where there is neither, the network
     of the package that has this name; None where there is none of them. Raises InputError where this user may not look.
     """
-    before = sibling(folder, "1")
+    before = sibling(folder, "1") if folder.absolute().name else folder  # nothing lies beside /
     try:
         for found in (folder, before, folder):  # a training may rename them between two looks
             if any((found / name).is_file() for name in (MANIFEST, STATE)) and not (

@@ -317,6 +317,15 @@ def test_what_is_a_name_of_the_hub(tmp_path, monkeypatch):
         check_init("--model.init", "runs/x")
 
 
+@pytest.mark.parametrize("name", ["a--b/c", "a/b--c", "a/b..c", "a/b.git", "a/b.", "a/b-", "a/" + 97 * "b"])
+def test_what_the_hub_takes_for_no_name_is_asked_of_nobody(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_name(name) is hub_name(f"hf://{name}") is None
+    for init in (name, f"hf://{name}"):
+        with pytest.raises(InputError, match=f"^--model.init {init}: no such file or folder"):
+            build_model(config_of(init=init), 1)
+
+
 def test_settings_that_do_not_belong_together_are_refused():
     for wrong, words in (
         ({"init_sha256": "x"}, "--model.init-sha256 x: give 64 digits"),
