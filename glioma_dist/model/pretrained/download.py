@@ -62,11 +62,11 @@ def from_hub_if_there(name: str, file: str, tells: bool | None = None) -> Path |
         what = f"{name}, {file}" if is_told else None
         return Path(within_bound(lambda: hf_hub_download(name, file), cache, what))
     except errors.LocalEntryNotFoundError as error:
-        raise NotReachedError(_words(error)) from error
+        raise NotReachedError(cause_in_words(error)) from error
     except errors.EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise NotReachedError(_words(error)) from error
+        raise NotReachedError(cause_in_words(error)) from error
 
 
 def from_url(url: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def from_url(url: str) -> dict[str, Any]:
     try:
         return within_bound(load, cache, None)  # torch tells itself what it downloads
     except OSError as error:
-        raise NotReachedError(_words(error)) from error
+        raise NotReachedError(cause_in_words(error)) from error
 
 
 def within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> Any:
@@ -149,7 +149,7 @@ def _bytes_below(folder: Path) -> int:
     return total
 
 
-def _words(error: Exception) -> str:
+def cause_in_words(error: Exception) -> str:
     """The first line of the innermost cause, which says what the network did."""
     while error.__cause__ is not None:
         error = error.__cause__
