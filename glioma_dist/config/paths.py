@@ -57,8 +57,9 @@ class Url(str):
 
     @property
     def parent(self) -> Url:
-        """The folder that it lies in."""
-        return Url(self.rstrip("/").rpartition("/")[0])
+        """The folder that it lies in; itself, if it is a bucket or a host."""
+        scheme, _, place = self.rstrip("/").partition("://")
+        return Url(f"{scheme}://{place.rpartition('/')[0] or place}")
 
     def __truediv__(self, name: str) -> Url:
         return Url(f"{self.rstrip('/')}/{name}")

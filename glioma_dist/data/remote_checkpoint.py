@@ -224,7 +224,7 @@ def cache_folder() -> Path:
 
 def _find(url: Url, patience: Patience | None) -> tuple[RemoteFolder, str, str | None]:
     """The folder, the name in it and, of a run's checkpoint, the SHA-256 of the manifest that a URL means."""
-    if url.name in ("best", "last"):
+    if url.name in ("best", "last") and _lies_in_a_folder(url):
         run = RemoteFolder(url.parent, patience)
         index = read_index(run)
         if index is not None:
@@ -236,6 +236,13 @@ def _find(url: Url, patience: Patience | None) -> tuple[RemoteFolder, str, str |
     if folder.read_optional(MANIFEST, MAX_JSON_BYTES) is None:
         raise InputError(f"{url}: no checkpoint there (no {MANIFEST}); give a URL as s3://bucket/run/best")
     return folder, "", None
+
+
+def _lies_in_a_folder(url: Url) -> bool:
+    """Whether a URL is not that of a bucket, a host or a repository of the hub, which have any name."""
+    scheme, _, place = url.rstrip("/").partition("://")
+    depth = (3 if place.startswith(("datasets/", "spaces/", "buckets/")) else 2) if scheme == "hf" else 1
+    return place.count("/") >= depth
 
 
 def _fetch(folder: RemoteFolder, name: str, kept: Path, digest: str) -> None:

@@ -85,6 +85,7 @@ def test_a_copy_that_was_damaged_here_is_fetched_again(store, best, how):
         ("s3://cells/nothing/best", "no checkpoint there"),
         ("s3://nowhere/run/best", "NoSuchBucket|bucket|cannot be read"),
         ("s3://cells/run/last", "has no complete checkpoint yet"),
+        ("s3://best", "^s3://best/manifest.json cannot be read.*NoSuchBucket|bucket"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_one_line(store, url, words):
