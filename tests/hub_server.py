@@ -112,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
             data, status = self.hub.files[found[1]], 200
             if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
                 data, status = data[int(wanted[1]) : int(wanted[2]) + 1 if wanted[2] else None], 206
-            self._send(status, data, {"ETag": f'"{_oid(data)}"'})
+            self._send(status, data, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": "0" * 40})
         else:
             self._refuse(404, "EntryNotFound" if REPOSITORY in path else "RepoNotFound")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,8 +12,9 @@ NETWORKS = Path(glioma_dist.__file__).parent / "networks"
 """A folder for each network: its checkpoint, and README.md, its model card."""
 
 
-HUB_NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})", re.ASCII)
-"""A repository of the Hugging Face hub: ORG/NAME, or hf://ORG/NAME."""
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+HUB_NAME = re.compile(rf"(?:hf://)?((?!.*(?:--|\.\.|\.git$)){_PART}/{_PART})", re.ASCII)
+"""A repository of the Hugging Face hub: ORG/NAME, or hf://ORG/NAME, by the hub's own rules for names."""
 
 
 def hub_name(text: str) -> str | None:
@@ -20,7 +22,8 @@ def hub_name(text: str) -> str | None:
     found = HUB_NAME.fullmatch(text)
     if found is None or text.startswith("hf://"):
         return found and found[1]
-    is_path = Path(text).exists() or Path(text).parent.exists() or Path(f"{text}.1").exists()
+    # Not Path.exists: before Python 3.14 it raises PermissionError below a folder that this user may not enter.
+    is_path = any(map(os.path.exists, (text, os.path.dirname(text), f"{text}.1")))
     return None if is_path else found[1]
 
 

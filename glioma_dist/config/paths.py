@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 from glioma_dist.errors import InputError
 
+Config = TypeVar("Config")
 URL_SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 """Schemes of the URLs that can be read from."""
 WRITABLE_SCHEMES = ("s3", "gs", "az", "hf")
@@ -56,8 +57,9 @@ class Url(str):
 
     @property
     def parent(self) -> Url:
-        """The folder that it lies in."""
-        return Url(self.rstrip("/").rpartition("/")[0])
+        """The folder that it lies in; itself, if it is a bucket or a host."""
+        scheme, _, place = self.rstrip("/").partition("://")
+        return Url(f"{scheme}://{place.rpartition('/')[0] or place}")
 
     def __truediv__(self, name: str) -> Url:
         return Url(f"{self.rstrip('/')}/{name}")
@@ -186,6 +188,26 @@ def _paths_of(hints: dict[str, Any], values: dict[str, Any], prefix: str) -> Ite
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, Path) or (marker is not None and isinstance(each, str)):
                 yield _flag(name, hint, prefix), str(each), marker or _Marker(takes_urls=False)
+
+
+def without_folders(config: Config) -> Config:
+    """Return a config with the names of all its files and folders, and not where they are."""
+    changes = {}
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changes[name] = without_folders(value)
+        elif path_marker(hint) is not None:
+            changes[name] = tuple(map(_bare, value)) if isinstance(value, tuple) else _bare(value)
+    return dataclasses.replace(config, **changes)
+
+
+def _bare(path: Path | str | None) -> Path | str | None:
+    """The name of a path, or of a text that names one."""
+    if path is None:
+        return None
+    name = Path(path).name
+    return name if isinstance(path, str) and not isinstance(path, Url) else Path(name)
 
 
 def path_marker(hint: Any) -> _Marker | None:

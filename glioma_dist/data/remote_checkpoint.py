@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glioma_dist.config.paths import Url
+from glioma_dist.data.cache_folder import NEW, cache_folder, drop_oldest
 from glioma_dist.data.shards.bodies import NoRangesError
 from glioma_dist.data.shards.file_locks import HeldError, held
 from glioma_dist.data.shards.storage import Patience, RemoteFolder
@@ -29,8 +30,6 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 PIECE_BYTES = 2**25
 """Of a file, asked for at a time: each has its own tries."""
-NUM_KEPT = 4
-"""Checkpoints of URLs that stay in the cache folder."""
 SECONDS_TO_FETCH = 300.0
 """How long a process waits for another of this machine that fetches the same checkpoint."""
 NAME = re.compile(r"(?:last|best)-\d{6,12}(?:-\d{1,6})?")
@@ -204,7 +203,7 @@ def fetch_checkpoint(place: Path | Url | str, patience: Patience | None = None) 
         raise cannot_write(kept, error) from None
     with suppress(OSError):
         os.utime(kept)
-    _drop_oldest(kept.parent)
+    drop_oldest(kept.parent)
     return kept
 
 
@@ -214,17 +213,9 @@ def find_remote(url: Url, patience: Patience | None = None) -> None:
     read_manifest(folder, name, digest)
 
 
-def cache_folder() -> Path:
-    """This user's folder for what can be fetched or made again. Raises InputError for a user without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glioma-dist"
-    except RuntimeError:
-        raise InputError("this user has no home folder for a cache; set XDG_CACHE_HOME to a folder") from None
-
-
 def _find(url: Url, patience: Patience | None) -> tuple[RemoteFolder, str, str | None]:
     """The folder, the name in it and, of a run's checkpoint, the SHA-256 of the manifest that a URL means."""
-    if url.name in ("best", "last"):
+    if url.name in ("best", "last") and _lies_in_a_folder(url):
         run = RemoteFolder(url.parent, patience)
         index = read_index(run)
         if index is not None:
@@ -238,8 +229,15 @@ def _find(url: Url, patience: Patience | None) -> tuple[RemoteFolder, str, str |
     return folder, "", None
 
 
+def _lies_in_a_folder(url: Url) -> bool:
+    """Whether a URL is not that of a bucket, a host or a repository of the hub, which have any name."""
+    scheme, _, place = url.rstrip("/").partition("://")
+    depth = (3 if place.startswith(("datasets/", "spaces/", "buckets/")) else 2) if scheme == "hf" else 1
+    return place.count("/") >= depth
+
+
 def _fetch(folder: RemoteFolder, name: str, kept: Path, digest: str) -> None:
-    new = Path(tempfile.mkdtemp(prefix=".new-", dir=kept.parent))
+    new = Path(tempfile.mkdtemp(prefix=NEW, dir=kept.parent))
     try:
         download(folder, name, new / "it", digest, without="optimizer")
         if kept.exists():  # a damaged one, or another process was quicker
@@ -261,13 +259,6 @@ def _is_intact(kept: Path, files: dict[str, dict[str, Any]]) -> bool:
         )
     except InputError:
         return False
-
-
-def _drop_oldest(folder: Path) -> None:
-    with suppress(OSError):
-        kept = [path for path in folder.iterdir() if re.fullmatch(r"[0-9a-f]{32}", path.name)]
-        for path in sorted(kept, key=lambda each: each.stat().st_mtime)[:-NUM_KEPT]:
-            remove_tree(path)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from glioma_dist.config.paths import Url
-from glioma_dist.data.remote_checkpoint import cache_folder
+from glioma_dist.data.cache_folder import NEW, cache_folder, remove_leftovers
 from glioma_dist.data.shards.storage import Patience, RemoteFolder
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_write, rename_in_order
@@ -35,7 +35,8 @@ def fetch_weights(url: Url, sha256: str = "", patience: Patience | None = None) 
     store = RemoteFolder(url.parent, patience)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".new-", dir=kept.parent)
+        remove_leftovers(kept.parent)
+        descriptor, name = tempfile.mkstemp(prefix=NEW, dir=kept.parent)
         with os.fdopen(descriptor, "wb") as file:
 
             def take_all() -> None:

@@ -103,6 +103,11 @@ def export_package(
             "use glioma-dist predict"
         )
     size = read.config.data.size if read.config.data.transform == "resize" else None
+    if size and min(size.width, size.height) < MIN_SIDE:
+        raise InputError(
+            f"{checkpoint}: was trained on images scaled to {size}, and a package takes images of at least "
+            f"{MIN_SIDE}x{MIN_SIDE}; use glioma-dist predict"
+        )
     tested = _centre(one_channel(resize_image(image, size) if size else image))
     num_channels = 1 if tested.ndim == 2 else 3
     network = ScaledToLogits(model).eval()

@@ -70,7 +70,7 @@ def _tensors(
         "description": told,
         "axes": [
             {"type": "batch", "size": 1},
-            {"type": "channel", "channel_names": [PROBABILITY] if is_one else [_as_channel(each) for each in names]},
+            {"type": "channel", "channel_names": [PROBABILITY] if is_one else as_channels(names)},
             *same,
         ],
         "data": {"type": "float32", "range": [0.0, 1.0]},
@@ -81,9 +81,14 @@ def _tensors(
     return image, probability
 
 
-def _as_channel(name: str) -> str:
-    """A name that bioimage.io takes for a channel."""
-    return re.sub(r"\W+", "_", name).strip("_").lower() or "class"
+def as_channels(names: Sequence[str]) -> list[str]:
+    """Return names that bioimage.io takes for channels, each once."""
+    channels: list[str] = []
+    for name in names:
+        plain = re.sub(r"\W+", "_", name).strip("_").lower() or "class"
+        others = (f"{plain}_{number}" for number in range(2, len(names) + 2))
+        channels.append(next(each for each in (plain, *others) if each not in channels))
+    return channels
 
 
 def describe(

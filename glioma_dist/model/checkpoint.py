@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def find_checkpoint(folder: Path) -> Path | None:
     """`folder`, or what it was before a write that was killed between its renames; where there is neither, the network
     of the package that has this name; None where there is none of them. Raises InputError where this user may not look.
     """
-    before = sibling(folder, "1")
+    before = sibling(folder, "1") if folder.absolute().name else folder  # nothing lies beside /
     try:
         for found in (folder, before, folder):  # a training may rename them between two looks
             if any((found / name).is_file() for name in (MANIFEST, STATE)) and not (
@@ -226,6 +227,9 @@ def _read_state(path: Path, data: bytes) -> tuple[TrainConfig, dict[str, Any]]:
     step = position.get("step", 0) if isinstance(position, dict) else None
     if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise DamagedError(path, f"its position has no step from 0 to {MAX_STEP} ({shown(position)})")
+    odd = next((name for name, value in position.items() if not _is_number(value)), None)
+    if odd is not None:
+        raise DamagedError(path, f"its position's {one_line(odd, 60)} is {shown(position[odd])}")
     if not isinstance(lineage, list) or not all(map(_is_origin, lineage)):
         raise DamagedError(path, f"its lineage is no list of sources with licences ({shown(lineage)})")
     try:
@@ -243,3 +247,7 @@ def _read_state(path: Path, data: bytes) -> tuple[TrainConfig, dict[str, Any]]:
 
 def _is_origin(entry: object) -> bool:
     return isinstance(entry, dict) and all(isinstance(text, str) for text in entry.values())
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 import warnings
-from dataclasses import replace
-from functools import partial
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
 from glioma_dist.config import TrainConfig
-from glioma_dist.config.networks import hub_name, network_folder, network_names
-from glioma_dist.errors import InputError
-from glioma_dist.files import cannot_write, rename_in_order, write_json_atomically
+from glioma_dist.config.networks import hub_name, network_names
+from glioma_dist.config.paths import without_folders
+from glioma_dist.errors import InputError, one_line
+from glioma_dist.files import (
+    cannot_write,
+    make_folder,
+    remove_tree,
+    rename_in_order,
+    write_atomically,
+    write_json_atomically,
+)
+from glioma_dist.model.checkpoint import find_checkpoint
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.licences import non_commercial_licences, warning_of_use
 from glioma_dist.model.manifest import MANIFEST, MODEL, STATE, Manifest
+from glioma_dist.model.pretrained.download import cause_in_words
+from glioma_dist.model.tensor_files import not_finite
 from glioma_dist.model.unet import UNet, load_model
 
-CONFIG = "config.json"
-PARTIAL = ".partial"
-"""Folder in which a network is written before its files get their places."""
+CONFIG, CARD = "config.json", "README.md"
+PARTIAL = ".new-"
+"""Begins the name of a folder in which a network is written before its files get their places."""
 OWN_CARD = "library_name: glioma-dist"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The name of a folder of the hub's cache."""
 
 
 class PretrainedUNet(nn.Module, ModelHubMixin):
@@ -45,69 +62,117 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         """The card: what the network is, what weights and data it comes from, and under which licences."""
         return ModelCard(model_card(self.settings, self.metadata))
 
-    def push_to_hub(self, *arguments: Any, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the network with its card, as `ModelHubMixin.push_to_hub` does. Warns where a licence of its weights
-        or data forbids commercial use."""
+        or data forbids commercial use. Raises InputError where the hub does not take it."""
         if warning := warning_of_use(self.metadata.get("lineage", [])):
             warnings.warn(warning, UserWarning, stacklevel=2)
-        return super().push_to_hub(*arguments, **options)
+        try:
+            return super().push_to_hub(repo_id, **options)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{one_line(repo_id, 200)}: the hub does not take it ({cause_in_words(error)})") from error
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the network and its card to a folder, as `ModelHubMixin.save_pretrained` does. Several processes may
+        write the same network to it. Raises InputError where it cannot be written, or could not be read again."""
+        folder = Path(save_directory)
+        if broken := not_finite(self.model.state_dict()):
+            raise InputError(
+                f"{folder}: not written, because {len(broken)} tensors of the network are not finite, the first is "
+                f"{one_line(broken[0], 100)}"
+            )
+        make_folder(folder)
+        options["config"] = self._config()  # the base class would write all settings where another process removes it
+        try:
+            return super().save_pretrained(folder, **options)
+        except OSError as error:
+            raise cannot_write(error.filename or folder, error) from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        card = save_directory / "README.md"
-        if card.is_file() and OWN_CARD in card.read_text(errors="replace"):
-            card.unlink()  # of another network; the mixin writes a card only where there is none
-        made = save_directory / PARTIAL
-        write_checkpoint(made, _without_paths(self.settings), self.metadata, self.model.state_dict())
+        made = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=save_directory))
         try:
-            rename_in_order(*((made / name, save_directory / name) for name in (MODEL, STATE, MANIFEST)))
-            made.rmdir()
+            write_checkpoint(made / "it", without_folders(self.settings), self.metadata, self.model.state_dict())
+            rename_in_order(*((made / "it" / name, save_directory / name) for name in (MODEL, STATE, MANIFEST)))
         except OSError as error:
             raise cannot_write(save_directory, error) from error
-        write_json_atomically(save_directory / CONFIG, {"encoder": self.settings.model.encoder}, indent=None)
+        finally:
+            remove_tree(made)
+        write_json_atomically(save_directory / CONFIG, self._config(), indent=None, by_several=True)
+        card = save_directory / CARD
+        if not card.is_file() or OWN_CARD in card.read_text("utf-8", "replace"):  # else somebody has written it
+            write_atomically(card, model_card(self.settings, self.metadata), by_several=True)
+
+    def _config(self) -> dict[str, Any]:
+        return {"encoder": self.settings.model.encoder}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> PretrainedUNet:
-        """Load a network from a checkpoint folder, from the hub, or by the name of one that comes with the package, as
-        `ModelHubMixin.from_pretrained` does. Raises InputError for what is none of these."""
-        given = str(pretrained_model_name_or_path)
-        if not Path(given).is_dir():
-            found = network_folder(given) or hub_name(given)
-            if found is None:
-                raise InputError(
-                    f"{given}: no such folder; give a checkpoint's folder, a repository of the hub as ORG/NAME, or one "
-                    f"of {', '.join(network_names())}"
-                )
-            given = str(found)
-        return super().from_pretrained(given, **options)
-
-    @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **_: Any,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **unknown: Any,
     ) -> PretrainedUNet:
-        folder = Path(model_id)
-        if not folder.is_dir():
-            fetch = partial(
-                hf_hub_download,
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            folder = Path(fetch(MANIFEST)).parent
-            for name in (STATE, *Manifest.read(folder).files_of_weights()):
-                fetch(name)
+        """Load a network from a checkpoint folder, from the hub, or by the name of one that comes with the package.
+
+        The options are those of `ModelHubMixin.from_pretrained`, for the hub alone. Raises InputError for what is none
+        of these, for a network that is damaged or incomplete, and where the hub does not give it.
+        """
+        if unknown:  # the base class would ignore them
+            raise TypeError(f"from_pretrained() got an unexpected keyword argument {next(iter(unknown))!r}")
+        given = str(pretrained_model_name_or_path)
+        folder = find_checkpoint(Path(given)) if given else None
+        if folder is None:
+            name = hub_name(given)
+            if name is None:
+                what = "no checkpoint there (no manifest.json)" if os.path.isdir(given) else "no such folder"
+                raise InputError(
+                    f"{given}: {what}; give a checkpoint's folder, a repository of the hub as ORG/NAME, or one of "
+                    f"{', '.join(network_names())}"
+                )
+            with _from_the_hub(name):
+                folder = _fetch(
+                    name,
+                    revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
         model, checkpoint = load_model(folder)
         return cls(model, checkpoint.config, checkpoint.metadata).eval()
+
+
+def _fetch(name: str, revision: str | None, **options: Any) -> Path:
+    """The folder of the hub's cache with all files of a network, of one commit."""
+    folder = Path(hf_hub_download(name, MANIFEST, revision=revision, **options)).parent
+    if COMMIT.fullmatch(folder.name):  # or the files of a commit that comes meanwhile would be in another folder
+        revision = folder.name
+    for file in (STATE, *Manifest.read(folder).files_of_weights()):
+        hf_hub_download(name, file, revision=revision, **options)
+    return folder
+
+
+@contextmanager
+def _from_the_hub(name: str) -> Generator[None]:
+    """Context manager: what the hub's client raises is raised as InputError, in one line."""
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{name}: is no folder here, is not in the hub's cache, and the hub does not give it "
+            f"({cause_in_words(error)})"
+        ) from error
+    except EntryNotFoundError as error:
+        raise InputError(
+            f"{name}: this repository of the hub holds no whole network of glioma-dist ({cause_in_words(error)})"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: the hub does not give it ({cause_in_words(error)})") from error
 
 
 def model_card(config: TrainConfig, metadata: dict[str, Any]) -> str:
@@ -160,19 +225,3 @@ def _outputs(config: TrainConfig) -> str:
 
 def _in_table(text: str | None) -> str:
     return str(text).replace("|", r"\|")
-
-
-def _without_paths(config: TrainConfig) -> TrainConfig:
-    """With the names of files and folders, and not where they were."""
-    model = config.model
-    return replace(
-        config,
-        data=replace(
-            config.data,
-            train=tuple(Path(each).name for each in config.data.train),
-            val=config.data.val and Path(config.data.val).name,
-            cache=None,
-        ),
-        model=replace(model, init=Path(model.init).name, weights=model.weights and Path(model.weights.name)),
-        out=Path(config.out.name),
-    )

@@ -14,8 +14,9 @@ from glioma_dist.config.model import is_weight_file
 from glioma_dist.config.networks import hub_name
 from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.background import check_cells, note_on_coverage
+from glioma_dist.data.cache_folder import cache_folder
 from glioma_dist.data.mixture import Shards, parts_of
-from glioma_dist.data.remote_checkpoint import cache_folder, fetch_checkpoint, find_remote
+from glioma_dist.data.remote_checkpoint import fetch_checkpoint, find_remote
 from glioma_dist.data.remote_weights import fetch_weights, weights_folder
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.storage import Patience

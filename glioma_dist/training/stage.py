@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glioma_dist.config.paths import Url
-from glioma_dist.data.remote_checkpoint import CheckpointIndex, cache_folder
+from glioma_dist.data.cache_folder import cache_folder
+from glioma_dist.data.remote_checkpoint import CheckpointIndex
 from glioma_dist.errors import InputError, one_line
 from glioma_dist.files import cannot_write, make_folder, read_json, remove_tree, rename_in_order, write_json_atomically
 from glioma_dist.training.folder_lock import LOCK, folder_lock

@@ -167,6 +167,12 @@ def test_what_bioimageio_does_not_take_is_one_line_and_nothing_is_written(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_of_images_smaller_than_a_package_takes_is_refused_whatever_the_image(tmp_path):
+    checkpoint = save(tmp_path, "mit_tiny", size=Size(80, 48), transform="resize")
+    with pytest.raises(InputError, match=r"best: was trained on images scaled to 80x48, and a package takes .* 64x64"):
+        export_package(checkpoint, tmp_path / "model.zip", draw_sample(1, 200, 200).image)
+
+
 def test_a_package_that_gives_something_else_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip("bioimageio.core", reason=WHY)
     monkeypatch.setattr(module, "EPSILON", 50.0)  # of our output; the description keeps its own

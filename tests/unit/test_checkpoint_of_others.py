@@ -12,6 +12,7 @@ from glioma_dist.errors import InputError
 from glioma_dist.evaluation.protocol import evaluate
 from glioma_dist.inference.export import export
 from glioma_dist.inference.predict import predict
+from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import STATE
 from glioma_dist.model.unet import build_model, load_model
 from glioma_dist.training.state import TrainState
@@ -114,3 +115,20 @@ def test_a_config_that_cannot_be_is_one_line(name, material, tmp_path, runtime):
         assert refused is not None or set(changes) <= set(NOT_OF_THE_NETWORK)
         assert len(refused or "") <= 500 + len(os.fspath(folder))
         assert (refused or "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "value", ["0.9", [1], {}, True, None, float("nan"), float("inf"), 10**400], ids=lambda value: str(value)[:9]
+)
+@pytest.mark.parametrize("name", ["best_dice", "validated_step", "another"])
+def test_a_position_that_is_no_number_is_refused_by_whatever_prints_it(tmp_path, name, value):
+    config = tiny_config(tmp_path, tmp_path)
+    model, _ = build_model(config.model, 0)
+    save_state(tmp_path / "best", config, TrainState(step=1), model, None, {"lineage": []})
+    state = json.loads((tmp_path / "best" / STATE).read_text())
+    state["position"][name] = value
+    (tmp_path / "best" / STATE).write_text(json.dumps(state))
+    seal(tmp_path / "best")
+    with pytest.raises(InputError, match=f"{STATE}: its position's {name} is ") as caught:
+        Checkpoint.read(tmp_path / "best")
+    assert "\n" not in str(caught.value)

@@ -15,6 +15,7 @@ from glioma_dist.data.transforms import normalize_intensity
 from glioma_dist.evaluation.maps import class_map
 from glioma_dist.evaluation.network import Network, pixel_maps
 from glioma_dist.inference.bioimageio import export_package
+from glioma_dist.inference.bioimageio_description import as_channels
 from glioma_dist.inference.export import as_input, channels_of, export
 from glioma_dist.model.hub import PretrainedUNet, model_card
 from glioma_dist.model.outputs import Outputs
@@ -110,3 +111,19 @@ def test_channels_in_their_order():
     assert channels_of(model) == ["cell"]
     both = replace(model, classes=CLASSES, targets=("mask", "boundary"))
     assert channels_of(both) == ["background", *CLASSES, "boundary"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["background", "A+", "A-", "+", "-"], ["background", "a", "a_2", "class", "class_2"]),
+        (
+            ["background", "background!", "boundary", "boundary"],
+            ["background", "background_2", "boundary", "boundary_2"],
+        ),
+        (["a", "a_2", "A", "a"], ["a", "a_2", "a_3", "a_4"]),
+        (["background", "type A", "soma / large"], ["background", "type_a", "soma_large"]),
+    ],
+)
+def test_no_two_channels_of_a_package_have_one_name(names, expected):
+    assert as_channels(names) == expected

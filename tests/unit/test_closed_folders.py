@@ -1,13 +1,16 @@
 """Results that are to lie below a folder which this user may not enter, and checkpoints that do: refused by a line that
 names it."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import run
 
+from glioma_dist.cli.inputs import check_init
 from glioma_dist.cli.merge import MergeConfig
 from glioma_dist.config import EvaluateConfig
 from glioma_dist.config.data_report import DataReportConfig
@@ -71,7 +74,9 @@ def refusals_of_nobody(folder: Path) -> dict[str, str]:
     return said
 
 
-def test_a_folder_that_may_not_be_entered_is_an_input_error_that_names_it():
+@contextlib.contextmanager
+def closed_folder() -> Iterator[Path]:
+    """A folder that nobody but root may enter, with a folder in it."""
     # Not below tmp_path, whose parents are root's alone.
     with tempfile.TemporaryDirectory(prefix="glioma-dist-") as given:
         Path(given).chmod(0o755)
@@ -79,9 +84,35 @@ def test_a_folder_that_may_not_be_entered_is_an_input_error_that_names_it():
         (folder / "there").mkdir(parents=True)
         folder.chmod(0)
         try:
-            (said,) = run(refusals_of_nobody, folder)
+            yield folder
         finally:
             folder.chmod(0o755)
+
+
+def refusal_of_starting_weights(folder: Path) -> str:
+    """What is said of a name that could be one of the hub, to a user who is not root."""
+    os.chdir(folder.parent)
+    if os.geteuid() == 0:
+        os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        check_init("--model.init", f"{folder.name}/there")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        if os.getresuid()[2] == 0:
+            os.setresuid(0, 0, 0)
+    return ""
+
+
+def test_starting_weights_in_a_folder_that_may_not_be_entered_are_no_name_of_the_hub():
+    with closed_folder() as folder:
+        (said,) = run(refusal_of_starting_weights, folder)
+    assert said == "InputError: --model.init closed/there: is there, but this user may not read it"
+
+
+def test_a_folder_that_may_not_be_entered_is_an_input_error_that_names_it():
+    with closed_folder() as folder:
+        (said,) = run(refusals_of_nobody, folder)
     assert {name.split()[0] for name in said} == set(CHECKS) - set(WITHOUT_COMPLAINT)
     assert len(said) == 2 * (len(CHECKS) - len(WITHOUT_COMPLAINT))
     for name, line in said.items():
@@ -90,6 +121,11 @@ def test_a_folder_that_may_not_be_entered_is_an_input_error_that_names_it():
         assert "\n" not in line, name
         if name.startswith("check"):
             assert f"may not write to {folder};" in line
+
+
+def test_the_root_of_all_folders_is_no_checkpoint():
+    with pytest.raises(InputError, match=r"^/: no checkpoint there"):
+        Checkpoint.read(Path("/"))
 
 
 def test_a_checkpoint_whose_name_is_too_long_is_an_input_error():

@@ -7,7 +7,10 @@ from helpers import draw_shards
 from hub_server import LARGE_BYTES, REPOSITORY, serve_hub
 
 from glioma_dist import InputError, ShardReader
-from glioma_dist.data.remote_checkpoint import MANIFEST, CheckpointIndex
+from glioma_dist.config.networks import network_folder
+from glioma_dist.config.paths import Url
+from glioma_dist.data import remote_checkpoint
+from glioma_dist.data.remote_checkpoint import MANIFEST, CheckpointIndex, fetch_checkpoint, find_remote
 from glioma_dist.data.shards.storage import Patience
 from glioma_dist.data.shards.store import Store
 from glioma_dist.errors import UnavailableError
@@ -136,6 +139,40 @@ def test_a_missing_repository_is_said_in_one_line(hub):
     with pytest.raises(InputError, match=r"hf://lab/others/run.*does the bucket exist") as caught:
         store.check()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["lab/others", "lab/others/run", "lab/others/best", "lab/cells@v9", "a--b/c", "a/b.git"]
+)
+def test_a_checkpoint_of_a_repository_that_is_not_there_is_one_line_without_a_second_try(hub, name):
+    repository = name.removesuffix("/best")  # of whose run the list of checkpoints is asked for first
+    with pytest.raises(InputError, match=f"^hf://{repository}/.*is the URL right, and may") as caught:
+        fetch_checkpoint(Url(f"hf://{name}"), Patience(2, 30.0, 1e6))
+    assert type(caught.value) is InputError
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [REPOSITORY, f"{REPOSITORY}/best", f"{REPOSITORY}/some/last"])
+def test_a_network_of_a_repository_is_found_whatever_its_folder_is_called(hub, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network = network_folder("t98g-small")
+    inside = name.removeprefix(REPOSITORY).lstrip("/")
+    hub.files = {f"{inside}/{path.name}".lstrip("/"): path.read_bytes() for path in network.iterdir()}
+    found = fetch_checkpoint(Url(f"hf://{name}"))
+    assert (found / MANIFEST).read_bytes() == (network / MANIFEST).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_repository_may_be_called_as_the_checkpoint_of_a_run(hub, name, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(remote_checkpoint, "read_index", lambda folder: asked.append(str(folder)))
+    for place in (f"hf://lab/{name}", f"hf://datasets/lab/{name}", f"hf://{name}"):
+        with pytest.raises(InputError):
+            find_remote(Url(place), Patience(1))
+    assert not asked
+    with pytest.raises(InputError):
+        find_remote(Url(f"{URL}/{name}"), Patience(1))
+    assert asked == [URL]
 
 
 def test_shards_are_read_as_from_a_folder(hub, tmp_path):

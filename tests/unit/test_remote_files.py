@@ -1,6 +1,8 @@
 """Checkpoints, images and results at URLs: predict, evaluate, export, starting weights."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from glioma_dist.cli import export as export_command
 from glioma_dist.cli.run_status import find_status
 from glioma_dist.config import EvaluateConfig, PredictConfig, ReportConfig
 from glioma_dist.config.paths import Url
-from glioma_dist.data import remote_checkpoint
+from glioma_dist.data import cache_folder
 from glioma_dist.data.remote_checkpoint import CheckpointIndex, Entry, fetch_checkpoint
 from glioma_dist.data.remote_images import list_files
 from glioma_dist.data.sample import encode_image
@@ -85,6 +87,7 @@ def test_a_copy_that_was_damaged_here_is_fetched_again(store, best, how):
         ("s3://cells/nothing/best", "no checkpoint there"),
         ("s3://nowhere/run/best", "NoSuchBucket|bucket|cannot be read"),
         ("s3://cells/run/last", "has no complete checkpoint yet"),
+        ("s3://best", "^s3://best/manifest.json cannot be read.*NoSuchBucket|bucket"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_one_line(store, url, words):
@@ -104,15 +107,34 @@ def test_a_damaged_one_is_one_line_and_leaves_nothing(store, tmp_path):
     assert [path for path in kept.iterdir() if not path.name.endswith(".lock")] == []
 
 
-def test_the_cache_keeps_a_few(store, best, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote_checkpoint, "NUM_KEPT", 1)
+def age(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_the_cache_keeps_a_few_and_those_of_the_last_hour(store, best, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_folder, "NUM_KEPT", 1)
     first = fetch_checkpoint(Url("s3://cells/plain"))
     manifest = json.loads(store.read("plain/manifest.json"))
     store.put("plain/manifest.json", json.dumps(manifest).encode())
     second = fetch_checkpoint(Url("s3://cells/plain"))
     assert second != first
+    Checkpoint.read(first).check()  # another process may have asked for it just now
+    age(first, 4000)
+    assert fetch_checkpoint(Url("s3://cells/plain")) == second
     assert second.is_dir()
     assert not first.exists()
+
+
+def test_what_a_killed_fetch_left_is_removed_after_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_folder, "NUM_KEPT", 1)
+    for name, seconds in ((".new-old", 100_000), (".new-file", 100_000), (".new-now", 100), ("0" * 32, 100_000)):
+        if name == ".new-file":
+            (tmp_path / name).write_bytes(b"x")
+        else:
+            (tmp_path / name / "it").mkdir(parents=True)
+        age(tmp_path / name, seconds)
+    cache_folder.drop_oldest(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".new-now", "0" * 32}
 
 
 def test_starting_weights_may_lie_at_a_url(store, shards, tmp_path, best):

@@ -29,7 +29,7 @@ from glioma_dist.data import remote_weights
 from glioma_dist.errors import InputError, RunError
 from glioma_dist.model.checkpoint_writer import write_checkpoint
 from glioma_dist.model.hub import PretrainedUNet
-from glioma_dist.model.pretrained import download
+from glioma_dist.model.pretrained import download, starting_points
 from glioma_dist.model.pretrained.weight_files import read_weights
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.training.launch_and_data import with_local_weights
@@ -38,10 +38,10 @@ COMMIT = "c" * 40
 
 
 class Hub(http.server.SimpleHTTPRequestHandler):
-    """A hub of one machine: /ORG/NAME/resolve/main/FILE, and whatever else lies in its folder."""
+    """A hub of one machine: /ORG/NAME/resolve/REVISION/FILE, and whatever else lies in its folder."""
 
     def send_head(self):
-        self.path = self.path.replace("/resolve/main/", "/")
+        self.path = re.sub(r"/resolve/[^/]+/", "/", self.path)
         self.server.asked.append((self.command, self.path))
         if not Path(self.translate_path(self.path)).is_file():
             self.send_response(404)
@@ -164,6 +164,27 @@ def test_a_repository_of_the_hub_gives_what_it_holds_and_then_needs_no_network(k
     assert told == lineage
     assert len(server.asked) == number
     assert time.monotonic() - started < 60  # and not the minutes of the client's retries
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "smp", "encoder"])
+def test_all_files_are_of_one_commit_also_if_another_comes_meanwhile(kind, tmp_path, monkeypatch):
+    narrow(monkeypatch, "resnet50")
+    for commit in ("first", "second"):
+        save(kind, tmp_path / commit)
+    asked = []
+
+    def get(name: str, file: str, commit: str | None) -> Path | None:
+        path = tmp_path / (commit or ("second" if asked else "first")) / file
+        if path.is_file():
+            asked.append(commit)
+        return path if path.is_file() else None
+
+    path, is_checkpoint = starting_points._weights("org/network", get)
+    assert path.relative_to(tmp_path).parts[0] == "first"
+    assert is_checkpoint == (kind == "checkpoint")
+    assert asked[0] is None
+    assert len(asked) > 1
+    assert set(asked[1:]) == {"first"}
 
 
 def test_a_checkpoint_that_was_uploaded_as_it_is_gives_the_average_of_its_weights(server, monkeypatch):
@@ -315,6 +336,15 @@ def test_what_is_a_name_of_the_hub(tmp_path, monkeypatch):
         check_init("--model.init", init)
     with pytest.raises(InputError, match=r"runs/x: no such file or folder.*ORG/NAME of the Hugging Face hub"):
         check_init("--model.init", "runs/x")
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "a/b--c", "a/b..c", "a/b.git", "a/b.", "a/b-", "a/" + 97 * "b"])
+def test_what_the_hub_takes_for_no_name_is_asked_of_nobody(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_name(name) is hub_name(f"hf://{name}") is None
+    for init in (name, f"hf://{name}"):
+        with pytest.raises(InputError, match=f"^--model.init {init}: no such file or folder"):
+            build_model(config_of(init=init), 1)
 
 
 def test_settings_that_do_not_belong_together_are_refused():

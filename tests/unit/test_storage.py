@@ -169,6 +169,18 @@ def test_what_is_not_there_is_not_asked_for_again(server):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("url", ["s3://a$b/x", "hf://a--b/c", "hf://a/b.git/x", "hf://datasets/a..b/c"])
+@pytest.mark.parametrize("read", ["read_all", "read_optional"])
+def test_a_name_that_no_store_can_have_is_not_asked_for_again(url, read, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    folder = RemoteFolder(url, Patience(attempts=2, wait_seconds=1e6))
+    with pytest.raises(InputError, match=r"cannot be read .*is the URL right") as error:
+        getattr(folder, read)("manifest.json", 100)
+    assert type(error.value) is InputError
+    assert "\n" not in str(error.value)
+
+
 def test_waiting_grows_between_tries(server, monkeypatch):
     waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
@@ -195,6 +207,9 @@ def test_waiting_grows_between_tries(server, monkeypatch):
         "http://",
         "://",
         "github://a:b@c/d",
+        "http://[/x",
+        "https://host:99999/x",
+        "http://host:port/x",
     ],
 )
 def test_only_the_schemes_of_the_list_are_read(url):
@@ -204,7 +219,15 @@ def test_only_the_schemes_of_the_list_are_read(url):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["https://me:secret@host/x", "https://host/x?token=secret", "https://host/x#secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:secret@host/x",
+        "https://me:secret@host:99999/x",
+        "https://host/x?token=secret",
+        "https://host/x#secret",
+    ],
+)
 def test_a_url_with_a_secret_is_refused_and_not_repeated(url):
     with pytest.raises(InputError, match="through the environment") as error:
         check_url(url)

@@ -30,6 +30,11 @@ MAX_RETRY_AFTER = 60.0
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError")
 """Errors of botocore: asking again does not bring them."""
 
+NO_SUCH_PLACE = ("RepositoryNotFoundError", "GatedRepoError", "DisabledRepoError", "RevisionNotFoundError")
+"""Errors of huggingface_hub: not a file is missing, but all."""
+IMPOSSIBLE_NAMES = ("HfUriError", "HFValidationError", "ParamValidationError", "InvalidURL")
+"""Errors of huggingface_hub, botocore and aiohttp: no store can have a place of this name."""
+
 Accept = Callable[[bytes], bool]
 """Whether bytes are those that were asked for, as far as a checksum tells."""
 
@@ -167,7 +172,7 @@ class RemoteFolder:
             try:
                 stream_span(self._file_system(), url, Span(None, max_bytes), seconds, pieces.append)
             except FileNotFoundError as error:
-                if getattr(error.__cause__, "response", {}).get("Error", {}).get("Code") == "NoSuchBucket":
+                if _is_all_missing(error.__cause__):
                     raise
                 return None
             except AnswerError as error:
@@ -272,4 +277,11 @@ def is_final(error: Exception) -> bool:
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in (HTTP_TIMEOUT, HTTP_TOO_MANY):
         return True
-    return type(error).__name__ in NO_CREDENTIALS or "Certificate" in type(error).__name__
+    return type(error).__name__ in (*NO_CREDENTIALS, *IMPOSSIBLE_NAMES) or "Certificate" in type(error).__name__
+
+
+def _is_all_missing(cause: BaseException | None) -> bool:
+    """Whether a file is missing because its bucket or its repository is."""
+    response = getattr(cause, "response", None)  # botocore's is a dict, huggingface_hub's is not
+    told = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return told == "NoSuchBucket" or type(cause).__name__ in (*NO_SUCH_PLACE, *IMPOSSIBLE_NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from glioma_dist.errors import InputError
 
@@ -21,7 +22,8 @@ def was_url(path: Path) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Raises InputError for a URL of a scheme that is not allowed, of several joined ones, or with what is secret."""
+    """Raises InputError for a URL of a scheme that is not allowed, of several joined ones, with what is secret, or
+    with a host or a port that cannot be."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "::" in url or not re.fullmatch(r"[a-z0-9]+://[^\s\x00-\x1f]+", url):
         raise InputError(
@@ -33,3 +35,7 @@ def check_url(url: str) -> None:
             f"{url.partition('://')[0]}://…: a URL with a user, a query or a fragment would be written to config.json "
             "as it is; give the plain URL, and credentials through the environment"
         )
+    try:
+        _ = url.startswith("http") and urlsplit(url).port
+    except ValueError as error:
+        raise InputError(f"{url!r} is no URL that shards are read from ({error})") from None

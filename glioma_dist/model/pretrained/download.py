@@ -44,29 +44,29 @@ def from_hub(name: str, files: tuple[str, ...]) -> Path:
     return found
 
 
-def cached(name: str, file: str) -> Path | None:
+def cached(name: str, file: str, commit: str | None = None) -> Path | None:
     """A file of a repository of the hub, if it is in the local cache. The network is not asked, which the client does
-    even for files that are here."""
-    path = try_to_load_from_cache(name, file)
+    even for files that are here. commit: by default the newest that is here."""
+    path = try_to_load_from_cache(name, file, revision=commit)
     return Path(path) if isinstance(path, str) else None
 
 
-def from_hub_if_there(name: str, file: str, tells: bool | None = None) -> Path | None:
+def from_hub_if_there(name: str, file: str, commit: str | None = None, tells: bool | None = None) -> Path | None:
     """The same from the hub; None where the repository has no such file. Raises as `from_hub`.
 
-    tells: whether the download is told on the screen; None: that of weights.
+    commit: by default the hub's newest. tells: whether the download is told on the screen; None: that of weights.
     """
     cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     is_told = tells if tells is not None else not file.endswith((".json", ".md"))
     try:
         what = f"{name}, {file}" if is_told else None
-        return Path(within_bound(lambda: hf_hub_download(name, file), cache, what))
+        return Path(within_bound(lambda: hf_hub_download(name, file, revision=commit), cache, what))
     except errors.LocalEntryNotFoundError as error:
-        raise NotReachedError(_words(error)) from error
+        raise NotReachedError(cause_in_words(error)) from error
     except errors.EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise NotReachedError(_words(error)) from error
+        raise NotReachedError(cause_in_words(error)) from error
 
 
 def from_url(url: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def from_url(url: str) -> dict[str, Any]:
     try:
         return within_bound(load, cache, None)  # torch tells itself what it downloads
     except OSError as error:
-        raise NotReachedError(_words(error)) from error
+        raise NotReachedError(cause_in_words(error)) from error
 
 
 def within_bound(fetch: Callable[[], Any], folder: Path, what: str | None) -> Any:
@@ -149,7 +149,7 @@ def _bytes_below(folder: Path) -> int:
     return total
 
 
-def _words(error: Exception) -> str:
+def cause_in_words(error: Exception) -> str:
     """The first line of the innermost cause, which says what the network did."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -23,7 +23,8 @@ SETTINGS, CARD = "config.json", "README.md"
 OF_A_NETWORK = ("decoder.", "segmentation_head.", "model.decoder.", "model.segmentation_head.")
 """How names of tensors begin that no encoder has."""
 MAX_CARD_BYTES = 2**22
-Get = Callable[[str, str], Path | None]
+Get = Callable[[str, str, str | None], Path | None]
+"""A file of a repository of the hub, of a commit or of the newest."""
 
 
 class Repository(NamedTuple):
@@ -57,7 +58,7 @@ def fetch_repository(name: str) -> Repository:
         raise InputError(f"--model.init {name}: this repository of the hub has none of {files}; give another")
     path, is_checkpoint = found
     folder = path if path.is_dir() else path.parent
-    return Repository(path, is_checkpoint, folder.name, _licence(name))
+    return Repository(path, is_checkpoint, folder.name, _licence(name, folder.name))
 
 
 def load_encoder_file(encoder: Encoder, name: str, file: Path, source: str, licence: str) -> list[dict[str, str]]:
@@ -78,29 +79,30 @@ def is_encoder_file(path: Path) -> bool:
 
 def _weights(name: str, get: Get) -> tuple[Path, bool] | None:
     """The path of a `Repository`, and whether it is a checkpoint's; None where `get` has not all of its files."""
-    manifest = get(name, MANIFEST)
-    if manifest is not None and get(name, STATE) is not None:
-        is_whole = all(get(name, file) for file in Manifest.read(manifest.parent).files_of_weights())
+    manifest = get(name, MANIFEST, None)
+    commit = manifest and manifest.parent.name  # another may come meanwhile
+    if manifest is not None and get(name, STATE, commit) is not None:
+        is_whole = all(get(name, file, commit) for file in Manifest.read(manifest.parent).files_of_weights())
         return (manifest.parent, True) if is_whole or get is not cached else None
     if manifest is not None and get is cached:
         return None  # the rest may be on the hub; else the file is of something else
-    weights = next(filter(None, (get(name, file) for file in HUB_FILES)), None)
+    weights = next(filter(None, (get(name, file, commit) for file in HUB_FILES)), None)
     if weights is None:
         return None
-    settings = get(name, SETTINGS)
+    settings = get(name, SETTINGS, weights.parent.name)
     content = read_json(settings) if settings is not None else None
     is_smp = weights.name == MODEL and isinstance(content, dict) and "encoder_name" in content
     return (weights.parent if is_smp else weights), False
 
 
-def _licence(name: str) -> str:
+def _licence(name: str, commit: str) -> str:
     """What the repository's card says, or what is known of it."""
     from glioma_dist.model.pretrained.mit_weights import HUB_NAMES, IMAGENET_LICENCE
 
     if name in HUB_NAMES.values():
         return IMAGENET_LICENCE
     try:
-        card = cached(name, CARD) or from_hub_if_there(name, CARD)
+        card = cached(name, CARD, commit) or from_hub_if_there(name, CARD, commit)
         head = read_bytes(card, MAX_CARD_BYTES).decode("utf-8", "replace").split("---")[1] if card is not None else ""
     except (NotReachedError, InputError, IndexError):
         return "not stated"
