@@ -34,6 +34,7 @@ from glioma_dist.model.manifest import MANIFEST, MODEL, STATE, Manifest
 from glioma_dist.model.pretrained.download import cause_in_words
 from glioma_dist.model.tensor_files import not_finite
 from glioma_dist.model.unet import UNet, load_model
+from glioma_dist.wording import counted
 
 CONFIG, CARD = "config.json", "README.md"
 PARTIAL = ".new-"
@@ -78,8 +79,8 @@ class PretrainedUNet(nn.Module, ModelHubMixin):
         folder = Path(save_directory)
         if broken := not_finite(self.model.state_dict()):
             raise InputError(
-                f"{folder}: not written, because {len(broken)} tensors of the network are not finite, the first is "
-                f"{one_line(broken[0], 100)}"
+                f"{folder}: not written, because the network has numbers that are not finite "
+                f"({counted(len(broken), 'tensor')}, the first is {one_line(broken[0], 100)})"
             )
         make_folder(folder)
         options["config"] = self._config()  # the base class would write all settings where another process removes it
