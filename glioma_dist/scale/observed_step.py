@@ -1,7 +1,7 @@
 """Observes the units of a step (`step_units.py`).
 
 A step is observed twice on fake tensors, as a whole and in tiles. What a unit computes again, it computes as in its
-forward pass, so all other choices follow from the two. Of segments that do the same only the first is computed.
+forward pass, so all other choices follow from the two.
 """
 
 from __future__ import annotations
@@ -42,16 +42,13 @@ def observe(step: Step) -> StepUnits:
     tiled_ends = _backward_ends(in_tiles.segments + in_tiles.decoder, tiled_curve)
     units = []
     for number, unit in enumerate(observed):
-        if unit.twin is not None:
-            units.append(_placed(units[unit.twin].options, unit, curve))
-            continue
         other = (in_tiles.segments + in_tiles.decoder)[number]
         has_tiles = bool(unit.layers) if number < len(whole.segments) else number >= len(observed) - NUM_BLOCKS
         sides = [Side(unit, curve, ends[number], whole.forward_end)]
         sides += [Side(other, tiled_curve, tiled_ends[number], in_tiles.forward_end)] if has_tiles else []
         units.append(_unit(sides, is_last=unit is last))
     total = Work()
-    for unit in (each if each.twin is None else observed[each.twin] for each in observed):
+    for unit in observed:
         for work in (unit.forward, unit.backward):
             total.add(work.seconds, work.flops)
     number = len(whole.segments)
@@ -119,17 +116,17 @@ class Side:
 
 
 def _unit(sides: Sequence[Side], is_last: bool) -> Unit:
+    plain, unit = sides[0], sides[0].unit
+    begin_backward = plain.curve.end if unit.begin_backward is None else unit.begin_backward
     options: list[Option] = []
     for side, cut in zip(sides, get_args(Cut), strict=False):
-        options += _options(side, sides[0], cut, is_last)
-    return _placed(tuple(options), sides[0].unit, sides[0].curve)
-
-
-def _placed(options: tuple[Option, ...], unit: ObservedUnit, curve: MemoryCurve) -> Unit:
-    """A unit with these options where it is in the step."""
-    begin_backward = curve.end if unit.begin_backward is None else unit.begin_backward
-    before, before_backward = (int(curve.in_use[moment]) for moment in (unit.begin, begin_backward))
-    return Unit(options, before, before_backward, tuple(unit.layers))
+        options += _options(side, plain, cut, is_last)
+    return Unit(
+        tuple(options),
+        before=int(plain.curve.in_use[unit.begin]),
+        before_backward=int(plain.curve.in_use[begin_backward]),
+        layers=tuple(unit.layers),
+    )
 
 
 def _options(side: Side, plain: Side, cut: Cut, is_last: bool) -> list[Option]:

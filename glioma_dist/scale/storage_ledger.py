@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -78,15 +77,6 @@ class StorageLedger(TorchDispatchMode):
     def born(self, tensor: Tensor) -> int:
         """The moment at which the storage of a tensor was allocated, which no other storage has."""
         return self._enter(tensor).born
-
-    def held(self, since: int, but: int) -> list[Allocation]:
-        """What was allocated after a moment and is in use now, except the storage that was allocated at `but`."""
-        younger = takewhile(lambda entry: entry.born > since, reversed(self._entries))
-        return [
-            Allocation(entry.num_bytes, entry.born, None, entry.part)
-            for entry in younger
-            if entry.died is None and entry.born != but
-        ]
 
     def name(self, part: Part, tensors: Iterable[Tensor]) -> None:
         """Say what the storages of `tensors` are for."""

@@ -3,15 +3,14 @@ observed in a step on fake tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -75,41 +74,19 @@ class ObservedUnit:
     """The part of `forward` that is attention."""
     layers: list[int] = field(default_factory=list)
     """Numbers of the encoder's tileable layers in it."""
-    twin: int | None = None
-    """Number of an earlier segment that does the same. Then this one was not computed, only its place taken."""
-    saved: set[int] = field(default_factory=set)
-    """When the storages were allocated that autograd keeps for its backward pass."""
-    kept: int = 0
-    """Bytes of those that the unit made, its output aside."""
-    held_until_loss: int = 0
-    """Bytes of what else it made and holds at its end: weights that autocast has converted."""
 
 
 class _StandIn(torch.autograd.Function):
-    """In the place of a segment: gives its output and the gradients of its input and its weights, without contents.
-
-    kept: bytes that it keeps for its backward pass, `saves_input` and `saves_output` aside.
-    """
+    """In the place of a segment: gives its output and its input's gradient, without contents."""
 
     @staticmethod
-    def forward(
-        ctx, features: Tensor, like: Like, kept: int, saves_input: bool, saves_output: bool, *weights: Tensor
-    ) -> Tensor:
-        output = _empty(like)
-        saved = [torch.empty(kept, dtype=torch.uint8)] if kept else []
-        ctx.save_for_backward(*saved, *[features] * saves_input, *[output] * saves_output)
-        ctx.likes = [_like(each) for each in (features, *weights)]
-        return output
+    def forward(ctx, features: Tensor, like: Like, _needs_gradient: Tensor | None) -> Tensor:
+        ctx.like = _like(features)
+        return _empty(like)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        of_output, (of_input, *of_weights) = _like(gradient), ctx.likes
-        if of_output[::2] == of_input[::2]:  # sums with what goes around the segment lie as that does
-            of_input = of_output
-        needed = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
-        likes = zip((of_input, *of_weights), needed, strict=True)
-        of_input, *of_weights = (_empty(like) if is_needed else None for like, is_needed in likes)
-        return of_input, None, None, None, None, *of_weights
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _empty(ctx.like), None, None
 
 
 def _like(tensor: Tensor) -> Like:
@@ -133,17 +110,11 @@ class UnitObserver:
         self._speed, self._known, self._is_forward = speed, known, True
         self._now: ObservedUnit | None = None
         self._ledger: StorageLedger | None = None
-        self._first_of: dict[Hashable, int] = {}
-        """Number of the first segment of each kind."""
-        self._until_loss: list[Tensor] = []
-        """Memory of what segments hold until the network has computed, in place of those that have twins."""
         self._run = model.encoder.run_segment
         model.encoder.run_segment = self._run_segment
-        layers = [layer for layer in model.encoder.tileable_layers() if isinstance(layer, nn.Module)]
-        self._layer_numbers = {id(layer): number for number, layer in enumerate(layers)}
-        for number, layer in enumerate(layers):
-            layer.register_forward_pre_hook(lambda *_, number=number: self._enter_layer(number))
-        model.register_forward_hook(lambda *_: self._until_loss.clear())  # as autocast lets go of converted weights
+        for number, layer in enumerate(model.encoder.tileable_layers()):
+            if isinstance(layer, nn.Module):
+                layer.register_forward_pre_hook(lambda *_, number=number: self._enter_layer(number))
         center = model.decoder.center
         for block in ([center] if isinstance(center, CenterBlock) else []) + list(model.decoder.blocks):
             block.register_forward_pre_hook(lambda _, inputs: self._enter(self.decoder, inputs))
@@ -175,39 +146,16 @@ class UnitObserver:
     def _run_segment(self, part: Any, features: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():  # on strips each function is looked at, and these have no rule
             self._enter(self.segments, (features,))
-        unit, number = self.segments[-1], len(self.segments) - 1
+        number = len(self.segments) - 1
         known = self._known[number] if number < len(self._known) else None
-        kind = getattr(part, "kind", None)
-        if known is not None and known.like is not None and (known.twin is not None or not known.layers):
-            unit.twin = known.twin
-            weights = [torch.empty(1, requires_grad=True)] if known.begin_backward is not None else []
-            output = _StandIn.apply(features, known.like, 0, False, False, *weights)
-        elif kind in self._first_of:
-            output = self._take_place_of(part, features, self._first_of[kind])
-        elif kind is not None:
-            self._first_of[kind] = number
-            with saved_tensors_hooks(partial(self._note_saved, unit), lambda tensor: tensor):
-                output = self._run(part, features)
+        if known is not None and not known.layers and known.like is not None:
+            has_gradient = torch.empty(1, requires_grad=True) if known.begin_backward is not None else None
+            output = _StandIn.apply(features, known.like, has_gradient)
         else:
             output = self._run(part, features)
         with torch._C.DisableTorchFunction():
             self._leave(output)
         return output
-
-    def _note_saved(self, unit: ObservedUnit, tensor: Tensor) -> Tensor:
-        unit.saved.add(self._ledger.born(tensor))
-        return tensor
-
-    def _take_place_of(self, part: Any, features: Tensor, number: int) -> Tensor:
-        """The output of a segment that does what segment `number` does, and memory for all that it holds."""
-        unit, first = self.segments[-1], self.segments[number]
-        unit.twin = number
-        numbers = (self._layer_numbers.get(id(module)) for module in part.modules())
-        unit.layers = [each for each in numbers if each is not None]
-        if first.held_until_loss:
-            self._until_loss.append(torch.empty(first.held_until_loss, dtype=torch.uint8))
-        saves = (first.inputs[0] in first.saved, first.output in first.saved)
-        return _StandIn.apply(features, first.like, first.kept, *saves, *part.parameters())
 
     def _enter(self, units: list[ObservedUnit], inputs: Sequence[Any]) -> None:
         if self._is_forward:
@@ -225,10 +173,6 @@ class UnitObserver:
             return
         unit.end, unit.output, self._now = self._ledger.moment, self._ledger.born(output), None
         unit.like = _like(output)
-        if unit.saved:
-            held = self._ledger.held(unit.begin, but=unit.output)
-            unit.kept = sum(each.num_bytes for each in held if each.born in unit.saved)
-            unit.held_until_loss = sum(each.num_bytes for each in held if each.born not in unit.saved)
         if output.requires_grad:
             output.register_hook(lambda _: self._begin_backward(unit))
 

@@ -16,8 +16,7 @@ from glioma_dist.config import ModelConfig, ScaleConfig, TrainConfig
 from glioma_dist.config.plan import PlanConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.encoders.mit_segment import MitSegment
-from glioma_dist.scale import memory_budget, planner, unit_costs
+from glioma_dist.scale import memory_budget, planner
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan
 from glioma_dist.scale.memory_budget import cheapest_plan, choose_plan, find_units, smallest_plan
 from glioma_dist.scale.observed_step import observe
@@ -37,9 +36,8 @@ STEPS = {
         loss=partial(segmentation_loss, "dice"),
     ),
 }
-ON_TWO_DEVICES = {"num_devices": 2, "spatial_parallel": 2}
 STEPS["mit_tiny on strips of a GPU"] = replace(
-    STEPS["mit_tiny"], bf16=True, tile_size=largest_gpu_tile(), **ON_TWO_DEVICES
+    STEPS["mit_tiny"], bf16=True, spatial_parallel=2, num_devices=2, tile_size=largest_gpu_tile()
 )
 STEPS["resnet50"] = replace(
     STEPS["mit_tiny"],
@@ -47,8 +45,6 @@ STEPS["resnet50"] = replace(
     bf16=True,
     tile_size=largest_gpu_tile(),
 )
-DEEPER = ("mit_b3", "mit_b4", "mit_b5")
-"""Encoders with more segments of one kind than mit_b2."""
 LARGER = 0.02
 """By how much, as a share, a counted peak may be larger than the sum of its units."""
 SMALLER = 0.12
@@ -123,22 +119,6 @@ def test_the_units_of_a_step_add_up_to_its_memory(name):
     assert StepUnits.of_json(json.loads(json.dumps(asdict(units)))) == units
 
 
-@pytest.mark.parametrize(
-    "launch",
-    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"freeze_encoder": True}, ON_TWO_DEVICES))],
-    ids=["one device", "frozen", "two devices"],
-)
-@pytest.mark.parametrize("encoder", ["mit_b2", *(pytest.param(each, marks=pytest.mark.slow) for each in DEEPER)])
-def test_segments_of_one_kind_are_observed_as_if_each_was_computed(monkeypatch, encoder, launch):
-    step = replace(STEPS["resnet50"], model=ModelConfig(encoder=encoder), size=Size(128, 128), batch_size=2, **launch)
-    taken, take = [], unit_costs.UnitObserver._take_place_of
-    monkeypatch.setattr(unit_costs.UnitObserver, "_take_place_of", lambda *args: taken.append(args[-1]) or take(*args))
-    found = observe(step)
-    assert taken
-    monkeypatch.setattr(MitSegment, "kind", None)
-    assert observe(step) == found
-
-
 @pytest.mark.parametrize("name", STEPS)
 def test_a_plan_fits_its_budget_and_computes_no_more_than_a_level_that_fits(name):
     step = STEPS[name]
@@ -159,7 +139,7 @@ def test_a_plan_fits_its_budget_and_computes_no_more_than_a_level_that_fits(name
 
 
 @pytest.mark.parametrize("encoder", ["mit_tiny", "mobilenet_v2"])
-@pytest.mark.parametrize("launch", [{}, {"num_devices": 2}, ON_TWO_DEVICES])
+@pytest.mark.parametrize("launch", [{}, {"num_devices": 2}, {"num_devices": 2, "spatial_parallel": 2}])
 def test_what_the_least_step_needs_is_not_refused(encoder, launch):
     """Also of a small step, most of which is weights, so that the sum of its units is rough."""
     model = replace(STEPS["mit_tiny"].model, encoder=encoder)

@@ -95,11 +95,7 @@ class Encoder(nn.Module):
         self.run_segment: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = compute
         """Run a segment of `forward`, from feature map to feature map. Activation checkpointing replaces this function.
         A segment that runs batch norms must be an `nn.Module` that holds them, and no segment may change its input in
-        place. An encoder that never calls it keeps all its activations.
-
-        A segment may have an attribute `kind`, equal for those of a forward pass that compute the same with other
-        weights: of these only the first is looked at when a step is observed (`scale/observed_step.py`). It has
-        `modules()` and `parameters()` then, as an `nn.Module` does."""
+        place. An encoder that never calls it keeps all its activations."""
         self.has_short_segments = False
         """Whether each segment is as short as can be, because what is kept between segments takes no memory of the
         device (offload)."""
