@@ -17,6 +17,7 @@ from glioma_dist.data.mixture import open_training_data
 from glioma_dist.files import make_folder
 from glioma_dist.model.checkpoint import Checkpoint, find_checkpoint
 from glioma_dist.model.checkpoint_writer import ALONE, run_stages
+from glioma_dist.model.encoders.timm_models import recolour
 from glioma_dist.model.manifest import MODEL
 from glioma_dist.model.pretrained.state_dict_adapter import rename_network
 from glioma_dist.model.unet import UNet, build_model
@@ -40,7 +41,7 @@ def train_smp(config: TrainConfig, device: torch.device) -> Path:
     if find_checkpoint(done) is not None:
         return done
     make_folder(config.out)
-    ours, _ = build_model(config.model, config.seed)
+    ours = build_model(config.model, config.seed)[0].to(device)
     model = build_smp(config, ours).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     first = _resume(config.out / "smp", model, optimizer)
@@ -72,7 +73,9 @@ def train_smp(config: TrainConfig, device: torch.device) -> Path:
 
 def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
     """The library's U-Net with bilinear upsampling, so that its weights fit this package's, whose outputs are then
-    equal (tests/unit/test_smp.py). Its own random weights, or the pretrained encoder of `ours`."""
+    equal (tests/unit/test_smp.py). Its own random weights, or the pretrained encoder of `ours`. It takes images as
+    `normalise` makes them, and converts them to the normalisation of the encoder's published weights, as `ours` does.
+    """
     import segmentation_models_pytorch as smp
 
     name = encoders.find(config.model.encoder).smp_name
@@ -84,6 +87,8 @@ def build_smp(config: TrainConfig, ours: UNet) -> nn.Module:
         for key, tensor in rename_network(model.state_dict(), ours.encoder).items():
             if key.startswith("encoder."):
                 tensor.copy_(known[key])
+    if getattr(ours.encoder, "colours", None) is not None:
+        model.register_forward_pre_hook(lambda _, inputs: (recolour(ours.encoder, inputs[0]),))
     return model
 
 

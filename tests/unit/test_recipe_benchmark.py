@@ -16,9 +16,12 @@ import torch
 from helpers import REPOSITORY, TINY_CHANNELS, draw_sample, load_benchmark
 
 from glioma_dist.benchmark.rows import results_folder
+from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.errors import InputError
 from glioma_dist.model.checkpoint import Checkpoint
 from glioma_dist.model.manifest import MODEL
+from glioma_dist.model.pretrained.state_dict_adapter import rename_network
+from glioma_dist.model.unet import build_model
 from glioma_dist.size import Size
 
 CPU = torch.device("cpu")
@@ -103,6 +106,20 @@ def test_a_killed_run_of_smp_resumes_with_the_same_bits(benchmark, monkeypatch, 
     last = smp_unet.train_smp(killed, CPU)
     ours, theirs = (Checkpoint.read(each).tensors(MODEL) for each in (last, whole.out / "last"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", "efficientnet_lite0"])
+def test_smps_network_is_shown_what_ours_is_and_its_trained_weights_give_the_same_logits(benchmark, encoder):
+    """Also where the published weights expect another normalisation than ImageNet's."""
+    from baselines import smp_unet
+
+    model = ModelConfig(encoder=encoder, decoder_channels=TINY_CHANNELS)
+    ours = build_model(model, 0)[0].eval()
+    theirs = smp_unet.build_smp(TrainConfig(model=model), ours).eval()
+    ours.load_state_dict(rename_network(theirs.state_dict(), ours.encoder), strict=False)
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (theirs(images) - ours(images)).abs().max() < 1e-4
 
 
 @pytest.mark.long
