@@ -22,6 +22,7 @@ from glioma_dist.model.modules import depends_on_batch, rebuild, remove_hooks, r
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale.attention_memory import AttentionKeeper, AttentionMemory, AttentionReplayer, RememberedAttention
 from glioma_dist.scale.checkpoint_plan import LEVEL_PLANS, CheckpointPlan, DecoderPlan, Keeps, of_unit
+from glioma_dist.scale.large_images import LargeImages
 from glioma_dist.scale.offload import offload_activations, stop_offloading
 from glioma_dist.scale.step import Level
 from glioma_dist.scale.strips.encoder import StripSegment
@@ -29,6 +30,11 @@ from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.scale.tiled_block import TiledBlock
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 from glioma_dist.scale.versions import WeightVersions
+
+
+NUM_SPARING_BLOCKS = 3
+"""Decoder blocks that keep only their inputs of large images: the last ones, which have the largest maps. The others'
+strips may have fewer rows than these need of their neighbours."""
 
 
 def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size: TileSize | None = None) -> None:
@@ -41,7 +47,8 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
     full: computes attention again too, runs the encoder's tileable layers in tiles, keeps only the input of each
     decoder block, and runs the last block and the head in tiles. For an encoder without attention both levels keep the
     inputs of its segments.
-    offload: full, and what it keeps waits in host memory (`offload.py`).
+    offload: full, and what it keeps waits in host memory (`offload.py`). Of large images (`large_images.py`) the
+    decoder's last blocks keep their inputs only, and some of the encoder's layers are computed in tiles as a whole.
     A `CheckpointPlan` says the same of each part; the levels are four of them.
     At each level, also none, a decoder block on a GPU is computed in tiles if its maps are too large for a kernel.
     A second call takes back what the first has changed.
@@ -75,11 +82,25 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
         layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size) if in_tiles else None
     if plan.offloads:
         offload_activations(model)
+        _spare_memory_of_large_images(model, tile_size)
+
+
+def _spare_memory_of_large_images(model: UNet, tile_size: TileSize | None) -> None:
+    """Have the parts with the largest maps keep less of `LargeImages`, and compute more again."""
+    large = LargeImages()
+    for number, block in enumerate(reversed(model.decoder.blocks[-NUM_SPARING_BLOCKS:])):
+        block.large_images, block.stride = large, 2**number
+    model.encoder.large_images = large
+    for layer in model.encoder.sparing_layers():
+        layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
 
 
 def _undo(model: UNet) -> None:
     """Take back what an earlier level has added, and no other level replaces."""
     stop_offloading(model)
+    model.encoder.large_images = None
+    for layer in model.encoder.sparing_layers():
+        layer.run_tiles = None
     remove_hooks(model.encoder, PlannedSegments)
     for layer in model.encoder.attention_layers():
         if isinstance(layer.attend, RememberedAttention):
@@ -195,7 +216,7 @@ class PlannedDecoder(BilinearDecoder):
 
     @staticmethod
     def _compute(block: nn.Module, unit: DecoderPlan, *inputs: Any) -> Tensor:
-        if unit.keeps == "all":
+        if unit.keeps == "all" or (isinstance(block, TiledBlock) and block.keeps_inputs_only(inputs[0])):
             return block(*inputs)
         used = (each for each in (block, *inputs) if isinstance(each, nn.Module))
         weights = (weight for each in used for weight in each.parameters())

@@ -63,13 +63,15 @@ def split_spatially(model: UNet, group: SpatialGroup, tile_size: TileSize | None
     if getattr(model.decoder.blocks[-1], "always", False):
         in_tiles.add(model.decoder.head)
     replace_modules(model, lambda name, module: None if module in in_tiles else _split_layer(name, module, group))
+    if model.encoder.large_images is not None:
+        model.encoder.large_images.group = group  # the decoder's blocks have the same
     for block in blocks:
         block.spatial_group = group
     for module in model.modules():
         if isinstance(module, SpatialGroupNorm):
             module.tile_size = tile_size
     if not done:
-        for layer in tiled_layers:
+        for layer in (*tiled_layers, *(each for each in model.encoder.sparing_layers() if each.run_tiles is not None)):
             layer.run_tiles = partial(layer.run_tiles, group=group)
         for layer in model.encoder.attention_layers():
             layer.gather_tokens = group.gather_tokens

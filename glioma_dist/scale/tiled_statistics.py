@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -19,13 +19,39 @@ CHUNK_NUMBERS = CPU_ELEMENTS
 class Statistics(Protocol):
     """Mean and variance that a norm takes of a map, and what their gradients add to the map's."""
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (B, C, H, W). Returns mean and variance, fp32 at least, of a shape that `normalise_with` takes."""
+    size: TileSize | None
 
-    def add_gradient(
-        self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
-    ) -> None:
-        """Add to `total` (B, C, H, W), in place, what gradients of mean and variance give."""
+    @property
+    def fixed(self) -> bool:
+        """Whether they do not depend on the map."""
+
+    def of_parts(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """parts: (B, C, some rows, W) in fp32 at least, together a map. Returns mean and variance, of a shape that
+        `normalise_with` takes."""
+
+    def sums_of(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Gradients of mean and variance, by which `gradient_of_part` knows those of the map: summed over the
+        processes."""
+
+    def gradient_of_part(self, values: Tensor, mean: Tensor, sums: list[Tensor]) -> Tensor:
+        """What they add to the gradient of `values`, some rows of the map; fp32 at least."""
+
+
+def statistics_of(statistics: Statistics, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a map (B, C, H, W) that is there as a whole."""
+    size = statistics.size
+    return statistics.of_parts(_widened(values, features, size) for values in chunks(features, size))
+
+
+def add_gradient(
+    statistics: Statistics, total: Tensor, features: Tensor, mean: Tensor, gradients: list[Tensor]
+) -> None:
+    """Add to `total` (B, C, H, W), in place, what gradients of mean and variance give."""
+    if statistics.fixed:
+        return
+    sums = statistics.sums_of(gradients)
+    for part, values in zip(chunks(total, statistics.size), chunks(features, statistics.size), strict=True):
+        part += statistics.gradient_of_part(values, mean, sums)
 
 
 class BatchStatistics:
@@ -40,11 +66,11 @@ class BatchStatistics:
         # As PyTorch's SyncBatchNorm: in evaluation mode each process is on its own.
         self.norm, self.over_processes, self.size = norm, over_processes and norm.training, size
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def of_parts(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (C,)."""
         if self.fixed:
             return self.norm.running_mean, self.norm.running_var
-        mean, variance, self.count = batch_moments(features, self.over_processes, self.size)
+        mean, variance, self.count = _batch_moments(parts, self.over_processes)
         if self.norm.training:
             update_running(self.norm, mean, variance, self.count)
         return mean, variance
@@ -54,19 +80,16 @@ class BatchStatistics:
         """Whether the statistics are the running ones."""
         return not self.norm.training and self.norm.running_mean is not None
 
-    def add_gradient(
-        self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
-    ) -> None:
-        if self.fixed:
-            return
+    def sums_of(self, gradients: list[Tensor]) -> list[Tensor]:
         both = torch.cat(gradients)
         if self.over_processes and dist.is_initialized():
             dist.all_reduce(both)
-        mean_gradient, variance_gradient = (each.view(1, -1, 1, 1) for each in (both / self.count).chunk(2))
-        mean = found[0].view(1, -1, 1, 1)
+        return [each.view(1, -1, 1, 1) for each in (both / self.count).chunk(2)]
+
+    def gradient_of_part(self, values: Tensor, mean: Tensor, sums: list[Tensor]) -> Tensor:
+        of_mean, of_variance = sums
         # d mean / d x = 1 / n; d variance / d x = 2 (x - mean) / n
-        for part, values in zip(chunks(total, self.size), chunks(features, self.size), strict=True):
-            part += mean_gradient + 2 * variance_gradient * (values.to(both.dtype) - mean)
+        return of_mean + 2 * of_variance * (values.to(mean.dtype) - mean.view(1, -1, 1, 1))
 
 
 class GroupStatistics:
@@ -75,14 +98,19 @@ class GroupStatistics:
     def __init__(self, norm: nn.GroupNorm, group: SpatialGroup, size: TileSize | None = None) -> None:
         self.num_groups, self.spatial_group, self.size = norm.num_groups, group, size
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def fixed(self) -> bool:
+        """Never: a group norm keeps no running statistics."""
+        return False
+
+    def of_parts(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (B, groups)."""
-        parts = []
-        for values in chunks(features, self.size):
-            wide = _widened(values, features, self.size).unflatten(1, (self.num_groups, -1))
+        found = []
+        for values in parts:
+            wide = values.unflatten(1, (self.num_groups, -1))
             variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
-            parts.append(torch.stack([mean, variance, torch.full_like(mean, wide[0, 0].numel())]))
-        moments = torch.stack(parts).flatten(2)
+            found.append(torch.stack([mean, variance, torch.full_like(mean, wide[0, 0].numel())]))
+        moments = torch.stack(found).flatten(2)
         if self.spatial_group.size > 1:
             here = torch.stack(join_moments(*moments.unbind(1)))
             moments = self.spatial_group.gather(here[None, None], [3] * self.spatial_group.size).unflatten(2, (-1, 3))[
@@ -92,15 +120,15 @@ class GroupStatistics:
         self.count = count
         return mean, variance
 
-    def add_gradient(
-        self, total: Tensor, features: Tensor, found: tuple[Tensor, Tensor], gradients: list[Tensor]
-    ) -> None:
-        shape = (*found[0].shape, 1, 1, 1)
+    def sums_of(self, gradients: list[Tensor]) -> list[Tensor]:
         both = self.spatial_group.all_reduce(torch.stack(gradients))
-        mean, mean_gradient, variance_gradient, count = (each.view(shape) for each in (found[0], *both, self.count))
-        for part, values in zip(chunks(total, self.size), chunks(features, self.size), strict=True):
-            wide = values.to(mean.dtype).unflatten(1, (self.num_groups, -1))
-            part += ((mean_gradient + 2 * variance_gradient * (wide - mean)) / count).flatten(1, 2)
+        shape = (*self.count.shape, 1, 1, 1)
+        return [each.view(shape) for each in (*both, self.count)]
+
+    def gradient_of_part(self, values: Tensor, mean: Tensor, sums: list[Tensor]) -> Tensor:
+        of_mean, of_variance, count = sums
+        wide = values.to(mean.dtype).unflatten(1, (self.num_groups, -1))
+        return ((of_mean + 2 * of_variance * (wide - mean.view(count.shape))) / count).flatten(1, 2)
 
 
 def normalise_with(norm: nn.Module, features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -122,12 +150,15 @@ def batch_moments(
     features: Tensor, over_processes: bool, size: TileSize | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), variance (C,) and number of pixels (), over (B, H, W) and over the processes; fp32 at least."""
-    parts = []
-    for values in chunks(features, size):
-        wide = _widened(values, features, size)
-        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
-        parts.append(torch.cat([mean, variance, mean.new_full((1,), wide.numel() // wide.shape[1])]))
-    moments = torch.stack(parts)
+    return _batch_moments((_widened(values, features, size) for values in chunks(features, size)), over_processes)
+
+
+def _batch_moments(parts: Iterable[Tensor], over_processes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    found = []
+    for values in parts:
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        found.append(torch.cat([mean, variance, mean.new_full((1,), values.numel() // values.shape[1])]))
+    moments = torch.stack(found)
     if over_processes and dist.is_initialized():
         here = torch.cat([each.flatten() for each in join_moments(*_split(moments))])
         moments = here.new_empty(dist.get_world_size(), len(here))

@@ -17,11 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders, rows_between
 from glioma_dist.scale.tile_size import CPU_ELEMENTS, TileSize, default_tile_size, dense, layout
-from glioma_dist.scale.tiled_statistics import Statistics, chunks
+from glioma_dist.scale.tiled_statistics import Statistics, add_gradient, chunks, statistics_of
 
 TILE_NUMBERS = CPU_ELEMENTS
 """Largest number of elements of the widest map inside a tile on a CPU, if no size is given."""
-NUM_SETTINGS = 8
+NUM_SETTINGS = 9
 """Arguments of `_CheckpointInTiles` before the tensors."""
 
 
@@ -53,12 +53,14 @@ def checkpoint_in_tiles(
     group: SpatialGroup | None = None,
     size: TileSize | None = None,
     reuses_gradient: bool = False,
+    shared: Sequence[Tensor] = (),
+    halo: int = 1,
 ) -> Tensor:
-    """Compute `function(*inputs, mean, variance)`, or `function(*inputs)` without `statistics`, one tile of rows at a
-    time.
+    """Compute `function(*inputs, mean, variance)`, or `function(*inputs, *shared)` without `statistics`, one tile of
+    rows at a time.
 
-    function: a row of its output depends only on the same and the neighbouring rows of the first map; at the border of
-        the image, `function` itself decides what lies beyond.
+    function: a row of its output depends only on the same row of the first map and on `halo` rows on each side; at the
+        border of the image, `function` itself decides what lies beyond.
     inputs: a feature map (B, C, H, W), and further maps with `ratio` rows for each of its rows.
     parameters: all weights that `function` uses besides its arguments, frozen ones, too.
     inner_channels: channels of the widest map inside `function`; it decides the height of the tiles.
@@ -68,16 +70,24 @@ def checkpoint_in_tiles(
     size: of tiles; by default the size for the device of the maps.
     reuses_gradient: whether the output's gradient may be written over, because only this function needs it. Where it
         lies as the first map does, the map's gradient takes its place.
+    shared: tensors that each tile gets whole. Their gradients are summed over the tiles, in their own types.
+    halo: rows that a tile needs of each neighbour, of the first map.
 
     Returns (B, C', ratio * H, ratio * W). Only `inputs` are kept for the backward pass. The gradients are those of
     `function` up to the order of sums.
     """
     group = group or SpatialGroup()
     device = inputs[0].device
-    size = size or (TileSize(TILE_NUMBERS) if device.type == "cpu" else default_tile_size(device))
-    tiles = cut(inputs[0], ratio, inner_channels, group, size.widened if statistics else size.elements)
-    settings = (function, tiles, size, ratio, statistics, group, reuses_gradient, len(inputs))
-    return _CheckpointInTiles.apply(*settings, *inputs, *parameters)  # autograd keeps watch over frozen ones, too
+    size = size_of_tiles(size, device)
+    tiles = cut(inputs[0], ratio, inner_channels, group, size.widened if statistics else size.elements, halo)
+    settings = (function, tiles, size, ratio, statistics, group, reuses_gradient, len(inputs), len(shared))
+    # Autograd keeps watch over frozen parameters, too.
+    return _CheckpointInTiles.apply(*settings, *inputs, *shared, *parameters)
+
+
+def size_of_tiles(size: TileSize | None, device: torch.device) -> TileSize:
+    """The size given, or the one for a device."""
+    return size or (TileSize(TILE_NUMBERS) if device.type == "cpu" else default_tile_size(device))
 
 
 class _CheckpointInTiles(torch.autograd.Function):
@@ -92,21 +102,19 @@ class _CheckpointInTiles(torch.autograd.Function):
         group: SpatialGroup,
         reuses_gradient: bool,
         num_maps: int,
+        num_shared: int,
         *tensors: Tensor,
     ):
-        ctx.autocast = _autocast_state(tensors[0].device.type)
-        inputs = tensors[:num_maps]
-        halos = [_halo(each, ratio if number else 1, group) for number, each in enumerate(inputs)]
-        found = statistics.forward(inputs[0]) if statistics else ()
+        ctx.autocast = autocast_state(tensors[0].device.type)
+        inputs, shared = tensors[:num_maps], tensors[num_maps : num_maps + num_shared]
+        halos = halos_of(inputs, ratio, group, tiles)
+        found = statistics_of(statistics, inputs[0]) if statistics else ()
         output = None
         for tile in tiles:
-            part = tile.crop(function(*_slices(inputs, halos, tile, ratio, size), *found), ratio)
-            if output is None:
-                shape = (*part.shape[:2], inputs[0].shape[2] * ratio, part.shape[3])
-                output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout(part))
-            output[:, :, tile.rows(ratio)] = part
+            part = tile.crop(function(*slices_of(inputs, halos, tile, ratio, size), *shared, *found), ratio)
+            output = put_rows(output, part, tile, inputs[0].shape[2], ratio)
         ctx.function, ctx.tiles, ctx.ratio, ctx.statistics, ctx.num_maps = function, tiles, ratio, statistics, num_maps
-        ctx.group, ctx.size, ctx.reuses_gradient = group, size, reuses_gradient
+        ctx.group, ctx.size, ctx.reuses_gradient, ctx.num_shared = group, size, reuses_gradient, num_shared
         ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
         return output
 
@@ -114,26 +122,26 @@ class _CheckpointInTiles(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         saved, num_maps, num_found = iter(ctx.saved_tensors), ctx.num_maps, 2 if ctx.statistics else 0
-        inputs = list(islice(saved, num_maps))
-        is_trained = ctx.needs_input_grad[NUM_SETTINGS + num_maps :]
+        inputs, shared = list(islice(saved, num_maps)), list(islice(saved, ctx.num_shared))
+        is_trained = ctx.needs_input_grad[NUM_SETTINGS + num_maps + ctx.num_shared :]
         parameters = list(compress(islice(saved, len(is_trained)), is_trained))
-        found = list(islice(saved, num_found))
+        found = [*shared, *islice(saved, num_found)]
         halos = list(zip(saved, saved, strict=True))
         map_gradients = [
-            _Gradient(each, halo, ctx.size) if needed else None
+            Gradient(each, halo, ctx.size) if needed else None
             for each, halo, needed in zip(inputs, halos, ctx.needs_input_grad[NUM_SETTINGS:], strict=False)
         ]
         first = inputs[0]
         if ctx.reuses_gradient and map_gradients[0] is not None and _lie_alike(gradient, first):
             map_gradients[0] = _GradientInPlace(gradient, halos[0])
-        totals = _Totals(num_found + len(parameters))
+        totals = Totals(len(found) + len(parameters))
         # One context around all tiles: autocast converts the weights once, and drops them at its end.
         with torch.autocast(**ctx.autocast):
             for tile in ctx.tiles:
                 slices = [
                     part.detach().requires_grad_(total is not None)
                     for part, total in zip(
-                        _slices(inputs, halos, tile, ctx.ratio, ctx.size), map_gradients, strict=True
+                        slices_of(inputs, halos, tile, ctx.ratio, ctx.size), map_gradients, strict=True
                     )
                 ]
                 loose = [each.detach().requires_grad_() for each in found]
@@ -149,13 +157,18 @@ class _CheckpointInTiles(torch.autograd.Function):
                         total.add(next(inner), tile.halo_start * factor, tile.stop * factor)
                 totals.add(gradients[len(sources) :])
         if ctx.statistics and map_gradients[0] is not None:
-            ctx.statistics.add_gradient(map_gradients[0].inside, inputs[0], found, totals.values[:num_found])
+            add_gradient(ctx.statistics, map_gradients[0].inside, inputs[0], found[0], totals.values[:num_found])
         whole = [None if each is None else each.exchanged(ctx.group) for each in map_gradients]
-        of_weights = iter(totals.values[num_found:])
-        return *[None] * NUM_SETTINGS, *whole, *(next(of_weights) if each else None for each in is_trained)
+        of_weights = iter(totals.values[len(found) :])
+        return (
+            *[None] * NUM_SETTINGS,
+            *whole,
+            *totals.values[: len(shared)],
+            *(next(of_weights) if each else None for each in is_trained),
+        )
 
 
-class _Gradient:
+class Gradient:
     """Gradient of a map and of its halo, as it is summed up tile by tile."""
 
     def __init__(self, features: Tensor, halo: tuple[Tensor, Tensor], size: TileSize) -> None:
@@ -184,7 +197,7 @@ class _Gradient:
         return self.inside
 
 
-class _GradientInPlace(_Gradient):
+class _GradientInPlace(Gradient):
     """The same, in the place of the output's gradient, whose rows are overwritten as they are no longer needed."""
 
     def __init__(self, gradient: Tensor, halo: tuple[Tensor, Tensor]) -> None:
@@ -194,7 +207,7 @@ class _GradientInPlace(_Gradient):
         """What the tile before gives to the first rows that are not done."""
 
     def add(self, part: Tensor, start: int, stop: int) -> None:
-        """As _Gradient's. Tiles come in their order."""
+        """As Gradient's. Tiles come in their order."""
         height = self.inside.shape[2]
         above, done, own, below, beyond = part.split(
             _lengths(start, part.shape[2], (0, self._num_done, stop, height)), 2
@@ -220,7 +233,7 @@ def _lie_alike(one: Tensor, other: Tensor) -> bool:
     return (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
-class _Totals:
+class Totals:
     """Gradients of weights and statistics, summed over the tiles."""
 
     def __init__(self, number: int) -> None:
@@ -241,25 +254,53 @@ class _Totals:
             torch._foreach_add_(known, new)  # one launch for all
 
 
-def cut(first: Tensor, ratio: int, inner_channels: int, group: SpatialGroup, elements: int) -> list[Tile]:
-    """Divide the rows of a map into even tiles, with a halo of one row on each side that is not the image's border. Row
-    -1 and the row after the last belong to other processes. elements: limit for the widest map inside a tile."""
+def cut(
+    first: Tensor,
+    ratio: int,
+    inner_channels: int,
+    group: SpatialGroup,
+    elements: int,
+    halo: int = 1,
+    least_rows: int = 1,
+) -> list[Tile]:
+    """Divide the rows of a map into even tiles, with a halo on each side that is not the image's border. Rows before
+    the first and after the last belong to other processes. elements: limit for the widest map inside a tile, which has
+    at least `least_rows` rows all the same."""
     height, width = first.shape[2:]
     numbers = len(first) * inner_channels * height * width * ratio**2
-    num_tiles = min(height, math.ceil(numbers / elements))
+    num_tiles = max(1, min(height // least_rows, math.ceil(numbers / elements)))
     edges = [height * number // num_tiles for number in range(num_tiles + 1)]
-    first_row, last_row = -group.has_previous, height + group.has_next
-    return [Tile(start, stop, max(first_row, start - 1), min(last_row, stop + 1)) for start, stop in pairwise(edges)]
+    first_row, last_row = -halo * group.has_previous, height + halo * group.has_next
+    return [
+        Tile(start, stop, max(first_row, start - halo), min(last_row, stop + halo)) for start, stop in pairwise(edges)
+    ]
+
+
+def put_rows(output: Tensor | None, part: Tensor, tile: Tile, height: int, ratio: int) -> Tensor:
+    """Put a tile's own rows into the map of `height` * `ratio` rows, which the first tile makes."""
+    if output is None:
+        shape = (*part.shape[:2], height * ratio, part.shape[3])
+        output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout(part))
+    output[:, :, tile.rows(ratio)] = part
+    return output
+
+
+def halos_of(
+    inputs: Sequence[Tensor], ratio: int, group: SpatialGroup, tiles: Sequence[Tile]
+) -> list[tuple[Tensor, Tensor]]:
+    """The neighbouring processes' rows above and below each map; further maps have `ratio` rows for each of the
+    first."""
+    num_rows = max(0, -tiles[0].halo_start, tiles[-1].halo_stop - tiles[-1].stop)
+    return [_halo(each, num_rows * (ratio if number else 1), group) for number, each in enumerate(inputs)]
 
 
 def _halo(features: Tensor, num_rows: int, group: SpatialGroup) -> tuple[Tensor, Tensor]:
-    """The neighbouring processes' rows above and below a map."""
-    if group.size == 1:
+    if group.size == 1 or num_rows == 0:
         return features[:, :, :0], features[:, :, :0]
     return group.exchange(features[:, :, :num_rows], features[:, :, -num_rows:])()
 
 
-def _slices(
+def slices_of(
     inputs: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], tile: Tile, ratio: int, size: TileSize
 ) -> list[Tensor]:
     each_ratio = [ratio if number else 1 for number in range(len(inputs))]
@@ -269,7 +310,7 @@ def _slices(
     ]
 
 
-def _autocast_state(device_type: str) -> dict[str, Any]:
+def autocast_state(device_type: str) -> dict[str, Any]:
     """Arguments of `torch.autocast` for its current state, with its cache of converted weights."""
     return {
         "device_type": device_type,

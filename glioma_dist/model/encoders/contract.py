@@ -99,6 +99,8 @@ class Encoder(nn.Module):
         self.has_short_segments = False
         """Whether each segment is as short as can be, because what is kept between segments takes no memory of the
         device (offload)."""
+        self.large_images: Any = None
+        """`LargeImages` (scale/large_images.py), where less is kept of them (offload)."""
         self.memory_format: Any = torch.contiguous_format
         """In which `forward` lays out its maps."""
 
@@ -160,6 +162,11 @@ class Encoder(nn.Module):
 
     def tileable_layers(self) -> Sequence[TileableLayer]:
         """The layers that full activation checkpointing runs in tiles of rows."""
+        return []
+
+    def sparing_layers(self) -> Sequence[TileableLayer]:
+        """The layers that run in tiles of rows as a whole, if images are large and what is kept waits in host
+        memory."""
         return []
 
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ weights and checkpoints need no renaming.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from glioma_dist.model.encoders.contract import Encoder
 from glioma_dist.model.encoders.mit_names import MIT_SHAPES
-from glioma_dist.model.encoders.mit_segment import MitSegment
+from glioma_dist.model.encoders.mit_segment import MitSegment, Part
 from glioma_dist.model.layer_norm import StreamLayerNorm
 from glioma_dist.model.pretrained.mit_weights import load_mit, rename_mit
 
@@ -35,6 +36,8 @@ DEEP_STAGE = 6
 NUM_TILED_STAGES = 2
 """Stages whose Mix-FFN may go in tiles: its inner maps are four times as wide as a stage, and the first stages' are the
 encoder's largest."""
+NUM_SPARING_STAGES = 3
+"""Stages whose layers may go in tiles as a whole; in the first `NUM_TILED_STAGES` of them the queries, too."""
 STREAM = 1
 """Part of the generator's seed, so that these draws are others than augmentation's from the same image's seed."""
 
@@ -55,7 +58,10 @@ class MitEncoder(Encoder):
         self.channels = tuple(shape["hidden_sizes"])
         heads = shape.get("num_attention_heads", NUM_HEADS)
         columns = ((3, *self.channels[:-1]), self.channels, PATCHES, shape["depths"], heads, REDUCTIONS)
-        stages = [Stage(*settings) for settings in zip(*columns, strict=True)]
+        stages = [
+            Stage(*settings, tiles_attention=number < NUM_TILED_STAGES)
+            for number, settings in enumerate(zip(*columns, strict=True))
+        ]
         self.segformer = nn.ModuleDict({"stages": nn.ModuleList(stages)})
         self.stochastic_depth = StochasticDepth(sum(shape["depths"]))
 
@@ -68,11 +74,12 @@ class MitEncoder(Encoder):
         scales = seeds if self.training else None
         if scales is not None and not scales.is_floating_point():
             scales = self.stochastic_depth.draw(scales, images.device)
+        in_tiles = self.large_images is not None and self.large_images.have(images, 1)
         features, outputs, first = images, [], 0
         for stage in self.segformer["stages"]:
-            for layers in segments_of(len(stage.blocks), self.has_short_segments):
-                branches = [self.stochastic_depth.of_layer(scales, first + number) for number in layers]
-                features = self.run_segment(MitSegment(stage, layers, branches), features)
+            for part in segments_of(len(stage.blocks), self.has_short_segments, ends_apart=in_tiles):
+                branches = [self.stochastic_depth.of_layer(scales, first + number) for number in part.layers]
+                features = self.run_segment(MitSegment(stage, part, branches, in_tiles), features)
             features = features.contiguous(memory_format=self.memory_format)
             outputs.append(features)
             first += len(stage.blocks)
@@ -92,6 +99,9 @@ class MitEncoder(Encoder):
     def tileable_layers(self) -> list[MixFFN]:
         return [layer.mlp for stage in self.segformer["stages"][:NUM_TILED_STAGES] for layer in stage.blocks]
 
+    def sparing_layers(self) -> list[Layer]:
+        return [layer for stage in self.segformer["stages"][:NUM_SPARING_STAGES] for layer in stage.blocks]
+
     def rename_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """As `Encoder.rename_weights`, from the names of SegFormer's released code."""
         return rename_mit(tensors)
@@ -105,28 +115,35 @@ class Stage(nn.Module):
     """Overlapping patches to tokens, transformer layers, a norm."""
 
     def __init__(
-        self, in_channels: int, channels: int, patch: tuple[int, int], depth: int, num_heads: int, reduction: int
+        self,
+        in_channels: int,
+        channels: int,
+        patch: tuple[int, int],
+        depth: int,
+        num_heads: int,
+        reduction: int,
+        tiles_attention: bool = False,
     ) -> None:
         super().__init__()
         self.patch_embeddings = PatchEmbedding(in_channels, channels, *patch)
-        self.blocks = nn.ModuleList([Layer(channels, num_heads, reduction) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Layer(channels, num_heads, reduction, tiles_attention) for _ in range(depth)])
         self.layer_norm = StreamLayerNorm(channels, eps=AUTHORS_EPSILON)
 
-    def compute_layers(self, layers: range, branches: list[tuple[Tensor, Tensor] | None], features: Tensor) -> Tensor:
-        """Some layers of the stage; with the first goes the patch embedding before it, with the last the norm behind.
+    def compute_layers(self, segment: MitSegment, features: Tensor) -> Tensor:
+        """Some layers of the stage, maybe with the patch embedding before them, and after the last one the norm.
 
-        features: (B, C, H, W), what the segment before gave. branches: for each layer what stochastic depth makes of
-        its two branches. Returns a map of the stage's channels and size, a view of its tokens (B, HW, C).
+        features: (B, C, H, W), what the segment before gave. Returns a map of the stage's channels and size, a view of
+        its tokens (B, HW, C).
         """
-        if layers.start == 0:
+        if segment.part.embeds:
             tokens, height, width = self.patch_embeddings(features)
         else:
             tokens, (height, width) = features.flatten(2).transpose(1, 2), features.shape[2:]
-        for number, scales in zip(layers, branches, strict=True):
+        for number, scales in zip(segment.part.layers, segment.branches, strict=True):
             # A batch of one has any stride, and torch.compile translates a layer for each stride that it meets. This
             # view has the one stride that follows from the shape, and copies nothing.
-            tokens = self.blocks[number](tokens.view(tokens.shape), height, width, scales)
-        if layers.stop == len(self.blocks):
+            tokens = self.blocks[number](tokens.view(tokens.shape), height, width, scales, segment.in_tiles)
+        if segment.part.ends:
             tokens = self.layer_norm(tokens)
         return as_map(tokens, height, width)
 
@@ -148,19 +165,65 @@ class PatchEmbedding(nn.Module):
 class Layer(nn.Module):
     """A transformer layer: attention and Mix-FFN, each with a norm before and the residual around both."""
 
-    def __init__(self, channels: int, num_heads: int, reduction: int) -> None:
+    def __init__(self, channels: int, num_heads: int, reduction: int, tiles_attention: bool = False) -> None:
         super().__init__()
         self.layernorm_before = StreamLayerNorm(channels, eps=AUTHORS_EPSILON)
         self.attention = EfficientSelfAttention(channels, num_heads, reduction)
         self.layernorm_after = StreamLayerNorm(channels, eps=AUTHORS_EPSILON)
         self.mlp = MixFFN(channels)
+        self.tiles_attention = tiles_attention
+        self.run_tiles: Callable[..., Tensor] | None = None
 
-    def forward(self, tokens: Tensor, height: int, width: int, scales: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """tokens: (B, height * width, C). scales: (B, 1, 1) of the two branches. Returns the same shape."""
-        branch = self.attention(self.layernorm_before(tokens), height, width)
-        tokens = (branch if scales is None else branch * scales[0].to(branch.dtype)) + tokens
-        branch = self.mlp(self.layernorm_after(tokens), height, width)
-        return (branch if scales is None else branch * scales[1].to(branch.dtype)) + tokens
+    def forward(
+        self,
+        tokens: Tensor,
+        height: int,
+        width: int,
+        scales: tuple[Tensor, Tensor] | None = None,
+        in_tiles: bool = False,
+    ) -> Tensor:
+        """tokens: (B, height * width, C). scales: (B, 1, 1) of the two branches. in_tiles: whether the layer runs in
+        tiles of rows as a whole, if it can. Returns the same shape."""
+        of_attention, of_mlp = (None, None) if scales is None else scales
+        if in_tiles and self.run_tiles is not None:
+            return as_tokens(self._run_tiles(as_map(tokens, height, width), of_attention, of_mlp))
+        tokens = _joined(self.attention(self.layernorm_before(tokens), height, width), tokens, of_attention)
+        return _joined(self.mlp(self.layernorm_after(tokens), height, width), tokens, of_mlp)
+
+    def _run_tiles(self, features: Tensor, of_attention: Tensor | None, of_mlp: Tensor | None) -> Tensor:
+        """features: (B, C, H, W). Only the map before each branch is kept, and in attention the normalised one, of
+        which keys and values are made."""
+
+        def attend(part: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            tokens = as_tokens(part)
+            branch = self.attention.attend_to(self.layernorm_before(tokens), key, value)
+            return as_map(_joined(branch, tokens, of_attention), *part.shape[2:])
+
+        def mix(part: Tensor) -> Tensor:
+            tokens = as_tokens(part)
+            branch = self.mlp.compute_tile(self.layernorm_after(tokens), *part.shape[2:])
+            return as_map(_joined(branch, tokens, of_mlp), *part.shape[2:])
+
+        attention, size, inner_channels = self.attention, features.shape[2:], self.mlp.fc1.out_features
+        tokens = as_tokens(features)
+        if self.tiles_attention:
+            used = (self.layernorm_before, attention.q_proj, attention.o_proj)
+            # In fp32 at least, as their gradients are summed over the tiles.
+            found = attention.keys_and_values(self.layernorm_before(tokens), *size)
+            shared = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in found]
+            weights = [weight for module in used for weight in module.parameters()]
+            features = self.run_tiles(
+                attend, [features], weights, inner_channels, shared=shared, halo=0, reuses_gradient=True
+            )
+        else:
+            features = as_map(_joined(attention(self.layernorm_before(tokens), *size), tokens, of_attention), *size)
+        weights = [*self.layernorm_after.parameters(), *self.mlp.parameters()]
+        return self.run_tiles(mix, [features], weights, inner_channels, reuses_gradient=self.tiles_attention)
+
+
+def _joined(branch: Tensor, tokens: Tensor, scale: Tensor | None) -> Tensor:
+    """The residual connection around a branch, which stochastic depth scales."""
+    return (branch if scale is None else branch * scale.to(branch.dtype)) + tokens
 
 
 class EfficientSelfAttention(nn.Module):
@@ -180,12 +243,20 @@ class EfficientSelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """tokens: (B, height * width, C). Returns the same shape."""
-        query = self._heads(self.q_proj(tokens))
+        return self.attend_to(tokens, *self.keys_and_values(tokens, height, width))
+
+    def keys_and_values(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """tokens: (B, height * width, C). Returns (B, heads, fewer tokens, C / heads) each, those of all strips."""
         reduced = tokens if self.sequence_reduction is None else self.sequence_reduction(tokens, height, width)
         key, value = self._heads(self.k_proj(reduced)), self._heads(self.v_proj(reduced))
         if self.gather_tokens is not None:
             key, value = self.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
-        attended = self.attend(query, key, value, self.scale)
+        return key, value
+
+    def attend_to(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What each of `tokens` (B, any number, C) finds in all keys and values. Returns the same shape."""
+        query = self._heads(self.q_proj(tokens))
+        attended = self.attend(query, key.to(query.dtype), value.to(query.dtype), self.scale)
         return self.o_proj(attended.transpose(1, 2).contiguous().flatten(2))
 
     def _heads(self, tokens: Tensor) -> Tensor:
@@ -220,18 +291,22 @@ class MixFFN(nn.Module):
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """tokens: (B, height * width, C). Returns the same shape."""
         if self.run_tiles is None:
-            return self._compute(tokens, height, width)
+            return self._compute(tokens, height, width, self.dwconv["dwconv"])
         features = as_map(tokens, height, width)
         return as_tokens(self.run_tiles(self._compute_map, [features], list(self.parameters()), self.fc1.out_features))
 
-    def _compute(self, tokens: Tensor, height: int, width: int) -> Tensor:
+    def compute_tile(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """The same of a tile, which brings the neighbours' rows with it."""
+        return self._compute(tokens, height, width, partial(nn.Conv2d.forward, self.dwconv["dwconv"]))
+
+    def _compute(self, tokens: Tensor, height: int, width: int, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         tokens = self.fc1(tokens)
-        tokens = as_tokens(self.dwconv["dwconv"](as_map(tokens, height, width)))
+        tokens = as_tokens(convolve(as_map(tokens, height, width)))
         tokens = functional.gelu(tokens)
         return self.fc2(tokens)
 
     def _compute_map(self, features: Tensor) -> Tensor:
-        return as_map(self._compute(as_tokens(features), *features.shape[2:]), *features.shape[2:])
+        return as_map(self.compute_tile(as_tokens(features), *features.shape[2:]), *features.shape[2:])
 
 
 class StochasticDepth:
@@ -281,8 +356,12 @@ def as_map(tokens: Tensor, height: int, width: int) -> Tensor:
     return channels_first.view(*channels_first.shape[:2], height, width)
 
 
-def segments_of(depth: int, are_short: bool = False) -> list[range]:
+def segments_of(depth: int, are_short: bool = False, ends_apart: bool = False) -> list[Part]:
     """A stage's layers one by one, or two by two in deep stages (the third's of b2 and larger): there are so many that
-    what recomputation keeps between them outweighs what two of them hold at once."""
+    what recomputation keeps between them outweighs what two of them hold at once. The patch embedding goes with the
+    first and the norm with the last, or with `ends_apart` each on its own."""
     length = 2 if depth >= DEEP_STAGE and not are_short else 1
-    return [range(first, min(first + length, depth)) for first in range(0, depth, length)]
+    parts = [range(first, min(first + length, depth)) for first in range(0, depth, length)]
+    if ends_apart:
+        return [Part(range(0), embeds=True), *map(Part, parts), Part(range(0), ends=True)]
+    return [Part(part, part.start == 0, part.stop == depth) for part in parts]
