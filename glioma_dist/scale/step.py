@@ -19,7 +19,9 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 ON_DEVICE: tuple[Level, ...] = LEVELS[:3]
 """Those that need no memory beside the device's."""
 IN_TILES: tuple[Level, ...] = ("full", "offload")
-"""Those that compute the largest maps in tiles; offload computes what full computes."""
+"""Those that compute the largest maps in tiles; offload computes what full computes, except of large images."""
+LARGE_PIXELS = 2**26
+"""Pixels of one padded image, or of its largest strip, from which on it is large: 67 million."""
 
 
 @dataclass(frozen=True)
