@@ -99,12 +99,13 @@ class _CheckpointInTiles(torch.autograd.Function):
         halos = [_halo(each, ratio if number else 1, group) for number, each in enumerate(inputs)]
         found = statistics.forward(inputs[0]) if statistics else ()
         output = None
-        for tile in tiles:
+        for tile in size.computed(tiles):
             part = tile.crop(function(*_slices(inputs, halos, tile, ratio, size), *found), ratio)
             if output is None:
                 shape = (*part.shape[:2], inputs[0].shape[2] * ratio, part.shape[3])
                 output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout(part))
             output[:, :, tile.rows(ratio)] = part
+            del part  # before the next tile is computed
         ctx.function, ctx.tiles, ctx.ratio, ctx.statistics, ctx.num_maps = function, tiles, ratio, statistics, num_maps
         ctx.group, ctx.size, ctx.reuses_gradient = group, size, reuses_gradient
         ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
@@ -127,9 +128,11 @@ class _CheckpointInTiles(torch.autograd.Function):
         if ctx.reuses_gradient and map_gradients[0] is not None and _lie_alike(gradient, first):
             map_gradients[0] = _GradientInPlace(gradient, halos[0])
         totals = _Totals(num_found + len(parameters))
+        # Where gradients take another's place, a tile needs the one before.
+        tiles = ctx.tiles if ctx.reuses_gradient else ctx.size.computed(ctx.tiles)
         # One context around all tiles: autocast converts the weights once, and drops them at its end.
         with torch.autocast(**ctx.autocast):
-            for tile in ctx.tiles:
+            for tile in tiles:
                 slices = [
                     part.detach().requires_grad_(total is not None)
                     for part, total in zip(
@@ -148,6 +151,7 @@ class _CheckpointInTiles(torch.autograd.Function):
                         factor = ctx.ratio if number else 1
                         total.add(next(inner), tile.halo_start * factor, tile.stop * factor)
                 totals.add(gradients[len(sources) :])
+                del slices, loose, output, sources, of_output, gradients, inner, total  # before the next tile
         if ctx.statistics and map_gradients[0] is not None:
             ctx.statistics.add_gradient(map_gradients[0].inside, inputs[0], found, totals.values[:num_found])
         whole = [None if each is None else each.exchanged(ctx.group) for each in map_gradients]
