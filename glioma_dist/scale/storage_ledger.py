@@ -53,14 +53,19 @@ class StorageLedger(TorchDispatchMode):
         self.begin = self._moment
         self.peak, self._peak_moment, self.at = self.alive, self._moment, self.now()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would wrap each call, so that torch.compile leaves it alone. Nothing is compiled here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is _DEVICE:  # PyTorch asks for it more often than it computes
-            return func(*args, **(kwargs or {}))
+        if func is _DEVICE:  # PyTorch asks a fake tensor for it more often than it computes
+            return args[0].device
         self._operation = func
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._enter(leaf)
+        for each in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+            if isinstance(each, Tensor):
+                self._enter(each)
         if self.look is not None:
             self.look(func, args, kwargs or {}, result)
         return result
