@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ from glioma_dist.scale.step_memory import Allocation, KeptTensors, Moment, Part,
 
 _DEVICE = torch.ops.prim.device.default
 _UPSAMPLE = torch.ops.aten.upsample_bilinear2d.default
+_MOST_UPSAMPLED = 2**29
+"""Elements of a map up to which its upsampling is hidden from modes below, which may look for tensors of 2^31."""
 
 
 @dataclass(eq=False)
@@ -151,9 +154,9 @@ def _upsampled(features: Tensor, size: Sequence[int], *given: Any, **named: Any)
     """What upsampling makes of a fake tensor. PyTorch computes it by all operations of a decomposition, in 30 ms."""
     layouts = (torch.contiguous_format, torch.channels_last)
     found = [layout for layout in layouts if features.is_contiguous(memory_format=layout)]
-    if not isinstance(features, FakeTensor) or len(found) != 1:
-        return _UPSAMPLE(features, size, *given, **named)
     shape = (*features.shape[:2], *size)
+    if not isinstance(features, FakeTensor) or len(found) != 1 or math.prod(shape) > _MOST_UPSAMPLED:
+        return _UPSAMPLE(features, size, *given, **named)
     return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=found[0])
 
 
