@@ -12,7 +12,7 @@ from glioma_dist.scale.tiles import Tile
 
 @dataclass(frozen=True)
 class CountedTiles(TileSize):
-    """Of tiles of one height and halo only the first is computed: all of them take the same memory and the same work."""
+    """Of tiles of one height and halo only the first is computed: they all take the same memory and work."""
 
     begin: Callable[[int], None] = field(default=lambda number: None, compare=False)
     """Is told for how many tiles the next one stands, and 1 after the last tile of a map."""
