@@ -98,7 +98,7 @@ def _gather(values: Tensor, axis: int, start: int, stop: int) -> Tensor:
 
     def every_second(first: int, number: int = length) -> Tensor:
         """values[first], values[first + 2], …: a view."""
-        return values.narrow(axis, first, max(0, 2 * number - 1))[(slice(None),) * axis + (slice(None, None, 2),)]
+        return values[(slice(None),) * axis + (slice(first, first + max(0, 2 * number - 1), 2),)]
 
     total = every_second(2 * start).to(torch.promote_types(values.dtype, torch.float32), copy=True)
     total.add_(every_second(2 * start + 1)).mul_(3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
-from glioma_dist.model.encoders.contract import COARSEST_STRIDE, build_encoder
+from glioma_dist.model.encoders.contract import COARSEST_STRIDE, Encoder, build_encoder
 from glioma_dist.scale import counted_steps
 from glioma_dist.scale.memory_estimator import make_fake
 from glioma_dist.scale.step import IN_TILES, Level, Step
@@ -192,8 +193,7 @@ def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
         nonlocal largest
         largest = max(largest, *(each.numel() for each in tensors), 0)
 
-    with torch.random.fork_rng(devices=[]):
-        encoder, mode = build_encoder(encoder_name), FakeTensorMode()
+    encoder, mode = deepcopy(_made_encoder(encoder_name)), FakeTensorMode()
     make_fake(encoder, mode)
     for layer in encoder.tileable_layers() if full else ():
         layer.run_tiles = lambda _function, maps, *_: maps[0].clone()
@@ -201,3 +201,10 @@ def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
         images = torch.zeros(NUM_PROBES, IMAGE_CHANNELS, side, side)
         sum(each.sum() for each in encoder(images)).backward()
     return largest
+
+
+@lru_cache(maxsize=1)
+def _made_encoder(name: str) -> Encoder:
+    """An encoder without its weights, which take a second to draw."""
+    with torch.random.fork_rng(devices=[]):
+        return build_encoder(name).to("meta")

@@ -109,12 +109,14 @@ def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
 
     def fake_like(tensor: Tensor) -> Tensor:
         if id(tensor) not in known:
-            with mode:
-                known[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+            known[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
         return known[id(tensor)]
 
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(fake_like(parameter), requires_grad=parameter.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, fake_like(buffer))
+    with mode:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                fake = fake_like(parameter).requires_grad_(parameter.requires_grad)
+                fake._is_param = True  # as nn.Parameter, which would make a second tensor of it
+                setattr(module, name, fake)
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, fake_like(buffer))

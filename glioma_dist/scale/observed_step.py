@@ -69,8 +69,9 @@ def observe(step: Step) -> StepUnits:
 def _observe(
     step: Step, plan: CheckpointPlan, speed: Speed, known: Sequence[ObservedUnit] = ()
 ) -> tuple[UnitObserver, MemoryCurve, StepMemory]:
-    model, size, _ = model_of_one_device(step, plan)
-    observer = UnitObserver(model, speed, known)
+    observer = UnitObserver(speed, known)
+    model, size, _ = model_of_one_device(step, plan, observer.begin_tile)
+    observer.watch_model(model)
     ledger, _ = count_unet_step(
         model,
         step.loss,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glioma_dist.config.scale import UNIT_ROWS, strip_edges
-from glioma_dist.distributed.context import DistributedContext
 from glioma_dist.errors import InputError
 from glioma_dist.model.layout import layout_of
+
+if TYPE_CHECKING:
+    from glioma_dist.distributed.context import DistributedContext  # imports accelerate, which estimates do not need
 
 
 class SpatialGroup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -17,6 +17,7 @@ from glioma_dist.model.unet import UNet
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.answers import is_own_encoder
 from glioma_dist.scale.checkpoint_plan import CheckpointPlan
+from glioma_dist.scale.counted_tiles import CountedTiles
 from glioma_dist.scale.memory_estimator import estimate_unet_step, trace_unet_step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
 from glioma_dist.scale.spatial_layers import split_spatially
@@ -109,13 +110,19 @@ def _named(step: Step) -> Iterator[None]:
         ) from error
 
 
-def model_of_one_device(step: Step, level: Level | CheckpointPlan) -> tuple[UNet, Size, ImaginarySpatialGroup]:
-    """The model as one device has it, and the size of its strip."""
+def model_of_one_device(
+    step: Step, level: Level | CheckpointPlan, begin_tile: Callable[[int], None] = lambda number: None
+) -> tuple[UNet, Size, ImaginarySpatialGroup]:
+    """The model as one device has it, and the size of its strip. Of tiles that do the same it computes one only.
+
+    begin_tile: is told before each tile for how many it stands.
+    """
+    tile_size = CountedTiles(step.tile_size.elements, step.tile_size.max_elements, begin_tile)
     model, group = build_without_weights(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
     if step.freeze_encoder:
         model.encoder.freeze()
-    checkpoint_activations(model, level, step.tile_size)
-    split_spatially(model, group, step.tile_size)
+    checkpoint_activations(model, level, tile_size)
+    split_spatially(model, group, tile_size)
     strip = group.cut(step.size.height)
     return model, Size(step.size.width, strip.stop - strip.start), group
 

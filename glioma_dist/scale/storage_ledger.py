@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -12,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glioma_dist.scale.step_memory import Allocation, KeptTensors, Moment, Part, Phase, StepMemory
 
 _DEVICE = torch.ops.prim.device.default
+_UPSAMPLE = torch.ops.aten.upsample_bilinear2d.default
+_MOST_UPSAMPLED = 2**29
+"""Elements of a map up to which its upsampling is hidden from modes below, which may look for tensors of 2^31."""
 
 
 @dataclass(eq=False)
@@ -53,14 +57,20 @@ class StorageLedger(TorchDispatchMode):
         self.begin = self._moment
         self.peak, self._peak_moment, self.at = self.alive, self._moment, self.now()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would wrap each call, so that torch.compile leaves it alone. Nothing is compiled here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is _DEVICE:  # PyTorch asks for it more often than it computes
-            return func(*args, **(kwargs or {}))
+        if func is _DEVICE:  # PyTorch asks a fake tensor for it more often than it computes
+            return args[0].device
         self._operation = func
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._enter(leaf)
+        compute = _upsampled if func is _UPSAMPLE else func
+        result = compute(*args, **(kwargs or {}))
+        for each in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+            if isinstance(each, Tensor):
+                self._enter(each)
         if self.look is not None:
             self.look(func, args, kwargs or {}, result)
         return result
@@ -138,6 +148,16 @@ class StorageLedger(TorchDispatchMode):
         self._moment += 1
         entry.died = self._moment
         self.alive -= entry.num_bytes
+
+
+def _upsampled(features: Tensor, size: Sequence[int], *given: Any, **named: Any) -> Tensor:
+    """What upsampling makes of a fake tensor. PyTorch computes it by all operations of a decomposition, in 30 ms."""
+    layouts = (torch.contiguous_format, torch.channels_last)
+    found = [layout for layout in layouts if features.is_contiguous(memory_format=layout)]
+    shape = (*features.shape[:2], *size)
+    if not isinstance(features, FakeTensor) or len(found) != 1 or math.prod(shape) > _MOST_UPSAMPLED:
+        return _UPSAMPLE(features, size, *given, **named)
+    return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=found[0])
 
 
 def count_step(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,10 @@ class TileSize:
         """Elements of a tile that is computed in fp32 whatever the type of its map, as in norms: half, because it takes
         twice the bytes. Tiles of a CPU are small, so they are not halved."""
         return min(self.elements, max(CPU_ELEMENTS, self.elements // 2))
+
+    def computed(self, tiles: Sequence[Any]) -> Iterable[Any]:
+        """The tiles of a map that are computed, in their order: all of them, unless a step is only counted."""
+        return tiles
 
     def too_large(self, *elements: int) -> bool:
         """Whether a tensor of so many elements (the product of the arguments) is too large for a kernel."""

@@ -107,8 +107,15 @@ class _Cut(NamedTuple):
         self, inputs: Sequence[Tensor], halos: list[tuple[Tensor, Tensor]]
     ) -> Iterator[tuple[Tile, list[Tensor]]]:
         """For each tile its rows of the inputs, with those of its neighbours."""
-        for tile in self.tiles:
+        for tile in self.size.computed(self.tiles):
             yield tile, slices_of(inputs, halos, tile, self.chain.ratio, self.size)
+
+    def results(
+        self, inputs: Sequence[Tensor], halos: list[tuple[Tensor, Tensor]], found: Sequence[Sequence[Tensor]]
+    ) -> Iterator[tuple[Tile, Tensor]]:
+        """For each tile its own rows of the last map that can be computed with the statistics in `found`."""
+        for tile, maps in self.slices(inputs, halos):
+            yield tile, self.chain.run(maps, found, tile)[-1]
 
 
 class _ChainInTiles(torch.autograd.Function):
@@ -119,11 +126,12 @@ class _ChainInTiles(torch.autograd.Function):
         halos = halos_of(inputs, chain.ratio, chain.group, how.tiles)
         found: list[tuple[Tensor, Tensor]] = []
         for statistics in chain.statistics:
-            parts = (chain.run(maps, found, tile)[-1] for tile, maps in how.slices(inputs, halos))
-            found.append(statistics.of_parts(_widened(part) for part in parts))
+            parts = (_widened(part) for _, part in how.results(inputs, halos, found))
+            found.append(statistics.of_parts(parts))
         output = None
-        for tile, maps in how.slices(inputs, halos):
-            output = put_rows(output, chain.run(maps, found, tile)[-1], tile, inputs[0].shape[2], chain.ratio)
+        for tile, part in how.results(inputs, halos, found):
+            output = put_rows(output, part, tile, inputs[0].shape[2], chain.ratio)
+            del part  # before the next tile is computed
         ctx.save_for_backward(*tensors, *(each for pair in found for each in pair), *(h for pair in halos for h in pair))
         return output
 
@@ -165,7 +173,7 @@ class _ChainInTiles(torch.autograd.Function):
                 for place, total in enumerate(map_gradients):
                     if total is not None:
                         factor = chain.ratio if place else 1
-                        total.add(next(inner), tile.halo_start * factor, tile.stop * factor)
+                        total.add(next(inner), tile, factor)
                 totals.add(gradients[len(sources) :])
                 del own, maps, sources, gradients, inner
         whole = [None if each is None else each.exchanged(chain.group) for each in map_gradients]

@@ -110,9 +110,10 @@ class _CheckpointInTiles(torch.autograd.Function):
         halos = halos_of(inputs, ratio, group, tiles)
         found = statistics_of(statistics, inputs[0]) if statistics else ()
         output = None
-        for tile in tiles:
+        for tile in size.computed(tiles):
             part = tile.crop(function(*slices_of(inputs, halos, tile, ratio, size), *shared, *found), ratio)
             output = put_rows(output, part, tile, inputs[0].shape[2], ratio)
+            del part  # before the next tile is computed
         ctx.function, ctx.tiles, ctx.ratio, ctx.statistics, ctx.num_maps = function, tiles, ratio, statistics, num_maps
         ctx.group, ctx.size, ctx.reuses_gradient, ctx.num_shared = group, size, reuses_gradient, num_shared
         ctx.save_for_backward(*tensors, *found, *(each for halo in halos for each in halo))
@@ -137,7 +138,7 @@ class _CheckpointInTiles(torch.autograd.Function):
         totals = Totals(len(found) + len(parameters))
         # One context around all tiles: autocast converts the weights once, and drops them at its end.
         with torch.autocast(**ctx.autocast):
-            for tile in ctx.tiles:
+            for tile in ctx.size.computed(ctx.tiles):
                 slices = [
                     part.detach().requires_grad_(total is not None)
                     for part, total in zip(
@@ -154,8 +155,9 @@ class _CheckpointInTiles(torch.autograd.Function):
                 for number, total in enumerate(map_gradients):
                     if total is not None:
                         factor = ctx.ratio if number else 1
-                        total.add(next(inner), tile.halo_start * factor, tile.stop * factor)
+                        total.add(next(inner), tile, factor)
                 totals.add(gradients[len(sources) :])
+                del slices, loose, output, sources, of_output, gradients, inner, total  # before the next tile
         if ctx.statistics and map_gradients[0] is not None:
             add_gradient(ctx.statistics, map_gradients[0].inside, inputs[0], found[0], totals.values[:num_found])
         whole = [None if each is None else each.exchanged(ctx.group) for each in map_gradients]
@@ -180,10 +182,9 @@ class Gradient:
             self.inside = torch.zeros_like(features)
         self.halo = [torch.zeros_like(each) for each in halo]
 
-    def add(self, part: Tensor, start: int, stop: int) -> None:
-        """Add to the rows from `start` on; before row 0 and after the last is the halo. stop: of the tile's own rows,
-        whose gradient is read no more."""
-        first = -self.halo[0].shape[2]
+    def add(self, part: Tensor, tile: Tile, ratio: int) -> None:
+        """Add to the rows of a tile and its halo, in a map of `ratio` rows for each row of the tile."""
+        start, first = tile.halo_start * ratio, -self.halo[0].shape[2]
         for total in (self.halo[0], self.inside, self.halo[1]):
             from_row, to_row = max(start, first), min(start + part.shape[2], first + total.shape[2])
             if from_row < to_row:
@@ -202,24 +203,22 @@ class _GradientInPlace(Gradient):
 
     def __init__(self, gradient: Tensor, halo: tuple[Tensor, Tensor]) -> None:
         self.inside, self.halo = gradient, [torch.zeros_like(each) for each in halo]
-        self._num_done = 0
         self._carried = gradient[:, :, :0]
-        """What the tile before gives to the first rows that are not done."""
+        """What the tile before gives to the first rows of the next one."""
 
-    def add(self, part: Tensor, start: int, stop: int) -> None:
-        """As Gradient's. Tiles come in their order."""
-        height = self.inside.shape[2]
-        above, done, own, below, beyond = part.split(
-            _lengths(start, part.shape[2], (0, self._num_done, stop, height)), 2
-        )
+    def add(self, part: Tensor, tile: Tile, ratio: int) -> None:
+        """As Gradient's. Tiles come in their order: the gradient of a tile's own rows is read no more."""
+        begin, start, stop = (ratio * row for row in (tile.halo_start, tile.start, tile.stop))
+        edges = (0, start, stop, self.inside.shape[2])
+        above, done, own, below, beyond = part.split(_lengths(begin, part.shape[2], edges), 2)
         if above.shape[2]:
             self.halo[0] += above
         if beyond.shape[2]:
             self.halo[1] += beyond
-        self.inside[:, :, self._num_done - done.shape[2] : self._num_done] += done
-        self.inside[:, :, self._num_done : stop] = own
-        self.inside[:, :, self._num_done : self._num_done + self._carried.shape[2]] += self._carried
-        self._num_done, self._carried = stop, below.clone()
+        self.inside[:, :, start - done.shape[2] : start] += done
+        self.inside[:, :, start:stop] = own
+        self.inside[:, :, start : start + self._carried.shape[2]] += self._carried
+        self._carried = below.clone()
 
 
 def _lengths(start: int, num_rows: int, edges: Sequence[int]) -> list[int]:

@@ -99,9 +99,9 @@ def _empty(like: Like) -> Tensor:
 
 
 class UnitObserver:
-    """Notes when each unit of `model` computes in a step, and what its operations cost."""
+    """Notes when each unit of a network computes in a step, and what its operations cost."""
 
-    def __init__(self, model: UNet, speed: Speed, known: Sequence[ObservedUnit] = ()) -> None:
+    def __init__(self, speed: Speed, known: Sequence[ObservedUnit] = ()) -> None:
         """known: the segments as they were observed before. Those without tileable layers are not computed again."""
         self.segments: list[ObservedUnit] = []
         self.decoder: list[ObservedUnit] = []
@@ -110,6 +110,11 @@ class UnitObserver:
         self._speed, self._known, self._is_forward = speed, known, True
         self._now: ObservedUnit | None = None
         self._ledger: StorageLedger | None = None
+        self._num_tiles = 1
+        """For how many tiles an operation stands."""
+
+    def watch_model(self, model: UNet) -> None:
+        """Before the step begins."""
         self._run = model.encoder.run_segment
         model.encoder.run_segment = self._run_segment
         for number, layer in enumerate(model.encoder.tileable_layers()):
@@ -119,6 +124,10 @@ class UnitObserver:
         for block in ([center] if isinstance(center, CenterBlock) else []) + list(model.decoder.blocks):
             block.register_forward_pre_hook(lambda _, inputs: self._enter(self.decoder, inputs))
             block.register_forward_hook(lambda _, __, output: self._leave(output))
+
+    def begin_tile(self, number: int) -> None:
+        """What follows is done for `number` tiles, until the next call."""
+        self._num_tiles = number
 
     def watch(self, ledger: StorageLedger) -> None:
         """The step begins."""
@@ -136,7 +145,8 @@ class UnitObserver:
         count = flop_registry.get(operation._overloadpacket)
         flops = 0 if count is None else count(*args, **kwargs, out_val=result)
         seconds = self._speed.seconds(flops, sum(each.numel() * each.element_size() for each in tensors))
-        (unit.forward if self._is_forward else unit.backward).add(seconds, flops)
+        work = unit.forward if self._is_forward else unit.backward
+        work.add(self._num_tiles * seconds, self._num_tiles * flops)
         if operation in ATTENTION_KERNELS and self._is_forward:
             unit.of_attention.add(seconds, flops)
             returned = (each for each in tree_leaves(result) if isinstance(each, Tensor))

@@ -1,0 +1,34 @@
+"""Which tiles of a map are computed where a step is only counted: one of those that do the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from glioma_dist.scale.tile_size import TileSize
+from glioma_dist.scale.tiles import Tile
+
+
+@dataclass(frozen=True)
+class CountedTiles(TileSize):
+    """Of tiles of one height and halo only the first is computed: they all take the same memory and work."""
+
+    begin: Callable[[int], None] = field(default=lambda number: None, compare=False)
+    """Is told for how many tiles the next one stands, and 1 after the last tile of a map."""
+
+    def computed(self, tiles: Sequence[Tile]) -> Iterator[Tile]:
+        """The first, the last, and of those between one of each kind."""
+        kinds = [_kind(tile, tile is tiles[0], tile is tiles[-1]) for tile in tiles]
+        numbers = Counter(kinds)
+        try:
+            for kind, tile in zip(kinds, tiles, strict=True):
+                if number := numbers.pop(kind, 0):
+                    self.begin(number)
+                    yield tile
+        finally:
+            self.begin(1)
+
+
+def _kind(tile: Tile, is_first: bool, is_last: bool) -> tuple[int | bool, ...]:
+    return is_first, is_last, tile.stop - tile.start, tile.start - tile.halo_start, tile.halo_stop - tile.stop
