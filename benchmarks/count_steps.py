@@ -7,6 +7,7 @@ minutes.
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale import counted_steps, step_count
-from glioma_dist.scale.kernel_limits import largest_pixels_of_kernels
+from glioma_dist.scale.kernel_limits import InTiles, largest_pixels_of_kernels
 from glioma_dist.scale.planner import Level, Step
 from glioma_dist.scale.step import IN_TILES
 from glioma_dist.scale.step_memory import NOTHING, PARTS, SizeFormula
@@ -37,6 +38,8 @@ COUNTED: tuple[tuple[Level, bool, bool], ...] = (
 """Those of `glioma-dist plan`."""
 LINE_UNITS = ((48, 44), (96, 88))
 """Widths and heights of images of 2.2 and 8.7 million pixels."""
+LARGE_UNITS = ((296, 224), (416, 318))
+"""The same of large images: 68 and 135 million pixels."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,21 @@ def count_encoder(name: str) -> dict[str, dict]:
             formula = line_between(step, level, formula.max_pixels)
             kind += "" if level in IN_TILES else counted_steps.CLOSE
         found[kind] = {key: each for key, each in asdict(formula).items() if key != "host" or any(each)}
-    pixels = {name_of: largest_pixels_of_kernels(name, full) for name_of, full in (("full", True), ("other", False))}
+    pixels = {kind: largest_pixels_of_kernels(name, kind) for kind in get_args(InTiles)}
+    for in_backward in (False, True):
+        large = replace(step, optimizer_in_backward=in_backward)
+        formula = line_between(large, "offload", pixels["whole layers"], LARGE_UNITS)
+        found[counted_steps.name_of("offload", True, in_backward, are_large=True)] = asdict(formula)
     return found | {"kernel_pixels": pixels}
 
 
-def line_between(step: Step, level: Level, max_pixels: int) -> SizeFormula:
-    """A straight line in the pixels through counts at `LINE_UNITS`."""
+def line_between(
+    step: Step, level: Level, max_pixels: int, units: tuple[tuple[int, int], ...] = LINE_UNITS
+) -> SizeFormula:
+    """A straight line in the pixels through counts at two sizes."""
     (small, low), (large, high) = (
         (width * height, step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), level))
-        for width, height in LINE_UNITS
+        for width, height in units
     )
     slopes = [(getattr(high, part) - getattr(low, part)) // (large - small) for part in PARTS]
     moment = tuple((getattr(low, part) - slope * small, 0, 0, slope) for part, slope in zip(PARTS, slopes, strict=True))

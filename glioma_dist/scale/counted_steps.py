@@ -53,7 +53,7 @@ def find_formula(step: Step, level: Level) -> SizeFormula | None:
     its pixels, with the largest tiles of a GPU. None where the step was not counted."""
     if step.batch_size != 1 or max(step.size.width, step.size.height) > UNIT * LARGEST_UNITS:
         return None
-    return _find(step, name_of(level, step.bf16, step.optimizer_in_backward))
+    return _find(step, _name(step, level))
 
 
 def find_memory(step: Step, level: Level) -> StepMemory | None:
@@ -64,7 +64,7 @@ def find_memory(step: Step, level: Level) -> StepMemory | None:
     size up to which the formula is exact, maps go in tiles and take less.
     """
     height, width = step.batch_size * math.ceil(step.size.height / UNIT), math.ceil(step.size.width / UNIT)
-    name = name_of(level, step.bf16, step.optimizer_in_backward)
+    name = _name(step, level)
     formula = _find(step, name)
     if formula is None or level in IN_TILES:
         if height * width * UNIT**2 < LEAST_CLOSE_PIXELS or (
@@ -83,7 +83,11 @@ def find_memory(step: Step, level: Level) -> StepMemory | None:
 
 def is_inexact(step: Step, level: Level) -> bool:
     """Whether it is known that no formula of the step is exact, so that none needs to be traced."""
-    return _find(step, name_of(level, step.bf16, step.optimizer_in_backward) + CLOSE) is not None
+    return _find(step, _name(step, level) + CLOSE) is not None
+
+
+def _name(step: Step, level: Level) -> str:
+    return name_of(level, step.bf16, step.optimizer_in_backward, step.has_large_images)
 
 
 def _find(step: Step, name: str) -> SizeFormula | None:
@@ -97,13 +101,15 @@ def _find(step: Step, name: str) -> SizeFormula | None:
     return None if values is None else SizeFormula.of_json(values)
 
 
-def find_kernel_pixels(encoder: str, full: bool) -> int | None:
+def find_kernel_pixels(encoder: str, in_tiles: str) -> int | None:
     """What `kernel_limits.largest_pixels_of_kernels` finds; None where it was not counted."""
-    return _steps().get(encoder, {}).get("kernel_pixels", {}).get("full" if full else "other")
+    return _steps().get(encoder, {}).get("kernel_pixels", {}).get(in_tiles)
 
 
-def name_of(level: Level, bf16: bool, in_backward: bool = False) -> str:
-    return f"{'bf16' if bf16 else 'fp32'} {level}{', optimizer in backward' if in_backward else ''}"
+def name_of(level: Level, bf16: bool, in_backward: bool = False, are_large: bool = False) -> str:
+    """Of a formula. are_large: whether the images are, which matters at the level offload."""
+    text = f"{'bf16' if bf16 else 'fp32'} {level}{', optimizer in backward' if in_backward else ''}"
+    return text + ", large images" * (are_large and level == "offload")
 
 
 def conditions() -> dict[str, str]:

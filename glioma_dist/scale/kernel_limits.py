@@ -2,7 +2,7 @@
 
 Decoder blocks go in tiles where their maps would be larger (`activation_checkpointing.py`), so the encoder sets the
 bound, and the image itself. An encoder's layers go in tiles at the level full, and in prediction where they have to;
-only those it says can.
+only those it says can. Of large images more of them do at the level offload.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,15 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glioma_dist.config.scale import strip_edges
 from glioma_dist.errors import InputError
 from glioma_dist.model.encoders.contract import COARSEST_STRIDE, Encoder, build_encoder
 from glioma_dist.scale import counted_steps
+from glioma_dist.scale.large_images import LargeImages
 from glioma_dist.scale.memory_estimator import make_fake
-from glioma_dist.scale.step import IN_TILES, Level, Step
+from glioma_dist.scale.step import IN_TILES, Level, Step, units_of
 from glioma_dist.scale.tile_size import MAX_ELEMENTS, TileSize
 from glioma_dist.size import Size
 
+InTiles = Literal["no", "tileable layers", "whole layers"]
+"""What of an encoder goes in tiles: nothing, what the level full takes, or also what offload takes of large images."""
 IMAGE_CHANNELS = 3
 PROBE_SIDES, NUM_PROBES = (512, 1024), 2
 """Sides of the square images at which maps are counted, and how many at once: norms over a batch want two."""
@@ -75,26 +76,21 @@ def kernel_pixels(step: Step, level: Level) -> float:
     """The most pixels, over all padded images or strips of one device, of which its kernels can take the maps."""
     if step.tile_size.max_elements is None:
         return math.inf
-    is_full = level in IN_TILES
-    counted = counted_steps.find_kernel_pixels(step.model.encoder, is_full)
-    return counted or largest_pixels_of_kernels(step.model.encoder, is_full)
+    in_tiles: InTiles = "no"
+    if level in IN_TILES:
+        in_tiles = "whole layers" if level == "offload" and step.has_large_images else "tileable layers"
+    counted = counted_steps.find_kernel_pixels(step.model.encoder, in_tiles)
+    return counted or largest_pixels_of_kernels(step.model.encoder, in_tiles)
 
 
 def device_pixels(step: Step) -> int:
     """Pixels over all padded images or strips of the device that has most."""
-    return step.batch_size * math.prod(_units(step.size, step.spatial_parallel)) * COARSEST_STRIDE**2
-
-
-def _units(size: Size, num_strips: int) -> tuple[int, int]:
-    """Width and height, in units of the coarsest stride, of the highest strip of a padded image."""
-    edges = strip_edges(size.height, num_strips)
-    height = max(stop - start for start, stop in pairwise(edges))
-    return math.ceil(size.width / COARSEST_STRIDE), math.ceil(height / COARSEST_STRIDE)
+    return step.batch_size * math.prod(units_of(step.size, step.spatial_parallel)) * COARSEST_STRIDE**2
 
 
 def _largest_size(size: Size, pixels: float, num_strips: int) -> Size:
     """The largest size of about this shape of which no strip has more pixels; sides are multiples of the stride."""
-    width, height = _units(size, num_strips)
+    width, height = units_of(size, num_strips)
     most = int(pixels) // COARSEST_STRIDE**2
     share = min(1.0, math.sqrt(most / (width * height)))
     height = max(1, min(int(height * share), MOST_UNITS // num_strips))
@@ -116,8 +112,9 @@ def check_kernels(step: Step, level: Level) -> None:
         return
     most, size = kernel_pixels(step, level), step.size
     images = int(most / (device_pixels(step) / step.batch_size))
-    if kernels_fit(step, "full"):
-        fitting = "--scale.activation-checkpointing full"
+    fitting_level = next((each for each in IN_TILES if kernels_fit(step, each)), None)
+    if fitting_level is not None:
+        fitting = f"--scale.activation-checkpointing {fitting_level}"
     elif images:
         fitting = f"--batch-size {images * step.num_micro_batches * step.num_devices // step.spatial_parallel}"
     else:
@@ -143,8 +140,8 @@ def forward_fits(encoder: str, size: Size, num_strips: int, tile_size: TileSize,
     limit = tile_size.max_elements
     if limit is None:
         return True
-    pixels = math.prod(_units(size, num_strips)) * COARSEST_STRIDE**2
-    return pixels <= limit * SURE_PIXELS // MAX_ELEMENTS or pixels <= _known_or_counted(encoder, in_tiles, limit)
+    pixels = math.prod(units_of(size, num_strips)) * COARSEST_STRIDE**2
+    return pixels <= limit * SURE_PIXELS // MAX_ELEMENTS or pixels <= _of_prediction(encoder, in_tiles, limit)
 
 
 def check_forward(
@@ -154,26 +151,27 @@ def check_forward(
     if forward_fits(encoder, size, num_strips, tile_size, in_tiles):
         return
     limit = tile_size.max_elements or MAX_ELEMENTS
-    most = _known_or_counted(encoder, in_tiles, limit)
+    most = _of_prediction(encoder, in_tiles, limit)
     raise InputError(
         f"an image of {size}: with {encoder} a GPU can have {most / 1e6:.1f} million pixels at most, because its "
         f"kernels take tensors of at most {limit} numbers: {advice} {_largest_size(size, most, num_strips)} at most"
     )
 
 
-def _known_or_counted(encoder: str, full: bool, limit: int) -> int:
+def _of_prediction(encoder: str, in_tiles: bool, limit: int) -> int:
     """As `largest_pixels_of_kernels`, which also holds for prediction: it computes a part of a step."""
-    known = counted_steps.find_kernel_pixels(encoder, full) if limit == MAX_ELEMENTS else None
-    return largest_pixels_of_kernels(encoder, full, limit) if known is None else known
+    kind: InTiles = "tileable layers" if in_tiles else "no"
+    known = counted_steps.find_kernel_pixels(encoder, kind) if limit == MAX_ELEMENTS else None
+    return largest_pixels_of_kernels(encoder, kind, limit) if known is None else known
 
 
-def largest_pixels_of_kernels(encoder: str, full: bool, limit: int = MAX_ELEMENTS) -> int:
+def largest_pixels_of_kernels(encoder: str, in_tiles: InTiles, limit: int = MAX_ELEMENTS) -> int:
     """The most pixels of the padded images on one GPU (batch * height * width) with which no kernel of a step is given
     a tensor of more than `limit` elements.
 
-    encoder: by name. full: whether layers of it go in tiles (level full).
+    encoder: by name. in_tiles: what of it goes in tiles.
     """
-    counted = [_largest_tensor(encoder, full, side) for side in PROBE_SIDES]
+    counted = [_largest_tensor(encoder, in_tiles, side) for side in PROBE_SIDES]
     pixels = [NUM_PROBES * side**2 for side in PROBE_SIDES]
     # Straight for all that convolves and for fused attention; a matrix of attention grows with the square.
     power = max(1.0, math.log(counted[1] / counted[0]) / math.log(pixels[1] / pixels[0]))
@@ -185,7 +183,7 @@ def largest_pixels_of_kernels(encoder: str, full: bool, limit: int = MAX_ELEMENT
 @lru_cache
 @torch.inference_mode(False)  # a prediction may ask
 @torch.enable_grad()
-def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
+def _largest_tensor(encoder_name: str, in_tiles: InTiles, side: int) -> int:
     """Elements of the largest tensor in one pass through the encoder and back, tiles aside."""
     largest = NUM_PROBES * IMAGE_CHANNELS * side**2
 
@@ -195,12 +193,25 @@ def _largest_tensor(encoder_name: str, full: bool, side: int) -> int:
 
     encoder, mode = deepcopy(_made_encoder(encoder_name)), FakeTensorMode()
     make_fake(encoder, mode)
-    for layer in encoder.tileable_layers() if full else ():
-        layer.run_tiles = lambda _function, maps, *_: maps[0].clone()
+    run_without_tiles(encoder, in_tiles)
     with mode, KernelCalls(look):
         images = torch.zeros(NUM_PROBES, IMAGE_CHANNELS, side, side)
         sum(each.sum() for each in encoder(images)).backward()
     return largest
+
+
+def run_without_tiles(encoder: Encoder, in_tiles: InTiles) -> None:
+    """Have what goes in tiles compute nothing: all tensors in it are small."""
+
+    def clone(_: Any, maps: Sequence[Tensor], *_settings: Any, **_named: Any) -> Tensor:
+        return maps[0].clone()
+
+    for layer in encoder.tileable_layers() if in_tiles != "no" else ():
+        layer.run_tiles = clone
+    if in_tiles == "whole layers":
+        encoder.large_images = LargeImages(pixels=0)
+        for layer in encoder.sparing_layers():
+            layer.run_tiles = clone
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ class LargeImages:
 
     group: SpatialGroup = field(default_factory=SpatialGroup)
     """The processes that share each image: the one with most rows decides."""
-    pixels: int = LARGE_PIXELS
+    pixels: int = field(default_factory=lambda: LARGE_PIXELS)
 
     def have(self, features: Tensor, stride: int) -> bool:
         """Whether a map (B, C, H, W) of this stride is one of large images."""

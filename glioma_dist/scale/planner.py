@@ -18,7 +18,7 @@ from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.host_memory import check_host_memory
 from glioma_dist.scale.kernel_limits import SURE_PIXELS, check_kernels, kernel_pixels, kernels_fit
 from glioma_dist.scale.micro_batches import allows_micro_batches, with_accumulation, with_exact_sum
-from glioma_dist.scale.step import IN_TILES, LEVELS, ON_DEVICE, Level, Step
+from glioma_dist.scale.step import IN_TILES, LARGE_PIXELS, LEVELS, ON_DEVICE, Level, Step
 from glioma_dist.scale.step_memory import SizeFormula, StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
@@ -137,13 +137,8 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     have their full size. It is drawn through two heights of the size asked for, there.
     """
     size = padded(step.size)
-    pixels = size.width * size.height
-    times = math.ceil(STRAIGHT_PIXELS * step.spatial_parallel / pixels)
-    low, high = (
-        _peak_of_one(replace(step, size=Size(size.width, number * size.height)), level) for number in (times, 2 * times)
-    )
-    asked = pixels * step.batch_size
-    by_memory = pixels * times * (1 + (memory - low) / (high - low))
+    asked = size.width * size.height * step.batch_size
+    by_memory = _on_line(step, level, memory, are_large=step.has_large_images)
     if fits(step, level, memory):
         own = asked
     else:  # of small images, before the line begins
@@ -151,6 +146,18 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     if by_memory > SURE_PIXELS * step.spatial_parallel and step.tile_size.max_elements is not None:
         by_memory = min(by_memory, kernel_pixels(step, level) * step.spatial_parallel)
     return max(own, by_memory)
+
+
+def _on_line(step: Step, level: Level, memory: float, are_large: bool) -> float:
+    """Pixels that `memory` bytes are enough for on the straight line of images that are large, or of those that are
+    not."""
+    size = padded(step.size)
+    begin = math.ceil((LARGE_PIXELS if are_large else STRAIGHT_PIXELS) * step.spatial_parallel / size.width)
+    rows = max(size.height, math.ceil(begin / size.height) * size.height)
+    if level == "offload" and not are_large and 2 * rows * size.width >= LARGE_PIXELS * step.spatial_parallel:
+        rows = math.ceil(begin / SIDE_STEP) * SIDE_STEP
+    low, high = (_peak_of_one(replace(step, size=Size(size.width, number * rows)), level) for number in (1, 2))
+    return size.width * rows * (1 + (memory - low) / (high - low))
 
 
 def _peak_of_one(step: Step, level: Level) -> int:
@@ -184,10 +191,25 @@ def largest_batch(step: Step, level: Level, memory: float) -> int:
 def largest_size(step: Step, level: Level, memory: float) -> Size | None:
     """The largest size of the step's shape and batch; sides are multiples of 32. None where none fits."""
     size = padded(step.size)
-    factor = math.sqrt(largest_pixels(step, level, memory) / (size.width * size.height * step.batch_size))
+    pixels = largest_pixels(step, level, memory)
+    if level == "offload" and not step.has_large_images:
+        pixels = max(pixels, _pixels_of_large(step, memory))
+    factor = math.sqrt(pixels / (size.width * size.height * step.batch_size))
     width, height = (int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height))
     is_possible = width >= SIDE_STEP and height >= SIDE_STEP * step.spatial_parallel
     return Size(width, height) if is_possible else None
+
+
+def _pixels_of_large(step: Step, memory: float) -> float:
+    """Pixels of a step's images where they are made so large that offload keeps less of each; 0 where that is too much
+    for `memory`."""
+    size, least = padded(step.size), LARGE_PIXELS * step.spatial_parallel
+    factor = math.sqrt(least / (size.width * size.height))
+    width, height = (math.ceil(side * factor / SIDE_STEP) * SIDE_STEP for side in (size.width, size.height))
+    large = replace(step, size=Size(width, height))
+    if not large.has_large_images or not fits(large, "offload", memory):
+        return 0
+    return largest_pixels(large, "offload", memory)
 
 
 def padded(size: Size) -> Size:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from glioma_dist.config import ModelConfig
+from glioma_dist.config.scale import UNIT_ROWS, strip_edges
 from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.scale.tile_size import TileSize
 from glioma_dist.size import Size
@@ -55,3 +58,16 @@ class Step:
     """Of the device (`tile_size.py`): a GPU's are larger than a CPU's."""
     loss: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True, compare=False, repr=False)
     """Takes logits (B, 1, H, W) and masks (B, H, W), returns (B,)."""
+
+    @property
+    def has_large_images(self) -> bool:
+        """Whether the largest strip of a padded image has `LARGE_PIXELS`."""
+        width, height = units_of(self.size, self.spatial_parallel)
+        return width * height * UNIT_ROWS**2 >= LARGE_PIXELS
+
+
+def units_of(size: Size, num_strips: int) -> tuple[int, int]:
+    """Width and height, in units of `UNIT_ROWS`, of the highest strip of a padded image."""
+    edges = strip_edges(size.height, num_strips)
+    height = max(stop - start for start, stop in pairwise(edges))
+    return math.ceil(size.width / UNIT_ROWS), math.ceil(height / UNIT_ROWS)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,13 @@ from glioma_dist.model.encoders.contract import build_encoder
 from glioma_dist.model.unet import UNet
 from glioma_dist.scale import planner
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
-from glioma_dist.scale.kernel_limits import KernelCalls, device_pixels, largest_pixels_of_kernels
+from glioma_dist.scale.kernel_limits import (
+    InTiles,
+    KernelCalls,
+    device_pixels,
+    largest_pixels_of_kernels,
+    run_without_tiles,
+)
 from glioma_dist.scale.memory_estimator import estimate_unet_step, make_fake
 from glioma_dist.scale.planner import LEVELS, Step
 from glioma_dist.scale.spatial_group import ImaginarySpatialGroup
@@ -144,14 +151,13 @@ def test_without_the_bound_calls_are_too_large(level, size):
     assert take_step(level, SIZES[size], TileSize(2**28, None))
 
 
-def too_large_in_encoder(name: str, full: bool, pixels: float) -> bool:
+def too_large_in_encoder(name: str, in_tiles: InTiles, pixels: float) -> bool:
     """Whether a call is too large in a real pass, forwards and back, over an image of so many pixels."""
     side = int(pixels**0.5) // 32 * 32
     with torch.device("meta"):
         encoder = build_encoder(name)
     make_fake(encoder, mode := FakeTensorMode())
-    for layer in encoder.tileable_layers() if full else ():
-        layer.run_tiles = lambda _function, maps, *_: maps[0].clone()
+    run_without_tiles(encoder, in_tiles)
     with mode, TooLarge() as seen:
         maps = encoder.eval()(torch.zeros(1, 3, side, side))  # in evaluation mode one image is enough for every norm
         sum(each.sum() for each in maps).backward()
@@ -169,17 +175,18 @@ def test_an_encoder_without_layers_in_tiles_has_one_bound(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "full"),
+    ("name", "in_tiles"),
     [
-        *((name, full) for name in ("mit_b0", "mit_b1") for full in (False, True)),
-        *((name, False) for name in ANY_LEVEL),
-        *(pytest.param("mit_b3", full, marks=pytest.mark.slow) for full in (False, True)),  # mit_b1, deeper
+        *(("mit_b0", in_tiles) for in_tiles in ("no", "tileable layers")),
+        *(("mit_b1", in_tiles) for in_tiles in get_args(InTiles)),
+        *((name, "no") for name in ANY_LEVEL),
+        *(pytest.param("mit_b3", in_tiles, marks=pytest.mark.slow) for in_tiles in get_args(InTiles)),
     ],
 )
-def test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large(name, full):
-    most = largest_pixels_of_kernels(name, full)
-    assert not too_large_in_encoder(name, full, most)
-    assert too_large_in_encoder(name, full, 1.03 * most) or most == MAX_ELEMENTS // 3  # then it is the image itself
+def test_the_bound_of_an_encoder_is_where_a_call_becomes_too_large(name, in_tiles):
+    most = largest_pixels_of_kernels(name, in_tiles)
+    assert not too_large_in_encoder(name, in_tiles, most)
+    assert too_large_in_encoder(name, in_tiles, 1.03 * most) or most == MAX_ELEMENTS // 3  # then it is the image itself
 
 
 STEP = Step(

@@ -239,7 +239,7 @@ def test_a_table_of_other_versions_is_not_used(monkeypatch):
     counted_steps._steps.cache_clear()
     try:
         assert counted_steps.find_formula(step, "none") is None
-        assert counted_steps.find_kernel_pixels("mit_b1", True) is None
+        assert counted_steps.find_kernel_pixels("mit_b1", "no") is None
     finally:
         counted_steps._steps.cache_clear()
 
