@@ -38,8 +38,9 @@ COUNTED: tuple[tuple[Level, bool, bool], ...] = (
 """Those of `glioma-dist plan`."""
 LINE_UNITS = ((48, 44), (96, 88))
 """Widths and heights of images of 2.2 and 8.7 million pixels."""
-LARGE_UNITS = ((296, 224), (416, 318))
-"""The same of large images: 68 and 135 million pixels."""
+LARGE_UNITS = ((96, 88), (192, 176))
+"""The same for what is computed of large images: 8.7 and 34.6 million pixels. Larger ones lie on the line, too
+(`tests/unit/test_step_formulas.py`), and take minutes each."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,24 @@ def count_encoder(name: str) -> dict[str, dict]:
     pixels = {kind: largest_pixels_of_kernels(name, kind) for kind in get_args(InTiles)}
     for in_backward in (False, True):
         large = replace(step, optimizer_in_backward=in_backward)
-        formula = line_between(large, "offload", pixels["whole layers"], LARGE_UNITS)
+        formula = line_between(large, "offload", pixels["whole layers"], LARGE_UNITS, as_large=True)
         found[counted_steps.name_of("offload", True, in_backward, are_large=True)] = asdict(formula)
     return found | {"kernel_pixels": pixels}
 
 
 def line_between(
-    step: Step, level: Level, max_pixels: int, units: tuple[tuple[int, int], ...] = LINE_UNITS
+    step: Step,
+    level: Level,
+    max_pixels: int,
+    units: tuple[tuple[int, int], ...] = LINE_UNITS,
+    as_large: bool = False,
 ) -> SizeFormula:
     """A straight line in the pixels through counts at two sizes."""
     (small, low), (large, high) = (
-        (width * height, step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), level))
+        (
+            width * height,
+            step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), level, as_large),
+        )
         for width, height in units
     )
     slopes = [(getattr(high, part) - getattr(low, part)) // (large - small) for part in PARTS]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+
+MOST_PIECES = 64
+"""In which tokens are widened: more would be launches for little memory."""
 
 
 class StreamLayerNorm(nn.LayerNorm):
@@ -18,8 +23,8 @@ class StreamLayerNorm(nn.LayerNorm):
     """
 
     elements_at_once: int | None = None
-    """How many elements are widened at once; None: all. It changes the order in which the gradients of weight and bias
-    are summed, and no other number."""
+    """How many elements are widened at once, or a share of `MOST_PIECES` where that is more; None: all. It changes the
+    order in which the gradients of weight and bias are summed, and no other number."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (…, C) of any float type. Returns the same shape and type."""
@@ -78,7 +83,7 @@ def _rows_at_once(tokens: Tensor, elements: int | None) -> int | None:
     """How many tokens of each image; None: all."""
     if elements is None or tokens.ndim < 3 or tokens.numel() <= elements:
         return None
-    return max(1, elements // (tokens.numel() // tokens.shape[-2]))
+    return max(1, elements // (tokens.numel() // tokens.shape[-2]), math.ceil(tokens.shape[-2] / MOST_PIECES))
 
 
 def _pieces(num_rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -40,9 +40,12 @@ FORMULA_ELEMENTS = 2**31
 """Elements of a map up to which every level computes it in the same way as a smaller map."""
 
 
-def count_at_size(step: Step, level: Level | CheckpointPlan) -> StepMemory:
-    """Count the step of one device at its own size."""
+def count_at_size(step: Step, level: Level | CheckpointPlan, as_large: bool = False) -> StepMemory:
+    """Count the step of one device at its own size. as_large: compute at the level offload what is computed of large
+    images."""
     model, size, _ = model_of_one_device(step, level)
+    if as_large:
+        model.encoder.large_images.pixels = 0
     with _named(step):
         asked = (step.loss, size, step.batch_size, step.bf16)
         return estimate_unet_step(model, *asked, in_backward=step.optimizer_in_backward)
