@@ -14,16 +14,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from glioma_dist.evaluation.forward_decoder import rows_at_once
-from glioma_dist.model.encoders.mit import FFN_RATIO, EfficientSelfAttention, Layer, MixFFN, as_map, as_tokens
+from glioma_dist.model.encoders.mit import FFN_RATIO, Layer, MixFFN, as_map, as_tokens
 
 
 class ForwardLayer(Layer):
     """A layer in evaluation mode and without gradients, for one image at a time; its weights and their names stay."""
 
-    def forward(self, tokens: Tensor, height: int, width: int, scales: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        height: int,
+        width: int,
+        scales: tuple[Tensor, Tensor] | None = None,
+        in_tiles: bool = False,
+    ) -> Tensor:
         """As Layer's; `tokens` are changed in place."""
         if len(tokens) > 1 or not tokens.is_contiguous() or torch.is_autocast_enabled(tokens.device.type):
-            return super().forward(tokens, height, width, scales)
+            return super().forward(tokens, height, width, scales, in_tiles)
         self._attend(tokens, height, width)
         self._mix(tokens, height, width)
         return tokens
@@ -43,7 +50,7 @@ class ForwardLayer(Layer):
         if layer.gather_tokens is not None:
             key, value = layer.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
         for part, _ in _parts(tokens, height, width, rows):
-            part += _attended(layer, self.layernorm_before(part), key, value)
+            part += layer.attend_to(self.layernorm_before(part), key, value)
 
     def _mix(self, tokens: Tensor, height: int, width: int) -> None:
         """Add what the Mix-FFN makes of the tokens. tokens: (1, height * width, C)."""
@@ -72,11 +79,6 @@ class ForwardLayer(Layer):
             tokens[0, start * width : stop * width] += _mixed(layer, held[:stop_held], width)
             held[: 2 * width] = held[stop_held - 2 * width : stop_held].clone()
             num_before = 2
-
-
-def _attended(layer: EfficientSelfAttention, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    attended = layer.attend(layer._heads(layer.q_proj(tokens)), key, value, layer.scale)
-    return layer.o_proj(attended.transpose(1, 2).contiguous().flatten(2))
 
 
 def _mixed(layer: MixFFN, held: Tensor, width: int) -> Tensor:

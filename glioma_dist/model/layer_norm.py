@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-
 MOST_PIECES = 64
 """In which tokens are widened: more would be launches for little memory."""
 

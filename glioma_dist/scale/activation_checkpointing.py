@@ -31,7 +31,6 @@ from glioma_dist.scale.tiled_block import TiledBlock
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 from glioma_dist.scale.versions import WeightVersions
 
-
 NUM_SPARING_BLOCKS = 3
 """Decoder blocks that keep only their inputs of large images: the last ones, which have the largest maps. The others'
 strips may have fewer rows than these need of their neighbours."""

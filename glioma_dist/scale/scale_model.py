@@ -80,6 +80,9 @@ def compile_blocks(blocks: Sequence[nn.Module], **settings: Any) -> None:
 
 def compilable(model: UNet) -> list[nn.Module]:
     """The encoder's blocks without those in which a layer is computed in tiles: the function of a tile is new each
-    time, so it would be compiled each time."""
+    time, so it would be compiled each time. Those that go in tiles as a whole, if images are large, leave it alone."""
+    for layer in model.encoder.sparing_layers():
+        if layer.run_tiles is not None:
+            layer.run_tiles = torch.compiler.disable(layer.run_tiles)
     tiled = {layer for layer in model.encoder.tileable_layers() if layer.run_tiles is not None}
     return [block for block in model.encoder.blocks() if tiled.isdisjoint(block.modules())]

@@ -18,7 +18,6 @@ from glioma_dist.scale.tiled_chain import Chain, checkpoint_chain_in_tiles
 from glioma_dist.scale.tiled_statistics import BatchStatistics, GroupStatistics, Statistics, normalise_with
 from glioma_dist.scale.tiles import checkpoint_in_tiles
 
-
 HALO = 2
 """Rows of a block's input on each side on which a row of its output depends: half a row of the input by upsampling, a
 row of the output by each of two convolutions, and one by the head."""

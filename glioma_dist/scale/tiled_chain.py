@@ -132,7 +132,9 @@ class _ChainInTiles(torch.autograd.Function):
         for tile, part in how.results(inputs, halos, found):
             output = put_rows(output, part, tile, inputs[0].shape[2], chain.ratio)
             del part  # before the next tile is computed
-        ctx.save_for_backward(*tensors, *(each for pair in found for each in pair), *(h for pair in halos for h in pair))
+        ctx.save_for_backward(
+            *tensors, *(each for pair in found for each in pair), *(h for pair in halos for h in pair)
+        )
         return output
 
     @staticmethod

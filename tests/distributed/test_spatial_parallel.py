@@ -35,6 +35,8 @@ class Case:
     width: int = 64
     double: bool = True
     bf16: bool = False
+    large: bool = False
+    """Whether images count as large (offload)."""
 
     @property
     def level_name(self) -> str:
@@ -42,7 +44,8 @@ class Case:
 
     @property
     def id(self) -> str:
-        return f"{self.encoder}-{self.norm}-{self.level_name}-{self.height}-{self.rows} of {self.num_processes}"
+        images = f"{self.height}{'-large' * self.large}"
+        return f"{self.encoder}-{self.norm}-{self.level_name}-{images}-{self.rows} of {self.num_processes}"
 
 
 MIXED = CheckpointPlan.parse(
@@ -57,6 +60,9 @@ DOUBLE = [
     Case(2, 2, level="selective"),
     Case(4, 4, level="full"),
     Case(2, 2, level="offload"),
+    Case(2, 2, level="offload", large=True),
+    Case(2, 4, level="offload", large=True, norm="group"),
+    Case(1, 2, level="offload", large=True),
     Case(2, 4, level="full", norm="group"),
     Case(2, 4, level=MIXED, norm="group"),
     Case(2, 2, encoder="vgg19"),
@@ -73,6 +79,9 @@ def take_steps(case: Case) -> dict[str, Tensor]:
         if not case.double:
             smooth(patch)
         patch.setattr("glioma_dist.scale.offload.MIN_BYTES", 1)
+        if case.large:
+            patch.setattr("glioma_dist.scale.large_images.LARGE_PIXELS", 1)
+            patch.setattr("glioma_dist.scale.tiles.TILE_NUMBERS", 5000)
         return _take_steps(case)
 
 

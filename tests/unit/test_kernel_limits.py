@@ -141,6 +141,15 @@ def test_norms_batches_and_strips(name, level):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_four_times_the_pixels_of_level_full(layout):
+    """440 million, of MiT-B1, which has the maps of MiT-B3: at the level full they would be too many for a kernel."""
+    size = Size(24192, 18176)
+    assert not take_step("offload", size, layout=layout, encoder="mit_b1")
+    assert take_step("full", size, layout=layout, encoder="mit_b1")
+
+
+@pytest.mark.slow
 def test_the_usual_tiles_of_a_gpu():
     assert not take_step("full", Size(8256, 8256), TileSize(2**24, MAX_ELEMENTS))
 

@@ -15,15 +15,13 @@ from glioma_dist.config import ModelConfig
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.registry import encoders
-from glioma_dist.scale import large_images, planner, step_count, tiled_chain, tiled_statistics, tiles
+from glioma_dist.scale import large_images, offload, planner, step_count, tiled_chain, tiled_statistics, tiles
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.large_images import LargeImages
 from glioma_dist.scale.step import LARGE_PIXELS, Step
 from glioma_dist.scale.tile_size import TileSize, largest_gpu_tile
 from glioma_dist.size import Size
-
-MANY_TILES = TileSize(5000)
 
 
 @pytest.fixture
@@ -41,7 +39,9 @@ def large(plain: UNet) -> UNet:
     return model
 
 
-@pytest.mark.equality(flag="activation checkpointing offload, large images", encoder="mit_tiny", processes=1, kind="1e-9")
+@pytest.mark.equality(
+    flag="activation checkpointing offload, large images", encoder="mit_tiny", processes=1, kind="1e-9"
+)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (50, 33), (32, 32)])
 def test_nothing_changes_in_fp64(all_are_large, norm, height, width):
@@ -91,7 +91,7 @@ def test_evaluation(all_are_large):
 
 def test_gradients_of_keys_are_summed_in_fp32(all_are_large):
     """In bf16 a sum over many tiles would lose its last digits: it may not be farther from fp64 than without tiles."""
-    exact = build("mit_b0").double()
+    exact = build().double()
     plain = copy.deepcopy(exact).float()
     given = draw(1, 256, 96, torch.float64)
     expected = gradients(exact, *given)
@@ -103,7 +103,7 @@ def test_gradients_of_keys_are_summed_in_fp32(all_are_large):
         name = "encoder.segformer.stages.0.blocks.0.attention.v_proj.weight"
         errors.append(((found[name] - expected[name]).norm() / expected[name].norm()).item())
     assert errors[1] < 1.2 * errors[0]
-    assert errors[0] < 0.1
+    assert errors[0] < 0.3
 
 
 def test_a_backward_pass_within_autocast_gives_all_gradients(all_are_large):
@@ -132,17 +132,20 @@ def test_all_parts_and_processes_agree_which_images_are_large(strips):
             assert decider.have(features, stride) == expected == (size == step.size)
 
 
-def large_step(width: int, height: int, encoder: str = "mit_b0") -> Step:
+def large_step(width: int, height: int, encoder: str) -> Step:
     loss = partial(segmentation_loss, "dice")
     return Step(ModelConfig(encoder), Size(width, height), 1, True, tile_size=largest_gpu_tile(), loss=loss)
 
 
-def test_a_large_image_takes_half_the_memory_a_pixel():
-    """Weights aside, which are small here."""
-    below, above = (step_count.count_at_size(large_step(8192, rows), "offload").peak for rows in (8160, 8192))
-    assert above < 0.56 * below
+def test_a_large_image_takes_half_the_memory_a_pixel(monkeypatch):
+    step = replace(large_step(1024, 1024, "mit_b0"), tile_size=TileSize(2**18))
+    monkeypatch.setattr(offload, "CPU_ELEMENTS", 2**18)
+    counts = [step_count.count_at_size(step, "offload", as_large) for as_large in (False, True)]
+    bytes_a_pixel = [(each.peak - each.parameters - each.optimizer - each.gradients) / 2**20 for each in counts]
+    assert bytes_a_pixel[1] < 0.56 * bytes_a_pixel[0]
 
 
+@pytest.mark.slow
 def test_four_times_the_pixels_of_level_full_on_24_gib():
     """12,096 x 9,088 was the largest image of MiT-B3. With 5 % and 0.75 GiB left free (`device_memory.usable`)."""
     step = large_step(24192, 18176, "mit_b3")

@@ -27,7 +27,8 @@ from glioma_dist.config.plan import PlanConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model, normalise
-from glioma_dist.scale import answer_key, answers, memory_estimator, planner, step_count
+from glioma_dist.scale import answer_key, answers, large_images, memory_estimator, planner, step_count
+from glioma_dist.scale import step as step_module
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
 from glioma_dist.scale.checkpoint_plan import CheckpointPlan
 from glioma_dist.scale.device_memory import GIB
@@ -85,6 +86,26 @@ def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
     size = planner.largest_size(step, kind, memory)
     assert (size.width % 32, size.height % 32) == (0, 0)
     assert count(replace(step, size=size), kind).peak == pytest.approx(memory, rel=0.07)  # sides are whole units
+
+
+@pytest.mark.parametrize("asked", [Size(512, 384), Size(2048, 1536), Size(4096, 3072)])
+def test_the_largest_size_may_be_one_of_large_images(monkeypatch, asked):
+    """Of which offload keeps less a pixel. Asked from a size that is not large, from one of which twice the rows are,
+    and from one that is."""
+    for module in (large_images, planner, step_module):
+        monkeypatch.setattr(module, "LARGE_PIXELS", 2**22)
+    step, largest = replace(TINY, size=asked), Size(5120, 3840)
+    memory = count(replace(step, size=largest), "offload").peak
+    size = planner.largest_size(step, "offload", memory)
+    assert size.width * size.height == pytest.approx(largest.width * largest.height, rel=0.07)
+
+
+def test_a_batch_of_images_that_are_not_large_is_not_counted_as_large(monkeypatch):
+    for module in (large_images, planner, step_module):
+        monkeypatch.setattr(module, "LARGE_PIXELS", 2**22)
+    step = replace(TINY, size=Size(2016, 1536))
+    expected = count(replace(step, batch_size=3), "offload").peak
+    assert planner.largest_batch(step, "offload", 1.01 * expected) == 3
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,8 @@ def test_the_table_holds_what_is_counted(encoder):
         ("resnet50", "full", Size(2048, 1536), 1),
         ("mit_tiny", "offload", Size(2048, 1536), 1),
         ("resnet50", "offload", Size(2048, 1536), 2),
+        ("mit_tiny", "offload", Size(9216, 8192), 1),
+        pytest.param("mit_b3", "offload", Size(24192, 18176), 1, marks=pytest.mark.slow),
         ("efficientnet_lite0", "full", Size(2048, 1536), 1),
         ("efficientnet_lite0", "selective", Size(2048, 1536), 1),
         ("mit_tiny", "selective", Size(2001, 1503), 1),
@@ -189,7 +191,7 @@ def test_the_table_holds_what_is_counted(encoder):
     ],
 )
 def test_what_is_not_counted_is_close(encoder, level, size, batch_size):
-    """The level full, maps that are padded, sides that are no multiple of 32, batches."""
+    """The level full, large images, maps that are padded, sides that are no multiple of 32, batches."""
     step = replace(step_of(encoder, size), batch_size=batch_size)
     found = counted_steps.find_memory(step, level)
     assert found is not None, COUNT_AGAIN
