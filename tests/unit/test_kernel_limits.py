@@ -216,11 +216,12 @@ STEP = Step(
             "1 image of 16448x16448: .* 270.5 million .* 134.2 million at.*: give --scale.activation-check.* full$",
         ),
         (replace(STEP, batch_size=2, model=ModelConfig(encoder="resnet50")), "at most --data.size 8160x8160$"),
-        (replace(STEP, size=Size(8256, 8256), batch_size=7), "give --batch-size 6$"),
-        (replace(STEP, size=Size(8256, 8256), batch_size=7, num_micro_batches=4), "give --batch-size 24$"),
+        (replace(STEP, size=Size(8256, 8256), batch_size=7), "429.5 million at.*: give --scale.activation-.* offload$"),
+        (replace(STEP, size=Size(8256, 8256), batch_size=8), "give --batch-size 6$"),
+        (replace(STEP, size=Size(8256, 8256), batch_size=8, num_micro_batches=4), "give --batch-size 24$"),
         (replace(STEP, model=ModelConfig(encoder="vgg19")), "give at most --data.size 5792x5792$"),
     ],
-    ids=["level", "size of several", "batch", "micro-batches", "size"],
+    ids=["level", "size of several", "offload", "batch", "micro-batches", "size"],
 )
 def test_what_no_kernel_takes_is_refused_with_what_fits(step, expected):
     level = "full" if step.batch_size > 2 else "none"

@@ -102,8 +102,8 @@ def test_the_largest_size_may_be_one_of_large_images(monkeypatch, asked):
 
 def test_a_batch_of_images_that_are_not_large_is_not_counted_as_large(monkeypatch):
     for module in (large_images, planner, step_module):
-        monkeypatch.setattr(module, "LARGE_PIXELS", 2**22)
-    step = replace(TINY, size=Size(2016, 1536))
+        monkeypatch.setattr(module, "LARGE_PIXELS", 2**23)
+    step = replace(TINY, size=Size(2688, 2048))
     expected = count(replace(step, batch_size=3), "offload").peak
     assert planner.largest_batch(step, "offload", 1.01 * expected) == 3
 
