@@ -6,8 +6,8 @@ from numbers import Integral
 
 from glioma_dist.errors import InputError, shown
 
-MAX_PIXELS = 2**28
-"""Of an image, and of a size that can be asked for: 16,384 x 16,384, fifty times the article's largest image."""
+MAX_PIXELS = 2**29
+"""Of an image, and of a size that can be asked for: 23,170 x 23,170, a hundred times the article's largest image."""
 MAX_BATCH_SIZE = 2**20
 """Images of a step. Bytes of much more are no 64-bit number."""
 MAX_WORKERS = 2**10

@@ -48,12 +48,13 @@ UNPADDED_BYTES = 12
 """Of a pixel: the fp32 image that stands beside its padded copy where a side is no multiple of 32."""
 
 
-def find_formula(step: Step, level: Level) -> SizeFormula | None:
+def find_formula(step: Step, level: Level, as_large: bool = False) -> SizeFormula | None:
     """The memory of one image at any size, exact for the levels none and selective; for the others a straight line in
     its pixels, with the largest tiles of a GPU. None where the step was not counted."""
-    if step.batch_size != 1 or max(step.size.width, step.size.height) > UNIT * LARGEST_UNITS:
+    is_beyond = level not in IN_TILES and max(step.size.width, step.size.height) > UNIT * LARGEST_UNITS
+    if step.batch_size != 1 or is_beyond:
         return None
-    return _find(step, _name(step, level))
+    return _find(step, _name(step, level, as_large))
 
 
 def find_memory(step: Step, level: Level) -> StepMemory | None:
@@ -86,8 +87,8 @@ def is_inexact(step: Step, level: Level) -> bool:
     return _find(step, _name(step, level) + CLOSE) is not None
 
 
-def _name(step: Step, level: Level) -> str:
-    return name_of(level, step.bf16, step.optimizer_in_backward, step.has_large_images)
+def _name(step: Step, level: Level, as_large: bool = False) -> str:
+    return name_of(level, step.bf16, step.optimizer_in_backward, as_large or step.has_large_images)
 
 
 def _find(step: Step, name: str) -> SizeFormula | None:

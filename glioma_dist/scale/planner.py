@@ -27,6 +27,8 @@ ADAM_MOMENTS = 2
 MICRO_BATCHES = "--scale.activation-checkpointing full and --scale.gradient-accumulation"
 SIDE_STEP = 32
 STRAIGHT_PIXELS = 2**21
+STRAIGHT_LARGE_PIXELS = 2**23
+"""The same where images are counted as if they were large: their tiles have more rows of neighbours."""
 _formulas: dict[str, SizeFormula | None] = {}
 """Those of this process, by their keys."""
 
@@ -98,11 +100,11 @@ def _find_formula(step: Step, level: Level) -> SizeFormula | None:
     return _formulas[key]
 
 
-def _at_size(step: Step, level: Level | CheckpointPlan) -> StepMemory:
-    key = answer_key(step, level, str(step.size))
+def _at_size(step: Step, level: Level | CheckpointPlan, as_large: bool = False) -> StepMemory:
+    key = answer_key(step, level, f"{step.size}{' as large' * as_large}")
     memory = answers.read_memory(key)
     if memory is None:
-        memory = step_count.count_at_size(step, level)
+        memory = step_count.count_at_size(step, level, as_large)
         answers.write(key, asdict(memory))
     return memory
 
@@ -138,7 +140,7 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     """
     size = padded(step.size)
     asked = size.width * size.height * step.batch_size
-    by_memory = _on_line(step, level, memory, are_large=step.has_large_images)
+    by_memory = _on_line(step, level, memory, as_large=level == "offload" and step.has_large_images)
     if fits(step, level, memory):
         own = asked
     else:  # of small images, before the line begins
@@ -148,33 +150,38 @@ def largest_pixels(step: Step, level: Level, memory: float) -> float:
     return max(own, by_memory)
 
 
-def _on_line(step: Step, level: Level, memory: float, are_large: bool) -> float:
-    """Pixels that `memory` bytes are enough for on the straight line of images that are large, or of those that are
-    not."""
+def _on_line(step: Step, level: Level, memory: float, as_large: bool) -> float:
+    """Pixels that `memory` bytes are enough for on the straight line. as_large: on that of large images, which is drawn
+    through smaller ones, counted as if they were large."""
     size = padded(step.size)
-    begin = math.ceil((LARGE_PIXELS if are_large else STRAIGHT_PIXELS) * step.spatial_parallel / size.width)
-    rows = max(size.height, math.ceil(begin / size.height) * size.height)
-    if level == "offload" and not are_large and 2 * rows * size.width >= LARGE_PIXELS * step.spatial_parallel:
+    begin = math.ceil((STRAIGHT_LARGE_PIXELS if as_large else STRAIGHT_PIXELS) * step.spatial_parallel / size.width)
+    rows = math.ceil(begin / size.height) * size.height
+    if as_large or (level == "offload" and 2 * rows * size.width >= LARGE_PIXELS * step.spatial_parallel):
         rows = math.ceil(begin / SIDE_STEP) * SIDE_STEP
-    low, high = (_peak_of_one(replace(step, size=Size(size.width, number * rows)), level) for number in (1, 2))
+    sizes = [Size(size.width, number * rows) for number in (1, 2)]
+    low, high = (_peak_of_one(replace(step, size=each), level, as_large) for each in sizes)
     return size.width * rows * (1 + (memory - low) / (high - low))
 
 
-def _peak_of_one(step: Step, level: Level) -> int:
+def _peak_of_one(step: Step, level: Level, as_large: bool) -> int:
     """Of one image, or of two of half the height where an encoder needs two, such as a norm of globally pooled maps."""
     try:
         one = replace(step, batch_size=1)
         line = (
-            counted_steps.find_formula(one, level)
+            counted_steps.find_formula(one, level, as_large)
             if level in IN_TILES and one.tile_size == largest_gpu_tile()
             else None
         )
         if line is not None and step.num_devices == 1:
             return on_each_device(line.at(*step_count.padded_units(step.size)), step).peak
-        return count(one, level).peak
+        return _peak(one, level, as_large)
     except InputError:
         half = Size(step.size.width, max(SIDE_STEP, step.size.height // 2 // SIDE_STEP * SIDE_STEP))
-        return count(replace(step, batch_size=2, size=half), level).peak
+        return _peak(replace(step, batch_size=2, size=half), level, as_large)
+
+
+def _peak(step: Step, level: Level, as_large: bool) -> int:
+    return on_each_device(_at_size(step, level, as_large), step).peak if as_large else count(step, level).peak
 
 
 def fits(step: Step, level: Level, memory: float) -> bool:
@@ -201,15 +208,13 @@ def largest_size(step: Step, level: Level, memory: float) -> Size | None:
 
 
 def _pixels_of_large(step: Step, memory: float) -> float:
-    """Pixels of a step's images where they are made so large that offload keeps less of each; 0 where that is too much
-    for `memory`."""
-    size, least = padded(step.size), LARGE_PIXELS * step.spatial_parallel
-    factor = math.sqrt(least / (size.width * size.height))
-    width, height = (math.ceil(side * factor / SIDE_STEP) * SIDE_STEP for side in (size.width, size.height))
-    large = replace(step, size=Size(width, height))
-    if not large.has_large_images or not fits(large, "offload", memory):
-        return 0
-    return largest_pixels(large, "offload", memory)
+    """Pixels of a step's images where they are so large that offload keeps less of each; 0 where that is too much for
+    `memory`."""
+    pixels = _on_line(step, "offload", memory, as_large=True)
+    large = replace(step, size=Size(step.size.width, math.ceil(LARGE_PIXELS / step.size.width) * step.spatial_parallel))
+    if step.tile_size.max_elements is not None:
+        pixels = min(pixels, kernel_pixels(large, "offload") * step.spatial_parallel)
+    return pixels if pixels >= LARGE_PIXELS * step.spatial_parallel * step.batch_size else 0
 
 
 def padded(size: Size) -> Size:

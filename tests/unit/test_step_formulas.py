@@ -229,7 +229,7 @@ def test_a_small_image_takes_at_most_one_count_a_level(monkeypatch, tmp_path):
     counted, count_at_size = [], step_count.count_at_size
     monkeypatch.setattr(step_count, "trace_formula", lambda *_: pytest.fail("traces a step"))
     monkeypatch.setattr(
-        step_count, "count_at_size", lambda step, level: counted.append(level) or count_at_size(step, level)
+        step_count, "count_at_size", lambda step, level, _: counted.append(level) or count_at_size(step, level)
     )
     plan = PlanConfig((Size(96, 64),), ModelConfig(encoder="mit_tiny"), 1, "24GiB")
     assert len(list(levels_of(plan, plan.size[0], parse_memory("24GiB")))) == len(counted) == len(COMPARED)
