@@ -62,9 +62,18 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
     if not isinstance(model, UNet):
         raise InputError(f"{type(model).__name__}: is no U-Net of this package; give the one that build_model returns")
     _undo(model)
+    large = LargeImages() if plan.offloads else None
     settings = {
-        id(block): {"always": unit.cut == "tiles", "tile_size": tile_size, "reuses_gradient": plan.offloads}
-        for block, unit in zip(model.decoder.blocks, plan.decoder[1:], strict=True)
+        id(block): {
+            "always": unit.cut == "tiles",
+            "tile_size": tile_size,
+            "reuses_gradient": plan.offloads,
+            "large_images": large if unit.cut == "tiles" and distance < NUM_SPARING_BLOCKS else None,
+            "stride": 2**distance,
+        }
+        for distance, (block, unit) in enumerate(
+            zip(reversed(model.decoder.blocks), reversed(plan.decoder[1:]), strict=True)
+        )
     }
     replace_modules(
         model, lambda _, module: rebuild(module, TiledBlock, **settings[id(module)]) if id(module) in settings else None
@@ -81,17 +90,9 @@ def checkpoint_activations(model: UNet, level: Level | CheckpointPlan, tile_size
         layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size) if in_tiles else None
     if plan.offloads:
         offload_activations(model)
-        _spare_memory_of_large_images(model, tile_size)
-
-
-def _spare_memory_of_large_images(model: UNet, tile_size: TileSize | None) -> None:
-    """Have the parts with the largest maps keep less of `LargeImages`, and compute more again."""
-    large = LargeImages()
-    for number, block in enumerate(reversed(model.decoder.blocks[-NUM_SPARING_BLOCKS:])):
-        block.large_images, block.stride = large, 2**number
-    model.encoder.large_images = large
-    for layer in model.encoder.sparing_layers():
-        layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
+        model.encoder.large_images = large
+        for layer in model.encoder.sparing_layers():
+            layer.run_tiles = partial(checkpoint_in_tiles, size=tile_size)
 
 
 def _undo(model: UNet) -> None:

@@ -65,6 +65,8 @@ class BatchStatistics:
     ) -> None:
         # As PyTorch's SyncBatchNorm: in evaluation mode each process is on its own.
         self.norm, self.over_processes, self.size = norm, over_processes and norm.training, size
+        self.fixed = not norm.training and norm.running_mean is not None
+        """In whatever mode the norm is when the gradients are asked for."""
 
     def of_parts(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns mean and variance (C,)."""
@@ -74,11 +76,6 @@ class BatchStatistics:
         if self.norm.training:
             update_running(self.norm, mean, variance, self.count)
         return mean, variance
-
-    @property
-    def fixed(self) -> bool:
-        """Whether the statistics are the running ones."""
-        return not self.norm.training and self.norm.running_mean is not None
 
     def sums_of(self, gradients: list[Tensor]) -> list[Tensor]:
         both = torch.cat(gradients)

@@ -63,6 +63,7 @@ DOUBLE = [
     Case(2, 2, level="offload", large=True),
     Case(2, 4, level="offload", large=True, norm="group"),
     Case(1, 2, level="offload", large=True),
+    Case(3, 3, level="offload", large=True),
     Case(2, 4, level="full", norm="group"),
     Case(2, 4, level=MIXED, norm="group"),
     Case(2, 2, encoder="vgg19"),

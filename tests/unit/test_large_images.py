@@ -17,6 +17,7 @@ from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.registry import encoders
 from glioma_dist.scale import large_images, offload, planner, step_count, tiled_chain, tiled_statistics, tiles
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale.checkpoint_plan import NUM_DECODER_UNITS, CheckpointPlan, DecoderPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.large_images import LargeImages
 from glioma_dist.scale.step import LARGE_PIXELS, Step
@@ -80,6 +81,54 @@ def test_what_is_frozen(all_are_large, part):
     plain.get_submodule(part).requires_grad_(False).eval()
     given = draw(2, 64, 96, torch.float64)
     check_equal(gradients(large(plain), *given), gradients(plain, *given), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["decoder.blocks.4", "decoder.blocks.2"])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_norm_changes_its_mode_before_the_backward_pass(all_are_large, name, is_training):
+    """What counts is the mode of the forward pass."""
+    plain, found = build().double().eval(), []
+    images, masks, seeds = draw(2, 64, 96, torch.float64)
+    for model in (large(plain), plain):
+        model.get_submodule(name).train(is_training)
+        losses = segmentation_loss("dice+bce", model(images, seeds), masks)
+        model.get_submodule(name).train(not is_training)
+        losses.sum().backward()
+        found.append({key: each.grad for key, each in model.named_parameters() if not key.endswith("k_proj.bias")})
+    check_equal(*found, 1e-9)
+
+
+def test_gradients_of_a_layer_s_output_can_be_asked_for(all_are_large):
+    """No layer writes over the gradient of its output: a caller or a hook may hold it."""
+    plain, found = build().double(), []
+    images, masks, seeds = draw(2, 64, 96, torch.float64)
+    for model in (large(plain), plain):
+        outputs: list[Tensor] = []
+        for layer in model.encoder.blocks():
+            layer.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output))
+        losses = segmentation_loss("dice+bce", model(images, seeds), masks)
+        asked = [*outputs, next(model.encoder.parameters())]
+        found.append(dict(enumerate(torch.autograd.grad(losses.sum(), asked))))
+    check_equal(*found, 1e-9)
+
+
+def test_another_level_takes_all_back(all_are_large):
+    for level in ("none", "full"):
+        model = large(build())
+        checkpoint_activations(model, level)
+        images, _, _ = draw(1, 64, 64, torch.float32)
+        assert model.encoder.large_images is None
+        assert all(layer.run_tiles is None for layer in model.encoder.sparing_layers())
+        assert not any(block.keeps_inputs_only(images) for block in model.decoder.blocks)
+
+
+def test_a_block_that_a_plan_computes_as_a_whole_is_computed_again(all_are_large):
+    """And not left alone as one that keeps its inputs only: it would keep everything."""
+    units = (*[DecoderPlan("input")] * (NUM_DECODER_UNITS - 1), DecoderPlan("input", "tiles"))
+    model = build()
+    checkpoint_activations(model, CheckpointPlan(("input",), ("tiles",), units, offloads=True))
+    images, _, _ = draw(1, 64, 64, torch.float32)
+    assert [block.keeps_inputs_only(images) for block in model.decoder.blocks] == [False] * 4 + [True]
 
 
 def test_evaluation(all_are_large):

@@ -212,13 +212,11 @@ class Layer(nn.Module):
             found = attention.keys_and_values(self.layernorm_before(tokens), *size)
             shared = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in found]
             weights = [weight for module in used for weight in module.parameters()]
-            features = self.run_tiles(
-                attend, [features], weights, inner_channels, shared=shared, halo=0, reuses_gradient=True
-            )
+            features = self.run_tiles(attend, [features], weights, inner_channels, shared=shared, halo=0)
         else:
             features = as_map(_joined(attention(self.layernorm_before(tokens), *size), tokens, of_attention), *size)
         weights = [*self.layernorm_after.parameters(), *self.mlp.parameters()]
-        return self.run_tiles(mix, [features], weights, inner_channels, reuses_gradient=self.tiles_attention)
+        return self.run_tiles(mix, [features], weights, inner_channels)
 
 
 def _joined(branch: Tensor, tokens: Tensor, scale: Tensor | None) -> Tensor:
