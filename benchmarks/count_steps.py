@@ -83,28 +83,34 @@ def count_encoder(name: str) -> dict[str, dict]:
     pixels = {kind: largest_pixels_of_kernels(name, kind) for kind in get_args(InTiles)}
     for in_backward in (False, True):
         large = replace(step, optimizer_in_backward=in_backward)
-        formula = line_between(large, "offload", pixels["whole layers"], LARGE_UNITS, as_large=True)
+        formula = line_of_large_images(large, pixels["whole layers"])
         found[counted_steps.name_of("offload", True, in_backward, are_large=True)] = asdict(formula)
     return found | {"kernel_pixels": pixels}
 
 
-def line_between(
-    step: Step,
-    level: Level,
-    max_pixels: int,
-    units: tuple[tuple[int, int], ...] = LINE_UNITS,
-    as_large: bool = False,
-) -> SizeFormula:
-    """A straight line in the pixels through counts at two sizes."""
+def line_between(step: Step, level: Level, max_pixels: int) -> SizeFormula:
+    """A straight line in the pixels through counts at `LINE_UNITS`."""
     (small, low), (large, high) = (
-        (
-            width * height,
-            step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), level, as_large),
-        )
-        for width, height in units
+        (width * height, step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), level))
+        for width, height in LINE_UNITS
     )
     slopes = [(getattr(high, part) - getattr(low, part)) // (large - small) for part in PARTS]
     moment = tuple((getattr(low, part) - slope * small, 0, 0, slope) for part, slope in zip(PARTS, slopes, strict=True))
+    host = (high.host - low.host) // (large - small)
+    return SizeFormula((moment,), max_pixels, (low.host - host * small, 0, 0, host))
+
+
+def line_of_large_images(step: Step, max_pixels: int) -> SizeFormula:
+    """A straight line for the peak of large images at the level offload. Their largest moment is another one than that
+    of small images, so the parts are those of the larger count: weights, moments and gradients have their bytes there,
+    what is kept grows with the pixels, and the rest takes what is left."""
+    (small, low), (large, high) = (
+        (width * height, step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), "offload", True))
+        for width, height in LARGE_UNITS
+    )
+    slopes = {"kept": high.kept // large}
+    slopes["momentary"] = (high.peak - low.peak) // (large - small) - slopes["kept"]
+    moment = tuple((getattr(high, part) - slopes.get(part, 0) * large, 0, 0, slopes.get(part, 0)) for part in PARTS)
     host = (high.host - low.host) // (large - small)
     return SizeFormula((moment,), max_pixels, (low.host - host * small, 0, 0, host))
 
