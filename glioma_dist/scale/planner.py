@@ -11,6 +11,7 @@ from typing import Literal
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError
+from glioma_dist.limits import MAX_PIXELS
 from glioma_dist.scale import answers, counted_steps, step_count
 from glioma_dist.scale.answer_key import answer_key
 from glioma_dist.scale.checkpoint_plan import CheckpointPlan
@@ -196,11 +197,13 @@ def largest_batch(step: Step, level: Level, memory: float) -> int:
 
 
 def largest_size(step: Step, level: Level, memory: float) -> Size | None:
-    """The largest size of the step's shape and batch; sides are multiples of 32. None where none fits."""
+    """The largest size of the step's shape and batch that a run takes; sides are multiples of 32. None where none
+    fits."""
     size = padded(step.size)
     pixels = largest_pixels(step, level, memory)
     if level == "offload" and not step.has_large_images:
         pixels = max(pixels, _pixels_of_large(step, memory))
+    pixels = min(pixels, MAX_PIXELS * step.batch_size)
     factor = math.sqrt(pixels / (size.width * size.height * step.batch_size))
     width, height = (int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height))
     is_possible = width >= SIDE_STEP and height >= SIDE_STEP * step.spatial_parallel

@@ -17,12 +17,16 @@ from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.registry import encoders
+from glioma_dist.scale.tile_size import TileSize
 
 SHARES = (1, 2)
 """Images of each process."""
 SIDE = 64
 TOLERANCE = 1e-9
 LEVELS = ("none", "selective", "full", "offload")
+LARGE = "offload, large images"
+"""The level at which every image counts as large, and maps go in small tiles."""
+TILE = TileSize(5000)
 ENGINES = ("DDP", "FSDP2")
 TOGETHER = 4
 NARROW = [name for name in encoders.names() if name not in DEEPER]
@@ -95,10 +99,15 @@ def variants_of(name: str, narrow: bool) -> tuple[tuple[str, str], ...]:
     as it is at none, and once more: of the narrow ones without attention one is compared at none as well. So it is at
     offload, which has the bits of full with every encoder (tests/unit/test_offload.py)."""
     if name.startswith("mit_") or not narrow:
-        return tuple((engine, level) for level in LEVELS for engine in ENGINES)
+        levels = (*LEVELS, LARGE) if narrow else LEVELS
+        return tuple((engine, level) for level in levels for engine in ENGINES)
     return (
         ("DDP", "none"),
-        *((("FSDP2", "none"), ("DDP", "offload"), ("FSDP2", "offload")) if name == "resnet50" else ()),
+        *(
+            (("FSDP2", "none"), *((engine, level) for level in ("offload", LARGE) for engine in ENGINES))
+            if name == "resnet50"
+            else ()
+        ),
         ("DDP", "full"),
         ("FSDP2", "full"),
     )
@@ -107,7 +116,6 @@ def variants_of(name: str, narrow: bool) -> tuple[tuple[str, str], ...]:
 def compare_encoder(name: str, here, variants: tuple[tuple[str, str], ...]) -> dict:
     """Engine and level -> `largest_difference`; and "sharded": `look_at_shards`."""
     from glioma_dist.model.unet import UNet
-    from glioma_dist.scale.activation_checkpointing import checkpoint_activations
     from glioma_dist.scale.batch_norm import synchronise_batch_norm
 
     def build() -> nn.Module:
@@ -122,7 +130,7 @@ def compare_encoder(name: str, here, variants: tuple[tuple[str, str], ...]) -> d
     found = {}
     for engine, level in variants:
         if engine == "DDP":
-            checkpoint_activations(model, level)
+            checkpoint(model, level)
             model.load_state_dict(buffers, strict=False)
             parallel = here.accelerator.prepare_model(model)
             logits = take_step(parallel, own, 2)
@@ -133,12 +141,23 @@ def compare_encoder(name: str, here, variants: tuple[tuple[str, str], ...]) -> d
         else:
             sharded = build()
             synchronise_batch_norm(sharded, here.device)
-            checkpoint_activations(sharded, level)
+            checkpoint(sharded, level)
             shard(sharded, here)
             found["sharded"] = look_at_shards(sharded)
             logits = take_step(sharded, own, 2)
             found[f"FSDP2, {level}"] = largest_difference(found_in(sharded, logits), plain, own)
     return found
+
+
+def checkpoint(model: nn.Module, level: str) -> None:
+    """Set one of `LEVELS`, or `LARGE`."""
+    from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+
+    if level != LARGE:
+        checkpoint_activations(model, level)
+        return
+    checkpoint_activations(model, "offload", TILE)
+    model.encoder.large_images.pixels = 1
 
 
 def shard(model: nn.Module, here) -> None:

@@ -1,6 +1,7 @@
 """Large images at the level offload: the results of the plain model, and what a step keeps."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -9,14 +10,23 @@ import torch
 from encoder_helpers import narrow_everything, slow_if_deeper, smooth
 from helpers import TINY_CHANNELS
 from test_activation_checkpointing import build, check_equal, draw, take_steps
-from torch import Tensor
+from torch import Tensor, nn
 
 from glioma_dist.config import ModelConfig
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.registry import encoders
-from glioma_dist.scale import large_images, offload, planner, step_count, tiled_chain, tiled_statistics, tiles
-from glioma_dist.scale.activation_checkpointing import checkpoint_activations
+from glioma_dist.scale import (
+    large_images,
+    offload,
+    planner,
+    step_count,
+    tiled_block,
+    tiled_chain,
+    tiled_statistics,
+    tiles,
+)
+from glioma_dist.scale.activation_checkpointing import NUM_SPARING_BLOCKS, checkpoint_activations
 from glioma_dist.scale.checkpoint_plan import NUM_DECODER_UNITS, CheckpointPlan, DecoderPlan
 from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.large_images import LargeImages
@@ -110,6 +120,24 @@ def test_gradients_of_a_layer_s_output_can_be_asked_for(all_are_large):
         asked = [*outputs, next(model.encoder.parameters())]
         found.append(dict(enumerate(torch.autograd.grad(losses.sum(), asked))))
     check_equal(*found, 1e-9)
+
+
+def test_how_often_a_block_is_computed(monkeypatch):
+    """In one tile: three times in the forward pass, and as often in the backward pass."""
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 1)
+    numbers: Counter[nn.Module] = Counter()
+    convolve = tiled_block._convolve
+
+    def counted(convolution: nn.Conv2d, part: Tensor) -> Tensor:
+        numbers[convolution] += 1
+        return convolve(convolution, part)
+
+    monkeypatch.setattr(tiled_block, "_convolve", counted)
+    model = large(build())
+    gradients(model, *draw(1, 64, 64, torch.float32))
+    for block in model.decoder.blocks[-NUM_SPARING_BLOCKS:]:
+        assert (numbers[block.conv1], numbers[block.conv2]) == (6, 5)
+    assert numbers[model.decoder.head] == 4
 
 
 def test_another_level_takes_all_back(all_are_large):

@@ -1,6 +1,7 @@
 """The planner: what it foretells against what is counted and what is measured, its cache, its words."""
 
 import ctypes
+import gc
 import json
 import os
 import re
@@ -20,11 +21,13 @@ from torch.utils._pytree import tree_leaves
 from glioma_dist.benchmark import memory_plan
 from glioma_dist.benchmark.memory_plan import choice
 from glioma_dist.benchmark.spatial_parallel_report import estimated
+from glioma_dist.cli import plan as plan_command
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.config.benchmark import SpatialParallelConfig
 from glioma_dist.config.plan import PlanConfig
 from glioma_dist.errors import InputError
+from glioma_dist.limits import MAX_PIXELS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.model.unet import UNet, build_model, normalise
 from glioma_dist.scale import answer_key, answers, large_images, memory_estimator, planner, step_count
@@ -98,6 +101,25 @@ def test_the_largest_size_may_be_one_of_large_images(monkeypatch, asked):
     memory = count(replace(step, size=largest), "offload").peak
     size = planner.largest_size(step, "offload", memory)
     assert size.width * size.height == pytest.approx(largest.width * largest.height, rel=0.07)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_no_size_is_advised_that_a_run_refuses(monkeypatch, batch_size):
+    monkeypatch.setattr(planner, "largest_pixels", lambda *_: 2.0**33)
+    size = planner.largest_size(replace(TINY, size=Size(4000, 3000), batch_size=batch_size), "full", 0)
+    assert Size.parse(str(size)) == size
+    assert size.width * size.height == pytest.approx(MAX_PIXELS, rel=0.01)
+
+
+def test_a_plan_that_fails_leaves_the_collection_of_cycles_as_it_was(monkeypatch):
+    def fail(config: PlanConfig) -> None:
+        assert not gc.isenabled()
+        raise InputError(str(config.size[0]))
+
+    monkeypatch.setattr(memory_plan, "print_plan", fail)
+    with pytest.raises(InputError, match="64x32"):
+        plan_command.run(PlanConfig((Size(64, 32),)))
+    assert gc.isenabled()
 
 
 def test_a_batch_of_images_that_are_not_large_is_not_counted_as_large(monkeypatch):

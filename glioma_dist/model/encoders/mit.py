@@ -212,10 +212,7 @@ class Layer(nn.Module):
             found = attention.keys_and_values(self.layernorm_before(tokens), *size)
             shared = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in found]
             weights = [weight for module in used for weight in module.parameters()]
-            # The gradient of this map is nobody else's; that of the layer's output is.
-            features = self.run_tiles(
-                attend, [features], weights, inner_channels, shared=shared, halo=0, reuses_gradient=True
-            )
+            features = self.run_tiles(attend, [features], weights, inner_channels, shared=shared, halo=0)
         else:
             features = as_map(_joined(attention(self.layernorm_before(tokens), *size), tokens, of_attention), *size)
         weights = [*self.layernorm_after.parameters(), *self.mlp.parameters()]
