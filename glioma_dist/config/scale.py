@@ -74,10 +74,9 @@ class ScaleConfig:
     activation_checkpointing: Literal["none", "selective", "full", "offload", "auto"] = "none"
     """Which activations are computed again in the backward pass instead of being kept. selective: the encoder's layers,
     except attention. full: attention too, and the decoder's blocks, with the largest feature maps in tiles. offload:
-    as full, and what full keeps on the GPU is kept in the computer's main memory (host memory); images of 67 million
-    pixels and more keep less and are computed again more often. auto: the first of
-    none, selective and full that fits the free memory, as glioma-dist plan estimates it; on a GPU then offload, if the
-    host has enough memory."""
+    as full, and what full keeps on the GPU is kept in the computer's main memory (host memory); of images of 67 million
+    pixels and more less is kept, and more computed again. auto: the first of none, selective and full that fits the
+    free memory, as glioma-dist plan estimates it; on a GPU then offload, if the host has enough memory."""
     memory_budget: str | None = None
     """Most memory that a step may take on each device, weights and optimizer included: 8GiB, 900MiB or 8GB, for
     example. Which activations to keep is then chosen for each part of the network, so that as little as possible is
@@ -86,8 +85,8 @@ class ScaleConfig:
     tile_elements: Literal["auto"] | int = "auto"
     """Size of a tile, in elements of the widest feature map inside it. Tiles are used with the levels full and offload
     of --scale.activation-checkpointing, and where --scale.memory-budget chooses them. Larger tiles need fewer kernel
-    launches and more memory: with the level full, a step of mit_b3 at 2592x1952 takes 1.57 GiB with 4194304 and
-    1.64 GiB with 16777216 (counted, bf16). auto: 4194304 on a CPU; 4194304 to 16777216 on a GPU, depending on its memory
+    launches and more memory: with the level full, a step of mit_b3 at 2592x1952 takes 1.57 GiB with 4194304 and 1.64
+    GiB with 16777216 (counted, bf16). auto: 4194304 on a CPU; 4194304 to 16777216 on a GPU, depending on its memory
     bandwidth. The size changes the order of sums, so run.json records it."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Store feature maps in channels-last layout, which tensor cores use. auto: on for a GPU that computes in bf16,

@@ -41,7 +41,7 @@ from glioma_dist.scale.memory_estimator import compute_as_on_gpu
 from glioma_dist.scale.offload import offload_of
 from glioma_dist.scale.planner import LEVELS, ON_DEVICE, Step, count
 from glioma_dist.scale.storage_ledger import count_step
-from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
+from glioma_dist.scale.tile_size import CPU_TILE, TileSize, largest_gpu_tile
 from glioma_dist.size import Size
 from glioma_dist.training.memory import _advice_in_time
 
@@ -91,13 +91,20 @@ def test_the_largest_batch_and_size_are_what_counting_finds_there(kind):
     assert count(replace(step, size=size), kind).peak == pytest.approx(memory, rel=0.07)  # sides are whole units
 
 
-@pytest.mark.parametrize("asked", [Size(512, 384), Size(2048, 1536), Size(4096, 3072)])
+def set_large_pixels(monkeypatch, pixels: int) -> None:
+    """And with it where the straight lines begin."""
+    for module in (large_images, planner, step_module):
+        monkeypatch.setattr(module, "LARGE_PIXELS", pixels)
+    for name in ("STRAIGHT_PIXELS", "STRAIGHT_LARGE_PIXELS"):
+        monkeypatch.setattr(planner, name, pixels // 4)
+
+
+@pytest.mark.parametrize("asked", [Size(256, 192), Size(1024, 768), Size(2048, 1536)])
 def test_the_largest_size_may_be_one_of_large_images(monkeypatch, asked):
     """Of which offload keeps less a pixel. Asked from a size that is not large, from one of which twice the rows are,
     and from one that is."""
-    for module in (large_images, planner, step_module):
-        monkeypatch.setattr(module, "LARGE_PIXELS", 2**22)
-    step, largest = replace(TINY, size=asked), Size(5120, 3840)
+    set_large_pixels(monkeypatch, 2**20)
+    step, largest = replace(TINY, size=asked, tile_size=TileSize(2**18)), Size(2560, 1920)
     memory = count(replace(step, size=largest), "offload").peak
     size = planner.largest_size(step, "offload", memory)
     assert size.width * size.height == pytest.approx(largest.width * largest.height, rel=0.07)
@@ -123,9 +130,8 @@ def test_a_plan_that_fails_leaves_the_collection_of_cycles_as_it_was(monkeypatch
 
 
 def test_a_batch_of_images_that_are_not_large_is_not_counted_as_large(monkeypatch):
-    for module in (large_images, planner, step_module):
-        monkeypatch.setattr(module, "LARGE_PIXELS", 2**23)
-    step = replace(TINY, size=Size(2688, 2048))
+    set_large_pixels(monkeypatch, 2**20)
+    step = replace(TINY, size=Size(1024, 768), tile_size=TileSize(2**18))
     expected = count(replace(step, batch_size=3), "offload").peak
     assert planner.largest_batch(step, "offload", 1.01 * expected) == 3
 
