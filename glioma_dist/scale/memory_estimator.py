@@ -40,7 +40,7 @@ def estimate_unet_step(
     in_backward: whether each weight moves as soon as its gradient is complete.
     """
     ledger, host = count_unet_step(model, loss, size, batch_size, bf16, num_micro_batches, in_backward)
-    return replace(ledger.at_peak(), host=sum(host))
+    return replace(ledger.at_peak(), host=sum(host), besides_gradients=ledger.peak_besides("gradients"))
 
 
 def trace_unet_step(

@@ -75,12 +75,14 @@ def with_accumulation(memory: StepMemory, step: Step) -> StepMemory:
         return memory
     rows = math.ceil(step.size.height / step.spatial_parallel)
     others = (step.num_micro_batches - 1) * step.batch_size * rows * step.size.width
-    return replace(memory, gradients=memory.optimizer // 2, kept=memory.kept + others * bytes_of_a_pixel(step.model))
+    more = others * bytes_of_a_pixel(step.model)
+    memory = memory.with_gradients(memory.optimizer // 2)
+    return replace(memory, kept=memory.kept + more, besides_gradients=memory.besides_gradients + more)
 
 
 def with_exact_sum(memory: StepMemory) -> StepMemory:
     """The memory of a step that adds gradients as 64-bit integers: 8 bytes a number, as both moments of Adam, and at
     its end, when no activations are left, the 4 bytes of the mean, too."""
-    passes = replace(memory, gradients=memory.optimizer)
+    passes = memory.with_gradients(memory.optimizer)
     end = replace(memory, gradients=memory.optimizer * 3 // 2, kept=0, momentary=0)
     return max(passes, end, key=lambda each: each.peak)

@@ -59,7 +59,7 @@ def on_each_device(memory: StepMemory, step: Step) -> StepMemory:
     Steps are counted with Adam. Another optimizer keeps less all the time, and needs at most as much beside it.
     """
     if step.num_devices > 1:  # DDP holds a gradient of every trained parameter all the time
-        memory = replace(memory, gradients=memory.optimizer // ADAM_MOMENTS)
+        memory = memory.with_gradients(memory.optimizer // ADAM_MOMENTS)
     memory = with_accumulation(memory, step)
     memory = with_exact_sum(memory) if step.has_exact_sum else memory
     memory = replace(memory, optimizer=memory.optimizer * step.num_moments // ADAM_MOMENTS)

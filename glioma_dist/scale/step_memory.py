@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 Part = Literal["parameters", "optimizer", "gradients", "kept", "momentary"]
@@ -30,10 +30,19 @@ class StepMemory:
     """Everything else: tensors of the operations of that moment."""
     host: int = field(default=0, kw_only=True)
     """Of host memory, where the level offload keeps activations: not on the device, and no part of `peak`."""
+    besides_gradients: int = field(default=0, kw_only=True, compare=False)
+    """The most bytes at any moment, gradients of parameters aside; 0 where they were not counted."""
 
     @property
     def peak(self) -> int:
         return self.parameters + self.optimizer + self.gradients + self.kept + self.momentary
+
+    def with_gradients(self, num_bytes: int) -> StepMemory:
+        """Where gradients of so many bytes are held all the time. The peak may then be at another moment, when there
+        were fewer of them."""
+        memory = replace(self, gradients=num_bytes)
+        missing = max(0, self.besides_gradients + num_bytes - memory.peak)
+        return replace(memory, momentary=memory.momentary + missing)
 
 
 @dataclass(frozen=True)

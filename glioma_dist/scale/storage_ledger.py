@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -119,6 +120,12 @@ class StorageLedger(TorchDispatchMode):
             if entry.born <= self._peak_moment and (entry.died is None or entry.died > self._peak_moment):
                 sums[entry.part] += entry.num_bytes
         return StepMemory(**sums)
+
+    def peak_besides(self, part: Part) -> int:
+        """The most bytes that were alive at once in the step, `part` aside."""
+        changes = [(max(self.begin, entry.born), entry.num_bytes) for entry in self._entries if entry.part != part]
+        changes += [(entry.died, -entry.num_bytes) for entry in self._entries if entry.part != part and entry.died]
+        return max(accumulate(num_bytes for _, num_bytes in sorted(changes)), default=0)
 
     def largest_kept(self, number: int) -> tuple[KeptTensors, ...]:
         """The operations whose results take most memory between the forward and the backward pass."""

@@ -38,9 +38,10 @@ from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.gradients import compute_gradients
 from glioma_dist.scale.host_memory import HostMemory
 from glioma_dist.scale.memory_estimator import compute_as_on_gpu
+from glioma_dist.scale.micro_batches import bytes_of_a_pixel
 from glioma_dist.scale.offload import offload_of
 from glioma_dist.scale.planner import LEVELS, ON_DEVICE, Step, count
-from glioma_dist.scale.storage_ledger import count_step
+from glioma_dist.scale.storage_ledger import StorageLedger, count_step
 from glioma_dist.scale.tile_size import CPU_TILE, TileSize, largest_gpu_tile
 from glioma_dist.size import Size
 from glioma_dist.training.memory import _advice_in_time
@@ -261,6 +262,27 @@ def test_ddp_holds_all_gradients_all_the_time():
     one, two = count(TINY, "none"), count(replace(TINY, num_devices=2), "none")
     assert two.gradients == pytest.approx(two.parameters, rel=0.02)  # buffers are counted with the parameters
     assert two.peak - one.peak == two.gradients - one.gradients
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("how", ["devices", "micro-batches"])
+def test_the_peak_may_be_at_another_moment_where_gradients_are_held(level, how):
+    """Against a count in which they are there from the beginning."""
+    step = replace(TINY, model=ModelConfig("mit_b0"), size=Size(256, 192))
+    held = {"num_devices": 2} if how == "devices" else {"num_micro_batches": 2}
+    model, size, _ = step_count.model_of_one_device(step, level)
+
+    def begin(_: StorageLedger) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    ledger, _ = memory_estimator.count_unet_step(model, step.loss, size, 1, step.bf16, begin=begin)
+    largest = max(each.nbytes for each in model.parameters())  # is made before it is added
+    found = count(replace(step, **held), level).peak
+    if how == "micro-batches":
+        found -= bytes_of_a_pixel(step.model) * size.width * size.height
+    few = 2**12  # Adam's numbers of steps, which are counted as moments
+    assert found - few <= ledger.peak <= found + largest
 
 
 def test_auto_takes_the_quickest_that_fits():
