@@ -201,7 +201,8 @@ def largest_size(step: Step, level: Level, memory: float) -> Size | None:
     fits."""
     size = padded(step.size)
     pixels = largest_pixels(step, level, memory)
-    if level == "offload" and not step.has_large_images:
+    # Of an encoder of others only the decoder keeps less then, which the counts are not worth.
+    if level == "offload" and not step.has_large_images and answers.is_own_encoder(step.model.encoder):
         pixels = max(pixels, _pixels_of_large(step, memory))
     pixels = min(pixels, MAX_PIXELS * step.batch_size)
     factor = math.sqrt(pixels / (size.width * size.height * step.batch_size))
