@@ -50,7 +50,7 @@ class ForwardLayer(Layer):
         if layer.gather_tokens is not None:
             key, value = layer.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
         for part, _ in _parts(tokens, height, width, rows):
-            part += layer.attend_to(self.layernorm_before(part), key, value)
+            part += layer.attend_to(layer.queries(self.layernorm_before(part)), key, value)
 
     def _mix(self, tokens: Tensor, height: int, width: int) -> None:
         """Add what the Mix-FFN makes of the tokens. tokens: (1, height * width, C)."""

@@ -196,7 +196,7 @@ class Layer(nn.Module):
 
         def attend(part: Tensor, key: Tensor, value: Tensor) -> Tensor:
             tokens = as_tokens(part)
-            branch = self.attention.attend_to(self.layernorm_before(tokens), key, value)
+            branch = self.attention.attend_to(self.attention.queries(self.layernorm_before(tokens)), key, value)
             return as_map(_joined(branch, tokens, of_attention), *part.shape[2:])
 
         def mix(part: Tensor) -> Tensor:
@@ -241,7 +241,12 @@ class EfficientSelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """tokens: (B, height * width, C). Returns the same shape."""
-        return self.attend_to(tokens, *self.keys_and_values(tokens, height, width))
+        query = self.queries(tokens)  # first: gradients of the tokens are summed in the opposite order
+        return self.attend_to(query, *self.keys_and_values(tokens, height, width))
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """tokens: (B, any number, C). Returns (B, heads, as many, C / heads)."""
+        return self._heads(self.q_proj(tokens))
 
     def keys_and_values(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """tokens: (B, height * width, C). Returns (B, heads, fewer tokens, C / heads) each, those of all strips."""
@@ -251,9 +256,9 @@ class EfficientSelfAttention(nn.Module):
             key, value = self.gather_tokens(torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
         return key, value
 
-    def attend_to(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What each of `tokens` (B, any number, C) finds in all keys and values. Returns the same shape."""
-        query = self._heads(self.q_proj(tokens))
+    def attend_to(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What each query (B, heads, any number, C / heads) finds in all keys and values. Returns tokens (B, as many,
+        C)."""
         attended = self.attend(query, key.to(query.dtype), value.to(query.dtype), self.scale)
         return self.o_proj(attended.transpose(1, 2).contiguous().flatten(2))
 
