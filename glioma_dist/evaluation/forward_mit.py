@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glioma_dist.evaluation.forward_decoder import rows_at_once
-from glioma_dist.model.encoders.mit import FFN_RATIO, Layer, MixFFN, as_map, as_tokens
+from glioma_dist.model.encoders.mit_layers import FFN_RATIO, Layer, MixFFN, as_map, as_tokens
 
 
 class ForwardLayer(Layer):

@@ -17,7 +17,7 @@ from torch import nn
 from glioma_dist.evaluation.forward_decoder import StreamedDecoder, convolutions_of
 from glioma_dist.evaluation.forward_mit import ForwardLayer
 from glioma_dist.model.decoder import BilinearDecoder
-from glioma_dist.model.encoders.mit import Layer
+from glioma_dist.model.encoders.mit_layers import Layer
 from glioma_dist.model.modules import rebuild, replace_modules
 from glioma_dist.model.unet import UNet
 

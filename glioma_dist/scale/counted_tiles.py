@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from glioma_dist.scale.tile_rows import Tile
 from glioma_dist.scale.tile_size import TileSize
-from glioma_dist.scale.tiles import Tile
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.tile_gradients import Gradient, Totals
+from glioma_dist.scale.tile_rows import Tile, cut, halos_of, put_rows, slices_of
 from glioma_dist.scale.tile_size import TileSize, dense
 from glioma_dist.scale.tiled_statistics import Statistics
-from glioma_dist.scale.tiles import (
-    Gradient,
-    Tile,
-    Totals,
-    autocast_state,
-    cut,
-    halos_of,
-    put_rows,
-    size_of_tiles,
-    slices_of,
-)
+from glioma_dist.scale.tiles import autocast_state, size_of_tiles
 
 HALOS_PER_TILE = 4
 """Rows of the smallest tile, in halos: those of neighbours, which are computed twice, are then at most a third."""

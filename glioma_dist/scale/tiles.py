@@ -6,41 +6,24 @@ at the decoder's full size these are the largest tensors of a training step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import compress, islice, pairwise
-from typing import Any, NamedTuple
+from itertools import compress, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glioma_dist.scale.spatial_group import SpatialGroup, add_to_borders, rows_between
-from glioma_dist.scale.tile_size import CPU_ELEMENTS, TileSize, default_tile_size, dense, layout
-from glioma_dist.scale.tiled_statistics import Statistics, add_gradient, chunks, statistics_of
+from glioma_dist.scale.spatial_group import SpatialGroup
+from glioma_dist.scale.tile_gradients import Gradient, GradientInPlace, Totals
+from glioma_dist.scale.tile_rows import Tile, cut, halos_of, put_rows, slices_of
+from glioma_dist.scale.tile_size import CPU_ELEMENTS, TileSize, default_tile_size, dense
+from glioma_dist.scale.tiled_statistics import Statistics, add_gradient, statistics_of
 
 TILE_NUMBERS = CPU_ELEMENTS
 """Largest number of elements of the widest map inside a tile on a CPU, if no size is given."""
 NUM_SETTINGS = 9
 """Arguments of `_CheckpointInTiles` before the tensors."""
-
-
-class Tile(NamedTuple):
-    """Rows of one tile, in rows of the first map, and how many halo rows stand above it."""
-
-    start: int
-    stop: int
-    halo_start: int
-    halo_stop: int
-
-    def rows(self, ratio: int) -> slice:
-        """Its rows without halo in a map with `ratio` rows for each row of the first."""
-        return slice(self.start * ratio, self.stop * ratio)
-
-    def crop(self, output: Tensor, ratio: int) -> Tensor:
-        """The tile's own rows of what was computed with halo."""
-        above = (self.start - self.halo_start) * ratio
-        return output[:, :, above : above + (self.stop - self.start) * ratio]
 
 
 def checkpoint_in_tiles(
@@ -134,7 +117,7 @@ class _CheckpointInTiles(torch.autograd.Function):
         ]
         first = inputs[0]
         if ctx.reuses_gradient and map_gradients[0] is not None and _lie_alike(gradient, first):
-            map_gradients[0] = _GradientInPlace(gradient, halos[0])
+            map_gradients[0] = GradientInPlace(gradient, halos[0])
         totals = Totals(len(found) + len(parameters))
         # One context around all tiles: autocast converts the weights once, and drops them at its end.
         with torch.autocast(**ctx.autocast):
@@ -170,143 +153,8 @@ class _CheckpointInTiles(torch.autograd.Function):
         )
 
 
-class Gradient:
-    """Gradient of a map and of its halo, as it is summed up tile by tile."""
-
-    def __init__(self, features: Tensor, halo: tuple[Tensor, Tensor], size: TileSize) -> None:
-        if size.too_large(features.numel()):
-            self.inside = torch.empty_like(features)
-            for part in chunks(self.inside, size):
-                part.zero_()
-        else:
-            self.inside = torch.zeros_like(features)
-        self.halo = [torch.zeros_like(each) for each in halo]
-
-    def add(self, part: Tensor, tile: Tile, ratio: int) -> None:
-        """Add to the rows of a tile and its halo, in a map of `ratio` rows for each row of the tile."""
-        start, first = tile.halo_start * ratio, -self.halo[0].shape[2]
-        for total in (self.halo[0], self.inside, self.halo[1]):
-            from_row, to_row = max(start, first), min(start + part.shape[2], first + total.shape[2])
-            if from_row < to_row:
-                total[:, :, from_row - first : to_row - first] += part[:, :, from_row - start : to_row - start]
-            first += total.shape[2]
-
-    def exchanged(self, group: SpatialGroup) -> Tensor:
-        """The map's gradient with what the other tiles add to it."""
-        if group.size > 1:
-            add_to_borders(self.inside, *group.exchange(*self.halo)())
-        return self.inside
-
-
-class _GradientInPlace(Gradient):
-    """The same, in the place of the output's gradient, whose rows are overwritten as they are no longer needed."""
-
-    def __init__(self, gradient: Tensor, halo: tuple[Tensor, Tensor]) -> None:
-        self.inside, self.halo = gradient, [torch.zeros_like(each) for each in halo]
-        self._carried = gradient[:, :, :0]
-        """What the tile before gives to the first rows of the next one."""
-
-    def add(self, part: Tensor, tile: Tile, ratio: int) -> None:
-        """As Gradient's. Tiles come in their order: the gradient of a tile's own rows is read no more."""
-        begin, start, stop = (ratio * row for row in (tile.halo_start, tile.start, tile.stop))
-        edges = (0, start, stop, self.inside.shape[2])
-        above, done, own, below, beyond = part.split(_lengths(begin, part.shape[2], edges), 2)
-        if above.shape[2]:
-            self.halo[0] += above
-        if beyond.shape[2]:
-            self.halo[1] += beyond
-        self.inside[:, :, start - done.shape[2] : start] += done
-        self.inside[:, :, start:stop] = own
-        self.inside[:, :, start : start + self._carried.shape[2]] += self._carried
-        self._carried = below.clone()
-
-
-def _lengths(start: int, num_rows: int, edges: Sequence[int]) -> list[int]:
-    """How many of the rows from `start` on lie before, between and after `edges`."""
-    end = start + num_rows
-    cuts = [start, *(min(max(each, start), end) for each in edges), end]
-    return [stop - begin for begin, stop in pairwise(cuts)]
-
-
 def _lie_alike(one: Tensor, other: Tensor) -> bool:
     return (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-
-
-class Totals:
-    """Gradients of weights and statistics, summed over the tiles."""
-
-    def __init__(self, number: int) -> None:
-        self.values: list[Tensor | None] = [None] * number
-
-    def add(self, parts: Sequence[Tensor | None]) -> None:
-        known, new = [], []
-        for number, part in enumerate(parts):
-            if part is None:
-                continue
-            total = self.values[number]
-            if total is None:
-                self.values[number] = part
-            else:
-                known.append(total)
-                new.append(part)
-        if known:
-            torch._foreach_add_(known, new)  # one launch for all
-
-
-def cut(
-    first: Tensor,
-    ratio: int,
-    inner_channels: int,
-    group: SpatialGroup,
-    elements: int,
-    halo: int = 1,
-    least_rows: int = 1,
-) -> list[Tile]:
-    """Divide the rows of a map into even tiles, with a halo on each side that is not the image's border. Rows before
-    the first and after the last belong to other processes. elements: limit for the widest map inside a tile, which has
-    at least `least_rows` rows all the same."""
-    height, width = first.shape[2:]
-    numbers = len(first) * inner_channels * height * width * ratio**2
-    num_tiles = max(1, min(height // least_rows, math.ceil(numbers / elements)))
-    edges = [height * number // num_tiles for number in range(num_tiles + 1)]
-    first_row, last_row = -halo * group.has_previous, height + halo * group.has_next
-    return [
-        Tile(start, stop, max(first_row, start - halo), min(last_row, stop + halo)) for start, stop in pairwise(edges)
-    ]
-
-
-def put_rows(output: Tensor | None, part: Tensor, tile: Tile, height: int, ratio: int) -> Tensor:
-    """Put a tile's own rows into the map of `height` * `ratio` rows, which the first tile makes."""
-    if output is None:
-        shape = (*part.shape[:2], height * ratio, part.shape[3])
-        output = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout(part))
-    output[:, :, tile.rows(ratio)] = part
-    return output
-
-
-def halos_of(
-    inputs: Sequence[Tensor], ratio: int, group: SpatialGroup, tiles: Sequence[Tile]
-) -> list[tuple[Tensor, Tensor]]:
-    """The neighbouring processes' rows above and below each map; further maps have `ratio` rows for each of the
-    first."""
-    num_rows = max(0, -tiles[0].halo_start, tiles[-1].halo_stop - tiles[-1].stop)
-    return [_halo(each, num_rows * (ratio if number else 1), group) for number, each in enumerate(inputs)]
-
-
-def _halo(features: Tensor, num_rows: int, group: SpatialGroup) -> tuple[Tensor, Tensor]:
-    if group.size == 1 or num_rows == 0:
-        return features[:, :, :0], features[:, :, :0]
-    return group.exchange(features[:, :, :num_rows], features[:, :, -num_rows:])()
-
-
-def slices_of(
-    inputs: Sequence[Tensor], halos: Sequence[tuple[Tensor, Tensor]], tile: Tile, ratio: int, size: TileSize
-) -> list[Tensor]:
-    each_ratio = [ratio if number else 1 for number in range(len(inputs))]
-    return [
-        dense(rows_between(halo[0], each, halo[1], tile.halo_start * factor, tile.halo_stop * factor), each, size)
-        for each, halo, factor in zip(inputs, halos, each_ratio, strict=True)
-    ]
 
 
 def autocast_state(device_type: str) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from glioma_dist.scale.step import Step
 from glioma_dist.scale.step_count import model_of_one_device
 from glioma_dist.scale.step_units import StepUnits, Unit
 from glioma_dist.scale.storage_ledger import StorageLedger
+from glioma_dist.scale.tile_rows import Tile
 from glioma_dist.scale.tile_size import MAX_ELEMENTS, TileSize
-from glioma_dist.scale.tiles import Tile
 from glioma_dist.size import Size
 
 STEP = Step(

@@ -12,7 +12,7 @@ from torch.torch_version import TorchVersion
 from glioma_dist.config import ModelConfig, ScaleConfig
 from glioma_dist.errors import InputError
 from glioma_dist.losses import segmentation_loss
-from glioma_dist.model.encoders.mit import MixFFN
+from glioma_dist.model.encoders.mit_layers import MixFFN
 from glioma_dist.model.unet import UNet, build_model
 from glioma_dist.scale import memory_estimator
 from glioma_dist.scale.activation_checkpointing import checkpoint_activations
