@@ -5,6 +5,7 @@ minutes.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import get_args
@@ -23,7 +24,7 @@ from glioma_dist.scale import counted_steps, step_count
 from glioma_dist.scale.kernel_limits import InTiles, largest_pixels_of_kernels
 from glioma_dist.scale.planner import Level, Step
 from glioma_dist.scale.step import IN_TILES
-from glioma_dist.scale.step_memory import NOTHING, PARTS, SizeFormula
+from glioma_dist.scale.step_memory import PARTS, Coefficients, SizeFormula, StepMemory
 from glioma_dist.scale.tile_size import largest_gpu_tile
 from glioma_dist.size import Size
 
@@ -79,72 +80,106 @@ def count_encoder(name: str) -> dict[str, dict]:
         else:  # maps are padded, or the last upsampling goes in pieces
             formula = line_between(step, level, formula.max_pixels)
             kind += "" if level in IN_TILES else counted_steps.CLOSE
-        found[kind] = {key: each for key, each in asdict(formula).items() if key != "host" or any(each)}
+        found[kind] = values_of(formula)
     pixels = {kind: largest_pixels_of_kernels(name, kind) for kind in get_args(InTiles)}
     for in_backward in (False, True):
         large = replace(step, optimizer_in_backward=in_backward)
         formula = line_of_large_images(large, pixels["whole layers"])
-        found[counted_steps.name_of("offload", True, in_backward, are_large=True)] = asdict(formula)
+        found[counted_steps.name_of("offload", True, in_backward, are_large=True)] = values_of(formula)
     return found | {"kernel_pixels": pixels}
+
+
+def values_of(formula: SizeFormula) -> dict:
+    """Of a formula, for JSON; what is nothing anyway is left out."""
+    return {key: each for key, each in asdict(formula).items() if key != "host" or any(each)}
 
 
 def line_between(step: Step, level: Level, max_pixels: int) -> SizeFormula:
     """A straight line in the pixels through counts at `LINE_UNITS`."""
-    (small, low), (large, high) = (
-        (width * height, step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), level))
-        for width, height in LINE_UNITS
-    )
-    slopes = [(getattr(high, part) - getattr(low, part)) // (large - small) for part in PARTS]
-    moment = tuple((getattr(low, part) - slope * small, 0, 0, slope) for part, slope in zip(PARTS, slopes, strict=True))
-    host = (high.host - low.host) // (large - small)
-    return SizeFormula((moment,), max_pixels, (low.host - host * small, 0, 0, host))
+    ends = counts_at(LINE_UNITS, step, level)
+    moment = tuple(line_through(ends, part) for part in PARTS)
+    return SizeFormula((moment,), max_pixels, line_through(ends, "host"), (line_through(ends, "besides_gradients"),))
 
 
 def line_of_large_images(step: Step, max_pixels: int) -> SizeFormula:
     """A straight line for the peak of large images at the level offload. Their largest moment is another one than that
     of small images, so the parts are those of the larger count: weights, moments and gradients have their bytes there,
     what is kept grows with the pixels, and the rest takes what is left."""
-    (small, low), (large, high) = (
-        (width * height, step_count.count_at_size(replace(step, size=Size(width * 32, height * 32)), "offload", True))
-        for width, height in LARGE_UNITS
-    )
+    ends = counts_at(LARGE_UNITS, step, "offload", as_large=True)
+    (small, low), (large, high) = ends
     slopes = {"kept": high.kept // large}
     slopes["momentary"] = (high.peak - low.peak) // (large - small) - slopes["kept"]
     moment = tuple((getattr(high, part) - slopes.get(part, 0) * large, 0, 0, slopes.get(part, 0)) for part in PARTS)
-    host = (high.host - low.host) // (large - small)
-    return SizeFormula((moment,), max_pixels, (low.host - host * small, 0, 0, host))
+    return SizeFormula((moment,), max_pixels, line_through(ends, "host"), (line_through(ends, "besides_gradients"),))
+
+
+def counts_at(
+    units: Sequence[tuple[int, int]], step: Step, level: Level, as_large: bool = False
+) -> list[tuple[int, StepMemory]]:
+    """Units of images of these widths and heights, and what their steps take."""
+    sizes = [Size(width * step_count.UNIT, height * step_count.UNIT) for width, height in units]
+    counted = (step_count.count_at_size(replace(step, size=size), level, as_large) for size in sizes)
+    return [(width * height, memory) for (width, height), memory in zip(units, counted, strict=True)]
+
+
+def line_through(ends: Sequence[tuple[int, StepMemory]], name: str) -> Coefficients:
+    """A straight line in the pixels for an attribute of the memory."""
+    (small, low), (large, high) = ((number, getattr(memory, name)) for number, memory in ends)
+    slope = (high - low) // (large - small)
+    return (low - slope * small, 0, 0, slope)
 
 
 def pruned(formula: SizeFormula) -> SizeFormula:
     """The same formula for sides from 2 to LARGEST_UNITS, without moments that are the peak at none of these sizes."""
+    moments = largest_somewhere([tuple(map(sum, zip(*moment, strict=True))) for moment in formula.moments])
+    besides = largest_somewhere(formula.besides_gradients)
+    return replace(
+        formula,
+        moments=tuple(formula.moments[number] for number in moments),
+        besides_gradients=tuple(formula.besides_gradients[number] for number in besides),
+    )
+
+
+def largest_somewhere(sums: Sequence[Coefficients]) -> list[int]:
+    """Numbers of those that are the largest of all at some of these sizes; of equal ones the first."""
     sides = np.arange(step_count.LEAST_UNITS, counted_steps.LARGEST_UNITS + 1, dtype=np.int64)
     basis = (np.int64(1), sides[:, None], sides[None, :], sides[:, None] * sides[None, :])
-    peak = np.full((len(sides), len(sides)), -1, np.int64)
-    which = np.zeros(peak.shape, np.int64)
-    for number, moment in enumerate(formula.moments):
-        coefficients = [sum(each) for each in zip(*moment, strict=True)]
-        bytes_there = sum(each * value for each, value in zip(coefficients, basis, strict=True))
-        larger = bytes_there > peak  # of equal ones the first
-        peak[larger], which[larger] = bytes_there[larger], number
-    return SizeFormula(tuple(formula.moments[number] for number in np.unique(which)), formula.max_pixels)
+    most = np.full((len(sides), len(sides)), -1, np.int64)
+    which = np.zeros(most.shape, np.int64)
+    for number, coefficients in enumerate(sums):
+        num_bytes = sum(each * value for each, value in zip(coefficients, basis, strict=True))
+        larger = num_bytes > most
+        most[larger], which[larger] = num_bytes[larger], number
+    return np.unique(which).tolist()
 
 
 def straight(formula: SizeFormula) -> SizeFormula:
     """A formula that is linear in the number of pixels. Parts that grow with height or width alone become constants:
     their values at the traced size."""
-    height, width = step_count.TRACE_HEIGHT, step_count.TRACE_WIDTH
-    moments = []
-    for moment in formula.moments:
-        moments.append(tuple((const + h * height + w * width, 0, 0, both) for const, h, w, both in moment))
-    largest = sorted({(sum(each[0] for each in m), sum(each[3] for each in m)): m for m in moments}.items())
-    kept = [
-        moment
-        for (const, slope), moment in largest
-        if not any(c >= const and s >= slope and (c, s) != (const, slope) for (c, s), _ in largest)
+    moments = [tuple(map(without_sides, moment)) for moment in formula.moments]
+    sums = [tuple(map(sum, zip(*moment, strict=True))) for moment in moments]
+    besides = [without_sides(each) for each in formula.besides_gradients]
+    return replace(
+        formula,
+        moments=tuple(moments[number] for number in largest_lines(sums)),
+        host=without_sides(formula.host),
+        besides_gradients=tuple(besides[number] for number in largest_lines(besides)),
+    )
+
+
+def without_sides(coefficients: Coefficients) -> Coefficients:
+    const, of_height, of_width, of_both = coefficients
+    return (const + of_height * step_count.TRACE_HEIGHT + of_width * step_count.TRACE_WIDTH, 0, 0, of_both)
+
+
+def largest_lines(sums: Sequence[Coefficients]) -> list[int]:
+    """Numbers of lines that no other reaches at every size, by their constants; of equal ones the last."""
+    last = {each: number for number, each in enumerate(sums)}
+    return [
+        last[line]
+        for line in sorted(last)
+        if not any(other != line and all(map(int.__ge__, other, line)) for other in last)
     ]
-    const, h, w, both = formula.host
-    host = (const + h * height + w * width, 0, 0, both)
-    return SizeFormula(tuple(kept) or (tuple([NOTHING] * 5),), formula.max_pixels, host)
 
 
 def write_table(config: CountStepsConfig) -> None:

@@ -98,12 +98,15 @@ class SizeFormula:
     """Pixels of an image beyond which the formula does not hold, because maps may exceed the limits of kernels."""
     host: Coefficients = NOTHING
     """Of the bytes in host memory."""
+    besides_gradients: tuple[Coefficients, ...] = ()
+    """For each moment at which most is in use, gradients aside: the coefficients of the sum."""
 
     def at(self, height: int, width: int) -> StepMemory:
         """The memory at the peak. height, width: in units of 32 pixels."""
         basis = (1, height, width, height * width)
-        peaks = [[sum(map(int.__mul__, basis, coefficients)) for coefficients in moment] for moment in self.moments]
-        return StepMemory(*max(peaks, key=sum), host=sum(map(int.__mul__, basis, self.host)))
+        peaks = [[_at(each, basis) for each in moment] for moment in self.moments]
+        besides = max((_at(each, basis) for each in self.besides_gradients), default=0)
+        return StepMemory(*max(peaks, key=sum), host=_at(self.host, basis), besides_gradients=besides)
 
     @classmethod
     def of_trace(
@@ -130,6 +133,8 @@ class SizeFormula:
         alive = dict.fromkeys(PARTS, NOTHING)
         found: list[tuple[Coefficients, tuple[Coefficients, ...]]] = []
         """The moments that can be the peak at some size: no other moment is at least as large in all coefficients."""
+        besides: list[Coefficients] = []
+        """The sums without gradients of the moments for which the same holds of these sums."""
         for number, (moment, sign, part, coefficients) in enumerate(events):
             alive[part] = _added(alive[part], coefficients, sign)
             is_last_of_moment = number + 1 == len(events) or events[number + 1][0] != moment
@@ -138,6 +143,9 @@ class SizeFormula:
             total = NOTHING
             for each in alive.values():
                 total = _added(total, each)
+            rest = _added(total, alive["gradients"], -1)
+            if not any(_reaches(other, rest) for other in besides):
+                besides = [each for each in besides if not _reaches(rest, each)] + [rest]
             # If two moments are equal at a size, the first is the peak, as in a count at that size.
             if not any(_reaches(other, total) for other, _ in found):
                 found = [each for each in found if not _reaches(total, each[0])]
@@ -145,7 +153,7 @@ class SizeFormula:
         host = NOTHING
         for number in host_bytes:
             host = _added(host, _coefficients(Allocation(number, 0, None, "kept"), height, width))
-        return cls(tuple(parts for _, parts in found), max_pixels, host)
+        return cls(tuple(parts for _, parts in found), max_pixels, host, tuple(besides))
 
     @classmethod
     def of_json(cls, values: dict) -> SizeFormula:
@@ -154,9 +162,10 @@ class SizeFormula:
         if not found or any(len(moment) != len(PARTS) or any(len(each) != 4 for each in moment) for moment in found):
             raise ValueError("no formula of a step's memory")
         host = tuple(map(int, values.get("host", NOTHING)))
-        if len(host) != len(NOTHING):
-            raise ValueError("no formula of bytes in host memory")
-        return cls(found, int(values["max_pixels"]), host)
+        besides = tuple(tuple(map(int, each)) for each in values.get("besides_gradients", ()))
+        if any(len(each) != len(NOTHING) for each in (host, *besides)):
+            raise ValueError("no formula of bytes")
+        return cls(found, int(values["max_pixels"]), host, besides)
 
 
 def _coefficients(allocation: Allocation, height: int, width: int) -> Coefficients:
@@ -168,6 +177,10 @@ def _coefficients(allocation: Allocation, height: int, width: int) -> Coefficien
     if number % height == 0:
         return (0, number // height, 0, 0)
     return (0, 0, number // width, 0) if number % width == 0 else (number, 0, 0, 0)
+
+
+def _at(coefficients: Coefficients, basis: tuple[int, ...]) -> int:
+    return sum(map(int.__mul__, basis, coefficients))
 
 
 def _added(one: Coefficients, other: Coefficients, sign: int = 1) -> Coefficients:
