@@ -20,6 +20,8 @@ NUM_SEEDS = 2**63
 
 IGNORE = 255
 """In masks: pixels that nobody labelled."""
+MAX_DISTANCE = 254
+"""In the second target distance: the value of a cell's deepest pixels."""
 MAX_CLASSES, MAX_CLASS_CHARACTERS = 254, 60
 """Classes of a mask, without its background, and the length of their names."""
 MAX_INSTANCES = 2**16 - 1

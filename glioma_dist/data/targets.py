@@ -13,11 +13,10 @@ import numpy as np
 
 from glioma_dist.data.sample import IGNORE, Sample
 from glioma_dist.errors import InputError
+from glioma_dist.limits import MAX_DISTANCE
 
 BOUNDARY_PX = 2
 """How near to a pixel of another number a pixel of a boundary lies, along rows and columns."""
-MAX_DISTANCE = 254
-"""The value of a cell's deepest pixels; 255 is IGNORE."""
 REMEDY = "convert the data again with --instances, or omit the second of --model.targets"
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from glioma_dist.data.targets import MAX_DISTANCE
-from glioma_dist.limits import IGNORE
+from glioma_dist.limits import IGNORE, MAX_DISTANCE
 from glioma_dist.losses.parts import Parts
 from glioma_dist.losses.pixels import mean_of_valid
 

@@ -159,12 +159,21 @@ class StorageLedger(TorchDispatchMode):
 
 def _upsampled(features: Tensor, size: Sequence[int], *given: Any, **named: Any) -> Tensor:
     """What upsampling makes of a fake tensor. PyTorch computes it by all operations of a decomposition, in 30 ms."""
+    shape = (*features.shape[:2], *size)
+    layout = _layout_of(features)
+    if not isinstance(features, FakeTensor) or layout is None or math.prod(shape) > _MOST_UPSAMPLED:
+        return _UPSAMPLE(features, size, *given, **named)
+    return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=layout)
+
+
+def _layout_of(features: Tensor) -> torch.memory_format | None:
+    """In which PyTorch lays out what it computes of a map; None where its strides may say either."""
     layouts = (torch.contiguous_format, torch.channels_last)
     found = [layout for layout in layouts if features.is_contiguous(memory_format=layout)]
-    shape = (*features.shape[:2], *size)
-    if not isinstance(features, FakeTensor) or len(found) != 1 or math.prod(shape) > _MOST_UPSAMPLED:
-        return _UPSAMPLE(features, size, *given, **named)
-    return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=found[0])
+    is_rows = not found and features.stride(3) == 1 < features.shape[3] and 1 < features.shape[1]
+    if is_rows and features.stride(1) > features.stride(2) > 1:  # some rows of a map whose channels lie apart
+        return torch.contiguous_format
+    return found[0] if len(found) == 1 else None
 
 
 def count_step(
