@@ -19,8 +19,9 @@ from glioma_dist.cli.command import Command
 from glioma_dist.data.convert.source_names import DECLARED as SOURCES
 from glioma_dist.distributed.exit_codes import VARIABLE
 from glioma_dist.distributed.launcher import alike_on_a_machine
+from glioma_dist.distributed.leaving import end_quickly
 from glioma_dist.distributed.run_command import run_command
-from glioma_dist.errors import InputError, one_line
+from glioma_dist.errors import ExitCode, InputError, one_line
 
 NAME = "glioma-dist"
 CONVERT = "convert"
@@ -91,6 +92,7 @@ def main() -> None:
     if sys.argv[1:2] == ["run-status"]:  # which reads the codes of a launch, and is no process of it
         os.environ.pop(VARIABLE, None)
     run_command(lambda: run(sys.argv[1:]))
+    end_quickly(ExitCode.FINISHED)
 
 
 def run_script(name: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 
 SECONDS_TO_LEAVE = 10.0
 """Time limit for closing the connections: NCCL can wait for a process that has ended."""
@@ -74,6 +75,19 @@ def shorten_watchdog_wait(environment: MutableMapping[str, str]) -> None:
     """Let NCCL's watchdog end a process a few seconds after a communication has failed, and not a minute: a process
     that is lost is to be named soon. A value that is there already stays. Call it before the process group is made."""
     environment.setdefault(WATCHDOG_WAIT, WATCHDOG_WAIT_MS)
+
+
+def end_quickly(exit_code: int) -> None:
+    """End this process as Python does, but without destroying each object of the libraries first: PyTorch's take a
+    second. A command calls it last."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(exit_code)
 
 
 def call_at_terminate(function: Callable[[], None]) -> bool:

@@ -170,7 +170,7 @@ def _layout_of(features: Tensor) -> torch.memory_format | None:
     """In which PyTorch lays out what it computes of a map; None where its strides may say either."""
     layouts = (torch.contiguous_format, torch.channels_last)
     found = [layout for layout in layouts if features.is_contiguous(memory_format=layout)]
-    is_rows = not found and features.stride(3) == 1 < features.shape[3] and 1 < features.shape[1]
+    is_rows = not found and features.stride(3) == 1 < features.shape[3] and features.shape[1] > 1
     if is_rows and features.stride(1) > features.stride(2) > 1:  # some rows of a map whose channels lie apart
         return torch.contiguous_format
     return found[0] if len(found) == 1 else None

@@ -5,6 +5,8 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import nullcontext, suppress
@@ -14,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from engines import fsdp2
-from helpers import change_loss, run, start, tiny_config
+from helpers import REPOSITORY, change_loss, run, start, tiny_config
 
 from glioma_dist.cli import program
 from glioma_dist.config import ScaleConfig, TrainConfig
@@ -298,3 +300,30 @@ def test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full(shards
     assert full.stderr.strip().endswith("the advice")
     asked, ended, ended_full = (float((tmp_path / name).read_text()) for name in ("asked", "0", "1"))
     assert ended < asked + SECONDS_OF_ADVICE <= ended_full
+
+
+QUICK_END = """
+import atexit, sys, threading, time
+from glioma_dist.distributed.leaving import end_quickly
+
+class Slow:
+    def __del__(self):
+        print("destroyed")
+
+kept = Slow()
+atexit.register(print, "at exit")
+def write():
+    time.sleep(0.3)
+    print("thread")
+threading.Thread(target=write).start()
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+print("main")
+end_quickly(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_quick_end_leaves_out_nothing_but_to_destroy_objects(code):
+    command = [sys.executable, "-c", QUICK_END, str(code)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "main\nthread\nat exit\n", "")

@@ -264,14 +264,14 @@ def test_a_step_without_a_formula_is_counted(monkeypatch, tmp_path):
 
 
 PLAN = """
-import resource, sys
+import atexit, resource, sys
 from glioma_dist.cli.program import main
 sys.argv = ["glioma-dist", "plan", *sys.argv[1:]]
-try:
-    main()
-finally:
+@atexit.register
+def tell():
     used = resource.getrusage(resource.RUSAGE_SELF)
     sys.stderr.write(f"torch {'torch' in sys.modules} {used.ru_utime + used.ru_stime:.2f}")
+main()
 """
 
 
