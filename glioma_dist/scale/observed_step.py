@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import get_args
 
 from glioma_dist.scale.checkpoint_plan import NUM_DECODER_UNITS, PLAIN, CheckpointPlan, Cut, DecoderPlan
-from glioma_dist.scale.counted_tiles import LargestTiles
 from glioma_dist.scale.memory_estimator import count_unet_step
 from glioma_dist.scale.step import Step
 from glioma_dist.scale.step_count import model_of_one_device
@@ -71,7 +70,7 @@ def _observe(
     step: Step, plan: CheckpointPlan, speed: Speed, known: Sequence[ObservedUnit] = ()
 ) -> tuple[UnitObserver, MemoryCurve, StepMemory]:
     observer = UnitObserver(speed, known)
-    model, size, _ = model_of_one_device(step, plan, observer.begin_tile, LargestTiles)
+    model, size, _ = model_of_one_device(step, plan, observer.begin_tile)
     observer.watch_model(model)
     ledger, _ = count_unet_step(
         model,

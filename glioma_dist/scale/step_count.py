@@ -114,16 +114,13 @@ def _named(step: Step) -> Iterator[None]:
 
 
 def model_of_one_device(
-    step: Step,
-    level: Level | CheckpointPlan,
-    begin_tile: Callable[[int], None] = lambda number: None,
-    kind_of_tiles: type[CountedTiles] = CountedTiles,
+    step: Step, level: Level | CheckpointPlan, begin_tile: Callable[[int], None] = lambda number: None
 ) -> tuple[UNet, Size, ImaginarySpatialGroup]:
-    """The model as one device has it, and the size of its strip. Of tiles that do the same it computes one only.
+    """The model as one device has it, and the size of its strip. Of the tiles of a map it computes the largest only.
 
-    begin_tile: is told before each tile for how many it stands. kind_of_tiles: says which are computed.
+    begin_tile: is told before each tile for how many it stands.
     """
-    tile_size = kind_of_tiles(step.tile_size.elements, step.tile_size.max_elements, begin_tile)
+    tile_size = CountedTiles(step.tile_size.elements, step.tile_size.max_elements, begin_tile)
     model, group = build_without_weights(step.model), ImaginarySpatialGroup(step.spatial_parallel, step.size.height)
     if step.freeze_encoder:
         model.encoder.freeze()
