@@ -4,6 +4,7 @@ fits."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -155,6 +156,16 @@ def _on_line(step: Step, level: Level, memory: float, as_large: bool) -> float:
     """Pixels that `memory` bytes are enough for on the straight line. as_large: on that of large images, which is drawn
     through smaller ones, counted as if they were large."""
     size = padded(step.size)
+    formula = _stored_line(step, level, as_large)
+    if formula is not None:
+        width = size.width // SIDE_STEP
+
+        def peak(rows: int) -> int:
+            return on_each_device(formula.at(rows, width), step).peak
+
+        fit = bisect_right(range(1, MAX_PIXELS // (SIDE_STEP * size.width)), memory, key=peak)
+        part = (memory - peak(fit)) / (peak(fit + 1) - peak(fit))
+        return (fit + part) * SIDE_STEP * size.width
     begin = math.ceil((STRAIGHT_LARGE_PIXELS if as_large else STRAIGHT_PIXELS) * step.spatial_parallel / size.width)
     rows = math.ceil(begin / size.height) * size.height
     if as_large or (level == "offload" and 2 * rows * size.width >= LARGE_PIXELS * step.spatial_parallel):
@@ -167,18 +178,19 @@ def _on_line(step: Step, level: Level, memory: float, as_large: bool) -> float:
 def _peak_of_one(step: Step, level: Level, as_large: bool) -> int:
     """Of one image, or of two of half the height where an encoder needs two, such as a norm of globally pooled maps."""
     try:
-        one = replace(step, batch_size=1)
-        line = (
-            counted_steps.find_formula(one, level, as_large)
-            if level in IN_TILES and one.tile_size == largest_gpu_tile()
-            else None
-        )
-        if line is not None and step.num_devices == 1:
-            return on_each_device(line.at(*step_count.padded_units(step.size)), step).peak
-        return _peak(one, level, as_large)
+        return _peak(replace(step, batch_size=1), level, as_large)
     except InputError:
         half = Size(step.size.width, max(SIDE_STEP, step.size.height // 2 // SIDE_STEP * SIDE_STEP))
         return _peak(replace(step, batch_size=2, size=half), level, as_large)
+
+
+def _stored_line(step: Step, level: Level, as_large: bool) -> SizeFormula | None:
+    """The formula of one image of any height, without counting; None where there is none."""
+    if level in IN_TILES and step.tile_size != largest_gpu_tile():
+        return None
+    return counted_steps.find_formula(
+        replace(step, batch_size=1, size=Size(step.size.width, SIDE_STEP)), level, as_large
+    )
 
 
 def _peak(step: Step, level: Level, as_large: bool) -> int:

@@ -20,6 +20,7 @@ from glioma_dist.loss_names import DEFAULT_LOSS
 from glioma_dist.losses import segmentation_loss
 from glioma_dist.registry import encoders
 from glioma_dist.scale import counted_steps, kernel_limits, planner, step_count
+from glioma_dist.scale.device_memory import GIB
 from glioma_dist.scale.planner import Step
 from glioma_dist.scale.step_memory import PARTS, Allocation, SizeFormula
 from glioma_dist.scale.tile_size import largest_gpu_tile
@@ -311,3 +312,42 @@ def test_what_is_refused_is_refused_before_anything_is_printed(tmp_path, argumen
     assert ended.stdout == ""
     assert ended.stderr.startswith("error: ")
     assert encoder in ended.stderr
+
+
+@OF_THE_TABLE
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_the_largest_batch_fits_and_one_image_more_does_not(encoder, num_devices):
+    for level, bf16 in (*STEPS[:3], ("full", True), ("offload", True)):
+        step = replace(step_of(encoder, Size(2592, 1952), bf16), num_devices=num_devices)
+        most = planner.largest_batch(step, level, 40 * GIB)
+        peaks = [planner.count(replace(step, batch_size=number), level).peak for number in (most, most + 1)]
+        assert most > 0
+        assert peaks[0] <= 40 * GIB, level
+        if most < kernel_limits.kernel_pixels(step, level) // (2592 * 1952):
+            assert peaks[1] > 40 * GIB, level
+
+
+@OF_THE_TABLE
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_table_knows_what_a_step_takes_besides_gradients(encoder):
+    """Or devices that hold them all the time would be given too little."""
+    for name, values in counted_steps._steps()[encoder].items():
+        if name != "kernel_pixels":
+            formula = SizeFormula.of_json(values)
+            memory = formula.at(61, 81)
+            assert memory.besides_gradients >= 0.999 * (memory.peak - memory.gradients), name
+
+
+@OF_THE_TABLE
+@pytest.mark.parametrize("level", ["none", "selective", "full", "offload"])
+@pytest.mark.parametrize("encoder", ["mit_tiny", "resnet50"])
+def test_what_several_devices_hold_is_close(encoder, level):
+    """By the table's formulas, of steps in which gradients are there from the beginning."""
+    step = step_of(encoder, Size(2048, 1536))
+    held = replace(step, num_devices=2)
+    found, counted = (
+        planner.on_each_device(memory, held).peak
+        for memory in (counted_steps.find_memory(step, level), step_count.count_at_size(step, level))
+    )
+    assert found == pytest.approx(counted, rel=0.05)
