@@ -1,8 +1,8 @@
 """Every encoder: two processes with unequal shares of a batch equal one plain process, in fp64, to 1e-9.
 
-Outputs, gradients and buffers, with DDP at every level of recomputation and with FSDP2. Each process compares with the
-plain network that it computes itself. Most encoders are narrow, with every kind of layer that they have; the slow test
-takes them as they are.
+Outputs, gradients and buffers, with DDP at every level of activation checkpointing and with FSDP2. Each process
+compares with the plain network that it computes itself. Most encoders are narrow, with every kind of layer that they
+have; the slow test takes them as they are.
 """
 
 import gc

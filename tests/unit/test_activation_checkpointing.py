@@ -1,4 +1,4 @@
-"""Recomputation against the plain model: outputs, loss, every gradient and buffer of three steps."""
+"""Activation checkpointing against the plain model: outputs, loss, every gradient and buffer of three steps."""
 
 import copy
 from functools import partialmethod

@@ -252,7 +252,7 @@ def test_norms_of_one_image_each_need_nothing_and_twice_is_once(device):
     "settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str
 )
 def test_a_norm_in_bands_is_pytorch_s_own(settings, training):
-    """`BatchStatistics` and `normalise_with`, with which recomputation goes through a norm."""
+    """`BatchStatistics` and `normalise_with`, with which activation checkpointing goes through a norm."""
     plain = nn.BatchNorm2d(3, **settings).double().train(training)
     randomise(plain)
     ours = copy.deepcopy(plain)

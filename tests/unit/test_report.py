@@ -84,7 +84,7 @@ def test_the_tables_hold_each_cell_in_its_place():
     assert speed[SMP, "bf16"] == ["2.5", "0.625", "out of memory"]
 
 
-def test_the_cost_in_time_is_relative_to_the_rung_without_recomputation():
+def test_the_cost_in_time_is_relative_to_the_level_none():
     rows = make_rows()
     costs = "Time of a step, relative to the level none"
     assert table(markdown_text(rows), costs) == {

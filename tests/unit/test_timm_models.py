@@ -1,4 +1,4 @@
-"""The article's convolutional encoders: maps, parts, names, recomputation; against timm's own feature extraction."""
+"""The article's convolutional encoders, against timm's own: features, segments, names, activation checkpointing."""
 
 import copy
 
@@ -127,7 +127,7 @@ def test_recomputation_changes_nothing(monkeypatch, many_tiles, name, kind):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "dpn92"])
-def test_recomputation_computes_parts_twice_and_keeps_less(monkeypatch, name):
+def test_checkpointing_computes_parts_twice_and_keeps_less(monkeypatch, name):
     narrow(monkeypatch, name)
     counts, kept = {}, {}
     for kind in ("none", "selective"):
