@@ -71,7 +71,7 @@ EVALUATE = Command(
     run,
     (
         "glioma-dist evaluate --checkpoint runs/glioma/best --data shards/glioma_c6/test --out runs/glioma/scores.json",
-        'accelerate launch --config_file "$(glioma-dist configs multi_gpu.yaml)" -m glioma_dist evaluate '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs multi_gpu.yaml)" -m glioma_dist evaluate '
         "--checkpoint runs/glioma/best --data shards/glioma_c6/test --input-size 2592x1952 --metric-size 2592x1952",
     ),
     check,

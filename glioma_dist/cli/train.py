@@ -32,9 +32,9 @@ TRAIN = Command(
     TrainConfig,
     run,
     (
-        'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
         "--data.train shards/livecell/train --data.val shards/livecell/val --out runs/livecell",
-        'accelerate launch --config_file "$(glioma-dist configs multi_gpu.yaml)" --num_processes 4 '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs multi_gpu.yaml)" --num_processes 4 '
         "-m glioma_dist train --data.train shards/glioma_c6/train --batch-size 8 --model.init runs/livecell/best "
         "--out runs/glioma",
         'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)" --data.train shards/t98g/train '

@@ -123,6 +123,7 @@ def test_every_example_line_can_be_parsed(name, example, tmp_path, monkeypatch):
     line = re.sub(r"\$\(glioma-dist configs ([\w.]+)\)", rf"{FOLDER}/\1", example)
     typed = shlex.split(line)
     if typed[0] == "accelerate":
+        assert typed[2] == "--quiet", "or accelerate adds a traceback of its own to each line that begins with error:"
         launch = Path(typed[typed.index("--config_file") + 1])
         assert (REPOSITORY / launch).is_file()
         begin = next(number for number, word in enumerate(typed) if word in ("glioma_dist",) or word.endswith(".py"))
