@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check(config: EvaluateConfig) -> None:
     """Raises InputError for missing inputs."""
     check_checkpoint("--checkpoint", config.checkpoint)
-    check_shards("--data", config.data)
+    check_shards("--data", config.data, "evaluation")
 
 
 def run(config: EvaluateConfig) -> None:

@@ -13,14 +13,15 @@ from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read
 
 
-def check_shards(flag: str, folder: str | Path | None) -> None:
-    """Raises InputError if a local folder has no shards. A URL is checked when it is read."""
+def check_shards(flag: str, folder: str | Path | None, use: str = "shards") -> None:
+    """Raises InputError if a local folder has no shards. A URL is checked when it is read. use: what needs them, for
+    the message."""
     if folder is None or "://" in str(folder):
         return
     from glioma_dist.data.shards.index import check_folder
 
     try:
-        check_folder(Path(folder))
+        check_folder(Path(folder), use)
     except InputError as error:
         raise type(error)(f"{flag} {error}") from None
 

@@ -11,8 +11,8 @@ from glioma_dist.config.paths import Url
 def check(config: TrainConfig) -> None:
     """Raises InputError for missing inputs."""
     for folder in config.data.train:
-        check_shards("--data.train", folder)
-    check_shards("--data.val", config.data.val)
+        check_shards("--data.train", folder, "training")
+    check_shards("--data.val", config.data.val, "validation")
     if isinstance(config.out, Url) or not any(config.out.glob("last*")):  # a resumed run reads its own weights
         check_init("--model.init", config.model.init)
         check_file("--model.weights", config.model.weights)
