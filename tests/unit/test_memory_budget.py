@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -238,6 +239,23 @@ def test_the_plan_command_tells_what_is_kept_and_the_command_to_train(monkeypatc
     config = parse(TrainConfig, [*flags, "--data.train", "x"])
     assert config.scale.memory_budget == budget
     with pytest.raises(InputError, match=r"--memory-budget: 0.001 GiB .* the least that is possible is"):
+        memory_plan.print_plan(replace(plan, memory_budget="1MB"))
+
+
+def test_where_only_offload_fits_a_budget_the_refusal_names_it_with_its_memory(capsys):
+    size, model = Size(1024, 768), STEPS["mit_tiny"].model
+    memory_plan.print_plan(PlanConfig((size,), model))
+    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("bf16, offload"))
+    peak = float(row[2 + memory_plan.COLUMNS.index("peak")])
+    plan = PlanConfig((size,), model, memory_budget=f"{peak + 0.01:.2f}GiB")
+    with pytest.raises(InputError, match=r"--memory-budget: .* with all on the device, and") as refused:
+        memory_plan.print_plan(plan)
+    line = str(refused.value)
+    offloaded = re.search(r"and ([\d.]+) GiB with --scale.activation-checkpointing offload in place of a budget", line)
+    assert float(offloaded[1]) == pytest.approx(peak, abs=0.006)
+    assert re.search(r"; give \d+MiB or more, that level, or smaller images$", line)
+    assert len(line) <= 500
+    with pytest.raises(InputError, match=r"possible is [\d.]+ GiB; give \d+MiB or more, or smaller images$"):
         memory_plan.print_plan(replace(plan, memory_budget="1MB"))
 
 
