@@ -403,9 +403,9 @@ def test_a_folder_of_unusable_masks_is_told_alike_with_splits_and_without(tmp_pa
     lines = []
     for division in (Division(), Division(0), Division(0, (1, 1, 1))):
         screen = io.StringIO()
+        console = Console(file=screen, width=80)
         with pytest.raises(InputError) as error:
-            where = {"console": Console(file=screen, width=80), "division": division}
-            convert_folder(images, masks, tmp_path / "out", "lab", **where)
+            convert_folder(images, masks, tmp_path / "out", "lab", division=division, console=console)
         lines.append(str(error.value).removeprefix(f"{images}: "))
         assert "audit: every defect is in " in screen.getvalue()
     assert len(set(lines)) == 1

@@ -221,7 +221,10 @@ def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, g
     ("levels", "words"),
     [
         ([(0, "96x64")], " (batch 0: not one image of this size)"),
-        ([(0, "none"), (1, "96x64")], " (batch 0: not one image of this size; largest size none: not even a small image)"),
+        (
+            [(0, "none"), (1, "96x64")],
+            " (batch 0: not one image of this size; largest size none: not even a small image)",
+        ),
         ([(2, "96x64")], ""),
     ],
 )
