@@ -78,13 +78,14 @@ def choose_plan(step: Step, budget: float, counts: bool = True) -> ChosenPlan:
 def _why_nothing_fits(step: Step, budget: float, needed: int) -> str:
     """needed: bytes of the smallest plan. No plan of a budget keeps activations on the host, as the level offload."""
     images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
-    least, other = f"the least that is possible is {needed / GIB:.3f} GiB", ""
-    if (offloaded := planner.count(step, "offload").peak) <= budget:
+    least = f"the least that is possible is {needed / GIB:.3f} GiB"
+    offloaded = planner.count(step, "offload").peak
+    if offloaded < needed:
         least += (
             f" with all on the device, and {offloaded / GIB:.3f} GiB with --scale.activation-checkpointing offload in "
             "place of a budget"
         )
-        other = ", that level"
+    other = ", that level" if offloaded <= budget else ""
     return (
         f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: {least}; "
         f"give {_rounded_up(needed)} or more{other}, or smaller images"

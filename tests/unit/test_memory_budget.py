@@ -23,6 +23,7 @@ from glioma_dist.scale.memory_budget import cheapest_plan, choose_plan, find_uni
 from glioma_dist.scale.observed_step import observe
 from glioma_dist.scale.step import ON_DEVICE, Step
 from glioma_dist.scale.step_count import count_at_size
+from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.step_units import Option, StepUnits, Unit
 from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size
@@ -242,21 +243,19 @@ def test_the_plan_command_tells_what_is_kept_and_the_command_to_train(monkeypatc
         memory_plan.print_plan(replace(plan, memory_budget="1MB"))
 
 
-def test_where_only_offload_fits_a_budget_the_refusal_names_it_with_its_memory(capsys):
-    size, model = Size(1024, 768), STEPS["mit_tiny"].model
-    memory_plan.print_plan(PlanConfig((size,), model))
-    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("bf16, offload"))
-    peak = float(row[2 + memory_plan.COLUMNS.index("peak")])
-    plan = PlanConfig((size,), model, memory_budget=f"{peak + 0.01:.2f}GiB")
-    with pytest.raises(InputError, match=r"--memory-budget: .* with all on the device, and") as refused:
-        memory_plan.print_plan(plan)
-    line = str(refused.value)
-    offloaded = re.search(r"and ([\d.]+) GiB with --scale.activation-checkpointing offload in place of a budget", line)
-    assert float(offloaded[1]) == pytest.approx(peak, abs=0.006)
-    assert re.search(r"; give \d+MiB or more, that level, or smaller images$", line)
-    assert len(line) <= 500
-    with pytest.raises(InputError, match=r"possible is [\d.]+ GiB; give \d+MiB or more, or smaller images$"):
-        memory_plan.print_plan(replace(plan, memory_budget="1MB"))
+@pytest.mark.parametrize(("budget", "advice"), [(0.6, "or more, that level, or smaller"), (0.4, "or more, or smaller")])
+def test_a_refusal_names_offload_with_its_memory_where_that_takes_less(monkeypatch, budget, advice):
+    """As it does for large images of large encoders: here it takes half of the smallest plan."""
+    step, count = STEPS["mit_tiny"], planner.count
+    with pytest.raises(InputError) as refused:
+        choose_plan(step, 2**20)
+    needed = int(re.search(r"give (\d+)MiB", str(refused.value))[1]) * 2**20
+    half = StepMemory(0, 0, 0, needed // 2, 0)
+    monkeypatch.setattr(planner, "count", lambda step, plan: half if plan == "offload" else count(step, plan))
+    told = f"{half.peak / 2**30:.3f} GiB with --scale.activation-checkpointing offload in place of a budget; give "
+    with pytest.raises(InputError, match=rf"GiB with all on the device, and {told}\d+MiB {advice} images$") as refused:
+        choose_plan(step, budget * needed)
+    assert len(str(refused.value)) <= 450
 
 
 @pytest.mark.parametrize(
