@@ -10,6 +10,8 @@ from enum import IntEnum
 
 MAX_LINE = 500
 """Characters of a message. File names and values from elsewhere can be of any length."""
+LEAST_IN_BRACKETS = 20
+"""Fewer characters of what stands in brackets say nothing."""
 
 
 OUT_OF_MEMORY = "out of memory"
@@ -166,6 +168,19 @@ def one_line(text: object, limit: int = MAX_LINE) -> str:
         return line
     tail = limit // 3
     return f"{line[: limit - tail - 3]} … {line[-tail:]}"
+
+
+def one_sentence(text: object, limit: int = MAX_LINE) -> str:
+    """As `one_line`, but what stands in round brackets, such as the words of an exception, is cut first, so that the
+    sentence around it stays whole."""
+    whole = str(text)
+    begin, end = whole.find(" (") + 2, whole.rfind("); ")
+    end = end if end >= 0 else whole.rfind(")")  # advice may follow, with brackets of its own
+    if len(whole) > limit and 2 <= begin < end:
+        room = limit - len(whole) + end - begin
+        inside = one_line(whole[begin:end], room) if room >= LEAST_IN_BRACKETS else "…"
+        whole = f"{whole[:begin]}{inside}{whole[end:]}"
+    return one_line(whole, limit)
 
 
 def shown(value: object) -> str:

@@ -29,6 +29,8 @@ from glioma_dist.registry_entries import (
     WriterEntry,
 )
 
+LEAST_LIKENESS = 0.6
+"""Of 1, by difflib: below it, a name is another one, not one that was mistyped."""
 NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,98}\w)?", re.ASCII)
 
 
@@ -65,13 +67,15 @@ class Registry(Generic[AnyEntry]):
         declarations: tuple[str, ...],
         prefixes: tuple[str, ...] = (),
         takes_targets: bool = False,
+        listed_by: str = "",
     ) -> None:
         """what: the kind, for messages. group: name of the entry points' group. declarations: modules with a list
         DECLARED of entries. prefixes: such as timm/; a name is accepted with any text after it, which the target
-        checks. takes_targets: "module:attribute" is a name, too, of what stands there."""
+        checks. takes_targets: "module:attribute" is a name, too, of what stands there. listed_by: the command that
+        lists the entries."""
         self.what, self.group = what, group
         self._entry, self._declarations, self._prefixes = entry, declarations, prefixes
-        self._takes_targets = takes_targets
+        self._takes_targets, self._listed_by = takes_targets, listed_by
         self._added: dict[str, AnyEntry] = {}
 
     def register(self, name: str, target: str | Registered | None = None, **metadata: Any) -> Any:
@@ -198,9 +202,14 @@ class Registry(Generic[AnyEntry]):
 
     def _near(self, name: str) -> str:
         names = dict.fromkeys([*self.names(), *self._added, *self._installed])
-        near = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.0)
-        unread = f"; not read: {one_line('; '.join(self._faults), 150)}" if self._faults else ""
-        return f"did you mean {near[0]}? (known: {one_line(', '.join(names), 300)}{unread})"
+        near = difflib.get_close_matches(name[:100], names, n=1, cutoff=LEAST_LIKENESS)
+        # b3 means mit_b3, which is not near by its letters.
+        near = near or sorted((each for each in names if each.endswith(f"_{name[:100]}")), key=len)
+        known = ", ".join([*names, *(f"{prefix}NAME" for prefix in self._prefixes)])
+        listed = f"; `{self._listed_by}` lists them" if self._listed_by else ""
+        unread = f"; not read: {one_line('; '.join(self._faults), 80)}" if self._faults else ""
+        told = f"known: {one_line(known, 300)}{listed}{unread}"
+        return f"did you mean {near[0]}? ({told})" if near else told
 
 
 def _entry_points(group: str, faults: list[str]) -> Iterator[tuple[str, EntryPoint]]:
@@ -250,6 +259,7 @@ encoders = Registry(
     EncoderEntry,
     ("glioma_dist.model.encoders.mit_names", "glioma_dist.model.encoders.timm_names"),
     prefixes=("timm/",),
+    listed_by="glioma-dist encoders",
 )
 losses = Registry("loss", "glioma_dist.losses", LossEntry, ("glioma_dist.loss_names",), takes_targets=True)
 augmentations = Registry(

@@ -45,8 +45,8 @@ def print_plan(plan: PlanConfig) -> None:
     asks = memory is not None or plan.memory_budget is not None
     choices = {str(size): choice(plan, size, levels) for size in plan.size} if asks else {}
     for size, chosen in choices.items():
-        nothing = "no level fits; the last two columns say what would (0: not even one small image)"
-        print(f"\n{size}: {chosen['command'] if chosen else nothing}")
+        of_size = [level for level in levels if level["size"] == str(size)]
+        print(f"\n{size}: {chosen['command'] if chosen else nothing_fits(of_size)}")
     if plan.json:
         chosen = choices.get(str(plan.size[0])) if len(plan.size) == 1 else choices
         make_folder(plan.json.parent)
@@ -99,6 +99,16 @@ def line(level: dict) -> str:
             f"estimated {level['recomputed_time']:.1%} of its time"
         )
     return text
+
+
+def nothing_fits(levels: list[dict]) -> str:
+    """What the last two columns of the levels at a size say where none fits."""
+    notes = {
+        "batch 0: not one image of this size": any(level.get("largest_batch") == 0 for level in levels),
+        "largest size none: not even a small image": any(level.get("largest_size") == "none" for level in levels),
+    }
+    told = "; ".join(note for note, is_there in notes.items() if is_there)
+    return f"no level fits; the last two columns say what would{f' ({told})' if told else ''}"
 
 
 def choice(plan: PlanConfig, size: Size, levels: list[dict]) -> dict | None:

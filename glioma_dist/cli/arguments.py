@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from glioma_dist.cli.help import examples_text, help_registry
+from glioma_dist.cli.unknown_flags import nearest_flags
 from glioma_dist.config.file import read_config
 from glioma_dist.config.paths import check_path, check_paths
 from glioma_dist.errors import InputError, one_line
@@ -65,7 +66,7 @@ def _parsed(kind: type[Config], argv: list[str], prog: str | None, examples: Seq
             if examples and not any(word.startswith("--tyro-") for word in argv):
                 print(examples_text(examples), end="")
             raise
-        raise InputError(f"{_plainly(_unboxed(said.getvalue()))} (--help lists the flags)") from None
+        raise InputError(f"{_plainly(_unboxed(said.getvalue()), kind)} (--help lists the flags)") from None
     except InputError as error:  # of a value that is read by this package, as a size: it does not know its flag
         raise InputError(f"{_flag_of(argv, str(error))}{error}") from None
 
@@ -92,12 +93,13 @@ def _flag_of(argv: Sequence[str], said: str) -> str:
     return ""
 
 
-def _plainly(said: str) -> str:
-    """Return tyro's message in the words of this program."""
-    if unknown := re.match(r"Unrecognized options: (.*?)(?: Perhaps you meant: (-\S+).*)?$", said):
-        near = f"; did you mean {unknown[2].rstrip(',')}?" if unknown[2] else ""
+def _plainly(said: str, kind: type) -> str:
+    """Return tyro's message in the words of this program. kind: the dataclass of the flags."""
+    if unknown := re.match(r"Unrecognized options: (.*?)(?: Perhaps you meant: .*)?$", said):
         flags = [word for word in unknown[1].split(", ") if word.startswith("-")]
-        return f"unknown flag {flags[0]}{near}" if flags else f"cannot use {unknown[1]}"
+        return _unknown(flags[0], kind) if flags else f"cannot use {unknown[1]}"
+    if missing := re.match(r"(missing: .*); unknown flag (\S+)$", said):
+        return f"{missing[1]}; {_unknown(missing[2], kind)}"
     if words := re.match(
         r"(?:Error parsing )?(--\S+): Could not parse arguments \[(.*)\] into (?:tuple|union) type", said
     ):
@@ -112,6 +114,11 @@ def _plainly(said: str) -> str:
     said = re.sub(r"could not convert string to float: (.+?)\.?(?= \(|$)", r"\1 is not a number", said)
     said = re.sub(r"invalid literal for int\(\) with base 10: (.+?)\.?(?= \(|$)", r"\1 is not a whole number", said)
     return said.removeprefix("Error parsing ")
+
+
+def _unknown(flag: str, kind: type) -> str:
+    near = nearest_flags(kind, flag)
+    return f"unknown flag {one_line(flag.partition('=')[0], 80)}" + (f"; did you mean {near}?" if near else "")
 
 
 def _unboxed(text: str) -> str:

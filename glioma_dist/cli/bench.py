@@ -87,7 +87,7 @@ RESOLUTION = Command(
     run_resolution,
     (
         "glioma-dist bench resolution --sizes 704x512 1472x1120 --out bench/resolution",
-        'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist bench resolution '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist bench resolution '
         "--sizes 704x512 1472x1120 2592x1952 --baselines eager --channels-last --find-largest --out bench/gpu",
     ),
     check_resolution,

@@ -51,7 +51,7 @@ CONFIGS = Command(
         "glioma-dist configs",
         'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)" --data.train shards/t98g/train '
         "--data.val shards/t98g/val --out runs/quick",
-        'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
         "--data.train shards/glioma_c6/train --out runs/glioma",
     ),
 )

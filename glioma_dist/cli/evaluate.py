@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check(config: EvaluateConfig) -> None:
     """Raises InputError for missing inputs."""
     check_checkpoint("--checkpoint", config.checkpoint)
-    check_shards("--data", config.data)
+    check_shards("--data", config.data, "evaluation")
 
 
 def run(config: EvaluateConfig) -> None:
@@ -71,7 +71,7 @@ EVALUATE = Command(
     run,
     (
         "glioma-dist evaluate --checkpoint runs/glioma/best --data shards/glioma_c6/test --out runs/glioma/scores.json",
-        'accelerate launch --config_file "$(glioma-dist configs multi_gpu.yaml)" -m glioma_dist evaluate '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs multi_gpu.yaml)" -m glioma_dist evaluate '
         "--checkpoint runs/glioma/best --data shards/glioma_c6/test --input-size 2592x1952 --metric-size 2592x1952",
     ),
     check,

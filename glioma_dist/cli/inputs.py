@@ -6,21 +6,22 @@ import os
 from pathlib import Path
 
 from glioma_dist.config.model import WORDS
-from glioma_dist.config.networks import hub_name, network_folder, network_names
+from glioma_dist.config.networks import example_checkpoint, hub_name, network_folder, network_names
 from glioma_dist.config.paths import Url, path_or_url
 from glioma_dist.data.advice import data_folder
 from glioma_dist.errors import InputError
 from glioma_dist.files import cannot_read
 
 
-def check_shards(flag: str, folder: str | Path | None) -> None:
-    """Raises InputError if a local folder has no shards. A URL is checked when it is read."""
+def check_shards(flag: str, folder: str | Path | None, use: str = "shards") -> None:
+    """Raises InputError if a local folder has no shards. A URL is checked when it is read. use: what needs them, for
+    the message."""
     if folder is None or "://" in str(folder):
         return
     from glioma_dist.data.shards.index import check_folder
 
     try:
-        check_folder(Path(folder))
+        check_folder(Path(folder), use)
     except InputError as error:
         raise type(error)(f"{flag} {error}") from None
 
@@ -31,8 +32,8 @@ def check_checkpoint(flag: str, folder: Path | Url) -> None:
         return
     if not _is_checkpoint_there(flag, folder):
         raise InputError(
-            f"{flag} {folder}: no such folder; give a checkpoint folder, for example runs/x/best, or the name of a "
-            f"network that comes with the package: {', '.join(network_names())}"
+            f"{flag} {folder}: no such folder; give a checkpoint folder, for example "
+            f"{example_checkpoint(folder)}, or the name of a network of the package: {', '.join(network_names())}"
         )
 
 
@@ -43,7 +44,7 @@ def check_init(flag: str, init: str) -> None:
     if not _is_checkpoint_there(flag, Path(init)):
         raise InputError(
             f"{flag} {init}: no such file or folder; give random, imagenet, {', '.join(network_names())}, a checkpoint "
-            "folder such as runs/x/best, a file of weights, or ORG/NAME of the Hugging Face hub"
+            f"folder such as {example_checkpoint(Path(init))}, a file of weights, or ORG/NAME of the Hugging Face hub"
         )
 
 

@@ -190,8 +190,8 @@ def _unknown(group: str, rest: Sequence[str]) -> str:
                 known[last] = " or ".join(name for name in own if name.endswith(f" {last}"))
     typed = rest[0].lower()
     near = difflib.get_close_matches(" ".join(rest[:2]).lower(), known, n=1, cutoff=0.75)
-    near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=3, cutoff=0.5)
-    near.sort(key=lambda each: sorted(each) != sorted(typed))  # two letters in the wrong order: the same letters
+    near = near or [each for each in known if sorted(each) == sorted(typed)]  # two letters in the wrong order
+    near = near or difflib.get_close_matches(typed.replace("_", "-"), known, n=1, cutoff=0.6)
     what = "flag" if typed.startswith("-") else "command"
     prefix = f"{group} " if group else ""
     meant = f"; did you mean {prefix}{known[near[0]]}?" if near else ""

@@ -11,8 +11,8 @@ from glioma_dist.config.paths import Url
 def check(config: TrainConfig) -> None:
     """Raises InputError for missing inputs."""
     for folder in config.data.train:
-        check_shards("--data.train", folder)
-    check_shards("--data.val", config.data.val)
+        check_shards("--data.train", folder, "training")
+    check_shards("--data.val", config.data.val, "validation")
     if isinstance(config.out, Url) or not any(config.out.glob("last*")):  # a resumed run reads its own weights
         check_init("--model.init", config.model.init)
         check_file("--model.weights", config.model.weights)
@@ -32,9 +32,9 @@ TRAIN = Command(
     TrainConfig,
     run,
     (
-        'accelerate launch --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs gpu.yaml)" -m glioma_dist train '
         "--data.train shards/livecell/train --data.val shards/livecell/val --out runs/livecell",
-        'accelerate launch --config_file "$(glioma-dist configs multi_gpu.yaml)" --num_processes 4 '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs multi_gpu.yaml)" --num_processes 4 '
         "-m glioma_dist train --data.train shards/glioma_c6/train --batch-size 8 --model.init runs/livecell/best "
         "--out runs/glioma",
         'glioma-dist train --config "$(glioma-dist configs recipes/quick.yaml)" --data.train shards/t98g/train '

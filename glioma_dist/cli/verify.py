@@ -33,7 +33,7 @@ VERIFY = Command(
     (
         "glioma-dist verify runs/glioma",
         "glioma-dist verify runs/glioma --stretches 10 --seed 7 --train /data/glioma_c6/train",
-        'accelerate launch --config_file "$(glioma-dist configs multi_gpu.yaml)" --num_processes 4 '
+        'accelerate launch --quiet --config_file "$(glioma-dist configs multi_gpu.yaml)" --num_processes 4 '
         "-m glioma_dist verify runs/glioma",
     ),
     check,

@@ -29,7 +29,7 @@ def launch_command(file: str, command: str, flags: str = "") -> str:
         path, program = str(CLONE / file), f"{command}.py"
     else:
         path, program = f'"$(glioma-dist configs {file})"', f"-m glioma_dist {command}"
-    return " ".join(filter(None, ("accelerate launch --config_file", path, flags, program)))
+    return " ".join(filter(None, ("accelerate launch --quiet --config_file", path, flags, program)))
 
 
 def purposes() -> dict[str, str]:

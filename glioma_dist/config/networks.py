@@ -1,4 +1,5 @@
-"""The trained networks that come with the package: a name, such as t98g-small, stands for a checkpoint folder."""
+"""The trained networks that come with the package: a name, such as t98g-small, stands for a checkpoint folder. And what
+else names a network: a repository of the hub, the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -25,6 +26,13 @@ def hub_name(text: str) -> str | None:
     # Not Path.exists: before Python 3.14 it raises PermissionError below a folder that this user may not enter.
     is_path = any(map(os.path.exists, (text, os.path.dirname(text), f"{text}.1")))
     return None if is_path else found[1]
+
+
+def example_checkpoint(folder: Path) -> Path:
+    """The checkpoint to name to a user who gave `folder`, in which none is: the best or the last of the run that it is,
+    or lies in, whichever is there; of no run, an example."""
+    found = (run / name for run in (folder, folder.parent) for name in ("best", "last"))
+    return next((path for path in found if os.path.isfile(path / "manifest.json")), Path("runs/x/best"))
 
 
 def network_names() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,8 +39,8 @@ class PlanConfig:
     freeze_encoder: bool = False
     """Train the decoder only: the encoder keeps no activations and has no gradients."""
     gpu_memory: str | None = None
-    """Memory of one GPU, for example 24GiB or 24GB. Then the output also says which levels fit, the largest batch and
-    size, and the command to run."""
+    """Memory of one GPU, for example 24GiB; a GPU sold as 24 GB has 24GiB, and 24GB are powers of 1000, 22.4GiB. Then
+    the output also says which levels fit, the largest batch and size, and the command to run."""
     memory_budget: str | None = None
     """Also print the row of this memory budget: for a step in bf16 that takes at most this memory of each GPU, for
     example 8GiB, what each part of the network keeps, and how much of the step is computed again (train:
@@ -104,12 +103,11 @@ class PlanConfig:
 
 
 def parse_memory(text: str) -> float:
-    """Return the bytes of "24GiB". "24GB" means the same, because GPUs are sold so. Raises InputError for other
-    texts."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
-    if not match or not 0 < float(match[1]) < MAX_GPU_GIB:
-        raise InputError(f"--gpu-memory {text}: give gibibytes, for example 24GiB")
-    return float(match[1]) * 2**30
+    """Return the bytes of --gpu-memory, by the same rule as those of all flags. Raises InputError."""
+    num_bytes = parse_bytes("--gpu-memory", text, "24GiB")
+    if num_bytes >= MAX_GPU_GIB * 2**30:
+        raise InputError(f"--gpu-memory {text}: no GPU has so much; give for example 24GiB")
+    return float(num_bytes)
 
 
 def spatial_parallel_sizes(plan: PlanConfig, size: Size) -> list[int]:

@@ -44,8 +44,8 @@ def data_folder(source: str | Path) -> Path:
     return folder
 
 
-def how_to_make_shards(folder: Path) -> str:
-    """Advice for a folder without an index.json, as the end of a message."""
+def how_to_make_shards(folder: Path, use: str = "shards") -> str:
+    """Advice for a folder without an index.json, as the end of a message. use: what needs masks, such as evaluation."""
     files = list(islice(_files_below(folder), MOST_FILES))
     if any(path.suffix == ".tar" for path in files if path.parent == folder):
         return f"convert again, or for somebody else's tars: glioma-dist shards index {_quoted(folder)}"
@@ -70,9 +70,10 @@ def how_to_make_shards(folder: Path) -> str:
             f"--{what} {_quoted(folder / name)}" for what, name in zip(("images", "masks"), named, strict=True)
         )
         return f"make shards first: glioma-dist convert folder {places} --split-seed 0 {out}"
-    number = f"more than {len(images)}" if len(files) == MOST_FILES else str(len(images))
+    there = f"are more than {len(images)} images" if len(files) == MOST_FILES else f"are {len(images)} images"
+    there = "is 1 image" if len(images) == 1 else there
     return (
-        f"there are {number} images, and training needs masks of their "
+        f"there {there}, and {use} need{'' if use.endswith('s') else 's'} masks of their "
         f"cells, too: glioma-dist convert folder --images {_quoted(folder)} --masks MASKS --split-seed 0 {out}; "
         "without masks, outline the cells in CVAT, export as COCO 1.0, and use convert glioma-c6"
     )

@@ -149,7 +149,8 @@ def check_processes(environment: Mapping[str, str]) -> None:
         if re.fullmatch(r"\d{1,9}", environment.get(name, "")) and int(environment[name]) > 1:
             raise InputError(
                 f"{launcher} started {environment[name]} processes, which cannot find each other: let it start one "
-                "`accelerate launch --config_file accelerate_configs/multi_gpu.yaml` or torchrun on each machine"
+                "`accelerate launch --quiet --config_file accelerate_configs/multi_gpu.yaml`, or torchrun, on each "
+                "machine"
             )
     if DYNAMO in environment and "MASTER_ADDR" in environment:
         # accelerate sets the address for several processes only, and its launcher for one process started one.

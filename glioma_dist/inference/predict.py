@@ -279,7 +279,7 @@ class _Job:
         entry = make_entry(written, source_of(picture), self._settings, kinds, self._config.out)
         self._record.add(picture.name, entry)
         self._done[picture.name] = written
-        progress.finished(f"{printable(picture.label)}: {100 * written.confluence:.1f} % covered")
+        progress.finished(f"{printable(picture.label)}: confluence {100 * written.confluence:.1f} %")
 
     def _fail(self, picture: Picture, step: str, error: InputError, progress: PredictionProgress) -> None:
         """Raises an error that concerns all pictures to come."""

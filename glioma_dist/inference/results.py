@@ -11,7 +11,7 @@ import numpy as np
 
 from glioma_dist.config.paths import Url
 from glioma_dist.csv_tables import csv_table
-from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, printable
+from glioma_dist.errors import MAX_LINE, InputError, PartialError, one_line, one_sentence, printable
 from glioma_dist.evaluation.separation import is_separable
 from glioma_dist.files import remove_quietly, write_atomically
 from glioma_dist.inference.images import FAILED
@@ -43,7 +43,7 @@ class Failure:
 
     @classmethod
     def of(cls, path: Path | Url, step: str, error: InputError) -> Failure:
-        reason = str(error).removeprefix(f"{path}: ")
+        reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         for ending in (each for entry in DECLARED for each in endings(entry)):
             reason = reason.rpartition(f"{ending}: ")[2]  # the path of a result says no more than the image's
         return cls(printable(path), step, printable(reason))
@@ -190,7 +190,7 @@ def describe_failures(failures: Sequence[Failure], num_images: int, table: Path 
     line = f"{len(failures)} of {num_images} images failed ({steps}), {others}; {printable(table)} lists them: "
     for number, failure in enumerate(failures):
         more = f"and {len(failures) - number} more"
-        part = f"{one_line(Path(failure.image).name, LONGEST_NAME)}: {one_line(failure.reason, LONGEST_REASON)}"
+        part = f"{one_line(Path(failure.image).name, LONGEST_NAME)}: {one_sentence(failure.reason, LONGEST_REASON)}"
         room = MAX_LINE - len(line) - len(f"; {more}")
         if len(part) > room:
             # At least one is named, however long its reason is.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from glioma_dist.config import TrainConfig
 from glioma_dist.config.file import from_dict
-from glioma_dist.config.networks import network_folder
+from glioma_dist.config.networks import example_checkpoint, network_folder
 from glioma_dist.errors import InputError, UnavailableError, one_line, shown
 from glioma_dist.files import cannot_read, parse_json
 from glioma_dist.model.manifest import EMA, FORMAT_VERSION, MANIFEST, MODEL, OPTIMIZER, STATE, Manifest
@@ -59,7 +59,10 @@ class Checkpoint:
         """
         found = find_checkpoint(folder)
         if found is None:
-            raise InputError(f"{folder}: no checkpoint there (no {MANIFEST}); give a folder as runs/x/best")
+            raise InputError(
+                f"{folder}: no checkpoint there (no {MANIFEST}); give a checkpoint folder, for example "
+                f"{example_checkpoint(folder)}"
+            )
         manifest = Manifest.read(found)
         with _not_replaced(manifest):
             data = read_checked(found / STATE, manifest.files[STATE])

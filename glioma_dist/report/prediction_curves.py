@@ -35,7 +35,7 @@ class Curve:
     def describe(self) -> str:
         """Say the curve in words."""
         first, last = self.points[0], self.points[-1]
-        text = f"{100 * first.confluence:.1f} % covered at {short(first.hours)} h"
+        text = f"confluence {100 * first.confluence:.1f} % at {short(first.hours)} h"
         if last is not first:
             text += f", {100 * last.confluence:.1f} % at {short(last.hours)} h"
         return f"{self.name}: {text}{f'; {self.remark}' if self.remark else ''}"

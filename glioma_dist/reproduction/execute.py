@@ -34,7 +34,7 @@ def launcher(launch_file: Path) -> Launch:
 
     def launch(name: str, config: Path, log: Path) -> int:
         environment = without_launch(os.environ, keep=(USE_CPU,))
-        start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
+        start = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(launch_file)]
         command = [*start, "-m", "glioma_dist", name, "--config", str(config)]
         with log.open("a") as file:
             return run_child(command, environment, file)
@@ -44,7 +44,7 @@ def launcher(launch_file: Path) -> Launch:
 
 def command_of(job: Job, launch_file: Path) -> str:
     """What repeats a run by hand, in the folder that the study was started in."""
-    launch = ["accelerate", "launch", "--config_file", str(launch_file), "-m", "glioma_dist"]
+    launch = ["accelerate", "launch", "--quiet", "--config_file", str(launch_file), "-m", "glioma_dist"]
     return shlex.join([*launch, job.command, "--config", str(job.config_file)])
 
 

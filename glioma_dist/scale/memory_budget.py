@@ -72,11 +72,23 @@ def choose_plan(step: Step, budget: float, counts: bool = True) -> ChosenPlan:
     found = [_described(units, step, options, counts=True) for options in ways]
     if fitting := [each for each in found if each.memory.peak <= budget]:  # of a small step, whose units' sum is rough
         return min(fitting, key=lambda each: each.recomputed_time)
-    needed = min(each.memory.peak for each in found)
+    raise InputError(_why_nothing_fits(step, budget, min(each.memory.peak for each in found)))
+
+
+def _why_nothing_fits(step: Step, budget: float, needed: int) -> str:
+    """needed: bytes of the smallest plan. No plan of a budget keeps activations on the host, as the level offload."""
     images = f"{step.batch_size} image{'s' if step.batch_size > 1 else ''} of {step.size}"
-    raise InputError(
-        f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: the least "
-        f"that is possible is {needed / GIB:.3f} GiB; give {_rounded_up(needed)} or more, or smaller images"
+    least = f"the least that is possible is {needed / GIB:.3f} GiB"
+    offloaded = planner.count(step, "offload").peak
+    if offloaded < needed:
+        least += (
+            f" with all on the device, and {offloaded / GIB:.3f} GiB with --scale.activation-checkpointing offload in "
+            "place of a budget"
+        )
+    other = ", that level" if offloaded <= budget else ""
+    return (
+        f"{budget / GIB:.3f} GiB are not enough for a step of {step.model.encoder} on {images} on a device: {least}; "
+        f"give {_rounded_up(needed)} or more{other}, or smaller images"
     )
 
 

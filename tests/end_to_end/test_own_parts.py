@@ -155,7 +155,7 @@ def script_with(package: Path, script: str, arguments: list) -> None:
 
 
 REFUSED = {
-    "not installed": (False, FLAGS[:2], "--model.encoder two_maps: unknown; did you mean"),
+    "not installed": (False, FLAGS[:2], "--model.encoder two_maps: unknown; known: "),
     "no encoder": (True, ("--model.encoder", "no_encoder"), "own-parts 1.0"),
     "a loss that is not there": (
         True,

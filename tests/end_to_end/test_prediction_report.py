@@ -473,7 +473,7 @@ def test_time_lapses_become_curves_of_their_own(tmp_path):
     text = (tmp_path / "r.html").read_text()
     labels = re.findall(r"aria-label='([^']*)'", text)
     assert labels == [
-        f"{name}: 10.0 % covered at 0 h, 25.0 % at 1.5 h"
+        f"{name}: confluence 10.0 % at 0 h, 25.0 % at 1.5 h"
         for name in ("one.tif", "two.tif", "a/three.tif", "b/three.tif")
     ]
     assert text.count("<circle") == 16

@@ -10,6 +10,8 @@ from data_helpers import CELL, annotation, image_record, square, write_coco, wri
 from data_helpers import draw_image as draw_picture
 from helpers import command, draw_sample, draw_shards, save_state, tiny_config, write_shards
 
+from glioma_dist.cli import program
+from glioma_dist.cli.inputs import check_shards
 from glioma_dist.data.advice import how_to_make_shards
 from glioma_dist.data.background import MOST_SAMPLES, check_cells
 from glioma_dist.data.shards.reader import ShardReader
@@ -60,11 +62,27 @@ def test_a_folder_of_images_says_what_is_missing_and_the_way_leads_to_shards(tmp
     for number in range(3):
         cv2.imwrite(str(plate / f"{number}.png"), draw_sample(number).image)
     line = refusal(plate)
-    assert "there are 3 images, and training needs masks of their cells" in line
+    assert "there are 3 images, and shards need masks of their cells" in line
     assert "LIVECell" not in line
     write_masks(tmp_path / "drawn", range(3))
     made = follow(line, tmp_path, MASKS=str(tmp_path / "drawn"))
     assert [len(reader) for reader in made] == [1, 1, 1]
+
+
+def test_each_command_says_of_itself_that_it_needs_masks(tmp_path):
+    plate = tmp_path / "plate"
+    plate.mkdir()
+    cv2.imwrite(str(plate / "0.png"), draw_sample(0).image)
+    given = {
+        "train --data.train": "training needs",
+        f"evaluate --checkpoint {tmp_path} --data": "evaluation needs",
+        "shards inspect": "shards need",
+    }
+    for typed, words in given.items():
+        with pytest.raises(InputError, match=rf"there is 1 image, and {words} masks of their cells"):
+            program.run([*typed.split(), str(plate)])
+    with pytest.raises(InputError, match="validation needs masks"):
+        check_shards("--data.val", plate, "validation")
 
 
 @pytest.mark.parametrize("names", [("images", "masks"), ("raw", "labels"), ("img", "gt")])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from helpers import TINY_CHANNELS, command, save_state, seal, tiny_config
 from safetensors.torch import load_file, save_file
 
+from glioma_dist.cli.inputs import check_checkpoint
 from glioma_dist.config import ModelConfig
 from glioma_dist.errors import InputError, NonFiniteError
 from glioma_dist.inference.export import export
@@ -297,6 +299,20 @@ def test_the_format_is_the_library_s_for_every_type_and_shape(tmp_path):
     assert (tmp_path / "theirs").read_bytes() == (tmp_path / "ours").read_bytes()
     again = tensor_files.read_tensors(tmp_path / "ours", entry)
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+def test_where_no_checkpoint_is_the_message_names_those_of_the_run(tmp_path):
+    """A run without --data.val has no best/."""
+    for written in ("", "last", "best"):
+        if written:
+            (tmp_path / written).mkdir()
+            (tmp_path / written / MANIFEST).touch()
+        expected = f"for example {tmp_path / written if written else 'runs/x/best'}"
+        for folder in (tmp_path, tmp_path / "of_nothing"):
+            with pytest.raises(InputError, match=f"no checkpoint there.*{re.escape(expected)}$"):
+                Checkpoint.read(folder)
+        with pytest.raises(InputError, match=f"no such folder; .*{re.escape(expected)}, or"):
+            check_checkpoint("--checkpoint", folder)
 
 
 @pytest.mark.parametrize("folder", [None, 3, ""])

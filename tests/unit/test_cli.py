@@ -123,6 +123,7 @@ def test_every_example_line_can_be_parsed(name, example, tmp_path, monkeypatch):
     line = re.sub(r"\$\(glioma-dist configs ([\w.]+)\)", rf"{FOLDER}/\1", example)
     typed = shlex.split(line)
     if typed[0] == "accelerate":
+        assert typed[2] == "--quiet", "or accelerate adds a traceback of its own to each line that begins with error:"
         launch = Path(typed[typed.index("--config_file") + 1])
         assert (REPOSITORY / launch).is_file()
         begin = next(number for number, word in enumerate(typed) if word in ("glioma_dist",) or word.endswith(".py"))
@@ -193,8 +194,32 @@ def test_the_name_of_a_command_that_is_mistyped_is_found():
     for typed, meant in (("--versoin", "--version"), ("convert_livecell", "convert livecell"), ("TRAIN", "train")):
         with pytest.raises(InputError, match=f"did you mean {meant}"):
             program.run([typed])
-    with pytest.raises(InputError, match="unknown command xyzzy "):
-        program.run(["xyzzy"])
+    for typed in ("xyzzy", "check"):
+        with pytest.raises(InputError, match=rf"^unknown command {typed} \("):
+            program.run([typed])
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("plan --size 64x64 --encoder mit_b3", "unknown flag --encoder; did you mean --model.encoder? (--help"),
+        ("plan --size 64x64 --encoder=mit_b3", "unknown flag --encoder; did you mean --model.encoder? (--help"),
+        ("train --data.train x --data.encoder mit_b3", "--data.encoder; did you mean --model.encoder?"),
+        ("train --data.train x --size 64x64", "--size; did you mean --data.size?"),
+        ("train --data.train x --weights 1", "--weights; did you mean --data.weights or --model.weights?"),
+        ("train --data.train x --freeze", "--freeze; did you mean --freeze-encoder?"),
+        ("train --data.train x --confg x", "--confg; did you mean --config?"),
+        ("train --data.train x --rows 3", "unknown flag --rows (--help"),
+        (
+            "predict --checkpoint x --out y --image z",
+            "missing: --images PATH|URL; unknown flag --image; did you mean --i",
+        ),
+    ],
+)
+def test_an_unknown_flag_is_answered_by_its_last_part_or_by_what_is_near(typed, words):
+    with pytest.raises(InputError) as refused:
+        program.run(typed.split())
+    assert words in str(refused.value)
 
 
 @pytest.mark.parametrize("group", ["", "convert", "shards", "bench"])

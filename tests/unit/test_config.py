@@ -241,6 +241,14 @@ def test_an_unknown_encoder_is_answered_with_the_nearest(typed, meant):
     check_line(error, f"--model.encoder {typed}", f"did you mean {meant}", *encoders.names())
 
 
+@pytest.mark.parametrize("typed", ["unet", "x", "vit", "x" * 1000])
+def test_an_encoder_that_is_like_none_is_answered_with_where_all_are(typed):
+    with pytest.raises(InputError) as error:
+        parse(TrainConfig, [*TRAIN, "--model.encoder", typed])
+    check_line(error, "unknown; known: mit_tiny", *encoders.names(), "timm/NAME; `glioma-dist encoders` lists them")
+    assert "did you mean" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -377,7 +385,8 @@ def test_flags_that_are_required_are_named_and_nothing_else():
 def test_a_mistyped_flag_is_not_called_a_missing_one(mistyped):
     with pytest.raises(InputError) as error:
         parse(EvaluateConfig, [*mistyped, "--data", "d"])
-    assert str(error.value) == "missing: --checkpoint PATH|URL; unknown flag --checkpont (--help lists the flags)"
+    meant = "unknown flag --checkpont; did you mean --checkpoint?"
+    assert str(error.value) == f"missing: --checkpoint PATH|URL; {meant} (--help lists the flags)"
 
 
 @pytest.mark.parametrize("flag", ["--input-size", "--metric-size"])

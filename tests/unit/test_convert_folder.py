@@ -349,7 +349,18 @@ BAD = {
     "all damaged, drawn": (
         lambda root: [path.write_bytes(b"x") for path in (root / "images").iterdir()],
         ("--split-seed", 0),
-        "4 defects are in",
+        "no sample could be converted: unreadable-file 4 (first: f0.png: ",
+    ),
+    "most of another size, drawn": (
+        lambda root: [write_png(root / f"masks/f{each}.png", LABELS[:30].astype(np.uint8)) for each in (0, 1, 3)],
+        ("--split-seed", 0),
+        "too few samples could be converted: size-mismatch 3 (first: f0.png: the image is 48x36, its mask 48x30); all "
+        "3 defects are in out/audit.json; 1 group of images cannot be drawn into 3 splits",
+    ),
+    "one of another size and one group, drawn": (
+        lambda root: write_png(root / "masks/f1.png", LABELS[:30].astype(np.uint8)),
+        ("--split-seed", 0, "--group-pattern", "(f)"),
+        "or omit --split-seed to write one split; left out: size-mismatch 1 (first: f1.png: ",
     ),
     "strict": (lambda root: (root / "masks/f1.png").unlink(), ("--strict",), "f1.png: image-without-labels"),
 }
@@ -371,6 +382,37 @@ def test_what_cannot_be_converted_is_one_line(tmp_path, case, monkeypatch):
     assert words in line
     assert len(line) <= 500
     assert not list((tmp_path / "out").glob("*/index.json"))
+
+
+def colours(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        write_png(path, np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8))
+
+
+def one_cut(root: Path) -> None:
+    write_png(root / "masks/f0.png", LABELS[:30].astype(np.uint8))
+    (root / "masks/f1.png").write_bytes(b"x")
+    (root / "masks/f2.png").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(("spoil", "words"), [(colours, "unreadable-file 3 (first: f0.png: "), (one_cut, "file 2 (")])
+def test_a_folder_of_unusable_masks_is_told_alike_with_splits_and_without(tmp_path, spoil, words):
+    """What spoils most, its first example, and where all are; the screen has the audit."""
+    images, masks = lab(tmp_path, ["f0", "f1", "f2"])
+    spoil(tmp_path)
+    lines = []
+    for division in (Division(), Division(0), Division(0, (1, 1, 1))):
+        screen = io.StringIO()
+        console = Console(file=screen, width=80)
+        with pytest.raises(InputError) as error:
+            convert_folder(images, masks, tmp_path / "out", "lab", division=division, console=console)
+        lines.append(str(error.value).removeprefix(f"{images}: "))
+        assert "audit: every defect is in " in screen.getvalue()
+    assert len(set(lines)) == 1
+    assert lines[0].startswith("no sample could be converted: unreadable-file")
+    assert words in lines[0]
+    assert "; all 3 defects are in" in lines[0]
+    assert len(lines[0]) <= 450
 
 
 def test_sixteen_images_with_label_pngs_become_shards_that_verify(tmp_path):

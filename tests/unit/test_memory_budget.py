@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -22,6 +23,7 @@ from glioma_dist.scale.memory_budget import cheapest_plan, choose_plan, find_uni
 from glioma_dist.scale.observed_step import observe
 from glioma_dist.scale.step import ON_DEVICE, Step
 from glioma_dist.scale.step_count import count_at_size
+from glioma_dist.scale.step_memory import StepMemory
 from glioma_dist.scale.step_units import Option, StepUnits, Unit
 from glioma_dist.scale.tile_size import CPU_TILE, largest_gpu_tile
 from glioma_dist.size import Size
@@ -239,6 +241,21 @@ def test_the_plan_command_tells_what_is_kept_and_the_command_to_train(monkeypatc
     assert config.scale.memory_budget == budget
     with pytest.raises(InputError, match=r"--memory-budget: 0.001 GiB .* the least that is possible is"):
         memory_plan.print_plan(replace(plan, memory_budget="1MB"))
+
+
+@pytest.mark.parametrize(("budget", "advice"), [(0.6, "or more, that level, or smaller"), (0.4, "or more, or smaller")])
+def test_a_refusal_names_offload_with_its_memory_where_that_takes_less(monkeypatch, budget, advice):
+    """As it does for large images of large encoders: here it takes half of the smallest plan."""
+    step, count = STEPS["mit_tiny"], planner.count
+    with pytest.raises(InputError) as refused:
+        choose_plan(step, 2**20)
+    needed = int(re.search(r"give (\d+)MiB", str(refused.value))[1]) * 2**20
+    half = StepMemory(0, 0, 0, needed // 2, 0)
+    monkeypatch.setattr(planner, "count", lambda step, plan: half if plan == "offload" else count(step, plan))
+    told = f"{half.peak / 2**30:.3f} GiB with --scale.activation-checkpointing offload in place of a budget; give "
+    with pytest.raises(InputError, match=rf"GiB with all on the device, and {told}\d+MiB {advice} images$") as refused:
+        choose_plan(step, budget * needed)
+    assert len(str(refused.value)) <= 450
 
 
 @pytest.mark.parametrize(

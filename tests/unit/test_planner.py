@@ -25,7 +25,7 @@ from glioma_dist.cli import plan as plan_command
 from glioma_dist.cli.arguments import parse
 from glioma_dist.config import ModelConfig, TrainConfig
 from glioma_dist.config.benchmark import SpatialParallelConfig
-from glioma_dist.config.plan import PlanConfig
+from glioma_dist.config.plan import PlanConfig, parse_memory
 from glioma_dist.errors import InputError
 from glioma_dist.limits import MAX_PIXELS
 from glioma_dist.losses import segmentation_loss
@@ -205,8 +205,8 @@ def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, g
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
     typed = subprocess.run(["bash", "-euc", command], env=environment, capture_output=True, text=True, check=True)
-    first, flag, file, *rest = typed.stdout.splitlines()
-    assert (first, flag, Path(file).is_file()) == ("launch", "--config_file", True)
+    first, quiet, flag, file, *rest = typed.stdout.splitlines()
+    assert (first, quiet, flag, Path(file).is_file()) == ("launch", "--quiet", "--config_file", True)
     assert Path(file).is_absolute() != is_clone
     program = rest.index("train.py" if is_clone else "train")
     launch_flags = ["--num_processes", "4"] if gpus > 1 else []
@@ -215,6 +215,38 @@ def test_the_command_of_a_plan_can_be_typed_in_a_clone_and_elsewhere(is_clone, g
     assert (config.data.size, config.batch_size, config.model.norm) == (Size(96, 64), 8, "group")
     assert config.scale.spatial_parallel == level["spatial_parallel"]
     assert (config.model.classes, config.model.targets) == (OUTPUTS["classes"], OUTPUTS["targets"])
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        ([(0, "96x64")], " (batch 0: not one image of this size)"),
+        (
+            [(0, "none"), (1, "96x64")],
+            " (batch 0: not one image of this size; largest size none: not even a small image)",
+        ),
+        ([(2, "96x64")], ""),
+    ],
+)
+def test_where_nothing_fits_the_last_two_columns_are_explained(levels, words):
+    rows = [{"largest_batch": batch, "largest_size": size} for batch, size in levels]
+    told = "no level fits; the last two columns say what would"
+    assert memory_plan.nothing_fits(rows) == told + words
+
+
+@pytest.mark.parametrize("text", ["24GB", "24GiB", "1.5 GB", "900MiB"])
+def test_bytes_are_the_same_number_in_every_flag_of_memory(text):
+    flags = ["--size", "64x64", "--gpu-memory", text, "--memory-budget", text]
+    assert parse(PlanConfig, flags).gpu_memory == text
+    trained = parse(TrainConfig, ["--data.train", "x", "--scale.memory-budget", text])
+    assert parse_memory(text) == trained.scale.budget_bytes
+
+
+@pytest.mark.parametrize("text", ["24", "24G", "much", "0GiB", "-1GiB", "99999999TiB", "nanGiB"])
+def test_a_memory_without_a_unit_is_refused_in_one_line(text):
+    with pytest.raises(InputError, match=r"^--gpu-memory .*for example 24GiB$") as refused:
+        parse(PlanConfig, ["--size", "64x64", f"--gpu-memory={text}"])
+    assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize("changed", OUTPUTS)

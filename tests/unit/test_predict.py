@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ from PIL import Image
 from torch.nn import functional
 
 from glioma_dist.config import PredictConfig
+from glioma_dist.config.paths import Url
 from glioma_dist.data.sample import encode_image
 from glioma_dist.data.transforms import normalize_intensity
-from glioma_dist.errors import DiskFullError, InputError, PartialError
+from glioma_dist.errors import DiskFullError, InputError, PartialError, one_sentence
 from glioma_dist.inference.images import find_images, unique_names
 from glioma_dist.inference.predict import predict
 from glioma_dist.inference.results import Failure, describe_failures
@@ -473,6 +475,31 @@ def test_signs_of_a_pattern_in_the_name_of_a_file_are_no_pattern(tmp_path):
     (tmp_path / "[b]").mkdir()
     put_image(tmp_path / "[b]", "c.png")
     assert [path.name for path in find_images(str(tmp_path / "[b]")).paths] == ["c.png"]
+
+
+def test_the_line_of_a_failure_shortens_the_exception_and_not_the_sentence_around_it():
+    url, advice = "https://example.invalid/x.png", "is the URL right, does the bucket exist, and may you read it?"
+    error = InputError(f"{url} cannot be read (FileNotFoundError: {'z' * 90}); {advice}")
+    failure = Failure.of(Url(url), "read", error)
+    assert failure.reason == f"cannot be read (FileNotFoundError: {'z' * 90}); {advice}"
+    line = describe_failures([failure], 1, Path("out/failed.csv"))
+    assert re.search(rf"x\.png: cannot be read \(FileNotFoundE.* … z+\); {re.escape(advice)}$", line)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("a cannot be read (E: xyz); try later", 60, "a cannot be read (E: xyz); try later"),
+        (f"a cannot be read ({'x' * 90}); try (again) later", 70, r"a cannot be read \(x+ … x+\); try \(again\) later"),
+        (f"a cannot be read ({'x' * 90})", 50, r"a cannot be read \(x+ … x+\)"),
+        (f"a cannot be read ({'x' * 90}); try later", 38, r"a cannot be read \(…\); try later"),
+        ("x" * 90, 38, "x+ … x+"),
+    ],
+)
+def test_of_a_sentence_that_is_too_long_what_stands_in_brackets_is_cut(text, limit, expected):
+    line = one_sentence(text, limit)
+    assert line == text if len(text) <= limit else re.fullmatch(expected, line)
+    assert len(line) <= limit
 
 
 def test_the_line_of_many_failures_is_short_and_counts_all():

@@ -2,16 +2,20 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from forks import wait_until
+from helpers import REPOSITORY
 
 from glioma_dist.benchmark import devices
 from glioma_dist.benchmark.proof import interruption, preflight, runner, several
@@ -342,6 +346,35 @@ def test_a_wrong_name_and_a_machine_without_a_gpu_are_one_line(tmp_path, monkeyp
     with pytest.raises(InputError, match=r"the driver is too old.*--device cpu"):
         proving.prove(ProofConfig(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "words"),
+    [
+        (None, "580.65.06", "built without CUDA, NVIDIA driver 580.65.06; install a PyTorch for CUDA"),
+        ("13.0", None, "(too old): torch 2.9.1 for CUDA 13.0, no NVIDIA driver found; install driver 580 or newer"),
+        ("13.0", "535.104.05", "NVIDIA driver 535.104.05; CUDA 13.0 needs driver 580 or newer: update it, or install"),
+        ("12.8", "535.104.05", "for CUDA 12.8, NVIDIA driver 535.104.05; the driver is new enough: see whether"),
+    ],
+)
+def test_where_there_is_no_gpu_the_line_has_the_versions_and_what_to_do(cuda, driver, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(proving, "count_gpus", lambda: (0, "too old"))
+    monkeypatch.setattr(preflight, "find_driver", lambda: driver)
+    monkeypatch.setattr(preflight.shutil, "which", lambda _: None)
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(InputError, match=re.escape(words)) as refused:
+        proving.prove(ProofConfig(checks=("preflight",), out=tmp_path / "out"))
+    assert len(str(refused.value)) <= 500
+    assert str(refused.value).endswith("or try the checks on the CPU with --device cpu")
+
+
+def test_the_lowest_pytorch_of_the_checks_is_that_of_the_package():
+    needed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    main, minor = next(
+        re.fullmatch(r"torch>=(\d+)\.(\d+)", each) for each in needed if each.startswith("torch>")
+    ).groups()
+    assert 100 * int(main) + int(minor) == preflight.LEAST_TORCH
 
 
 def test_a_launch_that_fails_before_one_is_killed_has_not_shown_how_the_other_ends(tmp_path, monkeypatch):

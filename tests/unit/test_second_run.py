@@ -441,19 +441,19 @@ def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(monkeypatch, cap
     with progress.PredictionProgress(1000) as told:
         for number in range(1000):
             now[0] += 0.5
-            told.finished(None if number == 3 else "a: 1 % covered")
+            told.finished(None if number == 3 else "a: confluence 1 %")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 49
     assert lines[0] == "20 of 1000 images, 0.5 s an image, about 0:08:10 left, 1 failed"
     assert lines[-1].startswith("980 of 1000 images, 0.5 s an image, about 0:00:10 left")
     with progress.PredictionProgress(3) as told:
-        told.finished("a: 1 % covered")
-    assert capsys.readouterr().out == "a: 1 % covered\n"
+        told.finished("a: confluence 1 %")
+    assert capsys.readouterr().out == "a: confluence 1 %\n"
 
 
 def test_a_name_is_shown_on_a_terminal_as_it_is(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(progress, "Console", partial(Console, file=shown, force_terminal=True, width=200))
     with progress.PredictionProgress(2) as told:
-        told.say("plate:a:1 [red]x.tif: 1 % covered")
-    assert "plate:a:1 [red]x.tif: 1 % covered" in shown.getvalue()
+        told.say("plate:a:1 [red]x.tif: confluence 1 %")
+    assert "plate:a:1 [red]x.tif: confluence 1 %" in shown.getvalue()

@@ -42,5 +42,5 @@ def test_an_image_that_takes_minutes(monkeypatch, capsys):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with progress.PredictionProgress(30) as told:
         now[0] += 124
-        told.finished("a: 1 % covered")
+        told.finished("a: confluence 1 %")
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 30 images, 120 s an image, about 0:59:56 left"

@@ -6,19 +6,22 @@ import platform
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 
 import torch
 
 from glioma_dist.benchmark.environment import find_version
 from glioma_dist.benchmark.proof.lines import Findings, Setting
 from glioma_dist.distributed.environment import find_driver
+from glioma_dist.errors import one_line
 
 LEAST_CAPABILITY = 8.0
 """Ampere's: the first with bf16 units and fused bf16 attention."""
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 """Of CUDA's main version: the oldest branch of the driver for Linux that it runs on (NVIDIA, CUDA Compatibility, "Minor
 Version Compatibility")."""
-LEAST_TORCH = 207
+LEAST_TORCH = 208
+"""The lowest that pyproject.toml takes: 100 x main + minor version."""
 LEAST_CUDNN = 90300
 """Convolutions beyond 2^31 numbers."""
 LIBRARIES = ("torch", "accelerate", "timm", "triton", "nvidia-nccl-cu13", "glioma-dist")
@@ -50,9 +53,7 @@ def look(setting: Setting, findings: Findings) -> None:
             findings.skipped(name, "there is no GPU in this run")
         return
     properties = torch.cuda.get_device_properties(0)
-    cuda = int((torch.version.cuda or "0").split(".")[0])
-    needed = LEAST_DRIVER.get(cuda, max(LEAST_DRIVER.values()))
-    findings.at_least("driver", driver_version(), needed, note=f"CUDA {torch.version.cuda}")
+    findings.at_least("driver", driver_version(), _least_driver(), note=f"CUDA {torch.version.cuda}")
     capability = float(f"{properties.major}.{properties.minor}")
     told = f"{torch.cuda.device_count()} x {properties.name}, {properties.multi_processor_count} multiprocessors"
     findings.at_least("compute capability", capability, LEAST_CAPABILITY, note=told)
@@ -63,14 +64,47 @@ def look(setting: Setting, findings: Findings) -> None:
     )
 
 
+def why_no_gpu(reason: str) -> str:
+    """What this machine has where PyTorch can use no GPU, and what to do, in one line. reason: as PyTorch tells it."""
+    cuda, driver = torch.version.cuda, full_driver_version()
+    built = f"for CUDA {cuda}" if cuda else "built without CUDA"
+    found = f"NVIDIA driver {driver}" if driver else "no NVIDIA driver found"
+    needed = _least_driver()
+    if not cuda:
+        remedy = "install a PyTorch for CUDA (pytorch.org has the command)"
+    elif driver is None:
+        remedy = f"install driver {needed} or newer; in a container, start it with its GPUs (docker run --gpus all)"
+    elif driver_version() < needed:
+        remedy = f"CUDA {cuda} needs driver {needed} or newer: update it, or install a PyTorch for an older CUDA"
+    else:
+        remedy = "the driver is new enough: see whether nvidia-smi -L lists a GPU, and CUDA_VISIBLE_DEVICES names it"
+    said = f" ({one_line(reason, 120)})" if reason and cuda else ""
+    return (
+        f"PyTorch can use no GPU{said}: torch {torch.__version__} {built}, {found}; {remedy}, or try the checks on the "
+        "CPU with --device cpu"
+    )
+
+
 def driver_version() -> float:
-    """The driver's branch, as the system or nvidia-smi tells it: 580 of 580.65.06; nan where neither does. Some
-    containers have a GPU and no nvidia-smi, and WSL2 has no file of the driver's."""
+    """The driver's branch: 580 of 580.65.06; nan where nothing tells it."""
+    branch = re.match(r"\d+", full_driver_version() or "")
+    return float(branch[0]) if branch else float("nan")
+
+
+def full_driver_version() -> str | None:
+    """The driver's version, as the system or nvidia-smi tells it; None where neither does. Some containers have a GPU
+    and no nvidia-smi, and WSL2 has no file of the driver's."""
     told = find_driver()
-    if told is None:
-        if shutil.which("nvidia-smi") is None:
-            return float("nan")
+    if told is None and shutil.which("nvidia-smi") is not None:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
-    branch = re.match(r"\s*(\d+)\.", told)
-    return float(branch[1]) if branch else float("nan")
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace", timeout=30)
+            found = re.match(r"\s*(\d+(?:\.\d+)+)", done.stdout)
+            told = found and found[1]
+    return told
+
+
+def _least_driver() -> int:
+    """The oldest branch of the driver for the CUDA that PyTorch is built for."""
+    cuda = int((torch.version.cuda or "0").split(".")[0])
+    return LEAST_DRIVER.get(cuda, max(LEAST_DRIVER.values()))

@@ -14,13 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glioma_dist.benchmark.devices import LIBRARIES, count_gpus, device_folder, gpu_memory, gpus_can_be_shared
 from glioma_dist.benchmark.drawn_shards import draw_shards
 from glioma_dist.benchmark.environment import describe_device, find_own_commit, find_version
 from glioma_dist.benchmark.proof.checks import CHECKS
 from glioma_dist.benchmark.proof.lines import Line, Setting
+from glioma_dist.benchmark.proof.preflight import why_no_gpu
 from glioma_dist.benchmark.proof.runner import Check, run_checks
 from glioma_dist.benchmark.rows import results_folder
 from glioma_dist.config.gpu_benchmarks import ProofConfig
@@ -45,11 +44,7 @@ def prove(config: ProofConfig, known: Sequence[Check] = CHECKS) -> list[Line]:
     checks = choose(config.checks, known)
     gpus, reason = count_gpus()
     if config.device == "cuda" and not gpus:
-        remedy = "update the NVIDIA driver" if torch.version.cuda else "install one that has CUDA"
-        raise InputError(
-            f"PyTorch can use no GPU ({one_line(reason or 'it sees none', 200)}): {remedy}, or try the checks on the "
-            "CPU with --device cpu"
-        )
+        raise InputError(why_no_gpu(reason))
     out = config.out or device_folder(config.device)
     metadata = {
         "kind": config.device,

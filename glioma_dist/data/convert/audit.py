@@ -95,6 +95,38 @@ class Audit:
         }
         return {kind: {"found": found[kind], "left_out": left_out[kind]} for kind in KINDS}
 
+    @property
+    def num_left_out(self) -> int:
+        """Images and labels that are not among the samples because of a defect."""
+        return len({defect["where"] for defect in self.defects if defect["left_out"]})
+
+    def why_left_out(self, path: Path) -> str:
+        """Why images are not among the samples, for a message: the kinds of defects, the most frequent first, with its
+        first example, and `path`, where all are; "" where none was left out."""
+        defects = [defect for defect in self.defects if defect["left_out"]]
+        if not defects:
+            return ""
+        numbers = {kind: counts["left_out"] for kind, counts in self.summary().items() if counts["left_out"]}
+        (most, number), *others = sorted(numbers.items(), key=lambda item: -item[1])
+        first = min((defect for defect in defects if defect["kind"] == most), key=lambda defect: defect["where"])
+        example = one_line(f"{first['where']}: {first['detail']}", 200)
+        more = "".join(f", {kind} {count}" for kind, count in others[:2]) + (", …" if len(others) > 2 else "")
+        are = "the defect is" if len(self.defects) == 1 else f"all {len(self.defects)} defects are"
+        return f"{most} {number} (first: {example}){more}; {are} in {one_line(path, 80)}"
+
+    def why_none(self, path: Path) -> str:
+        """Why there is no sample at all, for a message."""
+        reasons = [each for each in (self._why_no_label(), self.why_left_out(path)) if each]
+        return "no sample could be converted: " + ("; ".join(reasons) or "the source lists no image")
+
+    def _why_no_label(self) -> str:
+        """Where all labels are of categories that were left out: these."""
+        entries = [entry for labels in self.labels.values() for entry in labels["categories"] if entry["labels"]]
+        if not entries or any(entry["taken"] for entry in entries):
+            return ""
+        names = ", ".join(sorted({entry["name"] for entry in entries})[:MAX_NAMES])
+        return f"none of its labels is taken as a cell, and --categories can choose them: {one_line(names, 150)}"
+
     def write(self, path: Path) -> None:
         """Write all of it, sorted so that the same input gives the same bytes, replacing `path` at once."""
         defects = sorted(self.defects, key=lambda defect: (KINDS.index(defect["kind"]), defect["where"]))

@@ -113,18 +113,7 @@ def convert(
     audit.note_files_not_read(_files_not_read(source, out))
     finish(out, audit, written, console)
     if not any(written.values()):
-        raise InputError(
-            f"{source.folder}: no sample could be converted; {_why_none(audit)}{out / AUDIT_NAME} gives the reasons"
-        )
-
-
-def _why_none(audit: Audit) -> str:
-    """Where all labels are of categories that were left out: these."""
-    entries = [entry for labels in audit.labels.values() for entry in labels["categories"] if entry["labels"]]
-    if not entries or any(entry["taken"] for entry in entries):
-        return ""
-    names = ", ".join(sorted({entry["name"] for entry in entries})[:MAX_NAMES])
-    return f"none of its labels is taken as a cell, and --categories can choose them: {names}; "
+        raise InputError(f"{source.folder}: {audit.why_none(out / AUDIT_NAME)}")
 
 
 def _refuse_unknown_choice(source: Source, audit: Audit, flag: str, categories: Sequence[str] | None) -> None:

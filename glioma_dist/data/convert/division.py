@@ -60,17 +60,25 @@ def draw_parts(
 ) -> dict[str, list[Item]]:
     """The items of each split, in their order, drawn among those that can be converted.
 
-    groups: key -> group of these. Raises InputError where there are too few; the audit is then written to `out`,
-    because what was left out may be the reason.
+    groups: key -> group of these. Raises InputError where there are too few; where images were left out, it says why,
+    and the audit is printed and written to `out`.
     """
     try:
         drawn = division.draw(groups)
     except InputError as error:
-        if audit.defects:
-            out.mkdir(parents=True, exist_ok=True)
-            audit.write(out / AUDIT_NAME)
-            raise type(error)(f"{error}; {len(audit.defects)} defects are in {out / AUDIT_NAME}") from None
-        raise
+        why = audit.why_left_out(out / AUDIT_NAME)
+        if not why:
+            raise
+        out.mkdir(parents=True, exist_ok=True)
+        audit.write(out / AUDIT_NAME)
+        audit.show(console, out / AUDIT_NAME)
+        if not groups:
+            told = audit.why_none(out / AUDIT_NAME)
+        elif audit.num_left_out > len(groups):
+            told = f"too few samples could be converted: {why}; {error}"
+        else:  # the reason may be another, such as the groups
+            told = f"{error}; left out: {why}"
+        raise type(error)(told) from None
     num_drawn = sum(map(len, drawn.values()))
     if num_drawn < len(groups):
         left = len(groups) - num_drawn

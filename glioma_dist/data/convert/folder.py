@@ -106,7 +106,7 @@ def convert_folder(
     audit.note_files_not_read(_files_not_read(pairs, images, masks, out))
     finish(out, audit, written, console)
     if not any(written.values()):
-        raise InputError(f"{images}: no sample could be converted; {out / AUDIT_NAME} gives the reasons")
+        raise InputError(f"{images}: {audit.why_none(out / AUDIT_NAME)}")
 
 
 def _divide(pages: list[Page], division: Division, maker: _Maker, out: Path) -> dict[str, list[Page]]:

@@ -20,7 +20,7 @@ from glioma_dist.data.download import web
 from glioma_dist.data.download.published import MAX_FILE_BYTES, PublishedFile
 from glioma_dist.data.shards.bodies import AnswerError
 from glioma_dist.data.shards.storage import MAX_RETRY_AFTER, Patience, pause
-from glioma_dist.errors import InputError, UnavailableError, one_line
+from glioma_dist.errors import InputError, UnavailableError, one_line, one_sentence
 
 MAX_RECORD_BYTES = 2**24
 MAX_NOTE_BYTES = 2**16
@@ -61,14 +61,16 @@ class Retries:
             advice = REMEDY if is_content else "is the URL right, and may this machine read it?"
             if is_untrusted:
                 advice = "where a proxy has a certificate of its own, name it by SSL_CERT_FILE"
-            raise InputError(one_line(f"{self.url}: cannot be downloaded ({text}); {advice}")) from None
+            raise InputError(one_sentence(f"{self.url}: cannot be downloaded ({text}); {advice}")) from None
         if self.attempts >= self.patience.attempts:
             text = f"{self.url}: cannot be downloaded after {self.attempts} tries (the last: {text})"
             if is_content:
-                raise InputError(one_line(f"{text}; {REMEDY}")) from None
+                raise InputError(one_sentence(f"{text}; {REMEDY}")) from None
             if "gaierror" in text:
                 text += "; is the host's name right, is there a network, or is a proxy needed (https_proxy)?"
-            raise UnavailableError(one_line(f"{text}; run the same command later: it continues from there")) from None
+            raise UnavailableError(
+                one_sentence(f"{text}; run the same command later: it continues from there")
+            ) from None
         time.sleep(pause(self.wait, min(getattr(error, "retry_after", 0.0), MAX_RETRY_AFTER)))
         self.wait *= 2
 

@@ -198,8 +198,8 @@ def _finite(text: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def check_folder(folder: Path) -> None:
-    """Raises InputError, with what to do, where a folder of this machine holds no shards."""
+def check_folder(folder: Path, use: str = "shards") -> None:
+    """Raises InputError, with what to do, where a folder of this machine holds no shards. use: what needs them."""
     try:
         if not stat.S_ISDIR(os.stat(folder).st_mode):
             raise InputError(f"{folder}: is a file, not a folder of shards; {IN_GENERAL}")
@@ -213,7 +213,7 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; {IN_GENERAL}")
     splits = sorted(index.parent.name for index in folder.glob(f"*/{INDEX_NAME}"))
-    hint = f"name one of its splits: {', '.join(splits)}" if splits else how_to_make_shards(folder)
+    hint = f"name one of its splits: {', '.join(splits)}" if splits else how_to_make_shards(folder, use)
     raise InputError(one_line(f"{folder}: holds no {INDEX_NAME}, so it is no folder of shards; {hint}"))
 
 

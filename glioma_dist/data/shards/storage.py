@@ -20,7 +20,7 @@ from glioma_dist import files
 from glioma_dist.data.shards.bodies import AnswerError, NoRangesError, Span, Take
 from glioma_dist.data.shards.transfer import read_span, stream_span
 from glioma_dist.data.shards.urls import check_url, is_url
-from glioma_dist.errors import InputError, UnavailableError, one_line
+from glioma_dist.errors import InputError, UnavailableError, one_line, one_sentence
 from glioma_dist.extras import install_command
 
 HTTP_TIMEOUT, HTTP_TOO_MANY = 408, 429
@@ -210,7 +210,7 @@ class RemoteFolder:
                 asked_to_wait = min(getattr(error, "retry_after", 0.0), MAX_RETRY_AFTER)
                 if is_final(error):
                     advice = self.remedy if is_content else "is the URL right, and may you read it?"
-                    raise InputError(one_line(f"{what} cannot be read ({last}); {advice}")) from None
+                    raise InputError(one_sentence(f"{what} cannot be read ({last}); {advice}")) from None
                 continue
             is_content, is_unknown_host = True, False
             if num_bytes is not None and len(data) != num_bytes:
@@ -221,9 +221,9 @@ class RemoteFolder:
                 return data
         text = f"{what} cannot be read after {self.patience.attempts} tries (the last: {last})"
         if is_content:
-            raise InputError(one_line(f"{text}; {self.remedy}"))
+            raise InputError(one_sentence(f"{text}; {self.remedy}"))
         advice = "; is the host's name right, and is there a network?" if is_unknown_host else "; try later"
-        raise UnavailableError(one_line(text + advice))
+        raise UnavailableError(one_sentence(text + advice))
 
 
 def open_folder(folder: str | Path, patience: Patience | None = None) -> LocalFolder | RemoteFolder:

@@ -16,7 +16,7 @@ from typing import Any
 from glioma_dist.data.shards import hub_commits
 from glioma_dist.data.shards.storage import Patience, RemoteFolder, is_final, pause, words_of
 from glioma_dist.data.shards.transfer import PACE_BYTES, within
-from glioma_dist.errors import InputError, UnavailableError, one_line
+from glioma_dist.errors import InputError, UnavailableError, one_sentence
 from glioma_dist.files import cannot_read
 
 PART_BYTES = 2**24
@@ -258,9 +258,9 @@ class Store(RemoteFolder):
                 last, asked = words_of(error, seconds), getattr(error, "retry_after", 0.0)
                 if _stays_wrong(error):
                     advice = "is the URL right, does the bucket exist, and do your credentials allow it?"
-                    raise InputError(one_line(f"{url} cannot be {verb} ({last}); {advice}")) from None
+                    raise InputError(one_sentence(f"{url} cannot be {verb} ({last}); {advice}")) from None
         tries = "1 try" if attempts == 1 else f"{attempts} tries"
-        raise UnavailableError(one_line(f"{url} cannot be {verb} after {tries} (the last: {last}); try later"))
+        raise UnavailableError(one_sentence(f"{url} cannot be {verb} after {tries} (the last: {last}); try later"))
 
     def _left(self) -> float:
         return float("inf") if self.until is None else self.until - time.monotonic()
