@@ -186,7 +186,7 @@ def _peak_of_one(step: Step, level: Level, as_large: bool) -> int:
 
 def _stored_line(step: Step, level: Level, as_large: bool) -> SizeFormula | None:
     """The formula of one image of any height, without counting; None where there is none."""
-    if level in IN_TILES and step.tile_size != largest_gpu_tile():
+    if step.spatial_parallel > 1 or (level in IN_TILES and step.tile_size != largest_gpu_tile()):
         return None
     return counted_steps.find_formula(
         replace(step, batch_size=1, size=Size(step.size.width, SIDE_STEP)), level, as_large

@@ -221,17 +221,15 @@ def _make_states(
 ) -> None:
     """Count the optimizer's states, as Adam's moments, which it allocates in its first step and keeps.
 
-    Adam processes one parameter after another and frees its temporary memory for each. So it runs on one parameter of
-    each size only, which shows the peak, and the moments of all other parameters are added. Other optimizers run on
-    all.
+    Adam processes one parameter after another, and frees the last temporary tensor of each in the next one. So it runs
+    on the two that take most together, which shows the peak, and the moments of all other parameters are added. Other
+    optimizers run on all.
     """
     idle = set(map(id, unused))
     trained = [each for each in model.parameters() if each.requires_grad and id(each) not in idle]
-    first = {(each.numel(), each.dtype): each for each in reversed(trained)}
     if _is_plain_adam(optimizer):
         (group,) = optimizer.param_groups
-        group["params"] = [each for each in trained if first[each.numel(), each.dtype] is each]
-        stepped = group["params"]
+        stepped = group["params"] = _decisive_for_adam(trained)
     else:
         stepped = trained
     for parameter in stepped:
@@ -241,9 +239,26 @@ def _make_states(
     ledger.name_rest("optimizer")
     if _is_plain_adam(optimizer):
         for parameter in trained:
-            representative = first[parameter.numel(), parameter.dtype]
-            if representative is not parameter:
-                ledger.note("optimizer", sum(each.nbytes for each in optimizer.state[representative].values()))
+            if parameter not in optimizer.state:
+                representative = next(each for each in stepped if each.dtype == parameter.dtype)
+                states = optimizer.state[representative].values()
+                ledger.note("optimizer", sum(_bytes_of_state(each, representative, parameter) for each in states))
+
+
+def _decisive_for_adam(trained: Sequence[Tensor]) -> list[Tensor]:
+    """Of one parameter of each size, in their order, two neighbours: the second takes two temporary tensors of its
+    size, and one of the first is left. All where their types differ."""
+    first = {(each.numel(), each.dtype): each for each in reversed(trained)}
+    sizes = [each for each in trained if first[each.numel(), each.dtype] is each]
+    if len({each.dtype for each in sizes}) != 1:
+        return sizes
+    pairs = [sizes[:1], *(sizes[number : number + 2] for number in range(len(sizes) - 1))]
+    return max(pairs, key=lambda pair: sum(each.nbytes for each in pair) + pair[-1].nbytes)
+
+
+def _bytes_of_state(state: Tensor, of: Tensor, parameter: Tensor) -> int:
+    """What `parameter` has in the place of a state of `of`: a moment, or the number of steps."""
+    return parameter.numel() * state.element_size() if state.shape == of.shape else state.nbytes
 
 
 def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
