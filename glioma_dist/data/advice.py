@@ -23,8 +23,8 @@ MOST_FILES = 10_000
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "raw")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "ground_truth", "annotations")
 """What people name the two folders."""
-READ_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
-IMAGE_ENDINGS = (*READ_ENDINGS, ".bmp", ".czi", ".nd2", ".lif")
+OTHER_IMAGE_ENDINGS = (".bmp", ".gif", ".oib", ".oif", ".vsi", ".zvi")
+"""Of kinds that are not read."""
 
 
 def data_folder(source: str | Path) -> Path:
@@ -54,10 +54,14 @@ def how_to_make_shards(folder: Path, use: str = "shards") -> str:
         return f"make shards first: glioma-dist convert livecell --source {_quoted(folder)} {out}"
     if any(_is_coco(path) for path in files):
         return f"make shards first: glioma-dist convert glioma-c6 --source {_quoted(folder)} {out}"
-    images = [path for path in files if path.name.lower().endswith(IMAGE_ENDINGS)]
+    from glioma_dist.data.images.decoding import PICTURE_SUFFIXES  # the libraries of images
+    from glioma_dist.data.images.microscope import MICROSCOPE_SUFFIXES
+
+    read_endings = (*PICTURE_SUFFIXES, *MICROSCOPE_SUFFIXES)
+    images = [path for path in files if path.name.lower().endswith((*read_endings, *OTHER_IMAGE_ENDINGS))]
     if not images:
         return IN_GENERAL
-    if not any(path.name.lower().endswith(READ_ENDINGS) for path in images):
+    if not any(path.name.lower().endswith(read_endings) for path in images):
         kinds = ", ".join(sorted({path.suffix.lower() for path in images}))
         return (
             f"there are {len(images)} images ({kinds}) of kinds that are not read: save them as TIFF or PNG, then make "

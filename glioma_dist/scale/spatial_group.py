@@ -241,7 +241,7 @@ def check_division(size: int, num_processes: int) -> None:
         processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
         raise InputError(
             f"--scale.spatial-parallel {size} does not divide the {processes} of this launch: launch a "
-            f"multiple of {size} (accelerate launch --num_processes {size} …)"
+            f"multiple of {size} (accelerate launch --quiet --num_processes {size} …)"
         )
 
 

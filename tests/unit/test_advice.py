@@ -14,6 +14,8 @@ from glioma_dist.cli import program
 from glioma_dist.cli.inputs import check_shards
 from glioma_dist.data.advice import how_to_make_shards
 from glioma_dist.data.background import MOST_SAMPLES, check_cells
+from glioma_dist.data.images.decoding import PICTURE_SUFFIXES
+from glioma_dist.data.images.microscope import MICROSCOPE_SUFFIXES
 from glioma_dist.data.shards.reader import ShardReader
 from glioma_dist.data.shards.unlisted import describe_unlisted
 from glioma_dist.errors import InputError
@@ -108,11 +110,17 @@ def test_a_data_set_that_is_not_converted_names_its_converter(tmp_path, kind):
 
 
 def test_images_that_are_not_read_are_to_be_saved_first(tmp_path):
-    for name in ("a.czi", "b.nd2", "c.CZI"):
+    for name in ("a.bmp", "b.vsi", "c.BMP"):
         (tmp_path / name).touch()
     line = refusal(tmp_path)
-    assert "3 images (.czi, .nd2) of kinds that are not read: save them as TIFF or PNG" in line
+    assert "3 images (.bmp, .vsi) of kinds that are not read: save them as TIFF or PNG" in line
     assert "convert folder" in line
+
+
+@pytest.mark.parametrize("suffix", [*PICTURE_SUFFIXES, *MICROSCOPE_SUFFIXES])
+def test_images_of_every_kind_that_is_read_are_to_be_converted_as_they_are(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").touch()
+    assert "glioma-dist convert folder --images" in refusal(tmp_path)
 
 
 def test_tars_without_an_index_name_the_command_that_makes_one(tmp_path):

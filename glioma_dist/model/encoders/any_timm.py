@@ -75,8 +75,9 @@ def find_published(name: str) -> Any:
     bare = name.removeprefix(PREFIX)
     architecture, _, tag = bare.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.0)[0]
-        raise InputError(f"--model.encoder {name}: timm {timm.__version__} has no {architecture}; did you mean {near}?")
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+        advice = f"did you mean {near[0]}?" if near else "timm.list_models() lists its models"
+        raise InputError(f"--model.encoder {name}: timm {timm.__version__} has no {architecture}; {advice}")
     published = timm.get_pretrained_cfg(bare, allow_unregistered=False) if _has_tag(architecture, tag) else None
     if published is None:
         tags = ", ".join(each.partition(".")[2] for each in _tags(architecture)) or "none"
