@@ -22,6 +22,8 @@ CPU_SPEED = Speed(1e11, 2e10, 1e-5)
 """Of a few cores: 100 GFLOP/s and 20 GB/s. A plan depends on the ratios only."""
 GPU_SPEED = Speed(312e12, 2.0e12, 1e-5)
 """Of an A100 in bf16 (NVIDIA A100 80GB data sheet), and a bare operation of PyTorch (`tile_size.py`)."""
+DIGITS = 12
+"""Of seconds: what is less is the rounding of a sum."""
 NUM_BLOCKS = NUM_DECODER_UNITS - 1
 OBSERVED: dict[Cut, CheckpointPlan] = {
     cut: CheckpointPlan(("all",), (cut,), (PLAIN, *[DecoderPlan("all", cut)] * NUM_BLOCKS)) for cut in get_args(Cut)
@@ -138,14 +140,15 @@ def _options(side: Side, plain: Side, cut: Cut, is_last: bool) -> list[Option]:
     base = Work()
     for work, sign in ((unit.forward, 1), (unit.backward, 1), (plain.unit.forward, -1), (plain.unit.backward, -1)):
         base.add(sign * work.seconds, sign * work.flops)
+    base = Work(max(0.0, round(base.seconds, DIGITS)), max(0.0, base.flops))
     more = sum(
         num_bytes for number, (num_bytes, is_kept) in side.inputs().items() if is_kept and not kept_inputs[number][1]
     )
     if unit.begin_backward is None:
-        return [Option("all", cut, side.inner - plain.inner + more, forward, 0, max(0.0, base.seconds), base.flops)]
+        return [Option("all", cut, side.inner - plain.inner + more, forward, 0, base.seconds, base.flops)]
     backward = curve.peak(unit.begin_backward, side.backward_end) - int(in_use[unit.begin_backward])
     kept = side.inner - plain.inner + more
-    options = [Option("all", cut, kept, forward, backward, max(0.0, base.seconds), max(0.0, base.flops))]
+    options = [Option("all", cut, kept, forward, backward, base.seconds, base.flops)]
     if is_last:
         return options
     all_inputs = sum(num_bytes for num_bytes, is_kept in kept_inputs.values() if not is_kept)
@@ -163,8 +166,8 @@ def _options(side: Side, plain: Side, cut: Cut, is_last: bool) -> list[Option]:
                 remembered - plain.inner + all_inputs,
                 forward,
                 max(again, side.inner - remembered + backward),
-                max(0.0, base.seconds) + unit.forward.seconds - spared.seconds,
-                max(0.0, base.flops) + unit.forward.flops - spared.flops,
+                base.seconds + unit.forward.seconds - spared.seconds,
+                base.flops + unit.forward.flops - spared.flops,
             )
         )
     return options
