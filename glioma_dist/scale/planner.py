@@ -156,10 +156,10 @@ def _on_line(step: Step, level: Level, memory: float, as_large: bool) -> float:
     """Pixels that `memory` bytes are enough for on the straight line. as_large: on that of large images, which is drawn
     through smaller ones, counted as if they were large."""
     size = padded(step.size)
-    beside = counted_steps.unpadded_bytes(step) / (size.width * size.height * step.batch_size)  # of each pixel
     formula = _stored_line(step, level, as_large)
     if formula is not None:
         width = size.width // SIDE_STEP
+        beside = counted_steps.unpadded_bytes(step) / (size.width * size.height * step.batch_size)  # as `count` has it
 
         def peak(rows: int) -> float:
             one = replace(step, batch_size=1, size=Size(size.width, rows * SIDE_STEP))  # other micro-batches grow, too
@@ -174,8 +174,7 @@ def _on_line(step: Step, level: Level, memory: float, as_large: bool) -> float:
         rows = math.ceil(begin / SIDE_STEP) * SIDE_STEP
     sizes = [Size(size.width, number * rows) for number in (1, 2)]
     low, high = (_peak_of_one(replace(step, size=each), level, as_large) for each in sizes)
-    more = beside * size.width * rows / step.spatial_parallel
-    return size.width * rows * (1 + (memory - low - more) / (high - low + more))
+    return size.width * rows * (1 + (memory - low) / (high - low))
 
 
 def _peak_of_one(step: Step, level: Level, as_large: bool) -> int:
