@@ -80,9 +80,8 @@ def shorten_watchdog_wait(environment: MutableMapping[str, str]) -> None:
 def end_quickly(exit_code: int) -> None:
     """End this process as Python does, but without destroying each object of the libraries first: PyTorch's take a
     second. A command calls it last."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    # It tells pools of threads to end, such as torch.compile's, and then waits for all threads.
+    vars(threading)["_shutdown"]()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more

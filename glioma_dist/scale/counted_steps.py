@@ -75,11 +75,15 @@ def find_memory(step: Step, level: Level) -> StepMemory | None:
         formula = formula or _find(step, name + CLOSE)
     if formula is None:
         return None
-    memory = formula.at(height, width)
+    memory, unpadded = formula.at(height, width), unpadded_bytes(step)
+    return replace(memory, kept=memory.kept + unpadded, besides_gradients=memory.besides_gradients + unpadded)
+
+
+def unpadded_bytes(step: Step) -> int:
+    """Of the images that stand beside their padded copies."""
     if step.size.height % UNIT == 0 and step.size.width % UNIT == 0:
-        return memory
-    unpadded = UNPADDED_BYTES * step.batch_size * step.size.height * step.size.width
-    return replace(memory, kept=memory.kept + unpadded)
+        return 0
+    return UNPADDED_BYTES * step.batch_size * step.size.height * step.size.width
 
 
 def is_inexact(step: Step, level: Level) -> bool:

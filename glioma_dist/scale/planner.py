@@ -159,11 +159,13 @@ def _on_line(step: Step, level: Level, memory: float, as_large: bool) -> float:
     formula = _stored_line(step, level, as_large)
     if formula is not None:
         width = size.width // SIDE_STEP
+        beside = counted_steps.unpadded_bytes(step) / (size.width * size.height * step.batch_size)  # as `count` has it
 
-        def peak(rows: int) -> int:
-            return on_each_device(formula.at(rows, width), step).peak
+        def peak(rows: int) -> float:
+            one = replace(step, batch_size=1, size=Size(size.width, rows * SIDE_STEP))  # other micro-batches grow, too
+            return on_each_device(formula.at(rows, width), one).peak + beside * one.size.width * one.size.height
 
-        fit = bisect_right(range(1, MAX_PIXELS // (SIDE_STEP * size.width)), memory, key=peak)
+        fit = max(1, bisect_right(range(1, MAX_PIXELS // (SIDE_STEP * size.width)), memory, key=peak))
         part = (memory - peak(fit)) / (peak(fit + 1) - peak(fit))
         return (fit + part) * SIDE_STEP * size.width
     begin = math.ceil((STRAIGHT_LARGE_PIXELS if as_large else STRAIGHT_PIXELS) * step.spatial_parallel / size.width)
@@ -213,11 +215,13 @@ def largest_size(step: Step, level: Level, memory: float) -> Size | None:
     fits."""
     size = padded(step.size)
     pixels = largest_pixels(step, level, memory)
+    if level == "offload" and step.has_large_images:
+        pixels = pixels if pixels >= _least_of_large(step) else _pixels_of_small(step, memory)
     # Of an encoder of others only the decoder keeps less then, which the counts are not worth.
-    if level == "offload" and not step.has_large_images and answers.is_own_encoder(step.model.encoder):
+    elif level == "offload" and answers.is_own_encoder(step.model.encoder):
         pixels = max(pixels, _pixels_of_large(step, memory))
     pixels = min(pixels, MAX_PIXELS * step.batch_size)
-    factor = math.sqrt(pixels / (size.width * size.height * step.batch_size))
+    factor = math.sqrt(max(0, pixels) / (size.width * size.height * step.batch_size))
     width, height = (int(side * factor) // SIDE_STEP * SIDE_STEP for side in (size.width, size.height))
     is_possible = width >= SIDE_STEP and height >= SIDE_STEP * step.spatial_parallel
     return Size(width, height) if is_possible else None
@@ -230,7 +234,19 @@ def _pixels_of_large(step: Step, memory: float) -> float:
     large = replace(step, size=Size(step.size.width, math.ceil(LARGE_PIXELS / step.size.width) * step.spatial_parallel))
     if step.tile_size.max_elements is not None:
         pixels = min(pixels, kernel_pixels(large, "offload") * step.spatial_parallel)
-    return pixels if pixels >= LARGE_PIXELS * step.spatial_parallel * step.batch_size else 0
+    return pixels if pixels >= _least_of_large(step) else 0
+
+
+def _pixels_of_small(step: Step, memory: float) -> float:
+    """Pixels of a step's images where they are so small that offload keeps all of each."""
+    small = replace(step, size=Size(step.size.width, SIDE_STEP * step.spatial_parallel))
+    pixels = min(_on_line(small, "offload", memory, as_large=False), _least_of_large(step) - 1)
+    return min(pixels, kernel_pixels(small, "offload") * step.spatial_parallel)
+
+
+def _least_of_large(step: Step) -> int:
+    """Pixels of a step whose images are large."""
+    return LARGE_PIXELS * step.spatial_parallel * step.batch_size
 
 
 def padded(size: Size) -> Size:

@@ -240,7 +240,8 @@ def _make_states(
     if _is_plain_adam(optimizer):
         for parameter in trained:
             if parameter not in optimizer.state:
-                representative = next(each for each in stepped if each.dtype == parameter.dtype)
+                # The largest, because the moments of a single number have the shape of the number of steps.
+                representative = max((each for each in stepped if each.dtype == parameter.dtype), key=Tensor.numel)
                 states = optimizer.state[representative].values()
                 ledger.note("optimizer", sum(_bytes_of_state(each, representative, parameter) for each in states))
 

@@ -304,6 +304,7 @@ def test_processes_do_not_wait_for_the_advice_of_one_whose_memory_is_full(shards
 
 QUICK_END = """
 import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from glioma_dist.distributed.leaving import end_quickly
 
 class Slow:
@@ -316,6 +317,8 @@ def write():
     time.sleep(0.3)
     print("thread")
 threading.Thread(target=write).start()
+pool = ThreadPoolExecutor(1)  # whose thread waits for work, as that of torch.compile
+pool.submit(int).result()
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 print("main")
 end_quickly(int(sys.argv[1]))

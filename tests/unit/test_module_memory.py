@@ -157,6 +157,22 @@ def test_the_states_of_an_optimizer_are_those_that_it_really_has(name):
     assert counted.optimizer == sum(states.values())
 
 
+def test_a_single_number_before_the_largest_weight_changes_no_states():
+    """Its moments have the shape of the number of steps."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.scale = nn.Parameter(torch.zeros(4, 1)), nn.Parameter(torch.zeros(()))
+            self.weight = nn.Parameter(torch.zeros(64))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return (images * self.weight + self.bias) * self.scale
+
+    memory = estimate_step_memory(Scaled(), (4, 64))
+    assert memory.optimizer == 2 * 4 * (4 + 1 + 64) + 3 * 4  # two moments of each number, a number of steps of each
+
+
 def test_an_optimizer_for_all_parameters_at_once_takes_more_at_its_peak():
     layers = nn.Sequential(*(nn.Linear(128, 128) for _ in range(8)))
     plain, foreach = (

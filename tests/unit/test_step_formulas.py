@@ -351,3 +351,28 @@ def test_what_several_devices_hold_is_close(encoder, level):
         for memory in (counted_steps.find_memory(step, level), step_count.count_at_size(step, level))
     )
     assert found == pytest.approx(counted, rel=0.05)
+
+
+@OF_THE_TABLE
+@pytest.mark.parametrize(
+    ("size", "changed"),
+    [
+        (Size(2656, 736), {"batch_size": 4, "num_devices": 4, "num_micro_batches": 3}),
+        (Size(1540, 2281), {}),  # sides that are padded
+    ],
+)
+@pytest.mark.parametrize("level", ["full", "offload"])
+def test_the_largest_batch_holds_for_micro_batches_and_odd_sizes(size, changed, level):
+    step = replace(step_of("mit_tiny", size), **changed)
+    most = planner.largest_batch(step, level, 8 * GIB)
+    fit, beyond = (planner.count(replace(step, batch_size=number), level).peak for number in (most, most + 1))
+    assert fit <= 8 * GIB < beyond
+
+
+@OF_THE_TABLE
+def test_the_largest_size_at_offload_fits_where_that_asked_for_is_large():
+    """Offload keeps more of each pixel of smaller images."""
+    step = step_of("mit_b5", Size(25905, 11881))
+    size = planner.largest_size(step, "offload", 4 * GIB)
+    assert not planner.fits(step, "offload", 4 * GIB)
+    assert planner.count(replace(step, size=size), "offload").peak <= 4 * GIB
