@@ -241,7 +241,9 @@ def _pixels_of_small(step: Step, memory: float) -> float:
     """Pixels of a step's images where they are so small that offload keeps all of each."""
     small = replace(step, size=Size(step.size.width, SIDE_STEP * step.spatial_parallel))
     pixels = min(_on_line(small, "offload", memory, as_large=False), _least_of_large(step) - 1)
-    return min(pixels, kernel_pixels(small, "offload") * step.spatial_parallel)
+    if step.tile_size.max_elements is not None:
+        pixels = min(pixels, kernel_pixels(small, "offload") * step.spatial_parallel)
+    return pixels
 
 
 def _least_of_large(step: Step) -> int:
