@@ -222,7 +222,7 @@ def _make_states(
     """Count the optimizer's states, as Adam's moments, which it allocates in its first step and keeps.
 
     Adam processes one parameter after another, and frees the last temporary tensor of each in the next one. So it runs
-    on the two that take most together, of one parameter of each size, and the moments of all other parameters are added. Other
+    on the two that take most together, of one parameter of each size, and the moments of all others are added. Other
     optimizers run on all.
     """
     idle = set(map(id, unused))
