@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from glioma_dist.model.decoder import CenterBlock
@@ -89,6 +88,17 @@ class _StandIn(torch.autograd.Function):
         return _empty(ctx.like), None, None
 
 
+def _num_bytes(values: Sequence[Any]) -> int:
+    """Of all tensors, also in lists and tuples."""
+    total = 0
+    for each in values:
+        if isinstance(each, Tensor):
+            total += each.nbytes
+        elif isinstance(each, (list, tuple)):
+            total += _num_bytes(each)
+    return total
+
+
 def _like(tensor: Tensor) -> Like:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype
 
@@ -139,19 +149,16 @@ class UnitObserver:
 
     def _look(self, operation: Any, args: tuple, kwargs: dict, result: Any) -> None:
         unit = self._now
-        if unit is None or not _starts_kernel(operation):
+        if unit is None or self._ledger.phase == "optimizer" or not _starts_kernel(operation):
             return
-        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)]
         count = flop_registry.get(operation._overloadpacket)
         flops = 0 if count is None else count(*args, **kwargs, out_val=result)
-        seconds = self._speed.seconds(flops, sum(each.numel() * each.element_size() for each in tensors))
+        seconds = self._speed.seconds(flops, _num_bytes((*args, *kwargs.values(), result)))
         work = unit.forward if self._is_forward else unit.backward
         work.add(self._num_tiles * seconds, self._num_tiles * flops)
         if operation in ATTENTION_KERNELS and self._is_forward:
             unit.of_attention.add(seconds, flops)
-            returned = (each for each in tree_leaves(result) if isinstance(each, Tensor))
-            num_bytes = sum(each.numel() * each.element_size() for each in returned)
-            unit.attention.append((self._ledger.moment, num_bytes))
+            unit.attention.append((self._ledger.moment, _num_bytes((result,))))
 
     def _run_segment(self, part: Any, features: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():  # on strips each function is looked at, and these have no rule
